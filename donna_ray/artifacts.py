@@ -1,0 +1,162 @@
+"""Step outputs on disk: atomic, checksummed, keyed by what they were made from.
+
+A run folder holds one folder a step and key, ``RUN/<step>/<key>/``. The key is the digest of the
+step's inputs (its part of the configuration and the digests of the artifacts before it), so a
+changed setting leads to another key, and only the steps that depend on it are computed again. An
+artifact is complete when its ``artifact.json`` is there, which is written last and names the
+SHA-256 of every file that belongs to it.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "Artifact",
+    "StepFolder",
+    "canonical_json",
+    "digest",
+    "file_sha256",
+    "read_json",
+    "write_atomic",
+    "write_json",
+]
+
+Files = Sequence[Path]
+
+_MANIFEST = "artifact.json"
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """First 16 hex digits (64 bits) of the SHA-256 of the value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees all of it or none, also after a crash.
+
+    It is written beside its place, flushed to the disk and renamed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any | None:
+    """The value in a JSON file; None where the file is missing or torn."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished step.
+
+    Attributes:
+        step: its name.
+        path: its folder.
+        result: plain JSON, for the steps after it and the report.
+        files: SHA-256 of each of its files, by the path relative to the run folder.
+        seconds: wall time of the computation.
+        reused: it was there already.
+    """
+
+    step: str
+    path: Path
+    result: dict[str, Any]
+    files: dict[str, str]
+    seconds: float
+    reused: bool = field(default=False, compare=False)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content, for the keys of the steps after this one.
+
+        Times are no content: what is in ``result["cost"]`` is left out.
+        """
+        result = {name: value for name, value in self.result.items() if name != "cost"}
+        return digest({"step": self.step, "result": result, "files": self.files})
+
+
+class StepFolder:
+    """The folder of one step under one key; ``commit`` makes an artifact of it."""
+
+    def __init__(self, root: Path, step: str, inputs: dict[str, Any]) -> None:
+        self.step = step
+        self.inputs = inputs
+        self.path = root / step / digest(inputs)
+        self._root = root
+
+    def load(self) -> Artifact | None:
+        """The finished artifact, or None where it is missing, torn or altered."""
+        manifest = read_json(self.path / _MANIFEST)
+        if not isinstance(manifest, dict) or "checksum" not in manifest:
+            return None
+        checksum = manifest.pop("checksum")
+        if checksum != digest(manifest) or not self._files_are_intact(manifest["files"]):
+            return None
+        return Artifact(
+            step=self.step,
+            path=self.path,
+            result=manifest["result"],
+            files=manifest["files"],
+            seconds=manifest["seconds"],
+            reused=True,
+        )
+
+    def commit(self, result: dict[str, Any], files: Files, seconds: float) -> Artifact:
+        """Declare the step finished.
+
+        Args:
+            result: what the next steps and the report need, as plain JSON.
+            files: what belongs to the artifact, anywhere in the run folder.
+            seconds: wall time of the computation.
+        """
+        names = sorted((file.relative_to(self._root).as_posix(), file) for file in files)
+        sums = {name: file_sha256(file) for name, file in names}
+        manifest = {
+            "step": self.step,
+            "inputs": self.inputs,
+            "result": result,
+            "files": sums,
+            "seconds": seconds,
+        }
+        manifest = json.loads(canonical_json(manifest))
+        write_json(self.path / _MANIFEST, manifest | {"checksum": digest(manifest)})
+        return Artifact(self.step, self.path, manifest["result"], sums, seconds)
+
+    def _files_are_intact(self, files: dict[str, str]) -> bool:
+        try:
+            return all(file_sha256(self._root / name) == sha for name, sha in files.items())
+        except FileNotFoundError:
+            return False

@@ -1,0 +1,47 @@
+"""A candidate network of distilled blocks between the reference's stem and head."""
+
+import copy
+from collections.abc import Sequence
+
+from donna_ray.artifacts import Artifact
+from donna_ray.network import StagedNetwork
+from donna_ray.records import RecordStore
+from donna_ray.space import Architecture, BlockSpec, build_block
+
+__all__ = ["assemble", "block_keys", "untrained"]
+
+
+def block_keys(library: Artifact, architecture: Architecture) -> list[str]:
+    """Record keys of the blocks of an architecture."""
+    stages = library.result["stages"]
+    return [stage[choice]["key"] for stage, choice in zip(stages, architecture, strict=True)]
+
+
+def untrained(reference: StagedNetwork, specs: Sequence[BlockSpec]) -> StagedNetwork:
+    """The network of these blocks with new weights, on copies of the reference's stem and head."""
+    blocks = [
+        build_block(spec, shape.input[0], shape.output[0], shape.stride)
+        for spec, shape in zip(specs, reference.shapes, strict=True)
+    ]
+    stem, head = copy.deepcopy(reference.stem), copy.deepcopy(reference.head)
+    return StagedNetwork(stem, blocks, head, reference.input_shape)
+
+
+def assemble(
+    reference: StagedNetwork, specs: Sequence[BlockSpec], keys: Sequence[str], blocks: RecordStore
+) -> StagedNetwork:
+    """The network of these blocks with their distilled weights, trainable, in eval mode.
+
+    Args:
+        reference: gives stem and head (copied, with their weights).
+        specs: one block a stage.
+        keys: of the blocks' records.
+        blocks: the library's store.
+
+    Raises:
+        DonnaError: a record is missing, torn or altered.
+    """
+    network = untrained(reference, specs)
+    for block, key in zip(network.stages, keys, strict=True):
+        block.load_state_dict(blocks.weights(key))
+    return network.requires_grad_(True).eval()

@@ -1,0 +1,19 @@
+"""Errors that a user can act on. The command line prints their text alone and exits with 2."""
+
+__all__ = ["ConfigError", "DonnaError", "MissingArtifactError", "RunLockedError"]
+
+
+class DonnaError(Exception):
+    """What rule was broken, by which value, and what to do about it."""
+
+
+class ConfigError(DonnaError):
+    """A configuration that cannot be run."""
+
+
+class MissingArtifactError(DonnaError):
+    """A step was asked for alone, and a step before it has not been run."""
+
+
+class RunLockedError(DonnaError):
+    """Another process works on the same run folder."""

@@ -1,0 +1,71 @@
+"""ONNX out of torch, checked against it in ONNX Runtime."""
+
+import copy
+import io
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from donna_ray.errors import DonnaError
+
+__all__ = ["export_onnx", "onnx_error"]
+
+_OPSET = 17
+_TOLERANCE = 1e-4
+
+
+def export_onnx(
+    module: nn.Module, input_shape: Sequence[int], names: tuple[str, str] = ("input", "output")
+) -> bytes:
+    """The module as an ONNX model with batch 1.
+
+    Uses torch's TorchScript exporter: on blocks it is 30x quicker than the dynamo one (0.03 against
+    0.95 s for two inverted residuals), and candidates that are timed and networks that are shipped
+    must come from the same exporter to have the same latency.
+
+    Args:
+        module: left as it is; exported in eval mode from the CPU.
+        input_shape: (channels, height, width).
+        names: of the model's input and output.
+    """
+    module = copy.deepcopy(module).cpu().eval()
+    file = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter is deprecated, see above
+        torch.onnx.export(
+            module,
+            (torch.zeros(1, *input_shape),),
+            file,  # type: ignore[arg-type]
+            input_names=names[:1],
+            output_names=names[1:],
+            opset_version=_OPSET,
+            dynamo=False,
+        )
+    return file.getvalue()
+
+
+@torch.no_grad()
+def onnx_error(model: bytes, network: nn.Module, images: Tensor) -> float:
+    """Largest absolute difference between ONNX Runtime's and torch's logits.
+
+    Args:
+        model: exported from the network.
+        network: in eval mode, on the CPU.
+        images: (N, C, H, W); fed one by one.
+
+    Raises:
+        DonnaError: it is over 1e-4.
+    """
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    outputs = [session.run(None, {"input": image[None].numpy()})[0] for image in images]
+    error = float(np.abs(np.concatenate(outputs) - network(images).numpy()).max())
+    if not error <= _TOLERANCE:
+        raise DonnaError(
+            f"An exported network must give torch's logits to {_TOLERANCE}, but differs by "
+            f"{error:.2e}. Its weights are kept; report the model as a defect."
+        )
+    return error

@@ -1,0 +1,234 @@
+"""End-to-end finetuning under knowledge distillation, from distilled blocks.
+
+The loss is KL(teacher || student) on logits plus the cross entropy (DONNA, section 3.3).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from donna_ray.artifacts import Artifact, Files, digest, file_sha256, write_atomic
+from donna_ray.assemble import assemble, block_keys
+from donna_ray.complexity import complexity
+from donna_ray.config import RunConfig, TrainingConfig
+from donna_ray.data import load_data
+from donna_ray.export import export_onnx, onnx_error
+from donna_ray.network import StagedNetwork
+from donna_ray.records import RecordStore
+from donna_ray.reference import load_reference, space_of
+from donna_ray.run import Run
+from donna_ray.space import Architecture, BlockSpec, SearchSpace
+from donna_ray.training import Loss, accuracy, device_of, network_input, train
+from donna_ray.workers import Unit, spread
+
+__all__ = [
+    "FinetuneJob",
+    "distillation_loss",
+    "finetune",
+    "finetune_step",
+    "jobs_of",
+    "network_store",
+    "spread_over",
+]
+
+_CHECKED_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class FinetuneJob:
+    """An architecture to finetune.
+
+    Attributes:
+        key: of its record in the network store.
+        architecture_id: see ``SearchSpace.id_of``.
+        specs: its blocks.
+        blocks: the keys of their records in the library.
+    """
+
+    key: str
+    architecture_id: str
+    specs: tuple[BlockSpec, ...]
+    blocks: tuple[str, ...]
+
+
+def network_store(run: Run) -> RecordStore:
+    """Where a run keeps its finetuned networks: record, weights and, beside them, ONNX."""
+    return RecordStore(run.root / "networks")
+
+
+def jobs_of(
+    run: Run,
+    reference: Artifact,
+    library: Artifact,
+    space: SearchSpace,
+    architectures: Sequence[Architecture],
+    recipe: TrainingConfig,
+) -> list[FinetuneJob]:
+    """One job an architecture, keyed by all that decides its weights."""
+    training = recipe.model_dump(include=set(TrainingConfig.model_fields))
+    jobs = []
+    for architecture in architectures:
+        blocks = block_keys(library, architecture)
+        inputs = {
+            "reference": reference.digest,
+            "blocks": blocks,
+            "recipe": training,
+            "seed": run.config.seed,
+        }
+        specs = tuple(space.specs(architecture))
+        jobs.append(FinetuneJob(digest(inputs), space.id_of(architecture), specs, tuple(blocks)))
+    return jobs
+
+
+def finetune(
+    run: Run, name: str, reference: Artifact, jobs: Sequence[FinetuneJob], recipe: TrainingConfig
+) -> list[dict[str, Any]]:
+    """Finetune the architectures that have no record yet, on Ray Train workers.
+
+    Args:
+        run: for the configuration, the folder and the cluster.
+        name: of the step that asks, for the display.
+        reference: teacher, and source of stem and head.
+        jobs: what to finetune.
+        recipe: how long and how fast.
+
+    Returns:
+        The record of each job, in order: accuracy, params, macs, onnx file, cost.
+    """
+    store = network_store(run)
+    missing = [job for job in jobs if _finished(store, job) is None]
+    run.say(f"  {len(jobs) - len(missing)} of {len(jobs)} networks are finetuned already")
+    blocks = RecordStore(run.root / "library" / "blocks")
+    work = _FinetuneNetwork(run.config, reference, recipe, blocks, store)
+    spread(run, name, "networks", [Unit(job) for job in missing], work)
+    return [store.get(job.key) or {} for job in jobs]
+
+
+def finetune_step(run: Run, reference: Artifact, library: Artifact, search: Artifact) -> Artifact:
+    """Step 5: finetune networks spread over the front, each to a file of weights and of ONNX.
+
+    The result maps an architecture's id to its accuracy and the paths of its files, relative to
+    the run folder.
+    """
+    recipe = run.config.finetune
+    space = space_of(run.config, reference)
+    chosen = spread_over(search.result["front"], recipe.networks)
+    architectures = [tuple(point["architecture"]) for point in chosen]
+    jobs = jobs_of(run, reference, library, space, architectures, recipe)
+    inputs = {"networks": [job.key for job in jobs], "search": search.digest}
+
+    def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
+        records = finetune(run, "finetune", reference, jobs, recipe)
+        store = network_store(run)
+        networks = {
+            job.architecture_id: {
+                "accuracy": record["accuracy"],
+                "zero_shot_accuracy": record["zero_shot_accuracy"],
+                "onnx_error": record["onnx_error"],
+                "weights": f"networks/{job.key}.safetensors",
+                "onnx": f"networks/{record['onnx']}",
+            }
+            for job, record in zip(jobs, records, strict=True)
+        }
+        passes = sum(record["cost"]["image_passes"] for record in records)
+        files = [path for job in jobs for path in store.paths(job.key)]
+        files += [store.root / record["onnx"] for record in records]
+        return {"networks": networks, "cost": {"image_passes": passes}}, files
+
+    return run.step("finetune", inputs, compute)
+
+
+def spread_over(front: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """`count` points of a front, evenly spaced in rank and with both ends; all if it has fewer."""
+    if len(front) <= count:
+        return list(front)
+    if count == 1:
+        return [front[len(front) // 2]]
+    ranks = [round(index * (len(front) - 1) / (count - 1)) for index in range(count)]
+    return [front[rank] for rank in ranks]
+
+
+def distillation_loss(teacher: StagedNetwork) -> Loss:
+    """KL divergence from the teacher's distribution, plus the cross entropy with the labels."""
+
+    def loss(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = F.log_softmax(teacher(images), dim=1)
+        divergence = F.kl_div(
+            F.log_softmax(logits, dim=1), target, log_target=True, reduction="batchmean"
+        )
+        return divergence + F.cross_entropy(logits, labels)
+
+    return loss
+
+
+def _finished(store: RecordStore, job: FinetuneJob) -> dict[str, Any] | None:
+    record = store.get(job.key)
+    if record is None:
+        return None
+    try:
+        intact = file_sha256(store.root / record["onnx"]) == record["onnx_sha256"]
+    except FileNotFoundError:
+        return None
+    return record if intact else None
+
+
+class _FinetuneNetwork:
+    """Finetunes one architecture on a worker, exports it and stores it."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        reference: Artifact,
+        recipe: TrainingConfig,
+        blocks: RecordStore,
+        store: RecordStore,
+    ) -> None:
+        self._config, self._artifact, self._recipe = config, reference, recipe
+        self._blocks, self._store = blocks, store
+
+    def __call__(self, job: FinetuneJob) -> dict[str, Any]:
+        reference, data = self._loaded
+        network = assemble(reference, job.specs, job.blocks, self._blocks)
+        network.to(device_of(reference))
+        zero_shot = accuracy(network, data.validation)
+        train(
+            network,
+            data.train,
+            self._recipe,
+            seed=self._config.seed,
+            loss=distillation_loss(reference),
+        )
+        final = accuracy(network, data.validation)
+        network.cpu()
+        passes = self._recipe.epochs * len(data.train) + 2 * len(data.validation)
+        images, _ = next(data.validation.batches(_CHECKED_IMAGES))
+        record = {
+            "architecture": job.architecture_id,
+            "accuracy": final,
+            "zero_shot_accuracy": zero_shot,
+            **complexity(network, network.input_shape),
+            **self._export(job, network, images),
+            "cost": {"image_passes": passes},
+        }
+        self._store.put(job.key, record, network.state_dict())
+        return {}
+
+    def _export(self, job: FinetuneJob, network: StagedNetwork, images: Tensor) -> dict[str, Any]:
+        model = export_onnx(network, network.input_shape)
+        error = onnx_error(model, network, network_input(images, torch.device("cpu")))
+        path = self._store.root / f"{job.key}.onnx"
+        write_atomic(path, model)
+        return {"onnx": path.name, "onnx_sha256": file_sha256(path), "onnx_error": error}
+
+    @cached_property
+    def _loaded(self) -> tuple[StagedNetwork, Any]:
+        reference, _ = load_reference(self._config, self._artifact)
+        if self._config.cluster.gpus_per_worker:
+            reference.to("cuda")
+        return reference, load_data(self._config.data, self._artifact.result["preprocessing"])

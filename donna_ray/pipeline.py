@@ -1,0 +1,61 @@
+"""The method, step by step. Each step reads the artifacts before it and leaves its own."""
+
+from collections.abc import Callable
+
+from donna_ray.artifacts import Artifact
+from donna_ray.config import RunConfig
+from donna_ray.cost import check_device
+from donna_ray.finetune import finetune_step
+from donna_ray.library import library_step
+from donna_ray.predictor import predictor_step
+from donna_ray.reference import build_reference, reference_step
+from donna_ray.report import report_step
+from donna_ray.run import Run
+from donna_ray.search import search_step
+from donna_ray.space import build_space
+
+__all__ = ["STEPS", "check", "run_steps"]
+
+Done = dict[str, Artifact]
+
+STEPS: dict[str, Callable[[Run, Done], Artifact]] = {
+    # 1. A timm model, trained or loaded, cut into stem, stages and head.
+    "reference": lambda run, done: reference_step(run),
+    # 2. Every block of the space, distilled from the reference's stage.
+    "library": lambda run, done: library_step(run, done["reference"]),
+    # 3. Sampled architectures, finetuned; accuracy as a function of their blocks' NSR.
+    "predictor": lambda run, done: predictor_step(run, done["reference"], done["library"]),
+    # 4. The front of predicted accuracy and latency measured on the device.
+    "search": lambda run, done: search_step(
+        run, done["reference"], done["library"], done["predictor"]
+    ),
+    # 5. Networks of the front, finetuned and exported.
+    "finetune": lambda run, done: finetune_step(
+        run, done["reference"], done["library"], done["search"]
+    ),
+    # 6. results.json, and report.html as a view of it.
+    "report": lambda run, done: report_step(run, done),
+}
+
+
+def check(config: RunConfig) -> None:
+    """Refuse what cannot work before anything is computed: model, blocks, device.
+
+    Raises:
+        ConfigError: with the key, the value and the remedy.
+    """
+    check_device(config.device)
+    reference, _ = build_reference(config, load_weights=False)
+    space = build_space(config.space, reference.shapes)
+    space.sample(config.predictor.samples, config.seed)
+
+
+def run_steps(run: Run, last: str = "report") -> Artifact:
+    """Run the steps up to `last` and return its artifact; what is finished is reused."""
+    check(run.config)
+    done: Done = {}
+    for name, step in STEPS.items():
+        done[name] = step(run, done)
+        if name == last:
+            break
+    return done[last]

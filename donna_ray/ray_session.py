@@ -1,0 +1,62 @@
+"""Ray for the length of a run: joined where there is a cluster, else started and stopped."""
+
+import logging
+import os
+
+from donna_ray.config import ClusterConfig
+from donna_ray.errors import DonnaError
+
+__all__ = ["RaySession"]
+
+
+class RaySession:
+    """Starts at the first ``ensure``; a run that reuses everything never starts Ray."""
+
+    def __init__(self, cluster: ClusterConfig) -> None:
+        self._cluster = cluster
+        self._ours = False
+
+    def ensure(self) -> None:
+        """Be connected to Ray.
+
+        Joins the cluster that RAY_ADDRESS names or that `ray start` made on this host; starts a
+        local one otherwise.
+
+        Raises:
+            DonnaError: the named cluster does not answer, or a local one is too small.
+        """
+        import ray
+
+        if ray.is_initialized():
+            return
+        # Workers start at nice 15 by default and starve beside any other process; a device that is
+        # being timed must not.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            raise DonnaError(
+                f"The Ray cluster of RAY_ADDRESS ({os.environ.get('RAY_ADDRESS', 'ray start')}) "
+                f"does not answer: {error}. Start it, or unset RAY_ADDRESS and run `ray stop`."
+            ) from None
+        self._ours = True
+        self._check_size()
+
+    def close(self) -> None:
+        """Leave the cluster; one that ``ensure`` started is stopped."""
+        if self._ours:
+            import ray
+
+            ray.shutdown()
+            self._ours = False
+
+    def _check_size(self) -> None:
+        import ray
+
+        needed = self._cluster.workers * self._cluster.cpus_per_worker
+        present = ray.cluster_resources().get("CPU", 0)
+        if len(ray.nodes()) == 1 and needed > present and "RAY_ADDRESS" not in os.environ:
+            raise DonnaError(
+                f"cluster.workers x cpus_per_worker must fit this machine, but needs {needed:g} of "
+                f"{present:g} CPUs. Lower cluster.workers, or cluster.cpus_per_worker to a part."
+            )

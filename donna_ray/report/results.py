@@ -1,0 +1,168 @@
+"""The schema of results.json. docs/results-json.md explains it field by field."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = [
+    "Block",
+    "Cost",
+    "Device",
+    "FrontPoint",
+    "Latency",
+    "Library",
+    "LibraryStage",
+    "Predictor",
+    "Reference",
+    "Results",
+    "Sample",
+    "Search",
+    "Tau",
+]
+
+SCHEMA_VERSION = 1
+
+Shape = tuple[int, int, int]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Latency(_Part):
+    """Milliseconds of one inference with batch 1; `n` runs; 95% interval in % of the median."""
+
+    median_ms: float
+    p20_ms: float
+    p90_ms: float
+    n: int
+    ci_percent: float
+
+
+class Device(_Part):
+    """What latency was measured on."""
+
+    model: str
+    connector: str
+    settings: dict[str, Any]
+    simulated: bool
+
+
+class Reference(_Part):
+    """The teacher."""
+
+    model: str
+    weights: str
+    accuracy: float
+    latency: Latency
+    params: int
+    macs: int
+    input: Shape
+    classes: int
+    train_images: int
+    validation_images: int
+
+
+class Block(_Part):
+    """A distilled block; `key` names its files in library/blocks."""
+
+    block: str
+    key: str
+    nsr: float
+    params: int
+    macs: int
+
+
+class LibraryStage(_Part):
+    """One stage: what the reference fixes, and what may stand there."""
+
+    input: Shape
+    output: Shape
+    blocks: list[Block]
+
+
+class Library(_Part):
+    """All distilled blocks."""
+
+    size: int
+    stages: list[LibraryStage]
+
+
+class Tau(_Part):
+    """Kendall's tau with a 95% bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Sample(_Part):
+    """An architecture that the predictor was fitted to; `predicted` by a fit without it."""
+
+    id: str
+    predicted: float
+    accuracy: float
+
+
+class Predictor(_Part):
+    """How well accuracy is ranked, beside simpler orderings of the same samples."""
+
+    samples: int
+    kendall_tau: Tau
+    baselines: dict[str, Tau]
+    architectures: list[Sample]
+
+
+class Search(_Part):
+    """All candidates as (latency in ms, predicted accuracy)."""
+
+    candidates: int
+    measured_architectures: int
+    points: list[tuple[float, float]]
+
+
+class FrontPoint(_Part):
+    """A network that no candidate beats in both objectives.
+
+    `accuracy`, `weights` and `onnx` are null where it was not finetuned; paths are relative to
+    results.json.
+    """
+
+    id: str
+    blocks: list[str]
+    predicted_accuracy: float
+    accuracy: float | None
+    latency: Latency
+    params: int
+    macs: int
+    weights: str | None
+    onnx: str | None
+
+
+class Cost(_Part):
+    """What a step cost when it was computed.
+
+    `seconds` of wall time in the process that finished it; `image_passes`: images that went through
+    a training or evaluation step (a pack's image counts once, however many blocks it trains).
+    """
+
+    seconds: float
+    image_passes: int
+    reused: bool
+
+
+class Results(_Part):
+    """results.json."""
+
+    version: Literal[1]
+    name: str
+    seed: int
+    data: str
+    versions: dict[str, str]
+    device: Device
+    reference: Reference
+    library: Library
+    predictor: Predictor
+    search: Search
+    front: list[FrontPoint]
+    cost: dict[str, Cost]

@@ -1,0 +1,121 @@
+"""Gathers the artifacts of a run into results.json and report.html."""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from donna_ray.artifacts import Artifact, write_atomic, write_json
+from donna_ray.assemble import untrained
+from donna_ray.complexity import complexity
+from donna_ray.reference import build_reference, space_of
+from donna_ray.report.html import render
+from donna_ray.report.results import SCHEMA_VERSION, Results
+from donna_ray.run import Run
+from donna_ray.space import BlockSpec
+
+__all__ = ["report_step"]
+
+_PACKAGES = ("donna-ray", "ray", "torch", "timm", "optuna", "onnx", "onnxruntime", "numpy")
+_LATENCY = ("median_ms", "p20_ms", "p90_ms", "n", "ci_percent")
+
+
+def report_step(run: Run, done: dict[str, Artifact]) -> Artifact:
+    """Step 6: write RUN/results.json and RUN/report.html. Always made anew: it takes a second."""
+    results = _results(run, done)
+    files = [run.root / "results.json", run.root / "report.html"]
+    write_json(files[0], results.model_dump(mode="json"))
+    write_atomic(files[1], render(results).encode())
+    for file in files:
+        run.say(f"wrote {run.relative(file)}")
+    return Artifact("report", run.root, {}, {}, 0.0)
+
+
+def _results(run: Run, done: dict[str, Artifact]) -> Results:
+    config, search = run.config, done["search"].result
+    latency = search["reference_latency"]
+    return Results.model_validate(
+        {
+            "version": SCHEMA_VERSION,
+            "name": config.name,
+            "seed": config.seed,
+            "data": config.data.source,
+            "versions": {name: version(name) for name in _PACKAGES}
+            | {"python": platform.python_version()},
+            "device": {
+                "model": latency["device"],
+                **{name: latency[name] for name in ("connector", "settings", "simulated")},
+            },
+            "reference": _reference(run, done["reference"].result, latency),
+            "library": _library(done),
+            "predictor": _predictor(done["predictor"].result),
+            "search": {
+                name: search[name] for name in ("candidates", "measured_architectures", "points")
+            },
+            "front": _front(run, done),
+            "cost": {
+                name: {
+                    "seconds": artifact.seconds,
+                    "image_passes": artifact.result["cost"]["image_passes"],
+                    "reused": artifact.reused,
+                }
+                for name, artifact in done.items()
+            },
+        }
+    )
+
+
+def _reference(run: Run, facts: dict[str, Any], latency: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **{name: facts[name] for name in ("model", "accuracy", "params", "macs", "classes")},
+        "weights": run.config.reference.weights,
+        "latency": _latency(latency),
+        "input": facts["preprocessing"]["input_size"],
+        "train_images": facts["images"]["train"],
+        "validation_images": facts["images"]["validation"],
+    }
+
+
+def _library(done: dict[str, Artifact]) -> dict[str, Any]:
+    stages = []
+    blocks = done["library"].result["stages"]
+    for shape, choices in zip(done["reference"].result["stages"], blocks, strict=True):
+        words = [{**each, "block": str(BlockSpec.from_json(each["block"]))} for each in choices]
+        stages.append({"input": shape["input"], "output": shape["output"], "blocks": words})
+    return {"size": sum(len(stage["blocks"]) for stage in stages), "stages": stages}
+
+
+def _predictor(facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "samples": len(facts["samples"]),
+        "kendall_tau": facts["kendall_tau"],
+        "baselines": facts["baselines"],
+        "architectures": [
+            {name: sample[name] for name in ("id", "predicted", "accuracy")}
+            for sample in facts["samples"]
+        ],
+    }
+
+
+def _front(run: Run, done: dict[str, Artifact]) -> list[dict[str, Any]]:
+    space = space_of(run.config, done["reference"])
+    reference, _ = build_reference(run.config, load_weights=False)
+    networks = done["finetune"].result["networks"]
+    front = []
+    for point in done["search"].result["front"]:
+        specs = space.specs(tuple(point["architecture"]))
+        finetuned = networks.get(point["id"], {})
+        front.append(
+            {
+                "id": point["id"],
+                "blocks": [str(spec) for spec in specs],
+                "predicted_accuracy": point["predicted_accuracy"],
+                "latency": _latency(point["latency"]),
+                **complexity(untrained(reference, specs), reference.input_shape),
+                **{name: finetuned.get(name) for name in ("accuracy", "weights", "onnx")},
+            }
+        )
+    return front
+
+
+def _latency(measurement: dict[str, Any]) -> dict[str, Any]:
+    return {name: measurement[name] for name in _LATENCY}

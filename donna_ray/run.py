@@ -1,0 +1,128 @@
+"""One run: its configuration, its folder, its lock, and how a step is computed or reused."""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import yaml
+from rich.console import Console
+
+from donna_ray.artifacts import Artifact, Files, StepFolder, write_atomic
+from donna_ray.config import RunConfig
+from donna_ray.errors import MissingArtifactError, RunLockedError
+from donna_ray.progress import Progress
+from donna_ray.ray_session import RaySession
+
+__all__ = ["Run"]
+
+Compute = Callable[[StepFolder], tuple[dict[str, Any], Files]]
+"""Computes a step; returns the result as plain JSON and the files that belong to it."""
+
+_OWN = ("reference", "library", "predictor", "search", "finetune", "ray", "networks")
+_OWN_FILES = ("results.json", "report.html", "config.yaml")
+
+
+class Run:
+    """A run folder held by this process; a context manager that also stops Ray at its end.
+
+    Args:
+        config: what to run.
+        root: the run folder; made where it is missing.
+        only: the one step that may be computed; the steps before it must have been. None: all.
+        fresh: forget what the folder holds of earlier runs.
+    """
+
+    def __init__(
+        self, config: RunConfig, root: Path, *, only: str | None = None, fresh: bool = False
+    ) -> None:
+        self.config = config
+        self.root = root.expanduser().resolve()
+        self.console = Console(stderr=True, highlight=False)
+        self.ray = RaySession(config.cluster)
+        self._only, self._fresh = only, fresh
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> "Run":
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.root / ".lock")
+        if self._fresh:
+            _forget(self.root)
+        text = yaml.safe_dump(self.config.model_dump(), sort_keys=False)
+        write_atomic(self.root / "config.yaml", text.encode())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.ray.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    def step(self, name: str, inputs: dict[str, Any], compute: Compute) -> Artifact:
+        """The artifact of a step, reused where it is finished under the same inputs.
+
+        Raises:
+            MissingArtifactError: it has to be computed, but this run may compute another step only.
+        """
+        folder = StepFolder(self.root, name, inputs)
+        artifact = folder.load()
+        if artifact is not None:
+            self.say(f"[dim]{name:<10} reused from {self.relative(folder.path)}[/dim]")
+            return artifact
+        if self._only not in (None, name):
+            raise MissingArtifactError(
+                f"Step {self._only!r} needs the finished step {name!r} of the same settings, but "
+                f"{self.root} does not have it. Run `donna {name} build {self.root}` first."
+            )
+        folder.path.mkdir(parents=True, exist_ok=True)
+        self.say(f"[bold]{name}[/bold]")
+        started = time.perf_counter()
+        result, files = compute(folder)
+        artifact = folder.commit(result, files, time.perf_counter() - started)
+        self.say(f"{name:<10} done in {artifact.seconds:.1f} s")
+        return artifact
+
+    def progress(self, name: str, total: int, unit: str) -> Progress:
+        """A display for `total` units of a long step."""
+        return Progress(self.console, name, total, unit)
+
+    def say(self, text: str) -> None:
+        """One line for the person who watches (rich markup)."""
+        self.console.print(text, soft_wrap=True)
+
+    def relative(self, path: Any) -> str:
+        """A path of the run folder as a person would write it."""
+        return os.path.relpath(path)
+
+
+def _locked(path: Path) -> IO[str]:
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise RunLockedError(
+            f"A run folder must be used by one process at a time, but {path.parent} is in use by "
+            f"process {holder}. Wait for it, stop it, or choose another --out."
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def _forget(root: Path) -> None:
+    for name in _OWN:
+        shutil.rmtree(root / name, ignore_errors=True)
+    for name in _OWN_FILES:
+        (root / name).unlink(missing_ok=True)
