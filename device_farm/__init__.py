@@ -1,0 +1,72 @@
+"""Measures the latency of ONNX models on the devices at hand, alone or as a farm on Ray.
+
+Names are loaded when they are first used: importing this package imports neither Ray nor a
+runtime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from device_farm.cache import MeasurementCache, MeasurementKey
+    from device_farm.connector import Connector, DeviceInfo, connector_names, make_connector
+    from device_farm.device_spec import DeviceSpec
+    from device_farm.failures import (
+        AuthRequired,
+        Busy,
+        Decision,
+        DeviceError,
+        DeviceLost,
+        DeviceTimeout,
+        FailurePolicy,
+        ModelError,
+        Throttled,
+    )
+    from device_farm.farm import Farm
+    from device_farm.measurement import Measurement
+    from device_farm.protocol import ProtocolSettings
+    from device_farm.workload import TensorSpec, Workload
+
+__all__ = [
+    "AuthRequired",
+    "Busy",
+    "Connector",
+    "Decision",
+    "DeviceError",
+    "DeviceInfo",
+    "DeviceLost",
+    "DeviceSpec",
+    "DeviceTimeout",
+    "FailurePolicy",
+    "Farm",
+    "Measurement",
+    "MeasurementCache",
+    "MeasurementKey",
+    "ModelError",
+    "ProtocolSettings",
+    "TensorSpec",
+    "Throttled",
+    "Workload",
+    "connector_names",
+    "make_connector",
+]
+
+_MODULES = {
+    "cache": ("MeasurementCache", "MeasurementKey"),
+    "connector": ("Connector", "DeviceInfo", "connector_names", "make_connector"),
+    "device_spec": ("DeviceSpec",),
+    "farm": ("Farm",),
+    "measurement": ("Measurement",),
+    "protocol": ("ProtocolSettings",),
+    "workload": ("TensorSpec", "Workload"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_HOMES.get(name, 'failures')}")
+    return getattr(module, name)

@@ -1,0 +1,100 @@
+"""What has been measured, on disk: nothing is measured twice."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+from device_farm.measurement import Measurement
+
+__all__ = ["MeasurementCache", "MeasurementKey"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS measurements (
+    workload TEXT, model TEXT, settings TEXT, record TEXT NOT NULL,
+    PRIMARY KEY (workload, model, settings)
+);
+CREATE TABLE IF NOT EXISTS baselines (
+    model TEXT, control TEXT, p20_ms REAL NOT NULL,
+    PRIMARY KEY (model, control)
+);
+"""
+
+
+class MeasurementKey(NamedTuple):
+    """The identity of a measurement."""
+
+    workload: str
+    """`Workload.digest`."""
+    model: str
+    """`DeviceInfo.model`."""
+    settings: str
+    """`DeviceInfo.settings_digest`."""
+
+
+class MeasurementCache:
+    """Measurements and control baselines in one SQLite file.
+
+    Processes and threads may share it. Each write is one transaction in SQLite's write-ahead log:
+    a writer that is killed leaves all of it or nothing. The first value of a key stays, so all
+    readers agree. The file must be on a local disk: the log does not work over a network.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Opens the file, and makes it and its folder if need be.
+
+        Raises:
+            OSError: The folder cannot be made.
+            sqlite3.Error: The file cannot be opened, or is no SQLite database.
+        """
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.executescript(_SCHEMA)
+
+    def get(self, key: MeasurementKey) -> Measurement | None:
+        """The measurement of this key, or None."""
+        row = self._one(
+            "SELECT record FROM measurements WHERE workload=? AND model=? AND settings=?", *key
+        )
+        return None if row is None else Measurement.from_json(json.loads(str(row)))
+
+    def put(self, key: MeasurementKey, measurement: Measurement) -> None:
+        """Keeps a measurement, unless the key has one."""
+        record = json.dumps(measurement.to_json())
+        self._write("INSERT OR IGNORE INTO measurements VALUES (?, ?, ?, ?)", *key, record)
+
+    def get_baseline(self, model: str, control: str) -> float | None:
+        """The control's baseline in ms on this model of device, or None.
+
+        Args:
+            model: `DeviceInfo.model`.
+            control: `DeviceInfo.control_digest`.
+        """
+        row = self._one("SELECT p20_ms FROM baselines WHERE model=? AND control=?", model, control)
+        return None if row is None else float(row)
+
+    def put_baseline(self, model: str, control: str, p20_ms: float) -> float:
+        """Keeps a baseline in ms, unless there is one; returns the one that counts."""
+        self._write("INSERT OR IGNORE INTO baselines VALUES (?, ?, ?)", model, control, p20_ms)
+        kept = self.get_baseline(model, control)
+        assert kept is not None
+        return kept
+
+    def close(self) -> None:
+        """Closes the file. Idempotent."""
+        self._db.close()
+
+    def _one(self, query: str, *values: str) -> str | float | None:
+        with self._lock:
+            row = self._db.execute(query, values).fetchone()
+        return None if row is None else row[0]
+
+    def _write(self, statement: str, *values: str | float) -> None:
+        with self._lock:
+            self._db.execute(statement, values)

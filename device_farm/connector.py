@@ -1,0 +1,200 @@
+"""The contract between the farm and a kind of device, and the registry of the kinds.
+
+A third party adds a kind of device by subclassing `Connector`, running
+`device_farm.testing.ConnectorConformance` on it, and declaring an entry point:
+
+    [project.entry-points."device_farm.connectors"]
+    my_board = "my_package:MyBoardConnector"
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import ValidationError
+
+from device_farm.measurement import Measurement
+from device_farm.protocol import ProtocolSettings
+from device_farm.workload import Workload
+
+__all__ = [
+    "Connector",
+    "DeviceInfo",
+    "connector_names",
+    "connector_type",
+    "digest",
+    "make_connector",
+]
+
+HandleT = TypeVar("HandleT")
+
+_ENTRY_POINTS = "device_farm.connectors"
+_BUILT_IN = {"onnxruntime": "device_farm.connectors.onnxruntime:OnnxRuntimeConnector"}
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """What a device says of itself."""
+
+    name: str
+    """The name that the farm's operator gave it."""
+    model: str
+    """Equal for devices that are interchangeable, such as the name of the CPU."""
+    connector: str
+    runtime: str
+    """What runs the model there, with its version."""
+    host: str
+    """The machine that the device belongs to."""
+    cores: tuple[int, ...]
+    """Cores of the host that a measurement occupies: no other device may use them."""
+    settings_digest: str
+    """Digest of the connector, its runtime and all settings: part of a measurement's identity."""
+    control_digest: str
+    """Digest of what the control model's latency depends on: the key of the baseline."""
+
+
+class Connector(ABC, Generic[HandleT]):
+    """One device and the way to it.
+
+    Ownership: whoever makes a connector owns it, closes it, and is alone in using the device.
+    Thread safety: none. One thread at a time calls a connector, and `measure` runs the model in
+    the thread that calls it.
+    Failures: every method raises a `DeviceError` of the kind that fits, with a message that says
+    what to do, and nothing else. After one the connector stays usable: the next call reconnects
+    if need be. No method blocks for ever: what a device does not answer is a `DeviceTimeout`.
+    """
+
+    name: ClassVar[str]
+    """The kind's name, under which it is registered."""
+    settings_type: ClassVar[type[ProtocolSettings]] = ProtocolSettings
+    """The protocol's settings, extended by the kind's own."""
+
+    def __init__(self, device: str, settings: Mapping[str, Any]) -> None:
+        """Validates the settings. Touches no device, so it works on a host that lacks it.
+
+        Raises:
+            ValueError: A setting is unknown, of the wrong type or out of its range.
+        """
+        self.device = device
+        self.settings = _validated(self.settings_type, device, settings)
+
+    @classmethod
+    @abstractmethod
+    def discover(cls) -> dict[str, dict[str, Any]]:
+        """The devices of this kind on this host: name to the settings that reach it."""
+
+    @abstractmethod
+    def actor_options(self) -> dict[str, Any]:
+        """What a scheduler reserves for the device, as options of a Ray actor."""
+
+    @abstractmethod
+    def probe(self) -> DeviceInfo:
+        """Connects and says what the device is. Idempotent, takes seconds at most."""
+
+    @abstractmethod
+    def health(self) -> dict[str, Any]:
+        """Facts on the device's condition now, JSON values; raises if it cannot measure now."""
+
+    @abstractmethod
+    def prepare(self, workload: Workload) -> HandleT:
+        """Brings a model onto the device.
+
+        Idempotent and addressed by `workload.digest`: what is there already is not brought again.
+        The handle is valid until `close`.
+
+        Raises:
+            ModelError: The runtime refuses the model.
+        """
+
+    @abstractmethod
+    def calibrate(self) -> float:
+        """Measures the control model's baseline, in milliseconds, which takes seconds.
+
+        The owner does this once for each (`DeviceInfo.model`, `DeviceInfo.control_digest`), keeps
+        the result and gives it to every `measure`.
+        """
+
+    @abstractmethod
+    def measure(
+        self,
+        handle: HandleT,
+        settings: ProtocolSettings,
+        control_baseline_ms: float | None = None,
+    ) -> Measurement:
+        """Measures a prepared model by `device_farm.protocol`.
+
+        Args:
+            handle: What `prepare` returned.
+            settings: How much to run; `self.settings` by the farm.
+            control_baseline_ms: What `calibrate` returned; needed if `settings.interleave`.
+
+        Raises:
+            ModelError: The model fails at run time.
+            ValueError: `settings.interleave` without a baseline.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Releases the device. Idempotent; any other method then raises `DeviceLost`."""
+
+
+def connector_names() -> list[str]:
+    """The kinds of device known here: built in, or registered by an entry point."""
+    return sorted(_BUILT_IN.keys() | {point.name for point in entry_points(group=_ENTRY_POINTS)})
+
+
+def connector_type(name: str) -> type[Connector[Any]]:
+    """Finds a kind of device by its name; a built-in one goes before an entry point.
+
+    Raises:
+        ValueError: No such kind is known.
+    """
+    kind: type[Connector[Any]]
+    if name in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[name].partition(":")
+        kind = getattr(importlib.import_module(module), attribute)
+    elif points := entry_points(group=_ENTRY_POINTS, name=name):
+        kind = next(iter(points)).load()
+    else:
+        raise ValueError(
+            f"a connector must be one of {', '.join(connector_names())}, but got {name!r}: "
+            f"correct the name, or install the package that registers it as {_ENTRY_POINTS}"
+        )
+    return kind
+
+
+def make_connector(name: str, device: str, settings: Mapping[str, Any]) -> Connector[Any]:
+    """Makes the connector of one device; see `Connector.__init__`.
+
+    Raises:
+        ValueError: No such kind of device is known, or the settings are unusable.
+    """
+    return connector_type(name)(device, settings)
+
+
+def digest(facts: Mapping[str, Any]) -> str:
+    """SHA-256 in hex of JSON facts, whatever the order of their keys."""
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _validated(
+    settings_type: type[ProtocolSettings], device: str, settings: Mapping[str, Any]
+) -> ProtocolSettings:
+    try:
+        return settings_type.model_validate(dict(settings))
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}, "
+            f"but got {fault['input']!r}"
+            for fault in error.errors()
+        )
+        known = ", ".join(settings_type.model_fields)
+        raise ValueError(f"settings of device {device!r}: {faults}. Known: {known}") from error

@@ -1,0 +1,1 @@
+"""The kinds of device that come with the farm, one module each."""

@@ -1,0 +1,101 @@
+"""What can go wrong with a device, and what the farm does about it.
+
+Every failure is a `DeviceError` with one message: what happened and what to do. They survive
+pickling, so they cross processes unchanged.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+__all__ = [
+    "AuthRequired",
+    "Busy",
+    "Decision",
+    "DeviceError",
+    "DeviceLost",
+    "DeviceTimeout",
+    "FailurePolicy",
+    "ModelError",
+    "Throttled",
+]
+
+
+class DeviceError(Exception):
+    """A device could not do what was asked; the message says why and what to do."""
+
+
+class AuthRequired(DeviceError):
+    """The device does not trust this host yet; a person must allow it."""
+
+
+class Busy(DeviceError):
+    """Another program holds the device; a person must release it."""
+
+
+class DeviceLost(DeviceError):
+    """The device, or the process that holds it, went away in the middle of the work."""
+
+
+class DeviceTimeout(DeviceError):
+    """The device did not answer in the time it was given."""
+
+
+class ModelError(DeviceError):
+    """The model itself is at fault: it is no valid ONNX, or the runtime refuses it."""
+
+
+class Throttled(DeviceError):
+    """The device is too hot or too slow to be measured now."""
+
+
+class Decision(enum.Enum):
+    """What happens to a measurement that failed, and to its device."""
+
+    REQUEUE = "requeue"
+    """The device is lost: another one of its kind, or this one once it is back, takes over."""
+    RETRY = "retry"
+    """The device is fine: measure again at once."""
+    PARK = "park"
+    """The device waits for a person; the measurement goes to another one of its kind."""
+    DELAY = "delay"
+    """The device rests for `FailurePolicy.delay_s`; the measurement waits."""
+    RAISE = "raise"
+    """The measurement has failed: the asker gets the error."""
+
+
+@dataclass(frozen=True)
+class FailurePolicy:
+    """Maps each failure to a decision; limits are per measurement and kind of failure."""
+
+    max_requeues: int = 3
+    """Losses of a device after which the model is taken to be what kills it."""
+    max_retries: int = 1
+    max_delays: int = 3
+    """Rests of one device for one measurement; after them the device is parked."""
+    delay_s: float = 90.0
+    """Seconds that a throttled device rests: androidx.benchmark's choice for phones."""
+    lease_limit_s: float = 900.0
+    """Seconds after which a measurement under way is a `DeviceTimeout` and its process killed."""
+    start_limit_s: float = 120.0
+    """Seconds that a device has to start, and a lost one to come back before it is parked."""
+
+    def decide(self, error: BaseException, attempt: int) -> Decision:
+        """Decides about a failure.
+
+        Args:
+            error: What was raised; anything but a `DeviceError` is a fault of the code.
+            attempt: How often this measurement has failed in this way, this time included (>= 1).
+        """
+        match error:
+            case DeviceLost():
+                return Decision.REQUEUE if attempt <= self.max_requeues else Decision.RAISE
+            case DeviceTimeout():
+                return Decision.RETRY if attempt <= self.max_retries else Decision.RAISE
+            case Throttled():
+                return Decision.DELAY if attempt <= self.max_delays else Decision.PARK
+            case AuthRequired() | Busy():
+                return Decision.PARK
+            case _:
+                return Decision.RAISE

@@ -1,0 +1,102 @@
+"""The conformance suite that every connector passes. It runs under pytest:
+
+class TestMyBoard(ConnectorConformance):
+    @pytest.fixture
+    def connector(self):
+        connector = MyBoardConnector("board", {"address": "..."})
+        yield connector
+        connector.close()
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from typing import Any
+
+import pytest
+
+from device_farm.connector import Connector
+from device_farm.control import control_workload
+from device_farm.failures import DeviceLost, ModelError
+from device_farm.measurement import Measurement
+from device_farm.protocol import ProtocolSettings
+from device_farm.workload import TensorSpec, Workload, workload_digest
+
+__all__ = ["ConnectorConformance"]
+
+_QUICK = {"blocks": 3, "runs_per_block": 3, "warmup_runs": 1}
+
+
+class ConnectorConformance:
+    """Subclass it with a fixture `connector`: a fresh connector of a device that works."""
+
+    def test_settings_are_validated(self, connector: Connector[Any]) -> None:
+        with pytest.raises(ValueError, match="no_such_setting"):
+            type(connector)("other", {"no_such_setting": 1})
+
+    def test_discovered_settings_are_valid(self, connector: Connector[Any]) -> None:
+        for name, settings in type(connector).discover().items():
+            assert type(connector)(name, settings).device == name
+
+    def test_actor_options_are_json(self, connector: Connector[Any]) -> None:
+        json.dumps(connector.actor_options())
+
+    def test_probe_repeats(self, connector: Connector[Any]) -> None:
+        info = connector.probe()
+        assert info == connector.probe()
+        assert (info.name, info.connector) == (connector.device, type(connector).name)
+        assert pickle.loads(pickle.dumps(info)) == info
+        json.dumps(dataclasses.asdict(info))
+
+    def test_health_is_json(self, connector: Connector[Any]) -> None:
+        json.dumps(connector.health())
+
+    def test_prepare_is_idempotent(self, connector: Connector[Any]) -> None:
+        first = connector.prepare(control_workload())
+        assert connector.prepare(control_workload()) == first
+
+    def test_measurement_is_complete(self, connector: Connector[Any]) -> None:
+        measurement = _measure(connector, interleave=True)
+        assert measurement.device == connector.probe().model
+        assert measurement.connector == type(connector).name
+        assert measurement.p20_ms <= measurement.median_ms <= measurement.p90_ms
+        assert measurement.settings == {
+            **connector.settings.model_dump(mode="json"),
+            **_protocol(interleave=True).model_dump(mode="json"),
+        }
+        record = json.loads(json.dumps(measurement.to_json()))
+        assert Measurement.from_json(record) == measurement
+
+    def test_measures_without_control(self, connector: Connector[Any]) -> None:
+        assert _measure(connector, interleave=False).n == 9
+
+    def test_interleaving_needs_a_baseline(self, connector: Connector[Any]) -> None:
+        handle = connector.prepare(control_workload())
+        with pytest.raises(ValueError, match="calibrate"):
+            connector.measure(handle, _protocol(interleave=True))
+
+    def test_refused_model(self, connector: Connector[Any]) -> None:
+        model = b"not a model"
+        workload = Workload(model, workload_digest(model), (TensorSpec("x", (1,), "float32"),))
+        with pytest.raises(ModelError):
+            connector.prepare(workload)
+        assert _measure(connector, interleave=False).n == 9
+
+    def test_close_is_idempotent_and_final(self, connector: Connector[Any]) -> None:
+        connector.prepare(control_workload())
+        connector.close()
+        connector.close()
+        with pytest.raises(DeviceLost):
+            connector.prepare(control_workload())
+
+
+def _protocol(interleave: bool) -> ProtocolSettings:
+    return ProtocolSettings(**_QUICK, interleave=interleave)
+
+
+def _measure(connector: Connector[Any], interleave: bool) -> Measurement:
+    baseline = connector.calibrate() if interleave else None
+    handle = connector.prepare(control_workload())
+    return connector.measure(handle, _protocol(interleave), baseline)

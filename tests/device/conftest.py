@@ -1,0 +1,33 @@
+"""One real local Ray for the folder, and a third party's connector installed for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    import ray
+
+    site = tmp_path_factory.mktemp("site")
+    distribution = site / "scripted-1.0.dist-info"
+    distribution.mkdir()
+    (distribution / "METADATA").write_text("Name: scripted\nVersion: 1.0\n")
+    (distribution / "entry_points.txt").write_text(
+        "[device_farm.connectors]\nscripted = scripted_connector:ScriptedConnector\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for path in (HERE.parent.parent, HERE, site):
+            patch.syspath_prepend(path)
+        paths = [str(site), str(HERE), str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        patch.setenv("RAY_worker_niceness", "0")
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()

@@ -1,0 +1,80 @@
+"""The cache, under processes that share it and are killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from device_farm import Measurement, MeasurementCache, MeasurementKey
+
+WRITER = """
+import sys
+from device_farm import Measurement, MeasurementCache, MeasurementKey
+cache = MeasurementCache(sys.argv[1])
+for number in range(1_000_000):
+    cache.put(
+        MeasurementKey(str(number), "m", "s"),
+        Measurement(number + 1.0, 1.0, 1.0, 1, 0.0, "m", "c", {}, {"pad": "x" * 5000}, False),
+    )
+    print(number, flush=True)
+"""
+
+
+def measurement(median_ms: float) -> Measurement:
+    return Measurement(median_ms, 1.0, 3.0, 10, 0.5, "m", "c", {"a": 1}, {"b": [2]}, False)
+
+
+def key(workload: str) -> MeasurementKey:
+    return MeasurementKey(workload, "m", "s")
+
+
+def test_get_after_put_in_another_connection(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "cache.sqlite"
+    cache = MeasurementCache(path)
+    assert cache.get(key("w")) is None
+    cache.put(key("w"), measurement(2.0))
+    assert MeasurementCache(path).get(key("w")) == measurement(2.0)
+    assert cache.get(MeasurementKey("w", "m", "other settings")) is None
+
+
+def test_the_first_value_stays(tmp_path: Path) -> None:
+    cache = MeasurementCache(tmp_path / "cache.sqlite")
+    cache.put(key("w"), measurement(2.0))
+    cache.put(key("w"), measurement(9.0))
+    assert cache.get(key("w")) == measurement(2.0)
+
+
+def test_the_first_baseline_stays(tmp_path: Path) -> None:
+    cache = MeasurementCache(tmp_path / "cache.sqlite")
+    assert cache.get_baseline("m", "c") is None
+    assert cache.put_baseline("m", "c", 0.5) == 0.5
+    assert cache.put_baseline("m", "c", 0.7) == 0.5
+    assert cache.get_baseline("m", "c") == 0.5
+
+
+def test_close_is_idempotent(tmp_path: Path) -> None:
+    cache = MeasurementCache(tmp_path / "cache.sqlite")
+    cache.close()
+    cache.close()
+
+
+def test_a_killed_writer_loses_nothing_that_it_reported(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    reported = [int(writer.stdout.readline()) for _ in range(200)]
+    cache = MeasurementCache(path)  # reads and writes while the other one writes
+    cache.put(key("mine"), measurement(2.0))
+    writer.kill()
+    reported += [int(line) for line in writer.stdout if line.endswith("\n")]
+    writer.wait()
+    for number in reported:
+        kept = cache.get(key(str(number)))
+        assert kept is not None
+        assert kept.median_ms == number + 1
+    assert cache.get(key("mine")) == measurement(2.0)
+    cache.put(key("later"), measurement(3.0))
+    assert MeasurementCache(path).get(key("later")) == measurement(3.0)

@@ -1,0 +1,285 @@
+"""The farm on a real Ray: leases, cache, and every failure."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import ray
+from onnx import TensorProto, helper, numpy_helper
+
+from device_farm import (
+    AuthRequired,
+    Busy,
+    DeviceLost,
+    DeviceSpec,
+    DeviceTimeout,
+    FailurePolicy,
+    Farm,
+    Measurement,
+    ModelError,
+    Throttled,
+)
+from device_farm.control import control_workload
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+StartFarm = Callable[..., Farm]
+POLICY = FailurePolicy(delay_s=0.2, start_limit_s=30)
+MODEL = control_workload().model
+CPU = DeviceSpec(name="cpu", connector="onnxruntime", settings={"threads": 1, "blocks": 4})
+
+
+def model_number(number: int) -> bytes:
+    """A model unlike the others by one weight: y = x + number."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy")
+    weight = numpy_helper.from_array(np.full(4, number, np.float32), "w")
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    opset = helper.make_opsetid("", 17)
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    return model.SerializeToString()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[StartFarm]:
+    farms: list[Farm] = []
+
+    def start_farm(*devices: DeviceSpec, policy: FailurePolicy = POLICY) -> Farm:
+        farms.append(Farm.start(list(devices), tmp_path / "cache.sqlite", policy))
+        return farms[-1]
+
+    yield start_farm
+    for farm in farms:
+        farm.close()
+
+
+@pytest.fixture(scope="module")
+def cpu_farm(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+    farm = Farm.start([CPU], tmp_path_factory.mktemp("farm") / "cache.sqlite")
+    yield farm
+    farm.close()
+
+
+@pytest.fixture
+def scripted(tmp_path: Path) -> Callable[..., DeviceSpec]:
+    """Makes the spec of a scripted device; all of them are in one pool."""
+
+    def spec(name: str, *acts: str) -> DeviceSpec:
+        (tmp_path / f"{name}.script").write_text("\n".join(acts))
+        return DeviceSpec(name=name, connector="scripted", settings={"folder": str(tmp_path)})
+
+    return spec
+
+
+def row(farm: Farm, device: str) -> dict[str, Any]:
+    [found] = [row for row in farm.status() if row["device"] == device]
+    return found
+
+
+def wait_for_state(farm: Farm, device: str, state: str) -> None:
+    deadline = time.monotonic() + 30
+    while row(farm, device)["state"] != state:
+        assert time.monotonic() < deadline, farm.status()
+        time.sleep(0.02)
+
+
+def test_measures_this_cpu_once_for_all_askers(start: StartFarm) -> None:
+    farm = start(CPU)
+    first, second = ray.get([farm.submit(MODEL, "cpu"), farm.submit(MODEL, "cpu")])
+    assert first == second == farm.measure(MODEL, "cpu").to_json()
+    assert Measurement.from_json(first).n == 4 * 15
+    status = row(farm, "cpu")
+    assert status["model"] == first["device"]
+    assert (status["state"], status["leases"], status["done"]) == ("ready", 1, 1)
+    assert (status["failures"], status["queue_length"], status["message"]) == ({}, 0, "")
+    farm.close()
+    again = start(CPU)
+    assert again.measure(MODEL, "cpu").to_json() == first
+    assert row(again, "cpu")["leases"] == 0
+
+
+def test_a_farm_goes_to_other_tasks(cpu_farm: Farm) -> None:
+    @ray.remote(num_cpus=0)
+    def ask(farm: Farm) -> float:
+        return farm.measure(model_number(1), "cpu").median_ms
+
+    assert ray.get(ask.remote(cpu_farm)) == cpu_farm.measure(model_number(1), "cpu").median_ms
+
+
+def test_a_killed_device_process_costs_no_measurement(start: StartFarm) -> None:
+    """The process is killed with the measurement under way; Ray starts another one."""
+    long = {"blocks": 4000, "runs_per_block": 5, "max_seconds": 2}
+    farm = start(DeviceSpec(name="cpu", connector="onnxruntime", settings=long))
+    asked = farm.submit(MODEL, "cpu")
+    wait_for_state(farm, "cpu", "leased")
+    [process] = [pid for pid, title in _descendants() if title == "ray::DeviceActor.measure"]
+    os.kill(process, signal.SIGKILL)
+    assert Measurement.from_json(ray.get(asked)).n > 0
+    status = row(farm, "cpu")
+    assert (status["leases"], status["done"]) == (2, 1)
+    assert status["failures"] == {"DeviceLost": 1}
+
+
+def test_bad_model_is_not_tried_again(cpu_farm: Farm) -> None:
+    leases = row(cpu_farm, "cpu")["leases"]
+    with pytest.raises(ModelError, match="valid ONNX") as caught:
+        cpu_farm.measure(b"not a model", "cpu")
+    assert "Traceback" not in str(caught.value)
+    with pytest.raises(ModelError):
+        ray.get(cpu_farm.submit(b"not a model", "cpu"))
+    assert row(cpu_farm, "cpu")["failures"] == {"ModelError": 2}
+    assert row(cpu_farm, "cpu")["leases"] == leases + 2
+    assert cpu_farm.measure(model_number(2), "cpu").n > 0
+
+
+def test_failures_that_pass_cost_no_measurement(
+    start: StartFarm, scripted: Callable[..., DeviceSpec]
+) -> None:
+    farm = start(scripted("board", "Throttled", "DeviceLost", "die", "DeviceTimeout"))
+    assert farm.measure(MODEL, "board").simulated
+    status = row(farm, "board")
+    assert status["failures"] == {"Throttled": 1, "DeviceLost": 2, "DeviceTimeout": 1}
+    assert (status["state"], status["leases"], status["done"]) == ("ready", 5, 1)
+
+
+def test_failures_that_last_are_told(start: StartFarm, scripted: Callable[..., DeviceSpec]) -> None:
+    lasting: list[tuple[str, int, type[Exception]]] = [
+        ("DeviceTimeout", 2, DeviceTimeout),
+        ("DeviceLost", 4, DeviceLost),
+        ("Throttled", 4, Throttled),
+        ("AuthRequired", 1, AuthRequired),
+        ("bug", 1, ZeroDivisionError),
+    ]
+    acts = [act for act, times, _ in lasting for _ in range(times)]
+    farm = start(scripted("board", *acts), policy=FailurePolicy(delay_s=0.05))
+    leases = 0
+    for number, (act, times, error) in enumerate(lasting):
+        with pytest.raises(error, match=f"board says {act}|a bug"):
+            farm.measure(model_number(number), "board")
+        leases += times
+        assert row(farm, "board")["leases"] == leases
+    assert farm.measure(MODEL, "board").simulated
+
+
+def test_a_parked_device_leaves_its_work_to_its_like(
+    start: StartFarm, scripted: Callable[..., DeviceSpec], tmp_path: Path
+) -> None:
+    farm = start(scripted("one", "AuthRequired"), scripted("two"))
+    results = ray.get([farm.submit(model_number(n), "one") for n in range(6)])
+    assert len(results) == 6
+    wait_for_state(farm, "one", "parked")
+    assert row(farm, "one")["message"] == "one says AuthRequired"
+    assert row(farm, "two")["done"] == 6
+
+
+def test_all_parked_fails_with_what_to_do_until_it_is_done(
+    start: StartFarm, scripted: Callable[..., DeviceSpec], tmp_path: Path
+) -> None:
+    farm = start(scripted("one", "Busy"), scripted("two", "Busy"))
+    away = [tmp_path / "one.away", tmp_path / "two.away"]
+    for path in away:
+        path.touch()
+    asked = [farm.submit(model_number(n), "one") for n in range(4)]
+    for reference in asked:
+        with pytest.raises(Busy, match=r"one: one says Busy; two: two says Busy"):
+            ray.get(reference)
+    with pytest.raises(Busy, match=r"one: close the other program; two: close"):
+        farm.measure(MODEL, "two")
+    away[1].unlink()
+    assert farm.measure(MODEL, "one").simulated
+    assert [r["state"] for r in farm.status()] == ["parked", "ready"]
+
+
+def test_a_lost_device_that_stays_away_is_parked(
+    start: StartFarm, scripted: Callable[..., DeviceSpec], tmp_path: Path
+) -> None:
+    farm = start(scripted("board", "DeviceLost"))
+    (tmp_path / "board.away").touch()
+    with pytest.raises(Busy, match="close the other program"):
+        farm.measure(MODEL, "board")
+    assert row(farm, "board")["state"] == "parked"
+
+
+def test_a_hanging_measurement_is_ended(
+    start: StartFarm, scripted: Callable[..., DeviceSpec], tmp_path: Path
+) -> None:
+    farm = start(scripted("board", "hang"), policy=FailurePolicy(lease_limit_s=2))
+    assert farm.measure(MODEL, "board").simulated
+    assert (tmp_path / "board.log").read_text().split() == ["hang", "measure"]
+    assert row(farm, "board")["failures"] == {"DeviceTimeout": 1}
+
+
+def test_unknown_device_lists_the_known(cpu_farm: Farm) -> None:
+    with pytest.raises(ValueError, match="one of cpu, but got 'phone'"):
+        cpu_farm.measure(MODEL, "phone")
+
+
+def test_devices_on_one_core_are_refused(start: StartFarm, tmp_path: Path) -> None:
+    one, other = (
+        DeviceSpec(
+            name=name,
+            connector="scripted",
+            settings={"folder": str(tmp_path), "cores": cores},
+        )
+        for name, cores in (("one", [0, 1]), ("other", [1, 2]))
+    )
+    with pytest.raises(ValueError, match=r"'one' and 'other' share \[1\] of here"):
+        start(one, other)
+
+
+def test_a_device_that_cannot_be_reached_is_told_at_start(start: StartFarm) -> None:
+    absent = DeviceSpec(name="cpu", connector="onnxruntime", settings={"cores": [4095]})
+    with pytest.raises(DeviceLost, match="4095"):
+        start(absent)
+    greedy = DeviceSpec(name="cpu", connector="onnxruntime", settings={"threads": 64})
+    with pytest.raises(DeviceTimeout, match="free node"):
+        start(greedy, policy=FailurePolicy(start_limit_s=1))
+
+
+@pytest.mark.parametrize(
+    ("devices", "words"),
+    [
+        ([], "at least one"),
+        ([CPU, CPU], "cpu is there twice"),
+        ([DeviceSpec(name="x", connector="abacus")], "one of onnxruntime, scripted"),
+        ([DeviceSpec(name="x", connector="onnxruntime", settings={"a": 1})], "device 'x': a: "),
+    ],
+)
+def test_unusable_devices_are_refused_at_start(
+    start: StartFarm, devices: list[DeviceSpec], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        start(*devices)
+
+
+def test_closed_farm_answers_no_more(start: StartFarm, scripted: Callable[..., DeviceSpec]) -> None:
+    farm = start(scripted("board"))
+    farm.close()
+    farm.close()
+    with pytest.raises(ray.exceptions.RayActorError):
+        farm.status()
+
+
+def _descendants() -> list[tuple[int, str]]:
+    """The processes started by this one, directly or not: id and title."""
+    parents, titles = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (folder / "stat").read_text()
+            title = (folder / "cmdline").read_bytes().rstrip(b"\0 ").decode()
+        except OSError:
+            continue
+        parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
+        titles[int(folder.name)] = title
+
+    def is_mine(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and is_mine(parents[pid]))
+
+    return [(pid, title) for pid, title in titles.items() if is_mine(pid)]

@@ -1,0 +1,110 @@
+"""This host's CPU, in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from onnx import TensorProto, helper
+
+from device_farm import DeviceLost, ModelError, Workload
+from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
+from device_farm.control import control_workload
+from device_farm.testing import ConnectorConformance
+
+QUICK = {"blocks": 3, "runs_per_block": 3, "warmup_runs": 1}
+
+
+class TestConformance(ConnectorConformance):
+    @pytest.fixture
+    def connector(self) -> Iterator[OnnxRuntimeConnector]:
+        connector = OnnxRuntimeConnector("cpu", {})
+        yield connector
+        connector.close()
+
+
+def test_environment_tells_what_was_true() -> None:
+    connector = OnnxRuntimeConnector("cpu", QUICK)
+    usable = sorted(os.sched_getaffinity(0))
+    handle = connector.prepare(control_workload())
+    measurement = connector.measure(handle, connector.settings, 0.5)
+    environment = measurement.environment
+    assert environment["affinity"] == [usable[-1]]
+    assert environment["control_baseline_ms"] == 0.5
+    drift = environment["control_p20_ms"] / 0.5 - 1
+    assert environment["control_drift_percent"] == pytest.approx(100 * drift)
+    assert environment["clock"] == "thread"
+    slowdown = environment["wall_over_thread_time"]
+    assert environment["oversubscribed"] is (slowdown > 1.05)
+    assert environment["before"].keys() == environment["after"].keys()
+    assert sorted(os.sched_getaffinity(0)) == usable
+
+
+def test_a_dedicated_host_is_timed_by_the_wall_clock() -> None:
+    connector = OnnxRuntimeConnector("cpu", {**QUICK, "interleave": False})
+    measurement = connector.measure(connector.prepare(control_workload()), connector.settings)
+    assert measurement.environment["clock"] == "wall"
+    assert "control_baseline_ms" not in measurement.environment
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_two_threads_run_on_the_cores_named() -> None:
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    connector = OnnxRuntimeConnector("cpu", {**QUICK, "threads": 2, "cores": [second, first]})
+    assert connector.actor_options() == {"num_cpus": 2}
+    before = _affinities()
+    handle = connector.prepare(control_workload())
+    pool = {task: cores for task, cores in _affinities().items() if task not in before}
+    assert {first} in pool.values()
+    assert connector.measure(handle, connector.settings, 0.5).environment["affinity"] == [
+        second,
+        first,
+    ]
+
+
+def test_identity_depends_on_settings_and_baseline_only_on_placement() -> None:
+    usual, quick, placed = (
+        OnnxRuntimeConnector("cpu", settings).probe()
+        for settings in ({}, QUICK, {"cores": [min(os.sched_getaffinity(0))]})
+    )
+    assert len({info.settings_digest for info in (usual, quick, placed)}) == 3
+    assert usual.control_digest == quick.control_digest != placed.control_digest
+
+
+def test_absent_core_is_told_at_probe() -> None:
+    connector = OnnxRuntimeConnector("cpu", {"cores": [4095]})
+    with pytest.raises(DeviceLost, match="4095"):
+        connector.probe()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"threads": 0}, "threads: .* got 0"),
+        ({"threads": 2, "cores": [0]}, "2 distinct cores"),
+        ({"colour": "red"}, "colour: .*Known: .*threads"),
+    ],
+)
+def test_unusable_settings_are_refused(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        OnnxRuntimeConnector("cpu", settings)
+
+
+def test_model_that_fails_at_run_time() -> None:
+    """Gathers row 1 (the made-up index is 0 or 1) of a table without rows."""
+    index = helper.make_tensor_value_info("index", TensorProto.INT64, [64])
+    table = helper.make_tensor_value_info("table", TensorProto.FLOAT, ["rows", 2])
+    picked = helper.make_tensor_value_info("picked", TensorProto.FLOAT, [64, 2])
+    node = helper.make_node("Gather", ["table", "index"], ["picked"])
+    graph = helper.make_graph([node], "g", [table, index], [picked])
+    opset = helper.make_opsetid("", 17)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    connector = OnnxRuntimeConnector("cpu", {**QUICK, "interleave": False})
+    handle = connector.prepare(Workload.from_onnx(model.SerializeToString()))
+    with pytest.raises(ModelError, match="cannot run"):
+        connector.measure(handle, connector.settings)
+
+
+def _affinities() -> dict[str, set[int]]:
+    return {task: os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task")}

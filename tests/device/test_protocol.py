@@ -1,0 +1,131 @@
+"""The timing protocol, by runs that are made up."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+import pytest
+
+from device_farm.protocol import ProtocolSettings, Runs, baseline_ms, time_candidate
+
+
+def runs_of(seconds: Iterable[float]) -> Runs:
+    """Runs that take the given seconds, one after the other, and the last ones for ever."""
+    supply = iter(seconds)
+    return lambda count: list(itertools.islice(supply, count))
+
+
+def settings(**values: object) -> ProtocolSettings:
+    return ProtocolSettings.model_validate({"warmup_runs": 0, **values})
+
+
+def test_plain_figures_are_percentiles_in_milliseconds() -> None:
+    block = [0.001, 0.002, 0.003, 0.004, 0.005, 0.006]
+    candidate = runs_of(itertools.chain([0.001], itertools.cycle(block)))
+    timing = time_candidate(
+        candidate, None, None, settings(blocks=4, runs_per_block=6, interleave=False)
+    )
+    assert timing.p20_ms == pytest.approx(2.0)
+    assert timing.median_ms == pytest.approx(3.5)
+    assert timing.p90_ms == pytest.approx(6.0)
+    assert (timing.n, timing.ci_percent, timing.control_p20_ms) == (24, 0.0, None)
+
+
+def test_drift_of_the_control_is_divided_out() -> None:
+    """The host slows down from block to block, by up to 2x; the figure does not change."""
+    slowness = [1 + block / 10 for block in range(11)]
+    candidate = runs_of([0.004, *(0.004 * s for s in slowness for _ in range(5))])
+    control = runs_of(0.001 * s for s in slowness for _ in range(5))
+    timing = time_candidate(candidate, control, 1.0, settings(blocks=11, runs_per_block=5))
+    assert timing.p20_ms == pytest.approx(4.0)
+    assert timing.median_ms == pytest.approx(4.0)
+    assert timing.p90_ms == pytest.approx(4.0)
+    assert timing.ci_percent == pytest.approx(0.0, abs=1e-9)
+    assert timing.control_p20_ms == pytest.approx(1.5)
+
+
+def test_runs_that_were_held_up_do_not_count() -> None:
+    """A third of the runs of each block waits for a neighbour."""
+    candidate = runs_of([0.004, *([0.004] * 4 + [0.04] * 2) * 12])
+    control = runs_of(([0.001] * 4 + [0.01] * 2) * 12)
+    timing = time_candidate(candidate, control, 1.0, settings(runs_per_block=6))
+    assert timing.median_ms == timing.p90_ms == pytest.approx(4.0)
+
+
+def test_percentiles_are_over_blocks() -> None:
+    candidate = runs_of([0.001, *(1e-3 * m for m in range(1, 12) for _ in range(3))])
+    control = runs_of(itertools.repeat(0.001))
+    timing = time_candidate(candidate, control, 1.0, settings(blocks=11, runs_per_block=3))
+    assert timing.p20_ms == pytest.approx(3.0)
+    assert timing.median_ms == pytest.approx(6.0)
+    assert timing.p90_ms == pytest.approx(10.0)
+
+
+def test_figures_are_in_units_of_the_baseline() -> None:
+    timing = time_candidate(
+        runs_of(itertools.repeat(0.006)), runs_of(itertools.repeat(0.002)), 1.0, settings()
+    )
+    assert timing.p20_ms == pytest.approx(3.0)
+
+
+def test_confidence_interval_is_between_order_statistics() -> None:
+    """Of 12 medians the third and the tenth enclose the true one in 96% of cases."""
+    medians = [float(m) for m in range(1, 13)]
+    candidate = runs_of([0.001, *(1e-3 * m for m in medians for _ in range(3))])
+    timing = time_candidate(
+        candidate, None, None, settings(blocks=12, runs_per_block=3, interleave=False)
+    )
+    assert timing.median_ms == pytest.approx(6.5)
+    assert timing.ci_percent == pytest.approx(100 * (10 - 3) / 2 / 6.5)
+
+
+def test_few_blocks_give_the_whole_range() -> None:
+    candidate = runs_of([0.001, *(1e-3 * m for m in (2, 4, 3) for _ in range(2))])
+    timing = time_candidate(
+        candidate, None, None, settings(blocks=3, runs_per_block=2, interleave=False)
+    )
+    assert timing.ci_percent == pytest.approx(100 / 3)
+
+
+def test_a_slow_model_gets_fewer_runs_a_block() -> None:
+    timing = time_candidate(
+        runs_of(itertools.repeat(0.25)), None, None, settings(interleave=False, max_seconds=6)
+    )
+    assert timing.n == 12 * 2
+
+
+def test_a_very_slow_model_gets_two_blocks_of_one_run() -> None:
+    timing = time_candidate(
+        runs_of(itertools.repeat(60.0)), None, None, settings(interleave=False, max_seconds=6)
+    )
+    assert timing.n == 2
+
+
+def test_warm_up_is_not_counted_and_ends_early() -> None:
+    asked: list[int] = []
+
+    def candidate(count: int) -> list[float]:
+        asked.append(count)
+        return [0.4] * count
+
+    protocol = ProtocolSettings(blocks=2, max_seconds=8, warmup_runs=10, interleave=False)
+    assert time_candidate(candidate, None, None, protocol).n == 2 * 10
+    assert asked == [1, 1, 1, 1, 10, 10]  # three for warm-up, one to learn what a run takes
+
+
+def test_baseline_is_the_median_of_the_p20s() -> None:
+    blocks = [0.001] * 50 * 21 + [0.009] * 50 * 19
+    assert baseline_ms(runs_of(blocks), settings()) == pytest.approx(1.0)
+
+
+def test_interleaving_without_baseline_is_refused() -> None:
+    forever = runs_of(itertools.repeat(0.001))
+    with pytest.raises(ValueError, match="calibrate"):
+        time_candidate(forever, forever, None, settings())
+
+
+@pytest.mark.parametrize("fault", [{"blocks": 1}, {"max_seconds": 0}, {"rounds": 3}])
+def test_unusable_settings_are_refused(fault: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(fault))):
+        ProtocolSettings.model_validate(fault)
