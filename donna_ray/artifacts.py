@@ -100,12 +100,13 @@ class Artifact:
 
     @property
     def digest(self) -> str:
-        """Digest of the content, for the keys of the steps after this one.
+        """Digest of the result, for the keys of the steps after this one.
 
-        Times are no content: what is in ``result["cost"]`` is left out.
+        ``result["cost"]`` is left out: a step that is done again at another cost changes nothing
+        for the others. A result names the SHA-256 of the weights that later steps read.
         """
         result = {name: value for name, value in self.result.items() if name != "cost"}
-        return digest({"step": self.step, "result": result, "files": self.files})
+        return digest({"step": self.step, "result": result})
 
 
 class StepFolder:

@@ -58,8 +58,10 @@ class LatencyFarm:
         """
         try:
             return ray.get(list(references))
-        except (DeviceError, ray.exceptions.RayError) as error:
-            raise DonnaError(f"A candidate could not be measured: {error}") from error
+        except ray.exceptions.RayTaskError as error:
+            raise DonnaError(f"A candidate could not be measured: {error.cause}") from error
+        except ray.exceptions.RayError as error:
+            raise DonnaError(f"The device farm stopped while it measured: {error}") from error
 
     def close(self) -> None:
         """Stop the farm's actors."""

@@ -110,7 +110,7 @@ def _record(distilled: DistilledBlock, shape: StageShape) -> dict[str, Any]:
 
 
 def _result(records: Sequence[Sequence[Mapping[str, Any]]], reused: int) -> dict[str, Any]:
-    names = ("key", "block", "nsr", "params", "macs")
+    names = ("key", "block", "nsr", "params", "macs", "weights_sha256")
     costs = [record["cost"] for stage in records for record in stage]
     return {
         "stages": [

@@ -5,7 +5,7 @@ SHA-256 and carries a checksum of itself. So a record that reads is a record of 
 one that is torn or altered is no record: its work is done again.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,6 @@ class RecordStore:
     def paths(self, key: str) -> tuple[Path, Path]:
         """The two files of a key: record and weights."""
         return self._record_path(key), self.weights_path(key)
-
-    def __iter__(self) -> Iterator[str]:
-        """Keys of all records whose JSON is there, in order."""
-        if self.root.exists():
-            yield from sorted(path.stem for path in self.root.iterdir() if path.suffix == ".json")
 
     def _record_path(self, key: str) -> Path:
         return self.root / f"{key}.json"

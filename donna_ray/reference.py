@@ -140,6 +140,7 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
         "accuracy": accuracy(reference, data.validation),
         **complexity(reference, reference.input_shape),
         "stages": _stage_facts(reference),
+        "weights_sha256": file_sha256(weights_file),
         "images": {"train": len(data.train), "validation": len(data.validation)},
         "cost": {"image_passes": passes + len(data.train) + len(data.validation)},
     }

@@ -52,8 +52,7 @@ class Run:
         self._lock = _locked(self.root / ".lock")
         if self._fresh:
             _forget(self.root)
-        text = yaml.safe_dump(self.config.model_dump(), sort_keys=False)
-        write_atomic(self.root / "config.yaml", text.encode())
+        shutil.rmtree(self.root / "ray", ignore_errors=True)  # of a process that was killed
         return self
 
     def __exit__(
@@ -82,6 +81,7 @@ class Run:
                 f"Step {self._only!r} needs the finished step {name!r} of the same settings, but "
                 f"{self.root} does not have it. Run `donna {name} build {self.root}` first."
             )
+        self.remember()
         folder.path.mkdir(parents=True, exist_ok=True)
         self.say(f"[bold]{name}[/bold]")
         started = time.perf_counter()
@@ -89,6 +89,11 @@ class Run:
         artifact = folder.commit(result, files, time.perf_counter() - started)
         self.say(f"{name:<10} done in {artifact.seconds:.1f} s")
         return artifact
+
+    def remember(self) -> None:
+        """Make this configuration the one that the run folder stands for (`config.yaml`)."""
+        text = yaml.safe_dump(self.config.model_dump(), sort_keys=False)
+        write_atomic(self.root / "config.yaml", text.encode())
 
     def progress(self, name: str, total: int, unit: str) -> Progress:
         """A display for `total` units of a long step."""

@@ -22,6 +22,7 @@ _LATENCY = ("median_ms", "p20_ms", "p90_ms", "n", "ci_percent")
 def report_step(run: Run, done: dict[str, Artifact]) -> Artifact:
     """Step 6: write RUN/results.json and RUN/report.html. Always made anew: it takes a second."""
     results = _results(run, done)
+    run.remember()
     files = [run.root / "results.json", run.root / "report.html"]
     write_json(files[0], results.model_dump(mode="json"))
     write_atomic(files[1], render(results).encode())
@@ -79,7 +80,11 @@ def _library(done: dict[str, Artifact]) -> dict[str, Any]:
     stages = []
     blocks = done["library"].result["stages"]
     for shape, choices in zip(done["reference"].result["stages"], blocks, strict=True):
-        words = [{**each, "block": str(BlockSpec.from_json(each["block"]))} for each in choices]
+        words = [
+            {name: each[name] for name in ("key", "nsr", "params", "macs")}
+            | {"block": str(BlockSpec.from_json(each["block"]))}
+            for each in choices
+        ]
         stages.append({"input": shape["input"], "output": shape["output"], "blocks": words})
     return {"size": sum(len(stage["blocks"]) for stage in stages), "stages": stages}
 

@@ -1,0 +1,71 @@
+"""How quickly a candidate becomes an ONNX model: stitched from cached graphs, or exported whole.
+
+Prints a table and, last, one JSON line. The floor is to serialise the finished model.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+from rich.console import Console
+from rich.table import Table
+
+from donna_ray.assemble import untrained
+from donna_ray.config import load_config, shipped_config
+from donna_ray.export import export_onnx
+from donna_ray.lowering import Lowering
+from donna_ray.reference import build_reference
+from donna_ray.space import BlockSpec, build_space
+
+CANDIDATES = 30
+
+
+def main() -> None:
+    config = load_config(shipped_config("demo"))
+    reference, _ = build_reference(config, load_weights=False)
+    space = build_space(config.space, reference.shapes)
+    candidates = [space.specs(each) for each in space.sample(CANDIDATES, seed=0)]
+    with tempfile.TemporaryDirectory() as folder:
+        lowering = Lowering(reference, Path(folder))
+        first = [_milliseconds(lambda specs=specs: lowering.model(specs)) for specs in candidates]
+        stitched = [
+            _milliseconds(lambda specs=specs: lowering.model(specs)) for specs in candidates
+        ]
+        models = [onnx.load_model_from_string(lowering.model(specs)) for specs in candidates]
+    floor = [_milliseconds(lambda model=model: model.SerializeToString()) for model in models]
+
+    def export(specs: list[BlockSpec]) -> bytes:
+        return export_onnx(untrained(reference, specs), reference.input_shape)
+
+    exported = [_milliseconds(lambda specs=specs: export(specs)) for specs in candidates]
+    medians = {
+        "exported whole": statistics.median(exported),
+        "stitched, blocks new or cached": statistics.median(first),
+        "stitched, blocks cached": statistics.median(stitched),
+        "floor: serialise the model": statistics.median(floor),
+    }
+    _print(medians)
+
+
+def _milliseconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return 1000 * (time.perf_counter() - started)
+
+
+def _print(medians: dict[str, float]) -> None:
+    whole, _, stitched, floor = medians.values()
+    table = Table("way", "median ms a candidate", "times faster")
+    for name, value in medians.items():
+        table.add_row(name, f"{value:.2f}", f"{whole / value:.1f}")
+    Console().print(table)
+    figures = {"lowering_speedup": whole / stitched, "over_floor": stitched / floor}
+    print(json.dumps({name: round(value, 2) for name, value in figures.items()}))
+
+
+if __name__ == "__main__":
+    main()

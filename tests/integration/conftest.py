@@ -1,0 +1,95 @@
+"""The demo at its smallest, as a user runs it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DONNA = (sys.executable, "-c", "from donna_ray.cli import main; main()")
+SMALLEST = {
+    "reference.training.epochs": 3,
+    "space.blocks": [
+        {
+            "family": "inverted_residual",
+            "options": {
+                "kernel": [3],
+                "expansion": [2],
+                "depth": [1, 2],
+                "activation": ["relu"],
+                "squeeze_excite": [False, True],
+            },
+        }
+    ],
+    "library.epochs": 1,
+    "library.pack_size": 2,
+    "predictor.samples": 6,
+    "predictor.epochs": 1,
+    "search.evaluations": 20,
+    "search.population": 5,
+    "search.batch_size": 4,
+    "finetune.epochs": 1,
+    "finetune.networks": 3,
+}
+
+
+def arguments(out: Path, *more: str) -> list[str]:
+    """The command line of the smallest demo."""
+    sets = [f"--set={key}={json.dumps(value)}" for key, value in SMALLEST.items()]
+    return [*DONNA, "demo", "--out", str(out), *sets, *more]
+
+
+def environment() -> dict[str, str]:
+    """A user's environment, without a cluster to join."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
+def donna(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run to the end."""
+    return subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=280, check=False
+    )
+
+
+def kill_when(command: Sequence[str], due: Callable[[], bool]) -> None:
+    """Start a run and SIGKILL its process as soon as `due`."""
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        while not due():
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def results_of(out: Path) -> dict[str, Any]:
+    """results.json of a run."""
+    value: dict[str, Any] = json.loads((out / "results.json").read_text())
+    return value
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of an undisturbed smallest demo."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    completed = donna(arguments(out))
+    assert completed.returncode == 0, completed.stderr
+    return out
+
+
+@pytest.fixture
+def copy_of_finished(finished: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))

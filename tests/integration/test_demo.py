@@ -1,0 +1,151 @@
+"""What a finished run says agrees with what is found in the files that it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+from donna_ray.assemble import untrained
+from donna_ray.complexity import complexity
+from donna_ray.config import RunConfig
+from donna_ray.data import load_data
+from donna_ray.reference import build_reference
+from donna_ray.report.results import Results
+from donna_ray.space import BlockSpec, build_space
+from tests.integration.conftest import arguments, donna, results_of
+
+
+def test_results_follow_the_schema(finished: Path) -> None:
+    results = Results.model_validate(results_of(finished))
+    assert [len(stage.blocks) for stage in results.library.stages] == [4, 4, 4]
+    assert set(results.cost) == {"reference", "library", "predictor", "search", "finetune"}
+    assert results.search.candidates == 20
+    assert all(0 <= point.predicted_accuracy <= 1.2 for point in results.front)
+    assert not results.device.simulated
+
+
+def test_front_has_no_dominated_point(finished: Path) -> None:
+    results = Results.model_validate(results_of(finished))
+    front = [(point.latency.median_ms, point.predicted_accuracy) for point in results.front]
+    assert front == sorted(front)
+    for latency, accuracy in front:
+        better = [
+            other
+            for other in results.search.points
+            if other[0] <= latency and other[1] >= accuracy and tuple(other) != (latency, accuracy)
+        ]
+        assert not better
+
+
+def test_finetuned_files_are_what_results_say(finished: Path) -> None:
+    results = Results.model_validate(results_of(finished))
+    config = RunConfig.model_validate(yaml.safe_load((finished / "config.yaml").read_text()))
+    reference, preprocessing = build_reference(config, load_weights=False)
+    specs = {
+        str(spec): spec for spec in build_space(config.space, reference.shapes).stages[0].choices
+    }
+    images, labels = next(load_data(config.data, preprocessing).validation.batches(1000))
+    finetuned = [point for point in results.front if point.accuracy is not None]
+    assert len(finetuned) == min(3, len(results.front))
+    for point in finetuned:
+        assert point.weights is not None
+        assert point.onnx is not None
+        network = untrained(reference, [specs[block] for block in point.blocks])
+        network.load_state_dict(safetensors.torch.load_file(finished / point.weights))
+        network.requires_grad_(False).eval()
+        logits = network(images).numpy()
+        session = onnxruntime.InferenceSession(finished / point.onnx)
+        outputs = [session.run(None, {"input": image[None].numpy()})[0] for image in images]
+        np.testing.assert_allclose(np.concatenate(outputs), logits, atol=1e-4)
+        share = (torch.from_numpy(logits).argmax(1) == labels).float().mean().item()
+        assert share == pytest.approx(point.accuracy, abs=2e-3)
+        cost = complexity(network, network.input_shape)
+        assert (point.params, point.macs) == (cost["params"], cost["macs"])
+
+
+def test_every_block_of_the_library_loads(finished: Path) -> None:
+    results = Results.model_validate(results_of(finished))
+    for stage in results.library.stages:
+        for block in stage.blocks:
+            assert 0 < block.nsr < 10
+            weights = safetensors.torch.load_file(
+                finished / "library" / "blocks" / f"{block.key}.safetensors"
+            )
+            learned = sum(value.numel() for name, value in weights.items() if not _is_buffer(name))
+            assert learned == block.params
+
+
+def test_report_is_self_contained(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    results = Results.model_validate(results_of(finished))
+    assert all(point.id in page for point in results.front)
+    assert '<script src="http' not in page
+    assert "<link" not in page
+
+
+def test_again_reuses_every_step(finished: Path) -> None:
+    before = results_of(finished)
+    completed = donna(arguments(finished))
+    assert completed.returncode == 0, completed.stderr
+    for step in ("reference", "library", "predictor", "search", "finetune"):
+        assert f"{step:<10} reused" in completed.stderr
+    after = results_of(finished)
+    assert all(cost["reused"] for cost in after["cost"].values())
+    assert {**after, "cost": None} == {**before, "cost": None}
+
+
+def test_changed_setting_renews_only_what_depends_on_it(copy_of_finished: Path) -> None:
+    completed = donna(arguments(copy_of_finished, "--set=finetune.epochs=2"))
+    assert completed.returncode == 0, completed.stderr
+    for step in ("reference", "library", "predictor", "search"):
+        assert f"{step:<10} reused" in completed.stderr
+    assert f"{'finetune':<10} done" in completed.stderr
+
+
+def test_altered_block_is_trained_again_to_the_same_result(copy_of_finished: Path) -> None:
+    before = Results.model_validate(results_of(copy_of_finished))
+    block = before.library.stages[1].blocks[2]
+    weights = copy_of_finished / "library" / "blocks" / f"{block.key}.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    completed = donna(arguments(copy_of_finished))
+    assert completed.returncode == 0, completed.stderr
+    assert "11 of 12 blocks are there already" in completed.stderr
+    assert "predictor  reused" in completed.stderr
+    after = Results.model_validate(results_of(copy_of_finished))
+    assert after.library.stages[1].blocks[2].nsr == pytest.approx(block.nsr, rel=1e-3)
+
+
+def test_step_alone_names_the_step_that_is_missing(copy_of_finished: Path) -> None:
+    config = str(copy_of_finished)
+    command = arguments(copy_of_finished)[:3]
+    completed = donna([*command, "search", "build", config, "--set=seed=5"])
+    assert completed.returncode == 2
+    assert "donna reference build" in completed.stderr
+    assert "Traceback" not in completed.stderr
+    completed = donna([*command, "report", "build", config])
+    assert completed.returncode == 0, completed.stderr
+
+
+def test_infeasible_limit_names_the_nearest_feasible(copy_of_finished: Path) -> None:
+    completed = donna(arguments(copy_of_finished, "--set=search.latency_limit_ms=1e-6"))
+    assert completed.returncode == 1
+    assert "search.latency_limit_ms must be feasible" in completed.stderr
+    assert "Raise the limit" in completed.stderr
+    assert "Traceback" not in completed.stderr
+
+
+def _is_buffer(name: str) -> bool:
+    return name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+
+
+def test_words_name_blocks() -> None:
+    spec = BlockSpec.of("inverted_residual", {"kernel": 3, "squeeze_excite": True})
+    assert str(spec) == "inverted_residual(kernel=3, squeeze_excite=yes)"

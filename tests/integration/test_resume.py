@@ -1,0 +1,85 @@
+"""SIGKILL at any moment: the same command ends with the same result, and repeats nothing."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from donna_ray.report.results import Results
+from tests.integration.conftest import arguments, donna, kill_when, results_of
+
+
+def test_killed_run_goes_on(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    blocks = out / "library" / "blocks"
+    kill_when(arguments(out), lambda: len(list(blocks.glob("*.json"))) >= 4)
+    _wait_until_ray_is_gone(out)
+    distilled = {path: path.stat().st_mtime_ns for path in blocks.glob("*.json")}
+    assert 4 <= len(distilled) < 12
+    assert not (out / "results.json").exists()
+
+    kill_when(arguments(out), lambda: _measurements(out) >= 6)
+    _wait_until_ray_is_gone(out)
+    measured = _measurements(out)
+    assert all(path.stat().st_mtime_ns == changed for path, changed in distilled.items())
+
+    completed = donna(arguments(out))
+    assert completed.returncode == 0, completed.stderr
+    assert "library    reused" in completed.stderr
+    assert "predictor  reused" in completed.stderr
+    assert _measurements(out) >= measured
+    _compare(Results.model_validate(results_of(out)), Results.model_validate(results_of(finished)))
+
+
+def _compare(resumed: Results, undisturbed: Results) -> None:
+    for one, other in zip(resumed.library.stages, undisturbed.library.stages, strict=True):
+        for left, right in zip(one.blocks, other.blocks, strict=True):
+            assert left.block == right.block
+            assert left.nsr == pytest.approx(right.nsr, rel=1e-3)
+    samples = [
+        [sample.id for sample in each.predictor.architectures] for each in (resumed, undisturbed)
+    ]
+    assert samples[0] == samples[1]
+    assert resumed.search.candidates == undisturbed.search.candidates
+    assert any(point.accuracy is not None for point in resumed.front)
+
+
+def _measurements(out: Path) -> int:
+    path = out / "search" / "measurements.sqlite"
+    if not path.exists():
+        return 0
+    try:
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
+            return int(database.execute("select count(*) from measurements").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+
+
+def _wait_until_ray_is_gone(out: Path) -> None:
+    """Ray's processes of a killed driver end by themselves; a run that goes on must not meet them.
+
+    They are told by the run folder, which Ray Train and Tune have in their arguments or open files.
+    """
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if not _holders(out):
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"processes still hold {out}: {_holders(out)}")
+
+
+def _holders(out: Path) -> list[str]:
+    holders = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            try:
+                files = [os.readlink(link) for link in (process / "fd").iterdir()]
+            except OSError:
+                continue
+            if any(file.startswith(str(out)) for file in files):
+                holders.append(process.name)
+    return holders
