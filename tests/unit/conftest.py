@@ -1,0 +1,35 @@
+"""What several unit tests need: the demo's configuration, its reference and its space."""
+
+from __future__ import annotations
+
+import pytest
+
+from donna_ray.config import RunConfig, load_config, shipped_config
+from donna_ray.data import load_data
+from donna_ray.network import StagedNetwork
+from donna_ray.reference import build_reference
+from donna_ray.space import SearchSpace, build_space
+from donna_ray.training import seeded
+
+
+@pytest.fixture(scope="session")
+def config() -> RunConfig:
+    return load_config(shipped_config("demo"))
+
+
+@pytest.fixture(scope="session")
+def reference(config: RunConfig) -> StagedNetwork:
+    """With random weights, but statistics of BatchNorm that fit the digits."""
+    with seeded(0):
+        network, preprocessing = build_reference(config, load_weights=False)
+    network.requires_grad_(False).train()
+    data = load_data(config.data, preprocessing)
+    for epoch in range(4):
+        for images, _ in data.train.batches(64, shuffle_seed=0, epoch=epoch):
+            network(images)
+    return network.eval()
+
+
+@pytest.fixture(scope="session")
+def space(config: RunConfig, reference: StagedNetwork) -> SearchSpace:
+    return build_space(config.space, reference.shapes)

@@ -1,0 +1,92 @@
+"""A mistake is told at once: the key, the value, the remedy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from donna_ray import cli, pipeline
+from donna_ray.config import load_config, shipped_config
+from donna_ray.errors import ConfigError
+
+BAD_VALUES = [
+    ("serch.a=1", ["serch", "Did you mean search?"]),
+    ("search.evaluation=5", ["search.evaluation", "5", "Did you mean evaluations?"]),
+    ("library.epochs=ten", ["library.epochs", "'ten'", "Change this value"]),
+    ("library.epochs=0", ["library.epochs", "0", "greater than 0"]),
+    ("space.blocks=[]", ["space.blocks", "[]", "at least one"]),
+    ("space.blocks=[{family: inverted_residual, options: {kernel: []}}]", ["kernel", "[]"]),
+    ("search.latency_limit_ms=-1", ["search.latency_limit_ms", "-1", "greater than 0"]),
+    ("data.source=/no/such/folder", ["data.source", "/no/such/folder", "create the folder"]),
+    ("reference.weights=/no/file", ["reference.weights", "/no/file", "correct the path"]),
+    ("search.evaluations=3", ["search.evaluations", "3", "population of 24", "raise the one"]),
+    ("novalue", ["KEY=VALUE", "novalue"]),
+    ("seed.x=1", ["seed", "must be a section"]),
+]
+
+
+@pytest.mark.parametrize(("override", "words"), BAD_VALUES)
+def test_mistake_is_named(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(shipped_config("demo"), [override])
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"), [(None, "does not exist"), ("a: [", "must be YAML"), ("7", "mapping")]
+)
+def test_unreadable_file_is_named(tmp_path: Path, text: str | None, word: str) -> None:
+    path = tmp_path / "search.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=word):
+        load_config(path)
+
+
+def test_override_wins() -> None:
+    config = load_config(shipped_config("demo"), ["seed=7", "device.settings.threads=2"])
+    assert config.seed == 7
+    assert config.device.settings == {"threads": 2}
+
+
+def test_command_ends_with_2_before_torch_and_ray_are_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "search.yaml"
+    path.write_text("space: {blocks: []}\n")
+    program = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print(sorted({'torch', 'ray'} & set(sys.modules))))\n"
+        f"sys.argv = ['donna', 'run', {str(path)!r}, '--out', {str(tmp_path / 'run')!r}]\n"
+        "from donna_ray.cli import main\n"
+        "main()\n"
+    )
+    completed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert completed.returncode == 2
+    assert completed.stdout.strip() == "[]"
+    assert completed.stderr.startswith("donna: ")
+    assert "space.blocks must not be empty" in completed.stderr
+    assert "Traceback" not in completed.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_schema_is_json() -> None:
+    program = "import sys; from donna_ray.cli import main; main()"
+    completed = subprocess.run(
+        [sys.executable, "-c", program, "config", "schema"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    schema = json.loads(completed.stdout)
+    assert schema["additionalProperties"] is False
+    assert {"reference", "space", "search"} <= set(schema["properties"])
+
+
+def test_every_step_has_a_command() -> None:
+    assert list(cli._STEPS) == list(pipeline.STEPS)

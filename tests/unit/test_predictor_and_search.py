@@ -1,0 +1,176 @@
+"""Predictor, queue, front, study, lowering and the page, without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import optuna
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from donna_ray.assemble import untrained
+from donna_ray.config import RunConfig, SearchConfig
+from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.export import export_onnx, onnx_error
+from donna_ray.finetune import spread_over
+from donna_ray.lowering import Lowering
+from donna_ray.network import StagedNetwork
+from donna_ray.predictor import AccuracyPredictor, fit, kendall_tau
+from donna_ray.reference import build_reference
+from donna_ray.search.study import architecture_of, distributions, front_of, open_study
+from donna_ray.space import SearchSpace
+from donna_ray.workers import UnitQueue
+
+Points = st.lists(
+    st.tuples(st.integers(0, 6).map(float), st.integers(0, 6).map(float)), min_size=1, max_size=20
+)
+
+
+def test_predictor_recovers_a_second_order_law() -> None:
+    nsr = np.random.default_rng(0).uniform(0.1, 1, (60, 3))
+    accuracy = 0.9 - 0.2 * nsr[:, 0] - 0.1 * nsr[:, 1] * nsr[:, 2] + 0.05 * nsr[:, 2] ** 2
+    predictor, held_out = fit(nsr, accuracy)
+    np.testing.assert_allclose(predictor.predict(nsr), accuracy, atol=1e-3)
+    np.testing.assert_allclose(held_out, accuracy, atol=2e-3)
+    again = AccuracyPredictor.from_json(predictor.to_json())
+    np.testing.assert_array_equal(again.predict(nsr), predictor.predict(nsr))
+
+
+def test_kendall_tau_and_its_interval() -> None:
+    values = np.arange(12.0)
+    equal = kendall_tau(values, values**3, 0)
+    assert equal == pytest.approx({"value": 1, "low": 1, "high": 1})
+    swapped = values.copy()
+    swapped[[2, 3]] = swapped[[3, 2]]
+    tau = kendall_tau(swapped, values, 0)
+    assert tau["value"] == pytest.approx(1 - 2 / 66)  # one of 66 pairs is out of order
+    assert tau["low"] < tau["value"] < tau["high"] <= 1
+    assert kendall_tau(np.zeros(12), values, 0)["value"] == 0
+
+
+@settings(deadline=None)
+@given(Points)
+def test_front_is_what_no_point_dominates(points: list[tuple[float, float]]) -> None:
+    def dominated(accuracy: float, latency: float) -> bool:
+        return any(
+            a >= accuracy and b <= latency and (a, b) != (accuracy, latency) for a, b in points
+        )
+
+    front = [points[index] for index in front_of(points)]
+    assert set(front) == {point for point in points if not dominated(*point)}
+    assert [latency for _, latency in front] == sorted({latency for _, latency in front})
+
+
+def test_study_goes_on_after_a_crash(space: SearchSpace, tmp_path: Path) -> None:
+    path, config = tmp_path / "study.journal", SearchConfig(evaluations=10, population=4)
+    study = open_study(path, config, 0)
+    trials = [study.ask(dict(distributions(space))) for _ in range(3)]
+    study.tell(trials[0], [0.9, 2.0])
+    Path(f"{path}.lock").touch()  # as a process leaves it that is killed while it writes
+    again = open_study(path, config, 0)
+    states = [trial.state for trial in again.get_trials()]
+    assert states == [optuna.trial.TrialState.COMPLETE, *[optuna.trial.TrialState.FAIL] * 2]
+    assert len(architecture_of(again.get_trials()[0].params)) == len(space.stages)
+
+
+@pytest.mark.parametrize(("length", "count"), [(9, 4), (3, 4), (5, 1), (2, 2)])
+def test_chosen_points_span_the_front(length: int, count: int) -> None:
+    front = [{"id": number} for number in range(length)]
+    chosen = spread_over(front, count)
+    assert len(chosen) == min(length, count)
+    if count > 1:
+        assert chosen[0] == front[0]
+        assert chosen[-1] == front[-1]
+
+
+def test_queue_gives_each_unit_once_and_takes_back_the_dead_ones() -> None:
+    queue = UnitQueue([1, 5, 1])
+    assert [queue.lease(0), queue.lease(1)] == [0, 1]
+    queue.complete(1, {"n": 1})
+    queue.release(0)
+    assert queue.lease(1) == 0
+    assert queue.lease(0) == 2
+    assert queue.lease(1) is None
+    assert not queue.finished()
+    queue.complete(2, {"n": 2})
+    queue.complete(0, {"n": 0})
+    assert queue.finished()
+    assert queue.done() == 7
+    assert queue.result() == ([{"n": 0}, {"n": 1}, {"n": 2}], None)
+
+
+def test_unit_that_raises_ends_the_queue() -> None:
+    queue = UnitQueue([1, 1])
+    queue.lease(0)
+    queue.fail("first")
+    queue.fail("second")
+    assert queue.finished()
+    assert queue.lease(1) is None
+    assert queue.result() == ([], "first")
+
+
+def test_export_equals_torch_and_notices_other_weights(
+    reference: StagedNetwork, space: SearchSpace
+) -> None:
+    network = untrained(reference, space.specs((5, 31, 8))).eval().requires_grad_(False)
+    images = torch.randn(4, *network.input_shape)
+    model = export_onnx(network, network.input_shape)
+    assert onnx_error(model, network, images) <= 1e-4
+    next(network.head.parameters()).add_(0.5)
+    with pytest.raises(DonnaError, match="differs by"):
+        onnx_error(model, network, images)
+
+
+def test_stitched_model_is_the_reference_with_these_blocks(
+    reference: StagedNetwork, space: SearchSpace, tmp_path: Path
+) -> None:
+    specs = space.specs((5, 31, 8))
+    lowering = Lowering(reference, tmp_path)
+    model = lowering.model(specs)
+    assert Lowering(reference, tmp_path).model(specs) == model == lowering.model(specs)
+    images = torch.randn(1, *reference.input_shape)
+    logits = onnxruntime.InferenceSession(model).run(None, {"input": images.numpy()})[0]
+    features = reference.stem(images).numpy()
+    for number in range(len(specs)):
+        (part,) = tmp_path.glob(f"stage{number}-*.onnx")
+        session = onnxruntime.InferenceSession(part)
+        features = session.run(None, {f"edge{number}": features})[0]
+    expected = reference.head(torch.from_numpy(features)).numpy()
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "efficientnet_lite0", "mnasnet_small"])
+def test_timm_models_are_cut_exactly(config: RunConfig, name: str) -> None:
+    # build_reference raises if the cut differs from the model by more than 1e-5
+    network, _ = build_reference(with_reference(config, model=name, size=64), load_weights=False)
+    assert len(network.stages) >= 5
+    assert network(torch.randn(1, 1, 64, 64)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "words"),
+    [
+        ("resnet18", "train", "resnet18 is a ResNet"),
+        ("no_such_model", "train", "'no_such_model'"),
+        ("donna_digits", "pretrained", "no pretrained weights"),
+        ("mobilenetv3_small_050", "pretrained", "cannot be had"),
+    ],
+)
+def test_reference_that_cannot_be_had_is_refused(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, model: str, weights: str, words: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=words):
+        build_reference(with_reference(config, model=model, weights=weights))
+
+
+def with_reference(
+    config: RunConfig, *, model: str, weights: str = "train", size: int = 16
+) -> RunConfig:
+    reference = config.reference.model_copy(update={"model": model, "weights": weights})
+    data = config.data.model_copy(update={"image_size": size})
+    return config.model_copy(update={"reference": reference, "data": data})
