@@ -62,6 +62,8 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         self.ray.close()
+        if error is None:
+            shutil.rmtree(self.root / "ray", ignore_errors=True)
         if self._lock is not None:
             self._lock.close()
 

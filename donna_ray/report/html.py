@@ -42,9 +42,9 @@ def render(results: Results) -> str:
         _tiles(results),
         _section(
             "Accuracy against latency",
-            "Each point is a network; hover for its blocks. Predicted accuracy ranks the "
-            "candidates; the accuracy of finetuned networks is measured on the whole validation "
-            "set.",
+            "Each point is a network; hover for its blocks. Predictions rank the candidates: they "
+            "are of the accuracy after the predictor's short finetuning. Finetuned networks are "
+            "trained longer and measured on the whole validation set.",
             _plot(_front_figure(results), 520),
         ),
         _section("The front", "Fastest first. Files are beside this page.", _front_table(results)),
