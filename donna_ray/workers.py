@@ -147,7 +147,8 @@ def spread(run: Run, name: str, unit: str, units: Sequence[Unit], work: Work) ->
         raise DonnaError(f"Step {name!r} must finish all its units, but one raised:\n{error}")
     if len(facts) < len(units):
         raise DonnaError(
-            f"Step {name!r} must finish all its units, but workers died more than "
+            f"Step {name!r} must finish all its units, but {len(facts)} of {len(units)} are done: "
+            f"it was interrupted, or workers died more than cluster.retries = "
             f"{run.config.cluster.retries} times ({failure}). What is done is kept: look for the "
             "cause (often memory), then run the same command again."
         )

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import optuna
-import ray
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune.search import Searcher
 
 from donna_ray.cost import Latency, LatencyFarm
+from donna_ray.errors import DonnaError
 from donna_ray.lowering import Lowering
 from donna_ray.predictor import AccuracyPredictor, Floats
 from donna_ray.search.study import architecture_of, distributions
@@ -21,7 +21,8 @@ from donna_ray.space import Architecture, SearchSpace
 
 __all__ = ["BatchSearcher", "Evaluator", "evaluate_with_tune"]
 
-_TRIAL_CPUS = 0.5  # lowering takes a core now and then; most of the time a trial waits for devices
+# A trial mostly waits for the device, which may have taken every CPU: it must start all the same.
+_TRIAL_RESOURCES: dict[str, float] = {"cpu": 0, "memory": 512 * 2**20}
 _CONCURRENT_TRIALS = 2  # while one batch is measured the next is lowered
 
 
@@ -66,6 +67,7 @@ class BatchSearcher(Searcher):
     The study's storage holds the search's state: a new searcher on the same study goes on.
 
     Attributes:
+        evaluations: as given.
         completed: candidates that were evaluated, those of earlier processes included.
 
     Args:
@@ -87,7 +89,7 @@ class BatchSearcher(Searcher):
     ) -> None:
         super().__init__()
         self._study, self._distributions = study, distributions(space)
-        self._evaluations, self._batch_size = evaluations, batch_size
+        self.evaluations, self._batch_size = evaluations, batch_size
         self._limit = latency_limit_ms
         self.completed = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
         self._asked: dict[str, list[optuna.Trial]] = {}
@@ -95,7 +97,7 @@ class BatchSearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """A batch as a JSON string (a list would be copied and flattened by Tune's loggers)."""
         in_flight = sum(len(trials) for trials in self._asked.values())
-        count = min(self._batch_size, self._evaluations - self.completed - in_flight)
+        count = min(self._batch_size, self.evaluations - self.completed - in_flight)
         if count <= 0:
             return Searcher.FINISHED
         trials = [self._study.ask(dict(self._distributions)) for _ in range(count)]
@@ -157,11 +159,11 @@ def evaluate_with_tune(searcher: BatchSearcher, evaluator: Evaluator, storage: P
         storage: folder of Tune's own files.
 
     Raises:
-        ray.exceptions.RayError: a batch raised, with the actor's traceback.
+        DonnaError: a batch raised, or the search was interrupted; what was told is kept.
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose verbose=0 still prints a table
     trainable = tune.with_resources(
-        tune.with_parameters(_EvaluateBatch, evaluator=evaluator), {"cpu": _TRIAL_CPUS}
+        tune.with_parameters(_EvaluateBatch, evaluator=evaluator), _TRIAL_RESOURCES
     )
     results = tune.Tuner(
         trainable,
@@ -181,4 +183,12 @@ def evaluate_with_tune(searcher: BatchSearcher, evaluator: Evaluator, storage: P
         ),
     ).fit()
     if results.errors:
-        raise ray.exceptions.RayError(str(results.errors[0]))
+        raise DonnaError(
+            "The search stopped because a batch of candidates failed. What is measured is kept: "
+            f"the same command goes on. The cause:\n{results.errors[0]}"
+        )
+    if searcher.completed < searcher.evaluations:
+        raise DonnaError(
+            f"The search was stopped after {searcher.completed} of {searcher.evaluations} "
+            "candidates. They are kept: the same command goes on."
+        )
