@@ -95,7 +95,7 @@ class UnitQueue:
 class _IndependentWorkers(Backend):
     """Workers that form no process group, so that one that died is restarted alone.
 
-    `has_replica_groups` is a DeveloperAPI of Ray Train (Ray 2.53 and newer).
+    `has_replica_groups` is a DeveloperAPI of Ray Train.
     """
 
     has_replica_groups = True
