@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.data import load_data
@@ -10,6 +11,8 @@ from donna_ray.network import StagedNetwork
 from donna_ray.reference import build_reference
 from donna_ray.space import SearchSpace, build_space
 from donna_ray.training import seeded
+
+torch.set_num_threads(1)  # the networks are tiny: more threads only wait for each other
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,8 @@ def test_more_samples_than_architectures_are_refused() -> None:
     [
         ("mbconf", lists(), "inverted_residual, but is 'mbconf'"),
         ("inverted_residual", {"kernel": [3]}, "must be kernel, expansion, depth"),
-        ("inverted_residual", lists(kernel=[3, 3]), "twice"),
+        ("inverted_residual", lists(colour=["red"]), "but are .*colour"),
+        ("inverted_residual", lists(kernel=[3, 3]), r"kernel=3.* twice"),
         ("inverted_residual", lists(activation=["rellu"]), "'rellu'"),
     ],
 )

@@ -20,11 +20,17 @@ BAD_VALUES = [
     ("library.epochs=0", ["library.epochs", "0", "greater than 0"]),
     ("space.blocks=[]", ["space.blocks", "[]", "at least one"]),
     ("space.blocks=[{family: inverted_residual, options: {kernel: []}}]", ["kernel", "[]"]),
+    ("space.blocks=[{family: f, options: {}}]", ["space.blocks.0.options", "{}", "at least one"]),
+    ("space.blocks=[{famly: f, options: {a: [1]}}]", ["blocks.0.famly", "Did you mean family?"]),
+    ("space.blocks=[{options: {a: [1]}}]", ["blocks.0.family must be given", "config schema"]),
+    ("search=5", ["search", "it is 5", "Change this value"]),
     ("search.latency_limit_ms=-1", ["search.latency_limit_ms", "-1", "greater than 0"]),
     ("data.source=/no/such/folder", ["data.source", "/no/such/folder", "create the folder"]),
     ("reference.weights=/no/file", ["reference.weights", "/no/file", "correct the path"]),
     ("search.evaluations=3", ["search.evaluations", "3", "population of 24", "raise the one"]),
     ("novalue", ["KEY=VALUE", "novalue"]),
+    ("=5", ["KEY=VALUE", "'=5'"]),
+    ("seed=[", ["seed=[", "must be YAML", "Quote it"]),
     ("seed.x=1", ["seed", "must be a section"]),
 ]
 
@@ -73,6 +79,18 @@ def test_command_ends_with_2_before_torch_and_ray_are_loaded(tmp_path: Path) -> 
     assert "space.blocks must not be empty" in completed.stderr
     assert "Traceback" not in completed.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(shipped_config("demo"), ["library.epochs=0", "serch=1"])
+    assert "library.epochs" in str(caught.value)
+    assert "serch" in str(caught.value)
+
+
+def test_unknown_shipped_configuration_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"one of demo, but is 'domo'"):
+        cli.show("domo")
 
 
 def test_schema_is_json() -> None:

@@ -93,6 +93,7 @@ def test_every_job_is_in_one_pack(count: int, size: int, workers: int) -> None:
     packs = packs_of(jobs, size, workers)
     assert sorted(job.key for pack in packs for job in pack) == sorted(job.key for job in jobs)
     assert max(map(len, packs)) <= size
+    assert len(packs) % workers == 0 or len(packs) == count  # no worker idles at the end
     assert max(map(len, packs)) - min(map(len, packs)) <= 1
     assert packs == packs_of(jobs, size, workers)
 

@@ -1,23 +1,26 @@
-"""Predictor, queue, front, study, lowering and the page, without Ray."""
+"""Predictor, queue, front, study, lowering and timm's models, without Ray."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import optuna
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import compose
 
 from donna_ray.assemble import untrained
 from donna_ray.config import RunConfig, SearchConfig
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.export import export_onnx, onnx_error
 from donna_ray.finetune import spread_over
-from donna_ray.lowering import Lowering
+from donna_ray.lowering import Lowering, stitch
 from donna_ray.network import StagedNetwork
 from donna_ray.predictor import AccuracyPredictor, fit, kendall_tau
 from donna_ray.reference import build_reference
@@ -36,8 +39,25 @@ def test_predictor_recovers_a_second_order_law() -> None:
     predictor, held_out = fit(nsr, accuracy)
     np.testing.assert_allclose(predictor.predict(nsr), accuracy, atol=1e-3)
     np.testing.assert_allclose(held_out, accuracy, atol=2e-3)
-    again = AccuracyPredictor.from_json(predictor.to_json())
+    again = AccuracyPredictor.from_json(json.loads(json.dumps(predictor.to_json())))
     np.testing.assert_array_equal(again.predict(nsr), predictor.predict(nsr))
+
+
+def test_prediction_is_the_written_formula() -> None:
+    predictor = AccuracyPredictor(((1, 0), (1, 1), (0, 2)), (-0.5, 0.25, 2.0), 0.75)
+    nsr = np.array([[0.5, 0.25], [0.0, 1.0]])
+    expected = [0.75 - 0.5 * 0.5 + 0.25 * 0.5 * 0.25 + 2.0 * 0.25**2, 0.75 + 2.0]
+    assert predictor.predict(nsr).tolist() == expected
+
+
+def test_held_out_prediction_does_not_see_its_own_sample() -> None:
+    nsr = np.random.default_rng(1).uniform(0.1, 1, (20, 2))
+    accuracy = 0.9 - 0.2 * nsr.sum(axis=1)
+    _, before = fit(nsr, accuracy)
+    accuracy[7] += 0.5
+    fitted, after = fit(nsr, accuracy)
+    assert after[7] == pytest.approx(before[7])
+    assert abs(fitted.predict(nsr)[7] - after[7]) > 1e-3
 
 
 def test_kendall_tau_and_its_interval() -> None:
@@ -143,11 +163,43 @@ def test_stitched_model_is_the_reference_with_these_blocks(
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
+def test_stitched_parts_of_a_network_are_the_network(
+    reference: StagedNetwork, space: SearchSpace
+) -> None:
+    network = untrained(reference, space.specs((5, 31, 8))).eval().requires_grad_(False)
+    inputs = [network.input_shape, *(shape.input for shape in network.shapes)]
+    names = ["input", *(f"edge{number}" for number in range(len(inputs))), "output"]
+    modules = [network.stem, *network.stages, network.head]
+    parts = []
+    shapes = [*inputs, network.shapes[-1].output]
+    for number, (module, shape) in enumerate(zip(modules, shapes, strict=True)):
+        edges = (names[number], names[number + 1])
+        part = onnx.load_model_from_string(export_onnx(module, shape, names=edges))
+        parts.append(
+            compose.add_prefix(part, f"{number}/", rename_inputs=False, rename_outputs=False)
+        )
+    model = stitch(parts)
+    onnx.checker.check_model(model)
+    images = torch.randn(4, *network.input_shape)
+    assert onnx_error(model.SerializeToString(), network, images) <= 1e-4
+
+
+def test_lowered_bytes_do_not_depend_on_the_folder(
+    reference: StagedNetwork, space: SearchSpace, tmp_path: Path
+) -> None:
+    specs = space.specs((5, 31, 8))
+    first, second = (Lowering(reference, tmp_path / name).model(specs) for name in "ab")
+    assert first == second
+
+
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "efficientnet_lite0", "mnasnet_small"])
 def test_timm_models_are_cut_exactly(config: RunConfig, name: str) -> None:
     # build_reference raises if the cut differs from the model by more than 1e-5
     network, _ = build_reference(with_reference(config, model=name, size=64), load_weights=False)
     assert len(network.stages) >= 5
+    assert [shape.input for shape in network.shapes[1:]] == [
+        shape.output for shape in network.shapes[:-1]
+    ]
     assert network(torch.randn(1, 1, 64, 64)).shape == (1, 10)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,40 @@ def test_damaged_record_is_none(tmp_path: Path, number: int, damage: str) -> Non
         store.weights("key")
 
 
+def test_records_of_other_keys_survive_damage(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    for key in ("a", "b"):
+        store.put(key, {"nsr": 0.1}, {"w": torch.ones(4)})
+    store.weights_path("a").write_bytes(b"")
+    assert store.get("a") is None
+    assert store.get("b") is not None
+    store.put("a", {"nsr": 0.2}, {"w": torch.zeros(4)})
+    assert store.weights("a")["w"].tolist() == [0] * 4
+
+
+def test_step_that_raises_is_computed_again(config: RunConfig, tmp_path: Path) -> None:
+    def fail(_folder: StepFolder) -> tuple[dict[str, int], list[Path]]:
+        raise KeyError("half way")
+
+    with Run(config, tmp_path) as run:
+        with pytest.raises(KeyError):
+            run.step("search", {"a": 1}, fail)
+        assert not run.step("search", {"a": 1}, lambda _: ({"value": 2}, [])).reused
+        again = run.step("search", {"a": 1}, fail)
+    assert again.reused
+    assert again.result == {"value": 2}
+
+
+def test_changed_inputs_are_computed_and_the_old_ones_kept(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    with Run(config, tmp_path) as run:
+        for value in (1, 2):
+            run.step("search", {"a": value}, lambda _, value=value: ({"value": value}, []))
+        first = run.step("search", {"a": 1}, lambda _: ({"value": 3}, []))
+    assert first.result == {"value": 1}
+
+
 def test_run_computes_once_and_fresh_forgets(config: RunConfig, tmp_path: Path) -> None:
     computed = []
 
@@ -128,7 +163,7 @@ def test_step_alone_needs_those_before(config: RunConfig, tmp_path: Path) -> Non
 def test_run_folder_has_one_holder(config: RunConfig, tmp_path: Path) -> None:
     with (
         Run(config, tmp_path),
-        pytest.raises(RunLockedError, match=r"in use by process \d+"),
+        pytest.raises(RunLockedError, match=f"in use by process {os.getpid()}\\."),
         Run(config, tmp_path),
     ):
         pass

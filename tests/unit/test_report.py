@@ -1,0 +1,105 @@
+"""The page, drawn from a small results.json."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from donna_ray.report.html import render
+from donna_ray.report.results import Results
+
+LATENCY = {"median_ms": 2.0, "p20_ms": 1.9, "p90_ms": 2.2, "n": 50, "ci_percent": 1.5}
+TAU = {"value": 0.75, "low": 0.5, "high": 0.875}
+WARNING = "Latency comes from a simulated device."
+HOSTILE = "<script>alert('x')</script>"
+
+
+def point(name: str, median_ms: float, accuracy: float | None) -> dict[str, Any]:
+    finetuned = accuracy is not None
+    return {
+        "id": name,
+        "blocks": [f"{name} block"],
+        "predicted_accuracy": 0.625,
+        "accuracy": accuracy,
+        "latency": LATENCY | {"median_ms": median_ms},
+        "params": 1234,
+        "macs": 56789,
+        "weights": f"networks/{name}.safetensors" if finetuned else None,
+        "onnx": f"networks/{name}.onnx" if finetuned else None,
+    }
+
+
+def results(*, simulated: bool = False, text: str = "plain") -> Results:
+    shape = (4, 8, 8)
+    block = {"block": text, "key": "k", "nsr": 0.25, "params": 10, "macs": 100}
+    return Results.model_validate(
+        {
+            "version": 1,
+            "name": text,
+            "seed": 0,
+            "data": text,
+            "versions": {"python": "3"},
+            "device": {"model": text, "connector": text, "settings": {}, "simulated": simulated},
+            "reference": {
+                "model": text,
+                "weights": "train",
+                "accuracy": 0.9375,
+                "latency": LATENCY | {"median_ms": 3.0},
+                "params": 10,
+                "macs": 100,
+                "input": shape,
+                "classes": 10,
+                "train_images": 8,
+                "validation_images": 4,
+            },
+            "library": {
+                "size": 1,
+                "stages": [{"input": shape, "output": shape, "blocks": [block]}],
+            },
+            "predictor": {
+                "samples": 6,
+                "kendall_tau": TAU,
+                "baselines": {"macs": TAU},
+                "architectures": [{"id": "s", "predicted": 0.5, "accuracy": 0.5}],
+            },
+            "search": {"candidates": 2, "measured_architectures": 2, "points": [(1.0, 0.5)]},
+            "front": [point("fast", 1.0, None), point("good", 1.5, 0.875) | {"blocks": [text]}],
+            "cost": {"reference": {"seconds": 1.0, "image_passes": 12, "reused": False}},
+        }
+    )
+
+
+@pytest.mark.parametrize("simulated", [False, True])
+def test_page_warns_of_a_simulated_device_only(simulated: bool) -> None:
+    assert (WARNING in render(results(simulated=simulated))) == simulated
+
+
+def test_names_are_escaped() -> None:
+    page = render(results(text=HOSTILE))
+    assert HOSTILE not in page
+    assert page.count("&lt;script&gt;alert(") >= 5
+
+
+def test_page_tells_the_best_network_and_its_speed_up() -> None:
+    page = render(results())
+    assert "87.50%, 2.00x" in page  # 3.0 ms of the reference over 1.5 ms
+    assert "0.75 [0.50, 0.88]" in page
+
+
+def test_only_finetuned_networks_have_files() -> None:
+    page = render(results())
+    assert 'href="networks/good.onnx"' in page
+    assert "networks/fast" not in page
+
+
+def test_page_loads_nothing_from_elsewhere() -> None:
+    assert not re.findall(r"<(?:script|link|img)[^>]*\b(?:src|href)=[^>]*>", render(results()))
+
+
+def test_results_read_as_written_and_refuse_unknown_fields() -> None:
+    value = results().model_dump(mode="json")
+    assert Results.model_validate(value) == results()
+    with pytest.raises(ValueError, match="extra"):
+        Results.model_validate(value | {"more": 1})
