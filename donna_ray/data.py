@@ -90,7 +90,7 @@ def class_count(config: DataConfig) -> int:
     if config.source == "digits":
         return 10
     folder = _split_folder(Path(config.source).expanduser(), "train")
-    return sum(path.is_dir() for path in folder.iterdir())
+    return sum(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
 
 
 def load_data(config: DataConfig, preprocessing: dict[str, Any]) -> ImageData:
@@ -138,6 +138,12 @@ def _folder(config: DataConfig, preprocessing: dict[str, Any]) -> ImageData:
             f"data.source must have the same class folders in train/ and validation/, but "
             f"{root} has {len(train.reader.class_to_idx)} and "
             f"{len(validation.reader.class_to_idx)} of which some differ. Rename or move them."
+        )
+    if len(train.reader.class_to_idx) != class_count(config):
+        raise ConfigError(
+            f"Every folder of the training images must hold images of a class, but {root} has "
+            f"{class_count(config)} folders and images of {len(train.reader.class_to_idx)} "
+            "classes. Remove the empty ones."
         )
     return ImageData(
         train=Split(train, config.loader_workers),

@@ -12,7 +12,7 @@ from donna_ray.reference import build_reference, reference_step
 from donna_ray.report import report_step
 from donna_ray.run import Run
 from donna_ray.search import search_step
-from donna_ray.space import build_space
+from donna_ray.space import build_space, check_blocks
 
 __all__ = ["STEPS", "check", "run_steps"]
 
@@ -47,6 +47,7 @@ def check(config: RunConfig) -> None:
     check_device(config.device)
     reference, _ = build_reference(config, load_weights=False)
     space = build_space(config.space, reference.shapes)
+    check_blocks(space)
     space.sample(config.predictor.samples, config.seed)
 
 

@@ -51,7 +51,7 @@ def search_step(run: Run, reference: Artifact, library: Artifact, predictor: Art
                 space,
                 choice_table(library, "nsr"),
                 AccuracyPredictor.from_json(predictor.result["predictor"]),
-                Lowering(teacher, run.root / "search" / "graphs"),
+                Lowering(teacher, run.root / "search" / "graphs" / reference.digest),
                 farm,
             )
             study = _evolve(run, folder.path, space, evaluator)

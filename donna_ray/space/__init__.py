@@ -2,7 +2,14 @@
 
 from donna_ray.space import blocks
 from donna_ray.space.block import BlockFamily, BlockSpec, build_block, register_block
-from donna_ray.space.space import Architecture, SearchSpace, Stage, StageShape, build_space
+from donna_ray.space.space import (
+    Architecture,
+    SearchSpace,
+    Stage,
+    StageShape,
+    build_space,
+    check_blocks,
+)
 
 __all__ = [
     "Architecture",
@@ -14,5 +21,6 @@ __all__ = [
     "blocks",
     "build_block",
     "build_space",
+    "check_blocks",
     "register_block",
 ]

@@ -8,13 +8,21 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import torch
 
 from donna_ray.artifacts import digest
 from donna_ray.config import SpaceConfig
 from donna_ray.errors import ConfigError, DonnaError
-from donna_ray.space.block import BlockSpec, block_family
+from donna_ray.space.block import BlockSpec, block_family, build_block
 
-__all__ = ["Architecture", "SearchSpace", "Stage", "StageShape", "build_space"]
+__all__ = [
+    "Architecture",
+    "SearchSpace",
+    "Stage",
+    "StageShape",
+    "build_space",
+    "check_blocks",
+]
 
 Architecture = tuple[int, ...]
 """One choice index a stage. Hashable; valid for one space only (see ``SearchSpace.id_of``)."""
@@ -91,6 +99,33 @@ class SearchSpace:
             }
             for stage in self.stages
         ]
+
+
+def check_blocks(space: SearchSpace) -> None:
+    """Build every block of every stage on the meta device and compare its output's shape.
+
+    Raises:
+        ConfigError: with the block, where it cannot be built or breaks the stage's shape.
+    """
+    for number, stage in enumerate(space.stages):
+        shape = stage.shape
+        for spec in stage.choices:
+            try:
+                with torch.device("meta"), torch.no_grad():
+                    block = build_block(spec, shape.input[0], shape.output[0], shape.stride).eval()
+                    output = tuple(block(torch.empty(1, *shape.input)).shape[1:])
+            except ConfigError:
+                raise
+            except Exception as error:
+                raise ConfigError(
+                    f"{spec} must be a block that can stand in stage {number}, but building it "
+                    f"raised {type(error).__name__}: {error}. Correct space.blocks."
+                ) from error
+            if output != shape.output:
+                raise ConfigError(
+                    f"{spec} must turn {shape.input} into {shape.output} in stage {number}, but "
+                    f"gives {output}. Correct space.blocks (kernels are odd, depths at least 1)."
+                )
 
 
 def build_space(config: SpaceConfig, shapes: Sequence[StageShape]) -> SearchSpace:

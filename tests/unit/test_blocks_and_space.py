@@ -10,7 +10,14 @@ import torch
 from donna_ray.config import RunConfig, SpaceConfig
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.network import StagedNetwork
-from donna_ray.space import BlockSpec, SearchSpace, StageShape, build_block, build_space
+from donna_ray.space import (
+    BlockSpec,
+    SearchSpace,
+    StageShape,
+    build_block,
+    build_space,
+    check_blocks,
+)
 
 OPTIONS: dict[str, Any] = {
     "kernel": 3,
@@ -93,3 +100,24 @@ def test_stages_of_the_reference_are_a_chain(config: RunConfig, reference: Stage
     outputs = [shape.output for shape in reference.shapes]
     assert [shape.input for shape in reference.shapes[1:]] == outputs[:-1]
     assert [shape.stride for shape in reference.shapes] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"kernel": [4]}, "kernel=4.*gives"),
+        ({"depth": [0]}, "depth=0.*gives"),
+        ({"expansion": [0]}, "expansion=0.*ZeroDivisionError"),
+        ({"kernel": ["x"]}, "kernel=x"),
+        ({"activation": ["rellu"]}, "'rellu'"),
+    ],
+)
+def test_block_that_cannot_stand_in_its_stage_is_named(
+    changed: dict[str, list[Any]], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_blocks(space_of(lists(**changed)))
+
+
+def test_blocks_of_the_demo_pass_the_check(space: SearchSpace) -> None:
+    check_blocks(space)

@@ -25,6 +25,7 @@ BAD_VALUES = [
     ("space.blocks=[{options: {a: [1]}}]", ["blocks.0.family must be given", "config schema"]),
     ("search=5", ["search", "it is 5", "Change this value"]),
     ("search.latency_limit_ms=-1", ["search.latency_limit_ms", "-1", "greater than 0"]),
+    ("search.latency_limit_ms=.inf", ["search.latency_limit_ms", "inf", "finite"]),
     ("data.source=/no/such/folder", ["data.source", "/no/such/folder", "create the folder"]),
     ("reference.weights=/no/file", ["reference.weights", "/no/file", "correct the path"]),
     ("search.evaluations=3", ["search.evaluations", "3", "population of 24", "raise the one"]),
