@@ -25,6 +25,7 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python scripts/bench_lowering.py
+	$(BIN)/python scripts/bench_space.py
 
 clean:
 	rm -rf .venv build *.egg-info

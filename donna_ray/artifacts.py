@@ -22,6 +22,7 @@ __all__ = [
     "canonical_json",
     "digest",
     "file_sha256",
+    "finished_inputs",
     "read_json",
     "write_atomic",
     "write_json",
@@ -107,6 +108,13 @@ class Artifact:
         """
         result = {name: value for name, value in self.result.items() if name != "cost"}
         return digest({"step": self.step, "result": result})
+
+
+def finished_inputs(root: Path, step: str) -> list[dict[str, Any]]:
+    """Inputs of a step's artifacts in a run folder, the newest first."""
+    manifests = sorted((root / step).glob(f"*/{_MANIFEST}"), key=lambda path: -path.stat().st_mtime)
+    values = (read_json(path) for path in manifests)
+    return [value["inputs"] for value in values if isinstance(value, dict) and "inputs" in value]
 
 
 class StepFolder:

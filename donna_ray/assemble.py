@@ -19,10 +19,7 @@ def block_keys(library: Artifact, architecture: Architecture) -> list[str]:
 
 def untrained(reference: StagedNetwork, specs: Sequence[BlockSpec]) -> StagedNetwork:
     """The network of these blocks with new weights, on copies of the reference's stem and head."""
-    blocks = [
-        build_block(spec, shape.input[0], shape.output[0], shape.stride)
-        for spec, shape in zip(specs, reference.shapes, strict=True)
-    ]
+    blocks = [build_block(spec, shape) for spec, shape in zip(specs, reference.shapes, strict=True)]
     stem, head = copy.deepcopy(reference.stem), copy.deepcopy(reference.head)
     return StagedNetwork(stem, blocks, head, reference.input_shape)
 

@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="What a configuration may hold.")
 app.add_typer(config_app, name="config")
+space_app = typer.Typer(no_args_is_help=True, help="The networks that a search chooses from.")
+app.add_typer(space_app, name="space")
 
 _STEPS = {
     "reference": "The teacher: a timm model, cut into stem, stages and head.",
@@ -41,6 +43,7 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Change one value of the configuration."),
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 FreshOption = Annotated[
     bool, typer.Option("--fresh", help="Start over: forget what the run folder holds.")
 ]
@@ -63,6 +66,48 @@ def run(
     _run(config, out, overrides, fresh=fresh)
 
 
+@app.command()
+def compress(
+    model: Annotated[str, typer.Argument(help="Any timm model that can be cut.")],
+    data: Annotated[str, typer.Option(help="Images: a folder, a named data set, or `digits`.")],
+    latency_limit: Annotated[
+        str, typer.Option(help="Of the result: `0.8x` the model's own, or `2.5ms`.")
+    ],
+    device: Annotated[str, typer.Option(help="A connector of the device farm.")] = "onnxruntime",
+    weights: Annotated[
+        str, typer.Option(help="`pretrained`, a checkpoint file, or `train`.")
+    ] = "pretrained",
+    out: OutOption = None,
+    overrides: SetOption = None,
+    fresh: FreshOption = False,
+) -> None:
+    """Shrink a model under a latency limit: its own stages with less depth, width and kernels."""
+    values = {
+        "name": f"compress-{model}",
+        "reference.model": model,
+        "reference.weights": weights,
+        "data.source": data,
+        "device.connector": device,
+        "search.latency_limit": latency_limit,
+    }
+    given = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    _run(shipped_config("compress"), out, [*given, *(overrides or [])], fresh=fresh)
+
+
+@space_app.command("show")
+def show_space(
+    config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Print stages, choices, size, and the range of params and MACs; every block is checked."""
+    _, loaded = _configuration(config, overrides)
+
+    from donna_ray.overview import space_facts
+    from donna_ray.tables import print_space
+
+    facts = space_facts(loaded)
+    print(json.dumps(facts, indent=2)) if as_json else print_space(facts)
+
+
 @config_app.command()
 def schema() -> None:
     """Print the JSON schema of a configuration."""
@@ -70,7 +115,9 @@ def schema() -> None:
 
 
 @config_app.command()
-def show(name: Annotated[str, typer.Argument(help="`demo`.")] = "demo") -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="`demo`, `compress`, `donna_large`, …")] = "demo",
+) -> None:
     """Print a configuration that comes with the package, as a start for an own one."""
     path = shipped_config(name)
     if not path.is_file():
@@ -79,7 +126,7 @@ def show(name: Annotated[str, typer.Argument(help="`demo`.")] = "demo") -> None:
     print(path.read_text(), end="")
 
 
-def _add_step(name: str, text: str) -> None:
+def _add_step(name: str, text: str) -> typer.Typer:
     group = typer.Typer(no_args_is_help=True, help=text)
 
     @group.command("build", help=f"Run this step alone, from the artifacts before it. {text}")
@@ -87,10 +134,25 @@ def _add_step(name: str, text: str) -> None:
         _run(config, out, overrides, only=name)
 
     app.add_typer(group, name=name)
+    return group
 
 
-for _name, _text in _STEPS.items():
-    _add_step(_name, _text)
+_groups = {name: _add_step(name, text) for name, text in _STEPS.items()}
+
+
+@_groups["reference"].command("inspect")
+def inspect_reference(
+    model: Annotated[str, typer.Argument(help="Any name of timm's.")],
+    image_size: Annotated[int | None, typer.Option(help="Height and width.")] = None,
+    num_classes: Annotated[int | None, typer.Option(help="Of the classifier.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print how a timm model is cut: names, shapes, params and MACs of its parts."""
+    from donna_ray.overview import reference_facts
+    from donna_ray.tables import print_reference
+
+    facts = reference_facts(model, image_size, num_classes)
+    print(json.dumps(facts, indent=2)) if as_json else print_reference(facts)
 
 
 def _run(
@@ -101,15 +163,20 @@ def _run(
     fresh: bool = False,
     only: str | None = None,
 ) -> None:
-    if path.is_dir():
-        out, path = out or path, path / "config.yaml"
-    config = load_config(path, overrides or [])
+    folder, config = _configuration(path, overrides)
+    out = out or folder or Path("runs") / config.name
 
     from donna_ray.pipeline import run_steps
     from donna_ray.run import Run
 
-    with Run(config, out or Path("runs") / config.name, only=only, fresh=fresh) as run:
+    with Run(config, out, only=only, fresh=fresh) as run:
         run_steps(run, only or "report")
+
+
+def _configuration(path: Path, overrides: list[str] | None) -> tuple[Path | None, RunConfig]:
+    """The configuration in a file, or that of an earlier run's folder (given back, too)."""
+    folder = path if path.is_dir() else None
+    return folder, load_config(path / "config.yaml" if folder else path, overrides or [])
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["complexity"]
+__all__ = ["complexity", "probe"]
 
 
 def complexity(module: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
@@ -15,14 +15,23 @@ def complexity(module: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
 
     Args:
         module: any module of one input; it is left as it is.
-        input_shape: (channels, height, width) of the input.
+        input_shape: of the input without the batch, such as (channels, height, width).
 
     Returns:
         `params` (elements of all parameters) and `macs` (of convolutions and matrix products; half
         of what torch counts as flops; elementwise work and BatchNorm count nothing).
     """
-    shadow = copy.deepcopy(module).to("meta").eval()
+    return probe(copy.deepcopy(module).to("meta").eval(), input_shape)[0]
+
+
+def probe(module: nn.Module, input_shape: Sequence[int]) -> tuple[dict[str, int], tuple[int, ...]]:
+    """``complexity`` of a module that is on the meta device, in its mode, and its output's shape.
+
+    Returns:
+        `params` and `macs`, and the shape without the batch.
+    """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        shadow(torch.empty(1, *input_shape, device="meta"))
+        output = module(torch.empty(1, *input_shape, device="meta"))
     params = sum(parameter.numel() for parameter in module.parameters())
-    return {"params": params, "macs": counter.get_total_flops() // 2}
+    cost = {"params": params, "macs": counter.get_total_flops() // 2}
+    return cost, tuple(output.shape[1:])

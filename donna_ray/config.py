@@ -4,6 +4,9 @@ This module imports neither torch nor Ray, so a mistake is reported at once.
 """
 
 import difflib
+import math
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +17,11 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    PlainValidator,
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -24,6 +29,7 @@ from pydantic import (
 from donna_ray.errors import ConfigError
 
 __all__ = [
+    "PRESETS",
     "BlocksConfig",
     "ClusterConfig",
     "DataConfig",
@@ -35,12 +41,38 @@ __all__ = [
     "RunConfig",
     "SearchConfig",
     "SpaceConfig",
+    "StageConfig",
     "TrainingConfig",
     "load_config",
+    "preset_space",
     "shipped_config",
 ]
 
-Option = bool | int | float | str
+_NAMED_DATASET = re.compile(r"(torch|hfds|hfids|tfds|wds)/", re.IGNORECASE)
+_LIMIT = re.compile(r"(\d+(?:\.\d+)?|\.\d+) ?(ms|x)")
+_CONFIGS = Path(__file__).parent / "configs"
+PRESETS = ("compress", *sorted(path.stem for path in (_CONFIGS / "spaces").glob("*.yaml")))
+
+
+def _absolute(path: str) -> str:
+    """Workers may have another working directory than the command."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _checked_option(value: Any) -> Any:
+    plain = isinstance(value, bool | int | str)
+    if not plain and not (isinstance(value, float) and math.isfinite(value)):
+        raise ValueError("must be a finite number, a word, true or false; change this value")
+    return value
+
+
+Option = Annotated[
+    Any,
+    PlainValidator(_checked_option),
+    WithJsonSchema({"type": ["boolean", "number", "string"]}),
+]
+Options = dict[str, Annotated[list[Option], Field(min_length=1)]]
+ModuleNames = str | Annotated[list[str], Field(min_length=1)]
 
 
 class _Section(BaseModel):
@@ -57,37 +89,48 @@ class TrainingConfig(_Section):
 
 
 class DataConfig(_Section):
-    """Images with labels.
+    """Images.
 
-    `source` is `digits` (scikit-learn's 1,797 handwritten digits, embedded), or a folder with
-    `train/` and `validation/` (or `val/`), each with one folder of images a class.
+    `source` is `digits` (scikit-learn's 1,797 handwritten digits, embedded); a folder that holds
+    each split as a folder with one folder of images a class, or as a tar of them; or a name that
+    timm.data.create_dataset takes (`torch/cifar10`, `hfds/…`, `wds/…`, …) with the data in `root`.
+    `unlabelled` is a folder or tar of images for the distillation of blocks, which needs no labels.
+    `classes` is needed only where the data do not tell. `augmentation` holds arguments of
+    timm.data.create_transform for the training images (null: none).
     """
 
     source: str = "digits"
+    root: str | None = None
+    download: bool = False
+    train_split: str = "train"
+    validation_split: str = "validation"
+    unlabelled: str | None = None
+    classes: Annotated[int, Field(ge=2)] | None = None
     image_size: Annotated[int, Field(ge=8)] | None = None
+    augmentation: dict[str, Any] | None = Field(default_factory=dict)
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
     loader_workers: NonNegativeInt = 0
 
-    @field_validator("source")
+    @field_validator("source", "root", "unlabelled")
     @classmethod
-    def _source_exists(cls, source: str) -> str:
-        if source != "digits" and not Path(source).expanduser().is_dir():
-            raise ValueError(
-                "must be 'digits' or a folder that exists; correct the path or create the folder "
-                "with train/ and validation/ in it"
-            )
-        return source
+    def _paths_are_absolute(cls, path: str | None) -> str | None:
+        if path is None or path == "digits" or _NAMED_DATASET.match(path):
+            return path
+        return _absolute(path)
 
 
 class ReferenceConfig(_Section):
     """The teacher: any timm model that can be cut, and where its weights come from.
 
-    `weights`: `train` (on the data, with `training`), `pretrained` (timm's), or a checkpoint file.
+    `weights`: `train` (on the data), `pretrained` (timm's), or a checkpoint file. With `training`,
+    pretrained weights are trained further on the data; without it `train` takes 20 epochs.
+    `stages` names the modules of each stage where the automatic cut is not the wanted one.
     """
 
     model: str = "donna_digits"
     weights: str = "train"
-    training: TrainingConfig = TrainingConfig(epochs=20)
+    stages: Annotated[list[ModuleNames], Field(min_length=1)] | None = None
+    training: TrainingConfig | None = None
 
     @field_validator("weights")
     @classmethod
@@ -96,20 +139,62 @@ class ReferenceConfig(_Section):
             raise ValueError(
                 "must be 'train', 'pretrained' or a checkpoint file that exists; correct the path"
             )
-        return weights
+        return weights if weights in ("train", "pretrained") else _absolute(weights)
 
 
 class BlocksConfig(_Section):
-    """One block family and the values of its options; every combination is a block."""
+    """One block family and the values of its options; every combination is a block.
+
+    Combinations that have one of the listed values of every option of an entry of `exclude` are
+    left out.
+    """
 
     family: str
-    options: dict[str, Annotated[list[Option], Field(min_length=1)]] = Field(min_length=1)
+    options: Options = Field(min_length=1)
+    exclude: list[Options] = []
+
+
+class StageConfig(_Section):
+    """How one stage differs: values in place of the others, or other blocks altogether."""
+
+    options: Options = {}
+    blocks: Annotated[list[BlocksConfig], Field(min_length=1)] | None = None
 
 
 class SpaceConfig(_Section):
-    """What may stand in each stage."""
+    """What may stand in each stage.
 
-    blocks: list[BlocksConfig] = Field(min_length=1)
+    `preset` names a space that comes with the package (or `compress`: the reference's own stages,
+    shrunk); `blocks` come in addition. `modules` are Python files, or entry points of installed
+    packages (group `donna_ray.blocks`), that register block families. `stages`, by the number of
+    the stage from 0, says what is different there.
+    """
+
+    preset: str | None = None
+    modules: list[str] = []
+    blocks: list[BlocksConfig] = []
+    stages: dict[NonNegativeInt, StageConfig] = {}
+
+    @field_validator("preset")
+    @classmethod
+    def _preset_exists(cls, preset: str | None) -> str | None:
+        if preset is not None and preset not in PRESETS:
+            raise ValueError(f"must be one of {', '.join(PRESETS)}; correct the name")
+        return preset
+
+    @field_validator("modules")
+    @classmethod
+    def _modules_are_absolute(cls, modules: list[str]) -> list[str]:
+        return [_absolute(name) if name.endswith(".py") else name for name in modules]
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> "SpaceConfig":
+        if self.preset is None and not self.blocks:
+            raise ValueError(
+                "must have blocks or a preset, but has neither; list blocks or name one of the "
+                f"presets {', '.join(PRESETS)}"
+            )
+        return self
 
 
 class LibraryConfig(TrainingConfig):
@@ -125,12 +210,33 @@ class PredictorConfig(TrainingConfig):
 
 
 class SearchConfig(_Section):
-    """NSGA-II in an Optuna study: how many candidates, and the limit they must keep."""
+    """NSGA-II in an Optuna study: how many candidates, and the limit they must keep.
+
+    `latency_limit` is milliseconds (`2.5ms`) or a multiple of the reference's latency (`0.8x`).
+    """
 
     evaluations: PositiveInt = 200
     population: Annotated[int, Field(ge=2)] = 24
     batch_size: PositiveInt = 12
-    latency_limit_ms: PositiveFloat | None = None
+    latency_limit: str | None = None
+
+    @field_validator("latency_limit", mode="before")
+    @classmethod
+    def _limit_is_positive(cls, limit: Any) -> Any:
+        match = _LIMIT.fullmatch(limit) if isinstance(limit, str) else None
+        if limit is not None and (match is None or float(match[1]) == 0):
+            raise ValueError(
+                "must be milliseconds such as '2.5ms', or a multiple of the reference's latency "
+                "such as '0.8x', greater than 0"
+            )
+        return limit
+
+    def latency_limit_ms(self, reference_ms: float) -> float | None:
+        """The limit in milliseconds, given the reference's own latency."""
+        match = _LIMIT.fullmatch(self.latency_limit or "")
+        if match is None:
+            return None
+        return float(match[1]) * (reference_ms if match[2] == "x" else 1)
 
 
 class FinetuneConfig(TrainingConfig):
@@ -183,7 +289,12 @@ class RunConfig(_Section):
 
 def shipped_config(name: str) -> Path:
     """The path of a configuration that comes with the package, such as `demo`."""
-    return Path(__file__).parent / "configs" / f"{name}.yaml"
+    return _CONFIGS / f"{name}.yaml"
+
+
+def preset_space(name: str) -> SpaceConfig:
+    """A space that comes with the package (``PRESETS``, but for `compress`)."""
+    return SpaceConfig.model_validate(_read_yaml(_CONFIGS / "spaces" / f"{name}.yaml"))
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -279,7 +390,12 @@ def _known_keys(location: Sequence[str | int]) -> str:
 
 
 def _section_type(model: Any, name: str) -> Any:
-    annotation = model.model_fields[name].annotation
-    while not hasattr(annotation, "model_fields"):
-        annotation = annotation.__args__[0]
-    return annotation
+    return _section_within(model.model_fields[name].annotation)
+
+
+def _section_within(annotation: Any) -> Any:
+    """The section type in an annotation such as `list[X] | None`; None where there is none."""
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    found = (_section_within(argument) for argument in getattr(annotation, "__args__", ()))
+    return next((section for section in found if section is not None), None)

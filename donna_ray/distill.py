@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from donna_ray.config import LibraryConfig
 from donna_ray.data import ImageData, Split
-from donna_ray.network import StagedNetwork
+from donna_ray.network import StagedNetwork, channel_sums
 from donna_ray.space import BlockSpec, StageShape, build_block
 from donna_ray.training import device_of, network_input, optimise, seeded
 
@@ -64,11 +64,11 @@ def noise_to_signal(output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     """The NSR, a scalar.
 
     Args:
-        output: of the block, (N, C, H, W).
+        output: of the block, (N, C, H, W) or (N, tokens, C).
         target: the reference's, same shape.
         weights: of ``inverse_variance``, (C,).
     """
-    noise = (output - target).square().mean((0, 2, 3))
+    noise = channel_sums((output - target).square()) * (len(weights) / output.numel())
     return (noise * weights).sum()
 
 
@@ -86,7 +86,7 @@ def distill_pack(
         reference: in eval mode, without gradients.
         variance: of each stage's output, (channels,) each.
         jobs: the blocks; each has its own loss, and no block's result depends on another.
-        data: training images, and the held-out ones of the NSR that is recorded.
+        data: the distillation images, and the held-out ones of the NSR that is recorded.
         recipe: epochs, batch size, learning rate.
         seed: of the images' order and, with the key, of a block's initial weights.
 
@@ -97,12 +97,12 @@ def distill_pack(
     device = device_of(reference)
     weights = [inverse_variance(values.to(device)) for values in variance]
     blocks = [_new_block(job, reference.shapes[job.stage], seed).to(device) for job in jobs]
-    steps = recipe.epochs * data.train.steps(recipe.batch_size)
+    steps = recipe.epochs * data.distillation.steps(recipe.batch_size)
     parameters = [parameter for block in blocks for parameter in block.parameters()]
     optimizer, schedule = optimise(parameters, recipe, steps)
     with seeded(seed):
         for epoch in range(recipe.epochs):
-            batches = data.train.batches(recipe.batch_size, shuffle_seed=seed, epoch=epoch)
+            batches = data.distillation.batches(recipe.batch_size, shuffle_seed=seed, epoch=epoch)
             for images, _ in batches:
                 optimizer.zero_grad(set_to_none=True)
                 _accumulate_gradients(reference, jobs, blocks, weights, images)
@@ -119,7 +119,7 @@ def distill_pack(
 def _new_block(job: BlockJob, shape: StageShape, seed: int) -> nn.Module:
     derived = hashlib.sha256(f"{seed}/{job.key}".encode()).digest()
     with seeded(int.from_bytes(derived[:7], "big")):
-        block = build_block(job.spec, shape.input[0], shape.output[0], shape.stride)
+        block = build_block(job.spec, shape)
     return block.to(memory_format=torch.channels_last).train()
 
 
@@ -149,11 +149,12 @@ def _evaluate(
     device = device_of(reference)
     for block in blocks:
         block.eval()
-    totals = [0.0] * len(blocks)
+    totals, count = [0.0] * len(blocks), 0
     for images, _ in split.batches(256):
+        count += len(images)
         features = reference.features(network_input(images, device))
         for index, (job, block) in enumerate(zip(jobs, blocks, strict=True)):
             output, target = block(features[job.stage]), features[job.stage + 1]
             ratio = noise_to_signal(output, target, weights[job.stage])
             totals[index] += float(ratio) * len(images)
-    return [total / len(split) for total in totals]
+    return [total / count for total in totals]

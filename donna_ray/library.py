@@ -13,7 +13,7 @@ from donna_ray.distill import BlockJob, DistilledBlock, distill_pack
 from donna_ray.records import RecordStore
 from donna_ray.reference import load_reference, space_of
 from donna_ray.run import Run
-from donna_ray.space import SearchSpace, StageShape
+from donna_ray.space import SearchSpace, StageShape, record_id
 from donna_ray.workers import Unit, spread
 
 __all__ = ["library_step", "packs_of"]
@@ -65,7 +65,7 @@ def _jobs(config: RunConfig, reference: Artifact, space: SearchSpace) -> list[li
     }
     return [
         [
-            BlockJob(digest({**common, "stage": number, "block": spec.to_json()}), number, spec)
+            BlockJob(digest({**common, "stage": number, "block": record_id(spec)}), number, spec)
             for spec in stage.choices
         ]
         for number, stage in enumerate(space.stages)
@@ -82,7 +82,7 @@ class _DistillPack:
         config = self._config
         reference, variance, data = self._loaded
         blocks, seconds = distill_pack(reference, variance, jobs, data, config.library, config.seed)
-        passes = config.library.epochs * len(data.train) + len(data.validation)
+        passes = config.library.epochs * len(data.distillation) + len(data.validation)
         share = {"seconds": seconds / len(jobs), "image_passes": passes / len(jobs)}
         for block in blocks:
             shape = reference.shapes[block.job.stage]

@@ -14,7 +14,7 @@ from torch import nn
 from donna_ray.artifacts import write_atomic
 from donna_ray.export import export_onnx
 from donna_ray.network import StagedNetwork
-from donna_ray.space import BlockSpec, build_block
+from donna_ray.space import BlockSpec, build_block, record_id, register_modules
 from donna_ray.training import seeded
 
 __all__ = ["Lowering", "stitch"]
@@ -26,14 +26,16 @@ class Lowering:
     Args:
         reference: gives stem, head and the stages' shapes.
         folder: of the cached graphs.
+        modules: that register the blocks' families, in whatever process it is used.
     """
 
-    def __init__(self, reference: StagedNetwork, folder: Path) -> None:
-        self._reference, self._folder = reference, folder
+    def __init__(self, reference: StagedNetwork, folder: Path, modules: Sequence[str] = ()) -> None:
+        self._reference, self._folder, self._modules = reference, folder, modules
         self._graphs: dict[str, onnx.ModelProto] = {}
 
     def model(self, specs: Sequence[BlockSpec]) -> bytes:
         """The candidate of these blocks as a serialised ONNX model; the same bytes each time."""
+        register_modules(self._modules)
         reference, last = self._reference, len(specs)
         head_shape = reference.shapes[-1].output
         parts = [
@@ -44,12 +46,12 @@ class Lowering:
         return stitch(parts).SerializeToString(deterministic=True)
 
     def _block(self, number: int, spec: BlockSpec) -> onnx.ModelProto:
-        name = f"stage{number}-{spec.id}"
+        name = f"stage{number}-{record_id(spec)}"
         if (known := self._known(name)) is not None:
             return known
         shape = self._reference.shapes[number]
         with seeded(0):
-            block = build_block(spec, shape.input[0], shape.output[0], shape.stride)
+            block = build_block(spec, shape)
         return self._export(name, block, shape.input, (f"edge{number}", f"edge{number + 1}"))
 
     def _part(

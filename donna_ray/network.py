@@ -1,50 +1,79 @@
 """A network in three parts, which the reference and every candidate are."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from donna_ray.space import StageShape
+from donna_ray.space import BlockSpec, StageShape, block_families
 
-__all__ = ["StagedNetwork"]
+__all__ = ["StagedNetwork", "channel_sums"]
 
 
 class StagedNetwork(nn.Module):
     """``head(stages(stem(images)))``.
 
+    Features are (N, C, H, W), or (N, tokens, C) in a transformer.
+
     Attributes:
         input_shape: (channels, height, width) of an image.
         shapes: of each stage.
+        classes: number of logits.
+        names: of the modules of a timm model that each stage is made of; empty in a candidate.
     """
 
     def __init__(
-        self, stem: nn.Module, stages: Sequence[nn.Module], head: nn.Module, input_shape: Any
+        self,
+        stem: nn.Module,
+        stages: Sequence[nn.Module],
+        head: nn.Module,
+        input_shape: Any,
+        names: Sequence[tuple[str, ...]] = (),
     ) -> None:
         super().__init__()
         self.stem = stem
         self.stages = nn.ModuleList(stages)
         self.head = head
         self.input_shape = tuple(input_shape)
-        self.shapes = self._stage_shapes()
+        self.names = tuple(names)
+        self.shapes, self.classes = self._probe()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W)."""
         return self.head(self.features(images)[-1])
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Y_0 … Y_N: the stem's output and each stage's, (N, C, H, W) each."""
+        """Y_0 … Y_N: the stem's output and each stage's."""
         features = [self.stem(images)]
         for stage in self.stages:
             features.append(stage(features[-1]))
         return features
 
+    @cached_property
+    def own(self) -> list[BlockSpec | None]:
+        """Each stage in words of a block family; None where it is of no registered kind."""
+        return [_described(stage) for stage in self.stages]
+
     @torch.no_grad()
-    def _stage_shapes(self) -> list[StageShape]:
+    def _probe(self) -> tuple[list[StageShape], int]:
         self.eval()
-        shapes: list[Any] = [
-            tuple(feature.shape[1:]) for feature in self.features(torch.zeros(1, *self.input_shape))
-        ]
-        return [StageShape(*pair) for pair in pairwise(shapes)]
+        images = torch.zeros(1, *self.input_shape, device=next(self.parameters()).device)
+        features = self.features(images)
+        shapes: list[Any] = [tuple(feature.shape[1:]) for feature in features]
+        return [StageShape(*pair) for pair in pairwise(shapes)], self.head(features[-1]).shape[-1]
+
+
+def channel_sums(features: Tensor) -> Tensor:
+    """(C,) sums over images and positions of features (N, C, H, W) or (N, tokens, C)."""
+    return features.sum((0, 2, 3) if features.ndim == 4 else (0, 1))
+
+
+def _described(stage: nn.Module) -> BlockSpec | None:
+    for family in block_families():
+        options = family.describe(stage)
+        if options is not None:
+            return BlockSpec.of(family.name, options)
+    return None

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from donna_ray.artifacts import Artifact
 from donna_ray.config import RunConfig
 from donna_ray.cost import check_device
+from donna_ray.data import check_data
 from donna_ray.finetune import finetune_step
 from donna_ray.library import library_step
 from donna_ray.predictor import predictor_step
@@ -12,7 +13,7 @@ from donna_ray.reference import build_reference, reference_step
 from donna_ray.report import report_step
 from donna_ray.run import Run
 from donna_ray.search import search_step
-from donna_ray.space import build_space, check_blocks
+from donna_ray.space import build_space, check_space, register_modules
 
 __all__ = ["STEPS", "check", "run_steps"]
 
@@ -39,15 +40,17 @@ STEPS: dict[str, Callable[[Run, Done], Artifact]] = {
 
 
 def check(config: RunConfig) -> None:
-    """Refuse what cannot work before anything is computed: model, blocks, device.
+    """Refuse what cannot work before anything is computed: device, data, model, blocks.
 
     Raises:
         ConfigError: with the key, the value and the remedy.
     """
     check_device(config.device)
+    check_data(config.data)
+    register_modules(config.space.modules)
     reference, _ = build_reference(config, load_weights=False)
-    space = build_space(config.space, reference.shapes)
-    check_blocks(space)
+    space = build_space(config.space, reference.shapes, reference.own)
+    check_space(space)
     space.sample(config.predictor.samples, config.seed)
 
 

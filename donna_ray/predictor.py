@@ -12,11 +12,11 @@ from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
-from donna_ray.artifacts import Artifact, Files, StepFolder, write_json
-from donna_ray.finetune import finetune, jobs_of, network_store
+from donna_ray.artifacts import Artifact, Files, StepFolder, finished_inputs, write_json
+from donna_ray.finetune import FinetuneJob, finetune, jobs_of, network_store
 from donna_ray.reference import space_of
 from donna_ray.run import Run
-from donna_ray.space import Architecture
+from donna_ray.space import encode
 
 __all__ = ["AccuracyPredictor", "choice_table", "fit", "kendall_tau", "predictor_step"]
 
@@ -68,31 +68,71 @@ def predictor_step(run: Run, reference: Artifact, library: Artifact) -> Artifact
     space = space_of(config, reference)
     architectures = space.sample(config.predictor.samples, config.seed)
     jobs = jobs_of(run, reference, library, space, architectures, config.predictor)
-    inputs = {"samples": [job.key for job in jobs], "library": library.digest, "seed": config.seed}
+    nsr = encode(architectures, choice_table(library, "nsr"))
+    inputs = {
+        "settings": {**config.predictor.model_dump(), "seed": config.seed},
+        "samples": [
+            {"key": job.key, "blocks": dict(zip(job.blocks, row.tolist(), strict=True))}
+            for job, row in zip(jobs, nsr, strict=True)
+        ],
+    }
+    kept = _kept(run, library, inputs)
+    if kept is not None:
+        run.say("  the space was only extended since the predictor was fitted: it is kept")
+        return kept
 
     def compute(folder: StepFolder) -> tuple[dict[str, Any], Files]:
         records = finetune(run, "predictor", reference, jobs, config.predictor)
-        nsr = np.array([_choices(library, "nsr", sample) for sample in architectures])
-        measured = np.array([record["accuracy"] for record in records])
-        predictor, held_out = fit(nsr, measured)
-        samples = [
-            {"id": job.architecture_id, "key": job.key, "nsr": list(row), "predicted": float(guess)}
-            | {name: record[name] for name in ("accuracy", "zero_shot_accuracy", "params", "macs")}
-            for job, row, guess, record in zip(jobs, nsr, held_out, records, strict=True)
-        ]
-        result = {
-            "predictor": predictor.to_json(),
-            "samples": samples,
-            "kendall_tau": kendall_tau(held_out, measured, config.seed),
-            "baselines": _baselines(records, nsr, measured, config.seed),
-            "cost": {"image_passes": sum(record["cost"]["image_passes"] for record in records)},
-        }
+        result = _result(jobs, nsr, records, library, config.seed)
         file = folder.path / "predictor.json"
         write_json(file, result["predictor"])
         store = network_store(run)
         return result, [file, *(path for job in jobs for path in store.paths(job.key))]
 
     return run.step("predictor", inputs, compute)
+
+
+def _kept(run: Run, library: Artifact, inputs: dict[str, Any]) -> Artifact | None:
+    """A predictor of the same settings, all of whose blocks are still in the library.
+
+    It also ranks blocks that came after it (DONNA, section 3.2), so an extended space needs no new
+    one. None where there is none, or one of exactly these inputs.
+    """
+    folder = StepFolder(run.root, "predictor", inputs)
+    if folder.load() is not None:
+        return None
+    ratios = {block["key"]: block["nsr"] for stage in library.result["stages"] for block in stage}
+    for earlier in finished_inputs(run.root, "predictor"):
+        samples = [sample["blocks"].items() for sample in earlier.get("samples", [])]
+        same = all(ratios.get(key) == nsr for blocks in samples for key, nsr in blocks)
+        artifact = StepFolder(run.root, "predictor", earlier).load()
+        if earlier.get("settings") == inputs["settings"] and same and artifact is not None:
+            return artifact
+    return None
+
+
+def _result(
+    jobs: Sequence[FinetuneJob],
+    nsr: Floats,
+    records: Sequence[Mapping[str, Any]],
+    library: Artifact,
+    seed: int,
+) -> dict[str, Any]:
+    measured = np.array([record["accuracy"] for record in records])
+    predictor, held_out = fit(nsr, measured)
+    names = ("accuracy", "zero_shot_accuracy", "params", "macs")
+    return {
+        "predictor": predictor.to_json(),
+        "samples": [
+            {"id": job.architecture_id, "key": job.key, "nsr": list(row), "predicted": float(guess)}
+            | {name: record[name] for name in names}
+            for job, row, guess, record in zip(jobs, nsr, held_out, records, strict=True)
+        ],
+        "library_size": sum(len(stage) for stage in library.result["stages"]),
+        "kendall_tau": kendall_tau(held_out, measured, seed),
+        "baselines": _baselines(records, nsr, measured, seed),
+        "cost": {"image_passes": sum(record["cost"]["image_passes"] for record in records)},
+    }
 
 
 def fit(nsr: Floats, accuracy: Floats) -> tuple[AccuracyPredictor, Floats]:
@@ -136,11 +176,6 @@ def kendall_tau(predicted: Floats, measured: Floats, seed: int) -> dict[str, flo
 def choice_table(library: Artifact, name: str) -> list[Floats]:
     """A figure of every block (`nsr`, `params`, `macs`): (choices,) a stage."""
     return [np.array([block[name] for block in stage]) for stage in library.result["stages"]]
-
-
-def _choices(library: Artifact, name: str, architecture: Architecture) -> list[float]:
-    table = choice_table(library, name)
-    return [float(stage[choice]) for stage, choice in zip(table, architecture, strict=True)]
 
 
 def _baselines(

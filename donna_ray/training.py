@@ -96,8 +96,9 @@ def accuracy(network: nn.Module, split: Split) -> float:
     """Share of the split's images whose label has the largest logit, in eval mode."""
     device = device_of(network)
     network.eval()
-    correct = 0
+    correct, count = 0, 0
     for images, labels in split.batches(_EVALUATION_BATCH):
         logits = network(network_input(images, device))
         correct += int((logits.argmax(1) == labels.to(device)).sum())
-    return correct / len(split)
+        count += len(labels)
+    return correct / count

@@ -105,9 +105,13 @@ class Sample(_Part):
 
 
 class Predictor(_Part):
-    """How well accuracy is ranked, beside simpler orderings of the same samples."""
+    """How well accuracy is ranked, beside simpler orderings of the same samples.
+
+    `library_size`: blocks in the library when it was fitted; fewer than now in an extended space.
+    """
 
     samples: int
+    library_size: int
     kendall_tau: Tau
     baselines: dict[str, Tau]
     architectures: list[Sample]

@@ -7,7 +7,7 @@ from typing import Any
 from donna_ray.artifacts import Artifact, write_atomic, write_json
 from donna_ray.assemble import untrained
 from donna_ray.complexity import complexity
-from donna_ray.reference import build_reference, space_of
+from donna_ray.reference import load_reference, space_of
 from donna_ray.report.html import render
 from donna_ray.report.results import SCHEMA_VERSION, Results
 from donna_ray.run import Run
@@ -92,6 +92,7 @@ def _library(done: dict[str, Artifact]) -> dict[str, Any]:
 def _predictor(facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "samples": len(facts["samples"]),
+        "library_size": facts["library_size"],
         "kendall_tau": facts["kendall_tau"],
         "baselines": facts["baselines"],
         "architectures": [
@@ -103,7 +104,7 @@ def _predictor(facts: dict[str, Any]) -> dict[str, Any]:
 
 def _front(run: Run, done: dict[str, Artifact]) -> list[dict[str, Any]]:
     space = space_of(run.config, done["reference"])
-    reference, _ = build_reference(run.config, load_weights=False)
+    reference, _ = load_reference(run.config, done["reference"])
     networks = done["finetune"].result["networks"]
     front = []
     for point in done["search"].result["front"]:

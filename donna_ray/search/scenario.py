@@ -51,10 +51,15 @@ def search_step(run: Run, reference: Artifact, library: Artifact, predictor: Art
                 space,
                 choice_table(library, "nsr"),
                 AccuracyPredictor.from_json(predictor.result["predictor"]),
-                Lowering(teacher, run.root / "search" / "graphs" / reference.digest),
+                Lowering(
+                    teacher,
+                    run.root / "search" / "graphs" / reference.digest,
+                    config.space.modules,
+                ),
                 farm,
             )
-            study = _evolve(run, folder.path, space, evaluator)
+            limit = config.search.latency_limit_ms(latency["median_ms"])
+            study = _evolve(run, folder.path, space, evaluator, limit)
         finally:
             farm.close()
         candidates = _candidates(study, space)
@@ -62,7 +67,7 @@ def search_step(run: Run, reference: Artifact, library: Artifact, predictor: Art
         write_json(file, candidates)
         result = {
             "reference_latency": latency,
-            "front": _front(candidates, config.search.latency_limit_ms),
+            "front": _front(candidates, limit),
             "candidates": len(candidates),
             "measured_architectures": len({each["id"] for each in candidates}),
             "points": [
@@ -75,7 +80,9 @@ def search_step(run: Run, reference: Artifact, library: Artifact, predictor: Art
     return run.step("search", inputs, compute)
 
 
-def _evolve(run: Run, folder: Path, space: SearchSpace, evaluator: Evaluator) -> optuna.Study:
+def _evolve(
+    run: Run, folder: Path, space: SearchSpace, evaluator: Evaluator, limit_ms: float | None
+) -> optuna.Study:
     config = run.config.search
     study = open_study(folder / "study.journal", config, run.config.seed)
     done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
@@ -88,7 +95,7 @@ def _evolve(run: Run, folder: Path, space: SearchSpace, evaluator: Evaluator) ->
             space,
             evaluations=config.evaluations,
             batch_size=config.batch_size,
-            latency_limit_ms=config.latency_limit_ms,
+            latency_limit_ms=limit_ms,
         )
         with progress.following(lambda: searcher.completed):
             evaluate_with_tune(searcher, evaluator, storage)
@@ -115,7 +122,7 @@ def _front(candidates: Sequence[dict[str, Any]], limit_ms: float | None) -> list
     latencies = [each["latency"]["median_ms"] for each in candidates]
     if limit_ms is not None and min(latencies) > limit_ms:
         raise DonnaError(
-            f"search.latency_limit_ms must be feasible, but is {limit_ms:g} ms and the fastest of "
+            f"search.latency_limit must be feasible, but is {limit_ms:g} ms and the fastest of "
             f"{len(candidates)} candidates takes {min(latencies):.4g} ms. Raise the limit to at "
             "least that, or add cheaper blocks to the space."
         )

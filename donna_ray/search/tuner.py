@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.trial import TrialState
 from ray import tune
@@ -17,7 +16,7 @@ from donna_ray.errors import DonnaError
 from donna_ray.lowering import Lowering
 from donna_ray.predictor import AccuracyPredictor, Floats
 from donna_ray.search.study import architecture_of, distributions
-from donna_ray.space import Architecture, SearchSpace
+from donna_ray.space import Architecture, SearchSpace, encode
 
 __all__ = ["BatchSearcher", "Evaluator", "evaluate_with_tune"]
 
@@ -56,9 +55,8 @@ class Evaluator:
 
     def predict(self, candidates: Sequence[Architecture]) -> list[float]:
         """Predicted accuracy of each candidate, a fraction."""
-        choices = np.array(candidates).T
-        nsr = np.stack([table[index] for table, index in zip(self._nsr, choices, strict=True)], 1)
-        return [float(value) for value in self._predictor.predict(nsr)]
+        accuracies = self._predictor.predict(encode(candidates, self._nsr))
+        return [float(value) for value in accuracies]
 
 
 class BatchSearcher(Searcher):

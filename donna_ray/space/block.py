@@ -1,19 +1,57 @@
 """Blocks: what may stand in a stage. A family builds blocks; a spec names one of them."""
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from donna_ray.artifacts import digest
+from donna_ray.artifacts import digest, file_sha256
 from donna_ray.errors import ConfigError
 
-__all__ = ["BlockFamily", "BlockSpec", "block_family", "build_block", "register_block"]
+__all__ = [
+    "BlockFamily",
+    "BlockSpec",
+    "StageShape",
+    "block_families",
+    "block_family",
+    "build_block",
+    "record_id",
+    "register_block",
+]
 
 Option = bool | int | float | str
+Build = Callable[..., nn.Module]
+
+
+@dataclass(frozen=True)
+class StageShape:
+    """What the reference fixes of a stage.
+
+    Attributes:
+        input: of its features without the batch: (channels, height, width) of an image's feature
+            map, or (tokens, channels) of a transformer's.
+        output: likewise.
+    """
+
+    input: tuple[int, ...]
+    output: tuple[int, ...]
+
+    @property
+    def stride(self) -> int:
+        """Ratio of the heights, rounded to the next integer; 1 for tokens."""
+        if len(self.input) != 3 or len(self.output) != 3:
+            return 1
+        return round(self.input[1] / self.output[1])
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Of the input and of the output."""
+        return _channels(self.input), _channels(self.output)
 
 
 @dataclass(frozen=True)
@@ -54,45 +92,111 @@ class BlockFamily:
     Attributes:
         name: what the YAML calls it.
         build: ``build(in_channels, out_channels, stride, **options) -> nn.Module``; the module maps
-            (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)).
+            (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)), or
+            (N, tokens, in_channels) to (N, tokens, out_channels).
         options: the names of its options.
+        allowed: ``allowed(**options)`` is False for combinations that are no blocks.
+        describe: the options of the block that equals a stage of a timm model; None where the
+            stage is of another kind.
     """
 
     name: str
-    build: Callable[..., nn.Module]
+    build: Build
     options: tuple[str, ...]
+    allowed: Callable[..., bool] = lambda **_options: True
+    describe: Callable[[nn.Module], dict[str, Option] | None] = lambda _stage: None
 
-    def specs(self, values: Mapping[str, list[Option]]) -> list[BlockSpec]:
-        """Every combination of the values, in the order in which they are given.
+    @property
+    def builtin(self) -> bool:
+        """It comes with this package."""
+        return self.build.__module__.startswith(f"{__package__}.")
+
+    @cached_property
+    def source(self) -> str:
+        """Digest of the file that defines the family: another text may be another block.
+
+        Of a family of this package, of all files beside it: they share code.
+        """
+        path = Path(inspect.getsourcefile(self.build) or "")
+        files = sorted(path.parent.glob("*.py")) if self.builtin else [path]
+        return digest([file_sha256(file) for file in files])
+
+    def specs(
+        self, values: Mapping[str, list[Option]], exclude: Sequence[Mapping[str, list[Option]]] = ()
+    ) -> list[BlockSpec]:
+        """Every allowed combination of the values, in the order in which they are given.
+
+        Args:
+            values: of each option.
+            exclude: a combination is left out if, for every option of one of these, its value is
+                among the listed ones.
 
         Raises:
-            ConfigError: an option is missing or unknown.
+            ConfigError: an option is missing or unknown, or no combination is left.
         """
+        self._check_names(values, exclude)
+        combinations = (
+            dict(zip(self.options, combination, strict=True))
+            for combination in product(*(values[name] for name in self.options))
+        )
+        specs = [
+            BlockSpec.of(self.name, options)
+            for options in combinations
+            if not any(_matches(options, entry) for entry in exclude) and self.allowed(**options)
+        ]
+        if not specs:
+            raise ConfigError(
+                f"Block family {self.name!r} must have at least one block, but its constraints "
+                f"exclude all of {dict(values)}. Allow more values."
+            )
+        return specs
+
+    def _check_names(self, values: Mapping[str, Any], exclude: Sequence[Mapping[str, Any]]) -> None:
         if set(values) != set(self.options):
             raise ConfigError(
                 f"The options of block family {self.name!r} must be {', '.join(self.options)}, but "
                 f"are {', '.join(values)}. Give a list of values for each."
             )
-        combinations = product(*(values[name] for name in self.options))
-        return [
-            BlockSpec.of(self.name, dict(zip(self.options, combination, strict=True)))
-            for combination in combinations
-        ]
+        for name in (name for entry in exclude for name in entry):
+            if name not in self.options:
+                raise ConfigError(
+                    f"exclude of block family {self.name!r} must name its options "
+                    f"({', '.join(self.options)}), but names {name!r}."
+                )
 
 
 _FAMILIES: dict[str, BlockFamily] = {}
 
 
 def register_block(
-    name: str, options: tuple[str, ...]
-) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    """Make a build function known as a block family (see ``BlockFamily`` for its signature)."""
+    name: str,
+    options: tuple[str, ...],
+    *,
+    allowed: Callable[..., bool] = lambda **_options: True,
+    describe: Callable[[nn.Module], dict[str, Option] | None] = lambda _stage: None,
+) -> Callable[[Build], Build]:
+    """Make a build function known as a block family (see ``BlockFamily`` for the arguments).
 
-    def register(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        _FAMILIES[name] = BlockFamily(name, build, options)
+    Raises:
+        ConfigError: another function is registered under the name.
+    """
+
+    def register(build: Build) -> Build:
+        known = _FAMILIES.get(name)
+        if known is not None and known.build.__module__ != build.__module__:
+            raise ConfigError(
+                f"A block family's name must be its own, but {name!r} of {build.__module__} is "
+                f"taken by {known.build.__module__}. Choose another name."
+            )
+        _FAMILIES[name] = BlockFamily(name, build, options, allowed, describe)
         return build
 
     return register
+
+
+def block_families() -> list[BlockFamily]:
+    """All that are registered, by name."""
+    return [_FAMILIES[name] for name in sorted(_FAMILIES)]
 
 
 def block_family(name: str) -> BlockFamily:
@@ -104,15 +208,29 @@ def block_family(name: str) -> BlockFamily:
     if name not in _FAMILIES:
         raise ConfigError(
             f"A block family must be one of {', '.join(sorted(_FAMILIES))}, but is {name!r}. "
-            "Correct space.blocks."
+            "Correct space.blocks, or name in space.modules the file that registers it."
         )
     return _FAMILIES[name]
 
 
-def build_block(spec: BlockSpec, in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """A new block with freshly initialised weights."""
+def record_id(spec: BlockSpec) -> str:
+    """What the block's results are kept under: its id and, of a user's family, its source."""
+    family = block_family(spec.family)
+    return spec.id if family.builtin else f"{spec.id}-{family.source}"
+
+
+def build_block(spec: BlockSpec, shape: StageShape) -> nn.Module:
+    """A new block for a stage of this shape, with freshly initialised weights."""
     build = block_family(spec.family).build
-    return build(in_channels, out_channels, stride, **dict(spec.options))
+    return build(*shape.channels, shape.stride, **dict(spec.options))
+
+
+def _channels(features: tuple[int, ...]) -> int:
+    return features[0] if len(features) == 3 else features[-1]
+
+
+def _matches(options: Mapping[str, Option], entry: Mapping[str, list[Option]]) -> bool:
+    return all(options[name] in values for name, values in entry.items())
 
 
 def _word(value: Option) -> str:

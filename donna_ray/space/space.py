@@ -1,6 +1,5 @@
 """The search space: stages, the blocks that may stand in each, and architectures."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,37 +7,16 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from donna_ray.artifacts import digest
-from donna_ray.config import SpaceConfig
-from donna_ray.errors import ConfigError, DonnaError
-from donna_ray.space.block import BlockSpec, block_family, build_block
+from donna_ray.errors import DonnaError
+from donna_ray.space.block import BlockSpec, StageShape
 
-__all__ = [
-    "Architecture",
-    "SearchSpace",
-    "Stage",
-    "StageShape",
-    "build_space",
-    "check_blocks",
-]
+__all__ = ["Architecture", "SearchSpace", "Stage", "encode"]
 
 Architecture = tuple[int, ...]
 """One choice index a stage. Hashable; valid for one space only (see ``SearchSpace.id_of``)."""
-
-
-@dataclass(frozen=True)
-class StageShape:
-    """What the reference fixes of a stage. Shapes are (channels, height, width)."""
-
-    input: tuple[int, int, int]
-    output: tuple[int, int, int]
-
-    @property
-    def stride(self) -> int:
-        """Ratio of the heights, rounded to the next integer."""
-        return round(self.input[1] / self.output[1])
 
 
 @dataclass(frozen=True)
@@ -71,7 +49,7 @@ class SearchSpace:
         return digest([spec.to_json() for spec in self.specs(architecture)])
 
     def sample(self, count: int, seed: int) -> list[Architecture]:
-        """Distinct architectures, uniformly at random, the same for the same seed.
+        """Distinct architectures, uniformly at random; a longer sample begins with a shorter one.
 
         Raises:
             DonnaError: the space is smaller than `count`.
@@ -82,11 +60,12 @@ class SearchSpace:
                 "Lower predictor.samples or add blocks."
             )
         generator = np.random.default_rng(seed)
+        sizes = np.array([len(stage.choices) for stage in self.stages])
         sampled: dict[Architecture, None] = {}
         while len(sampled) < count:
-            choices = (generator.integers(len(stage.choices)) for stage in self.stages)
-            sampled[tuple(int(choice) for choice in choices)] = None
-        return list(sampled)
+            rows = generator.integers(sizes, size=(max(count - len(sampled), 64), len(sizes)))
+            sampled.update(dict.fromkeys(map(tuple, rows.tolist())))
+        return list(sampled)[:count]
 
     def to_json(self) -> list[dict[str, Any]]:
         """Plain JSON: shapes and choices of each stage."""
@@ -101,48 +80,17 @@ class SearchSpace:
         ]
 
 
-def check_blocks(space: SearchSpace) -> None:
-    """Build every block of every stage on the meta device and compare its output's shape.
+def encode(
+    architectures: Sequence[Architecture], table: Sequence[NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Each architecture as one figure a stage.
 
-    Raises:
-        ConfigError: with the block, where it cannot be built or breaks the stage's shape.
+    Args:
+        architectures: n of them.
+        table: a figure of every choice (NSR, MACs, …): (choices,) a stage.
+
+    Returns:
+        (n, stages).
     """
-    for number, stage in enumerate(space.stages):
-        shape = stage.shape
-        for spec in stage.choices:
-            try:
-                with torch.device("meta"), torch.no_grad():
-                    block = build_block(spec, shape.input[0], shape.output[0], shape.stride).eval()
-                    output = tuple(block(torch.empty(1, *shape.input)).shape[1:])
-            except ConfigError:
-                raise
-            except Exception as error:
-                raise ConfigError(
-                    f"{spec} must be a block that can stand in stage {number}, but building it "
-                    f"raised {type(error).__name__}: {error}. Correct space.blocks."
-                ) from error
-            if output != shape.output:
-                raise ConfigError(
-                    f"{spec} must turn {shape.input} into {shape.output} in stage {number}, but "
-                    f"gives {output}. Correct space.blocks (kernels are odd, depths at least 1)."
-                )
-
-
-def build_space(config: SpaceConfig, shapes: Sequence[StageShape]) -> SearchSpace:
-    """The space of a configuration on a reference's stages.
-
-    Raises:
-        ConfigError: an unknown family or option, or the same block twice.
-    """
-    specs = [
-        spec
-        for blocks in config.blocks
-        for spec in block_family(blocks.family).specs(blocks.options)
-    ]
-    duplicates = [str(spec) for spec, count in Counter(specs).items() if count > 1]
-    if duplicates:
-        raise ConfigError(
-            f"Every block must be listed once, but space.blocks gives {duplicates[0]} twice. "
-            "Remove the repetition."
-        )
-    return SearchSpace(tuple(Stage(shape, tuple(specs)) for shape in shapes))
+    choices = np.array(architectures)
+    return np.stack([stage[choices[:, number]] for number, stage in enumerate(table)], axis=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,8 @@ from donna_ray.space import (
     StageShape,
     build_block,
     build_space,
-    check_blocks,
+    check_space,
+    encode,
 )
 
 OPTIONS: dict[str, Any] = {
@@ -43,9 +45,7 @@ def test_every_block_of_the_demo_keeps_its_stages_shape(space: SearchSpace) -> N
     for stage in space.stages:
         images = torch.randn(2, *stage.shape.input)
         for spec in stage.choices:
-            block = build_block(
-                spec, stage.shape.input[0], stage.shape.output[0], stage.shape.stride
-            )
+            block = build_block(spec, stage.shape)
             assert block(images).shape == (2, *stage.shape.output), spec
 
 
@@ -84,7 +84,7 @@ def test_more_samples_than_architectures_are_refused() -> None:
 @pytest.mark.parametrize(
     ("family", "options", "words"),
     [
-        ("mbconf", lists(), "inverted_residual, but is 'mbconf'"),
+        ("mbconf", lists(), "inverted_residual.*but is 'mbconf'"),
         ("inverted_residual", {"kernel": [3]}, "must be kernel, expansion, depth"),
         ("inverted_residual", lists(colour=["red"]), "but are .*colour"),
         ("inverted_residual", lists(kernel=[3, 3]), r"kernel=3.* twice"),
@@ -93,7 +93,7 @@ def test_more_samples_than_architectures_are_refused() -> None:
 )
 def test_mistakes_are_named(family: str, options: dict[str, list[Any]], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        build_block(space_of(options, family).stages[0].choices[0], 4, 6, 2)
+        build_block(space_of(options, family).stages[0].choices[0], SHAPE)
 
 
 def test_stages_of_the_reference_are_a_chain(config: RunConfig, reference: StagedNetwork) -> None:
@@ -105,8 +105,8 @@ def test_stages_of_the_reference_are_a_chain(config: RunConfig, reference: Stage
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"kernel": [4]}, "kernel=4.*gives"),
-        ({"depth": [0]}, "depth=0.*gives"),
+        ({"kernel": [4]}, r"kernel=4.*turns \(4, 8, 8\) into"),
+        ({"depth": [0]}, r"depth=0.*turns \(4, 8, 8\) into"),
         ({"expansion": [0]}, "expansion=0.*ZeroDivisionError"),
         ({"kernel": ["x"]}, "kernel=x"),
         ({"activation": ["rellu"]}, "'rellu'"),
@@ -116,8 +116,78 @@ def test_block_that_cannot_stand_in_its_stage_is_named(
     changed: dict[str, list[Any]], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        check_blocks(space_of(lists(**changed)))
+        check_space(space_of(lists(**changed)))
 
 
 def test_blocks_of_the_demo_pass_the_check(space: SearchSpace) -> None:
-    check_blocks(space)
+    check_space(space)
+
+
+def test_combinations_are_excluded() -> None:
+    blocks = {
+        "family": "inverted_residual",
+        "options": lists(kernel=[3, 5], expansion=[2, 4, 6]),
+        "exclude": [{"kernel": [5], "expansion": [4, 6]}],
+    }
+    space = build_space(SpaceConfig.model_validate({"blocks": [blocks]}), [SHAPE])
+    kept = [
+        (dict(spec.options)["kernel"], dict(spec.options)["expansion"])
+        for spec in space.stages[0].choices
+    ]
+    assert kept == [(3, 2), (3, 4), (3, 6), (5, 2)]
+
+
+def test_stages_can_differ() -> None:
+    blocks = [{"family": "inverted_residual", "options": lists(depth=[1, 2])}]
+    other = [{"family": "convnext", "options": {"kernel": [7], "expansion": [2], "depth": [1]}}]
+    config = SpaceConfig.model_validate(
+        {"blocks": blocks, "stages": {1: {"options": {"depth": [3]}}, 2: {"blocks": other}}}
+    )
+    stages = build_space(config, [SHAPE] * 3).stages
+    words = [[str(spec) for spec in stage.choices] for stage in stages]
+    assert len(words[0]) == 2
+    assert len(words[1]) == 1
+    assert "depth=3" in words[1][0]
+    assert words[2] == ["convnext(depth=1, expansion=2, kernel=7)"]
+
+
+def test_blocks_come_in_addition_to_a_preset() -> None:
+    blocks = [{"family": "convnext", "options": {"kernel": [7], "expansion": [2], "depth": [1]}}]
+    config = SpaceConfig.model_validate({"preset": "micro", "blocks": blocks})
+    assert [len(stage.choices) for stage in build_space(config, [SHAPE]).stages] == [49]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"stages": {4: {"options": {"depth": [1]}}}}, "0 to 0, but has 4"),
+        ({"stages": {0: {"options": {"dept": [1]}}}}, "stages.0.options.*names 'dept'"),
+        ({"blocks": [{"exclude": [{"size": [1]}]}]}, "exclude.*names 'size'"),
+        ({"blocks": [{"exclude": [{"kernel": [3]}]}]}, "constraints exclude all"),
+        ({"preset": "compress"}, "space.stages.0.blocks"),
+    ],
+)
+def test_mistakes_in_a_space_are_named(values: dict[str, Any], words: str) -> None:
+    blocks = {"family": "inverted_residual", "options": lists()}
+    values = {**values, "blocks": [{**blocks, **each} for each in values.get("blocks", [{}])]}
+    with pytest.raises(ConfigError, match=words):
+        build_space(SpaceConfig.model_validate(values), [SHAPE])
+
+
+def test_compressed_space_is_the_own_block_and_smaller_ones() -> None:
+    own = BlockSpec.of("inverted_residual", {**OPTIONS, "kernel": 5, "expansion": 4, "depth": 2})
+    config = SpaceConfig(preset="compress")
+    (stage,) = build_space(config, [SHAPE], [own]).stages
+    options = [dict(spec.options) for spec in stage.choices]
+    assert own in stage.choices
+    assert {each["kernel"] for each in options} == {3, 5}
+    assert {each["expansion"] for each in options} == {4, 3, 2}
+    assert {each["depth"] for each in options} == {1, 2}
+    assert len(options) == 12
+
+
+def test_encoding_looks_figures_up(space: SearchSpace) -> None:
+    architectures = space.sample(20, seed=0)
+    table = [np.arange(len(stage.choices)) * 10.0**n for n, stage in enumerate(space.stages)]
+    expected = [[choice * 10.0**n for n, choice in enumerate(each)] for each in architectures]
+    np.testing.assert_array_equal(encode(architectures, table), expected)

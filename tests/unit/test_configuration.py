@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from donna_ray import cli, pipeline
-from donna_ray.config import load_config, shipped_config
+from donna_ray.config import PRESETS, load_config, preset_space, shipped_config
 from donna_ray.errors import ConfigError
 
 BAD_VALUES = [
@@ -18,15 +18,20 @@ BAD_VALUES = [
     ("search.evaluation=5", ["search.evaluation", "5", "Did you mean evaluations?"]),
     ("library.epochs=ten", ["library.epochs", "'ten'", "Change this value"]),
     ("library.epochs=0", ["library.epochs", "0", "greater than 0"]),
-    ("space.blocks=[]", ["space.blocks", "[]", "at least one"]),
+    ("space.blocks=[]", ["space must have blocks or a preset", "donna_large"]),
+    ("space.preset=huge", ["space.preset must be one of", "micro", "'huge'"]),
+    ("space.stages={0: {block: []}}", ["space.stages.0.block", "Did you mean blocks?"]),
+    ("space.stages={-1: {}}", ["space.stages.-1"]),
+    ("space.blocks=[{family: f, options: {a: [{}]}}]", ["options.a.0 must be a finite number"]),
+    ("space.blocks=[{family: f, options: {a: [.nan]}}]", ["options.a.0 must be a finite number"]),
     ("space.blocks=[{family: inverted_residual, options: {kernel: []}}]", ["kernel", "[]"]),
     ("space.blocks=[{family: f, options: {}}]", ["space.blocks.0.options", "{}", "at least one"]),
     ("space.blocks=[{famly: f, options: {a: [1]}}]", ["blocks.0.famly", "Did you mean family?"]),
     ("space.blocks=[{options: {a: [1]}}]", ["blocks.0.family must be given", "config schema"]),
     ("search=5", ["search", "it is 5", "Change this value"]),
-    ("search.latency_limit_ms=-1", ["search.latency_limit_ms", "-1", "greater than 0"]),
-    ("search.latency_limit_ms=.inf", ["search.latency_limit_ms", "inf", "finite"]),
-    ("data.source=/no/such/folder", ["data.source", "/no/such/folder", "create the folder"]),
+    ("search.latency_limit=2.5", ["search.latency_limit must be milliseconds", "2.5"]),
+    ("search.latency_limit=0x", ["search.latency_limit", "'0x'", "greater than 0"]),
+    ("search.latency_limit=fast", ["search.latency_limit", "'0.8x'", "'fast'"]),
     ("reference.weights=/no/file", ["reference.weights", "/no/file", "correct the path"]),
     ("search.evaluations=3", ["search.evaluations", "3", "population of 24", "raise the one"]),
     ("novalue", ["KEY=VALUE", "novalue"]),
@@ -77,7 +82,7 @@ def test_command_ends_with_2_before_torch_and_ray_are_loaded(tmp_path: Path) -> 
     assert completed.returncode == 2
     assert completed.stdout.strip() == "[]"
     assert completed.stderr.startswith("donna: ")
-    assert "space.blocks must not be empty" in completed.stderr
+    assert "space must have blocks or a preset" in completed.stderr
     assert "Traceback" not in completed.stderr
     assert not (tmp_path / "run").exists()
 
@@ -90,7 +95,7 @@ def test_every_mistake_is_told_at_once() -> None:
 
 
 def test_unknown_shipped_configuration_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"one of demo, but is 'domo'"):
+    with pytest.raises(ConfigError, match=r"one of compress, demo, donna_large, but is 'domo'"):
         cli.show("domo")
 
 
@@ -109,3 +114,26 @@ def test_schema_is_json() -> None:
 
 def test_every_step_has_a_command() -> None:
     assert list(cli._STEPS) == list(pipeline.STEPS)
+
+
+def test_latency_limit_is_milliseconds_or_a_multiple() -> None:
+    config = load_config(shipped_config("demo"))
+    assert config.search.latency_limit_ms(4.0) is None
+    for text, limit in (("2.5ms", 2.5), ("0.8x", 3.2), (".5 x", 2.0)):
+        changed = load_config(shipped_config("demo"), [f"search.latency_limit={text}"])
+        assert changed.search.latency_limit_ms(4.0) == pytest.approx(limit)
+
+
+def test_every_shipped_configuration_loads() -> None:
+    for path in shipped_config("demo").parent.glob("*.yaml"):
+        load_config(path)
+    for name in PRESETS:
+        assert name == "compress" or preset_space(name).blocks
+
+
+def test_paths_are_absolute_for_workers_elsewhere() -> None:
+    config = load_config(shipped_config("demo"), ["data.source=images", "space.modules=[a.py, b]"])
+    assert config.data.source == str(Path("images").absolute())
+    assert config.space.modules == [str(Path("a.py").absolute()), "b"]
+    named = load_config(shipped_config("demo"), ["data.source=torch/cifar10"])
+    assert named.data.source == "torch/cifar10"

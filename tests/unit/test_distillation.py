@@ -23,7 +23,8 @@ def few_images(config: RunConfig, reference: StagedNetwork) -> ImageData:
         assert isinstance(split.dataset, TensorDataset)
         return Split(TensorDataset(*split.dataset[:count]))
 
-    return ImageData(first(data.train, 96), first(data.validation, 64), data.classes)
+    train, validation = first(data.train, 96), first(data.validation, 64)
+    return ImageData(train, validation, train, train, data.classes)
 
 
 def test_nsr_is_what_the_equation_says() -> None:
@@ -43,7 +44,7 @@ def test_dead_channel_is_left_out_of_the_mean() -> None:
 def test_reference_stage_has_no_noise_and_variance_is_its_own(
     reference: StagedNetwork, few_images: ImageData
 ) -> None:
-    variances = calibrate(reference, few_images)
+    variances = calibrate(reference, few_images.calibration)
     images, _ = next(few_images.train.batches(96))
     features = reference.features(images)
     for number, variance in enumerate(variances):
@@ -65,7 +66,7 @@ def test_pack_trains_each_block_as_if_alone(
         for index, (stage, choice) in enumerate([(0, 3), (2, 30), (0, 17)])
     ]
     recipe = LibraryConfig(epochs=2, batch_size=32)
-    variance = calibrate(reference, few_images)
+    variance = calibrate(reference, few_images.calibration)
     together, _ = distill_pack(reference, variance, jobs, few_images, recipe, seed=1)
     for job, expected in zip(jobs, together, strict=True):
         (alone,), _ = distill_pack(reference, variance, [job], few_images, recipe, seed=1)
@@ -77,7 +78,7 @@ def test_distillation_lowers_the_noise(
     reference: StagedNetwork, space: SearchSpace, few_images: ImageData
 ) -> None:
     job = BlockJob("key", 0, space.stages[0].choices[12])
-    variance = calibrate(reference, few_images)
+    variance = calibrate(reference, few_images.calibration)
     ratios = [
         distill_pack(
             reference, variance, [job], few_images, LibraryConfig(epochs=epochs, batch_size=32), 0

@@ -60,6 +60,7 @@ def results(*, simulated: bool = False, text: str = "plain") -> Results:
             },
             "predictor": {
                 "samples": 6,
+                "library_size": 2,
                 "kendall_tau": TAU,
                 "baselines": {"macs": TAU},
                 "architectures": [{"id": "s", "predicted": 0.5, "accuracy": 0.5}],

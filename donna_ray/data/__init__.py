@@ -1,0 +1,11 @@
+"""Images and labels: the embedded digits, a user's files, or what timm reads by name.
+
+A `Split` yields batches of images (N, C, H, W), float32 and normalised, and labels (N,), int64. Its
+order and its augmentation are functions of seed and epoch alone, so every worker sees the same. An
+image that cannot be read is left out, counted and named, and more than a few stop the run.
+"""
+
+from donna_ray.data.loading import check_data, class_count, image_format, load_data
+from donna_ray.data.split import ImageData, Split
+
+__all__ = ["ImageData", "Split", "check_data", "class_count", "image_format", "load_data"]

@@ -1,0 +1,236 @@
+"""Decoded and transformed images, by index or as a stream, with the broken ones marked as such."""
+
+import logging
+import math
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
+
+__all__ = [
+    "Batch",
+    "BrokenImage",
+    "ImageStream",
+    "IndexedImages",
+    "SeededPass",
+    "Transform",
+    "collate",
+    "derived_seed",
+    "rebatched",
+    "seeded_generators",
+]
+
+Transform = Callable[[Image.Image], Tensor]
+"""An RGB image to (3, H, W), float32."""
+
+Batch = tuple[Tensor, Tensor]
+"""Images (N, C, H, W) and labels (N,)."""
+
+_WEBDATASET_LOGGER = "timm.data.readers.reader_wds"
+
+
+@dataclass(frozen=True)
+class BrokenImage:
+    """In place of an image that could not be read.
+
+    Attributes:
+        name: its path in the data set, or its number where it has none.
+        reason: what the decoder said.
+    """
+
+    name: str
+    reason: str
+
+
+Sample = tuple[Tensor, int] | BrokenImage
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed, 0 to 2**32 - 1, that is a function of non-negative numbers and of their order."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+@contextmanager
+def seeded_generators(*numbers: int) -> Iterator[None]:
+    """Seed the CPU generators of Python, NumPy and torch; leave them as they were (0.1 ms)."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seeds = np.random.SeedSequence(numbers).generate_state(3).tolist()
+    random.seed(seeds[0])
+    np.random.seed(seeds[1])
+    torch.default_generator.manual_seed(seeds[2])  # torch.manual_seed would reseed GPUs as well
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class IndexedImages(Dataset[Sample]):
+    """Images that are read by index.
+
+    Args:
+        dataset: timm's ImageDataset, of which only the reader is used, or one of torchvision's.
+        transform: applied to each image.
+        labelled: False gives every image the label -1.
+    """
+
+    def __init__(self, dataset: Any, transform: Transform, *, labelled: bool = True) -> None:
+        self._dataset, self._transform, self._labelled = dataset, transform, labelled
+        self._reader = getattr(dataset, "reader", None)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        try:
+            image, label = self._read(index)
+        except Exception as error:  # decoders raise all sorts of errors on damaged files
+            return BrokenImage(self._name(index), f"{type(error).__name__}: {error}")
+        unknown = label is None or not self._labelled
+        return self._transform(image), -1 if unknown else int(label)
+
+    def _read(self, index: int) -> tuple[Image.Image, Any]:
+        if self._reader is None:
+            image, label = self._dataset[index]
+            return image.convert("RGB"), label
+        file, label = self._reader[index]
+        with file:
+            return Image.open(file).convert("RGB"), label
+
+    def _name(self, index: int) -> str:
+        try:
+            if self._reader is not None:
+                return str(self._reader.filename(index) or index)
+            return os.path.relpath(self._dataset.samples[index][0], self._dataset.root)
+        except Exception:  # a data set without names, or a row too damaged to have one
+            return str(index)
+
+
+class SeededPass(Dataset[Any]):
+    """One pass over a data set, whose random transforms depend on seed, epoch and index alone."""
+
+    def __init__(self, dataset: Dataset[Any], seed: int, epoch: int) -> None:
+        self._dataset, self._seed, self._epoch = dataset, seed, epoch
+
+    def __getitem__(self, index: int) -> Any:
+        with seeded_generators(self._seed, self._epoch, index):
+            return self._dataset[index]
+
+
+class ImageStream:
+    """Images that come in the order of their reader and cannot be asked for by index.
+
+    Order and augmentation of a shuffled pass repeat only with the same number of loader workers: a
+    worker reads its own part of the data.
+
+    Args:
+        open_dataset: (shuffled, seed) to timm's IterableImageDataset.
+        transform: applied to each image.
+        shards: files that loader workers share out, or None where they may split one.
+    """
+
+    def __init__(
+        self,
+        open_dataset: Callable[[bool, int], Any],
+        transform: Transform,
+        shards: int | None = None,
+    ) -> None:
+        self._open, self._transform = open_dataset, transform
+        self._length = len(open_dataset(False, 0))
+        self.shards = shards
+
+    def __len__(self) -> int:
+        return self._length
+
+    def one_pass(self, shuffle_seed: int | None, epoch: int) -> IterableDataset[Sample]:
+        """The samples of a pass; a shuffled one takes about as many as there are images."""
+        seed = derived_seed(shuffle_seed or 0, epoch)
+        shuffled = shuffle_seed is not None
+        dataset = self._open(shuffled, seed)
+        dataset.set_epoch(epoch)
+        return _StreamPass(dataset, self._transform, seed, self._length if shuffled else None)
+
+
+class _StreamPass(IterableDataset[Sample]):
+    def __init__(self, dataset: Any, transform: Transform, seed: int, limit: int | None) -> None:
+        self._dataset, self._transform = dataset, transform
+        self._seed, self._limit = seed, limit
+
+    def __iter__(self) -> Iterator[Sample]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        limit = math.inf if self._limit is None else math.ceil(self._limit / workers)
+        with _skipped_samples() as reasons:
+            told = 0
+            for number, (image, label) in enumerate(self._dataset.reader):
+                yield self._transformed(image, worker, number), int(label)
+                yield from _broken(reasons, told, worker)
+                told = len(reasons)
+                if number + 1 + told >= limit:  # shuffling readers would begin anew
+                    return
+            yield from _broken(reasons, told, worker)
+
+    def _transformed(self, image: Image.Image, worker: int, number: int) -> Tensor:
+        with seeded_generators(self._seed, worker, number):
+            return self._transform(image.convert("RGB"))
+
+
+def _broken(reasons: Sequence[str], start: int, worker: int) -> Iterator[BrokenImage]:
+    for number in range(start, len(reasons)):
+        yield BrokenImage(f"unreadable sample {number} of worker {worker}", reasons[number])
+
+
+class _Reasons(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@contextmanager
+def _skipped_samples() -> Iterator[list[str]]:
+    """Collect why timm's webdataset reader skips samples; it tells only its log."""
+    handler = _Reasons()
+    logger = logging.getLogger(_WEBDATASET_LOGGER)
+    logger.addHandler(handler)
+    try:
+        yield handler.messages
+    finally:
+        logger.removeHandler(handler)
+
+
+def collate(samples: Sequence[Sample]) -> tuple[Batch | None, dict[str, str]]:
+    """Stack the sound samples.
+
+    Returns:
+        Images (N, C, H, W) and labels (N,), or None if all are broken; and the reason why an image
+        is broken, by its name.
+    """
+    broken = {item.name: item.reason for item in samples if isinstance(item, BrokenImage)}
+    sound = [item for item in samples if not isinstance(item, BrokenImage)]
+    return (tuple(default_collate(sound)) if sound else None), broken
+
+
+def rebatched(parts: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """Batches of `size` images from parts of at most that; the last one may be smaller."""
+    held: Batch | None = None
+    for images, labels in parts:
+        if held is not None:
+            images, labels = torch.cat([held[0], images]), torch.cat([held[1], labels])
+        held = images, labels
+        if len(labels) >= size:
+            yield images[:size], labels[:size]
+            held = (images[size:], labels[size:]) if len(labels) > size else None
+    if held is not None:
+        yield held

@@ -1,0 +1,175 @@
+"""Passes over the parts of a data set."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from donna_ray.data.images import Batch, ImageStream, SeededPass, collate, derived_seed, rebatched
+from donna_ray.errors import DonnaError
+
+__all__ = ["ImageData", "Split"]
+
+_TOLERATED_SHARE = 0.01  # of a split's images may be broken
+_NAMED = 5  # broken images in the message
+
+
+@dataclass(frozen=True)
+class Split:
+    """Part of a data set.
+
+    Attributes:
+        dataset: (image, label) by index, or a stream.
+        loader_workers: processes that decode; 0 decodes in the caller's.
+        name: for messages.
+        classes: labels are 0 to classes - 1; None accepts any label.
+        broken: why an image could not be read, by its name, of all passes so far.
+    """
+
+    dataset: Dataset[Any] | ImageStream
+    loader_workers: int = 0
+    name: str = "images"
+    classes: int | None = None
+    broken: dict[str, str] = field(default_factory=dict, init=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def batches(
+        self, batch_size: int, *, shuffle_seed: int | None = None, epoch: int = 0
+    ) -> Iterator[Batch]:
+        """One pass, without the images that cannot be read.
+
+        Args:
+            batch_size: images a batch; a shuffled pass leaves out the last one if it is not full
+                (BatchNorm cannot train on a single image), unless it is the only one.
+            shuffle_seed: None keeps the order.
+            epoch: with the seed, decides the order and the augmentation.
+
+        Raises:
+            DonnaError: more than 1% of the images are broken, a label is out of range, or a stream
+                stopped or had another number of images than it said.
+        """
+        if isinstance(self.dataset, ImageStream):
+            yield from self._streamed(self.dataset, batch_size, shuffle_seed, epoch)
+            return
+        order = self._order(batch_size, shuffle_seed, epoch)
+        if isinstance(self.dataset, TensorDataset):
+            for indices in order:
+                images, labels = self.dataset[torch.from_numpy(indices)]
+                yield images, labels
+            return
+        images_of_pass = SeededPass(self.dataset, shuffle_seed or 0, epoch)
+        lists = [indices.tolist() for indices in order]
+        yield from self._loaded(DataLoader(images_of_pass, batch_sampler=lists, **self._how(0)))
+
+    def steps(self, batch_size: int) -> int:
+        """Batches of a shuffled pass."""
+        return max(len(self) // batch_size, 1)
+
+    def _order(self, batch_size: int, shuffle_seed: int | None, epoch: int) -> list[np.ndarray]:
+        order = np.arange(len(self))
+        if shuffle_seed is not None:
+            np.random.default_rng([shuffle_seed, epoch]).shuffle(order)
+            order = order[: self.steps(batch_size) * batch_size]
+        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def _streamed(
+        self, stream: ImageStream, batch_size: int, shuffle_seed: int | None, epoch: int
+    ) -> Iterator[Batch]:
+        samples = stream.one_pass(shuffle_seed, epoch)
+        how = self._how(derived_seed(shuffle_seed or 0, epoch), stream.shards)
+        loaded = self._loaded(DataLoader(samples, batch_size=batch_size, **how))
+        batches = rebatched(self._explained(loaded), batch_size)
+        if shuffle_seed is None:
+            yield from self._complete(batches)
+            return
+        for number, batch in enumerate(islice(batches, self.steps(batch_size))):
+            if number == 0 or len(batch[1]) == batch_size:
+                yield batch
+
+    def _how(self, seed: int, shards: int | None = None) -> dict[str, Any]:
+        """What every DataLoader takes; its own generator spares the caller's."""
+        workers = self.loader_workers if shards is None else min(self.loader_workers, shards)
+        generator = torch.Generator().manual_seed(seed)
+        return {"num_workers": workers, "collate_fn": collate, "generator": generator}
+
+    def _loaded(self, loader: Iterable[Any]) -> Iterator[Batch]:
+        for batch, broken in loader:
+            if broken:
+                self._note(broken)
+            if batch is not None:
+                images, labels = batch
+                self._check(labels)
+                yield images, labels
+
+    def _note(self, broken: dict[str, str]) -> None:
+        self.broken.update(broken)
+        count = len(self.broken)
+        if count <= _TOLERATED_SHARE * len(self):
+            return
+        first = "; ".join(f"{name} ({why})" for name, why in islice(self.broken.items(), _NAMED))
+        raise DonnaError(
+            f"At most {_TOLERATED_SHARE:.0%} of a split's images may be broken, but of the "
+            f"{len(self)} of {self.name} already {count} ({count / len(self):.1%}) cannot be read: "
+            f"{first}{'; …' if count > _NAMED else ''}. Repair or remove them."
+        )
+
+    def _check(self, labels: Tensor) -> None:
+        if self.classes is None:
+            return
+        wrong = labels[(labels < 0) | (labels >= self.classes)]
+        if len(wrong):
+            raise DonnaError(
+                f"Labels must be 0 to {self.classes - 1}, but an image of {self.name} has "
+                f"{int(wrong[0])}. Correct the labels, or data.classes ({self.classes})."
+            )
+
+    def _explained(self, loaded: Iterator[Batch]) -> Iterator[Batch]:
+        try:
+            yield from loaded
+        except DonnaError:
+            raise
+        except Exception as error:
+            raise DonnaError(
+                f"A stream of images must not stop before its end, but {self.name} did "
+                f"({type(error).__name__}: {error}). Repair the data, or read them by index "
+                "(a folder, a tar or hfds/…), which skips broken images."
+            ) from error
+
+    def _complete(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        count = 0
+        for batch in batches:
+            count += len(batch[1])
+            yield batch
+        if not count <= len(self) <= count + len(self.broken):
+            raise DonnaError(
+                f"A split must hold as many images as it says, but {self.name} says {len(self)} "
+                f"and gave {count}, besides {len(self.broken)} that cannot be read. Correct the "
+                "number of images in the split, or the files."
+            )
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set.
+
+    Attributes:
+        train: labelled, with augmentation.
+        validation: labelled; every accuracy is measured on it.
+        distillation: what blocks are distilled on: the unlabelled images (labels -1) if there are
+            any, else the same as train.
+        calibration: the images of distillation without augmentation.
+        classes: labels are 0 to classes - 1.
+    """
+
+    train: Split
+    validation: Split
+    distillation: Split
+    calibration: Split
+    classes: int

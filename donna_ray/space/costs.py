@@ -1,0 +1,48 @@
+"""Params and MACs of blocks that were checked once, kept in the user's cache."""
+
+import os
+import sqlite3
+from pathlib import Path
+from types import TracebackType
+
+__all__ = ["CostCache"]
+
+
+class CostCache:
+    """A context manager that holds the cache open.
+
+    The file is ``$XDG_CACHE_HOME/donna-ray/blocks.sqlite`` (by default in ``~/.cache``). Any number
+    of processes may use it; it can be deleted at any time.
+    """
+
+    def __init__(self) -> None:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "donna-ray"
+        root.mkdir(parents=True, exist_ok=True)
+        path = root / "blocks.sqlite"
+        self._database = sqlite3.connect(path, timeout=60, isolation_level=None)
+        self._database.execute("pragma synchronous = off")  # it can be made again
+        self._database.execute(
+            "create table if not exists costs (key text primary key, params integer, macs integer)"
+        )
+
+    def __enter__(self) -> "CostCache":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._database.close()
+
+    def get(self, key: str) -> dict[str, int] | None:
+        """`params` and `macs`, or None."""
+        query = "select params, macs from costs where key = ?"
+        row = self._database.execute(query, (key,)).fetchone()
+        return None if row is None else {"params": row[0], "macs": row[1]}
+
+    def put(self, key: str, cost: dict[str, int]) -> None:
+        """Keep a cost."""
+        row = (key, cost["params"], cost["macs"])
+        self._database.execute("insert or replace into costs values (?, ?, ?)", row)

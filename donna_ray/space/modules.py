@@ -1,0 +1,75 @@
+"""Loads the block families of a user's Python files and of installed packages."""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from donna_ray.artifacts import digest
+from donna_ray.errors import ConfigError
+from donna_ray.space.block import block_families
+
+__all__ = ["register_modules"]
+
+_GROUP = "donna_ray.blocks"
+
+
+def register_modules(modules: Sequence[str]) -> None:
+    """Import what registers block families, once in a process.
+
+    Args:
+        modules: paths of Python files (ending in `.py`), or names of entry points in the group
+            `donna_ray.blocks`.
+
+    Raises:
+        ConfigError: one does not exist, raises, or registers no family.
+    """
+    for module in modules:
+        _register(module)
+
+
+@cache
+def _register(module: str) -> None:
+    before = block_families()
+    try:
+        _load_file(Path(module)) if module.endswith(".py") else _load_entry_point(module)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"space.modules must name modules that can be imported, but {module} raised "
+            f"{type(error).__name__}: {error}. Mend it."
+        ) from error
+    if block_families() == before:
+        raise ConfigError(
+            f"space.modules must name modules that register a block family, but {module} "
+            "registers none. Decorate a build function with donna_ray.space.register_block."
+        )
+
+
+def _load_file(path: Path) -> None:
+    if not path.is_file():
+        raise ConfigError(
+            f"space.modules must name files that exist, but {path} does not. Correct the path."
+        )
+    name = f"donna_ray_blocks_{digest(str(path))}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"space.modules must name Python files, but {path} is none.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that classes in it can be pickled and inspected
+    spec.loader.exec_module(module)
+
+
+def _load_entry_point(name: str) -> None:
+    points = entry_points(group=_GROUP)
+    found = [point for point in points if point.name == name]
+    if not found:
+        known = ", ".join(sorted(point.name for point in points)) or "none"
+        raise ConfigError(
+            f"space.modules must name Python files (NAME.py) or entry points of the group {_GROUP} "
+            f"({known} installed), but has {name!r}. Correct the name or install the package."
+        )
+    found[0].load()

@@ -1,0 +1,108 @@
+"""The facts of ``overview`` as tables for a terminal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["print_reference", "print_space"]
+
+Facts = dict[str, Any]
+
+
+def print_reference(facts: Facts) -> None:
+    """The result of ``overview.reference_facts``."""
+    console = _console()
+    console.print(
+        f"{facts['model']}: input {_shape(facts['input'])}, {facts['classes']} classes, "
+        f"{_count(facts['params'])} params, {_count(facts['macs'])} MACs"
+    )
+    columns = ("part", "modules", "input", "output", "stride", "params", "MACs", "share", "block")
+    rows = [
+        (
+            part["part"],
+            _names(part["modules"]),
+            _shape(part["input"]),
+            _shape(part["output"]),
+            str(part["stride"]),
+            _count(part["params"]),
+            _count(part["macs"]),
+            f"{100 * part['share']:.1f}%",
+            part["block"] or "",
+        )
+        for part in facts["parts"]
+    ]
+    console.print(_table(columns, rows))
+    console.print(f"head(stages(stem(x))) differs from the model by {facts['max_error']:.1e}")
+
+
+def print_space(facts: Facts) -> None:
+    """The result of ``overview.space_facts``."""
+    console = _console()
+    for number, stage in enumerate(facts["stages"]):
+        own = {True: ", the reference's own block among them", False: "", None: ""}[stage["own"]]
+        console.print(
+            f"stage {number} ({_names(stage['modules'])}): {_shape(stage['input'])} to "
+            f"{_shape(stage['output'])}, stride {stage['stride']}: {stage['choices']} blocks{own}"
+        )
+        if number and stage["families"] == facts["stages"][number - 1]["families"]:
+            console.print("    the same blocks as in the stage before")
+            continue
+        for name, family in stage["families"].items():
+            options = "; ".join(
+                f"{option} {', '.join(map(str, values))}"
+                for option, values in family["options"].items()
+            )
+            console.print(f"    {family['blocks']} {name}: {options}")
+    rows = [
+        (f"stage {number}", str(stage["choices"]), *_ranges(stage))
+        for number, stage in enumerate(facts["stages"])
+    ]
+    rows.append(("network", f"{facts['size']:.3g}", *_ranges(facts)))
+    console.print(_table(("", "choices", "params", "MACs"), rows))
+    console.print(
+        f"{facts['size']:,} networks of {facts['blocks']} blocks on {facts['reference']} with "
+        f"{facts['classes']} classes; all blocks keep their stage's shape"
+    )
+    console.print("registered families:")
+    for family in facts["families"]:
+        yours = "" if family["builtin"] else " (yours)"
+        console.print(f"    {family['name']}{yours}: {', '.join(family['options'])}")
+
+
+def _console() -> Console:
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 200  # a table in a file is not to be cut to a terminal's width
+    return console
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None)
+    for column in columns:
+        justify: Any = "right" if column in ("stride", "params", "MACs", "share") else "left"
+        table.add_column(column, justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _ranges(facts: Facts) -> tuple[str, str]:
+    params, macs = (" to ".join(map(_count, facts[name])) for name in ("params", "macs"))
+    return params, macs
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _names(names: Sequence[str]) -> str:
+    return " ".join(names) if len(names) < 3 else f"{names[0]} … {names[-1]}"
+
+
+def _count(value: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return str(value)

@@ -1,0 +1,43 @@
+"""`donna compress`: the reference's own stages, shrunk under a latency limit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from donna_ray.report.results import Results
+from tests.integration.conftest import DONNA, donna, results_of
+
+SMALL = {
+    "reference.training": {"epochs": 3},
+    "library.pack_size": 32,
+    "predictor.samples": 6,
+    "search.evaluations": 24,
+    "search.population": 8,
+    "finetune.epochs": 1,
+    "finetune.networks": 1,
+}
+
+
+def test_model_is_compressed_under_its_limit(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--data=digits", "--latency-limit=0.9x", "--weights=train", f"--out={out}"]
+    sets = [f"--set={key}={json.dumps(value)}" for key, value in SMALL.items()]
+    completed = donna([*DONNA, "compress", "donna_digits", *options, *sets])
+    assert completed.returncode == 0, completed.stderr
+    results = Results.model_validate(results_of(out))
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["space"]["preset"] == "compress"
+    assert results.name == "compress-donna_digits"
+    reference = results.reference
+    assert all(
+        point.latency.median_ms <= 0.9 * reference.latency.median_ms for point in results.front
+    )
+    assert all(point.params < reference.params for point in results.front)
+    largest = [max(block.params for block in stage.blocks) for stage in results.library.stages]
+    smallest = [min(block.params for block in stage.blocks) for stage in results.library.stages]
+    assert all(small < large for small, large in zip(smallest, largest, strict=True))
+    assert any(point.accuracy is not None for point in results.front)
+    assert donna([*DONNA, "space", "show", str(out)]).returncode == 0

@@ -1,0 +1,58 @@
+"""More choices in a finished run: only the new blocks are distilled, the predictor is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from donna_ray.report.results import Results
+from tests.integration.conftest import SMALLEST, arguments, donna, results_of
+
+OWN_BLOCK = """
+from torch import nn
+from donna_ray.space import register_block
+
+@register_block("plain_convolution", ("kernel",))
+def build(in_channels, out_channels, stride, *, kernel):
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
+    )
+"""
+
+
+def test_extended_space_distils_new_blocks_and_keeps_the_predictor(
+    copy_of_finished: Path, tmp_path: Path
+) -> None:
+    before = Results.model_validate(results_of(copy_of_finished))
+    module = tmp_path / "my_block.py"
+    module.write_text(OWN_BLOCK)
+    blocks: Any = SMALLEST["space.blocks"]
+    own = {"family": "plain_convolution", "options": {"kernel": [3]}}
+    command = arguments(
+        copy_of_finished,
+        f"--set=space.modules={json.dumps([str(module)])}",
+        f"--set=space.blocks={json.dumps([own, *blocks])}",
+    )
+    completed = donna(command)
+    assert completed.returncode == 0, completed.stderr
+    assert "12 of 15 blocks are there already" in completed.stderr
+    assert "the predictor was fitted: it is kept" in completed.stderr.replace("\n", " ")
+    after = Results.model_validate(results_of(copy_of_finished))
+
+    assert after.predictor.architectures == before.predictor.architectures
+    assert after.predictor.kendall_tau == before.predictor.kendall_tau
+    assert (before.predictor.library_size, after.predictor.library_size) == (12, 12)
+    for old, new in zip(before.library.stages, after.library.stages, strict=True):
+        assert len(new.blocks) == 5
+        assert [block.key for block in new.blocks[1:]] == [block.key for block in old.blocks]
+    known = {tuple(point.blocks): point.id for point in before.front}
+    again = {tuple(point.blocks): point.id for point in after.front}
+    for blocks_of, identity in again.items():
+        assert known.get(blocks_of, identity) == identity
+
+    again_done = donna(command)
+    assert again_done.returncode == 0, again_done.stderr
+    assert "search     reused" in again_done.stderr

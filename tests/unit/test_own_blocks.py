@@ -1,0 +1,181 @@
+"""A user's blocks: found in a file or an entry point, refused where they break the interface."""
+
+from __future__ import annotations
+
+import textwrap
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from donna_ray.config import SpaceConfig
+from donna_ray.errors import ConfigError
+from donna_ray.space import (
+    BlockSpec,
+    StageShape,
+    block_family,
+    build_space,
+    check_space,
+    record_id,
+    register_modules,
+)
+from donna_ray.space import modules as space_modules
+from donna_ray.space.check import covering
+
+SHAPE = StageShape((4, 8, 8), (6, 4, 4))
+PLAIN = """
+    from torch import nn
+    from donna_ray.space import register_block
+
+    @register_block("{name}", ("kernel", "width"), allowed=lambda kernel, width: kernel < width)
+    def build(in_channels, out_channels, stride, *, kernel, width):
+        return nn.Sequential(
+            nn.Conv2d(in_channels, width, kernel, stride, padding=kernel // 2),
+            nn.ReLU(),
+            nn.Conv2d(width, out_channels, 1),
+        )
+"""
+BROKEN = """
+    import torch
+    from torch import nn
+    from donna_ray.space import register_block
+
+    class Odd(nn.Module):
+        def __init__(self, channels, out, stride):
+            super().__init__()
+            self.conv = nn.Conv2d(channels, out, 3, stride, 1)
+
+        def forward(self, x):
+            return {forward}
+
+    @register_block("{name}", ("size",))
+    def build(in_channels, out_channels, stride, *, size):
+        return {build}
+"""
+
+
+def write(path: Path, text: str, **words: str) -> str:
+    path.write_text(textwrap.dedent(text).format(**words))
+    return str(path)
+
+
+def space_config(module: str, family: str, **options: list[Any]) -> SpaceConfig:
+    blocks = [{"family": family, "options": options}]
+    return SpaceConfig.model_validate({"modules": [module], "blocks": blocks})
+
+
+def test_family_of_a_file_is_a_family(tmp_path: Path) -> None:
+    module = write(tmp_path / "mine.py", PLAIN, name="of_a_file")
+    config = space_config(module, "of_a_file", kernel=[3, 5], width=[4, 8])
+    space = build_space(config, [SHAPE])
+    words = [str(spec) for spec in space.stages[0].choices]
+    assert words == [
+        "of_a_file(kernel=3, width=4)",
+        "of_a_file(kernel=3, width=8)",
+        "of_a_file(kernel=5, width=8)",  # kernel 5 and width 4 is not allowed
+    ]
+    costs = check_space(space)
+    assert costs == check_space(space)
+    assert costs[0][0] == {"params": 4 * 4 * 9 + 4 + 6 * 4 + 6, "macs": 16 * (4 * 4 * 9 + 6 * 4)}
+    assert not block_family("of_a_file").builtin
+
+
+def test_entry_point_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "donna_test_package.py", PLAIN, name="of_a_package")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    point = EntryPoint("nice_blocks", "donna_test_package", "donna_ray.blocks")
+    monkeypatch.setattr(space_modules, "entry_points", lambda group: EntryPoints([point]))
+    config = space_config("nice_blocks", "of_a_package", kernel=[3], width=[8])
+    assert build_space(config, [SHAPE]).size == 1
+    with pytest.raises(ConfigError, match=r"nice_blocks installed.*'nicer_blocks'"):
+        register_modules(["nicer_blocks"])
+
+
+def test_record_of_an_own_block_depends_on_its_source(tmp_path: Path) -> None:
+    register_modules([write(tmp_path / "a.py", PLAIN, name="source_a")])
+    register_modules([write(tmp_path / "b.py", PLAIN + "    # changed", name="source_b")])
+    assert block_family("source_a").source != block_family("source_b").source
+    spec = BlockSpec.of("source_a", {"kernel": 3, "width": 8})
+    assert record_id(spec) == f"{spec.id}-{block_family('source_a').source}"
+    builtin = BlockSpec.of("convnext", {"kernel": 7, "expansion": 4, "depth": 1})
+    assert record_id(builtin) == builtin.id
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "does not. Correct the path"),
+        ("x = 1\n", "registers none"),
+        ("import nothing_like_this\n", "raised ModuleNotFoundError"),
+        ("x = (\n", "raised SyntaxError"),
+    ],
+)
+def test_module_that_registers_nothing_is_named(
+    tmp_path: Path, text: str | None, words: str
+) -> None:
+    path = tmp_path / "module.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=f"module.py.*{words}"):
+        register_modules([str(path)])
+
+
+def test_name_that_is_taken_is_refused(tmp_path: Path) -> None:
+    module = write(tmp_path / "thief.py", PLAIN, name="inverted_residual")
+    with pytest.raises(ConfigError, match=r"'inverted_residual'.*is taken by donna_ray"):
+        register_modules([module])
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "forward", "words"),
+    [
+        ("too_wide", "nn.Conv2d(in_channels, out_channels + 1, 3, stride, 1)", "x", r"into \(7, "),
+        ("no_stride", "nn.Conv2d(in_channels, out_channels, 3, 1, 1)", "x", r"into \(6, 8, 8\)"),
+        ("nothing", "nn.AvgPool2d(2)", "x", r"into \(4, 4, 4\)"),
+        (
+            "untrained",
+            "nn.Sequential(nn.AvgPool2d(2), nn.ConstantPad3d((0,0,0,0,0,2), 0.0))",
+            "x",
+            "no para",
+        ),
+        ("nan", "Odd(in_channels, out_channels, stride)", "self.conv(x).log()", "not finite"),
+        (
+            "no_export",
+            "Odd(in_channels, out_channels, stride)",
+            "torch.special.bessel_j0(self.conv(x)) + self.conv(x)",
+            "running it raised",
+        ),
+        (
+            "other_onnx",
+            "Odd(in_channels, out_channels, stride)",
+            "self.conv(x) * (2 if torch.onnx.is_in_onnx_export() else 1)",
+            "differs by",
+        ),
+        ("raises", "nn.Conv2d(in_channels, out_channels, stride, size)", "x", "building it raised"),
+    ],
+)
+def test_block_that_breaks_the_interface_is_named(
+    tmp_path: Path, name: str, build: str, forward: str, words: str
+) -> None:
+    module = write(tmp_path / "broken.py", BROKEN, name=name, build=build, forward=forward)
+    space = build_space(space_config(module, name, size=["x"]), [SHAPE])
+    with pytest.raises(ConfigError, match=rf"{name}\(size=x\) must be .* stage 0, but .*{words}"):
+        check_space(space)
+
+
+def test_every_value_of_every_option_is_run() -> None:
+    specs = block_family("inverted_residual").specs(
+        {
+            "kernel": [3, 5, 7],
+            "expansion": [2, 3, 4, 6],
+            "depth": [1, 2, 3, 4],
+            "activation": ["relu", "silu"],
+            "squeeze_excite": [False, True],
+        }
+    )
+    chosen = covering(specs)
+    assert len(chosen) == 4
+    assert {option for spec in chosen for option in spec.options} == {
+        option for spec in specs for option in spec.options
+    }
