@@ -21,11 +21,16 @@ def complexity(module: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
         `params` (elements of all parameters) and `macs` (of convolutions and matrix products; half
         of what torch counts as flops; elementwise work and BatchNorm count nothing).
     """
-    return probe(copy.deepcopy(module).to("meta").eval(), input_shape)[0]
+    shadow = copy.deepcopy(module).to("meta").eval().requires_grad_(False)
+    return probe(shadow, input_shape)[0]
 
 
 def probe(module: nn.Module, input_shape: Sequence[int]) -> tuple[dict[str, int], tuple[int, ...]]:
-    """``complexity`` of a module that is on the meta device, in its mode, and its output's shape.
+    """``complexity`` of a module that is on the meta device, and its output's shape.
+
+    Args:
+        module: in eval mode and without gradients (which the flop counter would track).
+        input_shape: as there.
 
     Returns:
         `params` and `macs`, and the shape without the batch.

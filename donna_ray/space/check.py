@@ -71,7 +71,8 @@ def _check_block(spec: BlockSpec, shape: StageShape, number: int) -> dict[str, i
     try:
         with torch.device("meta"):
             block = build_block(spec, shape).eval()
-        cost, output = probe(block, shape.input)
+        trainable = any(parameter.requires_grad for parameter in block.parameters())
+        cost, output = probe(block.requires_grad_(False), shape.input)
     except ConfigError:
         raise
     except Exception as error:
@@ -79,7 +80,7 @@ def _check_block(spec: BlockSpec, shape: StageShape, number: int) -> dict[str, i
         raise _broken(spec, number, reason) from error
     if output != shape.output:
         raise _broken(spec, number, f"it turns {shape.input} into {output}, not {shape.output}")
-    if not any(parameter.requires_grad for parameter in block.parameters()):
+    if not trainable:
         raise _broken(spec, number, "it has no parameters to train")
     return cost
 

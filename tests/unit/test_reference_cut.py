@@ -46,6 +46,7 @@ FAMILIES = [
     ("mixer_s16_224", 224, 4),
     ("poolformer_s12", 64, 4),
     ("densenet121", 64, 4),
+    ("cait_xxs24_224", 64, 4),
     ("donna_digits", 16, 3),
     ("donna_micro", 32, 4),
 ]
