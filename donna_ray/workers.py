@@ -3,9 +3,14 @@
 The workers pull units from a queue, so a fast one does more, and a restarted one goes on with what
 is left. A unit writes its own results (a record, a file); only small facts come back. Used by the
 library (a unit is a pack of blocks) and by finetuning (a unit is an architecture).
+
+Workers come in waves, a Ray Train run each: the first has as many workers as fit the cluster at
+once, and one more starts whenever a node has joined, until there are `cluster.workers`.
 """
 
+import contextlib
 import shutil
+import threading
 import time
 import traceback
 import uuid
@@ -17,19 +22,26 @@ from typing import Any
 import ray
 import ray.train
 import torch
+from ray.autoscaler.sdk import request_resources
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from donna_ray.config import ClusterConfig
 from donna_ray.errors import DonnaError
 from donna_ray.run import Run
+from donna_ray.unit_queue import UnitQueue
 
-__all__ = ["Unit", "UnitQueue", "spread"]
+__all__ = ["Unit", "spread"]
 
 Work = Callable[[Any], dict[str, Any]]
 """Does one unit, given its payload; returns facts as plain JSON. Pickled to every worker."""
 
 _POLL_S = 0.3
+_BEAT_S = 5.0
+_SETTLING_S = 60.0  # until a started wave holds its resources, or has been waiting long enough
+_ENDING_S = 20.0  # for workers to see that the queue is drained; then their run is killed
+_NOTICE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -45,70 +57,8 @@ class Unit:
     weight: int = 1
 
 
-class UnitQueue:
-    """Leases units by index; each is completed once. Lives in a Ray actor, so needs no lock."""
-
-    def __init__(self, weights: Sequence[int]) -> None:
-        self._weights = list(weights)
-        self._pending = list(range(len(weights)))
-        self._leased: dict[int, int] = {}
-        self._facts: dict[int, dict[str, Any]] = {}
-        self._error: str | None = None
-
-    def lease(self, worker: int) -> int | None:
-        """The next unit for a worker; None while all that is left is leased to others."""
-        if not self._pending or self._error:
-            return None
-        index = self._pending.pop(0)
-        self._leased[index] = worker
-        return index
-
-    def complete(self, index: int, facts: dict[str, Any]) -> None:
-        """A unit is done and its results are stored."""
-        self._leased.pop(index, None)
-        self._facts[index] = facts
-
-    def fail(self, error: str) -> None:
-        """A unit raised: nothing more is leased, and `finished` becomes true."""
-        self._error = self._error or error
-
-    def release(self, worker: int) -> None:
-        """Put the units of a worker that died back, first in line."""
-        lost = [index for index, holder in self._leased.items() if holder == worker]
-        for index in lost:
-            del self._leased[index]
-        self._pending = lost + self._pending
-
-    def finished(self) -> bool:
-        """Whether there is nothing more to do, now or later."""
-        return self._error is not None or len(self._facts) == len(self._weights)
-
-    def done(self) -> int:
-        """Weight of the completed units."""
-        return sum(self._weights[index] for index in self._facts)
-
-    def result(self) -> tuple[list[dict[str, Any]], str | None]:
-        """Facts of the completed units in the order of the units, and the error if one raised."""
-        return [self._facts[index] for index in sorted(self._facts)], self._error
-
-
-class _IndependentWorkers(Backend):
-    """Workers that form no process group, so that one that died is restarted alone.
-
-    `has_replica_groups` is a DeveloperAPI of Ray Train.
-    """
-
-    has_replica_groups = True
-
-
-class _IndependentConfig(BackendConfig):
-    @property
-    def backend_cls(self) -> type[Backend]:
-        return _IndependentWorkers
-
-
 def spread(run: Run, name: str, unit: str, units: Sequence[Unit], work: Work) -> list[dict]:
-    """Do all units on the workers of a Ray Train run and wait for them.
+    """Do all units on Ray Train workers and wait for them.
 
     Args:
         run: for the cluster's shape, the progress display and the folder of Ray's own files.
@@ -127,19 +77,20 @@ def spread(run: Run, name: str, unit: str, units: Sequence[Unit], work: Work) ->
         return []
     run.ray.ensure()
     actor: Any = ray.remote(num_cpus=0)(UnitQueue)
-    queue = actor.remote([unit.weight for unit in units])
+    queue = actor.options(**_here()).remote([unit.weight for unit in units])
     storage = run.root / "ray" / f"{name}-{uuid.uuid4().hex[:8]}"
-    trainer = _trainer(run.config.cluster, storage, queue, units, work)
+    arguments = {"queue": queue, "units": list(units), "work": work}
+    waves = _Waves(run, storage, arguments)
     total = sum(unit.weight for unit in units)
-    failure: Exception | None = None
-    with (
-        run.progress(name, total, unit) as progress,
-        progress.following(lambda: ray.get(queue.done.remote())),
-    ):
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as failed:
-            failure = failed
+    patience_s = 0.0  # where the loop is left by an exception
+    try:
+        with run.progress(name, total, unit) as progress:
+            while not ray.get(queue.finished.remote()) and waves.tend():
+                progress.update(ray.get(queue.state.remote())["done"])
+                time.sleep(_POLL_S)
+        patience_s = _ENDING_S
+    finally:
+        waves.end(patience_s)
     facts, error = ray.get(queue.result.remote())
     ray.kill(queue)
     shutil.rmtree(storage, ignore_errors=True)
@@ -149,44 +100,157 @@ def spread(run: Run, name: str, unit: str, units: Sequence[Unit], work: Work) ->
         raise DonnaError(
             f"Step {name!r} must finish all its units, but {len(facts)} of {len(units)} are done: "
             f"it was interrupted, or workers died more than cluster.retries = "
-            f"{run.config.cluster.retries} times ({failure}). What is done is kept: look for the "
-            "cause (often memory), then run the same command again."
+            f"{run.config.cluster.retries} times ({waves.failure}). What is done is kept: look for "
+            "the cause (often memory), then run the same command again."
         )
     return facts
 
 
-def _trainer(
-    cluster: ClusterConfig, storage: Path, queue: Any, units: Sequence[Unit], work: Work
-) -> DataParallelTrainer:
-    resources = {"CPU": cluster.cpus_per_worker}
-    if cluster.gpus_per_worker:
-        resources["GPU"] = cluster.gpus_per_worker
-    threads = max(int(cluster.cpus_per_worker), 1)
-    arguments = {"queue": queue, "units": list(units), "work": work, "threads": threads}
+class _Waves:
+    """The Ray Train runs that work on one queue.
+
+    Attributes:
+        failure: why the last one that failed did.
+    """
+
+    def __init__(self, run: Run, storage: Path, arguments: dict[str, Any]) -> None:
+        self.failure: Exception | None = None
+        self._run, self._storage, self._arguments = run, storage, arguments
+        self._wanted = min(run.config.cluster.workers, len(arguments["units"]))
+        self._started = 0
+        self._dead: set[str] = set()
+        self._running: dict[Any, int] = {}
+        self._changed = self._noticed = time.monotonic()
+
+    def tend(self) -> bool:
+        """Start workers where there is room; False if all have ended before the work has."""
+        for reference in ray.wait(list(self._running), num_returns=1, timeout=0)[0]:
+            del self._running[reference]
+            try:
+                ray.get(reference)
+            except ray.exceptions.RayError as error:
+                self.failure = error
+        dead = {node["NodeID"] for node in ray.nodes() if not node["Alive"]} - self._dead
+        if dead:
+            self._dead |= dead
+            ray.get(self._arguments["queue"].lose.remote(list(dead)))
+        if self._started < self._wanted and self._settled():
+            self._start(min(_room(self._run.config.cluster), self._wanted - self._started))
+        return bool(self._running) or self._started < self._wanted
+
+    def end(self, patience_s: float) -> None:
+        """Wait for the workers, who leave when the queue is finished, and kill those who do not.
+
+        One whose node was lost waits for a new one for ever, and its run with it.
+        """
+        if self._started < self._wanted:
+            request_resources(bundles=[])
+        waiting = list(self._running)
+        _, waiting = ray.wait(waiting, num_returns=len(waiting) or 1, timeout=patience_s)
+        for reference in waiting:
+            ray.cancel(reference, force=True)
+
+    def _settled(self) -> bool:
+        joined = ray.get(self._arguments["queue"].state.remote())["workers"]
+        return joined >= self._started or time.monotonic() - self._changed > _SETTLING_S
+
+    def _start(self, size: int) -> None:
+        cluster = self._run.config.cluster
+        if size > 0:
+            wave = uuid.uuid4().hex[:8]
+            fit = _fit.options(**_here())
+            reference = fit.remote(cluster, self._storage / wave, wave, size, self._arguments)
+            self._running[reference] = size
+            self._started += size
+            self._changed = time.monotonic()
+        if self._started < self._wanted:
+            request_resources(bundles=[_resources(cluster)] * self._wanted)
+            self._notice(cluster)
+
+    def _notice(self, cluster: ClusterConfig) -> None:
+        if self._running or time.monotonic() - self._noticed < _NOTICE_S:
+            return
+        self._noticed = time.monotonic()
+        self._run.say(
+            f"  waiting for room for a worker ({_resources(cluster)}); free in the cluster: "
+            f"{ray.available_resources()}"
+        )
+
+
+class _IndependentWorkers(Backend):
+    """Workers that form no process group, so that one that died is restarted alone.
+
+    `has_replica_groups` is a DeveloperAPI of Ray Train.
+    """
+
+    has_replica_groups = True
+
+
+class _IndependentConfig(BackendConfig):
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _IndependentWorkers
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _fit(
+    cluster: ClusterConfig, storage: Path, wave: str, size: int, arguments: dict[str, Any]
+) -> None:
+    """One Ray Train run, in a process of its own so that it can be ended whatever it waits for."""
     storage.mkdir(parents=True, exist_ok=True)
-    return DataParallelTrainer(
+    threads = max(int(cluster.cpus_per_worker), 1)
+    DataParallelTrainer(
         _worker_loop,
-        train_loop_config=arguments,
+        train_loop_config={**arguments, "wave": wave, "threads": threads},
         backend_config=_IndependentConfig(),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=min(cluster.workers, len(units)),
+            num_workers=size,
             use_gpu=cluster.gpus_per_worker > 0,
-            resources_per_worker=resources,
+            resources_per_worker=_resources(cluster),
+            accelerator_type=cluster.accelerator_type,
         ),
         run_config=ray.train.RunConfig(
             name="train",
             storage_path=str(storage),
             failure_config=ray.train.FailureConfig(max_failures=cluster.retries),
         ),
-    )
+    ).fit()
+
+
+def _here() -> dict[str, Any]:
+    """Options that place what coordinates on this node, whose loss ends the run in any case."""
+    node = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+
+
+def _resources(cluster: ClusterConfig) -> dict[str, float]:
+    gpus = {"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {}
+    return {"CPU": cluster.cpus_per_worker, **gpus}
+
+
+def _room(cluster: ClusterConfig) -> int:
+    """How many workers fit now: into what is free, on nodes that are large enough."""
+    needed = _resources(cluster)
+    if cluster.accelerator_type:
+        needed[f"accelerator_type:{cluster.accelerator_type}"] = 0.001  # what Ray itself reserves
+    free = ray.available_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return min(_fitting(needed, free), sum(_fitting(needed, node) for node in nodes))
+
+
+def _fitting(needed: dict[str, float], present: dict[str, float]) -> int:
+    return min(int(present.get(name, 0) / amount + 1e-6) for name, amount in needed.items())
 
 
 def _worker_loop(arguments: dict[str, Any]) -> None:
     """Runs on each worker until the queue is finished. Never reports: that would be a barrier."""
     torch.set_num_threads(arguments["threads"])
     queue, units, work = arguments["queue"], arguments["units"], arguments["work"]
-    worker = ray.train.get_context().get_world_rank()
-    ray.get(queue.release.remote(worker))  # what this rank held before it died
+    worker = uuid.uuid4().hex
+    place = f"{arguments['wave']}/{ray.train.get_context().get_world_rank()}"
+    node = ray.get_runtime_context().get_node_id()
+    ray.get(queue.join.remote(worker, place, node))
+    threading.Thread(target=_beat, args=(queue, worker), daemon=True).start()
     while not ray.get(queue.finished.remote()):
         index = ray.get(queue.lease.remote(worker))
         if index is None:
@@ -198,3 +262,10 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
             ray.get(queue.fail.remote(traceback.format_exc()))
             return
         ray.get(queue.complete.remote(index, facts))
+
+
+def _beat(queue: Any, worker: str) -> None:
+    with contextlib.suppress(ray.exceptions.RayError):  # the queue ends with the step
+        while True:
+            time.sleep(_BEAT_S)
+            ray.get(queue.beat.remote(worker))

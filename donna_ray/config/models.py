@@ -268,11 +268,15 @@ class DeviceConfig(_Section):
 
 
 class ClusterConfig(_Section):
-    """What training takes of the Ray cluster."""
+    """What training takes of the Ray cluster: up to `workers` workers, as many as find room.
+
+    `accelerator_type` is Ray's name of the GPU that a worker must have, such as `V100`.
+    """
 
     workers: PositiveInt = 2
     cpus_per_worker: PositiveFloat = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    accelerator_type: str | None = None
     retries: NonNegativeInt = 3
 
 

@@ -26,7 +26,6 @@ from donna_ray.predictor import AccuracyPredictor, fit, kendall_tau
 from donna_ray.reference import build_reference
 from donna_ray.search.study import architecture_of, distributions, front_of, open_study
 from donna_ray.space import SearchSpace
-from donna_ray.workers import UnitQueue
 
 Points = st.lists(
     st.tuples(st.integers(0, 6).map(float), st.integers(0, 6).map(float)), min_size=1, max_size=20
@@ -105,32 +104,6 @@ def test_chosen_points_span_the_front(length: int, count: int) -> None:
     if count > 1:
         assert chosen[0] == front[0]
         assert chosen[-1] == front[-1]
-
-
-def test_queue_gives_each_unit_once_and_takes_back_the_dead_ones() -> None:
-    queue = UnitQueue([1, 5, 1])
-    assert [queue.lease(0), queue.lease(1)] == [0, 1]
-    queue.complete(1, {"n": 1})
-    queue.release(0)
-    assert queue.lease(1) == 0
-    assert queue.lease(0) == 2
-    assert queue.lease(1) is None
-    assert not queue.finished()
-    queue.complete(2, {"n": 2})
-    queue.complete(0, {"n": 0})
-    assert queue.finished()
-    assert queue.done() == 7
-    assert queue.result() == ([{"n": 0}, {"n": 1}, {"n": 2}], None)
-
-
-def test_unit_that_raises_ends_the_queue() -> None:
-    queue = UnitQueue([1, 1])
-    queue.lease(0)
-    queue.fail("first")
-    queue.fail("second")
-    assert queue.finished()
-    assert queue.lease(1) is None
-    assert queue.result() == ([], "first")
 
 
 def test_export_equals_torch_and_notices_other_weights(
