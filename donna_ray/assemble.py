@@ -6,9 +6,19 @@ from collections.abc import Sequence
 from donna_ray.artifacts import Artifact
 from donna_ray.network import StagedNetwork
 from donna_ray.records import RecordStore
-from donna_ray.space import Architecture, BlockSpec, build_block
+from donna_ray.space import Architecture, BlockSpec, SearchSpace, Stage, StageShape, build_block
 
-__all__ = ["assemble", "block_keys", "untrained"]
+__all__ = ["assemble", "block_keys", "library_space", "untrained"]
+
+
+def library_space(library: Artifact) -> SearchSpace:
+    """The space of the blocks that are in a library: those that could be distilled."""
+    shapes = [StageShape(*map(tuple, shape)) for shape in library.result["shapes"]]
+    choices = [
+        tuple(BlockSpec.from_json(block["block"]) for block in stage)
+        for stage in library.result["stages"]
+    ]
+    return SearchSpace(tuple(map(Stage, shapes, choices)))
 
 
 def block_keys(library: Artifact, architecture: Architecture) -> list[str]:

@@ -10,6 +10,7 @@ import typer
 
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.errors import ConfigError, DonnaError, MissingArtifactError, RunLockedError
+from donna_ray.library_cli import app as library_app
 
 __all__ = ["app", "main"]
 
@@ -138,13 +139,15 @@ def _add_step(name: str, text: str) -> typer.Typer:
 
 
 _groups = {name: _add_step(name, text) for name, text in _STEPS.items()}
+for _command in library_app.registered_commands:
+    _groups["library"].registered_commands.append(_command)
 
 
 @_groups["reference"].command("inspect")
 def inspect_reference(
     model: Annotated[str, typer.Argument(help="Any name of timm's.")],
-    image_size: Annotated[int | None, typer.Option(help="Height and width.")] = None,
-    num_classes: Annotated[int | None, typer.Option(help="Of the classifier.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=8, help="Height and width.")] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Of the classifier.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print how a timm model is cut: names, shapes, params and MACs of its parts."""

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from torch import fx, nn
+from torch.nn import functional
 
 from donna_ray.errors import ConfigError
 
@@ -52,7 +53,7 @@ def cut_model(
 
     Args:
         model: put into eval mode; the parts share its modules and weights. Dropout that is a
-            function in its forward, not a module, is left out.
+            function in its forward becomes a module.
         stages: the modules of each stage, in the order in which they are called.
 
     Raises:
@@ -99,9 +100,21 @@ def _trace(model: nn.Module, names: Sequence[str]) -> fx.Graph:
         raise ConfigError(_no_stages(model, reason)) from error
     graph.owning_module = owner  # or every call of a module counts as impure
     graph.eliminate_dead_code()
+    _make_modules_of_dropout(model, graph)
     for node in [node for node in graph.nodes if node.op == "placeholder" and not node.users]:
         graph.erase_node(node)
     return graph
+
+
+def _make_modules_of_dropout(model: nn.Module, graph: fx.Graph) -> None:
+    """A call of F.dropout was traced in eval mode and would never drop anything."""
+    for number, node in enumerate(graph.nodes):
+        if node.op == "call_function" and node.target is functional.dropout:
+            bound = inspect.signature(functional.dropout).bind(*node.args, **node.kwargs)
+            name = f"dropout_{number}"
+            model.add_module(name, nn.Dropout(bound.arguments.get("p", 0.5)).eval())
+            node.op, node.target = "call_module", name
+            node.args, node.kwargs = (bound.arguments["input"],), {}
 
 
 def _calls(model: nn.Module, nodes: list[fx.Node], names: Sequence[str]) -> list[int]:

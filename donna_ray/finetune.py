@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from donna_ray.artifacts import Artifact, Files, digest, file_sha256, write_atomic
-from donna_ray.assemble import assemble, block_keys
+from donna_ray.artifacts import Artifact, Files, digest
+from donna_ray.assemble import assemble, block_keys, library_space
 from donna_ray.complexity import complexity
 from donna_ray.config import RunConfig, TrainingConfig
 from donna_ray.data import load_data
 from donna_ray.export import export_onnx, onnx_error
+from donna_ray.library import library_store
 from donna_ray.network import StagedNetwork
 from donna_ray.records import RecordStore
-from donna_ray.reference import load_reference, space_of
+from donna_ray.reference import load_reference
 from donna_ray.run import Run
 from donna_ray.space import Architecture, BlockSpec, SearchSpace
 from donna_ray.training import Loss, accuracy, device_of, network_input, train
@@ -98,12 +99,12 @@ def finetune(
         recipe: how long and how fast.
 
     Returns:
-        The record of each job, in order: accuracy, params, macs, onnx file, cost.
+        The record of each job, in order: accuracy, params, macs, cost, …
     """
     store = network_store(run)
-    missing = [job for job in jobs if _finished(store, job) is None]
+    missing = [job for job in jobs if store.get(job.key) is None]
     run.say(f"  {len(jobs) - len(missing)} of {len(jobs)} networks are finetuned already")
-    blocks = RecordStore(run.root / "library" / "blocks")
+    blocks = library_store(run)
     work = _FinetuneNetwork(run.config, reference, recipe, blocks, store)
     spread(run, name, "networks", [Unit(job) for job in missing], work)
     return [store.get(job.key) or {} for job in jobs]
@@ -116,7 +117,7 @@ def finetune_step(run: Run, reference: Artifact, library: Artifact, search: Arti
     the run folder.
     """
     recipe = run.config.finetune
-    space = space_of(run.config, reference)
+    space = library_space(library)
     chosen = spread_over(search.result["front"], recipe.networks)
     architectures = [tuple(point["architecture"]) for point in chosen]
     jobs = jobs_of(run, reference, library, space, architectures, recipe)
@@ -131,13 +132,12 @@ def finetune_step(run: Run, reference: Artifact, library: Artifact, search: Arti
                 "zero_shot_accuracy": record["zero_shot_accuracy"],
                 "onnx_error": record["onnx_error"],
                 "weights": f"networks/{job.key}.safetensors",
-                "onnx": f"networks/{record['onnx']}",
+                "onnx": f"networks/{job.key}.onnx",
             }
             for job, record in zip(jobs, records, strict=True)
         }
         passes = sum(record["cost"]["image_passes"] for record in records)
         files = [path for job in jobs for path in store.paths(job.key)]
-        files += [store.root / record["onnx"] for record in records]
         return {"networks": networks, "cost": {"image_passes": passes}}, files
 
     return run.step("finetune", inputs, compute)
@@ -165,17 +165,6 @@ def distillation_loss(teacher: StagedNetwork) -> Loss:
         return divergence + F.cross_entropy(logits, labels)
 
     return loss
-
-
-def _finished(store: RecordStore, job: FinetuneJob) -> dict[str, Any] | None:
-    record = store.get(job.key)
-    if record is None:
-        return None
-    try:
-        intact = file_sha256(store.root / record["onnx"]) == record["onnx_sha256"]
-    except FileNotFoundError:
-        return None
-    return record if intact else None
 
 
 class _FinetuneNetwork:
@@ -208,23 +197,17 @@ class _FinetuneNetwork:
         network.cpu()
         passes = self._recipe.epochs * len(data.train) + 2 * len(data.validation)
         images, _ = next(data.validation.batches(_CHECKED_IMAGES))
+        model = export_onnx(network, network.input_shape)
         record = {
             "architecture": job.architecture_id,
             "accuracy": final,
             "zero_shot_accuracy": zero_shot,
             **complexity(network, network.input_shape),
-            **self._export(job, network, images),
+            "onnx_error": onnx_error(model, network, network_input(images, torch.device("cpu"))),
             "cost": {"image_passes": passes},
         }
-        self._store.put(job.key, record, network.state_dict())
+        self._store.put(job.key, record, network.state_dict(), files={"onnx": model})
         return {}
-
-    def _export(self, job: FinetuneJob, network: StagedNetwork, images: Tensor) -> dict[str, Any]:
-        model = export_onnx(network, network.input_shape)
-        error = onnx_error(model, network, network_input(images, torch.device("cpu")))
-        path = self._store.root / f"{job.key}.onnx"
-        write_atomic(path, model)
-        return {"onnx": path.name, "onnx_sha256": file_sha256(path), "onnx_error": error}
 
     @cached_property
     def _loaded(self) -> tuple[StagedNetwork, Any]:

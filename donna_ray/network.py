@@ -1,13 +1,13 @@
 """A network in three parts, which the reference and every candidate are."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from donna_ray.errors import ConfigError
 from donna_ray.space import BlockSpec, StageShape, block_families
 
 __all__ = ["StagedNetwork", "channel_sums"]
@@ -52,7 +52,6 @@ class StagedNetwork(nn.Module):
             features.append(stage(features[-1]))
         return features
 
-    @cached_property
     def own(self) -> list[BlockSpec | None]:
         """Each stage in words of a block family; None where it is of no registered kind."""
         return [_described(stage) for stage in self.stages]
@@ -73,7 +72,13 @@ def channel_sums(features: Tensor) -> Tensor:
 
 def _described(stage: nn.Module) -> BlockSpec | None:
     for family in block_families():
-        options = family.describe(stage)
+        try:
+            options = family.describe(stage)
+        except Exception as error:
+            raise ConfigError(
+                f"`describe` of block family {family.name!r} must give options or None, but for a "
+                f"stage of {type(stage).__name__} raised {type(error).__name__}: {error}. Mend it."
+            ) from error
         if options is not None:
             return BlockSpec.of(family.name, options)
     return None

@@ -65,15 +65,16 @@ def space_facts(config: RunConfig) -> Facts:
         `reference`, `classes` (timm's default where the data are not at hand), `size`, `blocks`,
         `params` and `macs` ([least, most] of a whole network), `stages` (each with `modules`,
         `input`, `output`, `stride`, `choices`, `own` (whether the reference's own block is one of
-        them; null where it is of no family), `params`, `macs` and `families`: of each the
-        number of `blocks` and the values of its `options`) and `families` (all registered).
+        them, to its params and MACs; null where it is of no family), `params`, `macs` and
+        `families`: of each the number of `blocks` and the values of its `options`) and `families`
+        (all registered).
 
     Raises:
         ConfigError: the reference cannot be cut, or a block cannot stand in its stage.
     """
     register_modules(config.space.modules)
     reference = _outline(config)
-    space = build_space(config.space, reference.shapes, reference.own)
+    space = build_space(config.space, reference.shapes, reference.own())
     costs = check_space(space)
     fixed = [
         [complexity(reference.stem, reference.input_shape)],
@@ -86,7 +87,10 @@ def space_facts(config: RunConfig) -> Facts:
         "blocks": sum(len(stage.choices) for stage in space.stages),
         "params": _range("params", [*costs, *fixed]),
         "macs": _range("macs", [*costs, *fixed]),
-        "stages": [_stage(reference, space, number, cost) for number, cost in enumerate(costs)],
+        "stages": [
+            _stage(reference, space, number, own, costs[number])
+            for number, own in enumerate(reference.own())
+        ],
         "families": [
             {"name": family.name, "options": list(family.options), "builtin": family.builtin}
             for family in block_families()
@@ -126,7 +130,7 @@ def _parts(reference: StagedNetwork) -> list[Facts]:
             reference.names,
             reference.stages,
             shapes,
-            reference.own,
+            reference.own(),
         ),
         _part("head", (), reference.head, head, None),
     ]
@@ -149,9 +153,14 @@ def _part(
 
 
 def _stage(
-    reference: StagedNetwork, space: SearchSpace, number: int, costs: list[dict[str, int]]
+    reference: StagedNetwork,
+    space: SearchSpace,
+    number: int,
+    own: BlockSpec | None,
+    costs: list[dict[str, int]],
 ) -> Facts:
-    stage, own = space.stages[number], reference.own[number]
+    stage = space.stages[number]
+    cost = complexity(reference.stages[number], stage.shape.input)
     families: dict[str, Facts] = {}
     for spec in stage.choices:
         family = families.setdefault(spec.family, {"blocks": 0, "options": {}})
@@ -165,7 +174,7 @@ def _stage(
         "output": list(stage.shape.output),
         "stride": stage.shape.stride,
         "choices": len(stage.choices),
-        "own": own in stage.choices if own else None,
+        "own": (own, cost) in zip(stage.choices, costs, strict=True) if own else None,
         "params": _range("params", [costs]),
         "macs": _range("macs", [costs]),
         "families": families,

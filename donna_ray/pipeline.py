@@ -6,6 +6,7 @@ from donna_ray.artifacts import Artifact
 from donna_ray.config import RunConfig
 from donna_ray.cost import check_device
 from donna_ray.data import check_data
+from donna_ray.features import check_features
 from donna_ray.finetune import finetune_step
 from donna_ray.library import library_step
 from donna_ray.predictor import predictor_step
@@ -47,9 +48,10 @@ def check(config: RunConfig) -> None:
     """
     check_device(config.device)
     check_data(config.data)
+    check_features(config)
     register_modules(config.space.modules)
     reference, _ = build_reference(config, load_weights=False)
-    space = build_space(config.space, reference.shapes, reference.own)
+    space = build_space(config.space, reference.shapes, reference.own())
     check_space(space)
     space.sample(config.predictor.samples, config.seed)
 

@@ -13,8 +13,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from donna_ray.artifacts import Artifact, Files, StepFolder, finished_inputs, write_json
+from donna_ray.assemble import library_space
 from donna_ray.finetune import FinetuneJob, finetune, jobs_of, network_store
-from donna_ray.reference import space_of
 from donna_ray.run import Run
 from donna_ray.space import encode
 
@@ -65,7 +65,7 @@ def predictor_step(run: Run, reference: Artifact, library: Artifact) -> Artifact
     with a bootstrap interval, beside tau of simpler orderings of the same samples.
     """
     config = run.config
-    space = space_of(config, reference)
+    space = library_space(library)
     architectures = space.sample(config.predictor.samples, config.seed)
     jobs = jobs_of(run, reference, library, space, architectures, config.predictor)
     nsr = encode(architectures, choice_table(library, "nsr"))

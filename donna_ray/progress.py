@@ -61,14 +61,15 @@ class Progress:
         """One unit more is done."""
         self.update(self._done + 1)
 
-    def update(self, done: int) -> None:
-        """`done` units are done."""
+    def update(self, done: int, note: str = "") -> None:
+        """`done` units are done; the note is shown beside that."""
         self._done = done
         if self._bar is not None:
-            self._bar.update(self._task, completed=done)
+            self._bar.update(self._task, completed=done, description=f"{self._name} {note}")
         elif time.monotonic() - self._last_line >= _LINE_EVERY_S:
             self._last_line = time.monotonic()
-            self._console.print(f"  {self._name}: {done}/{self._total} {self._unit}{self._left()}")
+            words = f"{done}/{self._total} {self._unit}{self._left()}"
+            self._console.print(f"  {self._name}: {words}{'; ' if note else ''}{note}")
 
     @contextmanager
     def following(self, done: Callable[[], int]) -> Iterator[None]:

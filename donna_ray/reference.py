@@ -19,7 +19,7 @@ from donna_ray.data import ImageData, Split, class_count, image_format, load_dat
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.network import StagedNetwork, channel_sums
 from donna_ray.run import Run
-from donna_ray.space import BlockSpec, SearchSpace, StageShape, build_space, register_modules
+from donna_ray.space import SearchSpace, build_space, register_modules
 from donna_ray.timm_models import create_timm_model, preprocessing_of
 from donna_ray.training import accuracy, seeded, train
 
@@ -87,15 +87,38 @@ def cut_reference(model: nn.Module, config: ReferenceConfig, input_shape: Any) -
         ConfigError: it cannot be cut there, or its features are (height, width, channels).
     """
     if getattr(model, "output_fmt", "NCHW") == "NHWC":
-        raise ConfigError(
-            f"A reference's features must be (channels, height, width) or (tokens, channels), but "
-            f"those of {config.model} are (height, width, channels). Choose another model."
-        )
+        raise ConfigError(_wrong_layout(config.model))
     if config.stages is None:
         stages = stage_modules(model)
     else:
         stages = [(each,) if isinstance(each, str) else tuple(each) for each in config.stages]
-    return StagedNetwork(*cut_model(model, stages), input_shape, names=stages)
+    parts = cut_model(model, stages)
+    try:
+        reference = StagedNetwork(*parts, input_shape, names=stages)
+    except Exception as error:
+        raise ConfigError(
+            f"A reference must take images of the size asked for, but {config.model} with "
+            f"{tuple(input_shape)} raised {type(error).__name__}: {error}. Change "
+            "data.image_size (or --image-size)."
+        ) from error
+    _check_layout(model, reference, config.model)
+    return reference
+
+
+def _check_layout(model: nn.Module, reference: StagedNetwork, name: str) -> None:
+    """timm names the channels of the features; where they are last, the first are none of them."""
+    known = {level["num_chs"] for level in getattr(model, "feature_info", None) or ()}
+    for shape in reference.shapes:
+        first, last = shape.output[0], shape.output[-1]
+        if len(shape.output) == 3 and first not in known and last in known and first != last:
+            raise ConfigError(_wrong_layout(name))
+
+
+def _wrong_layout(name: str) -> str:
+    return (
+        "A reference's features must be (channels, height, width) or (tokens, channels), but those "
+        f"of {name} are (height, width, channels). Choose another model."
+    )
 
 
 @torch.no_grad()
@@ -114,7 +137,7 @@ def reference_step(run: Run) -> Artifact:
     """
     config = run.config
     inputs = {
-        "data": config.data.model_dump(exclude={"loader_workers"}),
+        "data": config.data.model_dump(exclude={"loader_workers", "download"}),
         "reference": config.reference.model_dump(),
         "checkpoint": _checkpoint_digest(config.reference.weights),
         "seed": config.seed,
@@ -142,10 +165,10 @@ def load_reference(config: RunConfig, artifact: Artifact) -> tuple[StagedNetwork
 
 def space_of(config: RunConfig, artifact: Artifact) -> SearchSpace:
     """The search space on the stages of a finished reference."""
-    stages = artifact.result["stages"]
-    shapes = [StageShape(tuple(stage["input"]), tuple(stage["output"])) for stage in stages]
-    own = [BlockSpec.from_json(stage["own"]) if stage["own"] else None for stage in stages]
-    return build_space(config.space, shapes, own)
+    register_modules(config.space.modules)
+    classes = artifact.result["classes"]
+    reference, _ = build_reference(config, classes=classes, load_weights=False)
+    return build_space(config.space, reference.shapes, reference.own())
 
 
 @torch.no_grad()
@@ -226,11 +249,10 @@ def _stage_facts(reference: StagedNetwork) -> list[dict[str, Any]]:
             "modules": list(names),
             "input": shape.input,
             "output": shape.output,
-            "own": own.to_json() if own else None,
             **complexity(stage, shape.input),
         }
-        for names, stage, shape, own in zip(
-            reference.names, reference.stages, reference.shapes, reference.own, strict=True
+        for names, stage, shape in zip(
+            reference.names, reference.stages, reference.shapes, strict=True
         )
     ]
 

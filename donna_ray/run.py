@@ -67,18 +67,30 @@ class Run:
         if self._lock is not None:
             self._lock.close()
 
-    def step(self, name: str, inputs: dict[str, Any], compute: Compute) -> Artifact:
+    def step(
+        self,
+        name: str,
+        inputs: dict[str, Any],
+        compute: Compute,
+        intact: Callable[[Artifact], bool] = lambda artifact: True,
+    ) -> Artifact:
         """The artifact of a step, reused where it is finished under the same inputs.
+
+        Args:
+            name: of the step, or `step/part`.
+            inputs: what it is made from, as plain JSON.
+            compute: makes it.
+            intact: whether what a finished one refers to outside of its own files is still there.
 
         Raises:
             MissingArtifactError: it has to be computed, but this run may compute another step only.
         """
         folder = StepFolder(self.root, name, inputs)
         artifact = folder.load()
-        if artifact is not None:
+        if artifact is not None and intact(artifact):
             self.say(f"[dim]{name:<10} reused from {self.relative(folder.path)}[/dim]")
             return artifact
-        if self._only not in (None, name):
+        if self._only not in (None, name.partition("/")[0]):
             raise MissingArtifactError(
                 f"Step {self._only!r} needs the finished step {name!r} of the same settings, but "
                 f"{self.root} does not have it. Run `donna {name} build {self.root}` first."

@@ -1,14 +1,18 @@
-"""The facts of ``overview`` as tables for a terminal."""
+"""The facts of ``overview`` and ``library_tools`` as tables for a terminal."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["print_reference", "print_space"]
+__all__ = ["print_blocks", "print_record", "print_reference", "print_space"]
 
 Facts = dict[str, Any]
+
+_NUMBERS = ("stride", "params", "MACs", "share", "NSR", "seconds", "bytes")
 
 
 def print_reference(facts: Facts) -> None:
@@ -71,6 +75,37 @@ def print_space(facts: Facts) -> None:
         console.print(f"    {family['name']}{yours}: {', '.join(family['options'])}")
 
 
+def print_blocks(blocks: Sequence[Facts]) -> None:
+    """The result of ``library_tools.blocks_of``."""
+    rows = [
+        (
+            str(block["stage"]),
+            escape(block["block"]),
+            _known(block["nsr"], "{:.4g}".format),
+            _known(block["params"], _count),
+            _known(block["macs"], _count),
+            _known(block["seconds"], "{:.1f}".format),
+            block["key"],
+            escape(f"failed: {block['failed']}") if block["failed"] else "",
+        )
+        for block in blocks
+    ]
+    columns = ("stage", "block", "NSR", "params", "MACs", "seconds", "key", "")
+    console = _console()
+    console.print(_table(columns, rows))
+    failed = sum(block["failed"] is not None for block in blocks)
+    console.print(f"{len(blocks)} blocks, {failed} of them failed")
+
+
+def print_record(facts: Facts) -> None:
+    """The result of ``library_tools.record_of``."""
+    console = _console()
+    for name, value in facts["record"].items():
+        console.print(f"{name}: {json.dumps(value)}", markup=False)
+    rows = [(file["name"], str(file["bytes"])) for file in facts["files"]]
+    console.print(_table(("file", "bytes"), rows))
+
+
 def _console() -> Console:
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
@@ -81,11 +116,15 @@ def _console() -> Console:
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=None)
     for column in columns:
-        justify: Any = "right" if column in ("stride", "params", "MACs", "share") else "left"
+        justify: Any = "right" if column in _NUMBERS else "left"
         table.add_column(column, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _known(value: float | None, words: Callable[[float], str]) -> str:
+    return "" if value is None else words(value)
 
 
 def _ranges(facts: Facts) -> tuple[str, str]:
@@ -103,6 +142,6 @@ def _names(names: Sequence[str]) -> str:
 
 def _count(value: float) -> str:
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
+        if value >= 0.9995 * size:  # what is rounded up to it
             return f"{value / size:.3g}{unit}"
     return str(value)

@@ -39,18 +39,20 @@ def network_input(images: Tensor, device: torch.device) -> Tensor:
 def optimise(
     parameters: list[nn.Parameter], recipe: TrainingConfig, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW and one cycle of its learning rate: linear warm-up, cosine decay to nearly 0.
+    """AdamW and one cycle of its learning rate: up to the peak and down to nearly 0 by cosines.
 
     Args:
-        parameters: what to train.
+        parameters: what to train; one whose gradient is None in a step stays as it is.
         recipe: the peak learning rate and the weight decay.
         steps: all steps of the training.
     """
     optimizer = torch.optim.AdamW(
         parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
+    # OneCycleLR divides by the steps of the warm-up less one
+    share = _WARMUP_SHARE if _WARMUP_SHARE * steps != 1 else 1.5 / steps
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=steps, pct_start=_WARMUP_SHARE
+        optimizer, recipe.learning_rate, total_steps=steps, pct_start=share
     )
     return optimizer, schedule
 

@@ -34,7 +34,7 @@ class UnitQueue:
         self._silence_s, self._clock = silence_s, clock
         self._pending = list(range(len(weights)))
         self._leased: dict[int, str] = {}
-        self._facts: dict[int, dict[str, Any]] = {}
+        self._facts: dict[int, dict[str, Any]] = {}  # in the order in which they came
         self._places: dict[str, str] = {}
         self._nodes: dict[str, str] = {}
         self._heard: dict[str, float] = {}
@@ -82,6 +82,10 @@ class UnitQueue:
     def finished(self) -> bool:
         """Whether there is nothing more to do, now or later."""
         return self._error is not None or len(self._facts) == len(self._weights)
+
+    def news(self, known: int) -> list[dict[str, Any]]:
+        """Facts of the units that were completed after the first `known` ones."""
+        return list(self._facts.values())[known:]
 
     def state(self) -> dict[str, int]:
         """`done` (weight of the completed units), `open` (units not completed), `workers`."""

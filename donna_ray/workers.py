@@ -29,13 +29,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from donna_ray.config import ClusterConfig
 from donna_ray.errors import DonnaError
+from donna_ray.progress import Progress
 from donna_ray.run import Run
 from donna_ray.unit_queue import UnitQueue
 
-__all__ = ["Unit", "spread"]
+__all__ = ["Unit", "spread", "task_resources"]
 
 Work = Callable[[Any], dict[str, Any]]
 """Does one unit, given its payload; returns facts as plain JSON. Pickled to every worker."""
+
+Watch = Callable[[dict[str, Any]], str]
 
 _POLL_S = 0.3
 _BEAT_S = 5.0
@@ -57,7 +60,14 @@ class Unit:
     weight: int = 1
 
 
-def spread(run: Run, name: str, unit: str, units: Sequence[Unit], work: Work) -> list[dict]:
+def spread(
+    run: Run,
+    name: str,
+    unit: str,
+    units: Sequence[Unit],
+    work: Work,
+    watch: Watch = lambda facts: "",
+) -> list[dict[str, Any]]:
     """Do all units on Ray Train workers and wait for them.
 
     Args:
@@ -66,6 +76,8 @@ def spread(run: Run, name: str, unit: str, units: Sequence[Unit], work: Work) ->
         unit: what a weight of 1 is called in the display.
         units: in the order in which they should be started.
         work: called with a payload on a worker; it stores its results itself.
+        watch: called here with the facts of each completed unit, in the order of completion;
+            returns words for the display.
 
     Returns:
         What `work` returned, in the order of the units.
@@ -85,9 +97,7 @@ def spread(run: Run, name: str, unit: str, units: Sequence[Unit], work: Work) ->
     patience_s = 0.0  # where the loop is left by an exception
     try:
         with run.progress(name, total, unit) as progress:
-            while not ray.get(queue.finished.remote()) and waves.tend():
-                progress.update(ray.get(queue.state.remote())["done"])
-                time.sleep(_POLL_S)
+            _follow(queue, waves, progress, watch)
         patience_s = _ENDING_S
     finally:
         waves.end(patience_s)
@@ -104,6 +114,17 @@ def spread(run: Run, name: str, unit: str, units: Sequence[Unit], work: Work) ->
             "the cause (often memory), then run the same command again."
         )
     return facts
+
+
+def _follow(queue: Any, waves: "_Waves", progress: Progress, watch: Watch) -> None:
+    """Until the queue is finished or no worker is left: tend the waves, show what is done."""
+    known, note, more = 0, "", True
+    while more:
+        more = not ray.get(queue.finished.remote()) and waves.tend()
+        for facts in ray.get(queue.news.remote(known)):
+            known, note = known + 1, watch(facts)
+        progress.update(ray.get(queue.state.remote())["done"], note)
+        time.sleep(_POLL_S if more else 0)
 
 
 class _Waves:
@@ -221,6 +242,12 @@ def _here() -> dict[str, Any]:
     """Options that place what coordinates on this node, whose loss ends the run in any case."""
     node = ray.get_runtime_context().get_node_id()
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+
+
+def task_resources(cluster: ClusterConfig) -> dict[str, Any]:
+    """Options of a Ray task that takes what a worker takes."""
+    kind = {"accelerator_type": cluster.accelerator_type} if cluster.accelerator_type else {}
+    return {"num_cpus": cluster.cpus_per_worker, "num_gpus": cluster.gpus_per_worker, **kind}
 
 
 def _resources(cluster: ClusterConfig) -> dict[str, float]:

@@ -73,16 +73,21 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set takes KEY=VALUE such as search.population=24, not {override!r}.")
     *sections, key = name.split(".")
     for section in sections:
-        values = values.setdefault(section, {})
+        values = values.setdefault(_key_in(values, section), {})
         if not isinstance(values, dict):
             raise ConfigError(
                 f"--set {override}: {section!r} must be a section, but holds {values!r}. Name a "
                 "key that `donna config schema` lists."
             )
     try:
-        values[key] = yaml.safe_load(text)
+        values[_key_in(values, key)] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: the value must be YAML. Quote it.") from None
+
+
+def _key_in(values: dict[Any, Any], text: str) -> Any:
+    """The key that is written like this: those of space.stages are numbers in YAML."""
+    return next((key for key in values if str(key) == text), text)
 
 
 def _explain(error: Any) -> str:

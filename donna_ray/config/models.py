@@ -211,6 +211,11 @@ class LibraryConfig(TrainingConfig):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     store: str | None = None
 
+    @field_validator("store")
+    @classmethod
+    def _path_is_absolute(cls, store: str | None) -> str | None:
+        return store if store is None or "://" in store else _absolute(store)
+
     def recipe_of(self, family: str) -> TrainingConfig:
         """How blocks of a family are trained."""
         own = self.recipes.get(family, FamilyRecipe()).model_dump(exclude_none=True)
@@ -274,8 +279,8 @@ class ClusterConfig(_Section):
     """
 
     workers: PositiveInt = 2
-    cpus_per_worker: PositiveFloat = 1
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    cpus_per_worker: PositiveFloat = 1.0
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     accelerator_type: str | None = None
     retries: NonNegativeInt = 3
 
@@ -284,7 +289,7 @@ class RunConfig(_Section):
     """One run, from reference to report."""
 
     name: str = "donna"
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     data: DataConfig = DataConfig()
     reference: ReferenceConfig = ReferenceConfig()
     space: SpaceConfig

@@ -173,8 +173,15 @@ def _predictor_text(results: Results) -> str:
     return (
         f"Kendall tau {_tau(results.predictor.kendall_tau)} over {results.predictor.samples} "
         "finetuned architectures, each predicted by a fit to the others; brackets are 95% "
-        "bootstrap intervals."
+        f"bootstrap intervals.{_kept(results)}"
     )
+
+
+def _kept(results: Results) -> str:
+    before, now = results.predictor.library_size, results.library.size
+    if before == now:
+        return ""
+    return f" It was fitted when the library had {before} of its {now} blocks."
 
 
 def _predictor(results: Results) -> str:

@@ -5,9 +5,9 @@ from importlib.metadata import version
 from typing import Any
 
 from donna_ray.artifacts import Artifact, write_atomic, write_json
-from donna_ray.assemble import untrained
+from donna_ray.assemble import library_space, untrained
 from donna_ray.complexity import complexity
-from donna_ray.reference import load_reference, space_of
+from donna_ray.reference import load_reference
 from donna_ray.report.html import render
 from donna_ray.report.results import SCHEMA_VERSION, Results
 from donna_ray.run import Run
@@ -103,7 +103,7 @@ def _predictor(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _front(run: Run, done: dict[str, Artifact]) -> list[dict[str, Any]]:
-    space = space_of(run.config, done["reference"])
+    space = library_space(done["library"])
     reference, _ = load_reference(run.config, done["reference"])
     networks = done["finetune"].result["networks"]
     front = []

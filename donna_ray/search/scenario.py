@@ -10,12 +10,13 @@ import optuna
 from optuna.trial import TrialState
 
 from donna_ray.artifacts import Artifact, Files, StepFolder, write_json
+from donna_ray.assemble import library_space
 from donna_ray.cost import start_farm
 from donna_ray.errors import DonnaError
 from donna_ray.export import export_onnx
 from donna_ray.lowering import Lowering
 from donna_ray.predictor import AccuracyPredictor, choice_table
-from donna_ray.reference import load_reference, space_of
+from donna_ray.reference import load_reference
 from donna_ray.run import Run
 from donna_ray.search.study import architecture_of, front_of, open_study
 from donna_ray.search.tuner import BatchSearcher, Evaluator, evaluate_with_tune
@@ -31,7 +32,7 @@ def search_step(run: Run, reference: Artifact, library: Artifact, predictor: Art
     latency and the number of candidates; the folder holds the study's journal and all candidates.
     """
     config = run.config
-    space = space_of(config, reference)
+    space = library_space(library)
     inputs = {
         "predictor": predictor.digest,
         "library": library.digest,

@@ -43,10 +43,10 @@ class StageShape:
 
     @property
     def stride(self) -> int:
-        """Ratio of the heights, rounded to the next integer; 1 for tokens."""
+        """Ratio of the heights, rounded up; 1 for tokens."""
         if len(self.input) != 3 or len(self.output) != 3:
             return 1
-        return round(self.input[1] / self.output[1])
+        return -(-self.input[1] // self.output[1])
 
     @property
     def channels(self) -> tuple[int, int]:
@@ -56,7 +56,10 @@ class StageShape:
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """One block of a family: its options, sorted by name. The same in every stage and run."""
+    """One block of a family: its options, sorted by name. The same in every stage and run.
+
+    Numbers are plain: 4.0 is 4.
+    """
 
     family: str
     options: tuple[tuple[str, Option], ...]
@@ -64,7 +67,7 @@ class BlockSpec:
     @classmethod
     def of(cls, family: str, options: Mapping[str, Option]) -> "BlockSpec":
         """A spec from options in any order."""
-        return cls(family, tuple(sorted(options.items())))
+        return cls(family, tuple(sorted((name, _plain(value)) for name, value in options.items())))
 
     @cached_property
     def id(self) -> str:
@@ -142,7 +145,7 @@ class BlockFamily:
         specs = [
             BlockSpec.of(self.name, options)
             for options in combinations
-            if not any(_matches(options, entry) for entry in exclude) and self.allowed(**options)
+            if not any(_matches(options, entry) for entry in exclude) and self._allows(options)
         ]
         if not specs:
             raise ConfigError(
@@ -150,6 +153,16 @@ class BlockFamily:
                 f"exclude all of {dict(values)}. Allow more values."
             )
         return specs
+
+    def _allows(self, options: Mapping[str, Option]) -> bool:
+        try:
+            return self.allowed(**options)
+        except Exception as error:
+            raise ConfigError(
+                f"`allowed` of block family {self.name!r} must take its options "
+                f"({', '.join(self.options)}) and say whether they make a block, but for "
+                f"{dict(options)} it raised {type(error).__name__}: {error}. Mend it."
+            ) from error
 
     def _check_names(self, values: Mapping[str, Any], exclude: Sequence[Mapping[str, Any]]) -> None:
         if set(values) != set(self.options):
@@ -178,10 +191,15 @@ def register_block(
     """Make a build function known as a block family (see ``BlockFamily`` for the arguments).
 
     Raises:
-        ConfigError: another function is registered under the name.
+        ConfigError: another function is registered under the name, or it is no function.
     """
 
     def register(build: Build) -> Build:
+        if not inspect.isfunction(build):
+            raise ConfigError(
+                f"A block family must be a function, whose file can be found, but {name!r} is "
+                f"{build!r}. Wrap it in a function."
+            )
         known = _FAMILIES.get(name)
         if known is not None and known.build.__module__ != build.__module__:
             raise ConfigError(
@@ -227,6 +245,10 @@ def build_block(spec: BlockSpec, shape: StageShape) -> nn.Module:
 
 def _channels(features: tuple[int, ...]) -> int:
     return features[0] if len(features) == 3 else features[-1]
+
+
+def _plain(value: Option) -> Option:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _matches(options: Mapping[str, Option], entry: Mapping[str, list[Option]]) -> bool:

@@ -35,8 +35,8 @@ def build_space(
         own: the reference's own stages in words of a family, for the preset `compress`.
 
     Raises:
-        ConfigError: an unknown family, option or stage, the same block twice, or a stage that
-            cannot be compressed.
+        ConfigError: an unknown family, option or stage, the same block twice, a stage that cannot
+            be compressed, or one that nothing can stand in.
     """
     register_modules(config.modules)
     unknown = [number for number in config.stages if number >= len(shapes)]
@@ -46,7 +46,7 @@ def build_space(
             f"{unknown[0]}. `donna reference inspect` lists them."
         )
     choices = [
-        _distinct(_choices(config, number, shape, own[number] if own else None))
+        _distinct(_choices(config, number, shape, own[number] if own else None), number)
         for number, shape in enumerate(shapes)
     ]
     return SearchSpace(tuple(map(Stage, shapes, choices)))
@@ -58,22 +58,23 @@ def _choices(
     stage = config.stages.get(number, StageConfig())
     if stage.blocks is not None:
         return _specs(stage.blocks, stage.options, number)
-    specs: list[BlockSpec] = []
+    blocks = list(config.blocks)
     if config.preset == "compress":
-        specs = _compressed(own, shape, number, stage)
+        blocks.insert(0, _compressed(own, number))
     elif config.preset is not None:
-        preset = preset_space(config.preset)
-        shipped = preset.stages.get(number, StageConfig())
-        options = {**shipped.options, **stage.options}
-        specs = _specs(shipped.blocks or preset.blocks, options, number)
-    return specs + _specs(config.blocks, stage.options, number)
+        blocks = [*preset_space(config.preset).blocks, *blocks]
+    specs = _specs(blocks, stage.options, number)
+    if config.preset != "compress":
+        return specs
+    shrunk = [spec for spec in specs if own and spec.family == own.family]
+    return [spec for spec in specs if spec == own or spec not in shrunk or _fits(spec, shape)]
 
 
 def _specs(
     blocks: Sequence[BlocksConfig], replaced: Mapping[str, list[Any]], number: int
 ) -> list[BlockSpec]:
     known = {name for each in blocks for name in block_family(each.family).options}
-    strange = [name for name in replaced if blocks and name not in known]
+    strange = [name for name in replaced if name not in known]
     if strange:
         raise ConfigError(
             f"space.stages.{number}.options must name options of the blocks there "
@@ -87,9 +88,7 @@ def _specs(
     return specs
 
 
-def _compressed(
-    own: BlockSpec | None, shape: StageShape, number: int, stage: StageConfig
-) -> list[BlockSpec]:
+def _compressed(own: BlockSpec | None, number: int) -> BlocksConfig:
     """The reference's own stage, and it with fewer layers, smaller kernels and less width."""
     if own is None:
         raise ConfigError(
@@ -97,13 +96,8 @@ def _compressed(
             f"is of none. Give the blocks for it in space.stages.{number}.blocks, or cut the "
             "reference elsewhere (reference.stages)."
         )
-    values = {
-        name: stage.options.get(name, _SMALLER.get(name, lambda value: [value])(value))
-        for name, value in own.options
-    }
-    return [
-        spec for spec in block_family(own.family).specs(values) if spec == own or _fits(spec, shape)
-    ]
+    values = {name: _SMALLER.get(name, lambda value: [value])(value) for name, value in own.options}
+    return BlocksConfig(family=own.family, options=values)
 
 
 def _narrower(own: float, at_least: float = 0) -> list[float]:
@@ -121,7 +115,12 @@ def _fits(spec: BlockSpec, shape: StageShape) -> bool:
     return True
 
 
-def _distinct(specs: Sequence[BlockSpec]) -> tuple[BlockSpec, ...]:
+def _distinct(specs: Sequence[BlockSpec], number: int) -> tuple[BlockSpec, ...]:
+    if not specs:
+        raise ConfigError(
+            f"Every stage must have a block, but none of those given for stage {number} can be "
+            f"built there. Give others in space.stages.{number}."
+        )
     duplicates = [str(spec) for spec, count in Counter(specs).items() if count > 1]
     if duplicates:
         raise ConfigError(

@@ -1,7 +1,10 @@
 """Finds blocks that cannot stand in their stage, and what every block costs, before training."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import safetensors.torch
+import timm
 import torch
 from torch import nn
 
@@ -24,8 +27,8 @@ def check_space(space: SearchSpace) -> Costs:
 
     Every block is built on the meta device: it must keep the stage's shape and have parameters.
     Every block of a user's family, and of the other families blocks that show every value of every
-    option, is also run: its output and gradients must be finite, and its ONNX export must compute
-    the same.
+    option, is also run: its output and gradients must be finite, its input is left as it is, its
+    state_dict is the whole of it, and its ONNX export computes the same.
 
     Raises:
         ConfigError: names the block, the stage and the rule that it breaks.
@@ -64,20 +67,16 @@ def _check_stage(stage: Stage, number: int, cache: CostCache) -> list[dict[str, 
 
 def _key(spec: BlockSpec, shape: StageShape, *, run: bool) -> str:
     source = block_family(spec.family).source
-    return digest([spec.to_json(), shape.input, shape.output, source, torch.__version__, run])
+    versions = [torch.__version__, timm.__version__]
+    return digest([spec.to_json(), shape.input, shape.output, source, versions, run])
 
 
 def _check_block(spec: BlockSpec, shape: StageShape, number: int) -> dict[str, int]:
-    try:
+    with _named(spec, number, "building it"):
         with torch.device("meta"):
             block = build_block(spec, shape).eval()
         trainable = any(parameter.requires_grad for parameter in block.parameters())
         cost, output = probe(block.requires_grad_(False), shape.input)
-    except ConfigError:
-        raise
-    except Exception as error:
-        reason = f"building it raised {type(error).__name__}: {error}"
-        raise _broken(spec, number, reason) from error
     if output != shape.output:
         raise _broken(spec, number, f"it turns {shape.input} into {output}, not {shape.output}")
     if not trainable:
@@ -86,26 +85,53 @@ def _check_block(spec: BlockSpec, shape: StageShape, number: int) -> dict[str, i
 
 
 def _run_block(spec: BlockSpec, shape: StageShape, number: int) -> None:
+    with _named(spec, number, "running it"):
+        block = _seeded_block(spec, shape, seed=0)
+        features = torch.randn(2, *shape.input, generator=torch.Generator().manual_seed(0))
+        _check_training(block.train(), features)
+        _check_state(block.eval(), _seeded_block(spec, shape, seed=1).eval(), features)
+        onnx_error(export_onnx(block, shape.input), block.requires_grad_(False), features)
+
+
+def _seeded_block(spec: BlockSpec, shape: StageShape, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        block = build_block(spec, shape)
-        features = torch.randn(2, *shape.input)
-    try:
-        _check_gradients(block.train(), features)
-        onnx_error(export_onnx(block, shape.input), block.eval().requires_grad_(False), features)
-    except Exception as error:
-        reason = f"running it raised {type(error).__name__}: {error}"
-        raise _broken(spec, number, reason) from error
+        torch.manual_seed(seed)
+        return build_block(spec, shape)
 
 
-def _check_gradients(block: nn.Module, features: torch.Tensor) -> None:
+def _check_training(block: nn.Module, features: torch.Tensor) -> None:
+    version = features._version
     output = block(features)
+    if features._version != version:
+        raise ValueError("it changes its input in place, which other blocks get as well")
     output.square().mean().backward()
     if not output.isfinite().all():
         raise ValueError("its output is not finite")
     for name, parameter in block.named_parameters():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             raise ValueError(f"the gradient of {name} is not finite")
+
+
+@torch.no_grad()
+def _check_state(block: nn.Module, twin: nn.Module, features: torch.Tensor) -> None:
+    """What is stored is the whole block: another one with its state computes the same."""
+    state = block.state_dict()
+    safetensors.torch.save({name: value.contiguous() for name, value in state.items()})
+    twin.load_state_dict(state)
+    if not torch.allclose(block(features), twin(features), rtol=1e-4, atol=1e-5):
+        raise ValueError("another block with the same state_dict computes something else")
+
+
+@contextmanager
+def _named(spec: BlockSpec, number: int, doing: str) -> Iterator[None]:
+    """Turn whatever a block raises into an error that names it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise _broken(spec, number, str(error)) from error
+    except Exception as error:
+        reason = f"{doing} raised {type(error).__name__}: {' '.join(str(error).split())}"
+        raise _broken(spec, number, reason) from error
 
 
 def _broken(spec: BlockSpec, number: int, reason: str) -> ConfigError:

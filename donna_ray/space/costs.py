@@ -5,6 +5,8 @@ import sqlite3
 from pathlib import Path
 from types import TracebackType
 
+from donna_ray.errors import DonnaError
+
 __all__ = ["CostCache"]
 
 
@@ -13,17 +15,27 @@ class CostCache:
 
     The file is ``$XDG_CACHE_HOME/donna-ray/blocks.sqlite`` (by default in ``~/.cache``). Any number
     of processes may use it; it can be deleted at any time.
+
+    Raises:
+        DonnaError: the file cannot be used.
     """
 
     def __init__(self) -> None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "donna-ray"
-        root.mkdir(parents=True, exist_ok=True)
         path = root / "blocks.sqlite"
-        self._database = sqlite3.connect(path, timeout=60, isolation_level=None)
-        self._database.execute("pragma synchronous = off")  # it can be made again
-        self._database.execute(
-            "create table if not exists costs (key text primary key, params integer, macs integer)"
-        )
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(path, timeout=60, isolation_level=None)
+            self._database.execute("pragma synchronous = off")  # it can be made again
+            self._database.execute(
+                "create table if not exists costs "
+                "(key text primary key, params integer, macs integer)"
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise DonnaError(
+                f"The cache of checked blocks must be a writable SQLite file, but {path} is not "
+                f"({error}). Delete it, or set XDG_CACHE_HOME to another folder."
+            ) from error
 
     def __enter__(self) -> "CostCache":
         return self

@@ -165,6 +165,7 @@ def test_blocks_come_in_addition_to_a_preset() -> None:
         ({"blocks": [{"exclude": [{"size": [1]}]}]}, "exclude.*names 'size'"),
         ({"blocks": [{"exclude": [{"kernel": [3]}]}]}, "constraints exclude all"),
         ({"preset": "compress"}, "space.stages.0.blocks"),
+        ({"stages": {0: {"blocks": [{"family": "x", "options": {"a": [1]}}]}}}, "but is 'x'"),
     ],
 )
 def test_mistakes_in_a_space_are_named(values: dict[str, Any], words: str) -> None:
@@ -184,6 +185,31 @@ def test_compressed_space_is_the_own_block_and_smaller_ones() -> None:
     assert {each["expansion"] for each in options} == {4, 3, 2}
     assert {each["depth"] for each in options} == {1, 2}
     assert len(options) == 12
+
+
+def test_compressed_space_names_values_that_do_not_fit() -> None:
+    own = BlockSpec.of("inverted_residual", OPTIONS)
+    stage = {"options": {"activation": ["swoosh"]}}
+    config = SpaceConfig.model_validate({"preset": "compress", "stages": {0: stage}})
+    with pytest.raises(ConfigError, match=r"none of those given for stage 0.*space\.stages\.0"):
+        build_space(config, [SHAPE], [own])
+    stage = {"options": {"foo": [1]}}
+    config = SpaceConfig.model_validate({"preset": "compress", "stages": {0: stage}})
+    with pytest.raises(ConfigError, match="names 'foo'"):
+        build_space(config, [SHAPE], [own])
+
+
+def test_options_of_a_stage_may_be_of_any_family_there() -> None:
+    blocks = [{"family": "convnext", "options": {"kernel": [7], "expansion": [2], "depth": [1]}}]
+    stages = {0: {"options": {"squeeze_excite": [False]}}}
+    values = {"preset": "micro", "blocks": blocks, "stages": stages}
+    space = build_space(SpaceConfig.model_validate(values), [SHAPE])
+    assert len(space.stages[0].choices) == 25
+
+
+def test_numbers_are_plain() -> None:
+    assert BlockSpec.of("b", {"a": 4.0}) == BlockSpec.of("b", {"a": 4})
+    assert BlockSpec.of("b", {"a": 4.0}).id == BlockSpec.of("b", {"a": 4}).id
 
 
 def test_encoding_looks_figures_up(space: SearchSpace) -> None:

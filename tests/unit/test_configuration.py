@@ -124,6 +124,13 @@ def test_latency_limit_is_milliseconds_or_a_multiple() -> None:
         assert changed.search.latency_limit_ms(4.0) == pytest.approx(limit)
 
 
+def test_stage_of_the_file_is_changed_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "search.yaml"
+    path.write_text("space: {preset: micro, stages: {0: {options: {kernel: [5]}}}}\n")
+    config = load_config(path, ["space.stages.0.options.expansion=[4]"])
+    assert config.space.stages[0].options == {"kernel": [5], "expansion": [4]}
+
+
 def test_every_shipped_configuration_loads() -> None:
     for path in shipped_config("demo").parent.glob("*.yaml"):
         load_config(path)

@@ -1,18 +1,66 @@
-"""The loss against a hand calculation; a block does not depend on its pack."""
+"""Packs of blocks: the loss against a hand calculation; a block does not depend on its pack."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
-from donna_ray.config import LibraryConfig, RunConfig
+from donna_ray.config import FamilyRecipe, LibraryConfig, RunConfig
 from donna_ray.data import ImageData, Split, load_data
-from donna_ray.distill import BlockJob, distill_pack, inverse_variance, noise_to_signal
-from donna_ray.library import packs_of
+from donna_ray.distill import (
+    BlockJob,
+    DistilledBlock,
+    distill_pack,
+    inverse_variance,
+    noise_to_signal,
+)
 from donna_ray.network import StagedNetwork
 from donna_ray.reference import calibrate
-from donna_ray.space import BlockSpec, SearchSpace
+from donna_ray.space import BlockSpec, SearchSpace, register_block
+
+Distill = Callable[..., list[DistilledBlock]]
+
+FP32 = LibraryConfig(epochs=2, batch_size=32, precision="fp32")
+STEPS = 3  # a pass over few_images
+
+
+class Convolution(nn.Module):
+    """A block whose loss becomes NaN after some training steps."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, steps: int) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(in_channels, out_channels, 3, stride, 1)
+        self.steps, self.count = steps, 0
+
+    def forward(self, features: Tensor) -> Tensor:
+        self.count += self.training
+        return self.layer(features) * (torch.nan if self.count > self.steps else 1)
+
+
+@register_block("testing_nan", ("steps",))
+def turning_nan(in_channels: int, out_channels: int, stride: int, *, steps: int) -> nn.Module:
+    return Convolution(in_channels, out_channels, stride, steps)
+
+
+@register_block("testing_dropout", ("rate",))
+def with_dropout(in_channels: int, out_channels: int, stride: int, *, rate: float) -> nn.Module:
+    layer = nn.Conv2d(in_channels, out_channels, 3, stride, 1)
+    return nn.Sequential(nn.Dropout(rate), layer, nn.BatchNorm2d(out_channels))
+
+
+@register_block("testing_infinite", ("size",))
+def with_infinite_statistics(
+    in_channels: int, out_channels: int, stride: int, *, size: int
+) -> nn.Module:
+    norm = nn.BatchNorm2d(out_channels, momentum=0.0)
+    assert norm.running_mean is not None
+    norm.running_mean.fill_(torch.inf)  # which only the eval mode looks at
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, size, stride, size // 2), norm)
 
 
 @pytest.fixture(scope="module")
@@ -58,45 +106,111 @@ def test_reference_stage_has_no_noise_and_variance_is_its_own(
         assert noise_to_signal(mean, target, weights).item() == pytest.approx(1, rel=1e-3)
 
 
-def test_pack_trains_each_block_as_if_alone(
-    reference: StagedNetwork, space: SearchSpace, few_images: ImageData
-) -> None:
-    jobs = [
+@pytest.fixture(scope="module")
+def distill(reference: StagedNetwork, few_images: ImageData) -> Distill:
+    variance = calibrate(reference, few_images.calibration)
+
+    def distilled(
+        jobs: list[BlockJob], config: LibraryConfig = FP32, **how: Any
+    ) -> list[DistilledBlock]:
+        return distill_pack(reference, variance, jobs, few_images, config, 1, **how)[0]
+
+    return distilled
+
+
+@pytest.fixture(scope="module")
+def jobs(space: SearchSpace) -> list[BlockJob]:
+    return [
         BlockJob(f"key{index}", stage, space.stages[stage].choices[choice])
         for index, (stage, choice) in enumerate([(0, 3), (2, 30), (0, 17)])
     ]
-    recipe = LibraryConfig(epochs=2, batch_size=32)
-    variance = calibrate(reference, few_images.calibration)
-    together, _ = distill_pack(reference, variance, jobs, few_images, recipe, seed=1)
-    for job, expected in zip(jobs, together, strict=True):
-        (alone,), _ = distill_pack(reference, variance, [job], few_images, recipe, seed=1)
-        assert alone.nsr == pytest.approx(expected.nsr, rel=1e-3)
-        assert not alone.block.training
 
 
-def test_distillation_lowers_the_noise(
-    reference: StagedNetwork, space: SearchSpace, few_images: ImageData
+def job_of(family: str, **options: Any) -> BlockJob:
+    return BlockJob(family, 1, BlockSpec.of(f"testing_{family}", options))
+
+
+def assert_same(ours: Sequence[DistilledBlock], others: Sequence[DistilledBlock]) -> None:
+    """To the bit."""
+    for one, other in zip(ours, others, strict=True):
+        assert (one.job, one.nsr, one.failure) == (other.job, other.nsr, other.failure)
+        mine, its = one.block.state_dict(), other.block.state_dict()
+        assert all(mine[name].equal(its[name]) for name in mine)
+
+
+def test_pack_trains_each_block_as_if_alone(distill: Distill, jobs: list[BlockJob]) -> None:
+    recipes = {"testing_dropout": FamilyRecipe(epochs=1, learning_rate=1e-3, weight_decay=0.1)}
+    config = FP32.model_copy(update={"recipes": recipes})
+    mixed = [jobs[0], job_of("dropout", rate=0.3), *jobs[1:]]
+    together = distill(mixed, config)
+    assert_same(together, [block for job in mixed for block in distill([job], config)])
+    assert not any(block.block.training for block in together)
+    own = FP32.model_copy(update={"epochs": 1, "learning_rate": 1e-3, "weight_decay": 0.1})
+    assert_same(together[1:2], distill(mixed[1:2], own))
+
+
+def test_same_seed_gives_the_same_bits(distill: Distill, jobs: list[BlockJob]) -> None:
+    assert_same(distill(jobs), distill(jobs))
+
+
+def test_failing_block_stops_and_leaves_the_others_alone(
+    distill: Distill, jobs: list[BlockJob]
 ) -> None:
+    failing = job_of("nan", steps=1)
+    together = distill([jobs[0], failing, jobs[1]])
+    assert_same([together[0], together[2]], distill(jobs[:2]))
+    assert (together[1].nsr, together[1].failure) == (None, "loss became nan in step 2")
+    assert isinstance(together[1].block, Convolution)
+    assert together[1].block.count == STEPS  # not in the second epoch
+
+
+def test_all_blocks_may_fail(distill: Distill) -> None:
+    (alone,) = distill([job_of("nan", steps=0)])
+    assert (alone.nsr, alone.failure) == (None, "loss became nan in step 1")
+
+
+def test_block_that_fails_in_eval_mode_alone_is_reported(distill: Distill) -> None:
+    (block,) = distill([job_of("infinite", size=3)])
+    assert (block.nsr, block.failure) == (None, "NSR of the validation images became inf")
+
+
+def test_learning_rate_factor_multiplies_the_learning_rate(
+    distill: Distill, jobs: list[BlockJob]
+) -> None:
+    slow = FP32.model_copy(update={"learning_rate": FP32.learning_rate * 0.5})
+    assert_same(distill(jobs, learning_rate_factor=0.5), distill(jobs, slow))
+    assert distill(jobs)[0].nsr != distill(jobs, slow)[0].nsr
+
+
+@pytest.mark.parametrize("epochs", [1, 5])
+def test_any_number_of_steps_has_a_schedule(distill: Distill, epochs: int) -> None:
+    config = FP32.model_copy(update={"epochs": epochs, "batch_size": 96})  # one step an epoch
+    (block,) = distill([job_of("dropout", rate=0.0)], config)
+    assert block.failure is None
+
+
+def test_distillation_lowers_the_noise(distill: Distill, space: SearchSpace) -> None:
     job = BlockJob("key", 0, space.stages[0].choices[12])
-    variance = calibrate(reference, few_images.calibration)
     ratios = [
-        distill_pack(
-            reference, variance, [job], few_images, LibraryConfig(epochs=epochs, batch_size=32), 0
-        )[0][0].nsr
-        for epochs in (1, 12)
+        distill([job], FP32.model_copy(update={"epochs": epochs}))[0].nsr for epochs in (1, 12)
     ]
+    assert ratios[0] is not None
+    assert ratios[1] is not None
     assert ratios[1] < 0.8 * ratios[0]
 
 
-@pytest.mark.parametrize(("count", "size", "workers"), [(96, 16, 2), (7, 3, 2), (3, 16, 4)])
-def test_every_job_is_in_one_pack(count: int, size: int, workers: int) -> None:
-    jobs = [BlockJob(str(index), 0, BlockSpec.of("b", {"n": index})) for index in range(count)]
-    packs = packs_of(jobs, size, workers)
-    assert sorted(job.key for pack in packs for job in pack) == sorted(job.key for job in jobs)
-    assert max(map(len, packs)) <= size
-    assert len(packs) % workers == 0 or len(packs) == count  # no worker idles at the end
-    assert max(map(len, packs)) - min(map(len, packs)) <= 1
-    assert packs == packs_of(jobs, size, workers)
+def test_blocks_learn_in_bf16_too(distill: Distill, jobs: list[BlockJob]) -> None:
+    longer = FP32.model_copy(update={"epochs": 12})
+    exact = distill(jobs, longer)
+    rounded = distill(jobs, longer.model_copy(update={"precision": "bf16"}))
+    for one, other in zip(exact, rounded, strict=True):
+        assert other.nsr == pytest.approx(one.nsr, rel=0.2)
+        assert other.nsr != one.nsr
+
+
+def test_undecided_precision_is_refused(distill: Distill, jobs: list[BlockJob]) -> None:
+    with pytest.raises(ValueError, match="'fp32' or 'bf16'"):
+        distill(jobs, LibraryConfig())
 
 
 def test_order_of_a_pass_depends_on_seed_and_epoch_alone(few_images: ImageData) -> None:

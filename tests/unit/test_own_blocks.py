@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from functools import partial
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from donna_ray.space import (
     build_space,
     check_space,
     record_id,
+    register_block,
     register_modules,
 )
 from donna_ray.space import modules as space_modules
@@ -48,6 +50,19 @@ BROKEN = """
 
         def forward(self, x):
             return {forward}
+
+    class Tied(Odd):
+        def __init__(self, *shape):
+            super().__init__(*shape)
+            self.same = self.conv
+
+    class Outside(Odd):
+        def __init__(self, *shape):
+            super().__init__(*shape)
+            self.register_buffer("scale", torch.rand(1), persistent=False)
+
+        def forward(self, x):
+            return self.scale * self.conv(x)
 
     @register_block("{name}", ("size",))
     def build(in_channels, out_channels, stride, *, size):
@@ -152,6 +167,19 @@ def test_name_that_is_taken_is_refused(tmp_path: Path) -> None:
             "self.conv(x) * (2 if torch.onnx.is_in_onnx_export() else 1)",
             "differs by",
         ),
+        (
+            "in_place",
+            "nn.Sequential(nn.ReLU(True), nn.Conv2d(in_channels, 6, 3, 2, 1))",
+            "x",
+            "in pl",
+        ),
+        ("tied", "Tied(in_channels, out_channels, stride)", "self.conv(x)", "share memory"),
+        (
+            "outside",
+            "Outside(in_channels, out_channels, stride)",
+            "self.conv(x)",
+            "same state_dict",
+        ),
         ("raises", "nn.Conv2d(in_channels, out_channels, stride, size)", "x", "building it raised"),
     ],
 )
@@ -162,6 +190,15 @@ def test_block_that_breaks_the_interface_is_named(
     space = build_space(space_config(module, name, size=["x"]), [SHAPE])
     with pytest.raises(ConfigError, match=rf"{name}\(size=x\) must be .* stage 0, but .*{words}"):
         check_space(space)
+
+
+def test_callbacks_that_raise_are_named(tmp_path: Path) -> None:
+    text = PLAIN.replace("lambda kernel, width: kernel < width", "lambda kernel: True")
+    module = write(tmp_path / "mine.py", text, name="bad_allowed")
+    with pytest.raises(ConfigError, match=r"`allowed` of block family 'bad_allowed'.*TypeError"):
+        build_space(space_config(module, "bad_allowed", kernel=[3], width=[8]), [SHAPE])
+    with pytest.raises(ConfigError, match="must be a function"):
+        register_block("partial", ("size",))(partial(print))
 
 
 def test_every_value_of_every_option_is_run() -> None:

@@ -90,14 +90,17 @@ def test_stages_can_be_named() -> None:
         ("vgg11", None, ["names no stages", "reference.stages", "features"]),
         ("swin_tiny_patch4_window7_224", None, ["(height, width, channels)"]),
         ("vit_small_patch16_dinov3", None, ["takes 2 tensors"]),
+        ("volo_d1_224", ["network.2", "network.3"], ["(height, width, channels)"]),
+        ("levit_128s", None, ["(3, 64, 64)", "data.image_size"]),
     ],
 )
 def test_model_that_cannot_be_cut_says_why(
     name: str, stages: list[str] | None, words: list[str]
 ) -> None:
+    size = 224 if name == "volo_d1_224" else 64
     config = ReferenceConfig(model=name, stages=stages)
     with pytest.raises(ConfigError) as caught:
-        cut_reference(create_timm_model(config), config, (3, 64, 64))
+        cut_reference(create_timm_model(config), config, (3, size, size))
     for word in words:
         assert word in str(caught.value)
 
@@ -130,6 +133,23 @@ def test_stage_between_glue_keeps_the_glue() -> None:
     images = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(network(images), model(images))
     torch.testing.assert_close(network.features(images)[0], images + 1)
+
+
+def test_dropout_in_the_forward_still_drops_in_training() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            features = self.b(self.a(images)).mean((2, 3))
+            return nn.functional.dropout(features, p=0.5, training=self.training)
+
+    network = StagedNetwork(*cut_model(Dropping(), [("a",), ("b",)]), (3, 4, 4))
+    images = torch.randn(64, 3, 4, 4)
+    assert (network.eval()(images) != 0).all()
+    share = (network.train()(images) == 0).float().mean().item()
+    assert 0.3 < share < 0.7
 
 
 def test_blocks_of_one_resolution_make_four_stages() -> None:

@@ -1,4 +1,4 @@
-"""Artifacts and records torn in the middle, altered or half there are not read as good."""
+"""Artifacts torn in the middle, altered or half there are not read as good; runs and their lock."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 from donna_ray.artifacts import StepFolder, write_atomic
 from donna_ray.config import RunConfig
-from donna_ray.errors import DonnaError, MissingArtifactError, RunLockedError
-from donna_ray.records import RecordStore
+from donna_ray.errors import MissingArtifactError, RunLockedError
 from donna_ray.run import Run
 
 
@@ -73,45 +71,6 @@ def test_failed_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
         write_atomic(path, "text")  # type: ignore[arg-type]
     assert path.read_bytes() == b"old"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
-
-
-def test_record_reads_as_written(tmp_path: Path) -> None:
-    store = RecordStore(tmp_path)
-    weights = {"w": torch.arange(6.0).reshape(1, 2, 3, 1)}
-    store.put("key", {"nsr": 0.1}, weights)
-    record = store.get("key")
-    assert record is not None
-    assert record["nsr"] == 0.1
-    assert torch.equal(store.weights("key")["w"], weights["w"])
-
-
-@pytest.mark.parametrize("number", [0, 1])
-@pytest.mark.parametrize("damage", ["torn", "altered", "lost"])
-def test_damaged_record_is_none(tmp_path: Path, number: int, damage: str) -> None:
-    store = RecordStore(tmp_path)
-    store.put("key", {"nsr": 0.1}, {"w": torch.ones(100)})
-    path = store.paths("key")[number]
-    data = path.read_bytes()
-    if damage == "torn":
-        path.write_bytes(data[: len(data) // 2])
-    elif damage == "altered":
-        path.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
-    else:
-        path.unlink()
-    assert store.get("key") is None
-    with pytest.raises(DonnaError, match=r"key .* missing, torn or altered"):
-        store.weights("key")
-
-
-def test_records_of_other_keys_survive_damage(tmp_path: Path) -> None:
-    store = RecordStore(tmp_path)
-    for key in ("a", "b"):
-        store.put(key, {"nsr": 0.1}, {"w": torch.ones(4)})
-    store.weights_path("a").write_bytes(b"")
-    assert store.get("a") is None
-    assert store.get("b") is not None
-    store.put("a", {"nsr": 0.2}, {"w": torch.zeros(4)})
-    assert store.weights("a")["w"].tolist() == [0] * 4
 
 
 def test_step_that_raises_is_computed_again(config: RunConfig, tmp_path: Path) -> None:

@@ -1,0 +1,312 @@
+"""How quickly blocks are distilled in packs: against one at a time, and against the floor.
+
+On the micro space (32x32 images, 4 stages) and a reference with random weights. Prints a table and,
+last, one JSON line. The ways run in turn in one process with two threads, and a ratio is the median
+over the turns, since other processes disturb a host. The floor of a pack is, on images that are in
+memory already, one forward of the reference a batch without gradients, each block's own forward and
+backward, and both forwards for the recorded NSR: no decoding, loss, optimizer or bookkeeping.
+
+The images are synthetic, or every so many of a folder with train.tar and validation.tar:
+
+    python scripts/bench_distill.py --data ../shared/data/cifar10
+"""
+
+import argparse
+import copy
+import dataclasses
+import json
+import os
+import random
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin stand still on a host that is shared
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.data import Subset
+
+from donna_ray.config import DataConfig, LibraryConfig, ReferenceConfig, RunConfig, SpaceConfig
+from donna_ray.data import ImageData, Split, load_data
+from donna_ray.distill import BlockJob, DistilledBlock, distill_pack
+from donna_ray.features import FeatureCache
+from donna_ray.network import StagedNetwork
+from donna_ray.precision import Precision, measured_precision, step_seconds
+from donna_ray.reference import build_reference, calibrate
+from donna_ray.run import Run
+from donna_ray.space import build_block, build_space
+from donna_ray.training import network_input, seeded
+from donna_ray.workers import Unit, spread
+
+THREADS = 2
+TURNS = 5
+PACK = 16
+BATCH = 64
+TRAINING, VALIDATION = 256, 64  # images
+CLASSES = 4  # of the synthetic images
+SAME_PACKS = 10  # one after another, to see whether memory grows
+RAY_UNITS = 8  # packs
+LIBRARY = LibraryConfig(batch_size=BATCH, pack_size=PACK, precision="fp32")
+
+Figures = dict[str, float]
+Rows = list[tuple[str, str]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="folder with train.tar and validation.tar")
+    given = parser.parse_args().data
+    torch.set_num_threads(THREADS)
+    rows: Rows = []
+    figures: Figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        if given is None:
+            _write_images(Path(folder) / "images")
+        world = World(given or Path(folder) / "images")
+        for part in (_memory, _speed, _layouts):
+            part(world, rows, figures)
+        _ray(world, Path(folder) / "run", rows, figures)
+    table = Table("what", "figure")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    names = "packed_over_single overhead_over_floor cached_over_packed ray_over_local peak_gib"
+    print(json.dumps({name: round(figures[name], 3) for name in names.split()}))
+
+
+class World:
+    """Reference, data and a pack; a worker gets the configuration alone and makes it anew."""
+
+    def __init__(self, images: Path) -> None:
+        self.config = RunConfig(
+            data=DataConfig(source=str(images), augmentation=None, image_size=32),
+            reference=ReferenceConfig(model="donna_micro"),
+            space=SpaceConfig(preset="micro"),
+            library=LIBRARY,
+        )
+
+    def __reduce__(self) -> Any:
+        return World, (Path(self.config.data.source),)
+
+    def distill(self, jobs: Sequence[BlockJob], **how: Any) -> list[DistilledBlock]:
+        return distill_pack(self.reference, self.variance, jobs, self.data, LIBRARY, 0, **how)[0]
+
+    @cached_property
+    def reference(self) -> StagedNetwork:
+        return self._made[0]
+
+    @cached_property
+    def data(self) -> ImageData:
+        return self._made[1]
+
+    @cached_property
+    def variance(self) -> list[Tensor]:
+        return calibrate(self.reference, self.data.calibration)
+
+    @cached_property
+    def jobs(self) -> list[BlockJob]:
+        """As many blocks of each stage."""
+        stages = build_space(self.config.space, self.reference.shapes).stages
+        drawn = [random.Random(0).sample(stage.choices, PACK // len(stages)) for stage in stages]
+        return [
+            BlockJob(f"{number}/{spec}", number, spec)
+            for number, specs in enumerate(drawn)
+            for spec in specs
+        ]
+
+    @cached_property
+    def _made(self) -> tuple[StagedNetwork, ImageData]:
+        with seeded(0):
+            reference, preprocessing = build_reference(self.config, load_weights=False)
+        every = load_data(self.config.data, preprocessing)
+        training, calibration = (_some(part, TRAINING) for part in (every.train, every.calibration))
+        validation = _some(every.validation, VALIDATION)
+        parts = {"train": training, "distillation": training, "calibration": calibration}
+        data = dataclasses.replace(every, validation=validation, **parts)
+        reference.requires_grad_(False).to(memory_format=torch.channels_last).train()
+        for images in _in_memory(data.calibration):
+            reference(images)  # for the statistics of BatchNorm
+        return reference.eval(), data
+
+
+def _some(split: Split, count: int) -> Split:
+    """Every so many images."""
+    step = max(len(split) // count, 1)
+    dataset: Any = split.dataset
+    return Split(Subset(dataset, range(0, len(split), step)[:count]), name=split.name)
+
+
+def _in_memory(split: Split) -> list[Tensor]:
+    cpu = torch.device("cpu")
+    return [network_input(images, cpu) for images, _ in split.batches(BATCH)]
+
+
+def _write_images(folder: Path) -> None:
+    """Coarse noise of 32x32 pixels as JPEG."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", TRAINING), ("validation", VALIDATION)):
+        for number in range(count):
+            path = folder / split / f"class{number % CLASSES}" / f"{number:04}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = Image.fromarray(generator.integers(0, 255, (8, 8, 3), np.uint8))
+            pixels.resize((32, 32)).save(path, quality=90)
+
+
+def _memory(world: World, rows: Rows, figures: Figures) -> None:
+    world.distill(world.jobs)
+    first = _peak_gib()
+    for _ in range(SAME_PACKS - 1):
+        world.distill(world.jobs)
+    figures["peak_gib"] = _peak_gib()
+    rows.append((f"peak memory of a pack of {PACK}, GiB", f"{first:.2f}"))
+    grown = 1024 * (figures["peak_gib"] - first)
+    rows.append((f"its growth over {SAME_PACKS} packs, MiB", f"{grown:.0f}"))
+
+
+def _peak_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
+
+
+def _speed(world: World, rows: Rows, figures: Figures) -> None:
+    built, cache = _timed(lambda: FeatureCache.build(world.reference, world.data))
+    floor = _Floor(world)
+    ways: dict[str, Callable[[], Any]] = {
+        "one block at a time": lambda: [world.distill([job])[0] for job in world.jobs],
+        "pack": lambda: world.distill(world.jobs),
+        "pack, cached features": lambda: world.distill(world.jobs, cache=cache),
+        "floor of a pack": floor.run,
+    }
+    turns = [{name: _timed(way) for name, way in ways.items()} for _ in range(TURNS)]
+    seconds = {name: [turn[name][0] for turn in turns] for name in ways}
+    for name, values in seconds.items():
+        hourly = 3600 * PACK / statistics.median(values)
+        rows.append(
+            (f"{name}: s; blocks an hour", f"{statistics.median(values):.2f}; {hourly:.0f}")
+        )
+    rows.append(("building the cache, s", f"{built:.2f}"))
+    single, pack, cached, least = seconds.values()
+    figures["packed_over_single"] = _ratio(single, pack)
+    figures["overhead_over_floor"] = _ratio(pack, least)
+    figures["cached_over_packed"] = _ratio(pack, cached)
+    rows.append(("pack over one at a time, times faster", f"{_ratio(single, pack):.2f}"))
+    rows.append(("cached over one at a time, times faster", f"{_ratio(single, cached):.2f}"))
+    rows.append(("pack over its floor", f"{_ratio(pack, least):.3f}"))
+    alone, packed, kept, _ = (turn[1] for turn in turns[0].values())
+    rows.append(("largest difference of the NSR, pack and alone", _difference(packed, alone)))
+    rows.append(("largest difference of the NSR, cached and not", _difference(kept, packed)))
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+def _ratio(upper: Sequence[float], lower: Sequence[float]) -> float:
+    return statistics.median(one / other for one, other in zip(upper, lower, strict=True))
+
+
+def _difference(blocks: Sequence[DistilledBlock], others: Sequence[DistilledBlock]) -> str:
+    pairs = [(block.nsr, other.nsr) for block, other in zip(blocks, others, strict=True)]
+    return f"{max(abs(one / other - 1) for one, other in pairs if one and other):.1e}"
+
+
+class _Floor:
+    def __init__(self, world: World) -> None:
+        self._features = world.reference.features
+        shapes = world.reference.shapes
+        self._blocks = [(job.stage, build_block(job.spec, shapes[job.stage])) for job in world.jobs]
+        for _, block in self._blocks:
+            block.to(memory_format=torch.channels_last)
+        self._training = _in_memory(world.data.distillation)
+        self._validation = _in_memory(world.data.validation)
+
+    def run(self) -> None:
+        self._train()
+        with torch.no_grad():
+            for images in self._validation:
+                features = self._features(images)
+                for stage, block in self._blocks:
+                    block.eval()(features[stage])
+
+    def _train(self) -> None:
+        for images in self._training:
+            with torch.no_grad():
+                features = self._features(images)
+            for stage, block in self._blocks:
+                block.train()(features[stage]).backward(features[stage + 1])
+                block.zero_grad(set_to_none=True)
+
+
+def _layouts(world: World, rows: Rows, figures: Figures) -> None:
+    """What the order in memory and bf16 change in the forward and backward of all stages."""
+    ways: dict[str, tuple[Precision, torch.memory_format]] = {
+        "fp32, channels last": ("fp32", torch.channels_last),
+        "fp32, channels first": ("fp32", torch.contiguous_format),
+        "bf16, channels last": ("bf16", torch.channels_last),
+    }
+    turns = [
+        {name: _stages_seconds(world.reference, *way) for name, way in ways.items()}
+        for _ in range(TURNS)
+    ]
+    for name in ways:
+        median = statistics.median(turn[name] for turn in turns)
+        rows.append((f"the reference's stages, forward and backward, {name}, s", f"{median:.3f}"))
+    rows.append(("precision `auto` here", measured_precision(world.reference, BATCH)))
+
+
+def _stages_seconds(
+    reference: StagedNetwork, precision: Precision, layout: torch.memory_format
+) -> float:
+    total = 0.0
+    for stage, shape in zip(reference.stages, reference.shapes, strict=True):
+        block = copy.deepcopy(stage).requires_grad_(True).train().to(memory_format=layout)
+        features = torch.randn(BATCH, *shape.input).contiguous(memory_format=layout)
+        step_seconds(block, features, precision)
+        total += step_seconds(block, features, precision)
+    return total
+
+
+def _ray(world: World, folder: Path, rows: Rows, figures: Figures) -> None:
+    """Two workers of one thread each against this process with two; the same pack everywhere."""
+    local = [_timed(lambda: world.distill(world.jobs))[0] for _ in range(3)]
+    units = [Unit(None) for _ in range(RAY_UNITS)]
+    with Run(world.config, folder) as run:
+        whole, facts = _timed(lambda: spread(run, "bench", "packs", units, _DistillPack(world)))
+    local += [_timed(lambda: world.distill(world.jobs))[0] for _ in range(3)]
+    by_worker: dict[int, list[float]] = {}
+    for fact in facts:
+        by_worker.setdefault(fact["worker"], []).append(fact["seconds"])
+    speed = sum(1 / statistics.median(seconds) for seconds in by_worker.values())
+    busy = max(sum(seconds) for seconds in by_worker.values())
+    figures["ray_over_local"] = statistics.median(local) * speed
+    rows.append((f"packs of {len(by_worker)} Ray workers, s each", f"{len(by_worker) / speed:.2f}"))
+    rows.append(("packs of this process in turn, s each", f"{statistics.median(local):.2f}"))
+    rows.append(("Ray workers over this process", f"{figures['ray_over_local']:.2f}"))
+    rows.append(("Ray's start and end, loading included, s", f"{whole - busy:.1f}"))
+
+
+class _DistillPack:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def __call__(self, payload: None) -> dict[str, Any]:
+        if "warm" not in vars(self):
+            self._world.distill(self._world.jobs)
+            self.warm = True
+        seconds, _ = _timed(lambda: self._world.distill(self._world.jobs))
+        return {"worker": os.getpid(), "seconds": seconds}
+
+
+if __name__ == "__main__":
+    main()
