@@ -53,7 +53,7 @@ def render(results: Results) -> str:
             "The block library",
             "Every block of every stage: its noise-to-signal ratio, lower is nearer to the "
             "reference, against its multiply-accumulates.",
-            _plot(_library_figure(results), 380),
+            _plot(_library_figure(results), 380) + _failed_table(results),
         ),
         _section("What it cost", "", _cost_table(results)),
     ]
@@ -217,6 +217,15 @@ def _library_figure(results: Results) -> go.Figure:
     figure.update_xaxes(title="MACs")
     figure.update_yaxes(title="NSR")
     return figure
+
+
+def _failed_table(results: Results) -> str:
+    rows = [
+        [escape(block.block), escape(block.reason), str(block.stage)]
+        for block in results.library.failed
+    ]
+    header = ["could not be distilled", "reason", "stage"]
+    return _table(header, rows, text_columns=2) if rows else ""
 
 
 def _cost_table(results: Results) -> str:

@@ -81,11 +81,20 @@ class LibraryStage(_Part):
     blocks: list[Block]
 
 
+class FailedBlock(_Part):
+    """A block that could not be distilled and is in no network."""
+
+    stage: int
+    block: str
+    reason: str
+
+
 class Library(_Part):
-    """All distilled blocks."""
+    """All distilled blocks, and those that failed."""
 
     size: int
     stages: list[LibraryStage]
+    failed: list[FailedBlock]
 
 
 class Tau(_Part):

@@ -86,7 +86,16 @@ def _library(done: dict[str, Artifact]) -> dict[str, Any]:
             for each in choices
         ]
         stages.append({"input": shape["input"], "output": shape["output"], "blocks": words})
-    return {"size": sum(len(stage["blocks"]) for stage in stages), "stages": stages}
+    failed = [
+        {
+            "stage": each["stage"],
+            "block": str(BlockSpec.from_json(each["block"])),
+            "reason": each["failed"],
+        }
+        for each in done["library"].result["failed"]
+    ]
+    size = sum(len(stage["blocks"]) for stage in stages)
+    return {"size": size, "stages": stages, "failed": failed}
 
 
 def _predictor(facts: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""More choices in a finished run: only the new blocks are distilled, the predictor is kept."""
+"""More choices in a finished run: only the new blocks are distilled, the predictor is kept.
+
+One of the new families cannot be trained: it is left out, and the run goes on.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,17 @@ def build(in_channels, out_channels, stride, *, kernel):
         nn.BatchNorm2d(out_channels),
         nn.ReLU(),
     )
+
+class Exploding(nn.Conv2d):
+    steps = 0
+
+    def forward(self, x):
+        self.steps += self.training
+        return super().forward(x) / (self.steps < 4 or not self.training)
+
+@register_block("exploding", ("kernel",))
+def build_exploding(in_channels, out_channels, stride, *, kernel):
+    return Exploding(in_channels, out_channels, kernel, stride, kernel // 2)
 """
 
 
@@ -31,19 +45,23 @@ def test_extended_space_distils_new_blocks_and_keeps_the_predictor(
     module.write_text(OWN_BLOCK)
     blocks: Any = SMALLEST["space.blocks"]
     own = {"family": "plain_convolution", "options": {"kernel": [3]}}
+    exploding = {"family": "exploding", "options": {"kernel": [3]}}
     command = arguments(
         copy_of_finished,
         f"--set=space.modules={json.dumps([str(module)])}",
-        f"--set=space.blocks={json.dumps([own, *blocks])}",
+        f"--set=space.blocks={json.dumps([own, *blocks, exploding])}",
     )
     completed = donna(command)
     assert completed.returncode == 0, completed.stderr
-    assert "12 of 15 blocks are there already" in completed.stderr
+    assert "12 of 18 blocks are there already" in completed.stderr
+    assert "exploding(kernel=3) in stage 2 failed and is left out: loss became" in completed.stderr
     assert "the predictor was fitted: it is kept" in completed.stderr.replace("\n", " ")
     after = Results.model_validate(results_of(copy_of_finished))
 
     assert after.predictor.architectures == before.predictor.architectures
     assert after.predictor.kendall_tau == before.predictor.kendall_tau
+    assert [block.stage for block in after.library.failed] == [0, 1, 2]
+    assert all(block.block == "exploding(kernel=3)" for block in after.library.failed)
     assert (before.predictor.library_size, after.predictor.library_size) == (12, 12)
     for old, new in zip(before.library.stages, after.library.stages, strict=True):
         assert len(new.blocks) == 5
@@ -55,4 +73,5 @@ def test_extended_space_distils_new_blocks_and_keeps_the_predictor(
 
     again_done = donna(command)
     assert again_done.returncode == 0, again_done.stderr
+    assert "library    reused" in again_done.stderr
     assert "search     reused" in again_done.stderr

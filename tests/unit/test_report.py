@@ -57,6 +57,7 @@ def results(*, simulated: bool = False, text: str = "plain") -> Results:
             "library": {
                 "size": 1,
                 "stages": [{"input": shape, "output": shape, "blocks": [block]}],
+                "failed": [{"stage": 0, "block": "<odd>", "reason": "loss became nan"}],
             },
             "predictor": {
                 "samples": 6,
@@ -104,3 +105,9 @@ def test_results_read_as_written_and_refuse_unknown_fields() -> None:
     assert Results.model_validate(value) == results()
     with pytest.raises(ValueError, match="extra"):
         Results.model_validate(value | {"more": 1})
+
+
+def test_failed_blocks_are_shown_with_their_reason() -> None:
+    page = render(results())
+    assert "&lt;odd&gt;" in page
+    assert "loss became nan" in page
