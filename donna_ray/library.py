@@ -121,7 +121,8 @@ class _DistillPack:
     """Distils one pack on a worker and stores its records; the reference is loaded once.
 
     A block whose loss is not finite is tried once more, at a tenth of the learning rate; if it
-    fails again, that is recorded and not tried again.
+    fails again, that is recorded and not tried again. A pack that does not fit the memory of a GPU
+    is halved until it does.
     """
 
     def __init__(self, config: RunConfig, reference: Artifact, store: RecordStore) -> None:
@@ -129,11 +130,11 @@ class _DistillPack:
 
     def __call__(self, jobs: list[BlockJob]) -> dict[str, Any]:
         started = time.perf_counter()
-        blocks = self._distil(jobs, 1.0)
+        blocks = self._fitting(jobs, 1.0)
         again = [block.job for block in blocks if block.failure is not None]
         if again:
             blocks = [block for block in blocks if block.failure is None]
-            blocks += self._distil(again, _SECOND_CHANCE)
+            blocks += self._fitting(again, _SECOND_CHANCE)
         for block in blocks:
             if block.failure is not None:
                 self._store.put_failed(block.job.key, block.failure, _identity(block.job))
@@ -142,6 +143,16 @@ class _DistillPack:
             "images": self._images(),
             "seconds": time.perf_counter() - started,
         }
+
+    def _fitting(self, jobs: list[BlockJob], factor: float) -> list[DistilledBlock]:
+        try:
+            return self._distil(jobs, factor)
+        except torch.OutOfMemoryError:
+            if len(jobs) == 1:
+                raise
+        torch.cuda.empty_cache()  # behind the except clause, which holds the tensors of the pack
+        half = len(jobs) // 2
+        return self._fitting(jobs[:half], factor) + self._fitting(jobs[half:], factor)
 
     def _distil(self, jobs: list[BlockJob], factor: float) -> list[DistilledBlock]:
         """Distil a pack and store the blocks that did not fail."""

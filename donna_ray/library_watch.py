@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ray.util.metrics import Gauge
 from tensorboardX import SummaryWriter
 
 __all__ = ["LibraryWatch"]
@@ -17,7 +18,9 @@ class LibraryWatch:
     """Follows the packs of a library; call it with the facts of each that is completed.
 
     Writes TensorBoard scalars over the number of blocks done: the NSR of each stage's blocks,
-    blocks per hour, and images per second of all workers together.
+    blocks per hour, and images per second of all workers together. Ray's metrics, which Prometheus
+    reads, have `donna_blocks_done` and `donna_blocks_left` (by stage), `donna_blocks_failed`,
+    `donna_blocks_per_hour` and `donna_images_per_second`.
 
     Args:
         stages: of each stage, how many blocks there are and how many are done already.
@@ -31,6 +34,7 @@ class LibraryWatch:
         self._blocks = self._images = 0
         self._started = time.monotonic()
         self._writer = SummaryWriter(str(folder))
+        self._gauges: dict[str, Gauge] = {}
 
     def __call__(self, facts: Facts) -> str:
         """Take a pack's facts in.
@@ -51,6 +55,7 @@ class LibraryWatch:
         elapsed = time.monotonic() - self._started
         self._scalar("blocks_per_hour", 3600 * self._blocks / elapsed)
         self._scalar("images_per_second", self._images / elapsed)
+        self._export()
         return self._line()
 
     def close(self) -> None:
@@ -59,6 +64,18 @@ class LibraryWatch:
 
     def _scalar(self, name: str, value: float) -> None:
         self._writer.add_scalar(name, value, self._blocks)
+        self._gauge(name, value)
+
+    def _export(self) -> None:
+        self._gauge("blocks_failed", self._failed)
+        for number, total in enumerate(self._totals):
+            self._gauge("blocks_done", self._done[number], stage=str(number))
+            self._gauge("blocks_left", total - self._done[number], stage=str(number))
+
+    def _gauge(self, name: str, value: float, **tags: str) -> None:
+        if name not in self._gauges:
+            self._gauges[name] = Gauge(f"donna_{name}", tag_keys=tuple(tags))
+        self._gauges[name].set(value, tags)
 
     def _line(self) -> str:
         stages = " ".join(

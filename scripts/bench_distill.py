@@ -22,7 +22,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from donna_ray.config import DataConfig, LibraryConfig, ReferenceConfig, RunConfig, SpaceConfig
-from donna_ray.data import ImageData, Split, load_data
+from donna_ray.data import Split, load_data
 from donna_ray.distill import BlockJob, DistilledBlock, distill_pack
 from donna_ray.features import FeatureCache
 from donna_ray.network import StagedNetwork
@@ -85,7 +84,11 @@ def main() -> None:
 
 
 class World:
-    """Reference, data and a pack; a worker gets the configuration alone and makes it anew."""
+    """Reference, data and a pack with as many blocks of each stage.
+
+    Args:
+        images: folder with both splits.
+    """
 
     def __init__(self, images: Path) -> None:
         self.config = RunConfig(
@@ -94,49 +97,36 @@ class World:
             space=SpaceConfig(preset="micro"),
             library=LIBRARY,
         )
-
-    def __reduce__(self) -> Any:
-        return World, (Path(self.config.data.source),)
+        with seeded(0):
+            self.reference, preprocessing = build_reference(self.config, load_weights=False)
+        every = load_data(self.config.data, preprocessing)
+        training = _some(every.train, TRAINING)
+        self.data = dataclasses.replace(
+            every,
+            train=training,
+            distillation=training,
+            calibration=_some(every.calibration, TRAINING),
+            validation=_some(every.validation, VALIDATION),
+        )
+        _fit_statistics(self.reference, self.data.calibration)
+        self.variance = calibrate(self.reference, self.data.calibration)
+        stages = build_space(self.config.space, self.reference.shapes).stages
+        self.jobs = [
+            BlockJob(f"{number}/{spec}", number, spec)
+            for number, stage in enumerate(stages)
+            for spec in random.Random(0).sample(stage.choices, PACK // len(stages))
+        ]
 
     def distill(self, jobs: Sequence[BlockJob], **how: Any) -> list[DistilledBlock]:
         return distill_pack(self.reference, self.variance, jobs, self.data, LIBRARY, 0, **how)[0]
 
-    @cached_property
-    def reference(self) -> StagedNetwork:
-        return self._made[0]
 
-    @cached_property
-    def data(self) -> ImageData:
-        return self._made[1]
-
-    @cached_property
-    def variance(self) -> list[Tensor]:
-        return calibrate(self.reference, self.data.calibration)
-
-    @cached_property
-    def jobs(self) -> list[BlockJob]:
-        """As many blocks of each stage."""
-        stages = build_space(self.config.space, self.reference.shapes).stages
-        drawn = [random.Random(0).sample(stage.choices, PACK // len(stages)) for stage in stages]
-        return [
-            BlockJob(f"{number}/{spec}", number, spec)
-            for number, specs in enumerate(drawn)
-            for spec in specs
-        ]
-
-    @cached_property
-    def _made(self) -> tuple[StagedNetwork, ImageData]:
-        with seeded(0):
-            reference, preprocessing = build_reference(self.config, load_weights=False)
-        every = load_data(self.config.data, preprocessing)
-        training, calibration = (_some(part, TRAINING) for part in (every.train, every.calibration))
-        validation = _some(every.validation, VALIDATION)
-        parts = {"train": training, "distillation": training, "calibration": calibration}
-        data = dataclasses.replace(every, validation=validation, **parts)
-        reference.requires_grad_(False).to(memory_format=torch.channels_last).train()
-        for images in _in_memory(data.calibration):
-            reference(images)  # for the statistics of BatchNorm
-        return reference.eval(), data
+def _fit_statistics(reference: StagedNetwork, images: Split) -> None:
+    """Of BatchNorm, so that random weights have features as trained ones do."""
+    reference.requires_grad_(False).to(memory_format=torch.channels_last).train()
+    for batch in _in_memory(images):
+        reference(batch)
+    reference.eval()
 
 
 def _some(split: Split, count: int) -> Split:
@@ -281,8 +271,9 @@ def _ray(world: World, folder: Path, rows: Rows, figures: Figures) -> None:
     """Two workers of one thread each against this process with two; the same pack everywhere."""
     local = [_timed(lambda: world.distill(world.jobs))[0] for _ in range(3)]
     units = [Unit(None) for _ in range(RAY_UNITS)]
+    work = _DistillPack(Path(world.config.data.source))
     with Run(world.config, folder) as run:
-        whole, facts = _timed(lambda: spread(run, "bench", "packs", units, _DistillPack(world)))
+        whole, facts = _timed(lambda: spread(run, "bench", "packs", units, work))
     local += [_timed(lambda: world.distill(world.jobs))[0] for _ in range(3)]
     by_worker: dict[int, list[float]] = {}
     for fact in facts:
@@ -297,13 +288,16 @@ def _ray(world: World, folder: Path, rows: Rows, figures: Figures) -> None:
 
 
 class _DistillPack:
-    def __init__(self, world: World) -> None:
-        self._world = world
+    """On a worker: distils the pack; its first call makes the world and warms up."""
+
+    def __init__(self, images: Path) -> None:
+        self._images = images
+        self._world: Any = None
 
     def __call__(self, payload: None) -> dict[str, Any]:
-        if "warm" not in vars(self):
+        if self._world is None:
+            self._world = World(self._images)
             self._world.distill(self._world.jobs)
-            self.warm = True
         seconds, _ = _timed(lambda: self._world.distill(self._world.jobs))
         return {"worker": os.getpid(), "seconds": seconds}
 

@@ -1,0 +1,83 @@
+"""What a worker does with a pack, and what is told of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from donna_ray import library
+from donna_ray.config import RunConfig
+from donna_ray.data import load_data
+from donna_ray.distill import BlockJob, distill_pack
+from donna_ray.library import _DistillPack
+from donna_ray.library_watch import LibraryWatch
+from donna_ray.network import StagedNetwork
+from donna_ray.records import RecordStore
+from donna_ray.reference import calibrate
+from donna_ray.space import SearchSpace
+
+
+@pytest.fixture
+def work(config: RunConfig, reference: StagedNetwork, tmp_path: Path) -> _DistillPack:
+    settings = config.library.model_copy(update={"epochs": 1, "precision": "fp32"})
+    work = _DistillPack(
+        config.model_copy(update={"library": settings}), None, RecordStore(tmp_path)
+    )
+    data = load_data(config.data, {"input_size": reference.input_shape})
+    loaded = (reference, calibrate(reference, data.calibration), data, None)
+    work.__dict__["_loaded"] = loaded  # in place of what a finished reference step left
+    return work
+
+
+def jobs_of(space: SearchSpace, count: int) -> list[BlockJob]:
+    choices = space.stages[1].choices
+    return [BlockJob(f"key{number}", 1, choices[number]) for number in range(count)]
+
+
+def test_pack_that_does_not_fit_is_halved(
+    work: _DistillPack, space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def limited(
+        reference: Any, variance: Any, jobs: list[BlockJob], *rest: Any, **more: Any
+    ) -> Any:
+        sizes.append(len(jobs))
+        if len(jobs) > 2:
+            raise torch.OutOfMemoryError("a GPU of two blocks")
+        return distill_pack(reference, variance, jobs, *rest, **more)
+
+    monkeypatch.setattr(library, "distill_pack", limited)
+    facts = work(jobs_of(space, 5))
+    assert sizes == [5, 2, 3, 1, 2]
+    records = RecordStore(tmp_path).records()
+    assert sorted(records) == [f"key{number}" for number in range(5)]
+    assert [nsr for _, nsr in facts["blocks"]] == [records[f"key{n}"]["nsr"] for n in range(5)]
+
+
+def test_block_that_fits_no_memory_raises(
+    work: _DistillPack, space: SearchSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing_fits(*_arguments: Any, **_more: Any) -> Any:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(library, "distill_pack", nothing_fits)
+    with pytest.raises(torch.OutOfMemoryError):
+        work(jobs_of(space, 2))
+
+
+def test_watch_counts_by_stage_and_writes_events(tmp_path: Path) -> None:
+    watch = LibraryWatch([(4, 1), (4, 0)], tmp_path)
+    facts = {"blocks": [[0, 0.5], [1, 0.25], [1, None]], "images": 100, "seconds": 1.0}
+    assert watch(facts) == "by stage 2/4 2/4, 1 failed"
+    assert (
+        watch({"blocks": [[0, 0.5]], "images": 10, "seconds": 1.0}) == "by stage 3/4 2/4, 1 failed"
+    )
+    watch.close()
+    (events,) = tmp_path.glob("events.*")
+    content = events.read_bytes()
+    for name in (b"nsr/stage0", b"nsr/stage1", b"blocks_per_hour", b"images_per_second"):
+        assert name in content
