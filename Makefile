@@ -24,6 +24,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
+	$(BIN)/python scripts/bench_distill.py
 	$(BIN)/python scripts/bench_lowering.py
 	$(BIN)/python scripts/bench_space.py
 

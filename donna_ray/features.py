@@ -92,7 +92,7 @@ class ComputedFeatures:
 class FeatureCache:
     """Features of every image as float16, in memory or in files without a name.
 
-    Rounding to float16 changes the NSR of a block by less than 1e-3 of itself
+    Rounding to float16 changes the NSR of a block by about 1e-3 of itself
     (`scripts/bench_distill.py`). Such a file ends with its process, however that ends.
     """
 

@@ -8,11 +8,8 @@ Workers come in waves, a Ray Train run each: the first has as many workers as fi
 once, and one more starts whenever a node has joined, until there are `cluster.workers`.
 """
 
-import contextlib
 import shutil
-import threading
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,17 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
-import torch
 from ray.autoscaler.sdk import request_resources
-from ray.train.backend import Backend, BackendConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from donna_ray.config import ClusterConfig
 from donna_ray.errors import DonnaError
 from donna_ray.progress import Progress
 from donna_ray.run import Run
+from donna_ray.train_run import fit, worker_resources
 from donna_ray.unit_queue import UnitQueue
 
 __all__ = ["Unit", "spread", "task_resources"]
@@ -41,7 +35,6 @@ Work = Callable[[Any], dict[str, Any]]
 Watch = Callable[[dict[str, Any]], str]
 
 _POLL_S = 0.3
-_BEAT_S = 5.0
 _SETTLING_S = 60.0  # until a started wave holds its resources, or has been waiting long enough
 _ENDING_S = 20.0  # for workers to see that the queue is drained; then their run is killed
 _NOTICE_S = 30.0
@@ -91,8 +84,8 @@ def spread(
     actor: Any = ray.remote(num_cpus=0)(UnitQueue)
     queue = actor.options(**_here()).remote([unit.weight for unit in units])
     storage = run.root / "ray" / f"{name}-{uuid.uuid4().hex[:8]}"
-    arguments = {"queue": queue, "units": list(units), "work": work}
-    waves = _Waves(run, storage, arguments)
+    payloads = ray.put(([unit.payload for unit in units], work))
+    waves = _Waves(run, storage, len(units), {"queue": queue, "payloads_and_work": payloads})
     total = sum(unit.weight for unit in units)
     patience_s = 0.0  # where the loop is left by an exception
     try:
@@ -134,11 +127,12 @@ class _Waves:
         failure: why the last one that failed did.
     """
 
-    def __init__(self, run: Run, storage: Path, arguments: dict[str, Any]) -> None:
+    def __init__(self, run: Run, storage: Path, units: int, arguments: dict[str, Any]) -> None:
         self.failure: Exception | None = None
         self._run, self._storage, self._arguments = run, storage, arguments
-        self._wanted = min(run.config.cluster.workers, len(arguments["units"]))
+        self._wanted = min(run.config.cluster.workers, units)
         self._started = 0
+        self._asked = False
         self._dead: set[str] = set()
         self._running: dict[Any, int] = {}
         self._changed = self._noticed = time.monotonic()
@@ -164,7 +158,7 @@ class _Waves:
 
         One whose node was lost waits for a new one for ever, and its run with it.
         """
-        if self._started < self._wanted:
+        if self._asked:
             request_resources(bundles=[])
         waiting = list(self._running)
         _, waiting = ray.wait(waiting, num_returns=len(waiting) or 1, timeout=patience_s)
@@ -179,13 +173,14 @@ class _Waves:
         cluster = self._run.config.cluster
         if size > 0:
             wave = uuid.uuid4().hex[:8]
-            fit = _fit.options(**_here())
-            reference = fit.remote(cluster, self._storage / wave, wave, size, self._arguments)
+            here = fit.options(**_here())
+            reference = here.remote(cluster, self._storage / wave, wave, size, self._arguments)
             self._running[reference] = size
             self._started += size
             self._changed = time.monotonic()
         if self._started < self._wanted:
-            request_resources(bundles=[_resources(cluster)] * self._wanted)
+            request_resources(bundles=[worker_resources(cluster)] * self._wanted)
+            self._asked = True
             self._notice(cluster)
 
     def _notice(self, cluster: ClusterConfig) -> None:
@@ -193,49 +188,9 @@ class _Waves:
             return
         self._noticed = time.monotonic()
         self._run.say(
-            f"  waiting for room for a worker ({_resources(cluster)}); free in the cluster: "
+            f"  waiting for room for a worker ({worker_resources(cluster)}); free in the cluster: "
             f"{ray.available_resources()}"
         )
-
-
-class _IndependentWorkers(Backend):
-    """Workers that form no process group, so that one that died is restarted alone.
-
-    `has_replica_groups` is a DeveloperAPI of Ray Train.
-    """
-
-    has_replica_groups = True
-
-
-class _IndependentConfig(BackendConfig):
-    @property
-    def backend_cls(self) -> type[Backend]:
-        return _IndependentWorkers
-
-
-@ray.remote(num_cpus=0, max_retries=0)
-def _fit(
-    cluster: ClusterConfig, storage: Path, wave: str, size: int, arguments: dict[str, Any]
-) -> None:
-    """One Ray Train run, in a process of its own so that it can be ended whatever it waits for."""
-    storage.mkdir(parents=True, exist_ok=True)
-    threads = max(int(cluster.cpus_per_worker), 1)
-    DataParallelTrainer(
-        _worker_loop,
-        train_loop_config={**arguments, "wave": wave, "threads": threads},
-        backend_config=_IndependentConfig(),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=size,
-            use_gpu=cluster.gpus_per_worker > 0,
-            resources_per_worker=_resources(cluster),
-            accelerator_type=cluster.accelerator_type,
-        ),
-        run_config=ray.train.RunConfig(
-            name="train",
-            storage_path=str(storage),
-            failure_config=ray.train.FailureConfig(max_failures=cluster.retries),
-        ),
-    ).fit()
 
 
 def _here() -> dict[str, Any]:
@@ -250,14 +205,9 @@ def task_resources(cluster: ClusterConfig) -> dict[str, Any]:
     return {"num_cpus": cluster.cpus_per_worker, "num_gpus": cluster.gpus_per_worker, **kind}
 
 
-def _resources(cluster: ClusterConfig) -> dict[str, float]:
-    gpus = {"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {}
-    return {"CPU": cluster.cpus_per_worker, **gpus}
-
-
 def _room(cluster: ClusterConfig) -> int:
     """How many workers fit now: into what is free, on nodes that are large enough."""
-    needed = _resources(cluster)
+    needed = worker_resources(cluster)
     if cluster.accelerator_type:
         needed[f"accelerator_type:{cluster.accelerator_type}"] = 0.001  # what Ray itself reserves
     free = ray.available_resources()
@@ -267,32 +217,3 @@ def _room(cluster: ClusterConfig) -> int:
 
 def _fitting(needed: dict[str, float], present: dict[str, float]) -> int:
     return min(int(present.get(name, 0) / amount + 1e-6) for name, amount in needed.items())
-
-
-def _worker_loop(arguments: dict[str, Any]) -> None:
-    """Runs on each worker until the queue is finished. Never reports: that would be a barrier."""
-    torch.set_num_threads(arguments["threads"])
-    queue, units, work = arguments["queue"], arguments["units"], arguments["work"]
-    worker = uuid.uuid4().hex
-    place = f"{arguments['wave']}/{ray.train.get_context().get_world_rank()}"
-    node = ray.get_runtime_context().get_node_id()
-    ray.get(queue.join.remote(worker, place, node))
-    threading.Thread(target=_beat, args=(queue, worker), daemon=True).start()
-    while not ray.get(queue.finished.remote()):
-        index = ray.get(queue.lease.remote(worker))
-        if index is None:
-            time.sleep(_POLL_S)
-            continue
-        try:
-            facts = work(units[index].payload)
-        except Exception:
-            ray.get(queue.fail.remote(traceback.format_exc()))
-            return
-        ray.get(queue.complete.remote(index, facts))
-
-
-def _beat(queue: Any, worker: str) -> None:
-    with contextlib.suppress(ray.exceptions.RayError):  # the queue ends with the step
-        while True:
-            time.sleep(_BEAT_S)
-            ray.get(queue.beat.remote(worker))

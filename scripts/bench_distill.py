@@ -154,27 +154,29 @@ def _write_images(folder: Path) -> None:
 
 def _memory(world: World, rows: Rows, figures: Figures) -> None:
     world.distill(world.jobs)
-    first = _peak_gib()
+    first = _resident_mib()
     for _ in range(SAME_PACKS - 1):
         world.distill(world.jobs)
-    figures["peak_gib"] = _peak_gib()
-    rows.append((f"peak memory of a pack of {PACK}, GiB", f"{first:.2f}"))
-    grown = 1024 * (figures["peak_gib"] - first)
-    rows.append((f"its growth over {SAME_PACKS} packs, MiB", f"{grown:.0f}"))
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    figures["peak_gib"] = peak_kib / 2**20
+    rows.append((f"peak memory of packs of {PACK}, GiB", f"{figures['peak_gib']:.2f}"))
+    grown = _resident_mib() - first
+    rows.append((f"growth after {SAME_PACKS} packs, MiB", f"{grown:.0f}"))
 
 
-def _peak_gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
+def _resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def _speed(world: World, rows: Rows, figures: Figures) -> None:
-    built, cache = _timed(lambda: FeatureCache.build(world.reference, world.data))
+    built, _, cache = _timed(lambda: FeatureCache.build(world.reference, world.data))
     floor = _Floor(world)
     ways: dict[str, Callable[[], Any]] = {
         "one block at a time": lambda: [world.distill([job])[0] for job in world.jobs],
+        "floor of a pack": floor.run,
         "pack": lambda: world.distill(world.jobs),
         "pack, cached features": lambda: world.distill(world.jobs, cache=cache),
-        "floor of a pack": floor.run,
     }
     turns = [{name: _timed(way) for name, way in ways.items()} for _ in range(TURNS)]
     seconds = {name: [turn[name][0] for turn in turns] for name in ways}
@@ -184,22 +186,25 @@ def _speed(world: World, rows: Rows, figures: Figures) -> None:
             (f"{name}: s; blocks an hour", f"{statistics.median(values):.2f}; {hourly:.0f}")
         )
     rows.append(("building the cache, s", f"{built:.2f}"))
-    single, pack, cached, least = seconds.values()
+    single, least, pack, cached = seconds.values()
     figures["packed_over_single"] = _ratio(single, pack)
     figures["overhead_over_floor"] = _ratio(pack, least)
     figures["cached_over_packed"] = _ratio(pack, cached)
     rows.append(("pack over one at a time, times faster", f"{_ratio(single, pack):.2f}"))
     rows.append(("cached over one at a time, times faster", f"{_ratio(single, cached):.2f}"))
     rows.append(("pack over its floor", f"{_ratio(pack, least):.3f}"))
-    alone, packed, kept, _ = (turn[1] for turn in turns[0].values())
+    cpu = [[turn[name][1] for turn in turns] for name in ("pack", "floor of a pack")]
+    rows.append(("pack over its floor, CPU time", f"{_ratio(*cpu):.3f}"))
+    alone, _, packed, kept = (turn[2] for turn in turns[0].values())
     rows.append(("largest difference of the NSR, pack and alone", _difference(packed, alone)))
     rows.append(("largest difference of the NSR, cached and not", _difference(kept, packed)))
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    started = time.perf_counter()
+def _timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Seconds, seconds of CPU time of all threads, and the result."""
+    started, used = time.perf_counter(), time.process_time()
     result = work()
-    return time.perf_counter() - started, result
+    return time.perf_counter() - started, time.process_time() - used, result
 
 
 def _ratio(upper: Sequence[float], lower: Sequence[float]) -> float:
@@ -251,7 +256,7 @@ def _layouts(world: World, rows: Rows, figures: Figures) -> None:
     ]
     for name in ways:
         median = statistics.median(turn[name] for turn in turns)
-        rows.append((f"the reference's stages, forward and backward, {name}, s", f"{median:.3f}"))
+        rows.append((f"the stages forward and backward, {name}, s", f"{median:.3f}"))
     rows.append(("precision `auto` here", measured_precision(world.reference, BATCH)))
 
 
@@ -268,21 +273,27 @@ def _stages_seconds(
 
 
 def _ray(world: World, folder: Path, rows: Rows, figures: Figures) -> None:
-    """Two workers of one thread each against this process with two; the same pack everywhere."""
-    local = [_timed(lambda: world.distill(world.jobs))[0] for _ in range(3)]
-    units = [Unit(None) for _ in range(RAY_UNITS)]
+    """Two workers of one thread each against this process with two; the same pack everywhere.
+
+    Where others use the host too, two processes get more of it than one: see the CPU time.
+    """
+    local = [_timed(lambda: world.distill(world.jobs)) for _ in range(3)]
     work = _DistillPack(Path(world.config.data.source))
     with Run(world.config, folder) as run:
-        whole, facts = _timed(lambda: spread(run, "bench", "packs", units, work))
-    local += [_timed(lambda: world.distill(world.jobs))[0] for _ in range(3)]
+        units = [Unit(None) for _ in range(RAY_UNITS)]
+        whole, _, facts = _timed(lambda: spread(run, "bench", "packs", units, work))
+    local += [_timed(lambda: world.distill(world.jobs)) for _ in range(3)]
     by_worker: dict[int, list[float]] = {}
     for fact in facts:
         by_worker.setdefault(fact["worker"], []).append(fact["seconds"])
     speed = sum(1 / statistics.median(seconds) for seconds in by_worker.values())
     busy = max(sum(seconds) for seconds in by_worker.values())
-    figures["ray_over_local"] = statistics.median(local) * speed
-    rows.append((f"packs of {len(by_worker)} Ray workers, s each", f"{len(by_worker) / speed:.2f}"))
-    rows.append(("packs of this process in turn, s each", f"{statistics.median(local):.2f}"))
+    own, own_cpu = (statistics.median(each[part] for each in local) for part in (0, 1))
+    figures["ray_over_local"] = own * speed
+    cpu = statistics.median(fact["cpu"] for fact in facts)
+    ray_packs = f"{len(by_worker) / speed:.2f}; {cpu:.2f}"
+    rows.append((f"packs of {len(by_worker)} Ray workers: s each; CPU time", ray_packs))
+    rows.append(("packs of this process: s each; CPU time", f"{own:.2f}; {own_cpu:.2f}"))
     rows.append(("Ray workers over this process", f"{figures['ray_over_local']:.2f}"))
     rows.append(("Ray's start and end, loading included, s", f"{whole - busy:.1f}"))
 
@@ -298,8 +309,8 @@ class _DistillPack:
         if self._world is None:
             self._world = World(self._images)
             self._world.distill(self._world.jobs)
-        seconds, _ = _timed(lambda: self._world.distill(self._world.jobs))
-        return {"worker": os.getpid(), "seconds": seconds}
+        seconds, cpu, _ = _timed(lambda: self._world.distill(self._world.jobs))
+        return {"worker": os.getpid(), "seconds": seconds, "cpu": cpu}
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ SMALLEST = {
         }
     ],
     "library.epochs": 1,
+    "library.precision": "fp32",
     "library.pack_size": 2,
     "predictor.samples": 6,
     "predictor.epochs": 1,
@@ -60,13 +61,13 @@ def donna(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-def kill_when(command: Sequence[str], due: Callable[[], bool]) -> None:
-    """Start a run and SIGKILL its process as soon as `due`."""
+def kill_when(command: Sequence[str], due: Callable[[int], bool]) -> None:
+    """Start a run and SIGKILL its process as soon as it is `due`, given its pid."""
     process = subprocess.Popen(
         command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        while not due():
+        while not due(process.pid):
             assert process.poll() is None, "the run ended before it could be killed"
             time.sleep(0.02)
     finally:

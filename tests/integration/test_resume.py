@@ -1,8 +1,9 @@
-"""SIGKILL at any moment: the same command ends with the same result, and repeats nothing."""
+"""SIGKILL of a worker and of the run: the same command ends with the same, and repeats nothing."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import time
 from pathlib import Path
@@ -16,13 +17,22 @@ from tests.integration.conftest import arguments, donna, kill_when, results_of
 def test_killed_run_goes_on(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     blocks = out / "library" / "blocks"
-    kill_when(arguments(out), lambda: len(list(blocks.glob("*.json"))) >= 4)
+    killed: list[int] = []
+
+    def worker_is_killed_and_others_went_on(pid: int) -> bool:
+        records = len(list(blocks.glob("*.json")))
+        if records and not killed:
+            killed.append(_train_worker(pid))
+            os.kill(killed[0], signal.SIGKILL)
+        return records >= 6
+
+    kill_when(arguments(out), worker_is_killed_and_others_went_on)
     _wait_until_ray_is_gone(out)
     distilled = {path: path.stat().st_mtime_ns for path in blocks.glob("*.json")}
-    assert 4 <= len(distilled) < 12
+    assert 6 <= len(distilled) <= 12
     assert not (out / "results.json").exists()
 
-    kill_when(arguments(out), lambda: _measurements(out) >= 6)
+    kill_when(arguments(out), lambda _pid: _measurements(out) >= 6)
     _wait_until_ray_is_gone(out)
     measured = _measurements(out)
     assert all(path.stat().st_mtime_ns == changed for path, changed in distilled.items())
@@ -33,6 +43,27 @@ def test_killed_run_goes_on(finished: Path, tmp_path: Path) -> None:
     assert "predictor  reused" in completed.stderr
     assert _measurements(out) >= measured
     _compare(Results.model_validate(results_of(out)), Results.model_validate(results_of(finished)))
+
+
+def _train_worker(driver: int) -> int:
+    """The pid of a Ray Train worker of a run, which is busy with a pack."""
+    pids = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
+    return next(pid for pid in pids if _is_worker(pid) and driver in _ancestors(pid))
+
+
+def _is_worker(pid: int) -> bool:
+    try:
+        return b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it ended
+        return False
+
+
+def _ancestors(pid: int) -> list[int]:
+    found: list[int] = []
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        found.append(pid)
+    return found
 
 
 def _compare(resumed: Results, undisturbed: Results) -> None:
