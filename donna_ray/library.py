@@ -51,7 +51,8 @@ def library_step(run: Run, reference: Artifact) -> Artifact:
     jobs = _jobs(config, reference, space)
     every = [job for stage in jobs for job in stage]
     store = library_store(run)
-    inputs = {"blocks": [[job.key for job in stage] for stage in jobs], "store": run.config.library.store}
+    keys = [[job.key for job in stage] for stage in jobs]
+    inputs = {"blocks": keys, "store": run.config.library.store}
 
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
         known = store.records()
