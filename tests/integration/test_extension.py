@@ -29,7 +29,7 @@ class Exploding(nn.Conv2d):
 
     def forward(self, x):
         self.steps += self.training
-        return super().forward(x) / (self.steps < 4 or not self.training)
+        return super().forward(x) / float(self.steps < 4 or not self.training)
 
 @register_block("exploding", ("kernel",))
 def build_exploding(in_channels, out_channels, stride, *, kernel):
