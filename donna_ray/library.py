@@ -1,7 +1,6 @@
 """The block library: every block of the space, distilled, with NSR, params, MACs and weights."""
 
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -130,7 +129,6 @@ class _DistillPack:
         self._config, self._artifact, self._store = config, reference, store
 
     def __call__(self, jobs: list[BlockJob]) -> dict[str, Any]:
-        started = time.perf_counter()
         blocks = self._fitting(jobs, 1.0)
         again = [block.job for block in blocks if block.failure is not None]
         if again:
@@ -142,7 +140,6 @@ class _DistillPack:
         return {
             "blocks": [[block.job.stage, block.nsr] for block in blocks],
             "images": self._images(),
-            "seconds": time.perf_counter() - started,
         }
 
     def _fitting(self, jobs: list[BlockJob], factor: float) -> list[DistilledBlock]:

@@ -7,10 +7,10 @@ from torch import nn
 
 from donna_ray.complexity import complexity
 from donna_ray.config import ReferenceConfig, RunConfig
-from donna_ray.data import class_count, image_format
+from donna_ray.data import class_count
 from donna_ray.errors import ConfigError
 from donna_ray.network import StagedNetwork
-from donna_ray.reference import cut_error, cut_reference
+from donna_ray.reference import cut_error, cut_reference, outline
 from donna_ray.space import (
     BlockSpec,
     SearchSpace,
@@ -73,7 +73,7 @@ def space_facts(config: RunConfig) -> Facts:
         ConfigError: the reference cannot be cut, or a block cannot stand in its stage.
     """
     register_modules(config.space.modules)
-    reference = _outline(config)
+    _, reference, _ = outline(config, _class_count(config), load_weights=False)
     space = build_space(config.space, reference.shapes, reference.own())
     costs = check_space(space)
     fixed = [
@@ -96,19 +96,6 @@ def space_facts(config: RunConfig) -> Facts:
             for family in block_families()
         ],
     }
-
-
-def _outline(config: RunConfig) -> StagedNetwork:
-    image = image_format(config.data)
-    model = create_timm_model(
-        config.reference,
-        classes=_class_count(config),
-        channels=image["channels"],
-        image_size=image["size"],
-        load_weights=False,
-    )
-    input_shape = preprocessing_of(model, image["channels"], image["size"])["input_size"]
-    return cut_reference(model, config.reference, input_shape)
 
 
 def _class_count(config: RunConfig) -> int | None:

@@ -78,7 +78,7 @@ def predictor_step(run: Run, reference: Artifact, library: Artifact) -> Artifact
     }
     kept = _kept(run, library, inputs)
     if kept is not None:
-        run.say("  the space was only extended since the predictor was fitted: it is kept")
+        run.say("  the library has every block to which the predictor was fitted: it is kept")
         return kept
 
     def compute(folder: StepFolder) -> tuple[dict[str, Any], Files]:
@@ -98,16 +98,15 @@ def _kept(run: Run, library: Artifact, inputs: dict[str, Any]) -> Artifact | Non
     It also ranks blocks that came after it (DONNA, section 3.2), so an extended space needs no new
     one. None where there is none, or one of exactly these inputs.
     """
-    folder = StepFolder(run.root, "predictor", inputs)
-    if folder.load() is not None:
+    finished = finished_inputs(run.root, "predictor")
+    if inputs in finished:
         return None
     ratios = {block["key"]: block["nsr"] for stage in library.result["stages"] for block in stage}
-    for earlier in finished_inputs(run.root, "predictor"):
-        samples = [sample["blocks"].items() for sample in earlier.get("samples", [])]
-        same = all(ratios.get(key) == nsr for blocks in samples for key, nsr in blocks)
-        artifact = StepFolder(run.root, "predictor", earlier).load()
-        if earlier.get("settings") == inputs["settings"] and same and artifact is not None:
-            return artifact
+    for earlier in finished:
+        fitted = [item for sample in earlier["samples"] for item in sample["blocks"].items()]
+        same = all(ratios.get(key) == nsr for key, nsr in fitted)
+        if earlier["settings"] == inputs["settings"] and same:
+            return StepFolder(run.root, "predictor", earlier).load()
     return None
 
 

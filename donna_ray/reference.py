@@ -29,6 +29,7 @@ __all__ = [
     "cut_error",
     "cut_reference",
     "load_reference",
+    "outline",
     "reference_step",
     "space_of",
 ]
@@ -56,16 +57,8 @@ def build_reference(
     Raises:
         ConfigError: timm does not know the model, it cannot be cut, or its weights cannot be had.
     """
-    image = image_format(config.data)
-    model = create_timm_model(
-        config.reference,
-        classes=class_count(config.data) if classes is None else classes,
-        channels=image["channels"],
-        image_size=image["size"],
-        load_weights=load_weights,
-    )
-    preprocessing = preprocessing_of(model, image["channels"], image["size"])
-    reference = cut_reference(model, config.reference, preprocessing["input_size"])
+    known = class_count(config.data) if classes is None else classes
+    model, reference, preprocessing = outline(config, known, load_weights=load_weights)
     error = cut_error(model, reference)
     if not error <= _CUT_TOLERANCE:
         raise DonnaError(
@@ -73,6 +66,32 @@ def build_reference(
             f"differs by {error:.2e}. Choose other stages in reference.stages, or another model."
         )
     return reference, preprocessing
+
+
+def outline(
+    config: RunConfig, classes: int | None, *, load_weights: bool
+) -> tuple[nn.Module, StagedNetwork, dict[str, Any]]:
+    """The model of a configuration and its cut, which is not compared with it.
+
+    Args:
+        config: names the model, the images' format and the weights.
+        classes: of the data; None is timm's default for the model.
+        load_weights: as in ``build_reference``.
+
+    Returns:
+        The model, the reference of the same modules, and timm's data configuration.
+    """
+    image = image_format(config.data)
+    model = create_timm_model(
+        config.reference,
+        classes=classes,
+        channels=image["channels"],
+        image_size=image["size"],
+        load_weights=load_weights,
+    )
+    preprocessing = preprocessing_of(model, image["channels"], image["size"])
+    reference = cut_reference(model, config.reference, preprocessing["input_size"])
+    return model, reference, preprocessing
 
 
 def cut_reference(model: nn.Module, config: ReferenceConfig, input_shape: Any) -> StagedNetwork:
@@ -166,8 +185,7 @@ def load_reference(config: RunConfig, artifact: Artifact) -> tuple[StagedNetwork
 def space_of(config: RunConfig, artifact: Artifact) -> SearchSpace:
     """The search space on the stages of a finished reference."""
     register_modules(config.space.modules)
-    classes = artifact.result["classes"]
-    reference, _ = build_reference(config, classes=classes, load_weights=False)
+    _, reference, _ = outline(config, artifact.result["classes"], load_weights=False)
     return build_space(config.space, reference.shapes, reference.own())
 
 

@@ -90,10 +90,11 @@ class Run:
         if artifact is not None and intact(artifact):
             self.say(f"[dim]{name:<10} reused from {self.relative(folder.path)}[/dim]")
             return artifact
-        if self._only not in (None, name.partition("/")[0]):
+        step = name.partition("/")[0]
+        if self._only not in (None, step):
             raise MissingArtifactError(
-                f"Step {self._only!r} needs the finished step {name!r} of the same settings, but "
-                f"{self.root} does not have it. Run `donna {name} build {self.root}` first."
+                f"Step {self._only!r} needs the finished step {step!r} of the same settings, but "
+                f"{self.root} does not have it. Run `donna {step} build {self.root}` first."
             )
         self.remember()
         folder.path.mkdir(parents=True, exist_ok=True)

@@ -134,13 +134,13 @@ class _Waves:
         self._started = 0
         self._asked = False
         self._dead: set[str] = set()
-        self._running: dict[Any, int] = {}
+        self._running: list[Any] = []
         self._changed = self._noticed = time.monotonic()
 
     def tend(self) -> bool:
         """Start workers where there is room; False if all have ended before the work has."""
-        for reference in ray.wait(list(self._running), num_returns=1, timeout=0)[0]:
-            del self._running[reference]
+        ended, self._running = ray.wait(self._running, num_returns=1, timeout=0)
+        for reference in ended:
             try:
                 ray.get(reference)
             except ray.exceptions.RayError as error:
@@ -160,8 +160,8 @@ class _Waves:
         """
         if self._asked:
             request_resources(bundles=[])
-        waiting = list(self._running)
-        _, waiting = ray.wait(waiting, num_returns=len(waiting) or 1, timeout=patience_s)
+        count = len(self._running) or 1
+        _, waiting = ray.wait(self._running, num_returns=count, timeout=patience_s)
         for reference in waiting:
             ray.cancel(reference, force=True)
 
@@ -173,9 +173,8 @@ class _Waves:
         cluster = self._run.config.cluster
         if size > 0:
             wave = uuid.uuid4().hex[:8]
-            here = fit.options(**_here())
-            reference = here.remote(cluster, self._storage / wave, wave, size, self._arguments)
-            self._running[reference] = size
+            arguments = (cluster, self._storage / wave, wave, size, self._arguments)
+            self._running.append(fit.options(**_here()).remote(*arguments))
             self._started += size
             self._changed = time.monotonic()
         if self._started < self._wanted:

@@ -16,6 +16,7 @@ from donna_ray.errors import ConfigError
 __all__ = [
     "BlockFamily",
     "BlockSpec",
+    "Option",
     "StageShape",
     "block_families",
     "block_family",

@@ -1,7 +1,7 @@
 """Finds blocks that cannot stand in their stage, and what every block costs, before training."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import safetensors.torch
 import timm
@@ -33,7 +33,7 @@ def check_space(space: SearchSpace) -> Costs:
     Raises:
         ConfigError: names the block, the stage and the rule that it breaks.
     """
-    with CostCache() as cache:
+    with closing(CostCache()) as cache:
         return [_check_stage(stage, number, cache) for number, stage in enumerate(space.stages)]
 
 

@@ -3,7 +3,6 @@
 import os
 import sqlite3
 from pathlib import Path
-from types import TracebackType
 
 from donna_ray.errors import DonnaError
 
@@ -11,7 +10,7 @@ __all__ = ["CostCache"]
 
 
 class CostCache:
-    """A context manager that holds the cache open.
+    """The open cache.
 
     The file is ``$XDG_CACHE_HOME/donna-ray/blocks.sqlite`` (by default in ``~/.cache``). Any number
     of processes may use it; it can be deleted at any time.
@@ -37,15 +36,8 @@ class CostCache:
                 f"({error}). Delete it, or set XDG_CACHE_HOME to another folder."
             ) from error
 
-    def __enter__(self) -> "CostCache":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Let the file go."""
         self._database.close()
 
     def get(self, key: str) -> dict[str, int] | None:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,18 +65,6 @@ class SearchSpace:
             rows = generator.integers(sizes, size=(max(count - len(sampled), 64), len(sizes)))
             sampled.update(dict.fromkeys(map(tuple, rows.tolist())))
         return list(sampled)[:count]
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """Plain JSON: shapes and choices of each stage."""
-        return [
-            {
-                "input": list(stage.shape.input),
-                "output": list(stage.shape.output),
-                "stride": stage.shape.stride,
-                "choices": [spec.to_json() for spec in stage.choices],
-            }
-            for stage in self.stages
-        ]
 
 
 def encode(

@@ -111,12 +111,13 @@ def test_run_computes_once_and_fresh_forgets(config: RunConfig, tmp_path: Path) 
     assert (tmp_path / "mine.txt").read_text() == "kept"
 
 
-def test_step_alone_needs_those_before(config: RunConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["library", "library/precision"])
+def test_step_alone_needs_those_before(config: RunConfig, tmp_path: Path, name: str) -> None:
     with (
         Run(config, tmp_path, only="search") as run,
         pytest.raises(MissingArtifactError, match="donna library build"),
     ):
-        run.step("library", {}, lambda _: ({}, []))
+        run.step(name, {}, lambda _: ({}, []))
 
 
 def test_run_folder_has_one_holder(config: RunConfig, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from timm.layers import create_act_layer, get_act_layer
 from torch import nn
 
 from donna_ray.errors import ConfigError
+from donna_ray.space.block import Option
 
 __all__ = [
     "activation_layer",
@@ -18,8 +19,6 @@ __all__ = [
     "layers_of",
     "ratio_of",
 ]
-
-Option = bool | int | float | str
 
 _ACTIVATIONS = ("relu", "relu6", "leaky_relu", "elu", "silu", "mish", "hard_swish", "gelu")
 _DECIMALS = 3  # of a described ratio
