@@ -13,7 +13,7 @@ import hashlib
 import importlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Generic, TypeVar
@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import ValidationError
 
 from device_farm.measurement import Measurement
-from device_farm.protocol import ProtocolSettings
+from device_farm.protocol import ProtocolSettings, Timing
 from device_farm.workload import Workload
 
 __all__ = [
@@ -36,7 +36,10 @@ __all__ = [
 HandleT = TypeVar("HandleT")
 
 _ENTRY_POINTS = "device_farm.connectors"
-_BUILT_IN = {"onnxruntime": "device_farm.connectors.onnxruntime:OnnxRuntimeConnector"}
+_BUILT_IN = {
+    "onnxruntime": "device_farm.connectors.onnxruntime:OnnxRuntimeConnector",
+    "simulated": "device_farm.connectors.simulated:SimulatedConnector",
+}
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,17 @@ class Connector(ABC, Generic[HandleT]):
 
     @classmethod
     @abstractmethod
-    def discover(cls) -> dict[str, dict[str, Any]]:
-        """The devices of this kind on this host: name to the settings that reach it."""
+    def discover(cls, places: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+        """The devices of this kind that this host can reach: name to the settings that reach it.
+
+        Takes a second at most, for the farm calls it again and again, and disturbs no device.
+
+        Args:
+            places: Where to look, in the kind's own words; by default what the host itself has.
+
+        Raises:
+            ValueError: A place is no place of this kind.
+        """
 
     @abstractmethod
     def actor_options(self) -> dict[str, Any]:
@@ -143,6 +155,28 @@ class Connector(ABC, Generic[HandleT]):
     @abstractmethod
     def close(self) -> None:
         """Releases the device. Idempotent; any other method then raises `DeviceLost`."""
+
+    def _measurement(
+        self,
+        timing: Timing,
+        settings: ProtocolSettings,
+        model: str,
+        environment: Mapping[str, Any],
+        simulated: bool = False,
+    ) -> Measurement:
+        """The record of a timing on a device of this `DeviceInfo.model`."""
+        return Measurement(
+            median_ms=timing.median_ms,
+            p20_ms=timing.p20_ms,
+            p90_ms=timing.p90_ms,
+            n=timing.n,
+            ci_percent=timing.ci_percent,
+            device=model,
+            connector=self.name,
+            settings={**self.settings.model_dump(mode="json"), **settings.model_dump(mode="json")},
+            environment=dict(environment),
+            simulated=simulated,
+        )
 
 
 def connector_names() -> list[str]:

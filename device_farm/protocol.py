@@ -76,6 +76,16 @@ class Timing:
     control_p20_ms: float | None
     """The control's latency meanwhile: the median over blocks of p20; None if not interleaved."""
 
+    def control_facts(self, control_baseline_ms: float | None) -> dict[str, float]:
+        """The control's baseline and latency now, in ms, and how far it is off, in %."""
+        if self.control_p20_ms is None or control_baseline_ms is None:
+            return {}
+        return {
+            "control_baseline_ms": control_baseline_ms,
+            "control_p20_ms": self.control_p20_ms,
+            "control_drift_percent": 100 * (self.control_p20_ms / control_baseline_ms - 1),
+        }
+
 
 def baseline_ms(control: Runs, settings: ProtocolSettings) -> float:
     """The control's own latency in milliseconds: 40 blocks of 50 runs, median of the p20s.

@@ -8,7 +8,7 @@ import platform
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from device_farm.connector import Connector, DeviceInfo, digest
 from device_farm.control import control_workload
 from device_farm.failures import DeviceLost, ModelError
 from device_farm.measurement import Measurement
-from device_farm.protocol import ProtocolSettings, Runs, Timing, baseline_ms, time_candidate
+from device_farm.protocol import ProtocolSettings, Runs, baseline_ms, time_candidate
 from device_farm.workload import Workload
 
 __all__ = ["OnnxRuntimeConnector", "OnnxRuntimeSettings", "PreparedModel"]
@@ -119,7 +119,7 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
         self._closed = False
 
     @classmethod
-    def discover(cls) -> dict[str, dict[str, Any]]:
+    def discover(cls, places: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
         return {"cpu": {}}
 
     def actor_options(self) -> dict[str, Any]:
@@ -189,30 +189,14 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
             "clock": "thread" if self._by_cpu_clock(settings.interleave) else "wall",
             "wall_over_thread_time": slowdown,
             "oversubscribed": slowdown > _OVERSUBSCRIBED,
-            **_control_facts(timing, control_baseline_ms),
+            **timing.control_facts(control_baseline_ms),
         }
-        return self._measurement(timing, settings, environment)
+        return self._measurement(timing, settings, _cpu_model(), environment)
 
     def close(self) -> None:
         self._closed = True
         self._prepared.clear()
         self._control = None
-
-    def _measurement(
-        self, timing: Timing, settings: ProtocolSettings, environment: dict[str, Any]
-    ) -> Measurement:
-        return Measurement(
-            median_ms=timing.median_ms,
-            p20_ms=timing.p20_ms,
-            p90_ms=timing.p90_ms,
-            n=timing.n,
-            ci_percent=timing.ci_percent,
-            device=_cpu_model(),
-            connector=self.name,
-            settings={**self.settings.model_dump(mode="json"), **settings.model_dump(mode="json")},
-            environment=environment,
-            simulated=False,
-        )
 
     def _by_cpu_clock(self, interleave: bool) -> bool:
         return interleave and self.settings.threads == 1
@@ -271,17 +255,6 @@ def _pinned(cores: tuple[int, ...]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-def _control_facts(timing: Timing, control_baseline_ms: float | None) -> dict[str, float]:
-    """The control's baseline and latency now, in ms, and how far it is off, in %."""
-    if timing.control_p20_ms is None or control_baseline_ms is None:
-        return {}
-    return {
-        "control_baseline_ms": control_baseline_ms,
-        "control_p20_ms": timing.control_p20_ms,
-        "control_drift_percent": 100 * (timing.control_p20_ms / control_baseline_ms - 1),
-    }
 
 
 def _runtime() -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,7 +31,7 @@ class ScriptedConnector(Connector[str]):
     settings: ScriptedSettings
 
     @classmethod
-    def discover(cls) -> dict[str, dict[str, Any]]:
+    def discover(cls, places: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
         return {}
 
     def actor_options(self) -> dict[str, Any]:

@@ -248,7 +248,7 @@ def test_a_device_that_cannot_be_reached_is_told_at_start(start: StartFarm) -> N
     [
         ([], "at least one"),
         ([CPU, CPU], "cpu is there twice"),
-        ([DeviceSpec(name="x", connector="abacus")], "one of onnxruntime, scripted"),
+        ([DeviceSpec(name="x", connector="abacus")], "onnxruntime, scripted"),
         ([DeviceSpec(name="x", connector="onnxruntime", settings={"a": 1})], "device 'x': a: "),
     ],
 )

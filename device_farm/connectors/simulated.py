@@ -1,0 +1,197 @@
+"""A device that does not exist: a stated latency model, with noise, drift and faults.
+
+For tests, and to plan a farm. With M the multiply-accumulates of the model's convolutions and
+matrix products, N its nodes and t the seconds that the device has run, a run takes
+
+    (overhead_ms + M / gmacs_per_s + N * node_us) / speed * (1 + drift(t)) * (1 + noise)
+
+where drift(t) is a sine of amplitude `drift_percent` and noise is normal. Whatever comes from here
+says so: `Measurement.simulated` is true, and the device's model is called "NAME (simulated)".
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from pydantic import Field
+
+from device_farm import failures
+from device_farm.connector import Connector, DeviceInfo, digest
+from device_farm.control import control_workload
+from device_farm.failures import DeviceLost, ModelError
+from device_farm.measurement import Measurement
+from device_farm.protocol import ProtocolSettings, Runs, baseline_ms, time_candidate
+from device_farm.workload import Workload
+
+__all__ = ["SimulatedConnector", "SimulatedModel", "SimulatedSettings"]
+
+Fault = Literal["AuthRequired", "Busy", "DeviceLost", "DeviceTimeout", "Throttled"]
+
+
+class SimulatedSettings(ProtocolSettings):
+    """The protocol's settings, the latency model and what goes wrong."""
+
+    interleave: bool = False
+    model: str = Field(default="board", min_length=1)
+    """Devices of equal model and settings are interchangeable."""
+    overhead_ms: float = Field(default=0.05, ge=0)
+    gmacs_per_s: float = Field(default=20.0, gt=0)
+    node_us: float = Field(default=2.0, ge=0)
+    table_ms: dict[str, float] = Field(default_factory=dict)
+    """Latencies by workload digest, in ms, that go before the model."""
+    noise_percent: float = Field(default=1.0, ge=0)
+    """Standard deviation of a run."""
+    drift_percent: float = Field(default=0.0, ge=0, lt=100)
+    drift_period_s: float = Field(default=60.0, gt=0)
+    """Period of the drift, in simulated seconds."""
+    speed: float = Field(default=1.0, gt=0, exclude=True)
+    """How this one differs from others of its model; not part of the settings' identity."""
+    seconds_per_measurement: float = Field(default=0.0, ge=0)
+    """Real seconds that a measurement takes."""
+    faults: dict[Fault, float] = Field(default_factory=dict)
+    """Probability of each failure, a measurement."""
+    faults_at: dict[int, Fault] = Field(default_factory=dict)
+    """Failures of certain measurements, counted from 0."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SimulatedModel:
+    """A model, by what its latency depends on."""
+
+    digest: str
+    latency_ms: float
+    """Milliseconds a run on a device of speed 1, without drift and noise."""
+
+
+class SimulatedConnector(Connector[SimulatedModel]):
+    """See this module's description. The same settings and calls give the same figures."""
+
+    name: ClassVar[str] = "simulated"
+    settings_type: ClassVar[type[ProtocolSettings]] = SimulatedSettings
+    settings: SimulatedSettings
+
+    def __init__(self, device: str, settings: Mapping[str, Any]) -> None:
+        super().__init__(device, settings)
+        name = int(digest({"device": device})[:8], 16)
+        self._random = np.random.default_rng([self.settings.seed, name])
+        self._clock_s = 0.0
+        self._measurements = 0
+        self._closed = False
+
+    @classmethod
+    def discover(cls, places: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+        return {}
+
+    def actor_options(self) -> dict[str, Any]:
+        return {"num_cpus": 0}
+
+    def probe(self) -> DeviceInfo:
+        self._check_open()
+        identity = {"connector": self.name, "runtime": "latency model"}
+        settings = self.settings.model_dump(mode="json")
+        return DeviceInfo(
+            name=self.device,
+            model=self._model(),
+            host="none",
+            cores=(),
+            settings_digest=digest({**identity, **settings}),
+            control_digest=digest({**identity, **settings, "control": control_workload().digest}),
+            **identity,
+        )
+
+    def health(self) -> dict[str, Any]:
+        self._check_open()
+        return {"simulated_seconds": self._clock_s}
+
+    def prepare(self, workload: Workload) -> SimulatedModel:
+        self._check_open()
+        known = self.settings.table_ms.get(workload.digest)
+        return SimulatedModel(workload.digest, known or self._latency_ms(workload.model))
+
+    def calibrate(self) -> float:
+        return baseline_ms(self._runs(self.prepare(control_workload())), self.settings)
+
+    def measure(
+        self,
+        handle: SimulatedModel,
+        settings: ProtocolSettings,
+        control_baseline_ms: float | None = None,
+    ) -> Measurement:
+        self._check_open()
+        time.sleep(self.settings.seconds_per_measurement)
+        self._fail_as_told()
+        timing = time_candidate(
+            self._runs(handle),
+            self._runs(self.prepare(control_workload())) if settings.interleave else None,
+            control_baseline_ms,
+            settings,
+        )
+        environment = {**self.health(), **timing.control_facts(control_baseline_ms)}
+        return self._measurement(timing, settings, self._model(), environment, simulated=True)
+
+    def close(self) -> None:
+        self._closed = True
+
+    def _model(self) -> str:
+        return f"{self.settings.model} (simulated)"
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise DeviceLost(f"device {self.device!r} is closed: make a new connector")
+
+    def _fail_as_told(self) -> None:
+        number, self._measurements = self._measurements, self._measurements + 1
+        told = self.settings.faults_at.get(number)
+        drawn = [kind for kind, p in self.settings.faults.items() if self._random.random() < p]
+        for kind in filter(None, [told, *drawn]):
+            raise getattr(failures, kind)(f"device {self.device!r} simulates this failure")
+
+    def _runs(self, model: SimulatedModel) -> Runs:
+        def run(count: int) -> list[float]:
+            noise = self._random.normal(1.0, self.settings.noise_percent / 100, count)
+            seconds = []
+            for factor in noise:
+                drift = self.settings.drift_percent / 100
+                drift *= math.sin(2 * math.pi * self._clock_s / self.settings.drift_period_s)
+                # A normal draw can be negative; no run is faster than a tenth of the model.
+                spread = max(0.1, float(factor))
+                seconds.append(model.latency_ms / 1e3 / self.settings.speed * (1 + drift) * spread)
+                self._clock_s += seconds[-1]
+            return seconds
+
+        return run
+
+    def _latency_ms(self, model: bytes) -> float:
+        macs, nodes = _macs_and_nodes(model)
+        settings = self.settings
+        latency = settings.overhead_ms + macs / 1e6 / settings.gmacs_per_s
+        return max(1e-6, latency + nodes * settings.node_us / 1e3)
+
+
+def _macs_and_nodes(model: bytes) -> tuple[int, int]:
+    """Multiply-accumulates of Conv, Gemm and MatMul, open dimensions taken as 1; and nodes."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(model)).graph
+    except (DecodeError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(f"a model must be valid ONNX ({error}): export it again") from error
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        shapes[value.name] = tuple(d.dim_value or 1 for d in value.type.tensor_type.shape.dim)
+    return sum(_macs(node, shapes) for node in graph.node), len(graph.node)
+
+
+def _macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    out = math.prod(shapes.get(node.output[0], ()))
+    if node.op_type == "Conv":
+        return out * math.prod(shapes.get(node.input[1], ())[1:])
+    if node.op_type in ("Gemm", "MatMul"):
+        return out * (shapes.get(node.input[0], (1,)) or (1,))[-1]
+    return 0
