@@ -1,0 +1,432 @@
+"""The phone's side of ADB over TCP, as a process: `python adbd.py FOLDER` prints its port.
+
+It speaks the wire protocol (CNXN, AUTH, OPEN, WRTE, OKAY, CLSE; services `shell:`, `exec:` and
+`sync:`), and really runs commands, by /bin/sh in FOLDER. Paths of a phone are those of the folder:
+/data/local/tmp is FOLDER/data/local/tmp. Files in the folder steer it:
+
+    keys          the public keys that the phone trusts, a line each; without it, no AUTH
+    asked         the public keys that hosts offered, for the person to allow
+    faults.json   see `Faults`; read at every connection
+    state/        what the tools below report: serial, model, thermal_status, wakefulness
+    state/log     the calls of tools that change something
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import ctypes
+import json
+import os
+import queue
+import secrets
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa, utils
+
+VERSION, MAX_PAYLOAD = 0x01000000, 256 * 1024
+TOKEN, SIGNATURE, PUBLIC_KEY = 1, 2, 3
+PHONE_PATHS = ("/data/local/tmp", "/sys/class/thermal", "/sys/devices/system/cpu")
+
+TOOLS = {
+    "getprop": """case "$1" in
+  ro.serialno) cat "$PHONE/state/serial";;
+  ro.product.manufacturer) echo Acme;;
+  ro.product.model) cat "$PHONE/state/model";;
+  ro.build.version.release) echo 14;;
+  ro.build.fingerprint) echo acme/a/a:14/X/1:user/release-keys;;
+  ro.build.version.sdk) echo 34;;
+esac""",
+    "dumpsys": """case "$1" in
+  thermalservice) echo "IsStatusOverride: false"
+    echo "Thermal Status: $(cat "$PHONE/state/thermal_status")"
+    echo "Cached temperatures:"; echo "	Temperature{mValue=31.5, mType=0, mName=AP, mStatus=0}";;
+  power) echo "  mWakefulness=$(cat "$PHONE/state/wakefulness")";;
+  battery) echo "  level: 87"; echo "  temperature: 301";;
+esac""",
+    **dict.fromkeys(
+        ("cmd", "svc", "settings", "input"), 'echo "${0##*/} $*" >> "$PHONE/state/log"'
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What goes wrong with this phone."""
+
+    slow_reads: bool = False
+    """A receive buffer of a few KB that is emptied slowly, so the host's sends are partial."""
+    fragment: int = 0
+    """Bytes that a packet to the host is cut into, if not 0."""
+    crlf: bool = False
+    """End the lines of shells with CRLF, as before Android 7."""
+    quota: int = 0
+    """Bytes that a push may bring before the disk is full, if not 0."""
+    die_after: int = 0
+    """Pushed bytes after which the daemon kills itself, if not 0."""
+
+
+class Gone(Exception):
+    """The host closed the connection."""
+
+
+class Stream:
+    """One opened service: packets to it, and packets from it that wait for their OKAY."""
+
+    def __init__(self, wire: Wire, local: int, remote: int) -> None:
+        self._wire, self._local, self._remote = wire, local, remote
+        self._received: queue.Queue[bytes | None] = queue.Queue()
+        self._okay = threading.Semaphore(0)
+        self._buffer = b""
+        self.closed = threading.Event()
+
+    def on_packet(self, command: bytes, payload: bytes) -> None:
+        if command == b"OKAY":
+            self._okay.release()
+        elif command == b"WRTE":
+            self._received.put(payload)
+            self._wire.send(b"OKAY", self._local, self._remote)
+        else:
+            self.closed.set()
+            self._received.put(None)
+            self._okay.release()
+
+    def write(self, data: bytes) -> None:
+        for start in range(0, len(data), self._wire.max_payload):
+            piece = data[start : start + self._wire.max_payload]
+            self._wire.send(b"WRTE", self._local, self._remote, piece)
+            self._okay.acquire()
+            if self.closed.is_set():
+                raise Gone
+
+    def read(self, count: int) -> bytes:
+        while len(self._buffer) < count:
+            piece = self._received.get()
+            if piece is None:
+                raise Gone
+            self._buffer += piece
+        data, self._buffer = self._buffer[:count], self._buffer[count:]
+        return data
+
+    def close(self) -> None:
+        self._wire.send(b"CLSE", self._local, self._remote)
+
+
+class Wire:
+    """One connection: packets in and out, and its streams."""
+
+    def __init__(self, connection: socket.socket, phone: Phone, faults: Faults) -> None:
+        self._connection, self._phone, self._faults = connection, phone, faults
+        self._sending = threading.Lock()
+        self._streams: dict[int, Stream] = {}
+        self.max_payload = MAX_PAYLOAD
+
+    def send(self, command: bytes, arg0: int, arg1: int, payload: bytes = b"") -> None:
+        magic = struct.unpack("<I", command)[0] ^ 0xFFFFFFFF
+        header = struct.pack(
+            "<4s5I", command, arg0, arg1, len(payload), sum(payload) & 0xFFFFFFFF, magic
+        )
+        packet = header + payload
+        step = self._faults.fragment or len(packet)
+        with self._sending, contextlib.suppress(OSError):
+            for start in range(0, len(packet), step):
+                self._connection.sendall(packet[start : start + step])
+
+    def receive(self) -> tuple[bytes, int, int, bytes]:
+        command, arg0, arg1, length, checksum, magic = struct.unpack("<4s5I", self._exactly(24))
+        if magic != struct.unpack("<I", command)[0] ^ 0xFFFFFFFF or length > MAX_PAYLOAD:
+            raise Gone
+        payload = self._exactly(length)
+        if sum(payload) & 0xFFFFFFFF != checksum:
+            raise Gone
+        return command, arg0, arg1, payload
+
+    def _exactly(self, count: int) -> bytes:
+        data = bytearray()
+        while len(data) < count:
+            if self._faults.slow_reads and count > 4096:
+                time.sleep(0.001)
+            try:
+                piece = self._connection.recv(min(count - len(data), 1 << 16))
+            except OSError:
+                raise Gone from None
+            if not piece:
+                raise Gone
+            data += piece
+        return bytes(data)
+
+    def serve(self) -> None:
+        """Greets the host, then hands out packets until it goes."""
+        command, _, self.max_payload, _ = self.receive()
+        if command != b"CNXN":
+            raise Gone
+        self.max_payload = min(self.max_payload, MAX_PAYLOAD)
+        self._authorise()
+        model = self._phone.state("model")
+        banner = f"device::ro.product.name=acme;ro.product.model={model};features=".encode()
+        self.send(b"CNXN", VERSION, MAX_PAYLOAD, banner + b"\0")
+        try:
+            while True:
+                self._dispatch(*self.receive())
+        finally:
+            for stream in list(self._streams.values()):
+                stream.on_packet(b"CLSE", b"")
+
+    def _dispatch(self, command: bytes, arg0: int, arg1: int, payload: bytes) -> None:
+        if command != b"OPEN":
+            if stream := self._streams.get(arg1):
+                stream.on_packet(command, payload)
+            return
+        service, _, argument = payload.rstrip(b"\0").decode().partition(":")
+        handler = self._phone.services(self._faults).get(service)
+        local = arg0
+        if handler is None:
+            self.send(b"CLSE", 0, arg0)
+            return
+        stream = self._streams[local] = Stream(self, local, arg0)
+        self.send(b"OKAY", local, arg0)
+
+        def work() -> None:
+            with contextlib.suppress(Gone):
+                handler(stream, argument)
+            self._streams.pop(local, None)
+            stream.close()
+
+        threading.Thread(target=work, daemon=True).start()
+
+    def _authorise(self) -> None:
+        token = secrets.token_bytes(20)
+        while (trusted := self._phone.trusted()) is not None:
+            self.send(b"AUTH", TOKEN, 0, token)
+            command, kind, _, payload = self.receive()
+            if command != b"AUTH":
+                raise Gone
+            if kind == SIGNATURE and any(verifies(key, token, payload) for key in trusted):
+                return
+            if kind == PUBLIC_KEY:
+                self._phone.wait_until_allowed(payload.rstrip(b"\0").decode(), self._connection)
+                return
+
+
+class Phone:
+    """The folder, and the services on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for path in PHONE_PATHS:
+            (folder / path[1:]).mkdir(parents=True, exist_ok=True)
+        tools = folder / "bin"
+        tools.mkdir(exist_ok=True)
+        for name, script in TOOLS.items():
+            (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+            (tools / name).chmod(0o755)
+        (folder / "state").mkdir(exist_ok=True)
+        defaults = {"serial": folder.name, "model": "A1", "thermal_status": "0"}
+        for name, value in {**defaults, "wakefulness": "Awake"}.items():
+            if not (folder / "state" / name).exists():
+                (folder / "state" / name).write_text(f"{value}\n")
+
+    def state(self, name: str) -> str:
+        return (self.folder / "state" / name).read_text().strip()
+
+    def faults(self) -> Faults:
+        path = self.folder / "faults.json"
+        return Faults(**json.loads(path.read_text())) if path.exists() else Faults()
+
+    def trusted(self) -> list[str] | None:
+        path = self.folder / "keys"
+        return path.read_text().splitlines() if path.exists() else None
+
+    def wait_until_allowed(self, key: str, connection: socket.socket) -> None:
+        """Shows the dialog: the host's key is in `asked`, until the person puts it in `keys`."""
+        with (self.folder / "asked").open("a") as asked:
+            asked.write(f"{key}\n")
+        while key not in (self.trusted() or []):
+            connection.settimeout(0.05)
+            with contextlib.suppress(TimeoutError):
+                if not connection.recv(1, socket.MSG_PEEK):
+                    raise Gone
+            connection.settimeout(None)
+            time.sleep(0.02)
+
+    def services(self, faults: Faults) -> dict[str, Callable[[Stream, str], None]]:
+        def shell(stream: Stream, command: str) -> None:
+            self._run(stream, command, faults.crlf)
+
+        def exec_out(stream: Stream, command: str) -> None:
+            self._run(stream, command, False)
+
+        def sync(stream: Stream, _: str) -> None:
+            Sync(stream, self, faults).serve()
+
+        return {"shell": shell, "exec": exec_out, "sync": sync}
+
+    def real(self, path: str) -> str:
+        for prefix in PHONE_PATHS:
+            path = path.replace(prefix, f"{self.folder}{prefix}")
+        return path
+
+    def _run(self, stream: Stream, command: str, crlf: bool) -> None:
+        path = f"{self.folder}/bin:{os.environ['PATH']}"
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", self.real(command)],
+            cwd=self.folder,
+            env={**os.environ, "PATH": path, "PHONE": str(self.folder)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        assert process.stdout is not None
+
+        def reap() -> None:
+            stream.closed.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+        threading.Thread(target=reap, daemon=True).start()
+        try:
+            while data := os.read(process.stdout.fileno(), 1 << 16):
+                stream.write(data.replace(b"\n", b"\r\n") if crlf else data)
+        finally:
+            process.wait()
+
+
+class Sync:
+    """The file service."""
+
+    def __init__(self, stream: Stream, phone: Phone, faults: Faults) -> None:
+        self._stream, self._phone, self._faults = stream, phone, faults
+
+    def serve(self) -> None:
+        while True:
+            command, length = struct.unpack("<4sI", self._stream.read(8))
+            if command == b"QUIT":
+                return
+            path = self._phone.real(self._stream.read(length).decode())
+            {b"STAT": self._stat, b"LIST": self._list, b"SEND": self._send, b"RECV": self._recv}[
+                command
+            ](path)
+
+    def _stat(self, path: str) -> None:
+        self._stream.write(b"STAT" + struct.pack("<3I", *facts(path)))
+
+    def _list(self, path: str) -> None:
+        names = sorted(os.listdir(path)) if os.path.isdir(path) else []
+        for name in map(str.encode, names):
+            entry = facts(os.path.join(path, name.decode()))
+            self._stream.write(b"DENT" + struct.pack("<4I", *entry, len(name)) + name)
+        self._stream.write(b"DONE" + bytes(16))
+
+    def _recv(self, path: str) -> None:
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            self._fail(str(error.strerror))
+            return
+        for start in range(0, len(data), 1 << 16):
+            piece = data[start : start + (1 << 16)]
+            self._stream.write(b"DATA" + struct.pack("<I", len(piece)) + piece)
+        self._stream.write(b"DONE" + bytes(4))
+
+    def _send(self, path_and_mode: str) -> None:
+        path, _, mode = path_and_mode.rpartition(",")
+        problem = ""
+        try:
+            file = open(path, "wb")  # noqa: SIM115
+        except OSError as error:
+            problem, file = f"couldn't create file: {error.strerror}", open(os.devnull, "wb")  # noqa: SIM115
+        with file:
+            for total, data in self._pushed():
+                if self._faults.die_after and total > self._faults.die_after:
+                    file.flush()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if self._faults.quota and total > self._faults.quota:
+                    problem = problem or "write failed: No space left on device"
+                if not problem:
+                    file.write(data)
+        if problem:
+            self._fail(problem)
+            return
+        os.chmod(path, int(mode) & 0o777)
+        self._stream.write(b"OKAY" + bytes(4))
+
+    def _pushed(self) -> Iterator[tuple[int, bytes]]:
+        """The pieces of a push, each with the bytes so far."""
+        total = 0
+        while True:
+            command, length = struct.unpack("<4sI", self._stream.read(8))
+            if command == b"DONE":
+                return
+            data = self._stream.read(length)
+            total += length
+            yield total, data
+
+    def _fail(self, reason: str) -> None:
+        self._stream.write(b"FAIL" + struct.pack("<I", len(reason)) + reason.encode())
+
+
+def facts(path: str) -> tuple[int, int, int]:
+    """Mode, size and time of a file; zeros if there is none."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return 0, 0, 0
+    size = found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return found.st_mode, size, int(found.st_mtime)
+
+
+def verifies(public_key: str, token: bytes, signature: bytes) -> bool:
+    """Whether the signature of the token was made with this key, in Android's format."""
+    blob = base64.b64decode(public_key.split()[0])
+    modulus = int.from_bytes(blob[8 : 8 + 256], "little")
+    [exponent] = struct.unpack("<I", blob[-4:])
+    key = rsa.RSAPublicNumbers(exponent, modulus).public_key()
+    try:
+        key.verify(signature, token, padding.PKCS1v15(), utils.Prehashed(hashes.SHA1()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def die_with_parent() -> None:
+    """Linux: this process is killed when its parent dies, as a phone's shells are."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def serve(connection: socket.socket, phone: Phone) -> None:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with connection, contextlib.suppress(Gone):
+        Wire(connection, phone, phone.faults()).serve()
+
+
+def main() -> None:
+    phone = Phone(Path(sys.argv[1]).resolve())
+    port = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if phone.faults().slow_reads:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    listener.bind(("127.0.0.1", port))
+    listener.listen()
+    print(listener.getsockname()[1], flush=True)
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=serve, args=(connection, phone), daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()

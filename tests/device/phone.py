@@ -1,0 +1,63 @@
+"""A phone for tests: a folder and the `adbd.py` process that serves it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+DAEMON = Path(__file__).with_name("adbd.py")
+
+
+class Phone:
+    """Starts and kills the daemon; the port stays the same over restarts."""
+
+    def __init__(self, folder: Path, model: str = "A1", **faults: int | bool) -> None:
+        self.folder = folder
+        self.port = 0
+        self._process: subprocess.Popen[str] | None = None
+        (folder / "state").mkdir(parents=True)
+        self.set("model", model)
+        self.set("serial", folder.name)
+        self.fail(**faults)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def tmp(self) -> Path:
+        """The folder that the phone calls /data/local/tmp."""
+        return self.folder / "data/local/tmp"
+
+    def set(self, fact: str, value: str) -> None:
+        (self.folder / "state" / fact).write_text(f"{value}\n")
+
+    def log(self) -> list[str]:
+        path = self.folder / "state/log"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def fail(self, **faults: int | bool) -> None:
+        """Sets the faults of the connections to come; none without arguments."""
+        (self.folder / "faults.json").write_text(json.dumps(faults))
+
+    def trust(self, *public_keys: str) -> None:
+        """From now on the phone asks for a key, and takes these."""
+        (self.folder / "keys").write_text("".join(f"{key}\n" for key in public_keys))
+
+    def start(self) -> Phone:
+        command = [sys.executable, str(DAEMON), str(self.folder), str(self.port)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self.port = int(self._process.stdout.readline())
+        return self
+
+    def kill(self) -> None:
+        """SIGKILL, as when the cable is pulled."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+            self._process = None
