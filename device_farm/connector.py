@@ -37,6 +37,7 @@ HandleT = TypeVar("HandleT")
 
 _ENTRY_POINTS = "device_farm.connectors"
 _BUILT_IN = {
+    "adb": "device_farm.connectors.adb:AdbConnector",
     "onnxruntime": "device_farm.connectors.onnxruntime:OnnxRuntimeConnector",
     "simulated": "device_farm.connectors.simulated:SimulatedConnector",
 }
@@ -67,8 +68,8 @@ class Connector(ABC, Generic[HandleT]):
     """One device and the way to it.
 
     Ownership: whoever makes a connector owns it, closes it, and is alone in using the device.
-    Thread safety: none. One thread at a time calls a connector, and `measure` runs the model in
-    the thread that calls it.
+    Thread safety: none but that of `stage`. One thread at a time calls a connector, and `measure`
+    runs the model in the thread that calls it.
     Failures: every method raises a `DeviceError` of the kind that fits, with a message that says
     what to do, and nothing else. After one the connector stays usable: the next call reconnects
     if need be. No method blocks for ever: what a device does not answer is a `DeviceTimeout`.
@@ -123,6 +124,12 @@ class Connector(ABC, Generic[HandleT]):
 
         Raises:
             ModelError: The runtime refuses the model.
+        """
+
+    def stage(self, workload: Workload) -> None:
+        """Does ahead of `prepare` what of it does not disturb a measurement, a transfer say.
+
+        The only method that another thread may call while `measure` runs. By default nothing.
         """
 
     @abstractmethod

@@ -31,7 +31,7 @@ class AuthRequired(DeviceError):
 
 
 class Busy(DeviceError):
-    """Another program holds the device; a person must release it."""
+    """Another program, or a full disk, stands in the way; a person must clear it."""
 
 
 class DeviceLost(DeviceError):

@@ -87,13 +87,13 @@ class Timing:
         }
 
 
-def baseline_ms(control: Runs, settings: ProtocolSettings) -> float:
-    """The control's own latency in milliseconds: 40 blocks of 50 runs, median of the p20s.
+def baseline_ms(control: Runs, settings: ProtocolSettings, blocks: int = _BASELINE_BLOCKS) -> float:
+    """The control's own latency in milliseconds: blocks of 50 runs, median of the p20s.
 
     Take it once for a model of device and keep it: it is the unit of all its measurements.
     """
     _warm_up(control, settings)
-    return 1e3 * float(np.median([_p20(control(_BASELINE_RUNS)) for _ in range(_BASELINE_BLOCKS)]))
+    return 1e3 * float(np.median([_p20(control(_BASELINE_RUNS)) for _ in range(blocks)]))
 
 
 def time_candidate(

@@ -32,10 +32,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding, rsa, utils
-
 VERSION, MAX_PAYLOAD = 0x01000000, 256 * 1024
 TOKEN, SIGNATURE, PUBLIC_KEY = 1, 2, 3
 PHONE_PATHS = ("/data/local/tmp", "/sys/class/thermal", "/sys/devices/system/cpu")
@@ -391,6 +387,10 @@ def facts(path: str) -> tuple[int, int, int]:
 
 def verifies(public_key: str, token: bytes, signature: bytes) -> bool:
     """Whether the signature of the token was made with this key, in Android's format."""
+    from cryptography.exceptions import InvalidSignature  # here: a phone is to start quickly
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import padding, rsa, utils
+
     blob = base64.b64decode(public_key.split()[0])
     modulus = int.from_bytes(blob[8 : 8 + 256], "little")
     [exponent] = struct.unpack("<I", blob[-4:])

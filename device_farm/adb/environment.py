@@ -1,0 +1,118 @@
+"""A phone's condition: what it is, how hot it is, and what is set while it measures."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from device_farm.adb.shell import Shell
+from device_farm.failures import DeviceError, Throttled
+
+__all__ = ["Identity", "condition", "identify", "measuring_mode", "wait_until_cool"]
+
+_POLL_S = 2.0
+_CPUFREQ = "/sys/devices/system/cpu/cpu{}/cpufreq/scaling_{}_freq"
+_STATUS = re.compile(r"Thermal Status: (\d+)")
+_TEMPERATURE = re.compile(r"Temperature\{mValue=([0-9.]+), mType=\d+, mName=([^,]+),")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a phone is."""
+
+    serial: str
+    model: str
+    """Maker, model and Android's version: equal for interchangeable phones."""
+
+
+def identify(shell: Shell) -> Identity:
+    """Asks the phone who it is.
+
+    Raises:
+        DeviceError: It is no Android device, or cannot be reached.
+    """
+    names = ("ro.product.manufacturer", "ro.product.model", "ro.build.version.release")
+    maker, model, release = (shell.ask("getprop", name) for name in names)
+    serial = shell.ask("getprop", "ro.serialno")
+    if not model or not serial:
+        raise DeviceError(
+            "a phone must tell its model and serial number by getprop, but this one does not: "
+            "is it an Android device?"
+        )
+    return Identity(serial, f"{maker} {model} (Android {release})")
+
+
+def condition(shell: Shell, cores: Sequence[int]) -> dict[str, Any]:
+    """Facts as JSON values; None for what this phone does not tell."""
+    thermal = shell.ask("dumpsys", "thermalservice") or ""
+    battery = shell.ask("dumpsys", "battery") or ""
+    power = shell.ask("dumpsys", "power") or ""
+    status = _STATUS.search(thermal)
+    return {
+        "thermal_status": int(status[1]) if status else None,
+        "temperatures_c": {name: float(value) for value, name in _TEMPERATURE.findall(thermal)},
+        "battery_percent": _number(battery, r"level: (\d+)"),
+        "battery_temperature_c": _number(battery, r"temperature: (\d+)", 10),
+        "screen": wake[1] if (wake := re.search(r"mWakefulness=(\w+)", power)) else None,
+        "frequency_khz": {
+            str(core): [
+                _integer(shell.ask("cat", _CPUFREQ.format(core, which))) for which in ("cur", "max")
+            ]
+            for core in cores
+        },
+    }
+
+
+def wait_until_cool(shell: Shell, phone: str, max_status: int, cool_down_s: float) -> float:
+    """Waits until the phone's thermal status is low enough; returns the seconds it took.
+
+    A phone that tells no status, as before Android 10, is not waited for.
+
+    Raises:
+        Throttled: It stayed hot for `cool_down_s` seconds.
+    """
+    started = time.monotonic()
+    while True:
+        status = _STATUS.search(shell.ask("dumpsys", "thermalservice") or "")
+        waited = time.monotonic() - started
+        if status is None or int(status[1]) <= max_status:
+            return waited
+        if waited >= cool_down_s:
+            raise Throttled(
+                f"the thermal status of phone {phone!r} must be {max_status} at most, but is "
+                f"{status[1]}: let it cool down, away from the sun and out of its case"
+            )
+        time.sleep(min(_POLL_S, cool_down_s - waited))
+
+
+@contextmanager
+def measuring_mode(shell: Shell, screen: str, fixed_performance: bool) -> Iterator[dict[str, Any]]:
+    """Sets screen and performance mode while it lasts; yields what was done."""
+    if screen != "leave":
+        key = "KEYCODE_WAKEUP" if screen == "on" else "KEYCODE_SLEEP"
+        shell.run(["input", "keyevent", key])
+        if screen == "on":
+            shell.run(["svc", "power", "stayon", "true"])
+    if fixed_performance:
+        shell.run(["cmd", "power", "set-fixed-performance-mode-enabled", "true"])
+    try:
+        yield {"screen_set": screen, "fixed_performance": fixed_performance}
+    finally:
+        with suppress(DeviceError):  # it may be what ended the measurement
+            if fixed_performance:
+                shell.ask("cmd", "power", "set-fixed-performance-mode-enabled", "false")
+            if screen == "on":
+                shell.ask("svc", "power", "stayon", "false")
+
+
+def _number(text: str, pattern: str, divisor: int = 1) -> float | None:
+    found = re.search(pattern, text)
+    return int(found[1]) / divisor if found else None
+
+
+def _integer(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() else None

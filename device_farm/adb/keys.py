@@ -1,0 +1,59 @@
+"""The RSA key by which phones know this host."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from adb_shell.auth.keygen import keygen
+from adb_shell.auth.sign_cryptography import CryptographySigner
+
+__all__ = ["default_key_path", "fingerprint", "load_signer"]
+
+_KEY_MODE = 0o600
+
+
+def default_key_path() -> Path:
+    """The key of the user's `adb`, which their phones already know; else one of our own."""
+    known = Path.home() / ".android" / "adbkey"
+    if known.exists() and known.with_name("adbkey.pub").exists():
+        return known
+    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base) / "device-farm" / "adbkey"
+
+
+def load_signer(path: Path) -> CryptographySigner:
+    """Loads a key; makes it, with mode 0600 from the start, if there is none.
+
+    Raises:
+        OSError: The key cannot be read or made.
+        ValueError: The file is no private key.
+    """
+    if not path.exists():
+        _make(path)
+    if path.stat().st_mode & 0o077:
+        path.chmod(_KEY_MODE)
+    return CryptographySigner(str(path))
+
+
+def fingerprint(signer: CryptographySigner) -> str:
+    """The key's fingerprint as the phone's dialog shows it: MD5, as AA:BB:…"""
+    blob = base64.b64decode(signer.GetPublicKey().split()[0])
+    digest = hashlib.md5(blob, usedforsecurity=False).hexdigest().upper()
+    return ":".join(digest[at : at + 2] for at in range(0, len(digest), 2))
+
+
+def _make(path: Path) -> None:
+    """Makes the pair aside, then links it into place: of two makers at once the first wins."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # its mode is 0700
+        made = Path(folder) / path.name
+        made.touch(_KEY_MODE)
+        keygen(str(made))
+        for suffix in (".pub", ""):
+            target = path.with_name(path.name + suffix)
+            if not path.exists():
+                os.replace(made.with_name(made.name + suffix), target)

@@ -1,0 +1,221 @@
+"""The adb connector: a real model, measured on a phone that is a process of this host."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from phone import Phone, perf_test
+
+from device_farm import DeviceError, DeviceLost, ModelError, Throttled, Workload
+from device_farm.adb.keys import load_signer
+from device_farm.connectors.adb import AdbConnector
+from device_farm.control import control_workload
+from device_farm.protocol import ProtocolSettings
+from device_farm.testing import ConnectorConformance
+
+BRIEF = ProtocolSettings(blocks=2, runs_per_block=3, interleave=False)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with this host's key and its program."""
+    folder = tmp_path_factory.mktemp("host")
+    load_signer(folder / "adbkey")
+    perf_test(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def module_phone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Phone]:
+    phone = Phone(tmp_path_factory.mktemp("phones") / "SERIAL7").start()
+    yield phone
+    phone.kill()
+
+
+@pytest.fixture
+def phone(module_phone: Phone) -> Iterator[Phone]:
+    yield module_phone
+    module_phone.set("thermal_status", "0")
+    module_phone.fail()
+
+
+def settings(phone: Phone, host: Path, **more: Any) -> dict[str, Any]:
+    runner = {"kind": "onnxruntime_perf_test", "binary": str(host / "onnxruntime_perf_test")}
+    usual = {"address": phone.address, "key": str(host / "adbkey"), "runner": runner}
+    return {**usual, "warmup_runs": 1, **more}
+
+
+@pytest.fixture
+def connector(phone: Phone, host: Path) -> Iterator[AdbConnector]:
+    connector = AdbConnector("phone", settings(phone, host))
+    yield connector
+    connector.close()
+
+
+class TestConformance(ConnectorConformance):
+    @pytest.fixture
+    def connector(self, phone: Phone, host: Path) -> Iterator[AdbConnector]:
+        connector = AdbConnector("phone", settings(phone, host))
+        yield connector
+        connector.close()
+
+
+def test_measures_with_all_that_is_needed_to_judge_it(phone: Phone, host: Path) -> None:
+    more = {"cores": [0], "screen": "on", "fixed_performance": True}
+    connector = AdbConnector("phone", settings(phone, host, **more))
+    measurement = connector.measure(connector.prepare(control_workload()), BRIEF)
+    assert (measurement.n, measurement.device) == (6, "Acme A1 (Android 14)")
+    assert 0.01 < measurement.p20_ms < measurement.p90_ms < 1000
+    environment = measurement.environment
+    assert environment["serial"] == "SERIAL7"
+    assert environment["affinity"] == "1"
+    assert environment["runtime"].startswith("onnxruntime_perf_test ")
+    assert (environment["screen_set"], environment["fixed_performance"]) == ("on", True)
+    for when in ("before", "after"):
+        assert environment[when]["thermal_status"] == 0
+        assert environment[when]["temperatures_c"] == {"AP": 31.5}
+        assert environment[when]["battery_temperature_c"] == 30.1
+        assert environment[when]["screen"] == "Awake"
+    assert "address" not in measurement.settings
+    assert phone.log() == [
+        "input keyevent KEYCODE_WAKEUP",
+        "svc power stayon true",
+        "cmd power set-fixed-performance-mode-enabled true",
+        "cmd power set-fixed-performance-mode-enabled false",
+        "svc power stayon false",
+    ]
+
+
+def test_everything_is_brought_once(phone: Phone, connector: AdbConnector, host: Path) -> None:
+    connector.stage(control_workload())
+    model = phone.tmp / f"device-farm/models/{control_workload().digest}.onnx"
+    staged = model.stat()
+    handle = connector.prepare(control_workload())
+    [program] = (phone.tmp / "device-farm/bin").glob("*/onnxruntime_perf_test")
+    brought = program.stat()
+    again = AdbConnector("phone", settings(phone, host))
+    assert again.prepare(control_workload()) == handle
+    assert (model.stat().st_ino, program.stat().st_ino) == (staged.st_ino, brought.st_ino)
+    program.write_text("#!/bin/sh\nexit 1\n")  # altered on the phone
+    anew = AdbConnector("phone", settings(phone, host))
+    anew.measure(anew.prepare(control_workload()), BRIEF)
+    assert program.read_bytes() == (host / "onnxruntime_perf_test").read_bytes()
+
+
+def test_a_hot_phone_is_throttled(phone: Phone, connector: AdbConnector) -> None:
+    handle = connector.prepare(control_workload())
+    phone.set("thermal_status", "2")
+    with pytest.raises(Throttled, match="but is 2: let it cool down"):
+        connector.measure(handle, BRIEF)
+    phone.set("thermal_status", "0")
+    assert connector.measure(handle, BRIEF).n == 6
+
+
+def test_a_phone_comes_back(phone: Phone, connector: AdbConnector) -> None:
+    handle = connector.prepare(control_workload())
+    phone.kill()
+    for _ in range(2):
+        with pytest.raises(DeviceLost):
+            connector.measure(handle, BRIEF)
+    phone.start()
+    assert connector.measure(handle, BRIEF).n == 6
+
+
+def test_interchangeable_phones_have_one_identity(phone: Phone, host: Path) -> None:
+    one = AdbConnector("one", settings(phone, host)).probe()
+    other = AdbConnector("other", settings(phone, host, command_timeout_s=5)).probe()
+    pinned = AdbConnector("pinned", settings(phone, host, cores=[0])).probe()
+    assert one.settings_digest == other.settings_digest != pinned.settings_digest
+
+
+def test_program_of_the_users_own(phone: Phone, host: Path, tmp_path: Path) -> None:
+    program = tmp_path / "mine"
+    program.write_text('#!/bin/sh\necho "$2 $3"; echo "took 2500 us"; echo "took 1500 us" > "$4"\n')
+    runner = {
+        "kind": "command",
+        "binary": str(program),
+        "command_line": ["{binary}", "{model}", "{runs};{threads}", "$(x) 'y'", "{results}"],
+        "pattern": r"took (\d+) us",
+        "unit": "us",
+    }
+    connector = AdbConnector("phone", settings(phone, host, runner=runner))
+    measurement = connector.measure(connector.prepare(control_workload()), BRIEF)
+    assert (measurement.median_ms, measurement.n) == (1.5, 6)
+
+
+def test_tflite_is_converted_and_its_median_read(phone: Phone, host: Path, tmp_path: Path) -> None:
+    program = tmp_path / "benchmark_model"
+    program.write_text(
+        "#!/bin/sh\n"
+        'grep -q converted "${1#--graph=}" || exit 1\n'
+        'echo "count=1 curr=9000"\n'
+        'echo "count=3 first=4000 curr=4100 min=4000 max=4200 avg=4.1e+03 std=9"\n'
+        'echo "Inference timings in us: Init: 9, First inference: 9, Warmup (avg): 9, '
+        'Inference (avg): 4.1e+03"\n'
+    )
+    script = "import sys; open(sys.argv[2], 'w').write('converted')"
+    convert = [sys.executable, "-c", script, "{onnx}", "{output}"]
+    runner = {"kind": "benchmark_model", "binary": str(program), "convert": convert}
+    connector = AdbConnector("phone", settings(phone, host, runner=runner))
+    measurement = connector.measure(connector.prepare(control_workload()), BRIEF)
+    assert measurement.median_ms == pytest.approx(4.1)
+    bad = {**runner, "convert": [sys.executable, "-c", "import sys; sys.exit('no such operator')"]}
+    with pytest.raises(ModelError, match="no such operator"):
+        AdbConnector("phone", settings(phone, host, runner=bad)).prepare(control_workload())
+
+
+def test_program_that_cannot_run_is_told(phone: Phone, host: Path, tmp_path: Path) -> None:
+    program = tmp_path / "onnxruntime_perf_test"
+    program.write_text("#!/no/such/interpreter\n")
+    runner = {"kind": "onnxruntime_perf_test", "binary": str(program)}
+    connector = AdbConnector("phone", settings(phone, host, runner=runner))
+    with pytest.raises(DeviceError, match="build it for the phone's processor"):
+        connector.prepare(control_workload())
+
+
+def test_a_program_without_figures_is_told(phone: Phone, host: Path) -> None:
+    runner = {"kind": "onnxruntime_perf_test", "binary": shutil.which("echo")}
+    connector = AdbConnector("phone", settings(phone, host, runner=runner))
+    with pytest.raises(DeviceError, match="printed no latency"):
+        connector.prepare(control_workload())
+
+
+def test_old_models_are_removed(
+    phone: Phone, connector: AdbConnector, host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_farm.connectors.adb._MODELS_KEPT", 2)
+    models = [Workload.from_onnx(_renamed(number)) for number in range(4)]
+    handles = [connector.prepare(model) for model in models]
+    assert len(list((phone.tmp / "device-farm/models").iterdir())) == 2
+    assert connector.prepare(models[0]) == handles[0]
+    assert connector.measure(handles[0], BRIEF).n == 6
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ({"address": "phone"}, "address"),
+        ({"runner": {"kind": "onnxruntime_perf_test", "binary": "/none"}}, "no file /none"),
+        ({"runner": {"kind": "benchmark_model", "binary": __file__}}, "say in `convert`"),
+        ({"cores": "big"}, "cores"),
+    ],
+)
+def test_unusable_settings_are_refused(
+    phone: Phone, host: Path, fault: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        AdbConnector("phone", settings(phone, host, **fault))
+
+
+def _renamed(number: int) -> bytes:
+    """The control model under another name: other bytes, the same latency."""
+    import onnx
+
+    proto = onnx.load_model_from_string(control_workload().model)
+    proto.graph.name = f"control{number}"
+    return proto.SerializeToString()
