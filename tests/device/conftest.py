@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from phone import Adb
 
 HERE = Path(__file__).parent
 
@@ -31,3 +33,12 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
+
+
+@pytest.fixture
+def adb(tmp_path: Path) -> Iterator[Adb]:
+    if shutil.which("adb") is None:
+        pytest.skip("needs Android's client: apt-get install adb")
+    adb = Adb(tmp_path)
+    yield adb
+    adb("kill-server")

@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 DAEMON = Path(__file__).with_name("adbd.py")
+
+
+class Adb:
+    """The adb client of Android's developers, with a server and a key of its own."""
+
+    def __init__(self, home: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.server = f"127.0.0.1:{port}"
+        more = {"HOME": str(home), "ANDROID_ADB_SERVER_PORT": str(port)}
+        self._environment = {**os.environ, **more}
+
+    def __call__(self, *arguments: str | Path) -> str:
+        result = subprocess.run(
+            ["adb", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            env=self._environment,
+        )
+        return result.stdout + result.stderr
 
 
 class Phone:

@@ -186,14 +186,24 @@ def test_a_program_without_figures_is_told(phone: Phone, host: Path) -> None:
 
 
 def test_old_models_are_removed(
-    phone: Phone, connector: AdbConnector, host: Path, monkeypatch: pytest.MonkeyPatch
+    phone: Phone, host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("device_farm.connectors.adb._MODELS_KEPT", 2)
+    runner = {
+        "kind": "command",
+        "binary": shutil.which("cat"),
+        "command_line": ["sh", "-c", 'test -f "$1" && echo took 2', "sh", "{model}"],
+        "pattern": r"took (\d)",
+        "unit": "ms",
+    }
+    connector = AdbConnector("phone", settings(phone, host, runner=runner))
     models = [Workload.from_onnx(_renamed(number)) for number in range(4)]
     handles = [connector.prepare(model) for model in models]
     assert len(list((phone.tmp / "device-farm/models").iterdir())) == 2
+    with pytest.raises(ModelError):
+        connector.measure(handles[0], BRIEF)
     assert connector.prepare(models[0]) == handles[0]
-    assert connector.measure(handles[0], BRIEF).n == 6
+    assert connector.measure(handles[0], BRIEF).median_ms == 2
 
 
 @pytest.mark.parametrize(

@@ -3,39 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
-import socket
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from phone import Phone
-
-pytestmark = pytest.mark.skipif(
-    shutil.which("adb") is None, reason="needs the client: apt-get install adb"
-)
-
-Adb = Callable[..., str]
-
-
-@pytest.fixture
-def adb(tmp_path: Path) -> Iterator[Adb]:
-    """The client, with a server and a key of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "HOME": str(tmp_path), "ANDROID_ADB_SERVER_PORT": str(port)}
-
-    def run(*arguments: str | Path) -> str:
-        command = ["adb", *map(str, arguments)]
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=30, env=environment
-        )
-        return result.stdout + result.stderr
-
-    yield run
-    run("kill-server")
+from phone import Adb, Phone
 
 
 @pytest.fixture

@@ -1,0 +1,90 @@
+"""Phones through a running adb server."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from phone import Adb, Phone, perf_test
+
+from device_farm import AuthRequired, Busy, DeviceError, DeviceLost, DeviceTimeout
+from device_farm.adb.server import ServerLink, list_phones
+from device_farm.adb.shell import Shell
+from device_farm.connectors.adb import AdbConnector
+from device_farm.control import control_workload
+from device_farm.protocol import ProtocolSettings
+
+
+@pytest.fixture
+def phone(tmp_path: Path) -> Iterator[Phone]:
+    phone = Phone(tmp_path / "phone").start()
+    yield phone
+    phone.kill()
+
+
+def test_shell_and_files(phone: Phone, adb: Adb) -> None:
+    adb("connect", phone.address)
+    assert list_phones(adb.server) == {phone.address: "device"}
+    shell = Shell(ServerLink(phone.address, adb.server))
+    assert shell.run(["printf", "a b;$(c)"]) == "a b;$(c)"
+    data = os.urandom(500_000)
+    shell.put(data, "/data/local/tmp/a b")
+    assert (phone.tmp / "a b").read_bytes() == data
+    with pytest.raises(DeviceTimeout, match="give it longer"):
+        shell.run(["sleep", "60"], timeout_s=0.5)
+    phone.fail(quota=1000)
+    adb("disconnect")
+    adb("connect", phone.address)
+    with pytest.raises(Busy, match="no room"):
+        shell.put(os.urandom(100_000), "/data/local/tmp/big")
+
+
+def test_a_phone_killed_in_a_command_is_lost(phone: Phone, adb: Adb) -> None:
+    """The server ends such a command without an error: only the missing status tells."""
+    adb("connect", phone.address)
+    shell = Shell(ServerLink(phone.address, adb.server))
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            shell.run(["sh", "-c", "touch /data/local/tmp/begun; sleep 60"])
+        except DeviceError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not (phone.tmp / "begun").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    phone.kill()
+    thread.join(20)
+    assert [type(error) for error in failures] == [DeviceLost]
+    with pytest.raises(DeviceLost):
+        shell.run(["true"])
+
+
+def test_an_unknown_key_waits_for_the_person(phone: Phone, adb: Adb) -> None:
+    phone.trust()
+    adb("connect", phone.address)
+    assert AdbConnector.discover([f"server:{adb.server}"]).keys() == {phone.address}
+    with pytest.raises(AuthRequired, match="tap 'Always allow"):
+        Shell(ServerLink(phone.address, adb.server)).run(["true"])
+
+
+def test_measures(phone: Phone, adb: Adb, tmp_path: Path) -> None:
+    adb("connect", phone.address)
+    [(name, reach)] = AdbConnector.discover([f"server:{adb.server}"]).items()
+    runner = {"kind": "onnxruntime_perf_test", "binary": str(perf_test(tmp_path))}
+    connector = AdbConnector(name, {**reach, "runner": runner})
+    brief = ProtocolSettings(blocks=2, runs_per_block=2, interleave=False)
+    assert connector.measure(connector.prepare(control_workload()), brief).n == 4
+
+
+def test_no_server_is_a_lost_phone() -> None:
+    with pytest.raises(DeviceLost, match="refused"):
+        ServerLink("phone", "127.0.0.1:1").shell("true", 1)
