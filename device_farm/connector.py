@@ -38,6 +38,7 @@ HandleT = TypeVar("HandleT")
 _ENTRY_POINTS = "device_farm.connectors"
 _BUILT_IN = {
     "adb": "device_farm.connectors.adb:AdbConnector",
+    "cuda": "device_farm.connectors.cuda:CudaConnector",
     "onnxruntime": "device_farm.connectors.onnxruntime:OnnxRuntimeConnector",
     "simulated": "device_farm.connectors.simulated:SimulatedConnector",
 }
