@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Throttled,
     )
     from device_farm.farm import Farm
+    from device_farm.farm_config import FarmConfig, HostRule, load_farm_config
     from device_farm.measurement import Measurement
     from device_farm.protocol import ProtocolSettings
     from device_farm.workload import TensorSpec, Workload
@@ -41,6 +42,8 @@ __all__ = [
     "DeviceTimeout",
     "FailurePolicy",
     "Farm",
+    "FarmConfig",
+    "HostRule",
     "Measurement",
     "MeasurementCache",
     "MeasurementKey",
@@ -50,6 +53,7 @@ __all__ = [
     "Throttled",
     "Workload",
     "connector_names",
+    "load_farm_config",
     "make_connector",
 ]
 
@@ -58,6 +62,7 @@ _MODULES = {
     "connector": ("Connector", "DeviceInfo", "connector_names", "make_connector"),
     "device_spec": ("DeviceSpec",),
     "farm": ("Farm",),
+    "farm_config": ("FarmConfig", "HostRule", "load_farm_config"),
     "measurement": ("Measurement",),
     "protocol": ("ProtocolSettings",),
     "workload": ("TensorSpec", "Workload"),

@@ -63,6 +63,8 @@ class DeviceInfo:
     """Digest of the connector, its runtime and all settings: part of a measurement's identity."""
     control_digest: str
     """Digest of what the control model's latency depends on: the key of the baseline."""
+    serial: str = ""
+    """Of the thing itself, if it has one: a farm refuses a second way to the same thing."""
 
 
 class Connector(ABC, Generic[HandleT]):

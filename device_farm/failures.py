@@ -80,6 +80,15 @@ class FailurePolicy:
     """Seconds after which a measurement under way is a `DeviceTimeout` and its process killed."""
     start_limit_s: float = 120.0
     """Seconds that a device has to start, and a lost one to come back before it is parked."""
+    control_every: int = 10
+    """Measurements after which a device that does not interleave the control model runs it alone;
+    0 for never. Until then its measurements are not given out."""
+    max_drift_percent: float = 5.0
+    """How far the control may be off. Beyond it the measurements since the last check are done
+    again, and the device rests as one that is throttled; between devices of one model it is told.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     def decide(self, error: BaseException, attempt: int) -> Decision:
         """Decides about a failure.

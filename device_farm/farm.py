@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,23 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from device_farm.cache import MeasurementCache
 from device_farm.connector import make_connector
 from device_farm.device_spec import DeviceSpec
-from device_farm.dispatcher import Dispatcher
+from device_farm.dispatcher import FARM_VERSION, Dispatcher
 from device_farm.failures import FailurePolicy
+from device_farm.farm_config import FarmConfig, HostRule
 from device_farm.measurement import Measurement
 
-__all__ = ["Farm"]
+__all__ = ["FARM_NAME", "Farm"]
 
+FARM_NAME = "device-farm"
+_NAMESPACE = "device-farm"
 _CONCURRENT_CALLS = 10_000
 
 
 class Farm:
     """A handle of a running farm. Give it to other tasks and actors of the same Ray job as it is.
 
-    Any thread may use it. The farm lives until `close`, or until the last handle is gone.
+    Any thread may use it. A farm that was made by `start` lives until `close`, or until the last
+    handle is gone; one made by `serve` until `close`, on a cluster that all jobs share.
     """
 
     def __init__(self, dispatcher: Any) -> None:
@@ -58,14 +62,58 @@ class Farm:
                 settings are unusable.
             OSError, sqlite3.Error: The cache cannot be opened.
         """
+        if not devices:
+            raise ValueError("a farm needs at least one device, but got none: name one")
         _check(devices)
-        MeasurementCache(cache_path).close()
-        dispatcher = _start_dispatcher(cache_path, policy or FailurePolicy())
+        dispatcher = _start_dispatcher(cache_path, policy or FailurePolicy(), devices, (), {})
         try:
-            _get(dispatcher.start.remote(list(devices)))
+            _get(dispatcher.ready.remote())
         except Exception:
             ray.kill(dispatcher)
             raise
+        return cls(dispatcher)
+
+    @classmethod
+    def serve(cls, config: FarmConfig, name: str = FARM_NAME) -> Farm:
+        """Starts a farm that outlives this job, or joins the one of that name.
+
+        It finds devices on all nodes by `FarmConfig.hosts`, and takes them in as they come. A
+        device that cannot be reached is parked with the reason, and tried again.
+
+        Raises:
+            ValueError: The names of devices are not distinct, or the farm that runs is of another
+                version.
+            OSError, sqlite3.Error: The cache cannot be opened.
+        """
+        _check(config.devices)
+        options = {
+            "name": name,
+            "namespace": _NAMESPACE,
+            "lifetime": "detached",
+            "get_if_exists": True,
+        }
+        _start_dispatcher(config.cache, config.limits, config.devices, config.hosts, options)
+        return cls.connect(name)
+
+    @classmethod
+    def connect(cls, name: str = FARM_NAME) -> Farm:
+        """Joins the farm that `serve` started on this cluster.
+
+        Raises:
+            ValueError: There is none of that name, or it is of another version.
+        """
+        try:
+            dispatcher = ray.get_actor(name, namespace=_NAMESPACE)
+        except ValueError:
+            raise ValueError(
+                f"there must be a farm {name!r} on this Ray cluster, but there is none: "
+                "start it with `device-farm serve`"
+            ) from None
+        if (version := _get(dispatcher.version.remote())) != FARM_VERSION:
+            raise ValueError(
+                f"the farm {name!r} must be of version {FARM_VERSION}, but is of {version}: "
+                "end it with `device-farm serve --stop`, and start it again"
+            )
         return cls(dispatcher)
 
     def submit(self, model: bytes, device: str) -> ray.ObjectRef[dict[str, Any]]:
@@ -77,7 +125,7 @@ class Farm:
 
         Args:
             model: A serialized ONNX model.
-            device: The name of a device.
+            device: The name of a device, or a model of devices.
 
         Returns:
             A reference to `Measurement.to_json()`. `ray.get` on it raises the `DeviceError` that
@@ -98,9 +146,11 @@ class Farm:
     def status(self) -> list[dict[str, Any]]:
         """One row a device, of JSON values.
 
-        `device` (its name), `model`, `state` (see `DeviceState`), `message` (why it is parked),
-        `leases` (measurements begun), `done`, `failures` (count by kind), `queue_length` (jobs
-        that wait for this device or another of its pool).
+        `device` (its name), `model`, `connector`, `state` (see `DeviceState`), `message` (why it is
+        parked, or how it differs from others of its model), `leases` (measurements begun), `done`,
+        `failures` (count by kind), `queue_length` (jobs that wait for this device or another of
+        its pool), `busy_s` and `busy_share` (time at work since it joined), `differs_percent`,
+        `temperature_c`.
         """
         rows: list[dict[str, Any]] = _get(self._dispatcher.status.remote())
         return rows
@@ -113,8 +163,6 @@ class Farm:
 
 
 def _check(devices: Sequence[DeviceSpec]) -> None:
-    if not devices:
-        raise ValueError("a farm needs at least one device, but got none: add one to `devices`")
     counts = Counter(device.name for device in devices)
     if repeated := [name for name, count in counts.items() if count > 1]:
         raise ValueError(
@@ -125,13 +173,28 @@ def _check(devices: Sequence[DeviceSpec]) -> None:
         make_connector(device.connector, device.name, device.settings)
 
 
-def _start_dispatcher(cache_path: Path, policy: FailurePolicy) -> Any:
-    """Starts the dispatcher on this node, where the cache's file is."""
+def _start_dispatcher(
+    cache_path: Path,
+    policy: FailurePolicy,
+    devices: Sequence[DeviceSpec],
+    rules: Sequence[HostRule],
+    options: Mapping[str, Any],
+) -> Any:
+    """Starts the dispatcher on this node, where the cache's file is.
+
+    Ray starts it again when it dies, and repeats what was asked of it.
+    """
+    MeasurementCache(cache_path).close()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor_class = ray.remote(Dispatcher).options(
-        num_cpus=0, max_concurrency=_CONCURRENT_CALLS, scheduling_strategy=here
+        num_cpus=0,
+        max_concurrency=_CONCURRENT_CALLS,
+        max_restarts=-1,
+        max_task_retries=-1,
+        scheduling_strategy=here,
+        **options,
     )
-    return actor_class.remote(cache_path.resolve(), policy)
+    return actor_class.remote(cache_path.resolve(), policy, list(devices), list(rules))
 
 
 def _get(reference: Any) -> Any:

@@ -126,6 +126,7 @@ class AdbConnector(Connector[PhoneModel]):
             cores=(),
             settings_digest=digest({**identity, **settings}),
             control_digest=digest(control),
+            serial=found.serial,
             **identity,
         )
 

@@ -118,6 +118,7 @@ class CudaConnector(Connector[CudaModel]):
             cores=(),
             settings_digest=digest({**identity, **settings}),
             control_digest=digest({**identity, **settings, "control": control_workload().digest}),
+            serial=str(properties.uuid),
             **identity,
         )
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnx
 import pytest
 import ray
-from onnx import TensorProto, helper, numpy_helper
+from farms import descendants, model_number, row, wait_for_state
 
 from device_farm import (
     AuthRequired,
@@ -32,19 +28,9 @@ from device_farm.control import control_workload
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 StartFarm = Callable[..., Farm]
-POLICY = FailurePolicy(delay_s=0.2, start_limit_s=30)
+POLICY = FailurePolicy(delay_s=0.2, start_limit_s=30, control_every=0)
 MODEL = control_workload().model
 CPU = DeviceSpec(name="cpu", connector="onnxruntime", settings={"threads": 1, "blocks": 4})
-
-
-def model_number(number: int) -> bytes:
-    """A model unlike the others by one weight: y = x + number."""
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy")
-    weight = numpy_helper.from_array(np.full(4, number, np.float32), "w")
-    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [weight])
-    opset = helper.make_opsetid("", 17)
-    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[opset], ir_version=8)
-    return model.SerializeToString()
 
 
 @pytest.fixture
@@ -78,18 +64,6 @@ def scripted(tmp_path: Path) -> Callable[..., DeviceSpec]:
     return spec
 
 
-def row(farm: Farm, device: str) -> dict[str, Any]:
-    [found] = [row for row in farm.status() if row["device"] == device]
-    return found
-
-
-def wait_for_state(farm: Farm, device: str, state: str) -> None:
-    deadline = time.monotonic() + 30
-    while row(farm, device)["state"] != state:
-        assert time.monotonic() < deadline, farm.status()
-        time.sleep(0.02)
-
-
 def test_measures_this_cpu_once_for_all_askers(start: StartFarm) -> None:
     farm = start(CPU)
     first, second = ray.get([farm.submit(MODEL, "cpu"), farm.submit(MODEL, "cpu")])
@@ -119,7 +93,7 @@ def test_a_killed_device_process_costs_no_measurement(start: StartFarm) -> None:
     farm = start(DeviceSpec(name="cpu", connector="onnxruntime", settings=long))
     asked = farm.submit(MODEL, "cpu")
     wait_for_state(farm, "cpu", "leased")
-    [process] = [pid for pid, title in _descendants() if title == "ray::DeviceActor.measure"]
+    [process] = [pid for pid, title in descendants() if title == "ray::DeviceActor.measure"]
     os.kill(process, signal.SIGKILL)
     assert Measurement.from_json(ray.get(asked)).n > 0
     status = row(farm, "cpu")
@@ -158,7 +132,7 @@ def test_failures_that_last_are_told(start: StartFarm, scripted: Callable[..., D
         ("bug", 1, ZeroDivisionError),
     ]
     acts = [act for act, times, _ in lasting for _ in range(times)]
-    farm = start(scripted("board", *acts), policy=FailurePolicy(delay_s=0.05))
+    farm = start(scripted("board", *acts), policy=FailurePolicy(delay_s=0.05, control_every=0))
     leases = 0
     for number, (act, times, error) in enumerate(lasting):
         with pytest.raises(error, match=f"board says {act}|a bug"):
@@ -210,7 +184,7 @@ def test_a_lost_device_that_stays_away_is_parked(
 def test_a_hanging_measurement_is_ended(
     start: StartFarm, scripted: Callable[..., DeviceSpec], tmp_path: Path
 ) -> None:
-    farm = start(scripted("board", "hang"), policy=FailurePolicy(lease_limit_s=2))
+    farm = start(scripted("board", "hang"), policy=FailurePolicy(lease_limit_s=2, control_every=0))
     assert farm.measure(MODEL, "board").simulated
     assert (tmp_path / "board.log").read_text().split() == ["hang", "measure"]
     assert row(farm, "board")["failures"] == {"DeviceTimeout": 1}
@@ -265,21 +239,3 @@ def test_closed_farm_answers_no_more(start: StartFarm, scripted: Callable[..., D
     farm.close()
     with pytest.raises(ray.exceptions.RayActorError):
         farm.status()
-
-
-def _descendants() -> list[tuple[int, str]]:
-    """The processes started by this one, directly or not: id and title."""
-    parents, titles = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            stat = (folder / "stat").read_text()
-            title = (folder / "cmdline").read_bytes().rstrip(b"\0 ").decode()
-        except OSError:
-            continue
-        parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
-        titles[int(folder.name)] = title
-
-    def is_mine(pid: int) -> bool:
-        return pid == os.getpid() or (pid in parents and is_mine(parents[pid]))
-
-    return [(pid, title) for pid, title in titles.items() if is_mine(pid)]

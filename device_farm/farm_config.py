@@ -1,0 +1,95 @@
+"""farm.yaml: the devices of a farm, where hosts look for more, runners and limits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from device_farm.connector import make_connector
+from device_farm.device_spec import DeviceSpec
+from device_farm.failures import FailurePolicy
+
+__all__ = ["FarmConfig", "HostRule", "load_farm_config"]
+
+
+def _default_cache() -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return folder / "device-farm" / "cache.sqlite"
+
+
+class HostRule(BaseModel):
+    """What the nodes of a cluster look for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    connector: str = Field(min_length=1)
+    nodes: str = "*"
+    """Host names or addresses of the nodes that look, with * and ?."""
+    places: tuple[str, ...] = ()
+    """Where they look: see `Connector.discover`. Ray says what CPUs and GPUs a node has."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """The settings of each device that is found."""
+
+
+class FarmConfig(BaseModel):
+    """A farm."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cache: Path = Field(default_factory=_default_cache)
+    """The SQLite file of measurements, on a local disk of the node that the farm is started on."""
+    devices: tuple[DeviceSpec, ...] = ()
+    """Devices that any node reaches, by name."""
+    hosts: tuple[HostRule, ...] = ()
+    runners: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Runners of phones by name; a device's setting `runner` may be such a name."""
+    limits: FailurePolicy = FailurePolicy()
+
+    def with_runners(self) -> FarmConfig:
+        """The same with the names of runners replaced by the runners.
+
+        Raises:
+            ValueError: There is no runner of that name.
+        """
+        devices = [d.model_copy(update=self._filled(d.settings, d.name)) for d in self.devices]
+        hosts = [h.model_copy(update=self._filled(h.settings, h.connector)) for h in self.hosts]
+        return self.model_copy(update={"devices": tuple(devices), "hosts": tuple(hosts)})
+
+    def _filled(self, settings: dict[str, Any], who: str) -> dict[str, Any]:
+        name = settings.get("runner")
+        if not isinstance(name, str):
+            return {}
+        if name not in self.runners:
+            raise ValueError(
+                f"the runner of {who!r} must be one of runners ({', '.join(self.runners)}), "
+                f"but got {name!r}: add it there, or correct the name"
+            )
+        return {"settings": {**settings, "runner": self.runners[name]}}
+
+
+def load_farm_config(path: Path) -> FarmConfig:
+    """Reads farm.yaml.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no YAML, or a value in it is unknown or unusable.
+    """
+    try:
+        config = FarmConfig.model_validate(yaml.safe_load(path.read_text()) or {}).with_runners()
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} must be YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, but got {fault['input']!r}"
+            for fault in error.errors()
+        )
+        raise ValueError(f"{path}: {faults}. See docs/device-farm.md") from error
+    if not config.devices and not config.hosts:
+        raise ValueError(f"{path} must name `devices`, or `hosts` that look for some")
+    for device in config.devices:
+        make_connector(device.connector, device.name, device.settings)
+    return config

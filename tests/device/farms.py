@@ -1,0 +1,54 @@
+"""What the tests of the farm share."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from device_farm import Farm
+
+
+def model_number(number: int) -> bytes:
+    """A model unlike the others by one weight: y = x + number."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy")
+    weight = numpy_helper.from_array(np.full(4, number, np.float32), "w")
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    opset = helper.make_opsetid("", 17)
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    return model.SerializeToString()
+
+
+def row(farm: Farm, device: str) -> dict[str, Any]:
+    [found] = [row for row in farm.status() if row["device"] == device]
+    return found
+
+
+def wait_for_state(farm: Farm, device: str, state: str) -> None:
+    deadline = time.monotonic() + 30
+    while row(farm, device)["state"] != state:
+        assert time.monotonic() < deadline, farm.status()
+        time.sleep(0.02)
+
+
+def descendants() -> list[tuple[int, str]]:
+    """The processes started by this one, directly or not: id and title."""
+    parents, titles = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (folder / "stat").read_text()
+            title = (folder / "cmdline").read_bytes().rstrip(b"\0 ").decode()
+        except OSError:
+            continue
+        parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
+        titles[int(folder.name)] = title
+
+    def is_mine(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and is_mine(parents[pid]))
+
+    return [(pid, title) for pid, title in titles.items() if is_mine(pid)]

@@ -1,0 +1,63 @@
+"""Devices whose speed drifts, and devices of one model that differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from farms import model_number, row
+
+from device_farm import DeviceSpec, FailurePolicy, Farm, Throttled
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+StartFarm = Callable[..., Farm]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[StartFarm]:
+    farms: list[Farm] = []
+
+    def start_farm(policy: FailurePolicy, **devices: dict[str, Any]) -> Farm:
+        specs = [
+            DeviceSpec(name=name, connector="simulated", settings={"noise_percent": 0, **settings})
+            for name, settings in devices.items()
+        ]
+        farms.append(Farm.start(specs, tmp_path / "cache.sqlite", policy))
+        return farms[-1]
+
+    yield start_farm
+    for farm in farms:
+        farm.close()
+
+
+def test_measurements_of_a_drifted_device_are_done_again(start: StartFarm) -> None:
+    policy = FailurePolicy(delay_s=0.01, control_every=2, max_delays=10_000)
+    farm = start(policy, board={"drift_percent": 20, "drift_period_s": 2.0})
+    records = ray.get([farm.submit(model_number(number), "board") for number in range(12)])
+    drifts = [record["environment"]["control_drift_percent"] for record in records]
+    assert all(abs(drift) <= 5 for drift in drifts)
+    status = row(farm, "board")
+    assert status["failures"]["Throttled"] > 0
+    assert status["leases"] > status["done"] == 12
+
+
+def test_a_device_that_stays_drifted_is_quarantined(start: StartFarm) -> None:
+    policy = FailurePolicy(delay_s=0.01, control_every=3, max_delays=1)
+    farm = start(policy, board={"drift_percent": 50, "drift_period_s": 20.0})
+    with pytest.raises(Throttled, match=r"no device can .* ms to 5%, but takes"):
+        ray.get([farm.submit(model_number(number), "board") for number in range(60)])
+    assert row(farm, "board")["state"] == "quarantined"
+    assert "let the device rest" in row(farm, "board")["message"]
+
+
+def test_devices_of_one_model_that_differ_are_told(start: StartFarm) -> None:
+    start(FailurePolicy(), first={}).close()  # its control is the one to compare with
+    farm = start(FailurePolicy(), slow={"speed": 0.8}, like={"speed": 0.98}, other={"model": "b"})
+    assert row(farm, "slow")["differs_percent"] == pytest.approx(25)
+    assert "+25.0% off the first device of its model" in row(farm, "slow")["message"]
+    for name in ("like", "other"):
+        assert (row(farm, name)["differs_percent"], row(farm, name)["message"]) == (0, "")

@@ -1,0 +1,165 @@
+"""A farm that finds its phones, while they come and go and its own processes are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from farms import descendants, model_number, row, wait_for_state
+from phone import Phone
+
+from device_farm import DeviceSpec, FailurePolicy, Farm, FarmConfig, HostRule
+from device_farm.adb.keys import load_signer
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+Serve = Callable[..., Farm]
+MODEL = "Acme A1 (Android 14)"
+LIMITS = FailurePolicy(delay_s=0.2, start_limit_s=30, control_every=3, max_drift_percent=50)
+
+
+@pytest.fixture
+def phones(tmp_path: Path) -> Iterator[list[Phone]]:
+    phones = [Phone(tmp_path / f"SERIAL{number}").start() for number in range(3)]
+    yield phones
+    for phone in phones:
+        phone.kill()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    farms: list[Farm] = []
+
+    def serve_farm(**config: Any) -> Farm:
+        known = {"cache": tmp_path / "cache.sqlite", "limits": LIMITS}
+        farms.append(Farm.serve(FarmConfig(**known, **config), tmp_path.name))
+        return farms[-1]
+
+    yield serve_farm
+    for farm in farms:
+        farm.close()
+
+
+@pytest.fixture
+def look(tmp_path: Path) -> Callable[..., HostRule]:
+    """Makes the rule that looks for phones at these places."""
+    program = tmp_path / "mine"
+    program.write_text("#!/bin/sh\nsleep 0.1\necho took 2000 us\n")
+    load_signer(tmp_path / "adbkey")
+    runner = {
+        "kind": "command",
+        "binary": str(program),
+        "command_line": ["{binary}"],
+        "pattern": r"took (\d+) us",
+        "unit": "us",
+    }
+    settings = {"runner": runner, "blocks": 2, "warmup_runs": 0, "key": str(tmp_path / "adbkey")}
+
+    def rule(*places: str, **more: Any) -> HostRule:
+        return HostRule(connector="adb", places=places, settings={**settings, **more})
+
+    return rule
+
+
+def wait_for(fact: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not fact():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def process(title: str) -> int:
+    """The process of an actor of the farm."""
+    [found] = {pid for pid, name in descendants() if name.startswith(f"ray::{title}")}
+    return found
+
+
+def test_phones_come_and_go_in_a_running_search(
+    phones: list[Phone], serve: Serve, look: Callable[..., HostRule]
+) -> None:
+    leaving, staying, coming = phones
+    coming.kill()
+    farm = serve(hosts=[look(*(phone.address for phone in phones))])
+    wait_for(lambda: len(farm.status()) == 2)
+    for phone in (leaving, staying):
+        wait_for_state(farm, phone.address, "ready")
+    asked = [farm.submit(model_number(number), MODEL) for number in range(24)]
+    wait_for_state(farm, leaving.address, "leased")
+    leaving.kill()
+    coming.start()
+    records = ray.get(asked)
+    assert [record["median_ms"] for record in records] == [2.0] * 24
+    serials = {record["environment"]["serial"] for record in records}
+    assert {"SERIAL1", "SERIAL2"} <= serials
+    assert row(farm, leaving.address)["failures"]["DeviceLost"] >= 1
+    assert sum(each["done"] for each in farm.status()) == 24
+    wait_for_state(farm, leaving.address, "lost")
+    leaving.start()
+    wait_for_state(farm, leaving.address, "ready")
+
+
+def test_a_phone_waits_for_its_person(
+    phones: list[Phone], serve: Serve, look: Callable[..., HostRule]
+) -> None:
+    phone = phones[0]
+    phone.trust()
+    farm = serve(hosts=[look(phone.address, auth_timeout_s=0.5)])
+    wait_for(lambda: len(farm.status()) == 1)
+    wait_for_state(farm, phone.address, "parked")
+    assert "tap 'Always allow" in row(farm, phone.address)["message"]
+    phone.trust((phone.folder / "asked").read_text().splitlines()[0])
+    wait_for_state(farm, phone.address, "ready")
+
+
+def test_two_ways_to_one_phone_are_one_device(
+    phones: list[Phone], serve: Serve, look: Callable[..., HostRule]
+) -> None:
+    address = phones[0].address
+    farm = serve(hosts=[look(address, address.replace("127.0.0.1", "localhost"))])
+    wait_for(lambda: sorted(each["state"] for each in farm.status()) == ["parked", "ready"])
+    [parked] = [each for each in farm.status() if each["state"] == "parked"]
+    assert "two ways to one device, SERIAL0: name it once" in parked["message"]
+
+
+def test_nothing_is_lost_when_the_farm_and_a_host_are_killed(
+    phones: list[Phone], serve: Serve, look: Callable[..., HostRule]
+) -> None:
+    phone = phones[0]
+    simulated = {"seconds_per_measurement": 0.05}
+    farm = serve(
+        devices=[DeviceSpec(name="sim", connector="simulated", settings=simulated)],
+        hosts=[look(phone.address)],
+    )
+    wait_for(lambda: len(farm.status()) == 2)
+    wait_for_state(farm, phone.address, "ready")
+    asked = [farm.submit(model_number(number), "sim") for number in range(40)]
+    wait_for(lambda: row(farm, "sim")["done"] > 5)
+    before = row(farm, "sim")["done"]
+    os.kill(process("Dispatcher"), signal.SIGKILL)
+    records = ray.get(asked)
+    assert len(records) == 40
+    assert all(record["simulated"] for record in records)
+    assert row(farm, "sim")["done"] <= 40 - before  # what was measured is not measured again
+    os.kill(process("HostActor"), signal.SIGKILL)
+    wait_for(lambda: len(farm.status()) == 2)
+    wait_for_state(farm, phone.address, "ready")
+    assert farm.measure(model_number(0), phone.address).median_ms == 2.0
+
+
+def test_a_second_job_joins_the_farm(serve: Serve) -> None:
+    specs = [DeviceSpec(name="sim", connector="simulated")]
+    first = serve(devices=specs).measure(model_number(1), "sim")
+    second = serve(devices=specs)
+    assert second.measure(model_number(1), "board (simulated)") == first
+    assert row(second, "sim")["leases"] == 1
+
+
+def test_a_farm_that_is_not_there_is_told() -> None:
+    with pytest.raises(ValueError, match="there must be a farm 'none'"):
+        Farm.connect("none")
