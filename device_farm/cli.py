@@ -1,23 +1,28 @@
-"""`device-farm`: what can be measured on here, and how fast a model is on it. Needs no Ray."""
+"""`device-farm`: what can be measured on here, how fast a model is on it, and farms on Ray."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import os
+import logging
 import sqlite3
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
 from device_farm.cache import MeasurementCache
-from device_farm.connector import Connector, connector_names, connector_type
+from device_farm.connector import Connector, DeviceInfo, connector_names, connector_type
 from device_farm.failures import DeviceError
+from device_farm.farm_config import default_cache, load_farm_config
 from device_farm.measurement import Measurement
 from device_farm.workload import Workload
 
@@ -26,15 +31,15 @@ __all__ = ["app", "main"]
 app = typer.Typer(add_completion=False, help="Measure ONNX models on the devices at hand.")
 
 _AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+_Config = Annotated[
+    Path | None, typer.Option("--config", help="A farm.yaml, whose devices are known as well.")
+]
 
 
 @app.command("list")
-def list_devices(as_json: _AsJson = False) -> None:
+def list_devices(as_json: _AsJson = False, config: _Config = None) -> None:
     """List the devices that this host can measure on."""
-    found = [
-        dataclasses.asdict(kind(name, settings).probe())
-        for name, (kind, settings) in _discover().items()
-    ]
+    found = [_facts(kind, name, settings) for name, (kind, settings) in _known(config).items()]
     if as_json:
         print(json.dumps(found))
         return
@@ -46,9 +51,12 @@ def list_devices(as_json: _AsJson = False) -> None:
 
 
 @app.command()
-def probe(name: Annotated[str, typer.Argument(help="A name from `device-farm list`.")]) -> None:
+def probe(
+    name: Annotated[str, typer.Argument(help="A name from `device-farm list`.")],
+    config: _Config = None,
+) -> None:
     """Connect to a device, and show what and how it is."""
-    connector = _connector(name, {})
+    connector = _connector(name, {}, config)
     _print_facts({**dataclasses.asdict(connector.probe()), **connector.health()})
 
 
@@ -58,9 +66,10 @@ def bench(
     device: Annotated[str, typer.Option(help="A name from `device-farm list`.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads; by default 1.")] = None,
     as_json: _AsJson = False,
+    config: _Config = None,
 ) -> None:
     """Measure a model's latency on a device."""
-    connector = _connector(device, {} if threads is None else {"threads": threads})
+    connector = _connector(device, {} if threads is None else {"threads": threads}, config)
     try:
         handle = connector.prepare(Workload.from_onnx(model))
         measurement = connector.measure(handle, connector.settings, _baseline(connector))
@@ -72,6 +81,39 @@ def bench(
         _print_measurement(measurement)
 
 
+@app.command()
+def serve(
+    config: Annotated[Path, typer.Argument(help="The farm's farm.yaml.")],
+    stop: Annotated[bool, typer.Option("--stop", help="End the farm instead.")] = False,
+) -> None:
+    """Start a farm on the Ray cluster of this host, or join it; it stays when this command ends."""
+    settings = load_farm_config(config)
+    with _cluster():
+        from device_farm.farm import Farm
+
+        if stop:
+            Farm.end()
+            return
+        farm = Farm.serve(settings)
+        print(f"The farm is up with {len(farm.status())} devices; see `device-farm watch`.")
+
+
+@app.command()
+def watch(as_json: _AsJson = False) -> None:
+    """Show the farm's devices until interrupted; with --json once."""
+    with _cluster(), contextlib.suppress(KeyboardInterrupt):
+        from device_farm.farm import Farm
+
+        farm = Farm.connect()
+        if as_json:
+            print(json.dumps(farm.status()))
+            return
+        with Live(_farm_table(farm.status())) as live:
+            while True:
+                time.sleep(1)
+                live.update(_farm_table(farm.status()))
+
+
 def main() -> None:
     """The command `device-farm`: on failure one message, and exit status 2."""
     try:
@@ -81,17 +123,57 @@ def main() -> None:
         sys.exit(2)
 
 
-def _discover() -> dict[str, tuple[type[Connector[Any]], dict[str, Any]]]:
-    """Device names of this host, each with its connector and the settings that reach it."""
-    return {
+@contextmanager
+def _cluster() -> Iterator[None]:
+    """Be connected to the Ray cluster that runs on this host."""
+    import ray
+
+    try:
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise ValueError(
+            "a farm needs a Ray cluster on this host, but none runs: start one with "
+            f"`ray start --head`, or join one ({error})"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _known(config: Path | None) -> dict[str, tuple[type[Connector[Any]], dict[str, Any]]]:
+    """Names of devices that this host reaches, each with its connector and settings."""
+    known = {
         name: (kind, settings)
         for kind in map(connector_type, connector_names())
         for name, settings in kind.discover().items()
     }
+    if config is None:
+        return known
+    farm = load_farm_config(config)
+    for rule in farm.hosts:
+        kind = connector_type(rule.connector)
+        for name, reach in kind.discover(rule.places).items():
+            known[name] = (kind, {**rule.settings, **reach})
+    named = {d.name: (connector_type(d.connector), d.settings) for d in farm.devices}
+    return {**known, **named}
 
 
-def _connector(name: str, settings: Mapping[str, Any]) -> Connector[Any]:
-    devices = _discover()
+def _facts(kind: type[Connector[Any]], name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a device says of itself; of one that cannot be reached, why."""
+    connector = kind(name, settings)
+    try:
+        return dataclasses.asdict(connector.probe())
+    except DeviceError as error:
+        lacking = {field.name: "" for field in dataclasses.fields(DeviceInfo)}
+        known = {"name": name, "model": f"- ({error})", "connector": kind.name, "cores": ()}
+        return {**lacking, **known}
+    finally:
+        connector.close()
+
+
+def _connector(name: str, settings: Mapping[str, Any], config: Path | None) -> Connector[Any]:
+    devices = _known(config)
     if name not in devices:
         raise ValueError(
             f"a device must be one of {', '.join(devices)}, but got {name!r}: "
@@ -106,13 +188,21 @@ def _baseline(connector: Connector[Any]) -> float | None:
     if not connector.settings.interleave:
         return None
     info = connector.probe()
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    cache = MeasurementCache(folder / "device-farm" / "cache.sqlite")
+    cache = MeasurementCache(default_cache())
     try:
         known = cache.get_baseline(info.model, info.control_digest)
         return known or cache.put_baseline(info.model, info.control_digest, connector.calibrate())
     finally:
         cache.close()
+
+
+def _farm_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("device", "model", "state", "queue", "done", "busy", "°C", "message")
+    for row in rows:
+        heat = "" if row["temperature_c"] is None else f"{row['temperature_c']:.0f}"
+        figures = (str(row["queue_length"]), str(row["done"]), f"{row['busy_share']:.0%}", heat)
+        table.add_row(row["device"], row["model"], row["state"], *figures, row["message"])
+    return table
 
 
 def _print_facts(facts: Mapping[str, Any]) -> None:
@@ -124,8 +214,10 @@ def _print_facts(facts: Mapping[str, Any]) -> None:
 
 def _print_measurement(measurement: Measurement) -> None:
     environment = measurement.environment
+    simulated = {"simulated": "yes, no device was measured"} if measurement.simulated else {}
     _print_facts(
         {
+            **simulated,
             "median": f"{measurement.median_ms:.3f} ms ± {measurement.ci_percent:.1f}%",
             "p20": f"{measurement.p20_ms:.3f} ms",
             "p90": f"{measurement.p90_ms:.3f} ms",

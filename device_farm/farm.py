@@ -102,19 +102,22 @@ class Farm:
         Raises:
             ValueError: There is none of that name, or it is of another version.
         """
-        try:
-            dispatcher = ray.get_actor(name, namespace=_NAMESPACE)
-        except ValueError:
-            raise ValueError(
-                f"there must be a farm {name!r} on this Ray cluster, but there is none: "
-                "start it with `device-farm serve`"
-            ) from None
+        dispatcher = _named(name)
         if (version := _get(dispatcher.version.remote())) != FARM_VERSION:
             raise ValueError(
                 f"the farm {name!r} must be of version {FARM_VERSION}, but is of {version}: "
                 "end it with `device-farm serve --stop`, and start it again"
             )
         return cls(dispatcher)
+
+    @classmethod
+    def end(cls, name: str = FARM_NAME) -> None:
+        """Ends the farm of that name, of whatever version; what is under way fails.
+
+        Raises:
+            ValueError: There is none.
+        """
+        cls(_named(name)).close()
 
     def submit(self, model: bytes, device: str) -> ray.ObjectRef[dict[str, Any]]:
         """Asks for a measurement, and returns at once.
@@ -160,6 +163,16 @@ class Farm:
         with contextlib.suppress(RayActorError):
             ray.get(self._dispatcher.close.remote())
         ray.kill(self._dispatcher)
+
+
+def _named(name: str) -> Any:
+    try:
+        return ray.get_actor(name, namespace=_NAMESPACE)
+    except ValueError:
+        raise ValueError(
+            f"there must be a farm {name!r} on this Ray cluster, but there is none: "
+            "start it with `device-farm serve`"
+        ) from None
 
 
 def _check(devices: Sequence[DeviceSpec]) -> None:

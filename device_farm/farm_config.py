@@ -13,10 +13,11 @@ from device_farm.connector import make_connector
 from device_farm.device_spec import DeviceSpec
 from device_farm.failures import FailurePolicy
 
-__all__ = ["FarmConfig", "HostRule", "load_farm_config"]
+__all__ = ["FarmConfig", "HostRule", "default_cache", "load_farm_config"]
 
 
-def _default_cache() -> Path:
+def default_cache() -> Path:
+    """Where measurements are kept unless told otherwise."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return folder / "device-farm" / "cache.sqlite"
 
@@ -40,7 +41,7 @@ class FarmConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    cache: Path = Field(default_factory=_default_cache)
+    cache: Path = Field(default_factory=default_cache)
     """The SQLite file of measurements, on a local disk of the node that the farm is started on."""
     devices: tuple[DeviceSpec, ...] = ()
     """Devices that any node reaches, by name."""

@@ -1,0 +1,59 @@
+"""farm.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from device_farm import load_farm_config
+
+YAML = """
+cache: measurements.sqlite
+devices:
+  - {name: sim, connector: simulated}
+  - {name: pixel, connector: adb, settings: {address: "10.0.0.7:5555", runner: ort}}
+hosts:
+  - {connector: adb, nodes: "phones-*", places: [usb], settings: {runner: ort}}
+runners:
+  ort: {kind: onnxruntime_perf_test, binary: PROGRAM, provider: xnnpack}
+limits: {delay_s: 5, max_drift_percent: 3}
+"""
+
+
+def test_runners_are_named_once(tmp_path: Path) -> None:
+    path = tmp_path / "farm.yaml"
+    path.write_text(YAML.replace("PROGRAM", __file__))
+    config = load_farm_config(path)
+    assert config.devices[1].settings["runner"] == config.hosts[0].settings["runner"]
+    assert config.devices[1].settings["runner"]["provider"] == "xnnpack"
+    assert (config.limits.delay_s, config.limits.max_drift_percent) == (5, 3)
+    assert config.limits.max_retries == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("limits:", "limit:"), "limit: Extra inputs"),
+        (("delay_s", "delay"), "limits.delay: "),
+        (("delay_s: 5", "delay_s: soon"), "limits.delay_s: .*'soon'"),
+        (("runner: ort}}\nhosts", "runner: orb}}\nhosts"), "one of runners .ort., but got 'orb'"),
+        (("connector: simulated", "connector: abacus"), "one of adb"),
+        (("kind: onnxruntime_perf_test", "kind: abacus"), "'pixel': runner"),
+        (("cache:", "cache: ["), "must be YAML"),
+    ],
+)
+def test_faults_are_told(tmp_path: Path, change: tuple[str, str], words: str) -> None:
+    path = tmp_path / "farm.yaml"
+    text = YAML.replace("PROGRAM", __file__)
+    assert change[0] in text
+    path.write_text(text.replace(*change))
+    with pytest.raises(ValueError, match=words):
+        load_farm_config(path)
+
+
+def test_a_farm_without_devices_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "farm.yaml"
+    path.write_text("")
+    with pytest.raises(ValueError, match="must name `devices`"):
+        load_farm_config(path)
