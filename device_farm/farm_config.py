@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from device_farm.connector import make_connector
 from device_farm.device_spec import DeviceSpec
@@ -49,6 +49,11 @@ class FarmConfig(BaseModel):
     runners: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Runners of phones by name; a device's setting `runner` may be such a name."""
     limits: FailurePolicy = FailurePolicy()
+
+    @field_validator("cache")
+    @classmethod
+    def _at_home(cls, path: Path) -> Path:
+        return path.expanduser()
 
     def with_runners(self) -> FarmConfig:
         """The same with the names of runners replaced by the runners.

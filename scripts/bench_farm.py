@@ -1,0 +1,188 @@
+"""How quickly and how truly the farm measures. Prints a table and, last, one JSON line.
+
+lowering_share    from a candidate to its queued measurement, in parts of the measuring time
+lowering_speedup  how much quicker that is than torch.onnx.export of each candidate
+busy_share        the least busy of 8 simulated devices at 0.2 s a measurement, 400 candidates
+repeat_cv         of 12 measurements of one model on this CPU, beside one busy core, in percent
+rank_tau          Kendall's tau of 20 networks' latencies with those of 2,000 runs each
+adb_rtt_ms        a shell command over loopback
+adb_push_20mb_s   a push of 20 MB, checked, over loopback
+"""
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import ray
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import kendalltau
+
+from device_farm import DeviceSpec, Farm, Workload
+from device_farm.adb.addresses import make_link
+from device_farm.adb.shell import Shell
+from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
+from donna_ray.assemble import untrained
+from donna_ray.config import load_config, shipped_config
+from donna_ray.export import export_onnx
+from donna_ray.lowering import Lowering
+from donna_ray.reference import build_reference
+from donna_ray.space import build_space
+
+CANDIDATES = 50
+RANKED = 20
+REPEATS = 12
+DEVICES, MEASUREMENTS, SECONDS = 8, 400, 0.2
+DAEMON = Path(__file__).parent.parent / "tests" / "device" / "adbd.py"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        config = load_config(shipped_config("demo"))
+        reference, _ = build_reference(config, load_weights=False)
+        space = build_space(config.space, reference.shapes)
+        candidates = [space.specs(each) for each in space.sample(CANDIDATES, seed=0)]
+        lowering = Lowering(reference, Path(folder))
+        for specs in candidates:
+            lowering.model(specs)  # each block is exported once
+        exported = median_seconds(
+            lambda specs: export_onnx(untrained(reference, specs), reference.input_shape),
+            candidates,
+        )
+        models = [lowering.model(specs) for specs in candidates]
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        figures = lowering_figures(lowering.model, candidates, exported, Path(folder))
+        figures |= {"busy_share": busy_share(models[0], Path(folder))}
+        ray.shutdown()
+        figures |= {"repeat_cv": repeat_cv(models[0]), "rank_tau": rank_tau(models[:RANKED])}
+        figures |= adb_figures(Path(folder))
+    table = Table("figure", "value")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4g}")
+    Console().print(table)
+    print(json.dumps({name: round(value, 5) for name, value in figures.items()}))
+
+
+def median_seconds(work: Callable[[Any], object], items: Sequence[Any]) -> float:
+    times = []
+    for item in items:
+        started = time.perf_counter()
+        work(item)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def lowering_figures(
+    lower: Callable[[Any], bytes], candidates: Sequence[Any], exported: float, folder: Path
+) -> dict[str, float]:
+    """From an assembled candidate to its measurement in the queue, the call's return included."""
+    cpu = DeviceSpec(name="cpu", connector="onnxruntime")
+    farm = Farm.start([cpu], folder / "lowering.sqlite")
+    asked = []
+    queued = median_seconds(
+        lambda specs: asked.append(farm.submit(lower(specs), "cpu")), candidates
+    )
+    ray.get(asked)
+    busy = farm.status()[0]["busy_s"] / farm.status()[0]["leases"]
+    farm.close()
+    return {"lowering_share": queued / busy, "lowering_speedup": exported / queued}
+
+
+def busy_share(model: bytes, folder: Path) -> float:
+    """Of the device that is least at work, from the first model asked for to the last answered."""
+    settings = {"seconds_per_measurement": SECONDS}
+    devices = [
+        DeviceSpec(name=f"sim{number}", connector="simulated", settings=settings)
+        for number in range(DEVICES)
+    ]
+    farm = Farm.start(devices, folder / "busy.sqlite")
+    before = {row["device"]: row["busy_s"] for row in farm.status()}
+    proto = onnx.load_model_from_string(model)
+    models = []
+    for number in range(MEASUREMENTS):
+        proto.graph.name = f"candidate{number}"
+        models.append(proto.SerializeToString())
+    started = time.monotonic()
+    ray.get([farm.submit(each, "sim0") for each in models])
+    wall = time.monotonic() - started
+    shares = [(row["busy_s"] - before[row["device"]]) / wall for row in farm.status()]
+    farm.close()
+    return min(shares)
+
+
+def repeat_cv(model: bytes) -> float:
+    with busy_core():
+        connector = OnnxRuntimeConnector("cpu", {})
+        handle, baseline = connector.prepare(Workload.from_onnx(model)), connector.calibrate()
+        found = [
+            connector.measure(handle, connector.settings, baseline).median_ms
+            for _ in range(REPEATS)
+        ]
+        connector.close()
+    return 100 * statistics.stdev(found) / statistics.mean(found)
+
+
+def rank_tau(models: Sequence[bytes]) -> float:
+    """By the usual measurement, against 2,000 runs each, a control beside them as well."""
+    usual = OnnxRuntimeConnector("cpu", {})
+    baseline = usual.calibrate()
+    long = usual.settings.model_copy(
+        update={"blocks": 100, "runs_per_block": 20, "max_seconds": 1e3}
+    )
+    quick, slow = [], []
+    for model in models:
+        handle = usual.prepare(Workload.from_onnx(model))
+        quick.append(usual.measure(handle, usual.settings, baseline).median_ms)
+    for model in models:
+        handle = usual.prepare(Workload.from_onnx(model))
+        slow.append(usual.measure(handle, long, baseline).median_ms)
+    return float(kendalltau(quick, slow).statistic)
+
+
+def adb_figures(folder: Path) -> dict[str, float]:
+    phone = folder / "phone"
+    phone.mkdir()
+    daemon = subprocess.Popen(
+        [sys.executable, str(DAEMON), str(phone)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert daemon.stdout is not None
+        address = f"127.0.0.1:{int(daemon.stdout.readline())}"
+        link = make_link("phone", address, "", folder / "adbkey", 5)
+        shell = Shell(link)
+        shell.run(["true"])
+        trip = median_seconds(lambda _: shell.run(["true"]), range(50))
+        data = np.random.default_rng(0).bytes(20_000_000)
+        push = median_seconds(lambda n: shell.put(data, f"/data/local/tmp/{n}"), range(3))
+        link.close()
+    finally:
+        daemon.kill()
+        daemon.wait()
+    return {"adb_rtt_ms": 1e3 * trip, "adb_push_20mb_s": push}
+
+
+@contextlib.contextmanager
+def busy_core() -> Iterator[None]:
+    """Keeps the core busy that the connector measures on."""
+    core = max(os.sched_getaffinity(0))
+    foreign = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    os.sched_setaffinity(foreign.pid, {core})
+    try:
+        yield
+    finally:
+        foreign.kill()
+        foreign.wait()
+
+
+if __name__ == "__main__":
+    main()
