@@ -95,7 +95,8 @@ def serve(
             Farm.end()
             return
         farm = Farm.serve(settings)
-        print(f"The farm is up with {len(farm.status())} devices; see `device-farm watch`.")
+        count = len(farm.status())
+        print(f"The farm is up, with {count} named or found; see `device-farm watch`.")
 
 
 @app.command()

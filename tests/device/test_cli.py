@@ -60,6 +60,36 @@ def test_bench_prints_a_table(model: Path) -> None:
     assert "median" in device_farm("bench", model).stdout
 
 
+def test_devices_of_a_farm_file(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "farm.yaml"
+    phone = {"name": "phone", "connector": "adb", "settings": {"address": "127.0.0.1:1"}}
+    path.write_text(json.dumps({"devices": [{"name": "sim", "connector": "simulated"}, phone]}))
+    listed = json.loads(device_farm("list", "--json", "--config", path).stdout)
+    models = {each["name"]: each["model"] for each in listed}
+    assert models["sim"] == "board (simulated)"
+    assert "check its cable" in models["phone"]
+    assert (
+        "no device was measured"
+        in device_farm("bench", model, "--device", "sim", "--config", path).stdout
+    )
+
+
+def test_a_farm_is_served_watched_and_ended(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    path = tmp_path / "farm.yaml"
+    path.write_text(json.dumps({"devices": [{"name": "sim", "connector": "simulated"}]}))
+    assert "there must be a farm" in device_farm("watch").stderr
+    assert "is up, with 1 named" in device_farm("serve", path).stdout
+    [row] = json.loads(device_farm("watch", "--json").stdout)
+    assert (row["device"], row["model"]) == ("sim", "board (simulated)")
+    assert device_farm("serve", path, "--stop").returncode == 0
+    assert "there must be a farm" in device_farm("watch").stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
