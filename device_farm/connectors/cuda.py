@@ -9,15 +9,15 @@ them does.
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import socket
 import subprocess
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from device_farm.connector import Connector, DeviceInfo, digest
@@ -25,8 +25,11 @@ from device_farm.control import control_workload
 from device_farm.failures import DeviceError, DeviceLost, ModelError, Throttled
 from device_farm.measurement import Measurement
 from device_farm.protocol import ProtocolSettings, baseline_ms, time_candidate
-from device_farm.torch_graph import to_torch
 from device_farm.workload import Workload
+
+# torch is imported where it is used: it takes seconds, and most hosts have no GPU.
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["CudaConnector", "CudaModel", "CudaSettings", "check_architecture", "parse_condition"]
 
@@ -99,6 +102,10 @@ class CudaConnector(Connector[CudaModel]):
 
     @classmethod
     def discover(cls, places: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+        if shutil.which("nvidia-smi") is None:
+            return {}
+        import torch
+
         return {f"cuda{index}": {"index": index} for index in range(torch.cuda.device_count())}
 
     def actor_options(self) -> dict[str, Any]:
@@ -106,6 +113,8 @@ class CudaConnector(Connector[CudaModel]):
         return {"num_cpus": 0, "num_gpus": 1, **({"accelerator_type": kind} if kind else {})}
 
     def probe(self) -> DeviceInfo:
+        import torch
+
         properties = self._properties()
         capability = (properties.major, properties.minor)
         check_architecture(properties.name, capability, torch.cuda.get_arch_list())
@@ -123,6 +132,8 @@ class CudaConnector(Connector[CudaModel]):
         )
 
     def health(self) -> dict[str, Any]:
+        import torch
+
         uuid = str(self._properties().uuid)
         found = parse_condition(_nvidia_smi(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"))
         if found.pop("hot"):
@@ -177,6 +188,8 @@ class CudaConnector(Connector[CudaModel]):
         self._flush = None
 
     def _properties(self) -> Any:
+        import torch
+
         if self._closed:
             raise DeviceLost(f"device {self.device!r} is closed: make a new connector")
         count = torch.cuda.device_count()
@@ -188,6 +201,10 @@ class CudaConnector(Connector[CudaModel]):
         return torch.cuda.get_device_properties(self.settings.index)
 
     def _load(self, workload: Workload) -> CudaModel:
+        import torch
+
+        from device_farm.torch_graph import to_torch
+
         settings, dtype = self.settings, getattr(torch, self.settings.dtype)
         gpu = torch.device("cuda", settings.index)
         layout = torch.channels_last if settings.channels_last else torch.contiguous_format
@@ -213,6 +230,8 @@ class CudaConnector(Connector[CudaModel]):
 
     def _time(self, model: CudaModel, count: int) -> list[float]:
         """Seconds of each run, by events on the GPU."""
+        import torch
+
         with torch.cuda.device(self.settings.index):
             pairs = [
                 tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(count)
@@ -228,6 +247,8 @@ class CudaConnector(Connector[CudaModel]):
 
     def _l2(self) -> torch.Tensor:
         """A buffer of twice the L2 cache."""
+        import torch
+
         if self._flush is None:
             size = 2 * self._properties().L2_cache_size
             self._flush = torch.empty(size, dtype=torch.int8, device=f"cuda:{self.settings.index}")
@@ -247,6 +268,8 @@ class _Failures:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        import torch
+
         if isinstance(error, torch.OutOfMemoryError):
             raise ModelError(
                 f"the model must fit the memory of GPU {self._device!r}, but does not ({error}): "
@@ -276,6 +299,8 @@ def check_architecture(name: str, capability: tuple[int, int], built_for: Sequen
     Raises:
         DeviceError: None of them fits.
     """
+    import torch
+
     major, minor = capability
     for built in built_for:
         kind, _, number = built.partition("_")
@@ -331,6 +356,8 @@ def _nvidia_smi(uuid: str) -> str:
 
 def _captured(run: Callable[[], object], gpu: torch.device) -> Callable[[], object]:
     """The same work as one CUDA graph."""
+    import torch
+
     with torch.cuda.device(gpu):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -350,4 +377,6 @@ def _captured(run: Callable[[], object], gpu: torch.device) -> Callable[[], obje
 
 
 def _runtime() -> str:
+    import torch
+
     return f"torch {importlib.metadata.version('torch')} CUDA {torch.version.cuda}"
