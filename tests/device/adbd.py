@@ -22,15 +22,16 @@ import queue
 import secrets
 import signal
 import socket
-import stat
 import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from adbd_sync import Sync
 
 VERSION, MAX_PAYLOAD = 0x01000000, 256 * 1024
 TOKEN, SIGNATURE, PUBLIC_KEY = 1, 2, 3
@@ -299,90 +300,6 @@ class Phone:
                 stream.write(data.replace(b"\n", b"\r\n") if crlf else data)
         finally:
             process.wait()
-
-
-class Sync:
-    """The file service."""
-
-    def __init__(self, stream: Stream, phone: Phone, faults: Faults) -> None:
-        self._stream, self._phone, self._faults = stream, phone, faults
-
-    def serve(self) -> None:
-        while True:
-            command, length = struct.unpack("<4sI", self._stream.read(8))
-            if command == b"QUIT":
-                return
-            path = self._phone.real(self._stream.read(length).decode())
-            {b"STAT": self._stat, b"LIST": self._list, b"SEND": self._send, b"RECV": self._recv}[
-                command
-            ](path)
-
-    def _stat(self, path: str) -> None:
-        self._stream.write(b"STAT" + struct.pack("<3I", *facts(path)))
-
-    def _list(self, path: str) -> None:
-        names = sorted(os.listdir(path)) if os.path.isdir(path) else []
-        for name in map(str.encode, names):
-            entry = facts(os.path.join(path, name.decode()))
-            self._stream.write(b"DENT" + struct.pack("<4I", *entry, len(name)) + name)
-        self._stream.write(b"DONE" + bytes(16))
-
-    def _recv(self, path: str) -> None:
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            self._fail(str(error.strerror))
-            return
-        for start in range(0, len(data), 1 << 16):
-            piece = data[start : start + (1 << 16)]
-            self._stream.write(b"DATA" + struct.pack("<I", len(piece)) + piece)
-        self._stream.write(b"DONE" + bytes(4))
-
-    def _send(self, path_and_mode: str) -> None:
-        path, _, mode = path_and_mode.rpartition(",")
-        problem = ""
-        try:
-            file = open(path, "wb")  # noqa: SIM115
-        except OSError as error:
-            problem, file = f"couldn't create file: {error.strerror}", open(os.devnull, "wb")  # noqa: SIM115
-        with file:
-            for total, data in self._pushed():
-                if self._faults.die_after and total > self._faults.die_after:
-                    file.flush()
-                    os.kill(os.getpid(), signal.SIGKILL)
-                if self._faults.quota and total > self._faults.quota:
-                    problem = problem or "write failed: No space left on device"
-                if not problem:
-                    file.write(data)
-        if problem:
-            self._fail(problem)
-            return
-        os.chmod(path, int(mode) & 0o777)
-        self._stream.write(b"OKAY" + bytes(4))
-
-    def _pushed(self) -> Iterator[tuple[int, bytes]]:
-        """The pieces of a push, each with the bytes so far."""
-        total = 0
-        while True:
-            command, length = struct.unpack("<4sI", self._stream.read(8))
-            if command == b"DONE":
-                return
-            data = self._stream.read(length)
-            total += length
-            yield total, data
-
-    def _fail(self, reason: str) -> None:
-        self._stream.write(b"FAIL" + struct.pack("<I", len(reason)) + reason.encode())
-
-
-def facts(path: str) -> tuple[int, int, int]:
-    """Mode, size and time of a file; zeros if there is none."""
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return 0, 0, 0
-    size = found.st_size if stat.S_ISREG(found.st_mode) else 0
-    return found.st_mode, size, int(found.st_mtime)
 
 
 def verifies(public_key: str, token: bytes, signature: bytes) -> bool:
