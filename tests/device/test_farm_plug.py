@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -14,7 +15,7 @@ import ray
 from farms import descendants, model_number, row, wait_for_state
 from phone import Phone
 
-from device_farm import DeviceSpec, FailurePolicy, Farm, FarmConfig, HostRule
+from device_farm import DeviceSpec, FailurePolicy, Farm, FarmConfig, HostRule, Measurement
 from device_farm.adb.keys import load_signer
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -74,6 +75,10 @@ def wait_for(fact: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def serial(measurement: Measurement) -> str:
+    return str(measurement.environment["serial"])
+
+
 def process(title: str) -> int:
     """The process of an actor of the farm."""
     [found] = {pid for pid, name in descendants() if name.startswith(f"ray::{title}")}
@@ -95,10 +100,9 @@ def test_phones_come_and_go_in_a_running_search(
     coming.start()
     records = ray.get(asked)
     assert [record["median_ms"] for record in records] == [2.0] * 16
-    serials = {record["environment"]["serial"] for record in records}
-    assert {"SERIAL1", "SERIAL2"} <= serials
     assert row(farm, leaving.address)["failures"]["DeviceLost"] >= 1
-    assert sum(each["done"] for each in farm.status()) == 16
+    more = itertools.count(16)
+    wait_for(lambda: serial(farm.measure(model_number(next(more)), MODEL)) == "SERIAL2")
     wait_for_state(farm, leaving.address, "lost")
     leaving.start()
     wait_for_state(farm, leaving.address, "ready")
