@@ -90,7 +90,7 @@ class Phone:
 def perf_test(folder: Path) -> Path:
     """The stand-in for onnxruntime_perf_test, as a program."""
     program = folder / "onnxruntime_perf_test"
-    text = Path(__file__).with_name("perf_test.py").read_text()
+    text = Path(__file__).with_name("perf_stand_in.py").read_text()
     program.write_text(f"#!{sys.executable}\n{text}")
     program.chmod(0o755)
     return program
