@@ -30,6 +30,7 @@ __all__ = [
     "FinetuneConfig",
     "LibraryConfig",
     "PredictorConfig",
+    "RacingConfig",
     "ReferenceConfig",
     "RunConfig",
     "SearchConfig",
@@ -195,17 +196,31 @@ class FamilyRecipe(_Section):
     weight_decay: Annotated[float, Field(ge=0)] | None = None
 
 
+class RacingConfig(_Section):
+    """Pausing blocks that are bad and dear early.
+
+    After `share` of its training a block is paused if another one of its stage costs no more, in
+    `macs` or `params`, and has an NSR so far that is lower by more than `margin` (0.1 is 10%).
+    """
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    cost: Literal["macs", "params"] = "macs"
+    margin: Annotated[float, Field(ge=0)] = 0.1
+
+
 class LibraryConfig(TrainingConfig):
     """Blockwise distillation of every block of the space.
 
-    `pack_size` blocks are trained in one pass over the data. `recipes` says, by block family, what
-    differs there. `features` keeps the reference's features of the images instead of computing them
-    in every pass, in `memory` or on `disk` (needs data.augmentation null). `precision` is `fp32`,
-    `bf16` (autocast) or `auto`: what a short measurement on a worker shows to be faster. `store` is
-    where blocks are kept, any fsspec URL; null is the run folder.
+    `pack_size` blocks are trained in one pass over the data; null is 16 on a CPU, and on a GPU what
+    its memory holds (64 at most). `racing` pauses bad blocks early. `recipes` says, by block
+    family, what differs there. `features` keeps the reference's features of the images instead of
+    computing them in every pass, in `memory` or on `disk` (needs data.augmentation null).
+    `precision` is `fp32`, `bf16` (autocast) or `auto`: what a short measurement on a worker shows
+    to be faster. `store` is where blocks are kept, any fsspec URL; null is the run folder.
     """
 
-    pack_size: PositiveInt = 16
+    pack_size: PositiveInt | None = None
+    racing: RacingConfig | None = None
     recipes: dict[str, FamilyRecipe] = {}
     features: Literal["compute", "memory", "disk"] = "compute"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
