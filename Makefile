@@ -25,6 +25,7 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python scripts/bench_distill.py
+	$(BIN)/python scripts/bench_racing.py
 	$(BIN)/python scripts/bench_lowering.py
 	$(BIN)/python scripts/bench_space.py
 

@@ -53,7 +53,7 @@ def render(results: Results) -> str:
             "The block library",
             "Every block of every stage: its noise-to-signal ratio, lower is nearer to the "
             "reference, against its multiply-accumulates.",
-            _plot(_library_figure(results), 380) + _failed_table(results),
+            _plot(_library_figure(results), 380) + _left_out(results),
         ),
         _section("What it cost", "", _cost_table(results)),
     ]
@@ -219,13 +219,20 @@ def _library_figure(results: Results) -> go.Figure:
     return figure
 
 
-def _failed_table(results: Results) -> str:
-    rows = [
-        [escape(block.block), escape(block.reason), str(block.stage)]
-        for block in results.library.failed
-    ]
-    header = ["could not be distilled", "reason", "stage"]
-    return _table(header, rows, text_columns=2) if rows else ""
+def _left_out(results: Results) -> str:
+    """Tables of the blocks that are in no network."""
+    library = results.library
+    failed = [[escape(one.block), escape(one.reason), str(one.stage)] for one in library.failed]
+    paused = [[escape(one.block), str(one.stage), f"{one.nsr:.3f}"] for one in library.paused]
+    return (
+        _table(["could not be distilled", "reason", "stage"], failed, text_columns=2)
+        if failed
+        else ""
+    ) + (
+        _table(["paused in the early race", "stage", "NSR then"], paused, text_columns=1)
+        if paused
+        else ""
+    )
 
 
 def _cost_table(results: Results) -> str:

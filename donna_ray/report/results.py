@@ -89,12 +89,21 @@ class FailedBlock(_Part):
     reason: str
 
 
+class PausedBlock(_Part):
+    """A block that an early race paused, and that is in no network; its NSR then."""
+
+    stage: int
+    block: str
+    nsr: float
+
+
 class Library(_Part):
-    """All distilled blocks, and those that failed."""
+    """All distilled blocks, those that failed, and those that were paused."""
 
     size: int
     stages: list[LibraryStage]
     failed: list[FailedBlock]
+    paused: list[PausedBlock]
 
 
 class Tau(_Part):

@@ -86,16 +86,18 @@ def _library(done: dict[str, Artifact]) -> dict[str, Any]:
             for each in choices
         ]
         stages.append({"input": shape["input"], "output": shape["output"], "blocks": words})
-    failed = [
-        {
-            "stage": each["stage"],
-            "block": str(BlockSpec.from_json(each["block"])),
-            "reason": each["failed"],
-        }
-        for each in done["library"].result["failed"]
-    ]
+    facts = done["library"].result
     size = sum(len(stage["blocks"]) for stage in stages)
-    return {"size": size, "stages": stages, "failed": failed}
+    return {
+        "size": size,
+        "stages": stages,
+        "failed": [{**_block(each), "reason": each["failed"]} for each in facts["failed"]],
+        "paused": [{**_block(each), "nsr": each["nsr"]} for each in facts["paused"]],
+    }
+
+
+def _block(facts: dict[str, Any]) -> dict[str, Any]:
+    return {"stage": facts["stage"], "block": str(BlockSpec.from_json(facts["block"]))}
 
 
 def _predictor(facts: dict[str, Any]) -> dict[str, Any]:

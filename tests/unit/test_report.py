@@ -58,6 +58,7 @@ def results(*, simulated: bool = False, text: str = "plain") -> Results:
                 "size": 1,
                 "stages": [{"input": shape, "output": shape, "blocks": [block]}],
                 "failed": [{"stage": 0, "block": "<odd>", "reason": "loss became nan"}],
+                "paused": [{"stage": 0, "block": "<slow>", "nsr": 0.625}],
             },
             "predictor": {
                 "samples": 6,
