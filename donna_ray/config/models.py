@@ -28,6 +28,7 @@ __all__ = [
     "DeviceConfig",
     "FamilyRecipe",
     "FinetuneConfig",
+    "FinetuneRecipe",
     "LibraryConfig",
     "PredictorConfig",
     "ReferenceConfig",
@@ -223,7 +224,25 @@ class LibraryConfig(TrainingConfig):
         return TrainingConfig(**{**common, **own})
 
 
-class PredictorConfig(TrainingConfig):
+class FinetuneRecipe(TrainingConfig):
+    """How an assembled network is finetuned: KL to the teacher plus cross entropy.
+
+    `schedule` of the learning rate: `one_cycle` goes up to the peak and down, `cosine` from the
+    peak down. With `ema_decay` the network is the moving average of its weights over the steps.
+    `precision` is `fp32`, `bf16` (autocast) or `auto`: what a short measurement on a worker shows
+    to be faster. `patience` stops after so many epochs without a better accuracy on the validation
+    images, and takes the best epoch's weights. `workers_per_network` workers train one network
+    together, each on its part of every batch.
+    """
+
+    schedule: Literal["one_cycle", "cosine"] = "one_cycle"
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    patience: PositiveInt | None = None
+    workers_per_network: PositiveInt = 1
+
+
+class PredictorConfig(FinetuneRecipe):
     """The architectures that are finetuned for a short while to fit the accuracy predictor."""
 
     samples: Annotated[int, Field(ge=6)] = 16
@@ -259,9 +278,10 @@ class SearchConfig(_Section):
         return float(match[1]) * (reference_ms if match[2] == "x" else 1)
 
 
-class FinetuneConfig(TrainingConfig):
+class FinetuneConfig(FinetuneRecipe):
     """The networks of the front that are finetuned and exported."""
 
+    epochs: PositiveInt = 15
     networks: PositiveInt = 3
 
 

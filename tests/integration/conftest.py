@@ -35,10 +35,12 @@ SMALLEST = {
     "library.pack_size": 2,
     "predictor.samples": 6,
     "predictor.epochs": 1,
+    "predictor.precision": "fp32",
     "search.evaluations": 20,
     "search.population": 5,
     "search.batch_size": 4,
     "finetune.epochs": 1,
+    "finetune.precision": "fp32",
     "finetune.networks": 3,
 }
 
