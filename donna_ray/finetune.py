@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from donna_ray.artifacts import Artifact, Files, digest
 from donna_ray.assemble import assemble, block_keys, library_space
+from donna_ray.checkpoints import Checkpoints
 from donna_ray.complexity import complexity
 from donna_ray.config import FinetuneRecipe, RunConfig
 from donna_ray.data import ImageData, load_data
@@ -192,6 +193,7 @@ class _FinetuneNetwork:
     ) -> None:
         self._config, self._artifact, self._recipe = config, reference, recipe
         self._blocks, self._store = blocks, store
+        self._checkpoints = Checkpoints(store.root / "unfinished")
 
     def __call__(self, job: FinetuneJob) -> dict[str, Any]:
         reference, data = self._loaded
@@ -201,8 +203,7 @@ class _FinetuneNetwork:
         zero_shot = accuracy(network, data.validation)
         loss = distillation_loss(reference)
         trainer = Trainer(network, data, self._recipe, self._config.seed, loss)
-        while not trainer.finished():
-            trainer.train_epoch()
+        self._train(job.key, trainer)
         record = {
             "architecture": job.architecture_id,
             "zero_shot_accuracy": zero_shot,
@@ -210,7 +211,18 @@ class _FinetuneNetwork:
             "cost": {"image_passes": trainer.epoch * len(data.train) + 2 * len(data.validation)},
         }
         self._keep(job.key, trainer.result(), data, record)
+        self._checkpoints.remove(job.key)
         return {}
+
+    def _train(self, key: str, trainer: Trainer) -> None:
+        """All epochs that are left, each followed by a checkpoint but for the last."""
+        checkpoint = self._checkpoints.newest(key)
+        if checkpoint is not None:
+            self._checkpoints.resume(checkpoint, trainer)
+        while not trainer.finished():
+            trainer.train_epoch()
+            if not trainer.finished():
+                self._checkpoints.save(key, trainer)
 
     def _keep(self, key: str, network: nn.Module, data: ImageData, record: dict[str, Any]) -> None:
         """Measure a finetuned network, export it and store it."""

@@ -1,6 +1,8 @@
 """Trains one network epoch by epoch. Plain torch."""
 
+from collections.abc import Mapping
 from itertools import islice
+from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
@@ -98,6 +100,54 @@ class Trainer:
             recalibrate(module, self._data.calibration)
         return module.eval()
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the epochs to come depend on: tensors by name, and plain JSON."""
+        optimizer = self._optimizer.state_dict()
+        moments = {
+            f"{index}.{name}": value
+            for index, values in optimizer["state"].items()
+            for name, value in values.items()
+        }
+        average = {} if self._average is None else self._average.module.state_dict()
+        parts = {
+            "network": self.network.state_dict(),
+            "average": average,
+            "best": self._best,
+            "optimizer": moments,
+        }
+        tensors = {
+            f"{part}/{name}": value for part, each in parts.items() for name, value in each.items()
+        }
+        return tensors, {
+            "epoch": self.epoch,
+            "best_epoch": self._best_epoch,
+            "best_accuracy": self._best_accuracy,
+            "groups": optimizer["param_groups"],
+            "schedule": self._schedule.state_dict(),
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """The inverse of ``state``, on a new trainer of the same arguments."""
+        parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "best": {}}
+        moments: dict[int, dict[str, Tensor]] = {}
+        parameters = list(self.network.parameters())
+        for key, value in tensors.items():
+            part, _, name = key.partition("/")
+            if part == "optimizer":
+                index, _, moment = name.partition(".")
+                like = parameters[int(index)]
+                moments.setdefault(int(index), {})[moment] = _laid_out(value, like)
+            else:
+                parts[part][name] = value
+        self.network.load_state_dict(parts["network"])
+        if self._average is not None:
+            self._average.module.load_state_dict(parts["average"])
+        self._best = parts["best"]
+        self._optimizer.load_state_dict({"state": moments, "param_groups": facts["groups"]})
+        self._schedule.load_state_dict(facts["schedule"])
+        self.epoch = facts["epoch"]
+        self._best_epoch, self._best_accuracy = facts["best_epoch"], facts["best_accuracy"]
+
     def _step(self, loss: Tensor) -> None:
         descend(loss, self._optimizer, self._schedule)
         if self._average is not None:
@@ -110,6 +160,13 @@ class Trainer:
         if reached > self._best_accuracy:
             self._best_epoch, self._best_accuracy = self.epoch, reached
             self._best = {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """The value in the parameter's memory format, which a fused optimizer asks for."""
+    if value.shape != parameter.shape:
+        return value  # the count of steps
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value).detach()
 
 
 def recalibrate(network: nn.Module, images: Split) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +19,7 @@ from torch.utils.data import TensorDataset
 
 from donna_ray.artifacts import Artifact
 from donna_ray.assemble import untrained
+from donna_ray.checkpoints import Checkpoints
 from donna_ray.config import FinetuneRecipe, RunConfig
 from donna_ray.data import ImageData, Split, load_data
 from donna_ray.errors import DonnaError
@@ -23,6 +29,7 @@ from donna_ray.run import Run
 from donna_ray.space import SearchSpace
 from donna_ray.trainer import Trainer, recalibrate
 from donna_ray.training import accuracy, cross_entropy, optimise, seeded
+from tests.unit.finetuning_process import KEY, RECIPE, new_trainer, train
 
 STEPS = 4
 
@@ -216,3 +223,46 @@ def test_key_names_all_that_decides_the_weights(
     keys = {key(recipe(**{name: value})) for name, value in others.items()}
     keys |= {key(recipe()), key(recipe(), replace(teacher, result={"weights": "b"}))}
     assert len(keys) == len(others) + 2
+
+
+def test_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "unfinished"
+    command = [sys.executable, "-m", "tests.unit.finetuning_process", str(folder)]
+    process = subprocess.Popen(command)
+    while len(list(folder.glob("*.json"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    checkpoints = Checkpoints(folder)
+    name = checkpoints.newest(KEY)
+    assert name is not None
+    resumed = new_trainer()
+    checkpoints.resume(name, resumed)
+    assert 2 <= resumed.epoch < RECIPE.epochs
+    train(resumed, folder)
+    undisturbed = trained(new_trainer())
+    one, other = resumed.result().state_dict(), undisturbed.result().state_dict()
+    assert all(torch.equal(one[key], other[key]) for key in other)
+    (tensors, facts), (others, other_facts) = resumed.state(), undisturbed.state()
+    assert all(torch.equal(tensors[key], others[key]) for key in tensors | others)
+    assert json.loads(json.dumps(facts)) == json.loads(json.dumps(other_facts))
+
+
+@pytest.mark.parametrize("suffix", ["json", "safetensors"])
+def test_torn_checkpoint_costs_one_more_epoch(tmp_path: Path, suffix: str) -> None:
+    checkpoints, trainer = Checkpoints(tmp_path), new_trainer()
+    for _ in range(3):
+        trainer.train_epoch()
+        checkpoints.save(KEY, trainer)
+    name = checkpoints.newest(KEY)
+    path = tmp_path / f"{name}.{suffix}"
+    path.write_bytes(path.read_bytes()[:-9])
+    earlier = checkpoints.newest(KEY)
+    assert earlier not in (name, None)
+    resumed = new_trainer()
+    checkpoints.resume(str(earlier), resumed)
+    assert resumed.epoch == 2
+    checkpoints.remove(KEY)
+    assert checkpoints.newest(KEY) is None
