@@ -19,6 +19,7 @@ from donna_ray.complexity import complexity
 from donna_ray.config import FinetuneRecipe, RunConfig
 from donna_ray.data import ImageData, load_data
 from donna_ray.export import export_onnx, onnx_error
+from donna_ray.group import Group, current_group
 from donna_ray.library import library_store
 from donna_ray.network import StagedNetwork
 from donna_ray.precision_step import settled_precision
@@ -112,7 +113,8 @@ def finetune(
     run.say(f"  {len(jobs) - len(missing)} of {len(jobs)} networks are finetuned already")
     blocks = library_store(run)
     work = _FinetuneNetwork(run.config, reference, recipe, blocks, store)
-    spread(run, name, "networks", [Unit(job) for job in missing], work)
+    units = [Unit(job) for job in missing]
+    spread(run, name, "networks", units, work, workers_per_unit=recipe.workers_per_network)
     return [store.get(job.key) or {} for job in jobs]
 
 
@@ -197,31 +199,37 @@ class _FinetuneNetwork:
 
     def __call__(self, job: FinetuneJob) -> dict[str, Any]:
         reference, data = self._loaded
+        group = current_group()
         network = assemble(reference, job.specs, job.blocks, self._blocks)
         network.to(device_of(reference))
-        recalibrate(network, data.calibration)
-        zero_shot = accuracy(network, data.validation)
+
+        def zero_shot() -> float:
+            recalibrate(network, data.calibration)
+            return accuracy(network, data.validation)
+
+        reached = group.from_first(zero_shot)
         loss = distillation_loss(reference)
-        trainer = Trainer(network, data, self._recipe, self._config.seed, loss)
-        self._train(job.key, trainer)
+        trainer = Trainer(network, data, self._recipe, self._config.seed, loss, group)
+        self._train(job.key, trainer, group)
         record = {
             "architecture": job.architecture_id,
-            "zero_shot_accuracy": zero_shot,
+            "zero_shot_accuracy": reached,
             "epochs": trainer.epoch,
             "cost": {"image_passes": trainer.epoch * len(data.train) + 2 * len(data.validation)},
         }
-        self._keep(job.key, trainer.result(), data, record)
-        self._checkpoints.remove(job.key)
+        if group.first:
+            self._keep(job.key, trainer.result(), data, record)
+            self._checkpoints.remove(job.key)
         return {}
 
-    def _train(self, key: str, trainer: Trainer) -> None:
+    def _train(self, key: str, trainer: Trainer, group: Group) -> None:
         """All epochs that are left, each followed by a checkpoint but for the last."""
-        checkpoint = self._checkpoints.newest(key)
+        checkpoint = group.from_first(lambda: self._checkpoints.newest(key))
         if checkpoint is not None:
             self._checkpoints.resume(checkpoint, trainer)
         while not trainer.finished():
             trainer.train_epoch()
-            if not trainer.finished():
+            if group.first and not trainer.finished():
                 self._checkpoints.save(key, trainer)
 
     def _keep(self, key: str, network: nn.Module, data: ImageData, record: dict[str, Any]) -> None:

@@ -7,11 +7,15 @@ from typing import Any
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
 
 from donna_ray.config import FinetuneRecipe
 from donna_ray.data import ImageData, Split
 from donna_ray.data.images import derived_seed
+from donna_ray.data.shard import SplitShard
+from donna_ray.errors import DonnaError
+from donna_ray.group import ALONE, Group
 from donna_ray.training import (
     Loss,
     Precision,
@@ -42,19 +46,33 @@ class Trainer:
         recipe: of the training; its precision is settled.
         seed: of the images' order and of dropout.
         loss: of a batch.
+        group: the processes that train it together, each with a trainer; all get the first one's
+            weights. BatchNorm has the statistics of a process's part of the batch.
 
     Raises:
         ValueError: the precision is `auto`.
+        DonnaError: several processes have fewer images than the batch size.
     """
 
     def __init__(
-        self, network: nn.Module, data: ImageData, recipe: FinetuneRecipe, seed: int, loss: Loss
+        self,
+        network: nn.Module,
+        data: ImageData,
+        recipe: FinetuneRecipe,
+        seed: int,
+        loss: Loss,
+        group: Group = ALONE,
     ) -> None:
         if recipe.precision == "auto":
             raise ValueError("recipe.precision must be 'fp32' or 'bf16' here, but is 'auto'")
         self.network = network.to(memory_format=torch.channels_last)
         self.epoch = 0
         self._precision: Precision = recipe.precision
+        self._group, self._model, self._images = group, network, data.train
+        if group.size > 1:
+            _check_size(data.train, recipe)
+            self._model = DistributedDataParallel(network)
+            self._images = SplitShard.of(data.train, group.rank, group.size)
         self._data, self._recipe, self._seed, self._loss = data, recipe, seed, loss
         steps = recipe.epochs * data.train.steps(recipe.batch_size)
         self._optimizer, self._schedule = optimise(
@@ -76,12 +94,12 @@ class Trainer:
         Raises:
             DonnaError: the loss is no longer finite.
         """
-        batches = self._data.train.batches(
+        batches = self._images.batches(
             self._recipe.batch_size, shuffle_seed=self._seed, epoch=self.epoch
         )
-        seed = derived_seed(self._seed, self.epoch)
+        seed = derived_seed(self._seed, self.epoch, self._group.rank)
         train_epoch(
-            self.network, batches, self._loss, self._step, seed=seed, precision=self._precision
+            self._model, batches, self._loss, self._step, seed=seed, precision=self._precision
         )
         self.epoch += 1
         if self._recipe.patience is not None:
@@ -89,6 +107,8 @@ class Trainer:
 
     def result(self) -> nn.Module:
         """What is to be measured and kept, in eval mode, with its BatchNorm recalibrated.
+
+        Of several processes, the first one's; the others need not call it.
 
         The moving average of the weights if the recipe has one; of the best epoch if it has a
         patience, else of the last.
@@ -155,11 +175,24 @@ class Trainer:
 
     def _compare(self) -> None:
         module = self.network if self._average is None else self._average.module
-        recalibrate(module, self._data.calibration)
-        reached = accuracy(module, self._data.validation)
+
+        def measured() -> float:
+            recalibrate(module, self._data.calibration)
+            return accuracy(module, self._data.validation)
+
+        reached = self._group.from_first(measured)
         if reached > self._best_accuracy:
             self._best_epoch, self._best_accuracy = self.epoch, reached
             self._best = {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def _check_size(images: Split, recipe: FinetuneRecipe) -> None:
+    if len(images) < recipe.batch_size:
+        raise DonnaError(
+            f"Where several workers train a network, batch_size must be at most the number of "
+            f"training images ({len(images)}), but is {recipe.batch_size}. Lower it, or set "
+            "workers_per_network to 1."
+        )
 
 
 def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:

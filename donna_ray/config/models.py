@@ -241,6 +241,16 @@ class FinetuneRecipe(TrainingConfig):
     patience: PositiveInt | None = None
     workers_per_network: PositiveInt = 1
 
+    @model_validator(mode="after")
+    def _batch_is_shared_out(self) -> "FinetuneRecipe":
+        workers = self.workers_per_network
+        if workers > 1 and (self.batch_size % workers or self.batch_size < 2 * workers):
+            raise ValueError(
+                "must have a batch_size that is a multiple of workers_per_network, and at least "
+                f"twice it, but has {self.batch_size} and {workers}; change one of them"
+            )
+        return self
+
 
 class PredictorConfig(FinetuneRecipe):
     """The architectures that are finetuned for a short while to fit the accuracy predictor."""
@@ -328,4 +338,15 @@ class RunConfig(_Section):
                 f"{self.search.evaluations} with a population of {self.search.population}; "
                 "raise the one or lower the other"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _networks_find_their_workers(self) -> "RunConfig":
+        for name, recipe in (("predictor", self.predictor), ("finetune", self.finetune)):
+            if recipe.workers_per_network > self.cluster.workers:
+                raise ValueError(
+                    f"{name}.workers_per_network must be at most cluster.workers, but is "
+                    f"{recipe.workers_per_network} of {self.cluster.workers}; raise the one or "
+                    "lower the other"
+                )
         return self

@@ -77,6 +77,27 @@ def kill_when(command: Sequence[str], due: Callable[[int], bool]) -> None:
         process.wait()
 
 
+def train_workers(driver: int) -> list[int]:
+    """The pids of the Ray Train workers of a run."""
+    pids = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
+    return [pid for pid in pids if _is_worker(pid) and driver in _ancestors(pid)]
+
+
+def _is_worker(pid: int) -> bool:
+    try:
+        return b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it ended
+        return False
+
+
+def _ancestors(pid: int) -> list[int]:
+    found: list[int] = []
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        found.append(pid)
+    return found
+
+
 def results_of(out: Path) -> dict[str, Any]:
     """results.json of a run."""
     value: dict[str, Any] = json.loads((out / "results.json").read_text())

@@ -14,14 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from donna_ray.artifacts import Artifact
 from donna_ray.assemble import untrained
 from donna_ray.checkpoints import Checkpoints
 from donna_ray.config import FinetuneRecipe, RunConfig
 from donna_ray.data import ImageData, Split, load_data
+from donna_ray.data.images import BrokenImage
+from donna_ray.data.shard import SplitShard
 from donna_ray.errors import DonnaError
 from donna_ray.finetune import distillation_loss, jobs_of
 from donna_ray.network import StagedNetwork
@@ -266,3 +269,45 @@ def test_torn_checkpoint_costs_one_more_epoch(tmp_path: Path, suffix: str) -> No
     assert resumed.epoch == 2
     checkpoints.remove(KEY)
     assert checkpoints.newest(KEY) is None
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_shards_make_the_batches_of_the_split(data: ImageData, size: int) -> None:
+    how: dict[str, Any] = {"shuffle_seed": 3, "epoch": 1}
+    shards = [SplitShard.of(data.train, rank, size) for rank in range(size)]
+    parts = zip(*(shard.batches(48, **how) for shard in shards), strict=True)
+    for (images, _), part in zip(data.train.batches(48, **how), parts, strict=True):
+        together = torch.cat([each for each, _ in part])
+        assert len(together) == len(images)
+        assert {image.sum().item() for image in together} == {
+            image.sum().item() for image in images
+        }
+
+
+def test_shard_repeats_a_batch_where_all_images_of_one_are_broken() -> None:
+    class Images(Dataset[Any]):
+        def __len__(self) -> int:
+            return 400
+
+        def __getitem__(self, index: int) -> Any:
+            if index in (9, 11):
+                return BrokenImage(f"{index}.png", "torn")
+            return torch.full((1, 2, 2), float(index)), index
+
+    split = Split(Images())
+    first, second = (
+        [labels.tolist() for _, labels in SplitShard.of(split, rank, 2).batches(4)]
+        for rank in (0, 1)
+    )
+    assert len(first) == len(second) == 100
+    assert first[2] == [8, 10]
+    assert second[1:4] == [[5, 7], [5, 7], [13, 15]]
+
+
+def test_workers_share_a_batch_evenly_and_are_there(config: RunConfig) -> None:
+    with pytest.raises(ValidationError, match="multiple of workers_per_network"):
+        recipe(batch_size=64, workers_per_network=3)
+    values = config.model_dump()
+    values["finetune"]["workers_per_network"] = 4
+    with pytest.raises(ValidationError, match=r"at most cluster\.workers"):
+        RunConfig.model_validate(values)
