@@ -136,6 +136,7 @@ def finetune_step(run: Run, reference: Artifact, library: Artifact, search: Arti
         store = network_store(run)
         networks = {
             job.architecture_id: {
+                "key": job.key,
                 "accuracy": record["accuracy"],
                 "zero_shot_accuracy": record["zero_shot_accuracy"],
                 "onnx_error": record["onnx_error"],
@@ -213,6 +214,10 @@ class _FinetuneNetwork:
         self._train(job.key, trainer, group)
         record = {
             "architecture": job.architecture_id,
+            "blocks": [spec.to_json() for spec in job.specs],
+            "reference": self._artifact.digest,
+            "recipe": self._recipe.model_dump(include=set(FinetuneRecipe.model_fields)),
+            "seed": self._config.seed,
             "zero_shot_accuracy": reached,
             "epochs": trainer.epoch,
             "cost": {"image_passes": trainer.epoch * len(data.train) + 2 * len(data.validation)},
