@@ -231,7 +231,7 @@ def test_key_names_all_that_decides_the_weights(
 def test_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     folder = tmp_path / "unfinished"
     command = [sys.executable, "-m", "tests.unit.finetuning_process", str(folder)]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
     while len(list(folder.glob("*.json"))) < 2:
         assert process.poll() is None
         time.sleep(0.02)
