@@ -10,6 +10,7 @@ import typer
 
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.errors import ConfigError, DonnaError, MissingArtifactError, RunLockedError
+from donna_ray.export_cli import export
 from donna_ray.library_cli import app as library_app
 
 __all__ = ["app", "main"]
@@ -23,6 +24,7 @@ config_app = typer.Typer(no_args_is_help=True, help="What a configuration may ho
 app.add_typer(config_app, name="config")
 space_app = typer.Typer(no_args_is_help=True, help="The networks that a search chooses from.")
 app.add_typer(space_app, name="space")
+app.command()(export)
 
 _STEPS = {
     "reference": "The teacher: a timm model, cut into stem, stages and head.",

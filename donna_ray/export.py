@@ -19,9 +19,13 @@ _TOLERANCE = 1e-4
 
 
 def export_onnx(
-    module: nn.Module, input_shape: Sequence[int], names: tuple[str, str] = ("input", "output")
+    module: nn.Module,
+    input_shape: Sequence[int],
+    names: tuple[str, str] = ("input", "output"),
+    *,
+    dynamic_batch: bool = False,
 ) -> bytes:
-    """The module as an ONNX model with batch 1.
+    """The module as an ONNX model.
 
     Uses torch's TorchScript exporter: on blocks it is 30x quicker than the dynamo one (0.03 against
     0.95 s for two inverted residuals), and candidates that are timed and networks that are shipped
@@ -31,6 +35,7 @@ def export_onnx(
         module: left as it is; exported in eval mode from the CPU.
         input_shape: (channels, height, width).
         names: of the model's input and output.
+        dynamic_batch: it takes any number of images, else one.
     """
     module = copy.deepcopy(module).cpu().eval()
     file = io.BytesIO()
@@ -42,6 +47,7 @@ def export_onnx(
             file,  # type: ignore[arg-type]
             input_names=names[:1],
             output_names=names[1:],
+            dynamic_axes={name: {0: "batch"} for name in names} if dynamic_batch else None,
             opset_version=_OPSET,
             dynamo=False,
         )
@@ -49,19 +55,21 @@ def export_onnx(
 
 
 @torch.no_grad()
-def onnx_error(model: bytes, network: nn.Module, images: Tensor) -> float:
+def onnx_error(model: bytes, network: nn.Module, images: Tensor, *, batch_size: int = 1) -> float:
     """Largest absolute difference between ONNX Runtime's and torch's logits.
 
     Args:
         model: exported from the network.
         network: in eval mode, on the CPU.
-        images: (N, C, H, W); fed one by one.
+        images: (N, C, H, W).
+        batch_size: how many are fed at once.
 
     Raises:
         DonnaError: it is over 1e-4.
     """
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    outputs = [session.run(None, {"input": image[None].numpy()})[0] for image in images]
+    batches = (batch.numpy() for batch in images.split(batch_size))
+    outputs = [session.run(None, {"input": batch})[0] for batch in batches]
     error = float(np.abs(np.concatenate(outputs) - network(images).numpy()).max())
     if not error <= _TOLERANCE:
         raise DonnaError(

@@ -5,19 +5,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 
 from donna_ray.artifacts import Artifact, Files
 from donna_ray.config import RunConfig
+from donna_ray.measure import on_worker, settled_precision, worker_kind
 from donna_ray.network import StagedNetwork
-from donna_ray.precision import Precision, measured_precision, step_cost
-from donna_ray.reference import load_reference
+from donna_ray.precision import step_cost
 from donna_ray.run import Run
 from donna_ray.space import BlockSpec, StageShape, build_block
 from donna_ray.students import BlockJob
-from donna_ray.training import device_of, seeded
-from donna_ray.workers import task_resources
+from donna_ray.training import Precision, device_of, seeded
 
 __all__ = ["PackCosts", "decided_precision", "pack_costs", "seconds_of"]
 
@@ -33,18 +31,12 @@ PackCosts = dict[str, Any]
 
 
 def decided_precision(run: Run, reference: Artifact) -> RunConfig:
-    """The configuration with `library.precision` decided: once in a run, by a measurement."""
+    """The configuration with `library.precision` decided."""
     config = run.config
     if config.library.precision != "auto":
         return config
-    inputs = {"reference": reference.digest, "cluster": _kind(config)}
-
-    def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
-        return {"precision": _on_worker(run, _precision, reference)}, []
-
-    precision = run.step("library/precision", inputs, compute).result["precision"]
-    library = config.library.model_copy(update={"precision": precision})
-    return config.model_copy(update={"library": library})
+    decided = {"precision": settled_precision(run, reference)}
+    return config.model_copy(update={"library": config.library.model_copy(update=decided)})
 
 
 def pack_costs(
@@ -70,13 +62,13 @@ def pack_costs(
     samples = [(jobs[index], macs[index]) for index in chosen]
     inputs = {
         "reference": reference.digest,
-        "cluster": _kind(config),
+        "cluster": worker_kind(config),
         "blocks": [[job.stage, job.spec.to_json()] for job, _ in samples],
         "step": [library.batch_size, library.precision, library.pack_size],
     }
 
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
-        return _on_worker(run, _measured, reference, config, samples), []
+        return on_worker(run, reference, _measured, config, samples), []
 
     return run.step("library/costs", inputs, compute).result
 
@@ -108,32 +100,6 @@ def _representatives(jobs: Sequence[BlockJob], macs: Sequence[int]) -> list[int]
         for group in groups.values()
         for index in sorted({group[0], group[len(group) // 2], group[-1]})
     ]
-
-
-def _kind(config: RunConfig) -> dict[str, Any]:
-    return config.cluster.model_dump(exclude={"workers", "retries"})
-
-
-def _on_worker(run: Run, function: Callable[..., Any], reference: Artifact, *rest: Any) -> Any:
-    run.ray.ensure()
-    config = rest[0] if rest else run.config
-    task = ray.remote(_with_reference).options(**task_resources(config.cluster))
-    return ray.get(task.remote(function, config, reference, *rest[1:]))
-
-
-def _with_reference(
-    function: Callable[..., Any], config: RunConfig, reference: Artifact, *rest: Any
-) -> Any:
-    """On a worker, with its threads or its GPU."""
-    torch.set_num_threads(max(int(config.cluster.cpus_per_worker), 1))
-    network, _ = load_reference(config, reference)
-    if config.cluster.gpus_per_worker:
-        network.to("cuda")
-    return function(network, config, *rest)
-
-
-def _precision(reference: StagedNetwork, config: RunConfig) -> Precision:
-    return measured_precision(reference, config.library.batch_size)
 
 
 def _measured(

@@ -2,17 +2,14 @@
 
 import copy
 import time
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from donna_ray.network import StagedNetwork
-from donna_ray.training import device_of, seeded
+from donna_ray.training import Precision, device_of, seeded
 
-__all__ = ["Precision", "measured_precision", "step_cost"]
-
-Precision = Literal["fp32", "bf16"]
+__all__ = ["measured_precision", "step_cost"]
 
 _GAIN = 1.2  # times faster that bf16 must be
 _REPEATS = 3

@@ -35,7 +35,7 @@ from donna_ray.record_index import (
 )
 from donna_ray.storage import FileFact, Storage, is_temporary
 
-__all__ = ["RecordStore", "block_store"]
+__all__ = ["Record", "RecordStore", "block_store"]
 
 Record = dict[str, Any]
 

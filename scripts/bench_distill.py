@@ -40,12 +40,12 @@ from donna_ray.data import Split, load_data
 from donna_ray.distill import DistilledBlock, distill_pack
 from donna_ray.features import FeatureCache
 from donna_ray.network import StagedNetwork
-from donna_ray.precision import Precision, measured_precision, step_cost
+from donna_ray.precision import measured_precision, step_cost
 from donna_ray.reference import build_reference, calibrate
 from donna_ray.run import Run
 from donna_ray.space import build_block, build_space
 from donna_ray.students import BlockJob
-from donna_ray.training import network_input, seeded
+from donna_ray.training import Precision, network_input, seeded
 from donna_ray.workers import Unit, spread
 
 THREADS = 2

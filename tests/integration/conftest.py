@@ -35,10 +35,12 @@ SMALLEST = {
     "library.pack_size": 2,
     "predictor.samples": 6,
     "predictor.epochs": 1,
+    "predictor.precision": "fp32",
     "search.evaluations": 20,
     "search.population": 5,
     "search.batch_size": 4,
     "finetune.epochs": 1,
+    "finetune.precision": "fp32",
     "finetune.networks": 3,
 }
 
@@ -73,6 +75,27 @@ def kill_when(command: Sequence[str], due: Callable[[int], bool]) -> None:
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+
+
+def train_workers(driver: int) -> list[int]:
+    """The pids of the Ray Train workers of a run."""
+    pids = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
+    return [pid for pid in pids if _is_worker(pid) and driver in _ancestors(pid)]
+
+
+def _is_worker(pid: int) -> bool:
+    try:
+        return b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it ended
+        return False
+
+
+def _ancestors(pid: int) -> list[int]:
+    found: list[int] = []
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        found.append(pid)
+    return found
 
 
 def results_of(out: Path) -> dict[str, Any]:
