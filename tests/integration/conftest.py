@@ -1,7 +1,9 @@
-"""The demo at its smallest, as a user runs it: in a process of its own."""
+"""The demo at its smallest: as a user runs it, or in this process, on one Ray for many commands."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -9,12 +11,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
+from donna_ray.cli import main
+
+ROOT = Path(__file__).parent.parent.parent
 DONNA = (sys.executable, "-c", "from donna_ray.cli import main; main()")
 SMALLEST = {
     "reference.training.epochs": 3,
@@ -55,10 +61,26 @@ def environment() -> dict[str, str]:
 
 
 def donna(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run to the end."""
+    """Run to the end, in a process and on a Ray of its own."""
     return subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=280, check=False
     )
+
+
+def donna_here(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run to the end in this process: with `one_ray`, on that."""
+    printed, words = io.StringIO(), ["donna", *command[len(DONNA) :]]
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    code: Any = None
+    try:
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(printed):
+            patch.setattr(sys, "argv", words)
+            main()
+    except SystemExit as end:
+        code = end.code
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
+    return subprocess.CompletedProcess(words, code or 0, stderr=printed.getvalue())
 
 
 def kill_when(command: Sequence[str], due: Callable[[int], bool]) -> None:
@@ -79,6 +101,24 @@ def results_of(out: Path) -> dict[str, Any]:
     """results.json of a run."""
     value: dict[str, Any] = json.loads((out / "results.json").read_text())
     return value
+
+
+@pytest.fixture(scope="session")
+def _stopped_at_the_end() -> Iterator[None]:
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def one_ray(_stopped_at_the_end: None) -> None:
+    """A local Ray that tests share; started again where a test has stopped it for its own."""
+    if ray.is_initialized():
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]  # workers import tests' modules
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        patch.setenv("RAY_worker_niceness", "0")
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 
 
 @pytest.fixture(scope="session")

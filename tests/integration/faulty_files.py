@@ -20,16 +20,12 @@ from fsspec.implementations.local import LocalFileSystem
 def plan(store: Path, *, after: int, seconds: float, error: int) -> None:
     """Refuse every write with this errno, for so long from the first one after so many records."""
     content = {"after": after, "seconds": seconds, "error": error}
+    store.with_suffix(".refused").unlink(missing_ok=True)
     store.with_suffix(".plan").write_text(json.dumps(content))
 
 
-def end(store: Path) -> None:
-    """Refuse no more."""
-    store.with_suffix(".plan").unlink()
-
-
 def refusals(store: Path) -> list[tuple[int, float]]:
-    """Every refusal until now: the process, and when (Unix time in seconds)."""
+    """Every refusal of the plan until now: the process, and when (Unix time in seconds)."""
     lines = store.with_suffix(".refused").read_text().splitlines()
     return [(int(pid), float(when)) for pid, when in (line.split() for line in lines)]
 
