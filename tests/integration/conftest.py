@@ -1,9 +1,7 @@
-"""The demo at its smallest: as a user runs it, or in this process, on one Ray for many commands."""
+"""The demo at its smallest, as a user runs it; one Ray for commands that run in this process."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -17,8 +15,6 @@ from typing import Any
 
 import pytest
 import ray
-
-from donna_ray.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
 DONNA = (sys.executable, "-c", "from donna_ray.cli import main; main()")
@@ -49,10 +45,15 @@ SMALLEST = {
 }
 
 
-def arguments(out: Path, *more: str) -> list[str]:
-    """The command line of the smallest demo."""
+def words_of_demo(out: Path, *more: str) -> list[str]:
+    """The arguments of `donna` for the smallest demo."""
     sets = [f"--set={key}={json.dumps(value)}" for key, value in SMALLEST.items()]
-    return [*DONNA, "demo", "--out", str(out), *sets, *more]
+    return ["demo", "--out", str(out), *sets, *more]
+
+
+def demo(out: Path) -> list[str]:
+    """The command line of the smallest demo."""
+    return [*DONNA, *words_of_demo(out)]
 
 
 def environment() -> dict[str, str]:
@@ -65,22 +66,6 @@ def donna(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=280, check=False
     )
-
-
-def donna_here(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run to the end in this process: with `one_ray`, on that."""
-    printed, words = io.StringIO(), ["donna", *command[len(DONNA) :]]
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    code: Any = None
-    try:
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(printed):
-            patch.setattr(sys, "argv", words)
-            main()
-    except SystemExit as end:
-        code = end.code
-    finally:
-        signal.signal(signal.SIGTERM, on_sigterm)
-    return subprocess.CompletedProcess(words, code or 0, stderr=printed.getvalue())
 
 
 def kill_when(command: Sequence[str], due: Callable[[int], bool]) -> None:
@@ -125,7 +110,7 @@ def one_ray(_stopped_at_the_end: None) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of an undisturbed smallest demo."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    completed = donna(arguments(out))
+    completed = donna(demo(out))
     assert completed.returncode == 0, completed.stderr
     return out
 

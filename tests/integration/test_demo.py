@@ -18,7 +18,8 @@ from donna_ray.data import load_data
 from donna_ray.reference import build_reference
 from donna_ray.report.results import Results
 from donna_ray.space import BlockSpec, build_space
-from tests.integration.conftest import arguments, donna_here, results_of
+from tests.command_line import donna_here
+from tests.integration.conftest import results_of, words_of_demo
 
 
 def test_results_follow_the_schema(finished: Path) -> None:
@@ -91,7 +92,7 @@ def test_report_is_self_contained(finished: Path) -> None:
 
 def test_again_reuses_every_step(finished: Path) -> None:
     before = results_of(finished)
-    completed = donna_here(arguments(finished))
+    completed = donna_here(*words_of_demo(finished))
     assert completed.returncode == 0, completed.stderr
     for step in ("reference", "library", "predictor", "search", "finetune"):
         assert f"{step:<10} reused" in completed.stderr
@@ -103,7 +104,7 @@ def test_again_reuses_every_step(finished: Path) -> None:
 def test_changed_setting_renews_only_what_depends_on_it(
     one_ray: None, copy_of_finished: Path
 ) -> None:
-    completed = donna_here(arguments(copy_of_finished, "--set=finetune.epochs=2"))
+    completed = donna_here(*words_of_demo(copy_of_finished, "--set=finetune.epochs=2"))
     assert completed.returncode == 0, completed.stderr
     for step in ("reference", "library", "predictor", "search"):
         assert f"{step:<10} reused" in completed.stderr
@@ -119,7 +120,7 @@ def test_altered_block_is_trained_again_to_the_same_result(
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    completed = donna_here(arguments(copy_of_finished))
+    completed = donna_here(*words_of_demo(copy_of_finished))
     assert completed.returncode == 0, completed.stderr
     assert "11 of 12 blocks are there already" in completed.stderr
     assert "predictor  reused" in completed.stderr
@@ -129,18 +130,17 @@ def test_altered_block_is_trained_again_to_the_same_result(
 
 def test_step_alone_names_the_step_that_is_missing(copy_of_finished: Path) -> None:
     config = str(copy_of_finished)
-    command = arguments(copy_of_finished)[:3]
-    completed = donna_here([*command, "search", "build", config, "--set=seed=5"])
+    completed = donna_here("search", "build", config, "--set=seed=5")
     assert completed.returncode == 2
     assert "donna reference build" in completed.stderr
     assert "Traceback" not in completed.stderr
-    completed = donna_here([*command, "report", "build", config])
+    completed = donna_here("report", "build", config)
     assert completed.returncode == 0, completed.stderr
 
 
 def test_infeasible_limit_names_the_nearest_feasible(one_ray: None, copy_of_finished: Path) -> None:
     sets = ["--set=search.latency_limit=0.0001ms", "--set=search.evaluations=5"]
-    completed = donna_here(arguments(copy_of_finished, *sets))
+    completed = donna_here(*words_of_demo(copy_of_finished, *sets))
     assert completed.returncode == 1
     assert "search.latency_limit must be feasible" in completed.stderr
     assert "Raise the limit" in completed.stderr
