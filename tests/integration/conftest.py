@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 
+torch.set_num_threads(1)  # the networks are tiny: more threads only wait for each other
 ROOT = Path(__file__).parent.parent.parent
 DONNA = (sys.executable, "-c", "from donna_ray.cli import main; main()")
 SMALLEST = {
@@ -57,8 +59,9 @@ def demo(out: Path) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """A user's environment, without a cluster to join."""
-    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    """A user's environment, without a cluster to join; torch is to have one thread."""
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return {**kept, "OMP_NUM_THREADS": "1"}
 
 
 def donna(command: Sequence[str]) -> subprocess.CompletedProcess[str]:

@@ -19,6 +19,7 @@ SMALL = {
     "search.population": 8,
     "finetune.epochs": 1,
     "finetune.networks": 1,
+    "cluster.workers": 1,
 }
 
 

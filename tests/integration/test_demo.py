@@ -104,7 +104,8 @@ def test_again_reuses_every_step(finished: Path) -> None:
 def test_changed_setting_renews_only_what_depends_on_it(
     one_ray: None, copy_of_finished: Path
 ) -> None:
-    completed = donna_here(*words_of_demo(copy_of_finished, "--set=finetune.epochs=2"))
+    sets = ["--set=finetune.epochs=2", "--set=cluster.workers=1"]
+    completed = donna_here(*words_of_demo(copy_of_finished, *sets))
     assert completed.returncode == 0, completed.stderr
     for step in ("reference", "library", "predictor", "search"):
         assert f"{step:<10} reused" in completed.stderr

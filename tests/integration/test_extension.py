@@ -49,6 +49,7 @@ def test_extended_space_distils_new_blocks_and_keeps_the_predictor(
     exploding = {"family": "exploding", "options": {"kernel": [3]}}
     command = words_of_demo(
         copy_of_finished,
+        "--set=cluster.workers=1",
         f"--set=space.modules={json.dumps([str(module)])}",
         f"--set=space.blocks={json.dumps([own, *blocks, exploding])}",
     )
