@@ -6,27 +6,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+from donna_ray.config import load_config, shipped_config
+from donna_ray.library import library_step, library_store
 from donna_ray.records import RecordStore
-from tests.integration.conftest import arguments, donna
+from donna_ray.reference import reference_step
+from donna_ray.run import Run
+from tests.integration.conftest import SMALLEST
 
 
-def raced(out: Path, **rules: float) -> dict[str, Any]:
-    """The result of the library step under these rules."""
-    before = set((out / "library").glob("*/artifact.json"))
-    options = arguments(out, "--set=library.epochs=2", f"--set=library.racing={json.dumps(rules)}")
-    command = [*options[:3], "library", "build", str(out), *options[4:]]
-    completed = donna(command)
-    assert completed.returncode == 0, completed.stderr
-    (artifact,) = set((out / "library").glob("*/artifact.json")) - before
-    result: dict[str, Any] = json.loads(artifact.read_text())["result"]
-    return result
+def raced(root: Path, **rules: float) -> tuple[dict[str, Any], RecordStore]:
+    """The result of the library step under these rules, and its store."""
+    values = {**SMALLEST, "library.epochs": 2, "library.racing": rules}
+    sets = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    with Run(load_config(shipped_config("demo"), sets), root) as run:
+        return library_step(run, reference_step(run)).result, library_store(run)
 
 
-def test_paused_blocks_are_resumed_under_other_rules(copy_of_finished: Path) -> None:
-    store = RecordStore(copy_of_finished / "library" / "blocks")
-    paused = RecordStore(copy_of_finished / "library" / "blocks" / "paused")
-
-    first = raced(copy_of_finished, share=0.5, margin=0.0)
+def test_paused_blocks_are_resumed_under_other_rules(one_ray: None, copy_of_finished: Path) -> None:
+    first, store = raced(copy_of_finished, share=0.5, margin=0.0)
+    paused = RecordStore(f"{store.url}/paused")
     kept = {block["key"] for stage in first["stages"] for block in stage}
     lost = {block["key"] for block in first["paused"]}
     assert lost
@@ -35,7 +33,7 @@ def test_paused_blocks_are_resumed_under_other_rules(copy_of_finished: Path) -> 
     assert set(paused.records()) == lost
     weights = {key: store.records()[key]["weights_sha256"] for key in kept}
 
-    second = raced(copy_of_finished, share=0.5, margin=100.0)
+    second, _ = raced(copy_of_finished, share=0.5, margin=100.0)
     blocks = {block["key"]: block for stage in second["stages"] for block in stage}
     assert (set(blocks), second["paused"]) == (kept | lost, [])
     assert weights == {key: blocks[key]["weights_sha256"] for key in kept}

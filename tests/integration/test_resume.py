@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import time
@@ -11,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from donna_ray.report.results import Results
-from tests.integration.conftest import arguments, donna, kill_when, results_of, train_workers
+from tests.integration.conftest import demo, donna, kill_when, results_of, train_workers
 
 
 def test_killed_run_goes_on(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
+    for done in ("reference", "networks"):  # those of the predictor; no kill falls into it
+        shutil.copytree(finished / done, out / done)
     blocks = out / "library" / "blocks"
     killed: list[int] = []
 
@@ -26,18 +29,18 @@ def test_killed_run_goes_on(finished: Path, tmp_path: Path) -> None:
             os.kill(killed[0], signal.SIGKILL)
         return records >= 6
 
-    kill_when(arguments(out), worker_is_killed_and_others_went_on)
+    kill_when(demo(out), worker_is_killed_and_others_went_on)
     _wait_until_ray_is_gone(out)
     distilled = {path: path.stat().st_mtime_ns for path in blocks.glob("*.json")}
     assert 6 <= len(distilled) <= 12
     assert not (out / "results.json").exists()
 
-    kill_when(arguments(out), lambda _pid: _measurements(out) >= 6)
+    kill_when(demo(out), lambda _pid: _measurements(out) >= 6)
     _wait_until_ray_is_gone(out)
     measured = _measurements(out)
     assert all(path.stat().st_mtime_ns == changed for path, changed in distilled.items())
 
-    completed = donna(arguments(out))
+    completed = donna(demo(out))
     assert completed.returncode == 0, completed.stderr
     assert "library    reused" in completed.stderr
     assert "predictor  reused" in completed.stderr
