@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from donna_ray.data import load_data
 from donna_ray.reference import build_reference
 from donna_ray.report.results import Results
 from donna_ray.space import BlockSpec, build_space
-from tests.integration.conftest import arguments, donna, results_of
+from tests.integration.conftest import DONNA, arguments, donna, results_of
 
 
 def test_results_follow_the_schema(finished: Path) -> None:
@@ -149,3 +150,26 @@ def _is_buffer(name: str) -> bool:
 def test_words_name_blocks() -> None:
     spec = BlockSpec.of("inverted_residual", {"kernel": 3, "squeeze_excite": True})
     assert str(spec) == "inverted_residual(kernel=3, squeeze_excite=yes)"
+
+
+def test_suggested_architectures_are_those_of_more_samples(copy_of_finished: Path) -> None:
+    predictor = Results.model_validate(results_of(copy_of_finished)).predictor
+    suggest = [*DONNA, "predictor", "suggest"]
+    completed = donna([*suggest, str(copy_of_finished), "--count=2", "--json"])
+    assert completed.returncode == 0, completed.stderr
+    suggested = json.loads(completed.stdout)
+    assert suggested["samples"] == predictor.samples == 6
+    assert 0 < suggested["architectures"][0]["interval_fall"] < 1
+    more = ["predictor", "build", str(copy_of_finished), "--set=predictor.samples=8"]
+    completed = donna([*DONNA, *more])
+    assert completed.returncode == 0, completed.stderr
+    assert "6 of 8 networks are finetuned already" in completed.stderr
+    (samples,) = (
+        value["result"]["samples"]
+        for path in (copy_of_finished / "predictor").glob("*/artifact.json")
+        if len((value := json.loads(path.read_text()))["result"]["samples"]) == 8
+    )
+    ids = [sample["id"] for sample in samples]
+    assert ids[:6] == [sample.id for sample in predictor.architectures]
+    assert ids[6:] == [each["id"] for each in suggested["architectures"]]
+    assert donna([*suggest, "/no/run"]).returncode == 2

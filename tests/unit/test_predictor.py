@@ -117,7 +117,7 @@ def test_held_out_prediction_does_not_see_its_own_sample() -> None:
 
 def test_intervals_hold_what_they_say() -> None:
     covered, own = [], []
-    for seed in range(5):
+    for seed in range(4):
         nsr, accuracy = samples(24, seed)
         predictor, held_out = fit(nsr, accuracy)
         others, measured = samples(400, 1000 + seed)

@@ -18,7 +18,7 @@ from donna_ray.predictor.design import design
 from donna_ray.run import Run
 from donna_ray.space import SearchSpace, encode
 
-BUDGET = 32
+BUDGET = 24
 
 
 @pytest.fixture
