@@ -12,7 +12,8 @@ __all__ = ["print_blocks", "print_record", "print_reference", "print_space", "pr
 
 Facts = dict[str, Any]
 
-_NUMBERS = ("stride", "params", "MACs", "share", "NSR", "seconds", "bytes")
+_FALLS = ("variance falls by", "interval narrows by")
+_NUMBERS = ("stride", "params", "MACs", "share", "NSR", "seconds", "bytes", *_FALLS)
 
 
 def print_reference(facts: Facts) -> None:
@@ -118,7 +119,7 @@ def print_suggestions(facts: Facts) -> None:
         for each in facts["architectures"]
     ]
     console = _console()
-    console.print(_table(("id", "blocks", "variance falls by", "interval narrows by"), rows))
+    console.print(_table(("id", "blocks", *_FALLS), rows))
     total = facts["samples"] + len(rows)
     console.print(
         f"{facts['samples']} architectures are finetuned. Gains are of the mean over the space, by "

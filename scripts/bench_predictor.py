@@ -23,7 +23,6 @@ import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -371,8 +370,11 @@ class _Train:
 
     def __init__(self, config: RunConfig, store: RecordStore) -> None:
         self._config, self._store = config, store
+        self._loaded: Any = None
 
     def __call__(self, scratch: _Scratch) -> dict[str, Any]:
+        if self._loaded is None:
+            self._loaded = self._load()
         reference, data = self._loaded
         with seeded(self._config.seed):
             network = untrained(reference, scratch.job.specs)
@@ -382,8 +384,7 @@ class _Train:
         self._store.put(scratch.key, record, network.state_dict())
         return {}
 
-    @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
+    def _load(self) -> tuple[Any, Any]:
         with seeded(self._config.seed):
             reference, preprocessing = build_reference(self._config, load_weights=False)
         return reference, load_data(self._config.data, preprocessing)
