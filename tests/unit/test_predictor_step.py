@@ -101,3 +101,18 @@ def test_random_sampling_takes_what_the_space_samples(
     with finetuned_run(config, tmp_path, library, sampling="random") as run:
         result = predictor_step(run, reference_of(tmp_path), library).result
     assert [each["id"] for each in result["samples"]] == [space.id_of(each) for each in sampled]
+
+
+def test_predictor_of_a_smaller_space_is_kept(
+    config: RunConfig, library: Artifact, tmp_path: Path
+) -> None:
+    smaller = [stage[:-2] for stage in library.result["stages"]]
+    before = Artifact("library", tmp_path, library.result | {"stages": smaller}, {}, 0.0)
+    with finetuned_run(config, tmp_path, before) as run:
+        fitted = predictor_step(run, reference_of(tmp_path), before)
+        kept = predictor_step(run, reference_of(tmp_path), library)
+        assert kept.reused
+        assert kept.result == fitted.result
+        space, table = spaces_of(library)
+        informed = {space.id_of(each) for each in design(space, table, BUDGET, config.seed)}
+        assert informed != {sample["id"] for sample in kept.result["samples"]}
