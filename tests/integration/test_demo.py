@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +156,17 @@ def _is_buffer(name: str) -> bool:
 def test_words_name_blocks() -> None:
     spec = BlockSpec.of("inverted_residual", {"kernel": 3, "squeeze_excite": True})
     assert str(spec) == "inverted_residual(kernel=3, squeeze_excite=yes)"
+
+
+def test_suggestions_are_networks_that_are_not_finetuned(copy_of_finished: Path) -> None:
+    predictor = Results.model_validate(results_of(copy_of_finished)).predictor
+    suggest = ("predictor", "suggest")
+    completed = donna_here(*suggest, str(copy_of_finished), "--count=2", "--json")
+    assert completed.returncode == 0, completed.stderr
+    suggested = json.loads(completed.stdout)
+    assert suggested["samples"] == predictor.samples == 6
+    first, second = suggested["architectures"]
+    assert 0 < first["interval_fall"] < second["interval_fall"] < 1
+    ids = {first["id"], second["id"], *(sample.id for sample in predictor.architectures)}
+    assert len(ids) == 8
+    assert donna_here(*suggest, "/no/run").returncode == 2

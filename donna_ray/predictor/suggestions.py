@@ -1,0 +1,64 @@
+"""What ``donna predictor suggest`` tells, as plain facts."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from donna_ray.assemble import library_space
+from donna_ray.config import load_config
+from donna_ray.errors import ConfigError
+from donna_ray.library import library_step
+from donna_ray.predictor.design import suggest
+from donna_ray.predictor.step import choice_table, predictor_step
+from donna_ray.reference import reference_step
+from donna_ray.run import Run
+
+__all__ = ["suggestions"]
+
+
+def suggestions(folder: Path, count: int) -> dict[str, Any]:
+    """The architectures whose finetuning would tell the predictor of a run most.
+
+    With `predictor.sampling: informed`, a run whose `predictor.samples` is raised by `count`
+    finetunes just these.
+
+    Args:
+        folder: of a run whose predictor is finished; it is held for the time.
+        count: how many.
+
+    Returns:
+        `samples` (finetuned so far) and `architectures`: `id`, `blocks` in words, and
+        `variance_fall` and `interval_fall` of ``Suggestion``, for it and those before it.
+
+    Raises:
+        ConfigError: the folder is of no run.
+        DonnaError: the space does not have as many.
+        MissingArtifactError: the predictor, or a step before it, is not finished.
+        RunLockedError: a process works on the run.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(
+            f"Suggestions need the folder of a run, but {folder} has no config.yaml. Correct the "
+            "path."
+        )
+    config = load_config(folder / "config.yaml")
+    with Run(config, folder, only="suggest") as run:
+        reference = reference_step(run)
+        library = library_step(run, reference)
+        samples = predictor_step(run, reference, library).result["samples"]
+    space = library_space(library)
+    finetuned = np.array([sample["nsr"] for sample in samples])
+    chosen = suggest(space, choice_table(library, "nsr"), finetuned, count, config.seed)
+    return {
+        "samples": len(samples),
+        "architectures": [
+            {
+                "id": space.id_of(each.architecture),
+                "blocks": [str(spec) for spec in space.specs(each.architecture)],
+                "variance_fall": each.variance_fall,
+                "interval_fall": each.interval_fall,
+            }
+            for each in chosen
+        ],
+    }
