@@ -173,7 +173,12 @@ def _config(options: Any) -> RunConfig:
             },
             "space": {"blocks": [{"family": "inverted_residual", "options": blocks}]},
             "library": {"epochs": options.library_epochs, "precision": "fp32"},
-            "finetune": {"epochs": options.epochs, "batch_size": 64, "learning_rate": 2e-3},
+            "finetune": {
+                "epochs": options.epochs,
+                "batch_size": 64,
+                "learning_rate": 2e-3,
+                "precision": "fp32",
+            },
             "cluster": ClusterConfig(workers=options.workers).model_dump(),
         }
     )
