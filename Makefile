@@ -28,6 +28,8 @@ bench: $(INSTALLED)
 	$(BIN)/python scripts/bench_racing.py
 	$(BIN)/python scripts/bench_lowering.py
 	$(BIN)/python scripts/bench_space.py
+	$(BIN)/python scripts/bench_batchnorm.py
+	$(BIN)/python scripts/bench_predictions.py
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -75,7 +75,7 @@ class AccuracyPredictor:
     uncertainty: Uncertainty | None = None
 
     def predict(self, nsr: Floats) -> Floats:
-        """Accuracy (n,) as a fraction, from NSR (n, stages). About 10 million a second and core."""
+        """Accuracy (n,) as a fraction, from NSR (n, stages); millions a second."""
         linear, quadratic = np.array(self.linear), np.array(self.quadratic)
         parts = [
             self.intercept + np.einsum("ns,ns->n", z @ quadratic + linear, z)
