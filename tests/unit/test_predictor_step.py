@@ -45,7 +45,9 @@ def finetuned_run(config: RunConfig, folder: Path, library: Artifact, **settings
 
     No network trains where a record is missing: the reference is none.
     """
-    predictor = config.predictor.model_copy(update={"samples": BUDGET, "precision": "fp32", **settings})
+    predictor = config.predictor.model_copy(
+        update={"samples": BUDGET, "precision": "fp32", **settings}
+    )
     run = Run(config.model_copy(update={"predictor": predictor}), folder)
     space, table = spaces_of(library)
     random = predictor.sampling == "random"
