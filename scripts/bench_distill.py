@@ -49,10 +49,10 @@ from donna_ray.training import Precision, network_input, seeded
 from donna_ray.workers import Unit, spread
 
 THREADS = 2
-TURNS = 5
+TURNS = 3
 PACK = 16
 BATCH = 64
-TRAINING, VALIDATION = 256, 64  # images
+TRAINING, VALIDATION = 768, 128  # images
 CLASSES = 4  # of the synthetic images
 SAME_PACKS = 10  # one after another, to see whether memory grows
 RAY_UNITS = 8  # packs
