@@ -132,14 +132,15 @@ def _measure(options: Any) -> dict[str, Any]:
         pool, held_out = every[: options.pool], every[options.pool :]
         pooled = finetune(run, "pool", reference, pool, recipe)
         first = finetune(run, "held-out", reference, held_out, recipe)
-        middle = np.linspace(0, len(held_out) - 1, SCRATCH + 2).round().astype(int)[1:-1]
-        ratios = _epoch_ratios(
-            run, [held_out[index] for index in middle], [first[index] for index in middle], options
-        )
     again = config.model_copy(update={"seed": config.seed + 1})
     with Run(again, options.out) as run:
         jobs = jobs_of(run, reference, library, sets.space, sets.held_out, recipe)
         second = finetune(run, "held-out again", reference, jobs, recipe)
+    middle = np.linspace(0, len(held_out) - 1, SCRATCH + 2).round().astype(int)[1:-1]
+    with Run(config, options.out) as run:
+        ratios = _epoch_ratios(
+            run, [held_out[index] for index in middle], [first[index] for index in middle], options
+        )
     facts = {
         "reference_accuracy": reference.result["accuracy"],
         "finetune_epoch_ratios": ratios,
