@@ -47,6 +47,7 @@ from donna_ray.records import RecordStore
 from donna_ray.reference import build_reference, reference_step
 from donna_ray.run import Run
 from donna_ray.space import Architecture, SearchSpace, encode
+from donna_ray.trainer import recalibrate
 from donna_ray.training import accuracy, seeded, train
 from donna_ray.workers import Unit, spread
 
@@ -386,6 +387,7 @@ class _Train:
             network = untrained(reference, scratch.job.specs)
         network.requires_grad_(True)
         train(network, data.train, scratch.recipe, seed=self._config.seed)
+        recalibrate(network, data.calibration)  # as finetuning does
         record = {"accuracy": accuracy(network, data.validation)}
         self._store.put(scratch.key, record, network.state_dict())
         return {}
