@@ -1,5 +1,6 @@
 """The block library: every block of the space, distilled, with NSR, params, MACs and weights."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,13 +45,18 @@ def library_step(run: Run, reference: Artifact) -> Artifact:
 
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
         making = LibraryMaking(run, config, reference, store, jobs, check_space(space))
-        missing = making.missing()
         count = sum(map(len, jobs))
-        run.say(f"  {count - len(missing)} of {count} blocks are there already")
-        paused = making.race(racing) if racing else {}
-        making.finish([job for job in missing if job.key not in paused])
-        result = _result(space, jobs, store.records(), paused, count - len(missing))
+        reused = count - len(making.missing())
+        run.say(f"  {reused} of {count} blocks are there already")
+        while True:  # a winner of the race that fails later beats nobody
+            paused = making.race(racing) if racing else {}
+            going = [job for job in making.missing() if job.key not in paused]
+            making.finish(going, paused)
+            if not going:
+                break
+        result = _result(space, jobs, store.records(), paused, reused)
         _check_failures(run, result)
+        _check_size(run.config, result)
         return result, []
 
     def intact(artifact: Artifact) -> bool:
@@ -109,6 +115,16 @@ def _result(
 
 def _named(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: record[name] for name in names}
+
+
+def _check_size(config: RunConfig, result: Mapping[str, Any]) -> None:
+    size = math.prod(len(stage) for stage in result["stages"])
+    if result["paused"] and size < config.predictor.samples:
+        raise DonnaError(
+            f"The blocks of the library must make at least predictor.samples = "
+            f"{config.predictor.samples} networks, but after the race they make {size}. Raise "
+            "library.racing.margin: what was paused goes on from where it was stopped."
+        )
 
 
 def _check_failures(run: Run, result: Mapping[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """The blocks of a library on the workers: distilled to the end, or raced for a part of it first."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 from donna_ray.artifacts import Artifact
@@ -10,7 +12,7 @@ from donna_ray.library_watch import LibraryWatch
 from donna_ray.library_work import DistillPack
 from donna_ray.packs import packs_of
 from donna_ray.racing import Entrant, losers
-from donna_ray.records import RecordStore
+from donna_ray.records import PAUSED, RecordStore
 from donna_ray.run import Run
 from donna_ray.students import BlockJob
 from donna_ray.workers import Unit, spread
@@ -45,7 +47,7 @@ class LibraryMaking:
         costs: Sequence[Sequence[Mapping[str, int]]],
     ) -> None:
         self._run, self._config, self._reference, self._store = run, config, reference, store
-        self._paused = RecordStore(f"{store.url}/paused")
+        self._paused = store.within(PAUSED)
         self._jobs = jobs
         stages = zip(jobs, costs, strict=True)
         self._costs = {job.key: cost for stage in stages for job, cost in zip(*stage, strict=True)}
@@ -55,34 +57,49 @@ class LibraryMaking:
         known = self._store.records()
         return [job for stage in self._jobs for job in stage if job.key not in known]
 
-    def finish(self, jobs: Sequence[BlockJob]) -> None:
-        """Distil blocks to the end, from where they were stopped if they were."""
+    def finish(self, jobs: Sequence[BlockJob], paused: Collection[str] = ()) -> None:
+        """Distil blocks to the end, from where they were stopped if they were.
+
+        Args:
+            jobs: the blocks.
+            paused: keys of those that will not be.
+        """
         started = self._paused.records() if jobs else {}
-        self._spread("library", jobs, self._store.records(), started=started)
+        self._spread("library", jobs, paused, started=started)
+        self._paused.remove(set(self._paused.records()) & set(self._store.records()))
 
     def race(self, rules: RacingConfig) -> Records:
         """Distil the missing blocks for a part; the records of those that are paused then.
 
-        A block whose loss is not finite takes no part, and is not paused: it gets its second chance
-        when it is distilled to the end.
+        Blocks whose recipes have as many epochs race each other, a stage at a time. A block that
+        failed takes no part; one that fails in the race is not paused, for it gets its second
+        chance when it is distilled to the end.
         """
         entered = self._paused.records()
         jobs = [job for job in self.missing() if not _entered(entered.get(job.key), rules)]
-        self._spread("race", jobs, entered, share=rules.share)
+        shorter = [key for key, record in entered.items() if record.get("share", 1) < rules.share]
+        self._spread("race", jobs, share=rules.share, started=shorter)
         known, entered = self._store.records(), self._paused.records()
-        raced = {key: record.get("raced", {}) for key, record in known.items()} | entered
+        raced = entered | {key: record.get("raced", {}) for key, record in known.items()}
         lost: set[str] = set()
-        for stage in self._jobs:
-            judged = [
-                job.key for job in stage if raced.get(job.key, {}).get("share") == rules.share
-            ]
-            entrants = [
-                Entrant(key, raced[key]["nsr"], self._costs[key][rules.cost]) for key in judged
-            ]
+        for entrants in self._fields(raced, rules):
             lost |= losers(entrants, rules.margin)
         return {key: entered[key] for key in sorted(lost - set(known))}
 
-    def _spread(self, name: str, jobs: Sequence[BlockJob], known: Records, **how: Any) -> None:
+    def _fields(self, raced: Records, rules: RacingConfig) -> list[list[Entrant]]:
+        """Those that race each other."""
+        fields: dict[tuple[int, int], list[Entrant]] = defaultdict(list)
+        for job in (job for stage in self._jobs for job in stage):
+            record = raced.get(job.key, {})
+            if record.get("share") == rules.share:
+                epochs = self._config.library.recipe_of(job.spec.family).epochs
+                cost = self._costs[job.key][rules.cost]
+                fields[job.stage, epochs].append(Entrant(job.key, record["nsr"], cost))
+        return list(fields.values())
+
+    def _spread(
+        self, name: str, jobs: Sequence[BlockJob], left_out: Collection[str] = (), **how: Any
+    ) -> None:
         run, config = self._run, self._config
         macs = [self._costs[job.key]["macs"] for job in jobs]
         costs = pack_costs(run, config, self._reference, jobs, macs)
@@ -94,11 +111,19 @@ class LibraryMaking:
             config.cluster.workers,
         )
         units = [Unit(pack, weight=len(pack)) for pack in packs]
-        done = [(len(stage), sum(job.key in known for job in stage)) for stage in self._jobs]
-        watch = LibraryWatch(done, run.root / "library" / "tensorboard")
-        work = DistillPack(config, self._reference, self._store, self._paused, **how)
-        spread(run, name, "blocks", units, work, watch)
-        watch.close()
+        totals = [sum(job.key not in left_out for job in stage) for stage in self._jobs]
+        open_ = Counter(job.stage for job in jobs)
+        done = [(total, total - open_[number]) for number, total in enumerate(totals)]
+        with closing(LibraryWatch(done, run.root / "library" / "tensorboard" / name)) as watch:
+            work = DistillPack(config, self._reference, self._store, self._paused, **how)
+            spread(
+                run,
+                "library" if name == "library" else f"library-{name}",
+                "blocks",
+                units,
+                work,
+                watch,
+            )
 
 
 def _entered(record: Mapping[str, Any] | None, rules: RacingConfig) -> bool:

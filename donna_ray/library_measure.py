@@ -13,7 +13,7 @@ from donna_ray.measure import on_worker, settled_precision, worker_kind
 from donna_ray.network import StagedNetwork
 from donna_ray.precision import step_cost
 from donna_ray.run import Run
-from donna_ray.space import BlockSpec, StageShape, build_block
+from donna_ray.space import BlockSpec, StageShape, build_block, record_id
 from donna_ray.students import BlockJob
 from donna_ray.training import Precision, device_of, seeded
 
@@ -63,7 +63,7 @@ def pack_costs(
     inputs = {
         "reference": reference.digest,
         "cluster": worker_kind(config),
-        "blocks": [[job.stage, job.spec.to_json()] for job, _ in samples],
+        "blocks": [[job.stage, record_id(job.spec), cost] for job, cost in samples],
         "step": [library.batch_size, library.precision, library.pack_size],
     }
 

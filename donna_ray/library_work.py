@@ -56,7 +56,8 @@ class DistillPack:
     def __call__(self, jobs: list[BlockJob]) -> dict[str, Any]:
         """Do a pack; the facts are those that ``LibraryWatch`` takes."""
         self._reference_shares.clear()
-        blocks = self._fitting(jobs, 1.0)
+        stored = {job.key: record for job in jobs if (record := self._stored(job)) is not None}
+        blocks = self._fitting([job for job in jobs if job.key not in stored], 1.0)
         failed = [block for block in blocks if block.failure is not None]
         if self._share == 1 and failed:
             blocks = [block for block in blocks if block.failure is None]
@@ -67,13 +68,23 @@ class DistillPack:
         for block in failed:
             store.put_failed(block.job.key, block.failure or "", self._identity(block.job))
         shares = self._reference_shares
+        done = [[record["stage"], record.get("nsr")] for record in stored.values()]
         return {
-            "blocks": [[block.job.stage, block.nsr] for block in blocks],
-            "images": self._images(),
+            "blocks": done + [[block.job.stage, block.nsr] for block in blocks],
+            "images": self._images(jobs),
             "reference_share": sum(shares) / len(shares) if shares else None,
         }
 
+    def _stored(self, job: BlockJob) -> Record | None:
+        """What a worker stored that died in the same pack, or was taken for dead."""
+        if self._share == 1:
+            return self._store.get(job.key)
+        record = self._paused.get(job.key)
+        return record if record and record.get("share") == self._share else None
+
     def _fitting(self, jobs: list[BlockJob], factor: float) -> list[DistilledBlock]:
+        if not jobs:
+            return []
         try:
             return self._distil(jobs, factor)
         except torch.OutOfMemoryError:
@@ -86,7 +97,7 @@ class DistillPack:
     def _distil(self, jobs: list[BlockJob], factor: float) -> list[DistilledBlock]:
         """Distil a pack and store the blocks that did not fail."""
         reference, variance, data, cache = self._loaded
-        before = self._before(jobs) if factor == 1 else {}
+        before = self._before(jobs)
         pack = distill_pack(
             reference,
             variance,
@@ -97,11 +108,12 @@ class DistillPack:
             cache=cache,
             learning_rate_factor=factor,
             share=self._share,
-            states={key: state for key, (_, state) in before.items()},
+            states={key: state for key, (_, state) in before.items()} if factor == 1 else {},
         )
         if pack.reference_share is not None:
             self._reference_shares.append(pack.reference_share)
-        cost = {"seconds": pack.seconds / len(jobs), "image_passes": self._images() / len(jobs)}
+        images = self._images(jobs if factor == 1 else [])
+        cost = {"seconds": pack.seconds / len(jobs), "image_passes": images / len(jobs)}
         for block in pack.blocks:
             if block.failure is None:
                 earlier = before[block.job.key][0] if block.job.key in before else None
@@ -114,8 +126,7 @@ class DistillPack:
         for key in {job.key for job in jobs} & self._started:
             record = self._paused.get(key)
             if record is not None and "failed" not in record:
-                state = TrainingState(record["steps"], self._paused.weights(key))
-                found[key] = record, state
+                found[key] = record, TrainingState(record["steps"], self._paused.weights(key))
         return found
 
     def _keep(self, block: DistilledBlock, cost: dict[str, float], earlier: Record | None) -> None:
@@ -126,20 +137,23 @@ class DistillPack:
             "nsr": block.nsr,
             "cost": cost,
         }
-        if block.state is not None:
-            facts = {**record, "share": self._share, "steps": block.state.steps}
-            self._paused.put(key, facts, block.state.tensors)
-            return
         if earlier is not None:
             record["raced"] = {name: earlier[name] for name in ("share", "nsr")}
             record["cost"] = {name: cost[name] + earlier["cost"][name] for name in cost}
-        self._store.put(key, record, block.block.state_dict())
-        if earlier is not None:
-            self._paused.remove_files([f"{key}.json", f"{key}.safetensors"])
+        if self._share == 1:
+            self._store.put(key, record, block.block.state_dict())
+        else:
+            assert block.state is not None
+            facts = {**record, "share": self._share, "steps": block.state.steps}
+            self._paused.put(key, facts, block.state.tensors)
 
-    def _images(self) -> int:
-        data, recipe = self._loaded[2], self._config.library
-        trained = round(self._share * recipe.epochs * len(data.distillation))
+    def _images(self, jobs: list[BlockJob]) -> int:
+        """Images of a pass: from where the first of these blocks goes on, or from the start."""
+        data, library = self._loaded[2], self._config.library
+        records = [self._paused.get(job.key) if job.key in self._started else None for job in jobs]
+        first = min((record.get("share", 0) if record else 0 for record in records), default=0)
+        epochs = max((library.recipe_of(job.spec.family).epochs for job in jobs), default=0)
+        trained = round((self._share - first) * (epochs or library.epochs) * len(data.distillation))
         return trained + (len(data.validation) if self._share == 1 else 0)
 
     def _identity(self, job: BlockJob) -> dict[str, Any]:

@@ -171,6 +171,9 @@ class Course:
     Attributes:
         start: steps that were done before.
         stop: steps after which it ends.
+
+    Raises:
+        ValueError: the share ends where the students are already, or before.
     """
 
     def __init__(
@@ -178,6 +181,8 @@ class Course:
     ) -> None:
         total = recipe.epochs * steps
         self.start, self.stop = students[0].start, math.ceil(share * total)
+        if self.start > self.stop or (share < 1 and self.start == self.stop):
+            raise ValueError(f"share {share} ends before the state that has {self.start} steps")
         self._students = students
         parameters = [value for student in students for value in student.block.parameters()]
         self._optimizer, self._schedule = optimise(parameters, recipe, total)
@@ -227,7 +232,7 @@ class Course:
         for name, parameter in student.block.named_parameters():
             if f"step.{name}" in tensors:
                 self._optimizer.state[parameter] = {
-                    "step": tensors[f"step.{name}"].to(parameter.device),
+                    "step": tensors[f"step.{name}"].to(parameter.device, copy=True),
                     **{
                         slot: torch.empty_like(parameter.detach()).copy_(tensors[f"{slot}.{name}"])
                         for slot in _SLOTS[:2]

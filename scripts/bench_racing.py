@@ -1,6 +1,6 @@
 """What early racing saves, and which points of the front it would have lost.
 
-Every block is distilled, stopped at each share and gone on with, so one training serves all rules.
+Every block is distilled to each share and to the end; that serves all margins.
 `saved` is the part of the training's MACs that is not spent on paused blocks; a `front point` is a
 block that no other one of its stage beats in final NSR and cost. Prints a table and, last, one JSON
 line for the default rules. The floor is a race that knows the final NSR: it pauses all blocks but
@@ -24,11 +24,11 @@ from donna_ray.distill import DistilledBlock, distill_pack
 from donna_ray.racing import Entrant, losers
 from donna_ray.reference import build_reference, calibrate
 from donna_ray.space import build_space, check_space
-from donna_ray.students import BlockJob, TrainingState
+from donna_ray.students import BlockJob
 from donna_ray.training import seeded, train
 
 SHARES = (0.125, 0.25, 0.5)
-MARGINS = (0.0, 0.1, 0.3)
+MARGINS = (0.0, 0.05, 0.1, 0.3)
 PACK = 16
 MICRO = {
     "data": {"augmentation": None, "image_size": 32},
@@ -95,14 +95,12 @@ def _distilled(config: RunConfig, images: int | None) -> tuple[list[list[str]], 
     costs = {job.key: cost for job, cost in zip(jobs, every, strict=True)}
     ratios: Ratios = {share: {} for share in (*SHARES, 1.0)}
     for start in range(0, len(jobs), PACK):
-        states: dict[str, TrainingState] = {}
         for share in ratios:
             pack = distill_pack(
                 reference, variance, jobs[start : start + PACK], data, config.library, 0,
-                share=share, states=states,
+                share=share,
             )  # fmt: skip
             ratios[share] |= {block.job.key: _sound(block) for block in pack.blocks}
-            states = {one.job.key: one.state for one in pack.blocks if one.state is not None}
         print(f"{min(start + PACK, len(jobs))} of {len(jobs)} blocks", flush=True)
     return [[job.key for job in stage] for stage in stages], costs, ratios
 

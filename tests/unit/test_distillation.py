@@ -204,6 +204,16 @@ def test_stopped_and_new_blocks_share_a_pack(distill: Distill, jobs: list[BlockJ
     assert_same(distill(jobs, states={stopped.job.key: stopped.state}), distill(jobs))
 
 
+def test_state_serves_many_times_and_no_earlier_share(
+    distill: Distill, jobs: list[BlockJob]
+) -> None:
+    (stopped,) = distill(jobs[:1], share=0.5)
+    states = {stopped.job.key: stopped.state}
+    assert_same(distill(jobs[:1], states=states), distill(jobs[:1], states=states))
+    with pytest.raises(ValueError, match=r"share 0\.5 ends before the state that has 3 steps"):
+        distill(jobs[:1], share=0.5, states=states)
+
+
 def test_block_that_fails_before_it_is_stopped_has_no_state(
     distill: Distill, jobs: list[BlockJob]
 ) -> None:

@@ -89,7 +89,15 @@ def test_paused_block_goes_on_from_its_record(
     assert again["weights_sha256"] == whole["key0"]["weights_sha256"]
     assert again["raced"] == {name: entered["key0"][name] for name in ("share", "nsr")}
     assert again["cost"]["seconds"] > entered["key0"]["cost"]["seconds"]
-    assert list(paused.records()) == ["key1"]
+    half, both, alone = (
+        each["key0"]["cost"]["image_passes"] for each in (entered, whole, store.records())
+    )
+    assert alone == half + (2 * both - 2 * half)  # a pack of two first, then a pack of one
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("key0.*")}
+    facts = work(jobs)  # a pack that a dead worker had begun
+    assert len(facts["blocks"]) == 2
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("key0.*")} == written
+    assert store.records()["key0"] == again
 
 
 def test_watch_counts_by_stage_and_writes_events(tmp_path: Path) -> None:
