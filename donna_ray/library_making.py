@@ -45,7 +45,7 @@ class LibraryMaking:
         costs: Sequence[Sequence[Mapping[str, int]]],
     ) -> None:
         self._run, self._config, self._reference, self._store = run, config, reference, store
-        self._paused = RecordStore(f"{store.url}/paused")
+        self._paused = store.folder("paused")
         self._jobs = jobs
         stages = zip(jobs, costs, strict=True)
         self._costs = {job.key: cost for stage in stages for job, cost in zip(*stage, strict=True)}

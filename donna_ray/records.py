@@ -78,6 +78,11 @@ class RecordStore:
             )
         return self._storage.local
 
+    def folder(self, name: str) -> "RecordStore":
+        """The store in a folder of this one."""
+        local = self._storage.local
+        return RecordStore(f"{self.url}/{name}" if local is None else local / name)
+
     def is_within(self, folder: Path) -> bool:
         """The store is on a local path in this folder."""
         local = self._storage.local
