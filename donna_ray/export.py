@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from donna_ray.errors import DonnaError
 
-__all__ = ["export_onnx", "onnx_error"]
+__all__ = ["export_onnx", "onnx_error", "onnx_logits"]
 
 _OPSET = 17
 _TOLERANCE = 1e-4
@@ -54,6 +54,14 @@ def export_onnx(
     return file.getvalue()
 
 
+def onnx_logits(model: bytes, images: Tensor, *, batch_size: int = 1) -> Tensor:
+    """What ONNX Runtime gives for images (N, C, H, W), `batch_size` fed at once: (N, classes)."""
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    batches = (batch.numpy() for batch in images.split(batch_size))
+    outputs = [session.run(None, {"input": batch})[0] for batch in batches]
+    return torch.from_numpy(np.concatenate(outputs))
+
+
 @torch.no_grad()
 def onnx_error(model: bytes, network: nn.Module, images: Tensor, *, batch_size: int = 1) -> float:
     """Largest absolute difference between ONNX Runtime's and torch's logits.
@@ -67,10 +75,8 @@ def onnx_error(model: bytes, network: nn.Module, images: Tensor, *, batch_size: 
     Raises:
         DonnaError: it is over 1e-4.
     """
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    batches = (batch.numpy() for batch in images.split(batch_size))
-    outputs = [session.run(None, {"input": batch})[0] for batch in batches]
-    error = float(np.abs(np.concatenate(outputs) - network(images).numpy()).max())
+    logits = onnx_logits(model, images, batch_size=batch_size)
+    error = (logits - network(images)).abs().max().item()
     if not error <= _TOLERANCE:
         raise DonnaError(
             f"An exported network must give torch's logits to {_TOLERANCE}, but differs by "

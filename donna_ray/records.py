@@ -64,7 +64,10 @@ class RecordStore:
 
     def within(self, folder: str) -> "RecordStore":
         """The store in a folder of this one."""
-        return RecordStore(f"{self._place.rstrip('/')}/{folder}")
+        local = self._storage.local
+        return RecordStore(
+            f"{self._place.rstrip('/')}/{folder}" if local is None else local / folder
+        )
 
     @property
     def url(self) -> str:

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
+from donna_ray.artifacts import Artifact, StepFolder, finished_inputs
 from donna_ray.assemble import library_space
-from donna_ray.config import load_config
-from donna_ray.errors import ConfigError
+from donna_ray.config import RunConfig, load_config
+from donna_ray.errors import ConfigError, MissingArtifactError
 from donna_ray.library import library_step
 from donna_ray.predictor.design import suggest
 from donna_ray.predictor.step import choice_table, predictor_step
@@ -42,9 +44,9 @@ def suggestions(folder: Path, count: int) -> dict[str, Any]:
             f"Suggestions need the folder of a run, but {folder} has no config.yaml. Correct the "
             "path."
         )
-    config = load_config(folder / "config.yaml")
+    config, weights = _configuration(folder / "config.yaml")
     with Run(config, folder, only="suggest") as run:
-        reference = reference_step(run)
+        reference = _reference(run, weights)
         library = library_step(run, reference)
         samples = predictor_step(run, reference, library).result["samples"]
     space = library_space(library)
@@ -62,3 +64,35 @@ def suggestions(folder: Path, count: int) -> dict[str, Any]:
             for each in chosen
         ],
     }
+
+
+def _configuration(path: Path) -> tuple[RunConfig, str]:
+    """A run's configuration as if its reference were trained, and where its weights came from."""
+    config = load_config(path, ["reference.weights=train"])  # a checkpoint may be gone
+    return config, yaml.safe_load(path.read_text())["reference"]["weights"]
+
+
+def _reference(run: Run, weights: str) -> Artifact:
+    """The finished reference; one of a checkpoint that is gone by the other inputs."""
+    config = run.config
+    if weights in ("train", "pretrained") or Path(weights).is_file():
+        model = config.reference.model_copy(update={"weights": weights})
+        run.config = config.model_copy(update={"reference": model})
+        return reference_step(run)
+    wanted = {
+        "data": config.data.model_dump(exclude={"loader_workers", "download"}),
+        "reference": config.reference.model_dump() | {"weights": weights},
+        "seed": config.seed,
+    }
+    found = []
+    for inputs in finished_inputs(run.root, "reference"):
+        artifact = StepFolder(run.root, "reference", inputs).load()
+        rest = {name: value for name, value in inputs.items() if name != "checkpoint"}
+        if artifact is not None and rest == wanted:
+            found.append(artifact)
+    if len(found) != 1:
+        raise MissingArtifactError(
+            f"A run whose checkpoint {weights} is gone must have one finished reference of it, but "
+            f"{run.root} has {len(found)}. Put the checkpoint back."
+        )
+    return found[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -23,6 +24,7 @@ from donna_ray.bundle import Bundle
 from donna_ray.cli import app
 from donna_ray.config import RunConfig
 from donna_ray.errors import DonnaError
+from donna_ray.export import export_onnx
 from donna_ray.network import StagedNetwork
 from donna_ray.records import RecordStore
 from donna_ray.reference import outline
@@ -95,11 +97,17 @@ class Finished:
             **dict.fromkeys(("accuracy", "zero_shot_accuracy", "params", "macs"), 0.5),
             **{"epochs": 1, "recipe": {}, "seed": 0},
         }
-        RecordStore(root / "networks").put("key", record, self.network.state_dict())
-        networks = {"networks": {self.id: {"key": "key"}, "0123": {"key": "other"}}}
-        StepFolder(root, "finetune", {}).commit(networks, [], 0.0)
-        front = {"front": [{"id": self.id, "latency": LATENCY}]}
-        StepFolder(root, "search", {}).commit(front, [], 0.0)
+        onnx = export_onnx(self.network, self.network.input_shape)
+        networks = RecordStore(root / "networks")
+        networks.put("key", record, self.network.state_dict(), files={"onnx": onnx})
+        self.finetuned(LATENCY, {self.id: {"key": "key"}, "0123": {"key": "other"}})
+
+    def finetuned(self, latency: dict[str, Any], networks: dict[str, Any]) -> None:
+        """Add a search that measured this, and what was finetuned after it."""
+        front = {"front": [{"id": self.id, "latency": latency}]}
+        search = StepFolder(self.root, "search", latency).commit(front, [], 0.0)
+        inputs = {"search": search.digest}
+        StepFolder(self.root, "finetune", inputs).commit({"networks": networks}, [], 0.0)
 
 
 def own_family(path: Path) -> str:
@@ -175,6 +183,54 @@ def test_unknown_id_names_those_that_there_are(tmp_path: Path) -> None:
     with pytest.raises(DonnaError, match="missing, torn or altered"):
         export_network(tmp_path, "0123", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_results_and_latency_of_their_search(tmp_path: Path) -> None:
+    """A newer finetuning of other settings, which results.json does not name."""
+    run = Finished(tmp_path, [INVERTED] * 3)
+    run.finetuned(LATENCY | {"device": "phone"}, {run.id: {"key": "newer"}})
+    with pytest.raises(DonnaError, match="key, newer"):
+        export_network(tmp_path, run.id, tmp_path / "out")
+    point = {"id": run.id, "weights": "networks/key.safetensors", "latency": {"median_ms": 1}}
+    (tmp_path / "results.json").write_text(json.dumps({"front": [point]}))
+    export_network(tmp_path, run.id, tmp_path / "out")
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert (card["digests"]["network"], card["latency"]) == ("key", [LATENCY])
+
+
+def test_changed_family_is_refused(tmp_path: Path) -> None:
+    """The code that the network is built from gives other logits, then other weights."""
+    path = tmp_path / "own.py"
+    space = {"preset": "micro", "modules": [own_family(path)]}
+    Finished(tmp_path, [BlockSpec.of("exported_own", {"kernel": 3})] * 3, space=space)
+    for old, new in (("2.0", "2.5"), ("kernel // 2)", "kernel // 2, bias=False)")):
+        changed = textwrap.dedent(OWN).replace(old, new)
+        path.write_text(changed)
+        start = "from donna_ray.cli import app; app()"  # a process has one code of a family
+        words = ["export", str(tmp_path), "abc", "--to", str(tmp_path / "out")]
+        command = [sys.executable, "-c", start, *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert "has changed" in " ".join(done.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_checkpoint_that_is_gone(tmp_path: Path) -> None:
+    """In a folder whose name looks like a chained URL, too; a failed export leaves no card."""
+    root = tmp_path / "a::b"
+    root.mkdir()
+    run = Finished(root, [INVERTED] * 3)
+    config = yaml.safe_load((root / "config.yaml").read_text())
+    config["reference"]["weights"] = str(tmp_path / "gone.safetensors")
+    (root / "config.yaml").write_text(yaml.safe_dump(config))
+    to = tmp_path / "out"
+    files = export_network(root, run.id, to)
+    assert all(file.is_file() for file in files)
+    (to / "network.py").unlink()
+    (to / "network.py").mkdir()
+    with pytest.raises(OSError, match=r"network\.py"):
+        export_network(root, run.id, to)
+    assert not (to / "card.json").exists()
 
 
 def test_function_in_a_function_cannot_be_bundled() -> None:
