@@ -39,9 +39,9 @@ class Checkpoints:
         """
         trainer.restore(self._store.weights(name), self._store.get(name) or {})
 
-    def remove(self, key: str) -> None:
-        """Forget the checkpoints of a key; nothing where there are none."""
-        self._store.remove(_names(key))
+    def remove(self, *keys: str) -> None:
+        """Forget the checkpoints of these keys; nothing where there are none."""
+        self._store.remove([name for key in keys for name in _names(key)])
 
 
 def _names(key: str) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from donna_ray.errors import DonnaError
 
-__all__ = ["export_onnx", "onnx_error", "onnx_logits"]
+__all__ = ["check_onnx_error", "export_onnx", "onnx_error", "onnx_logits"]
 
 _OPSET = 17
 _TOLERANCE = 1e-4
@@ -64,22 +64,29 @@ def onnx_logits(model: bytes, images: Tensor, *, batch_size: int = 1) -> Tensor:
 
 @torch.no_grad()
 def onnx_error(model: bytes, network: nn.Module, images: Tensor, *, batch_size: int = 1) -> float:
-    """Largest absolute difference between ONNX Runtime's and torch's logits.
+    """Largest difference of ONNX Runtime's logits from torch's, relative to the largest of these.
+
+    Relative to 1 where all are smaller.
 
     Args:
         model: exported from the network.
         network: in eval mode, on the CPU.
         images: (N, C, H, W).
         batch_size: how many are fed at once.
+    """
+    logits = network(images)
+    error = (onnx_logits(model, images, batch_size=batch_size) - logits).abs().max()
+    return float(error / max(1.0, float(logits.abs().max())))
+
+
+def check_onnx_error(error: float) -> None:
+    """Check what ``onnx_error`` measured.
 
     Raises:
         DonnaError: it is over 1e-4.
     """
-    logits = onnx_logits(model, images, batch_size=batch_size)
-    error = (logits - network(images)).abs().max().item()
     if not error <= _TOLERANCE:
         raise DonnaError(
-            f"An exported network must give torch's logits to {_TOLERANCE}, but differs by "
-            f"{error:.2e}. Its weights are kept; report the model as a defect."
+            f"An exported network must give torch's logits to {_TOLERANCE} of the largest (or "
+            f"1), but differs by {error:.2e}. Its weights are kept; report the model as a defect."
         )
-    return error

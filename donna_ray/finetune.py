@@ -18,7 +18,7 @@ from donna_ray.checkpoints import Checkpoints
 from donna_ray.complexity import complexity
 from donna_ray.config import FinetuneRecipe, RunConfig
 from donna_ray.data import ImageData, load_data
-from donna_ray.export import export_onnx, onnx_error
+from donna_ray.export import check_onnx_error, export_onnx, onnx_error
 from donna_ray.group import Group, current_group
 from donna_ray.library import library_store
 from donna_ray.measure import settled_precision
@@ -110,6 +110,8 @@ def finetune(
     recipe = _settled(run, reference, recipe)
     store = network_store(run)
     missing = [job for job in jobs if store.get(job.key) is None]
+    leftover = {job.key for job in jobs} - {job.key for job in missing}
+    Checkpoints(store.root / "unfinished").remove(*leftover)
     run.say(f"  {len(jobs) - len(missing)} of {len(jobs)} networks are finetuned already")
     blocks = library_store(run)
     work = _FinetuneNetwork(run.config, reference, recipe, blocks, store)
@@ -133,6 +135,8 @@ def finetune_step(run: Run, reference: Artifact, library: Artifact, search: Arti
 
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
         records = finetune(run, "finetune", reference, jobs, recipe)
+        for record in records:
+            check_onnx_error(record["onnx_error"])
         store = network_store(run)
         networks = {
             job.architecture_id: {

@@ -26,7 +26,7 @@ from donna_ray.assemble import untrained
 from donna_ray.config import DataConfig, ReferenceConfig, RunConfig, load_config
 from donna_ray.data import image_format
 from donna_ray.errors import DonnaError
-from donna_ray.export import export_onnx, onnx_error, onnx_logits
+from donna_ray.export import check_onnx_error, export_onnx, onnx_error, onnx_logits
 from donna_ray.network import StagedNetwork
 from donna_ray.records import Record, RecordStore
 from donna_ray.reference import outline
@@ -84,7 +84,7 @@ def export_network(
     network.check_code(module, images)
     model = export_onnx(module, module.input_shape, dynamic_batch=dynamic_batch)
     for size in (1, _IMAGES) if dynamic_batch else (1,):
-        onnx_error(model, module, images, batch_size=size)
+        check_onnx_error(onnx_error(model, module, images, batch_size=size))
     with tempfile.TemporaryDirectory() as name:
         made = Path(name)
         (made / _WEIGHTS).write_bytes(network.store.weights_path(network.chosen.key).read_bytes())

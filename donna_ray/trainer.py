@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import update_bn
 
 from donna_ray.config import FinetuneRecipe
 from donna_ray.data import ImageData, Split
@@ -71,7 +71,7 @@ class Trainer:
         self._group, self._model, self._images = group, network, data.train
         if group.size > 1:
             _check_size(data.train, recipe)
-            self._model = DistributedDataParallel(network)
+            self._model = DistributedDataParallel(network, find_unused_parameters=True)
             self._images = SplitShard.of(data.train, group.rank, group.size)
         self._data, self._recipe, self._seed, self._loss = data, recipe, seed, loss
         steps = recipe.epochs * data.train.steps(recipe.batch_size)
@@ -205,9 +205,24 @@ def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
 def recalibrate(network: nn.Module, images: Split) -> None:
     """Set the statistics of every BatchNorm to those of its inputs over at most 16,384 images.
 
-    Those that a short training leaves behind are far off (`scripts/bench_batchnorm.py`).
+    Those that a short training leaves behind are far off (`scripts/bench_batchnorm.py`). All else
+    is in eval mode meanwhile, such as dropout, and the whole network afterwards.
     """
+    network.eval()
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    tracking = {norm: norm.momentum for norm in norms if norm.running_mean is not None}
+    if not tracking:
+        return
     device = device_of(network)
-    batches = islice(images.batches(_BATCH, shuffle_seed=0), _BATCHES)
-    with seeded(0), torch.no_grad():
-        update_bn((network_input(batch, device) for batch, _ in batches), network)
+    for norm in tracking:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over batches
+        norm.train()
+    try:
+        with seeded(0), torch.no_grad():
+            for batch, _ in islice(images.batches(_BATCH, shuffle_seed=0), _BATCHES):
+                network(network_input(batch, device))
+    finally:
+        for norm, momentum in tracking.items():
+            norm.momentum = momentum
+        network.eval()

@@ -59,8 +59,18 @@ class SplitShard(Split):
 
 
 def _without_gaps(loaded: Iterable[Any]) -> Iterator[Any]:
-    """The batch before again where all images of one are broken, for the other processes' sake."""
+    """The batch before again where all images of one are broken, for the other processes' sake.
+
+    Before the first sound batch, that one.
+    """
     last = None
+    leading = []  # what was broken in gaps before it
     for batch, broken in loaded:
+        if batch is None and last is None:
+            leading.append(broken)
+            continue
         last = last if batch is None else batch
+        yield from ((last, each) for each in leading)
+        leading.clear()
         yield last, broken
+    yield from ((None, each) for each in leading)

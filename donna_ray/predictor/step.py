@@ -27,7 +27,7 @@ def predictor_step(run: Run, reference: Artifact, library: Artifact) -> Artifact
     """Step 3: finetune chosen architectures for a short while and fit accuracy to NSR.
 
     With `predictor.tau_interval` they are finetuned in rounds, until the 95% interval of Kendall
-    tau is narrower than that or `predictor.samples` are finetuned.
+    tau is above 0 and narrower than that or `predictor.samples` are finetuned.
 
     The result holds the predictor, its samples, and how good leave-one-out predictions of them are
     (with bootstrap intervals), beside simpler figures of the same samples.
@@ -75,8 +75,7 @@ def _finetuned(
     config = run.config.predictor
     sizes = [len(jobs)]
     if config.tau_interval is not None:
-        step = max(_ROUND, run.config.cluster.workers)
-        sizes = [*range(min(_FIRST_ROUND, len(jobs)), len(jobs), step), len(jobs)]
+        sizes = [*range(min(_FIRST_ROUND, len(jobs)), len(jobs), _ROUND), len(jobs)]
     records: list[dict[str, Any]] = []
     for size in sizes:
         records = finetune(run, "predictor", reference, jobs[:size], config)
@@ -94,7 +93,7 @@ def _is_narrow(run: Run, nsr: Floats, records: Sequence[Mapping[str, Any]]) -> b
         f"  {len(records)} samples: Kendall tau {tau['value']:.2f}, its 95% interval {width:.2f} "
         f"wide (predictor.tau_interval: {limit})"
     )
-    return limit is not None and width < limit
+    return limit is not None and tau["low"] > 0 and width < limit
 
 
 def _kept(run: Run, library: Artifact, inputs: dict[str, Any]) -> Artifact | None:
@@ -108,10 +107,15 @@ def _kept(run: Run, library: Artifact, inputs: dict[str, Any]) -> Artifact | Non
         return None
     ratios = {block["key"]: block["nsr"] for stage in library.result["stages"] for block in stage}
     for earlier in finished:
-        fitted = [item for sample in earlier["samples"] for item in sample["blocks"].items()]
-        same = all(ratios.get(key) == nsr for key, nsr in fitted)
-        if earlier["settings"] == inputs["settings"] and same:
-            return StepFolder(run.root, "predictor", earlier).load()
+        if earlier["settings"] != inputs["settings"]:
+            continue
+        artifact = StepFolder(run.root, "predictor", earlier).load()
+        if artifact is None:
+            continue
+        keys = {sample["key"] for sample in artifact.result["samples"]}
+        fitted = [sample["blocks"] for sample in earlier["samples"] if sample["key"] in keys]
+        if all(ratios.get(key) == nsr for blocks in fitted for key, nsr in blocks.items()):
+            return artifact
     return None
 
 

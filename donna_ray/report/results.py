@@ -24,6 +24,7 @@ __all__ = [
 SCHEMA_VERSION = 1
 
 Shape = tuple[int, int, int]
+FeatureShape = tuple[int, int, int] | tuple[int, int]  # of a map, or (tokens, channels)
 
 
 class _Part(BaseModel):
@@ -77,8 +78,8 @@ class Block(_Part):
 class LibraryStage(_Part):
     """One stage: what the reference fixes, and what may stand there."""
 
-    input: Shape
-    output: Shape
+    input: FeatureShape
+    output: FeatureShape
     blocks: list[Block]
 
 

@@ -138,6 +138,17 @@ def test_recalibration_leaves_weights_and_momentum(network: StagedNetwork, data:
     assert not any(module.training for module in network.modules())
 
 
+def test_dropout_does_not_disturb_recalibration(data: ImageData) -> None:
+    with seeded(0):
+        network = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(1, momentum=0.3))
+    recalibrate(network.train(), data.calibration)
+    images = data.calibration.dataset[torch.arange(len(data.calibration))][0]  # type: ignore[index]
+    norm: Any = network[1]
+    torch.testing.assert_close(norm.running_mean, images.mean((0, 2, 3)))
+    assert norm.momentum == 0.3
+    assert not any(module.training for module in network.modules())
+
+
 def test_schedules() -> None:
     def rates(name: Any) -> list[float]:
         parameter = nn.Parameter(torch.zeros(1))
@@ -284,13 +295,19 @@ def test_shards_make_the_batches_of_the_split(data: ImageData, size: int) -> Non
         }
 
 
-def test_shard_repeats_a_batch_where_all_images_of_one_are_broken() -> None:
+@pytest.mark.parametrize(
+    ("broken", "expected"),
+    [((9, 11), [[1, 3], [5, 7], [5, 7], [13, 15]]), ((1, 3, 5, 7), [[9, 11]] * 3 + [[13, 15]])],
+)
+def test_shard_repeats_a_batch_where_all_images_of_one_are_broken(
+    broken: tuple[int, ...], expected: list[list[int]]
+) -> None:
     class Images(Dataset[Any]):
         def __len__(self) -> int:
             return 400
 
         def __getitem__(self, index: int) -> Any:
-            if index in (9, 11):
+            if index in broken:
                 return BrokenImage(f"{index}.png", "torn")
             return torch.full((1, 2, 2), float(index)), index
 
@@ -301,7 +318,7 @@ def test_shard_repeats_a_batch_where_all_images_of_one_are_broken() -> None:
     )
     assert len(first) == len(second) == 100
     assert first[2] == [8, 10]
-    assert second[1:4] == [[5, 7], [5, 7], [13, 15]]
+    assert second[:4] == expected
 
 
 def test_workers_share_a_batch_evenly_and_are_there(config: RunConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -38,6 +39,13 @@ def point(name: str, median_ms: float, accuracy: float | None) -> dict[str, Any]
         "weights": f"networks/{name}.safetensors" if finetuned else None,
         "onnx": f"networks/{name}.onnx" if finetuned else None,
     }
+
+
+def test_stages_of_a_transformer_have_tokens_and_channels() -> None:
+    values = results().model_dump(mode="json")
+    values["library"]["stages"][0] |= {"input": [197, 192], "output": [197, 192]}
+    (stage,) = Results.model_validate_json(json.dumps(values)).library.stages
+    assert (stage.input, stage.output) == ((197, 192), (197, 192))
 
 
 def results(*, simulated: bool = False, text: str = "plain") -> Results:

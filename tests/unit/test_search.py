@@ -17,7 +17,7 @@ from onnx import compose
 from donna_ray.assemble import untrained
 from donna_ray.config import RunConfig, SearchConfig
 from donna_ray.errors import ConfigError, DonnaError
-from donna_ray.export import export_onnx, onnx_error
+from donna_ray.export import check_onnx_error, export_onnx, onnx_error
 from donna_ray.finetune import spread_over
 from donna_ray.lowering import Lowering, stitch
 from donna_ray.network import StagedNetwork
@@ -74,7 +74,7 @@ def test_export_equals_torch_and_notices_other_weights(
     assert onnx_error(model, network, images) <= 1e-4
     next(network.head.parameters()).add_(0.5)
     with pytest.raises(DonnaError, match="differs by"):
-        onnx_error(model, network, images)
+        check_onnx_error(onnx_error(model, network, images))
 
 
 def test_stitched_model_is_the_reference_with_these_blocks(
