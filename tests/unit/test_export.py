@@ -64,7 +64,7 @@ OWN = """
             return self.scale * x
 
     @register_block(
-        "exported_own", ("kernel",), allowed=lambda kernel: kernel % 2 == 1
+        "NAME", ("kernel",), allowed=lambda kernel: kernel % 2 == 1
     )
     def own(in_channels, out_channels, stride, *, kernel):
         check_one_of("kernel", kernel, (1, 3))
@@ -110,8 +110,9 @@ class Finished:
         StepFolder(self.root, "finetune", inputs).commit({"networks": networks}, [], 0.0)
 
 
-def own_family(path: Path) -> str:
-    path.write_text(textwrap.dedent(OWN))
+def own_family(path: Path, name: str) -> str:
+    """A file that registers the family under a name; in a process that name has one file."""
+    path.write_text(textwrap.dedent(OWN).replace("NAME", name))
     return str(path)
 
 
@@ -145,7 +146,7 @@ def check(folder: Path, network: StagedNetwork, sizes: tuple[int, ...]) -> None:
 def test_own_reference_and_own_family(tmp_path: Path) -> None:
     """By the command line, with the beginning of an id."""
     own = BlockSpec.of("exported_own", {"kernel": 3})
-    module = own_family(tmp_path / "own.py")
+    module = own_family(tmp_path / "own.py", "exported_own")
     space = {"preset": "micro", "modules": [module]}
     run = Finished(tmp_path, [INVERTED, own, BASIC], space=space)
     to = tmp_path / "out"
@@ -201,11 +202,11 @@ def test_weights_of_results_and_latency_of_their_search(tmp_path: Path) -> None:
 def test_changed_family_is_refused(tmp_path: Path) -> None:
     """The code that the network is built from gives other logits, then other weights."""
     path = tmp_path / "own.py"
-    space = {"preset": "micro", "modules": [own_family(path)]}
-    Finished(tmp_path, [BlockSpec.of("exported_own", {"kernel": 3})] * 3, space=space)
+    space = {"preset": "micro", "modules": [own_family(path, "changed_own")]}
+    Finished(tmp_path, [BlockSpec.of("changed_own", {"kernel": 3})] * 3, space=space)
+    before = path.read_text()
     for old, new in (("2.0", "2.5"), ("kernel // 2)", "kernel // 2, bias=False)")):
-        changed = textwrap.dedent(OWN).replace(old, new)
-        path.write_text(changed)
+        path.write_text(before.replace(old, new))
         start = "from donna_ray.cli import app; app()"  # a process has one code of a family
         words = ["export", str(tmp_path), "abc", "--to", str(tmp_path / "out")]
         command = [sys.executable, "-c", start, *words]
