@@ -12,10 +12,19 @@ from torch import Tensor, nn
 
 from donna_ray.errors import DonnaError
 
-__all__ = ["check_onnx_error", "export_onnx", "onnx_error", "onnx_logits"]
+__all__ = [
+    "TOLERANCE",
+    "check_onnx_error",
+    "export_onnx",
+    "logits_error",
+    "onnx_error",
+    "onnx_logits",
+]
+
+TOLERANCE = 1e-4
+"""Of ``logits_error``, between two ways to compute a network."""
 
 _OPSET = 17
-_TOLERANCE = 1e-4
 
 
 def export_onnx(
@@ -64,9 +73,7 @@ def onnx_logits(model: bytes, images: Tensor, *, batch_size: int = 1) -> Tensor:
 
 @torch.no_grad()
 def onnx_error(model: bytes, network: nn.Module, images: Tensor, *, batch_size: int = 1) -> float:
-    """Largest difference of ONNX Runtime's logits from torch's, relative to the largest of these.
-
-    Relative to 1 where all are smaller.
+    """``logits_error`` of ONNX Runtime's logits against torch's.
 
     Args:
         model: exported from the network.
@@ -74,9 +81,13 @@ def onnx_error(model: bytes, network: nn.Module, images: Tensor, *, batch_size: 
         images: (N, C, H, W).
         batch_size: how many are fed at once.
     """
-    logits = network(images)
-    error = (onnx_logits(model, images, batch_size=batch_size) - logits).abs().max()
-    return float(error / max(1.0, float(logits.abs().max())))
+    return logits_error(onnx_logits(model, images, batch_size=batch_size), network(images))
+
+
+def logits_error(logits: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest expected logit (to 1 where all are smaller)."""
+    error = (logits - expected).abs().max()
+    return float(error / expected.abs().max().clamp_min(1))
 
 
 def check_onnx_error(error: float) -> None:
@@ -85,8 +96,8 @@ def check_onnx_error(error: float) -> None:
     Raises:
         DonnaError: it is over 1e-4.
     """
-    if not error <= _TOLERANCE:
+    if not error <= TOLERANCE:
         raise DonnaError(
-            f"An exported network must give torch's logits to {_TOLERANCE} of the largest (or "
+            f"An exported network must give torch's logits to {TOLERANCE} of the largest (or "
             f"1), but differs by {error:.2e}. Its weights are kept; report the model as a defect."
         )

@@ -48,12 +48,7 @@ def library_step(run: Run, reference: Artifact) -> Artifact:
         count = sum(map(len, jobs))
         reused = count - len(making.missing())
         run.say(f"  {reused} of {count} blocks are there already")
-        while True:  # a winner of the race that fails later beats nobody
-            paused = making.race(racing) if racing else {}
-            going = [job for job in making.missing() if job.key not in paused]
-            making.finish(going, paused)
-            if not going:
-                break
+        paused = making.make()
         result = _result(space, jobs, store.records(), paused, reused)
         _check_failures(run, result)
         _check_size(run.config, result)

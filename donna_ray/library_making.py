@@ -57,18 +57,19 @@ class LibraryMaking:
         known = self._store.records()
         return [job for stage in self._jobs for job in stage if job.key not in known]
 
-    def finish(self, jobs: Sequence[BlockJob], paused: Collection[str] = ()) -> None:
-        """Distil blocks to the end, from where they were stopped if they were.
-
-        Args:
-            jobs: the blocks.
-            paused: keys of those that will not be.
-        """
-        started = self._paused.records() if jobs else {}
-        self._spread("library", jobs, paused, started=started)
+    def make(self) -> Records:
+        """Distil what is missing, but for what the race pauses; the records of these."""
+        racing = self._config.library.racing
+        while True:  # a winner of the race that fails later beats nobody
+            paused = self._race(racing) if racing else {}
+            jobs = [job for job in self.missing() if job.key not in paused]
+            if not jobs:
+                break
+            self._spread("library", jobs, paused, started=self._paused.records())
         self._paused.remove(set(self._paused.records()) & set(self._store.records()))
+        return paused
 
-    def race(self, rules: RacingConfig) -> Records:
+    def _race(self, rules: RacingConfig) -> Records:
         """Distil the missing blocks for a part; the records of those that are paused then.
 
         Blocks whose recipes have as many epochs race each other, a stage at a time. A block that
@@ -78,7 +79,7 @@ class LibraryMaking:
         entered = self._paused.records()
         jobs = [job for job in self.missing() if not _entered(entered.get(job.key), rules)]
         shorter = [key for key, record in entered.items() if record.get("share", 1) < rules.share]
-        self._spread("race", jobs, share=rules.share, started=shorter)
+        self._spread("library race", jobs, share=rules.share, started=shorter)
         known, entered = self._store.records(), self._paused.records()
         raced = entered | {key: record.get("raced", {}) for key, record in known.items()}
         lost: set[str] = set()
@@ -100,6 +101,8 @@ class LibraryMaking:
     def _spread(
         self, name: str, jobs: Sequence[BlockJob], left_out: Collection[str] = (), **how: Any
     ) -> None:
+        if not jobs:
+            return
         run, config = self._run, self._config
         macs = [self._costs[job.key]["macs"] for job in jobs]
         costs = pack_costs(run, config, self._reference, jobs, macs)
@@ -116,14 +119,7 @@ class LibraryMaking:
         done = [(total, total - open_[number]) for number, total in enumerate(totals)]
         with closing(LibraryWatch(done, run.root / "library" / "tensorboard" / name)) as watch:
             work = DistillPack(config, self._reference, self._store, self._paused, **how)
-            spread(
-                run,
-                "library" if name == "library" else f"library-{name}",
-                "blocks",
-                units,
-                work,
-                watch,
-            )
+            spread(run, name, "blocks", units, work, watch)
 
 
 def _entered(record: Mapping[str, Any] | None, rules: RacingConfig) -> bool:

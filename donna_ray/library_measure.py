@@ -51,13 +51,13 @@ def pack_costs(
         run: for the cluster.
         config: with its precision decided.
         reference: the features' source.
-        jobs: the blocks to distil.
+        jobs: the blocks to distil, at least one.
         macs: of each.
     """
     chosen = _representatives(jobs, macs)
     library, on_gpu = config.library, config.cluster.gpus_per_worker > 0
     size_is_open = on_gpu and library.pack_size is None
-    if not jobs or (len(jobs) < _WORTH * len(chosen) and not size_is_open):
+    if len(jobs) < _WORTH * len(chosen) and not size_is_open:
         return {"pack_size": library.pack_size or _CPU_PACK, "blocks": []}
     samples = [(jobs[index], macs[index]) for index in chosen]
     inputs = {

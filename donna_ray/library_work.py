@@ -52,10 +52,12 @@ class DistillPack:
         self._store, self._paused = store, paused
         self._started, self._share = frozenset(started), share
         self._reference_shares: list[float] = []
+        self._images = 0
 
     def __call__(self, jobs: list[BlockJob]) -> dict[str, Any]:
         """Do a pack; the facts are those that ``LibraryWatch`` takes."""
         self._reference_shares.clear()
+        self._images = 0
         stored = {job.key: record for job in jobs if (record := self._stored(job)) is not None}
         blocks = self._fitting([job for job in jobs if job.key not in stored], 1.0)
         failed = [block for block in blocks if block.failure is not None]
@@ -71,7 +73,7 @@ class DistillPack:
         done = [[record["stage"], record.get("nsr")] for record in stored.values()]
         return {
             "blocks": done + [[block.job.stage, block.nsr] for block in blocks],
-            "images": self._images(jobs),
+            "images": self._images,
             "reference_share": sum(shares) / len(shares) if shares else None,
         }
 
@@ -98,6 +100,7 @@ class DistillPack:
         """Distil a pack and store the blocks that did not fail."""
         reference, variance, data, cache = self._loaded
         before = self._before(jobs)
+        states = {key: state for key, (_, state) in before.items()} if factor == 1 else {}
         pack = distill_pack(
             reference,
             variance,
@@ -108,16 +111,17 @@ class DistillPack:
             cache=cache,
             learning_rate_factor=factor,
             share=self._share,
-            states={key: state for key, (_, state) in before.items()} if factor == 1 else {},
+            states=states,
         )
         if pack.reference_share is not None:
             self._reference_shares.append(pack.reference_share)
-        images = self._images(jobs if factor == 1 else [])
+        shares = [before[job.key][0]["share"] if job.key in states else 0.0 for job in jobs]
+        images = self._passes(jobs, shares)
+        self._images += images
         cost = {"seconds": pack.seconds / len(jobs), "image_passes": images / len(jobs)}
         for block in pack.blocks:
             if block.failure is None:
-                earlier = before[block.job.key][0] if block.job.key in before else None
-                self._keep(block, cost, earlier)
+                self._keep(block, cost, before.get(block.job.key, (None,))[0])
         return pack.blocks
 
     def _before(self, jobs: list[BlockJob]) -> dict[str, tuple[Record, TrainingState]]:
@@ -147,13 +151,11 @@ class DistillPack:
             facts = {**record, "share": self._share, "steps": block.state.steps}
             self._paused.put(key, facts, block.state.tensors)
 
-    def _images(self, jobs: list[BlockJob]) -> int:
-        """Images of a pass: from where the first of these blocks goes on, or from the start."""
+    def _passes(self, jobs: list[BlockJob], shares: list[float]) -> int:
+        """Images of a pack whose blocks have done these shares of their training before."""
         data, library = self._loaded[2], self._config.library
-        records = [self._paused.get(job.key) if job.key in self._started else None for job in jobs]
-        first = min((record.get("share", 0) if record else 0 for record in records), default=0)
-        epochs = max((library.recipe_of(job.spec.family).epochs for job in jobs), default=0)
-        trained = round((self._share - first) * (epochs or library.epochs) * len(data.distillation))
+        epochs = max(library.recipe_of(job.spec.family).epochs for job in jobs)
+        trained = round((self._share - min(shares)) * epochs * len(data.distillation))
         return trained + (len(data.validation) if self._share == 1 else 0)
 
     def _identity(self, job: BlockJob) -> dict[str, Any]:

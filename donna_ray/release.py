@@ -26,7 +26,14 @@ from donna_ray.assemble import untrained
 from donna_ray.config import DataConfig, ReferenceConfig, RunConfig, load_config
 from donna_ray.data import image_format
 from donna_ray.errors import DonnaError
-from donna_ray.export import check_onnx_error, export_onnx, onnx_error, onnx_logits
+from donna_ray.export import (
+    TOLERANCE,
+    check_onnx_error,
+    export_onnx,
+    logits_error,
+    onnx_error,
+    onnx_logits,
+)
 from donna_ray.network import StagedNetwork
 from donna_ray.records import Record, RecordStore
 from donna_ray.reference import outline
@@ -37,7 +44,6 @@ from donna_ray.timm_models import model_arguments
 __all__ = ["export_network"]
 
 _WEIGHTS, _ONNX, _SOURCE, _CARD = "weights.safetensors", "model.onnx", "network.py", "card.json"
-_TOLERANCE = 1e-4
 _IMAGES = 3
 _PACKAGES = ("donna-ray", "torch", "timm", "safetensors", "onnx")
 _LOAD = """
@@ -59,9 +65,8 @@ def export_network(
     """Write a finetuned network of a run for others to use.
 
     It is built from the code that is there now, and must give the logits of the ONNX model that the
-    finetuning kept: of random images, to 1e-4, like all that is compared here. The new ONNX model
-    and the Python file (in a process of its own, where this package cannot be imported) must give
-    the same.
+    finetuning kept (of random images; ``logits_error`` up to 1e-4). So must the new ONNX model and
+    the Python file, the latter in a process of its own where this package cannot be imported.
 
     Args:
         root: the run folder.
@@ -158,14 +163,14 @@ class _Finetuned:
     def check_code(self, network: StagedNetwork, images: Tensor) -> None:
         """Raise if the network is not what the finetuning exported; images (N, C, H, W)."""
         stored = self.store.root / f"{self.chosen.key}.onnx"
-        error = (onnx_logits(stored.read_bytes(), images) - network(images)).abs().max()
-        if not error <= _TOLERANCE:
+        error = logits_error(onnx_logits(stored.read_bytes(), images), network(images))
+        if not error <= TOLERANCE:
             raise self._other_code(f"its logits differ by {error:.2e}")
 
     def _other_code(self, difference: str) -> DonnaError:
         return DonnaError(
             f"A network must be built as it was finetuned (networks/{self.chosen.key}.onnx, logits "
-            f"to {_TOLERANCE}), but the code of a block family or timm has changed since the "
+            f"to {TOLERANCE}), but the code of a block family or timm has changed since the "
             f"finetuning: {difference}. Bring that code back (results.json names timm's version), "
             "or make the run again from the start (`donna run --fresh`)."
         )
@@ -279,9 +284,9 @@ def _check_source(folder: Path, images: Tensor, network: StagedNetwork) -> None:
                 f"{reason}\nA block family must need no more than functions "
                 "and classes at the top level of its file. Change it, or report this as a defect."
             )
-        error = (safetensors.torch.load_file(logits)["logits"] - network(images)).abs().max()
-    if not error <= _TOLERANCE:
+        error = logits_error(safetensors.torch.load_file(logits)["logits"], network(images))
+    if not error <= TOLERANCE:
         raise DonnaError(
-            f"The Python file of a network must give its logits to {_TOLERANCE}, but differs by "
+            f"The Python file of a network must give its logits to {TOLERANCE}, but differs by "
             f"{error:.2e}. Report this as a defect."
         )

@@ -196,16 +196,14 @@ class Course:
 
     def going(self, first: int, last: int) -> list[Student]:
         """Those that are trained in some step from `first` to `last`."""
-        if self.start >= last or self.stop < first:
-            return []
-        return [student for student in self._students if student.failure is None]
+        return [] if self.start >= last or self.stop < first else self._sound()
 
     def step(self, features: Features, number: int, precision: str) -> None:
         """Train each student on a batch; `number` is that of the step, from 1."""
         if not self.start < number <= self.stop:
             return
         self._optimizer.zero_grad(set_to_none=True)
-        for student in self.going(number, number):
+        for student in self._sound():
             device = student.weights.device
             _generator(device).manual_seed(student.seed + number)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -218,13 +216,16 @@ class Course:
 
     def states(self) -> Iterable[tuple[Student, TrainingState]]:
         """Of the students that did not fail."""
-        for student in self.going(self.stop, self.stop):
+        for student in self._sound():
             tensors = {f"block.{name}": value for name, value in student.block.state_dict().items()}
             for name, parameter in student.block.named_parameters():
                 slots = self._optimizer.state.get(parameter, {})
                 tensors |= {f"{slot}.{name}": slots[slot] for slot in _SLOTS if slot in slots}
             copies = {name: value.detach().cpu().clone() for name, value in tensors.items()}
             yield student, TrainingState(self.stop, copies)
+
+    def _sound(self) -> list[Student]:
+        return [student for student in self._students if student.failure is None]
 
     def _restore(self, student: Student) -> None:
         assert student.state is not None

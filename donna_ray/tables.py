@@ -123,8 +123,8 @@ def print_suggestions(facts: Facts) -> None:
     total = facts["samples"] + len(rows)
     console.print(
         f"{facts['samples']} architectures are finetuned. Gains are of the mean over the space, by "
-        "an architecture and those before it. With predictor.sampling 'informed' the run finetunes "
-        f"these once predictor.samples is {total}."
+        "an architecture and those before it. With predictor.sampling 'informed', and without "
+        f"predictor.tau_interval, the run finetunes these once predictor.samples is {total}."
     )
 
 

@@ -20,7 +20,6 @@ command goes on where it was stopped. Prints a table and, last, one JSON line.
 import argparse
 import json
 import os
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +28,13 @@ from typing import Any
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin stand still on a host that is shared
 
 import numpy as np
+from bench_predictor_config import config_of
 from bench_predictor_report import Curve, render, summary, table_of
 from rich.console import Console
 
 from donna_ray.artifacts import Artifact, digest, write_json
 from donna_ray.assemble import library_space, untrained
-from donna_ray.config import ClusterConfig, RunConfig, TrainingConfig
+from donna_ray.config import RunConfig, TrainingConfig
 from donna_ray.data import load_data
 from donna_ray.finetune import FinetuneJob, finetune, jobs_of
 from donna_ray.library import library_step
@@ -123,7 +123,7 @@ def _options() -> Any:
 
 
 def _measure(options: Any) -> dict[str, Any]:
-    config = _config(options)
+    config = config_of(options)
     recipe = config.finetune
     with Run(config, options.out) as run:
         reference = reference_step(run)
@@ -147,69 +147,6 @@ def _measure(options: Any) -> dict[str, Any]:
         "finetune_epoch_ratios": ratios,
     }
     return facts | _figures(sets, pooled, first, second, options)
-
-
-def _config(options: Any) -> RunConfig:
-    activations = ["relu", "silu"] if options.blocks == 48 else ["silu"]
-    blocks = {
-        "kernel": [3, 5],
-        "expansion": [2, 4, 6],
-        "depth": [1, 2],
-        "activation": activations,
-        "squeeze_excite": [False, True],
-    }
-    images = _images(options)
-    return RunConfig.model_validate(
-        {
-            "name": "bench-predictor",
-            "seed": options.seed,
-            "data": {
-                "source": str(images),
-                "unlabelled": str(images / "library.tar"),
-                "augmentation": None,
-                "image_size": 32,
-            },
-            "reference": {
-                "model": "donna_micro",
-                "training": {"epochs": options.reference_epochs, "batch_size": 64},
-            },
-            "space": {"blocks": [{"family": "inverted_residual", "options": blocks}]},
-            "library": {"epochs": options.library_epochs, "precision": "fp32"},
-            "finetune": {
-                "epochs": options.epochs,
-                "batch_size": 64,
-                "learning_rate": 2e-3,
-                "precision": "fp32",
-            },
-            "cluster": ClusterConfig(workers=options.workers).model_dump(),
-        }
-    )
-
-
-def _images(options: Any) -> Path:
-    """A folder with the wanted share of the images, every so many of them."""
-    counts = {
-        "train": options.images,
-        "library": options.library_images,
-        "validation": options.validation_images,
-    }
-    folder: Path = options.out / "images" / "-".join(map(str, counts.values()))
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, count in counts.items():
-        source = "validation" if name == "validation" else "train"
-        target = folder / f"{name}.tar"
-        if not target.exists():
-            _copy_images(options.data / f"{source}.tar", target, count)
-    return folder.resolve()
-
-
-def _copy_images(source: Path, target: Path, count: int) -> None:
-    temporary = target.with_suffix(".part")
-    with tarfile.open(source) as tar, tarfile.open(temporary, "w") as out:
-        members = sorted((each for each in tar if each.isfile()), key=lambda each: each.name)
-        for index in np.linspace(0, len(members) - 1, min(count, len(members))).astype(int):
-            out.addfile(members[index], tar.extractfile(members[index]))
-    temporary.replace(target)
 
 
 @dataclass(frozen=True)

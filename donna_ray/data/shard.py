@@ -33,20 +33,10 @@ class SplitShard(Split):
         values = {field.name: getattr(split, field.name) for field in fields(split) if field.init}
         return cls(**values, rank=rank, size=size)
 
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        shuffle_seed: int | None = None,
-        epoch: int = 0,
-        start: int = 0,
+    def _streamed(
+        self, stream: ImageStream, batch_size: int, shuffle_seed: int | None, epoch: int
     ) -> Iterator[Batch]:
-        """This part of each batch of the pass, as many in every process."""
-        whole = super().batches(batch_size, shuffle_seed=shuffle_seed, epoch=epoch, start=start)
-        if not isinstance(self.dataset, ImageStream):
-            yield from whole
-            return
-        for images, labels in whole:
+        for images, labels in super()._streamed(stream, batch_size, shuffle_seed, epoch):
             yield images[self.rank :: self.size], labels[self.rank :: self.size]
 
     def _order(self, batch_size: int, shuffle_seed: int | None, epoch: int) -> list[np.ndarray]:

@@ -22,8 +22,8 @@ __all__ = ["suggestions"]
 def suggestions(folder: Path, count: int) -> dict[str, Any]:
     """The architectures whose finetuning would tell the predictor of a run most.
 
-    With `predictor.sampling: informed`, a run whose `predictor.samples` is raised by `count`
-    finetunes just these.
+    With `predictor.sampling: informed` and no `tau_interval`, a run whose `predictor.samples` is
+    raised by `count` finetunes just these, unless its predictor was kept from a smaller space.
 
     Args:
         folder: of a run whose predictor is finished; it is held for the time.
