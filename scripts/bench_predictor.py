@@ -81,10 +81,11 @@ def main() -> None:
         if name not in ("data", "out", "json", "render", "smoke", "workers")
     }
     results = {**_measure(options), "settings": settings}
+    short = summary(results)
     if options.json:
-        write_json(options.json, results)
+        write_json(options.json, {**short, "details": results})
     Console().print(table_of(results))
-    print(json.dumps(summary(results)))
+    print(json.dumps(short))
 
 
 def _options() -> Any:

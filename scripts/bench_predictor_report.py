@@ -88,7 +88,7 @@ def table_of(results: dict[str, Any]) -> Table:
 
 def render(source: Path, page: Path) -> None:
     """Write the results into their section of a page, which is made where it is missing."""
-    section = f"{_BEGIN}\n{_section(json.loads(source.read_text()))}{_END}\n"
+    section = f"{_BEGIN}\n{_section(json.loads(source.read_text())['details'])}{_END}\n"
     text = page.read_text() if page.exists() else "# Results\n\n"
     before, begin, rest = text.partition(_BEGIN)
     after = rest.partition(f"{_END}\n")[2] if begin else ""

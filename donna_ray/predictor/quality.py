@@ -11,7 +11,14 @@ from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
 from donna_ray.predictor.model import Floats
 
-__all__ = ["baseline_quality", "kendall_tau", "quality", "tau"]
+__all__ = [
+    "baseline_quality",
+    "comparable",
+    "held_out_quality",
+    "kendall_tau",
+    "quality",
+    "tau",
+]
 
 Draws = NDArray[np.int64]
 Estimate = dict[str, float]
@@ -24,7 +31,7 @@ def quality(predicted: Floats, measured: Floats, seed: int) -> dict[str, Estimat
     """Kendall's tau-b, Spearman's rho, mean squared error and R2 of held-out predictions.
 
     Args:
-        predicted: (n,), each by a fit without it.
+        predicted: (n,), by one fit to others.
         measured: (n,), fractions.
         seed: of the resamples.
 
@@ -33,6 +40,25 @@ def quality(predicted: Floats, measured: Floats, seed: int) -> dict[str, Estimat
         are equal, R2 where all measured ones are.
     """
     return {**_ranking(predicted, measured, seed), **_closeness(predicted, measured, seed)}
+
+
+def held_out_quality(held_out: Floats, measured: Floats, seed: int) -> dict[str, Estimate]:
+    """The same of leave-one-out predictions, which are ranked as ``comparable`` makes them."""
+    ranking = _ranking(comparable(held_out, measured), measured, seed)
+    return {**ranking, **_closeness(held_out, measured, seed)}
+
+
+def comparable(held_out: Floats, measured: Floats) -> Floats:
+    """Leave-one-out predictions (n,), each less the mean accuracy of the others.
+
+    The fit without a good sample has a lower mean than that without a bad one, so the predictions
+    as they are order even pure noise, and order it backwards.
+
+    Args:
+        held_out: (n,), each by a fit to the other samples.
+        measured: (n,).
+    """
+    return held_out - (measured.sum() - measured) / (len(measured) - 1)
 
 
 def baseline_quality(figure: Floats, measured: Floats, seed: int) -> dict[str, Estimate]:

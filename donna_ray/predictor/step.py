@@ -11,7 +11,7 @@ from donna_ray.finetune import FinetuneJob, finetune, jobs_of, network_store
 from donna_ray.predictor.design import design
 from donna_ray.predictor.fitting import fit
 from donna_ray.predictor.model import Floats
-from donna_ray.predictor.quality import baseline_quality, kendall_tau, quality
+from donna_ray.predictor.quality import baseline_quality, comparable, held_out_quality, kendall_tau
 from donna_ray.run import Run
 from donna_ray.space import Architecture, encode
 
@@ -86,7 +86,8 @@ def _finetuned(
 
 def _is_narrow(run: Run, nsr: Floats, records: Sequence[Mapping[str, Any]]) -> bool:
     measured = np.array([record["accuracy"] for record in records])
-    tau = kendall_tau(fit(nsr, measured)[1], measured, run.config.seed)
+    held_out = comparable(fit(nsr, measured)[1], measured)
+    tau = kendall_tau(held_out, measured, run.config.seed)
     width = tau["high"] - tau["low"]
     limit = run.config.predictor.tau_interval
     run.say(
@@ -129,7 +130,7 @@ def _result(
     measured = np.array([record["accuracy"] for record in records])
     predictor, held_out = fit(nsr, measured)
     guesses = np.stack([held_out, *predictor.held_out_interval(nsr, held_out)], axis=1)
-    qualities = {"predictor": quality(held_out, measured, seed)} | {
+    qualities = {"predictor": held_out_quality(held_out, measured, seed)} | {
         name: baseline_quality(figure, measured, seed)
         for name, figure in _baselines(records, nsr).items()
     }

@@ -15,7 +15,7 @@ from donna_ray.predictor import AccuracyPredictor, fit, kendall_tau
 from donna_ray.predictor.design import design, suggest
 from donna_ray.predictor.fitting import predicted_by_fit
 from donna_ray.predictor.model import Floats
-from donna_ray.predictor.quality import baseline_quality, quality, tau
+from donna_ray.predictor.quality import baseline_quality, held_out_quality, quality, tau
 from donna_ray.space import SearchSpace, encode
 
 DATA = Path(__file__).parent / "data"
@@ -165,6 +165,18 @@ def test_bootstrap_intervals_are_those_of_scipy_and_sklearn() -> None:
         low, high = np.percentile(values, [2.5, 97.5])
         expected = {"value": statistic(predicted, measured), "low": low, "high": high}
         assert found[name] == pytest.approx(expected), name
+
+
+def test_held_out_predictions_of_noise_are_not_ranked_by_their_means() -> None:
+    raw, ranked = [], []
+    for seed in range(12):
+        generator = np.random.default_rng(seed)
+        nsr, noise = generator.uniform(0.1, 1, (24, 4)), generator.normal(0.8, 0.01, 24)
+        held_out = fit(nsr, noise)[1]
+        raw.append(tau(held_out, noise))
+        ranked.append(held_out_quality(held_out, noise, 0)["kendall_tau"]["value"])
+    assert np.mean(raw) < -0.35
+    assert abs(np.mean(ranked)) < 0.2
 
 
 def test_baseline_ranks_by_itself_and_is_close_as_a_line() -> None:
