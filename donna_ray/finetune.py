@@ -6,6 +6,7 @@ The loss is KL(teacher || student) on logits plus the cross entropy (DONNA, sect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from donna_ray.checkpoints import Checkpoints
 from donna_ray.complexity import complexity
 from donna_ray.config import FinetuneRecipe, RunConfig
 from donna_ray.data import ImageData, load_data
+from donna_ray.errors import DonnaError
 from donna_ray.export import check_onnx_error, export_onnx, onnx_error
 from donna_ray.group import Group, current_group
 from donna_ray.library import library_store
@@ -27,7 +29,7 @@ from donna_ray.records import RecordStore
 from donna_ray.reference import load_reference
 from donna_ray.run import Run
 from donna_ray.space import Architecture, BlockSpec, SearchSpace
-from donna_ray.trainer import Trainer, recalibrate
+from donna_ray.trainer import Trainer, calibrating, recalibrate
 from donna_ray.training import Loss, accuracy, device_of, network_input
 from donna_ray.workers import Unit, spread
 
@@ -216,6 +218,7 @@ class _FinetuneNetwork:
         loss = distillation_loss(reference)
         trainer = Trainer(network, data, self._recipe, self._config.seed, loss, group)
         self._train(job.key, trainer, group)
+        measured = 2 * (calibrating(data.calibration) + len(data.validation))  # before and after
         record = {
             "architecture": job.architecture_id,
             "blocks": [spec.to_json() for spec in job.specs],
@@ -224,7 +227,7 @@ class _FinetuneNetwork:
             "seed": self._config.seed,
             "zero_shot_accuracy": reached,
             "epochs": trainer.epoch,
-            "cost": {"image_passes": trainer.epoch * len(data.train) + 2 * len(data.validation)},
+            "cost": {"image_passes": trainer.image_passes + measured},
         }
         if group.first:
             self._keep(job.key, trainer.result(), data, record)
@@ -248,11 +251,13 @@ class _FinetuneNetwork:
         images, _ = next(data.validation.batches(_CHECKED_IMAGES))
         shape = images.shape[1:]
         model = export_onnx(network, shape)
-        measured = {
-            "accuracy": final,
-            **complexity(network, shape),
-            "onnx_error": onnx_error(model, network, network_input(images, torch.device("cpu"))),
-        }
+        error = onnx_error(model, network, network_input(images, torch.device("cpu")))
+        if not isfinite(error):
+            raise DonnaError(
+                f"A finetuned network must have finite logits, but {record['architecture']} does "
+                "not. Lower the recipe's learning_rate."
+            )
+        measured = {"accuracy": final, **complexity(network, shape), "onnx_error": error}
         self._store.put(key, record | measured, network.state_dict(), files={"onnx": model})
 
     @cached_property

@@ -28,7 +28,7 @@ from donna_ray.training import (
     train_epoch,
 )
 
-__all__ = ["Trainer", "recalibrate"]
+__all__ = ["Trainer", "calibrating", "recalibrate"]
 
 _BATCH, _BATCHES = 256, 64  # of the images that give BatchNorm its statistics
 
@@ -39,6 +39,8 @@ class Trainer:
     Attributes:
         network: what is trained.
         epoch: how many epochs are done.
+        image_passes: images that went through the network so far, in training and in the
+            measurements of a patience.
 
     Args:
         network: maps images (N, C, H, W) to logits (N, classes); on its device.
@@ -87,6 +89,14 @@ class Trainer:
         """Whether all epochs are done, or the patience has run out."""
         patience = self._recipe.patience or self._recipe.epochs
         return self.epoch == self._recipe.epochs or self.epoch - self._best_epoch >= patience
+
+    @property
+    def image_passes(self) -> int:
+        data = self._data
+        compared = 0
+        if self._recipe.patience is not None:
+            compared = calibrating(data.calibration) + len(data.validation)
+        return self.epoch * (len(data.train) + compared)
 
     def train_epoch(self) -> None:
         """Train for one epoch.
@@ -200,6 +210,11 @@ def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
     if value.shape != parameter.shape:
         return value  # the count of steps
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value).detach()
+
+
+def calibrating(images: Split) -> int:
+    """How many images ``recalibrate`` takes."""
+    return min(len(images), _BATCH * _BATCHES)
 
 
 def recalibrate(network: nn.Module, images: Split) -> None:

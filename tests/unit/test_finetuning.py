@@ -26,7 +26,7 @@ from donna_ray.data import ImageData, Split, load_data
 from donna_ray.data.images import BrokenImage
 from donna_ray.data.shard import SplitShard
 from donna_ray.errors import DonnaError
-from donna_ray.finetune import distillation_loss, jobs_of
+from donna_ray.finetune import distillation_loss, finetune_step, jobs_of, network_store
 from donna_ray.network import StagedNetwork
 from donna_ray.run import Run
 from donna_ray.space import SearchSpace
@@ -328,3 +328,43 @@ def test_workers_share_a_batch_evenly_and_are_there(config: RunConfig) -> None:
     values["finetune"]["workers_per_network"] = 4
     with pytest.raises(ValidationError, match=r"at most cluster\.workers"):
         RunConfig.model_validate(values)
+
+
+def test_network_whose_onnx_file_differs_is_not_delivered(
+    config: RunConfig, space: SearchSpace, tmp_path: Path
+) -> None:
+    stages = [
+        [
+            {"key": f"{number}-{index}", "block": spec.to_json()}
+            for index, spec in enumerate(choices)
+        ]
+        for number, choices in enumerate(stage.choices for stage in space.stages)
+    ]
+    shapes = [[stage.shape.input, stage.shape.output] for stage in space.stages]
+    architecture = (0,) * len(stages)
+    reference, library, search = (
+        Artifact(name, tmp_path, result, {}, 0.0)
+        for name, result in {
+            "reference": {},
+            "library": {"shapes": shapes, "stages": stages},
+            "search": {"front": [{"architecture": architecture}]},
+        }.items()
+    )
+    settings = config.model_copy(
+        update={"finetune": config.finetune.model_copy(update={"precision": "fp32"})}
+    )
+    with Run(settings, tmp_path) as run:
+        (job,) = jobs_of(run, reference, library, space, [architecture], settings.finetune)
+        record = {
+            "accuracy": 0.9,
+            "zero_shot_accuracy": 0.5,
+            "onnx_error": 2e-4,
+            "cost": {"image_passes": 1},
+        }
+        network_store(run).put(job.key, record, {"weight": torch.zeros(1)})
+        with pytest.raises(DonnaError, match=r"differs by 2\.00e-04"):
+            finetune_step(run, reference, library, search)
+        good = record | {"onnx_error": 9e-5}
+        network_store(run).put(job.key, good, {"weight": torch.zeros(1)})
+        result = finetune_step(run, reference, library, search).result
+    assert result["networks"][space.id_of(architecture)]["accuracy"] == 0.9

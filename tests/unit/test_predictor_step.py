@@ -40,10 +40,13 @@ def library(space: SearchSpace, tmp_path: Path) -> Artifact:
     return Artifact("library", tmp_path, {"shapes": shapes, "stages": stages}, {}, 0.0)
 
 
-def finetuned_run(config: RunConfig, folder: Path, library: Artifact, **settings: Any) -> Run:
+def finetuned_run(
+    config: RunConfig, folder: Path, library: Artifact, slope: float = 0.1, **settings: Any
+) -> Run:
     """A run in whose folder the networks of the whole budget are finetuned.
 
-    No network trains where a record is missing: the reference is none.
+    Their accuracy falls with the sum of NSR by the slope. No network trains where a record is
+    missing: the reference is none.
     """
     predictor = config.predictor.model_copy(
         update={"samples": BUDGET, "precision": "fp32", **settings}
@@ -58,7 +61,7 @@ def finetuned_run(config: RunConfig, folder: Path, library: Artifact, **settings
     noise = np.random.default_rng(1).normal(0, 0.002, BUDGET)
     for job, nsr, error in zip(jobs, encode(architectures, table), noise, strict=True):
         record = {
-            "accuracy": 0.9 - 0.1 * float(nsr.sum()) + error,
+            "accuracy": 0.9 - slope * float(nsr.sum()) + error,
             "zero_shot_accuracy": 0.5,
             "params": 1,
             "macs": 1,
@@ -94,6 +97,15 @@ def test_rounds_end_once_tau_is_known_well_enough(
         assert again.reused
 
 
+def test_rounds_go_on_while_tau_may_be_0(
+    config: RunConfig, library: Artifact, tmp_path: Path
+) -> None:
+    with finetuned_run(config, tmp_path, library, slope=0, tau_interval=1.9) as run:
+        result = predictor_step(run, reference_of(tmp_path), library).result
+    assert result["quality"]["predictor"]["kendall_tau"]["low"] <= 0
+    assert len(result["samples"]) == BUDGET
+
+
 def test_random_sampling_takes_what_the_space_samples(
     config: RunConfig, library: Artifact, tmp_path: Path
 ) -> None:
@@ -118,3 +130,25 @@ def test_predictor_of_a_smaller_space_is_kept(
         space, table = spaces_of(library)
         informed = {space.id_of(each) for each in design(space, table, BUDGET, config.seed)}
         assert informed != {sample["id"] for sample in kept.result["samples"]}
+
+
+def test_blocks_of_samples_that_were_not_fitted_do_not_matter(
+    config: RunConfig, library: Artifact, tmp_path: Path
+) -> None:
+    space, table = spaces_of(library)
+    samples = design(space, table, BUDGET, config.seed)
+    stage, choice = next(
+        (stage, sample[stage])
+        for sample in samples[16:]
+        for stage in range(len(space.stages))
+        if sample[stage] not in {each[stage] for each in samples[:16]}
+    )
+    stages = [[dict(block) for block in each] for each in library.result["stages"]]
+    stages[stage][choice]["nsr"] *= 1.001
+    other = Artifact("library", tmp_path, library.result | {"stages": stages}, {}, 0.0)
+    with finetuned_run(config, tmp_path, library, tau_interval=1.9) as run:
+        fitted = predictor_step(run, reference_of(tmp_path), library)
+        kept = predictor_step(run, reference_of(tmp_path), other)
+    assert len(fitted.result["samples"]) == 16
+    assert kept.reused
+    assert kept.result == fitted.result
