@@ -30,6 +30,7 @@ bench: $(INSTALLED)
 	$(BIN)/python scripts/bench_space.py
 	$(BIN)/python scripts/bench_batchnorm.py
 	$(BIN)/python scripts/bench_predictions.py
+	$(BIN)/python scripts/bench_samples.py
 
 clean:
 	rm -rf .venv build *.egg-info
