@@ -25,8 +25,12 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python scripts/bench_distill.py
+	$(BIN)/python scripts/bench_racing.py
 	$(BIN)/python scripts/bench_lowering.py
 	$(BIN)/python scripts/bench_space.py
+	$(BIN)/python scripts/bench_batchnorm.py
+	$(BIN)/python scripts/bench_predictions.py
+	$(BIN)/python scripts/bench_samples.py
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -10,7 +10,9 @@ import typer
 
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.errors import ConfigError, DonnaError, MissingArtifactError, RunLockedError
+from donna_ray.export_cli import export
 from donna_ray.library_cli import app as library_app
+from donna_ray.predictor_cli import app as predictor_app
 
 __all__ = ["app", "main"]
 
@@ -23,6 +25,7 @@ config_app = typer.Typer(no_args_is_help=True, help="What a configuration may ho
 app.add_typer(config_app, name="config")
 space_app = typer.Typer(no_args_is_help=True, help="The networks that a search chooses from.")
 app.add_typer(space_app, name="space")
+app.command()(export)
 
 _STEPS = {
     "reference": "The teacher: a timm model, cut into stem, stages and head.",
@@ -139,8 +142,8 @@ def _add_step(name: str, text: str) -> typer.Typer:
 
 
 _groups = {name: _add_step(name, text) for name, text in _STEPS.items()}
-for _command in library_app.registered_commands:
-    _groups["library"].registered_commands.append(_command)
+for _name, _more in (("library", library_app), ("predictor", predictor_app)):
+    _groups[_name].registered_commands.extend(_more.registered_commands)
 
 
 @_groups["reference"].command("inspect")

@@ -1,17 +1,14 @@
 """Blockwise knowledge distillation of a pack of blocks in one pass over the data. Plain torch.
 
-    NSR = 1/C * sum_c  E[(Y_c - B_c)^2] / Var[Y_c]                       (DONNA, equation 1)
-
-Y is the reference's output of a stage, B the block's on the reference's input of that stage. The
-expectation is over images and positions; the variance is the reference's over the training data.
-One decode and one forward of the reference serve all blocks of the pack, of whatever stages.
+One decode and one forward of the reference serve all blocks of the pack, of whatever stages
+(``students`` has the loss).
 """
 
-import hashlib
+import itertools
 import math
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,29 +16,14 @@ from torch import Tensor, nn
 from donna_ray.config import LibraryConfig, TrainingConfig
 from donna_ray.data import ImageData
 from donna_ray.features import ComputedFeatures, FeatureCache, Features, FeatureSource
-from donna_ray.network import StagedNetwork, channel_sums
-from donna_ray.space import BlockSpec, StageShape, build_block
-from donna_ray.training import device_of, optimise, seeded
+from donna_ray.network import StagedNetwork
+from donna_ray.students import BlockJob, Course, Student, TrainingState, new_student
+from donna_ray.training import device_of, seeded
 
-__all__ = ["BlockJob", "DistilledBlock", "distill_pack", "inverse_variance", "noise_to_signal"]
+__all__ = ["DistilledBlock", "DistilledPack", "distill_pack"]
 
-_DEAD_CHANNEL = 1e-6  # share of the largest variance under which a channel carries no signal
-_CHECK_EVERY = 20  # steps; looking at a loss makes a GPU wait
-
-
-@dataclass(frozen=True)
-class BlockJob:
-    """A block to distil.
-
-    Attributes:
-        key: of its record; seeds its initial weights, so these do not depend on the pack.
-        stage: number of the stage, from 0.
-        spec: the block.
-    """
-
-    key: str
-    stage: int
-    spec: BlockSpec
+_CHECK_EVERY = 20  # steps; looking at a loss makes a GPU wait, and so does the clock
+_JUDGED_SHARE = 0.25  # of the steps so far: their losses are what a block in a race is judged by
 
 
 @dataclass(frozen=True)
@@ -51,36 +33,32 @@ class DistilledBlock:
     Attributes:
         job: what it was made for.
         block: the block; worthless where it failed.
-        nsr: on the validation images; None where it failed.
+        nsr: on the validation images, or, of a block that is stopped early, the mean of the last
+            quarter of its training losses; None where it failed.
         failure: why its training failed, None where it did not.
+        state: what the training goes on from where it was stopped early.
     """
 
     job: BlockJob
     block: nn.Module
     nsr: float | None
     failure: str | None
+    state: TrainingState | None = None
 
 
-def inverse_variance(variance: Tensor) -> Tensor:
-    """Weights (C,) that make a squared error a noise-to-signal ratio, averaged over channels.
+@dataclass(frozen=True)
+class DistilledPack:
+    """The blocks of a pack, in the order of the jobs.
 
-    A channel whose variance is under 1e-6 of the largest carries no signal; its ratio is undefined
-    and it is left out of the mean (a deviation from the equation, for dead channels).
+    Attributes:
+        seconds: that all of it took.
+        reference_share: of the time of the training steps that went into decoding images and the
+            reference's forward; None if there were too few steps to tell.
     """
-    alive = variance > _DEAD_CHANNEL * variance.max()
-    return torch.where(alive, 1 / variance.clamp_min(1e-30), 0) / alive.sum().clamp_min(1)
 
-
-def noise_to_signal(output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """The NSR, a float32 scalar.
-
-    Args:
-        output: of the block, (N, C, H, W) or (N, tokens, C).
-        target: the reference's, float32, same shape.
-        weights: of ``inverse_variance``, (C,).
-    """
-    noise = channel_sums((output.float() - target).square()) * (len(weights) / output.numel())
-    return (noise * weights).sum()
+    blocks: list[DistilledBlock]
+    seconds: float
+    reference_share: float | None
 
 
 def distill_pack(
@@ -93,11 +71,14 @@ def distill_pack(
     *,
     cache: FeatureCache | None = None,
     learning_rate_factor: float = 1.0,
-) -> tuple[list[DistilledBlock], float]:
+    share: float = 1.0,
+    states: Mapping[str, TrainingState] = {},
+) -> DistilledPack:
     """Train the blocks of a pack side by side and measure their NSR.
 
     A block whose loss is no longer finite is trained no further, and its failure reported; no
-    block's result depends on another.
+    block's result depends on another. One that was stopped and goes on ends with the bits of one
+    that was not.
 
     Args:
         reference: in eval mode, without gradients.
@@ -109,9 +90,8 @@ def distill_pack(
         seed: of the images' order and, with the key, of a block's weights and dropout.
         cache: features of the same data; None computes them.
         learning_rate_factor: multiplies every peak learning rate.
-
-    Returns:
-        The blocks in the order of the jobs, and the seconds that it took.
+        share: of its training after which each block is stopped, over 0 and at most 1.
+        states: what blocks that were stopped before go on from, by key.
 
     Raises:
         ValueError: the precision is `auto`, which ``measured_precision`` turns into one.
@@ -120,143 +100,127 @@ def distill_pack(
         raise ValueError("config.precision must be 'fp32' or 'bf16' here, but is 'auto'")
     started = time.perf_counter()
     source = ComputedFeatures(reference, data) if cache is None else cache
+    clock = _Clock(device_of(reference))
     with seeded(seed):
-        students = [_new_student(reference, variance, job, seed) for job in jobs]
-        courses = _courses(students, config, source, learning_rate_factor)
-        _train(courses, config, source, seed)
+        students = [
+            new_student(reference, variance, job, seed, states.get(job.key)) for job in jobs
+        ]
+        courses = _courses(students, config, source, learning_rate_factor, share)
+        _train(courses, config, source, seed, clock)
         for student in students:
             student.block.eval()
-        sound = [student for student in students if student.failure is None]
-        _evaluate(sound, config.batch_size, source)
-    blocks = [DistilledBlock(each.job, each.block, each.nsr, each.failure) for each in students]
-    return blocks, time.perf_counter() - started
-
-
-@dataclass
-class _Student:
-    """A block in training.
-
-    Attributes:
-        weights: of its stage's channels in the NSR.
-        seed: of its random numbers.
-        losses: (step, loss) since they were last looked at.
-    """
-
-    job: BlockJob
-    block: nn.Module
-    weights: Tensor
-    seed: int
-    losses: list[tuple[int, Tensor]] = field(default_factory=list)
-    nsr: float | None = None
-    failure: str | None = None
-
-    def loss(self, features: Features) -> Tensor:
-        """The NSR on a batch."""
-        output = self.block(features[self.job.stage])
-        return noise_to_signal(output, features[self.job.stage + 1], self.weights)
-
-    def look(self) -> None:
-        """Find the first loss that is not finite."""
-        values = torch.stack([loss for _, loss in self.losses]).tolist() if self.losses else []
-        for (step, _), value in zip(self.losses, values, strict=True):
-            if not math.isfinite(value) and self.failure is None:
-                self.failure = f"loss became {value} in step {step}"
-        self.losses.clear()
-
-    def conclude(self, ratio: float) -> None:
-        """Take the NSR on the validation images."""
-        if math.isfinite(ratio):
-            self.nsr = ratio
+        if share == 1:
+            sound = [student for student in students if student.failure is None]
+            _evaluate(sound, config.batch_size, source)
+            blocks = [DistilledBlock(one.job, one.block, one.nsr, one.failure) for one in students]
         else:
-            self.failure = f"NSR of the validation images became {ratio}"
+            blocks = _stopped(students, courses)
+    return DistilledPack(blocks, time.perf_counter() - started, clock.share())
 
 
-class _Course:
-    """Students of one recipe, and their optimizer."""
-
-    def __init__(self, students: list[_Student], recipe: TrainingConfig, steps: int) -> None:
-        self.epochs = recipe.epochs
-        self._students = students
-        parameters = [value for student in students for value in student.block.parameters()]
-        self._optimizer, self._schedule = optimise(parameters, recipe, recipe.epochs * steps)
-
-    def students(self) -> list[_Student]:
-        """Those that are still trained."""
-        return [student for student in self._students if student.failure is None]
-
-    def step(self, features: Features, number: int, precision: str) -> None:
-        """Train each student on a batch; `number` is that of the step, from 1."""
-        self._optimizer.zero_grad(set_to_none=True)
-        for student in self.students():
-            device = student.weights.device
-            _generator(device).manual_seed(student.seed + number)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                loss = student.loss(features)
-            loss.backward()
-            student.losses.append((number, loss.detach()))
-        self._optimizer.step()
-        self._schedule.step()
-
-
-def _new_student(
-    reference: StagedNetwork, variance: Sequence[Tensor], job: BlockJob, seed: int
-) -> _Student:
-    device = device_of(reference)
-    derived = hashlib.sha256(f"{seed}/{job.key}".encode()).digest()
-    own_seed = int.from_bytes(derived[:7], "big")
-    block = _new_block(job, reference.shapes[job.stage], own_seed).to(device)
-    return _Student(job, block, inverse_variance(variance[job.stage].to(device)), own_seed)
-
-
-def _new_block(job: BlockJob, shape: StageShape, seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    return build_block(job.spec, shape).to(memory_format=torch.channels_last).train()
+def _stopped(students: Sequence[Student], courses: Sequence[Course]) -> list[DistilledBlock]:
+    states = {student.job.key: state for course in courses for student, state in course.states()}
+    blocks = []
+    for student in students:
+        judged = student.history[-math.ceil(_JUDGED_SHARE * len(student.history)) :]
+        nsr = sum(judged) / len(judged) if student.failure is None else None
+        state = states.get(student.job.key)
+        blocks.append(DistilledBlock(student.job, student.block, nsr, student.failure, state))
+    return blocks
 
 
 def _courses(
-    students: Iterable[_Student], config: LibraryConfig, source: FeatureSource, factor: float
-) -> list[_Course]:
-    groups: dict[TrainingConfig, list[_Student]] = {}
+    students: Iterable[Student],
+    config: LibraryConfig,
+    source: FeatureSource,
+    factor: float,
+    share: float,
+) -> list[Course]:
+    groups: dict[tuple[TrainingConfig, int], list[Student]] = {}
     for student in students:
         recipe = config.recipe_of(student.job.spec.family)
         scaled = recipe.model_copy(update={"learning_rate": factor * recipe.learning_rate})
-        groups.setdefault(scaled, []).append(student)
+        groups.setdefault((scaled, student.start), []).append(student)
     steps = source.steps(config.batch_size)
-    return [_Course(group, recipe, steps) for recipe, group in groups.items()]
+    return [Course(group, recipe, steps, share) for (recipe, _), group in groups.items()]
 
 
 def _train(
-    courses: Sequence[_Course], config: LibraryConfig, source: FeatureSource, seed: int
+    courses: Sequence[Course],
+    config: LibraryConfig,
+    source: FeatureSource,
+    seed: int,
+    clock: "_Clock",
 ) -> None:
-    number = 0
-    for epoch in range(max(course.epochs for course in courses)):
-        going = [course for course in courses if epoch < course.epochs]
-        students = [student for course in going for student in course.students()]
+    steps = source.steps(config.batch_size)
+    first, last = min(each.start for each in courses), max(each.stop for each in courses)
+    for epoch in range(first // steps, math.ceil(last / steps)):
+        before = epoch * steps
+        students = [one for each in courses for one in each.going(before + 1, before + steps)]
         if not students:
-            return
-        numbers = _numbers(students)
-        for features in source.training(config.batch_size, numbers, seed=seed, epoch=epoch):
-            number += 1
-            for course in going:
+            continue
+        skipped = max(first - before, 0)
+        batches = source.training(
+            config.batch_size, _numbers(students), seed=seed, epoch=epoch, start=skipped
+        )
+        for number, features in clock.timed(batches, before + skipped + 1):
+            for course in courses:
                 course.step(features, number, config.precision)
             if number % _CHECK_EVERY == 0:
                 _look(students)
+            if number == last:
+                break
         _look(students)
 
 
-def _look(students: Iterable[_Student]) -> None:
+class _Clock:
+    """Which share of the steps' time goes into what is done once for all blocks of a pack.
+
+    Looks at one step in 20, since a GPU must be waited for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._reference = self._blocks = 0.0
+
+    def timed(self, batches: Iterator[Features], first: int) -> Iterator[tuple[int, Features]]:
+        """The batches, with the numbers of their steps."""
+        for number in itertools.count(first):
+            looking = number % _CHECK_EVERY == 2
+            started = self._now() if looking else 0.0
+            features = next(batches, None)
+            if features is None:
+                return
+            ready = self._now() if looking else 0.0
+            yield number, features
+            if looking:
+                self._reference += ready - started
+                self._blocks += self._now() - ready
+
+    def share(self) -> float | None:
+        """Of the reference and the decoding; None without a look."""
+        total = self._reference + self._blocks
+        return self._reference / total if total else None
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def _look(students: Iterable[Student]) -> None:
     for student in students:
         student.look()
 
 
-def _numbers(students: Iterable[_Student]) -> list[int]:
+def _numbers(students: Iterable[Student]) -> list[int]:
     """Of the features that students learn from."""
     stages = {student.job.stage for student in students}
     return sorted(stages | {stage + 1 for stage in stages})
 
 
 @torch.no_grad()
-def _evaluate(students: Sequence[_Student], batch_size: int, source: FeatureSource) -> None:
+def _evaluate(students: Sequence[Student], batch_size: int, source: FeatureSource) -> None:
     """Measure the NSR of blocks on all validation images, in eval mode."""
     if not students:
         return
@@ -267,10 +231,3 @@ def _evaluate(students: Sequence[_Student], batch_size: int, source: FeatureSour
         total, count = total.to(ratios.device) + images * ratios, count + images
     for student, ratio in zip(students, (total / count).tolist(), strict=True):
         student.conclude(ratio)
-
-
-def _generator(device: torch.device) -> torch.Generator:
-    """What layers on the device draw random numbers from."""
-    if device.type == "cuda":
-        return torch.cuda.default_generators[device.index]
-    return torch.default_generator

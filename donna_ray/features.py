@@ -39,9 +39,12 @@ class FeatureSource(Protocol):
         ...
 
     def training(
-        self, batch_size: int, numbers: Collection[int], *, seed: int, epoch: int
+        self, batch_size: int, numbers: Collection[int], *, seed: int, epoch: int, start: int = 0
     ) -> Iterator[Features]:
-        """One pass over the distillation images, in an order that depends on seed and epoch."""
+        """One pass over the distillation images, in an order that depends on seed and epoch.
+
+        `start` is the number of the first batch, from 0; those before it are left out.
+        """
         ...
 
     def validation(self, batch_size: int, numbers: Collection[int]) -> Iterator[Features]:
@@ -76,11 +79,11 @@ class ComputedFeatures:
         return self._data.distillation.steps(batch_size)
 
     def training(
-        self, batch_size: int, numbers: Collection[int], *, seed: int, epoch: int
+        self, batch_size: int, numbers: Collection[int], *, seed: int, epoch: int, start: int = 0
     ) -> Iterator[Features]:
         """See ``FeatureSource``."""
         split = self._data.distillation
-        for images, _ in split.batches(batch_size, shuffle_seed=seed, epoch=epoch):
+        for images, _ in split.batches(batch_size, shuffle_seed=seed, epoch=epoch, start=start):
             yield _forward(self._reference, images, max(numbers))
 
     def validation(self, batch_size: int, numbers: Collection[int]) -> Iterator[Features]:
@@ -125,10 +128,10 @@ class FeatureCache:
         return self._order.steps(batch_size)
 
     def training(
-        self, batch_size: int, numbers: Collection[int], *, seed: int, epoch: int
+        self, batch_size: int, numbers: Collection[int], *, seed: int, epoch: int, start: int = 0
     ) -> Iterator[Features]:
         """See ``FeatureSource``; the order is that of the images when none is broken."""
-        for rows, _ in self._order.batches(batch_size, shuffle_seed=seed, epoch=epoch):
+        for rows, _ in self._order.batches(batch_size, shuffle_seed=seed, epoch=epoch, start=start):
             yield {n: self._loaded(self._training[n].index_select(0, rows)) for n in numbers}
 
     def validation(self, batch_size: int, numbers: Collection[int]) -> Iterator[Features]:

@@ -6,25 +6,31 @@ The loss is KL(teacher || student) on logits plus the cross entropy (DONNA, sect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from donna_ray.artifacts import Artifact, Files, digest
 from donna_ray.assemble import assemble, block_keys, library_space
+from donna_ray.checkpoints import Checkpoints
 from donna_ray.complexity import complexity
-from donna_ray.config import RunConfig, TrainingConfig
-from donna_ray.data import load_data
-from donna_ray.export import export_onnx, onnx_error
+from donna_ray.config import FinetuneRecipe, RunConfig
+from donna_ray.data import ImageData, load_data
+from donna_ray.errors import DonnaError
+from donna_ray.export import check_onnx_error, export_onnx, onnx_error
+from donna_ray.group import Group, current_group
 from donna_ray.library import library_store
+from donna_ray.measure import settled_precision
 from donna_ray.network import StagedNetwork
 from donna_ray.records import RecordStore
 from donna_ray.reference import load_reference
 from donna_ray.run import Run
 from donna_ray.space import Architecture, BlockSpec, SearchSpace
-from donna_ray.training import Loss, accuracy, device_of, network_input, train
+from donna_ray.trainer import Trainer, calibrating, recalibrate
+from donna_ray.training import Loss, accuracy, device_of, network_input
 from donna_ray.workers import Unit, spread
 
 __all__ = [
@@ -68,10 +74,10 @@ def jobs_of(
     library: Artifact,
     space: SearchSpace,
     architectures: Sequence[Architecture],
-    recipe: TrainingConfig,
+    recipe: FinetuneRecipe,
 ) -> list[FinetuneJob]:
     """One job an architecture, keyed by all that decides its weights."""
-    training = recipe.model_dump(include=set(TrainingConfig.model_fields))
+    training = _settled(run, reference, recipe).model_dump(include=set(FinetuneRecipe.model_fields))
     jobs = []
     for architecture in architectures:
         blocks = block_keys(library, architecture)
@@ -87,7 +93,7 @@ def jobs_of(
 
 
 def finetune(
-    run: Run, name: str, reference: Artifact, jobs: Sequence[FinetuneJob], recipe: TrainingConfig
+    run: Run, name: str, reference: Artifact, jobs: Sequence[FinetuneJob], recipe: FinetuneRecipe
 ) -> list[dict[str, Any]]:
     """Finetune the architectures that have no record yet, on Ray Train workers.
 
@@ -99,14 +105,20 @@ def finetune(
         recipe: how long and how fast.
 
     Returns:
-        The record of each job, in order: accuracy, params, macs, cost, …
+        The record of each job, in order: `accuracy` and, of the distilled blocks as they are,
+        `zero_shot_accuracy`, both over all validation images with BatchNorm recalibrated; `params`,
+        `macs`, `onnx_error`, `epochs`, `cost`.
     """
+    recipe = _settled(run, reference, recipe)
     store = network_store(run)
     missing = [job for job in jobs if store.get(job.key) is None]
+    leftover = {job.key for job in jobs} - {job.key for job in missing}
+    Checkpoints(store.root / "unfinished").remove(*leftover)
     run.say(f"  {len(jobs) - len(missing)} of {len(jobs)} networks are finetuned already")
     blocks = library_store(run)
     work = _FinetuneNetwork(run.config, reference, recipe, blocks, store)
-    spread(run, name, "networks", [Unit(job) for job in missing], work)
+    units = [Unit(job) for job in missing]
+    spread(run, name, "networks", units, work, workers_per_unit=recipe.workers_per_network)
     return [store.get(job.key) or {} for job in jobs]
 
 
@@ -125,9 +137,12 @@ def finetune_step(run: Run, reference: Artifact, library: Artifact, search: Arti
 
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
         records = finetune(run, "finetune", reference, jobs, recipe)
+        for record in records:
+            check_onnx_error(record["onnx_error"])
         store = network_store(run)
         networks = {
             job.architecture_id: {
+                "key": job.key,
                 "accuracy": record["accuracy"],
                 "zero_shot_accuracy": record["zero_shot_accuracy"],
                 "onnx_error": record["onnx_error"],
@@ -167,6 +182,13 @@ def distillation_loss(teacher: StagedNetwork) -> Loss:
     return loss
 
 
+def _settled(run: Run, reference: Artifact, recipe: FinetuneRecipe) -> FinetuneRecipe:
+    """The recipe with its precision decided."""
+    if recipe.precision != "auto":
+        return recipe
+    return recipe.model_copy(update={"precision": settled_precision(run, reference)})
+
+
 class _FinetuneNetwork:
     """Finetunes one architecture on a worker, exports it and stores it."""
 
@@ -174,43 +196,72 @@ class _FinetuneNetwork:
         self,
         config: RunConfig,
         reference: Artifact,
-        recipe: TrainingConfig,
+        recipe: FinetuneRecipe,
         blocks: RecordStore,
         store: RecordStore,
     ) -> None:
         self._config, self._artifact, self._recipe = config, reference, recipe
         self._blocks, self._store = blocks, store
+        self._checkpoints = Checkpoints(store.root / "unfinished")
 
     def __call__(self, job: FinetuneJob) -> dict[str, Any]:
         reference, data = self._loaded
+        group = current_group()
         network = assemble(reference, job.specs, job.blocks, self._blocks)
         network.to(device_of(reference))
-        zero_shot = accuracy(network, data.validation)
-        train(
-            network,
-            data.train,
-            self._recipe,
-            seed=self._config.seed,
-            loss=distillation_loss(reference),
-        )
-        final = accuracy(network, data.validation)
-        network.cpu()
-        passes = self._recipe.epochs * len(data.train) + 2 * len(data.validation)
-        images, _ = next(data.validation.batches(_CHECKED_IMAGES))
-        model = export_onnx(network, network.input_shape)
+
+        def zero_shot() -> float:
+            recalibrate(network, data.calibration)
+            return accuracy(network, data.validation)
+
+        reached = group.from_first(zero_shot)
+        loss = distillation_loss(reference)
+        trainer = Trainer(network, data, self._recipe, self._config.seed, loss, group)
+        self._train(job.key, trainer, group)
+        measured = 2 * (calibrating(data.calibration) + len(data.validation))  # before and after
         record = {
             "architecture": job.architecture_id,
-            "accuracy": final,
-            "zero_shot_accuracy": zero_shot,
-            **complexity(network, network.input_shape),
-            "onnx_error": onnx_error(model, network, network_input(images, torch.device("cpu"))),
-            "cost": {"image_passes": passes},
+            "blocks": [spec.to_json() for spec in job.specs],
+            "reference": self._artifact.digest,
+            "recipe": self._recipe.model_dump(include=set(FinetuneRecipe.model_fields)),
+            "seed": self._config.seed,
+            "zero_shot_accuracy": reached,
+            "epochs": trainer.epoch,
+            "cost": {"image_passes": trainer.image_passes + measured},
         }
-        self._store.put(job.key, record, network.state_dict(), files={"onnx": model})
+        if group.first:
+            self._keep(job.key, trainer.result(), data, record)
+            self._checkpoints.remove(job.key)
         return {}
 
+    def _train(self, key: str, trainer: Trainer, group: Group) -> None:
+        """All epochs that are left, each followed by a checkpoint but for the last."""
+        checkpoint = group.from_first(lambda: self._checkpoints.newest(key))
+        if checkpoint is not None:
+            self._checkpoints.resume(checkpoint, trainer)
+        while not trainer.finished():
+            trainer.train_epoch()
+            if group.first and not trainer.finished():
+                self._checkpoints.save(key, trainer)
+
+    def _keep(self, key: str, network: nn.Module, data: ImageData, record: dict[str, Any]) -> None:
+        """Measure a finetuned network, export it and store it."""
+        final = accuracy(network, data.validation)
+        network.cpu()
+        images, _ = next(data.validation.batches(_CHECKED_IMAGES))
+        shape = images.shape[1:]
+        model = export_onnx(network, shape)
+        error = onnx_error(model, network, network_input(images, torch.device("cpu")))
+        if not isfinite(error):
+            raise DonnaError(
+                f"A finetuned network must have finite logits, but {record['architecture']} does "
+                "not. Lower the recipe's learning_rate."
+            )
+        measured = {"accuracy": final, **complexity(network, shape), "onnx_error": error}
+        self._store.put(key, record | measured, network.state_dict(), files={"onnx": model})
+
     @cached_property
-    def _loaded(self) -> tuple[StagedNetwork, Any]:
+    def _loaded(self) -> tuple[StagedNetwork, ImageData]:
         reference, _ = load_reference(self._config, self._artifact)
         if self._config.cluster.gpus_per_worker:
             reference.to("cuda")

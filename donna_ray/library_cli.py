@@ -47,10 +47,10 @@ def show(
 @app.command()
 def verify(place: PlaceArgument) -> None:
     """Read every file of every record; exit with 1 and the keys if any is bad."""
-    from donna_ray.library_tools import library_of
+    from donna_ray.library_tools import bad_records, library_of
 
     store = library_of(place).store
-    bad = store.verify()
+    bad = bad_records(store)
     for key in bad:
         print(key)
     print(f"records: {len(store.records())} intact, {len(bad)} torn, altered or half there")

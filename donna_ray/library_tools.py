@@ -9,11 +9,11 @@ from typing import Any
 from donna_ray.config import RunConfig, load_config
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.record_index import files_by_key
-from donna_ray.records import RecordStore, block_store
+from donna_ray.records import PAUSED, RecordStore, block_store
 from donna_ray.run import Run
 from donna_ray.space import BlockSpec
 
-__all__ = ["Library", "blocks_of", "collect_garbage", "library_of", "record_of"]
+__all__ = ["Library", "bad_records", "blocks_of", "collect_garbage", "library_of", "record_of"]
 
 Facts = dict[str, Any]
 
@@ -81,6 +81,11 @@ def blocks_of(store: RecordStore, stage: int | None = None) -> list[Facts]:
     return sorted(blocks, key=_by_stage_and_nsr)
 
 
+def bad_records(store: RecordStore) -> list[str]:
+    """Keys of records that are torn, altered or half there, those of paused blocks included."""
+    return [*store.verify(), *(f"{PAUSED}/{key}" for key in store.within(PAUSED).verify())]
+
+
 def record_of(store: RecordStore, key: str) -> Facts:
     """A record, and name and bytes of each of its files.
 
@@ -120,19 +125,22 @@ def collect_garbage(library: Library, *, dry_run: bool) -> Facts:
     held = Run(config, run) if config and run and not dry_run else nullcontext()
     with held:
         _check_is_store(library)
-        stale = store.stale_files()
+        paused = store.within(PAUSED)
+        stale, stale_paused = store.stale_files(), paused.stale_files()
         blocks_kept = _why_blocks_are_kept(library)
         blocks = _abandoned(store, run) if run and not blocks_kept else []
         files = store.files()
         groups = files_by_key(files)
         doomed = {*stale, *(f"{key}.{suffix}" for key in blocks for suffix in groups[key])}
+        left = {name: fact.size for name, fact in paused.files().items() if name in stale_paused}
         if not dry_run:
             store.remove_files(stale)
+            paused.remove_files(stale_paused)
             store.remove(blocks)
     return {
-        "stale_files": stale,
+        "stale_files": [*stale, *(f"{PAUSED}/{name}" for name in stale_paused)],
         "blocks": blocks,
-        "bytes": sum(files[name].size for name in doomed if name in files),
+        "bytes": sum(files[name].size for name in doomed if name in files) + sum(left.values()),
         "blocks_kept": blocks_kept,
         "removed": not dry_run,
     }

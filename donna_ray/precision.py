@@ -2,17 +2,14 @@
 
 import copy
 import time
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from donna_ray.network import StagedNetwork
-from donna_ray.training import device_of, seeded
+from donna_ray.training import Precision, device_of, seeded
 
-__all__ = ["Precision", "measured_precision", "step_seconds"]
-
-Precision = Literal["fp32", "bf16"]
+__all__ = ["measured_precision", "step_cost"]
 
 _GAIN = 1.2  # times faster that bf16 must be
 _REPEATS = 3
@@ -44,28 +41,33 @@ def measured_precision(reference: StagedNetwork, batch_size: int) -> Precision:
     return "bf16" if seconds["fp32"] >= _GAIN * seconds["bf16"] else "fp32"
 
 
-def step_seconds(block: nn.Module, features: Tensor, precision: Precision) -> float:
-    """Seconds of one forward and backward.
+def step_cost(block: nn.Module, features: Tensor, precision: Precision) -> tuple[float, int]:
+    """Seconds of one forward and backward, and bytes that it adds to a GPU's memory at its peak.
 
     Args:
         block: in train mode; its gradients are left empty.
         features: of its input, on its device.
         precision: of the forward.
     """
+    on_gpu = features.device.type == "cuda"
     _wait(features.device)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(features.device)
+    before = torch.cuda.memory_allocated(features.device) if on_gpu else 0
     started = time.perf_counter()
     with torch.autocast(features.device.type, torch.bfloat16, enabled=precision == "bf16"):
         output = block(features)
     output.float().square().mean().backward()
     _wait(features.device)
     seconds = time.perf_counter() - started
+    peak = torch.cuda.max_memory_allocated(features.device) if on_gpu else 0
     block.zero_grad(set_to_none=True)
-    return seconds
+    return seconds, peak - before
 
 
 def _quickest(block: nn.Module, features: Tensor) -> dict[Precision, float]:
     ways: tuple[Precision, ...] = ("fp32", "bf16")
-    runs = [{way: step_seconds(block, features, way) for way in ways} for _ in range(_REPEATS + 1)]
+    runs = [{way: step_cost(block, features, way)[0] for way in ways} for _ in range(_REPEATS + 1)]
     return {way: min(run[way] for run in runs[1:]) for way in ways}  # the first one warms up
 
 

@@ -69,7 +69,8 @@ class Progress:
         elif time.monotonic() - self._last_line >= _LINE_EVERY_S:
             self._last_line = time.monotonic()
             words = f"{done}/{self._total} {self._unit}{self._left()}"
-            self._console.print(f"  {self._name}: {words}{'; ' if note else ''}{note}")
+            line = f"  {self._name}: {words}{'; ' if note else ''}{note}"
+            self._console.print(line, soft_wrap=True)
 
     @contextmanager
     def following(self, done: Callable[[], int]) -> Iterator[None]:

@@ -35,9 +35,12 @@ from donna_ray.record_index import (
 )
 from donna_ray.storage import FileFact, Storage, is_temporary
 
-__all__ = ["RecordStore", "block_store"]
+__all__ = ["PAUSED", "Record", "RecordStore", "block_store"]
 
 Record = dict[str, Any]
+
+PAUSED = "paused"
+"""The folder of a block store that holds the states of blocks that were stopped early."""
 
 _RECORD, _WEIGHTS = "json", "safetensors"
 _KEY, _SUFFIX = re.compile(r"[\w-]+"), re.compile(r"[\w.-]+")
@@ -57,7 +60,14 @@ class RecordStore:
     """
 
     def __init__(self, url: str | Path) -> None:
-        self._storage = Storage(url)
+        self._storage, self._place = Storage(url), str(url)
+
+    def within(self, folder: str) -> "RecordStore":
+        """The store in a folder of this one."""
+        local = self._storage.local
+        return RecordStore(
+            f"{self._place.rstrip('/')}/{folder}" if local is None else local / folder
+        )
 
     @property
     def url(self) -> str:

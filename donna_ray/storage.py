@@ -69,6 +69,8 @@ def is_temporary(name: str) -> bool:
 class Storage:
     """One folder. Picklable; several processes may write different files at once.
 
+    A ``Path`` is on this machine's filesystem, whatever is in it; a string may be a URL.
+
     A filesystem that refuses is asked again, with growing pauses, for up to a minute. What it does
     then, and at once on a full disk, is a ``DonnaError``.
 
@@ -81,7 +83,7 @@ class Storage:
     """
 
     def __init__(self, url: str | Path) -> None:
-        filesystem, path = _filesystem(str(url))
+        filesystem, path = _filesystem(url)
         self.local = Path(path) if isinstance(filesystem, LocalFileSystem) else None
         self.url = path if self.local else re.sub(r"//[^/@]*@", "//", str(url))
         self._files: _Files = _Local(self.local) if self.local else _Remote(filesystem, path)
@@ -264,7 +266,9 @@ def _os_errors() -> Iterator[None]:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
+def _filesystem(url: str | Path) -> tuple[Any, str]:
+    if isinstance(url, Path):  # fsspec would take one with `::` in it for a chained URL
+        return LocalFileSystem(), os.path.abspath(url.expanduser())
     try:
         filesystem, path = fsspec.url_to_fs(url)
     except (ImportError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The facts of ``overview`` and ``library_tools`` as tables for a terminal."""
+"""The facts of ``overview``, ``library_tools`` and ``predictor`` as tables for a terminal."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -8,11 +8,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["print_blocks", "print_record", "print_reference", "print_space"]
+__all__ = ["print_blocks", "print_record", "print_reference", "print_space", "print_suggestions"]
 
 Facts = dict[str, Any]
 
-_NUMBERS = ("stride", "params", "MACs", "share", "NSR", "seconds", "bytes")
+_FALLS = ("variance falls by", "interval narrows by")
+_NUMBERS = ("stride", "params", "MACs", "share", "NSR", "seconds", "bytes", *_FALLS)
 
 
 def print_reference(facts: Facts) -> None:
@@ -104,6 +105,27 @@ def print_record(facts: Facts) -> None:
         console.print(f"{name}: {json.dumps(value)}", markup=False)
     rows = [(file["name"], str(file["bytes"])) for file in facts["files"]]
     console.print(_table(("file", "bytes"), rows))
+
+
+def print_suggestions(facts: Facts) -> None:
+    """The result of ``predictor.suggestions``."""
+    rows = [
+        (
+            each["id"],
+            escape("\n".join(each["blocks"])),
+            f"{each['variance_fall']:.1%}",
+            f"{each['interval_fall']:.1%}",
+        )
+        for each in facts["architectures"]
+    ]
+    console = _console()
+    console.print(_table(("id", "blocks", *_FALLS), rows))
+    total = facts["samples"] + len(rows)
+    console.print(
+        f"{facts['samples']} architectures are finetuned. Gains are of the mean over the space, by "
+        "an architecture and those before it. With predictor.sampling 'informed', and without "
+        f"predictor.tau_interval, the run finetunes these once predictor.samples is {total}."
+    )
 
 
 def _console() -> Console:

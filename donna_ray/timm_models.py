@@ -11,7 +11,7 @@ from donna_ray import models
 from donna_ray.config import ReferenceConfig
 from donna_ray.errors import ConfigError
 
-__all__ = ["create_timm_model", "preprocessing_of"]
+__all__ = ["create_timm_model", "model_arguments", "preprocessing_of"]
 
 _OWN_MODELS = models.__all__  # importing them registers them with timm
 _SOURCES = ("url", "hf_hub_id", "file", "state_dict")
@@ -45,7 +45,7 @@ def create_timm_model(
             + (f"Similar ones: {known}. " if known else "")
             + "`python -c 'import timm; print(timm.list_models())'` lists all."
         )
-    arguments = _arguments(config.model, classes, channels, image_size)
+    arguments = model_arguments(config.model, classes, channels, image_size)
     model = _create(config.model, arguments)
     if not load_weights or config.weights == "train":
         return model.eval()
@@ -74,9 +74,10 @@ def preprocessing_of(
     return {key: resolved[key] for key in _PREPROCESSING}
 
 
-def _arguments(
+def model_arguments(
     name: str, classes: int | None, channels: int | None, image_size: int | None
 ) -> dict[str, Any]:
+    """What timm's factory is called with, but for the weights; None is timm's default."""
     known = {"num_classes": classes, "in_chans": channels}
     arguments: dict[str, Any] = {key: value for key, value in known.items() if value is not None}
     settings = timm.get_pretrained_cfg(name, allow_unregistered=True)

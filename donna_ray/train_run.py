@@ -18,6 +18,7 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from donna_ray.config import ClusterConfig
+from donna_ray.errors import DonnaError
 
 __all__ = ["fit", "worker_resources"]
 
@@ -46,9 +47,21 @@ class _IndependentConfig(BackendConfig):
         return _IndependentWorkers
 
 
+def _process_group() -> BackendConfig:
+    """What Ray's TorchTrainer has: gloo on CPUs, NCCL on GPUs. One that dies restarts all."""
+    from ray.train.torch import TorchConfig
+
+    return TorchConfig()
+
+
 @ray.remote(num_cpus=0, max_retries=0)
 def fit(
-    cluster: ClusterConfig, storage: Path, wave: str, size: int, arguments: dict[str, Any]
+    cluster: ClusterConfig,
+    storage: Path,
+    wave: str,
+    size: int,
+    arguments: dict[str, Any],
+    together: bool,
 ) -> None:
     """One Ray Train run, in a process of its own so that it can be ended whatever it waits for.
 
@@ -59,13 +72,14 @@ def fit(
         size: number of workers.
         arguments: `queue`, the UnitQueue actor; `payloads_and_work`, a reference to the units'
             payloads and to what is called with each.
+        together: the workers do each unit together, in a process group of torch.
     """
     storage.mkdir(parents=True, exist_ok=True)
     threads = max(int(cluster.cpus_per_worker), 1)
     DataParallelTrainer(
         _worker_loop,
         train_loop_config={**arguments, "wave": wave, "threads": threads},
-        backend_config=_IndependentConfig(),
+        backend_config=_process_group() if together else _IndependentConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=size,
             use_gpu=cluster.gpus_per_worker > 0,
@@ -81,28 +95,43 @@ def fit(
 
 
 def _worker_loop(arguments: dict[str, Any]) -> None:
-    """Runs on each worker until the queue is finished. Never reports: that would be a barrier."""
+    """Runs on each worker until the queue is finished. Never reports: that would be a barrier.
+
+    Of workers that work together, the first one deals with the queue.
+    """
     import torch
 
+    from donna_ray.group import current_group
+
     torch.set_num_threads(arguments["threads"])
-    queue: Any = arguments["queue"]
+    queue, group = arguments["queue"], current_group()
     payloads, work = ray.get(arguments["payloads_and_work"])
     worker = uuid.uuid4().hex
-    place = f"{arguments['wave']}/{ray.train.get_context().get_world_rank()}"
-    node = ray.get_runtime_context().get_node_id()
-    ray.get(queue.join.remote(worker, place, node))
-    threading.Thread(target=_beat, args=(queue, worker), daemon=True).start()
-    while not ray.get(queue.finished.remote()):
-        index = ray.get(queue.lease.remote(worker))
-        if index is None:
-            time.sleep(_POLL_S)
-            continue
+    if group.first:
+        place = f"{arguments['wave']}/{ray.train.get_context().get_world_rank()}"
+        node = ray.get_runtime_context().get_node_id()
+        ray.get(queue.join.remote(worker, place, node))
+        threading.Thread(target=_beat, args=(queue, worker), daemon=True).start()
+    while (index := group.from_first(lambda: _next_unit(queue, worker))) is not None:
         try:
             facts = work(payloads[index])
-        except Exception:
+        except Exception as error:
+            if group.size > 1 and not isinstance(error, DonnaError):
+                raise  # it may be that another one died: Ray Train starts all of them again
             ray.get(queue.fail.remote(traceback.format_exc()))
             return
-        ray.get(queue.complete.remote(index, facts))
+        if group.first:
+            ray.get(queue.complete.remote(index, facts))
+
+
+def _next_unit(queue: Any, worker: str) -> int | None:
+    """Waits for a unit; None when the queue is finished."""
+    while not ray.get(queue.finished.remote()):
+        index: int | None = ray.get(queue.lease.remote(worker))
+        if index is not None:
+            return index
+        time.sleep(_POLL_S)
+    return None
 
 
 def _beat(queue: Any, worker: str) -> None:

@@ -1,15 +1,34 @@
 """What every training has in common: seeds, the loop over epochs, accuracy. Plain torch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from donna_ray.config import TrainingConfig
 from donna_ray.data import Split
+from donna_ray.data.images import derived_seed
+from donna_ray.errors import DonnaError
 
-__all__ = ["accuracy", "device_of", "network_input", "optimise", "seeded", "train"]
+__all__ = [
+    "Loss",
+    "Precision",
+    "Schedule",
+    "accuracy",
+    "cross_entropy",
+    "descend",
+    "device_of",
+    "network_input",
+    "optimise",
+    "seeded",
+    "train",
+    "train_epoch",
+]
+
+Precision = Literal["fp32", "bf16"]
+Schedule = Literal["one_cycle", "cosine"]
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(images, logits, labels) to a scalar."""
@@ -37,24 +56,32 @@ def network_input(images: Tensor, device: torch.device) -> Tensor:
 
 
 def optimise(
-    parameters: list[nn.Parameter], recipe: TrainingConfig, steps: int
+    parameters: list[nn.Parameter],
+    recipe: TrainingConfig,
+    steps: int,
+    schedule: Schedule = "one_cycle",
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW and one cycle of its learning rate: up to the peak and down to nearly 0 by cosines.
+    """AdamW and the course of its learning rate.
+
+    `one_cycle` goes up to the peak in a fifth of the steps and down to nearly 0, both by cosines;
+    `cosine` goes from the peak down to 0.
 
     Args:
         parameters: what to train; one whose gradient is None in a step stays as it is.
         recipe: the peak learning rate and the weight decay.
         steps: all steps of the training.
+        schedule: of the learning rate.
     """
     optimizer = torch.optim.AdamW(
         parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
+    if schedule == "cosine":
+        return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     # OneCycleLR divides by the steps of the warm-up less one
     share = _WARMUP_SHARE if _WARMUP_SHARE * steps != 1 else 1.5 / steps
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=steps, pct_start=share
     )
-    return optimizer, schedule
 
 
 def train(
@@ -63,34 +90,84 @@ def train(
     recipe: TrainingConfig,
     *,
     seed: int,
-    loss: Loss = lambda _images, logits, labels: nn.functional.cross_entropy(logits, labels),
     on_epoch: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train a classifier in place and leave it in eval mode.
+    """Train a classifier in place on the cross entropy and leave it in eval mode.
 
     Args:
         network: maps images (N, C, H, W) to logits (N, classes).
         split: the training images.
         recipe: epochs, batch size, learning rate.
         seed: of the images' order and of dropout.
-        loss: by default the cross entropy.
         on_epoch: called after each epoch.
     """
-    device = device_of(network)
     network.to(memory_format=torch.channels_last)
     steps = recipe.epochs * split.steps(recipe.batch_size)
     optimizer, schedule = optimise(list(network.parameters()), recipe, steps)
-    with seeded(seed):
-        for epoch in range(recipe.epochs):
-            network.train()
-            for images, labels in split.batches(recipe.batch_size, shuffle_seed=seed, epoch=epoch):
-                images = network_input(images, device)
-                optimizer.zero_grad(set_to_none=True)
-                loss(images, network(images), labels.to(device)).backward()
-                optimizer.step()
-                schedule.step()
-            on_epoch()
+
+    def step(loss: Tensor) -> None:
+        descend(loss, optimizer, schedule)
+
+    for epoch in range(recipe.epochs):
+        batches = split.batches(recipe.batch_size, shuffle_seed=seed, epoch=epoch)
+        train_epoch(network, batches, cross_entropy, step, seed=derived_seed(seed, epoch))
+        on_epoch()
     network.eval()
+
+
+def train_epoch(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    loss: Loss,
+    step: Callable[[Tensor], None],
+    *,
+    seed: int,
+    precision: Precision = "fp32",
+) -> None:
+    """One pass over images in train mode.
+
+    Args:
+        network: maps images to logits; on the device that is to be used.
+        batches: images (N, C, H, W) and labels (N,).
+        loss: of the logits.
+        step: called with the loss of each batch.
+        seed: of dropout and the like.
+        precision: of the forward; `bf16` is autocast, and the weights stay float32.
+
+    Raises:
+        DonnaError: the loss is no longer finite.
+    """
+    device = device_of(network)
+    network.train()
+    value = torch.zeros(())
+    with seeded(seed):
+        for images, labels in batches:
+            images, labels = network_input(images, device), labels.to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                value = loss(images, network(images), labels)
+            step(value)
+    if not torch.isfinite(value):
+        raise DonnaError(
+            f"The loss of a training must be finite, but became {value.item()}. Lower its "
+            "learning_rate, or raise its batch_size."
+        )
+
+
+def descend(
+    loss: Tensor,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> None:
+    """One step down the gradient of the loss."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    schedule.step()
+
+
+def cross_entropy(_images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """Of the labels alone; a ``Loss``."""
+    return nn.functional.cross_entropy(logits, labels)
 
 
 @torch.no_grad()

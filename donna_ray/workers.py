@@ -60,6 +60,8 @@ def spread(
     units: Sequence[Unit],
     work: Work,
     watch: Watch = lambda facts: "",
+    *,
+    workers_per_unit: int = 1,
 ) -> list[dict[str, Any]]:
     """Do all units on Ray Train workers and wait for them.
 
@@ -71,6 +73,9 @@ def spread(
         work: called with a payload on a worker; it stores its results itself.
         watch: called here with the facts of each completed unit, in the order of completion;
             returns words for the display.
+        workers_per_unit: so many workers do a unit together, in a process group of torch
+            (``group.current_group``); `work` is called on each, and the first one's facts count. If
+            one dies, all of them start the unit again.
 
     Returns:
         What `work` returned, in the order of the units.
@@ -85,7 +90,8 @@ def spread(
     queue = actor.options(**_here()).remote([unit.weight for unit in units])
     storage = run.root / "ray" / f"{name}-{uuid.uuid4().hex[:8]}"
     payloads = ray.put(([unit.payload for unit in units], work))
-    waves = _Waves(run, storage, len(units), {"queue": queue, "payloads_and_work": payloads})
+    arguments = {"queue": queue, "payloads_and_work": payloads}
+    waves = _Waves(run, storage, len(units), workers_per_unit, arguments)
     total = sum(unit.weight for unit in units)
     patience_s = 0.0  # where the loop is left by an exception
     try:
@@ -121,16 +127,19 @@ def _follow(queue: Any, waves: "_Waves", progress: Progress, watch: Watch) -> No
 
 
 class _Waves:
-    """The Ray Train runs that work on one queue.
+    """The Ray Train runs that work on one queue: of independent workers, or of one group each.
 
     Attributes:
         failure: why the last one that failed did.
     """
 
-    def __init__(self, run: Run, storage: Path, units: int, arguments: dict[str, Any]) -> None:
+    def __init__(
+        self, run: Run, storage: Path, units: int, group_size: int, arguments: dict[str, Any]
+    ) -> None:
         self.failure: Exception | None = None
         self._run, self._storage, self._arguments = run, storage, arguments
-        self._wanted = min(run.config.cluster.workers, units)
+        self._group_size = group_size
+        self._wanted = min(run.config.cluster.workers // group_size, units)  # groups
         self._started = 0
         self._asked = False
         self._dead: set[str] = set()
@@ -150,7 +159,8 @@ class _Waves:
             self._dead |= dead
             ray.get(self._arguments["queue"].lose.remote(list(dead)))
         if self._started < self._wanted and self._settled():
-            self._start(min(_room(self._run.config.cluster), self._wanted - self._started))
+            room = _room(self._run.config.cluster) // self._group_size
+            self._start(min(room, self._wanted - self._started))
         return bool(self._running) or self._started < self._wanted
 
     def end(self, patience_s: float) -> None:
@@ -169,16 +179,18 @@ class _Waves:
         joined = ray.get(self._arguments["queue"].state.remote())["workers"]
         return joined >= self._started or time.monotonic() - self._changed > _SETTLING_S
 
-    def _start(self, size: int) -> None:
-        cluster = self._run.config.cluster
-        if size > 0:
+    def _start(self, count: int) -> None:
+        cluster, together = self._run.config.cluster, self._group_size > 1
+        for size in [self._group_size] * count if together else [count] * (count > 0):
             wave = uuid.uuid4().hex[:8]
-            arguments = (cluster, self._storage / wave, wave, size, self._arguments)
+            arguments = (cluster, self._storage / wave, wave, size, self._arguments, together)
             self._running.append(fit.options(**_here()).remote(*arguments))
-            self._started += size
+        if count > 0:
+            self._started += count
             self._changed = time.monotonic()
         if self._started < self._wanted:
-            request_resources(bundles=[worker_resources(cluster)] * self._wanted)
+            workers = self._wanted * self._group_size
+            request_resources(bundles=[worker_resources(cluster)] * workers)
             self._asked = True
             self._notice(cluster)
 

@@ -37,21 +37,22 @@ from torch.utils.data import Subset
 
 from donna_ray.config import DataConfig, LibraryConfig, ReferenceConfig, RunConfig, SpaceConfig
 from donna_ray.data import Split, load_data
-from donna_ray.distill import BlockJob, DistilledBlock, distill_pack
+from donna_ray.distill import DistilledBlock, distill_pack
 from donna_ray.features import FeatureCache
 from donna_ray.network import StagedNetwork
-from donna_ray.precision import Precision, measured_precision, step_seconds
+from donna_ray.precision import measured_precision, step_cost
 from donna_ray.reference import build_reference, calibrate
 from donna_ray.run import Run
 from donna_ray.space import build_block, build_space
-from donna_ray.training import network_input, seeded
+from donna_ray.students import BlockJob
+from donna_ray.training import Precision, network_input, seeded
 from donna_ray.workers import Unit, spread
 
 THREADS = 2
-TURNS = 5
+TURNS = 3
 PACK = 16
 BATCH = 64
-TRAINING, VALIDATION = 256, 64  # images
+TRAINING, VALIDATION = 768, 128  # images
 CLASSES = 4  # of the synthetic images
 SAME_PACKS = 10  # one after another, to see whether memory grows
 RAY_UNITS = 8  # packs
@@ -118,7 +119,9 @@ class World:
         ]
 
     def distill(self, jobs: Sequence[BlockJob], **how: Any) -> list[DistilledBlock]:
-        return distill_pack(self.reference, self.variance, jobs, self.data, LIBRARY, 0, **how)[0]
+        return distill_pack(
+            self.reference, self.variance, jobs, self.data, LIBRARY, 0, **how
+        ).blocks
 
 
 def _fit_statistics(reference: StagedNetwork, images: Split) -> None:
@@ -267,8 +270,8 @@ def _stages_seconds(
     for stage, shape in zip(reference.stages, reference.shapes, strict=True):
         block = copy.deepcopy(stage).requires_grad_(True).train().to(memory_format=layout)
         features = torch.randn(BATCH, *shape.input).contiguous(memory_format=layout)
-        step_seconds(block, features, precision)
-        total += step_seconds(block, features, precision)
+        step_cost(block, features, precision)
+        total += step_cost(block, features, precision)[0]
     return total
 
 

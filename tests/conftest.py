@@ -5,4 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 
+from hypothesis import settings
+
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="donna-ray-cache-")
+settings.register_profile("shared host", deadline=None)  # where time says nothing
+settings.load_profile("shared host")

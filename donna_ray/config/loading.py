@@ -73,7 +73,10 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set takes KEY=VALUE such as search.population=24, not {override!r}.")
     *sections, key = name.split(".")
     for section in sections:
-        values = values.setdefault(_key_in(values, section), {})
+        name = _key_in(values, section)
+        if values.get(name) is None:  # not there, or off
+            values[name] = {}
+        values = values[name]
         if not isinstance(values, dict):
             raise ConfigError(
                 f"--set {override}: {section!r} must be a section, but holds {values!r}. Name a "

@@ -28,8 +28,10 @@ __all__ = [
     "DeviceConfig",
     "FamilyRecipe",
     "FinetuneConfig",
+    "FinetuneRecipe",
     "LibraryConfig",
     "PredictorConfig",
+    "RacingConfig",
     "ReferenceConfig",
     "RunConfig",
     "SearchConfig",
@@ -195,17 +197,31 @@ class FamilyRecipe(_Section):
     weight_decay: Annotated[float, Field(ge=0)] | None = None
 
 
+class RacingConfig(_Section):
+    """Pausing blocks that are bad and dear early.
+
+    After `share` of its training a block is paused if another one of its stage costs no more, in
+    `macs` or `params`, and has an NSR so far that is lower by more than `margin` (0.1 is 10%).
+    """
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    cost: Literal["macs", "params"] = "macs"
+    margin: Annotated[float, Field(ge=0)] = 0.1
+
+
 class LibraryConfig(TrainingConfig):
     """Blockwise distillation of every block of the space.
 
-    `pack_size` blocks are trained in one pass over the data. `recipes` says, by block family, what
-    differs there. `features` keeps the reference's features of the images instead of computing them
-    in every pass, in `memory` or on `disk` (needs data.augmentation null). `precision` is `fp32`,
-    `bf16` (autocast) or `auto`: what a short measurement on a worker shows to be faster. `store` is
-    where blocks are kept, any fsspec URL; null is the run folder.
+    `pack_size` blocks are trained in one pass over the data; null is 16 on a CPU, and on a GPU what
+    its memory holds (64 at most). `racing` pauses bad blocks early. `recipes` says, by block
+    family, what differs there. `features` keeps the reference's features of the images instead of
+    computing them in every pass, in `memory` or on `disk` (needs data.augmentation null).
+    `precision` is `fp32`, `bf16` (autocast) or `auto`: what a short measurement on a worker shows
+    to be faster. `store` is where blocks are kept, any fsspec URL; null is the run folder.
     """
 
-    pack_size: PositiveInt = 16
+    pack_size: PositiveInt | None = None
+    racing: RacingConfig | None = None
     recipes: dict[str, FamilyRecipe] = {}
     features: Literal["compute", "memory", "disk"] = "compute"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -223,10 +239,45 @@ class LibraryConfig(TrainingConfig):
         return TrainingConfig(**{**common, **own})
 
 
-class PredictorConfig(TrainingConfig):
-    """The architectures that are finetuned for a short while to fit the accuracy predictor."""
+class FinetuneRecipe(TrainingConfig):
+    """How an assembled network is finetuned: KL to the teacher plus cross entropy.
+
+    `schedule` of the learning rate: `one_cycle` goes up to the peak and down, `cosine` from the
+    peak down. With `ema_decay` the network is the moving average of its weights over the steps.
+    `precision` is `fp32`, `bf16` (autocast) or `auto`: what a short measurement on a worker shows
+    to be faster. `patience` stops after so many epochs without a better accuracy on the validation
+    images, and takes the best epoch's weights. `workers_per_network` workers train one network
+    together, each on its part of every batch.
+    """
+
+    schedule: Literal["one_cycle", "cosine"] = "one_cycle"
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    patience: PositiveInt | None = None
+    workers_per_network: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _batch_is_shared_out(self) -> "FinetuneRecipe":
+        workers = self.workers_per_network
+        if workers > 1 and (self.batch_size % workers or self.batch_size < 2 * workers):
+            raise ValueError(
+                "must have a batch_size that is a multiple of workers_per_network, and at least "
+                f"twice it, but has {self.batch_size} and {workers}; change one of them"
+            )
+        return self
+
+
+class PredictorConfig(FinetuneRecipe):
+    """The architectures that are finetuned for a short while to fit the accuracy predictor.
+
+    `samples` is their number, or the most of them where `tau_interval` is given: then they are
+    finetuned in rounds until the 95% interval of Kendall tau is narrower than that. `sampling` is
+    `informed` (those that tell most about the space) or `random`.
+    """
 
     samples: Annotated[int, Field(ge=6)] = 16
+    sampling: Literal["informed", "random"] = "informed"
+    tau_interval: Annotated[float, Field(gt=0, lt=2)] | None = None
 
 
 class SearchConfig(_Section):
@@ -259,9 +310,10 @@ class SearchConfig(_Section):
         return float(match[1]) * (reference_ms if match[2] == "x" else 1)
 
 
-class FinetuneConfig(TrainingConfig):
+class FinetuneConfig(FinetuneRecipe):
     """The networks of the front that are finetuned and exported."""
 
+    epochs: PositiveInt = 15
     networks: PositiveInt = 3
 
 
@@ -308,4 +360,15 @@ class RunConfig(_Section):
                 f"{self.search.evaluations} with a population of {self.search.population}; "
                 "raise the one or lower the other"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _networks_find_their_workers(self) -> "RunConfig":
+        for name, recipe in (("predictor", self.predictor), ("finetune", self.finetune)):
+            if recipe.workers_per_network > self.cluster.workers:
+                raise ValueError(
+                    f"{name}.workers_per_network must be at most cluster.workers, but is "
+                    f"{recipe.workers_per_network} of {self.cluster.workers}; raise the one or "
+                    "lower the other"
+                )
         return self

@@ -41,7 +41,12 @@ class Split:
         return len(self.dataset)  # type: ignore[arg-type]
 
     def batches(
-        self, batch_size: int, *, shuffle_seed: int | None = None, epoch: int = 0
+        self,
+        batch_size: int,
+        *,
+        shuffle_seed: int | None = None,
+        epoch: int = 0,
+        start: int = 0,
     ) -> Iterator[Batch]:
         """One pass, without the images that cannot be read.
 
@@ -50,15 +55,17 @@ class Split:
                 (BatchNorm cannot train on a single image), unless it is the only one.
             shuffle_seed: None keeps the order.
             epoch: with the seed, decides the order and the augmentation.
+            start: the first batch; those before it are left out.
 
         Raises:
             DonnaError: more than 1% of the images are broken, a label is out of range, or a stream
                 stopped or had another number of images than it said.
         """
         if isinstance(self.dataset, ImageStream):
-            yield from self._streamed(self.dataset, batch_size, shuffle_seed, epoch)
+            batches = self._streamed(self.dataset, batch_size, shuffle_seed, epoch)
+            yield from islice(batches, start, None)
             return
-        order = self._order(batch_size, shuffle_seed, epoch)
+        order = self._order(batch_size, shuffle_seed, epoch)[start:]
         if isinstance(self.dataset, TensorDataset):
             for indices in order:
                 images, labels = self.dataset[torch.from_numpy(indices)]

@@ -6,7 +6,7 @@ from html import escape
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from donna_ray.report.results import FrontPoint, Results, Tau
+from donna_ray.report.results import Estimate, FrontPoint, Results
 
 __all__ = ["render"]
 
@@ -44,7 +44,8 @@ def render(results: Results) -> str:
             "Accuracy against latency",
             "Each point is a network; hover for its blocks. Predictions rank the candidates: they "
             "are of the accuracy after the predictor's short finetuning. Finetuned networks are "
-            "trained longer and measured on the whole validation set.",
+            "trained longer and measured on the whole validation set. Brackets behind predictions "
+            "are 95% prediction intervals.",
             _plot(_front_figure(results), 520),
         ),
         _section("The front", "Fastest first. Files are beside this page.", _front_table(results)),
@@ -53,7 +54,7 @@ def render(results: Results) -> str:
             "The block library",
             "Every block of every stage: its noise-to-signal ratio, lower is nearer to the "
             "reference, against its multiply-accumulates.",
-            _plot(_library_figure(results), 380) + _failed_table(results),
+            _plot(_library_figure(results), 380) + _left_out(results),
         ),
         _section("What it cost", "", _cost_table(results)),
     ]
@@ -139,7 +140,8 @@ def _words(point: FrontPoint) -> str:
     stages = [f"stage {number}: {escape(block)}" for number, block in enumerate(point.blocks)]
     lines = [
         f"<b>{point.id}</b>",
-        f"{point.latency.median_ms:.4f} ms, predicted {point.predicted_accuracy:.2%}{measured}",
+        f"{point.latency.median_ms:.4f} ms, predicted {point.predicted_accuracy:.2%} "
+        f"{_interval(point.predicted_low, point.predicted_high)}{measured}",
         *stages,
     ]
     return "<br>".join(lines)
@@ -159,7 +161,8 @@ def _front_table(results: Results) -> str:
                 "<br>".join(escape(block) for block in point.blocks),
                 f"{point.latency.median_ms:.4f}",
                 f"{point.latency.p20_ms:.4f} / {point.latency.p90_ms:.4f}",
-                f"{point.predicted_accuracy:.2%}",
+                f"{point.predicted_accuracy:.2%}<br>"
+                f"{_interval(point.predicted_low, point.predicted_high)}",
                 "" if point.accuracy is None else f"<b>{point.accuracy:.2%}</b>",
                 f"{point.params:,}",
                 f"{point.macs:,}",
@@ -171,9 +174,10 @@ def _front_table(results: Results) -> str:
 
 def _predictor_text(results: Results) -> str:
     return (
-        f"Kendall tau {_tau(results.predictor.kendall_tau)} over {results.predictor.samples} "
+        f"Kendall tau {_estimate(results.predictor.kendall_tau)} over {results.predictor.samples} "
         "finetuned architectures, each predicted by a fit to the others; brackets are 95% "
-        f"bootstrap intervals.{_kept(results)}"
+        "bootstrap intervals, bars 95% prediction intervals. A simple figure ranks by itself, and "
+        f"its error is that of a line through it.{_kept(results)}"
     )
 
 
@@ -193,13 +197,25 @@ def _predictor(results: Results) -> str:
         text=[sample.id for sample in samples],
         mode="markers",
         marker={"color": _BLUE, "size": 9},
+        error_x={
+            "array": [sample.predicted_high - sample.predicted for sample in samples],
+            "color": _GREY,
+            "thickness": 1,
+        },
         hovertemplate="%{text}<br>predicted %{x:.2%}, measured %{y:.2%}<extra></extra>",
     )
     figure.update_xaxes(title="predicted", tickformat=".1%")
     figure.update_yaxes(title="measured", tickformat=".1%")
-    rows = [["second-order predictor", _tau(results.predictor.kendall_tau)]]
-    rows += [[name, _tau(tau)] for name, tau in results.predictor.baselines.items()]
-    return _plot(figure, 340) + _table(["ordering by", "Kendall tau"], rows, text_columns=1)
+    rows = [
+        [
+            escape(name),
+            *(_estimate(each) for each in (quality.kendall_tau, quality.spearman, quality.r2)),
+            f"{quality.mse.value**0.5:.2%}",
+        ]
+        for name, quality in results.predictor.quality.items()
+    ]
+    header = ["by", "Kendall tau", "Spearman", "R2", "error (root mean square)"]
+    return _plot(figure, 340) + _table(header, rows, text_columns=1)
 
 
 def _library_figure(results: Results) -> go.Figure:
@@ -219,13 +235,20 @@ def _library_figure(results: Results) -> go.Figure:
     return figure
 
 
-def _failed_table(results: Results) -> str:
-    rows = [
-        [escape(block.block), escape(block.reason), str(block.stage)]
-        for block in results.library.failed
-    ]
-    header = ["could not be distilled", "reason", "stage"]
-    return _table(header, rows, text_columns=2) if rows else ""
+def _left_out(results: Results) -> str:
+    """Tables of the blocks that are in no network."""
+    library = results.library
+    failed = [[escape(one.block), escape(one.reason), str(one.stage)] for one in library.failed]
+    paused = [[escape(one.block), str(one.stage), f"{one.nsr:.3f}"] for one in library.paused]
+    return (
+        _table(["could not be distilled", "reason", "stage"], failed, text_columns=2)
+        if failed
+        else ""
+    ) + (
+        _table(["paused in the early race", "stage", "NSR then"], paused, text_columns=1)
+        if paused
+        else ""
+    )
 
 
 def _cost_table(results: Results) -> str:
@@ -236,8 +259,12 @@ def _cost_table(results: Results) -> str:
     return _table(["step", "seconds", "image passes", "reused in this run"], rows, text_columns=1)
 
 
-def _tau(tau: Tau) -> str:
-    return f"{tau.value:.2f} [{tau.low:.2f}, {tau.high:.2f}]"
+def _estimate(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[{low:.2%}, {high:.2%}]"
 
 
 def _section(title: str, text: str, content: str) -> str:

@@ -8,21 +8,23 @@ __all__ = [
     "Block",
     "Cost",
     "Device",
+    "Estimate",
     "FrontPoint",
     "Latency",
     "Library",
     "LibraryStage",
     "Predictor",
+    "Quality",
     "Reference",
     "Results",
     "Sample",
     "Search",
-    "Tau",
 ]
 
 SCHEMA_VERSION = 1
 
 Shape = tuple[int, int, int]
+FeatureShape = tuple[int, int, int] | tuple[int, int]  # of a map, or (tokens, channels)
 
 
 class _Part(BaseModel):
@@ -76,8 +78,8 @@ class Block(_Part):
 class LibraryStage(_Part):
     """One stage: what the reference fixes, and what may stand there."""
 
-    input: Shape
-    output: Shape
+    input: FeatureShape
+    output: FeatureShape
     blocks: list[Block]
 
 
@@ -89,27 +91,50 @@ class FailedBlock(_Part):
     reason: str
 
 
+class PausedBlock(_Part):
+    """A block that an early race paused, and that is in no network; its NSR then."""
+
+    stage: int
+    block: str
+    nsr: float
+
+
 class Library(_Part):
-    """All distilled blocks, and those that failed."""
+    """All distilled blocks, those that failed, and those that were paused."""
 
     size: int
     stages: list[LibraryStage]
     failed: list[FailedBlock]
+    paused: list[PausedBlock]
 
 
-class Tau(_Part):
-    """Kendall's tau with a 95% bootstrap interval."""
+class Estimate(_Part):
+    """A figure with its 95% bootstrap interval."""
 
     value: float
     low: float
     high: float
 
 
+class Quality(_Part):
+    """How well accuracies of architectures are predicted that were left out of the fit."""
+
+    kendall_tau: Estimate
+    spearman: Estimate
+    mse: Estimate
+    r2: Estimate
+
+
 class Sample(_Part):
-    """An architecture that the predictor was fitted to; `predicted` by a fit without it."""
+    """An architecture that the predictor was fitted to; `predicted` by a fit without it.
+
+    `predicted_low` and `predicted_high`: its 95% prediction interval.
+    """
 
     id: str
     predicted: float
+    predicted_low: float
+    predicted_high: float
     accuracy: float
 
 
@@ -117,12 +142,14 @@ class Predictor(_Part):
     """How well accuracy is ranked, beside simpler orderings of the same samples.
 
     `library_size`: blocks in the library when it was fitted; fewer than now in an extended space.
+    `quality`: of `predictor`, and of each baseline as a line through it.
     """
 
     samples: int
     library_size: int
-    kendall_tau: Tau
-    baselines: dict[str, Tau]
+    kendall_tau: Estimate
+    baselines: dict[str, Estimate]
+    quality: dict[str, Quality]
     architectures: list[Sample]
 
 
@@ -137,13 +164,15 @@ class Search(_Part):
 class FrontPoint(_Part):
     """A network that no candidate beats in both objectives.
 
-    `accuracy`, `weights` and `onnx` are null where it was not finetuned; paths are relative to
-    results.json.
+    `predicted_low` and `predicted_high`: its 95% prediction interval. `accuracy`, `weights` and
+    `onnx` are null where it was not finetuned; paths are relative to results.json.
     """
 
     id: str
     blocks: list[str]
     predicted_accuracy: float
+    predicted_low: float
+    predicted_high: float
     accuracy: float | None
     latency: Latency
     params: int

@@ -4,18 +4,22 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+
 from donna_ray.artifacts import Artifact, write_atomic, write_json
 from donna_ray.assemble import library_space, untrained
 from donna_ray.complexity import complexity
+from donna_ray.predictor import AccuracyPredictor, choice_table
 from donna_ray.reference import load_reference
 from donna_ray.report.html import render
 from donna_ray.report.results import SCHEMA_VERSION, Results
 from donna_ray.run import Run
-from donna_ray.space import BlockSpec
+from donna_ray.space import BlockSpec, encode
 
 __all__ = ["report_step"]
 
 _PACKAGES = ("donna-ray", "ray", "torch", "timm", "optuna", "onnx", "onnxruntime", "numpy")
+_SAMPLE = ("id", "predicted", "predicted_low", "predicted_high", "accuracy")
 _LATENCY = ("median_ms", "p20_ms", "p90_ms", "n", "ci_percent")
 
 
@@ -86,28 +90,29 @@ def _library(done: dict[str, Artifact]) -> dict[str, Any]:
             for each in choices
         ]
         stages.append({"input": shape["input"], "output": shape["output"], "blocks": words})
-    failed = [
-        {
-            "stage": each["stage"],
-            "block": str(BlockSpec.from_json(each["block"])),
-            "reason": each["failed"],
-        }
-        for each in done["library"].result["failed"]
-    ]
+    facts = done["library"].result
     size = sum(len(stage["blocks"]) for stage in stages)
-    return {"size": size, "stages": stages, "failed": failed}
+    return {
+        "size": size,
+        "stages": stages,
+        "failed": [{**_block(each), "reason": each["failed"]} for each in facts["failed"]],
+        "paused": [{**_block(each), "nsr": each["nsr"]} for each in facts["paused"]],
+    }
+
+
+def _block(facts: dict[str, Any]) -> dict[str, Any]:
+    return {"stage": facts["stage"], "block": str(BlockSpec.from_json(facts["block"]))}
 
 
 def _predictor(facts: dict[str, Any]) -> dict[str, Any]:
+    taus = {name: each["kendall_tau"] for name, each in facts["quality"].items()}
     return {
         "samples": len(facts["samples"]),
         "library_size": facts["library_size"],
-        "kendall_tau": facts["kendall_tau"],
-        "baselines": facts["baselines"],
-        "architectures": [
-            {name: sample[name] for name in ("id", "predicted", "accuracy")}
-            for sample in facts["samples"]
-        ],
+        "kendall_tau": taus.pop("predictor"),
+        "baselines": taus,
+        "quality": facts["quality"],
+        "architectures": [{name: sample[name] for name in _SAMPLE} for sample in facts["samples"]],
     }
 
 
@@ -115,15 +120,22 @@ def _front(run: Run, done: dict[str, Artifact]) -> list[dict[str, Any]]:
     space = library_space(done["library"])
     reference, _ = load_reference(run.config, done["reference"])
     networks = done["finetune"].result["networks"]
+    points = done["search"].result["front"]
+    architectures = [tuple(point["architecture"]) for point in points]
+    predictor = AccuracyPredictor.from_json(done["predictor"].result["predictor"])
+    nsr = encode(architectures, choice_table(done["library"], "nsr"))
+    bounds = np.stack(predictor.predict_interval(nsr), axis=1).tolist()
     front = []
-    for point in done["search"].result["front"]:
-        specs = space.specs(tuple(point["architecture"]))
+    for point, architecture, (low, high) in zip(points, architectures, bounds, strict=True):
+        specs = space.specs(architecture)
         finetuned = networks.get(point["id"], {})
         front.append(
             {
                 "id": point["id"],
                 "blocks": [str(spec) for spec in specs],
                 "predicted_accuracy": point["predicted_accuracy"],
+                "predicted_low": low,
+                "predicted_high": high,
                 "latency": _latency(point["latency"]),
                 **complexity(untrained(reference, specs), reference.input_shape),
                 **{name: finetuned.get(name) for name in ("accuracy", "weights", "onnx")},

@@ -14,7 +14,8 @@ from ray.tune.search import Searcher
 from donna_ray.cost import Latency, LatencyFarm
 from donna_ray.errors import DonnaError
 from donna_ray.lowering import Lowering
-from donna_ray.predictor import AccuracyPredictor, Floats
+from donna_ray.predictor import AccuracyPredictor
+from donna_ray.predictor.model import Floats
 from donna_ray.search.study import architecture_of, distributions
 from donna_ray.space import Architecture, SearchSpace, encode
 

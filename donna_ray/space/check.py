@@ -11,7 +11,7 @@ from torch import nn
 from donna_ray.artifacts import digest
 from donna_ray.complexity import probe
 from donna_ray.errors import ConfigError
-from donna_ray.export import export_onnx, onnx_error
+from donna_ray.export import check_onnx_error, export_onnx, onnx_error
 from donna_ray.space.block import BlockSpec, StageShape, block_family, build_block
 from donna_ray.space.costs import CostCache
 from donna_ray.space.space import SearchSpace, Stage
@@ -90,7 +90,8 @@ def _run_block(spec: BlockSpec, shape: StageShape, number: int) -> None:
         features = torch.randn(2, *shape.input, generator=torch.Generator().manual_seed(0))
         _check_training(block.train(), features)
         _check_state(block.eval(), _seeded_block(spec, shape, seed=1).eval(), features)
-        onnx_error(export_onnx(block, shape.input), block.requires_grad_(False), features)
+        model = export_onnx(block, shape.input)
+        check_onnx_error(onnx_error(model, block.requires_grad_(False), features))
 
 
 def _seeded_block(spec: BlockSpec, shape: StageShape, seed: int) -> nn.Module:

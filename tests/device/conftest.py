@@ -1,4 +1,4 @@
-"""One real local Ray for the folder, and a third party's connector installed for it."""
+"""A real local Ray for a module, and a third party's connector installed for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from phone import Adb
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # the tests of other folders have a Ray of their own
 def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     import ray
 

@@ -1,4 +1,4 @@
-"""The demo at its smallest, as a user runs it: in a process of its own."""
+"""The demo at its smallest, as a user runs it; one Ray for commands that run in this process."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+import torch
 
+torch.set_num_threads(1)  # the networks are tiny: more threads only wait for each other
+ROOT = Path(__file__).parent.parent.parent
 DONNA = (sys.executable, "-c", "from donna_ray.cli import main; main()")
 SMALLEST = {
     "reference.training.epochs": 3,
@@ -35,27 +39,35 @@ SMALLEST = {
     "library.pack_size": 2,
     "predictor.samples": 6,
     "predictor.epochs": 1,
+    "predictor.precision": "fp32",
     "search.evaluations": 20,
     "search.population": 5,
     "search.batch_size": 4,
     "finetune.epochs": 1,
+    "finetune.precision": "fp32",
     "finetune.networks": 3,
 }
 
 
-def arguments(out: Path, *more: str) -> list[str]:
-    """The command line of the smallest demo."""
+def words_of_demo(out: Path, *more: str) -> list[str]:
+    """The arguments of `donna` for the smallest demo."""
     sets = [f"--set={key}={json.dumps(value)}" for key, value in SMALLEST.items()]
-    return [*DONNA, "demo", "--out", str(out), *sets, *more]
+    return ["demo", "--out", str(out), *sets, *more]
+
+
+def demo(out: Path) -> list[str]:
+    """The command line of the smallest demo."""
+    return [*DONNA, *words_of_demo(out)]
 
 
 def environment() -> dict[str, str]:
-    """A user's environment, without a cluster to join."""
-    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    """A user's environment, without a cluster to join; torch is to have one thread."""
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return {**kept, "OMP_NUM_THREADS": "1"}
 
 
 def donna(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run to the end."""
+    """Run to the end, in a process and on a Ray of its own."""
     return subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=280, check=False
     )
@@ -75,6 +87,27 @@ def kill_when(command: Sequence[str], due: Callable[[int], bool]) -> None:
         process.wait()
 
 
+def train_workers(driver: int) -> list[int]:
+    """The pids of the Ray Train workers of a run."""
+    pids = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
+    return [pid for pid in pids if _is_worker(pid) and driver in _ancestors(pid)]
+
+
+def _is_worker(pid: int) -> bool:
+    try:
+        return b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it ended
+        return False
+
+
+def _ancestors(pid: int) -> list[int]:
+    found: list[int] = []
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        found.append(pid)
+    return found
+
+
 def results_of(out: Path) -> dict[str, Any]:
     """results.json of a run."""
     value: dict[str, Any] = json.loads((out / "results.json").read_text())
@@ -82,10 +115,28 @@ def results_of(out: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def _stopped_at_the_end() -> Iterator[None]:
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def one_ray(_stopped_at_the_end: None) -> None:
+    """A local Ray that tests share; started again where a test has stopped it for its own."""
+    if ray.is_initialized():
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]  # workers import tests' modules
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        patch.setenv("RAY_worker_niceness", "0")
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+
+
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of an undisturbed smallest demo."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    completed = donna(arguments(out))
+    completed = donna(demo(out))
     assert completed.returncode == 0, completed.stderr
     return out
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import yaml
 
 from donna_ray.report.results import Results
-from tests.integration.conftest import DONNA, donna, results_of
+from tests.command_line import donna_here
+from tests.integration.conftest import results_of
 
 SMALL = {
     "reference.training": {"epochs": 3},
@@ -18,14 +19,15 @@ SMALL = {
     "search.population": 8,
     "finetune.epochs": 1,
     "finetune.networks": 1,
+    "cluster.workers": 1,
 }
 
 
-def test_model_is_compressed_under_its_limit(tmp_path: Path) -> None:
+def test_model_is_compressed_under_its_limit(one_ray: None, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--data=digits", "--latency-limit=0.9x", "--weights=train", f"--out={out}"]
     sets = [f"--set={key}={json.dumps(value)}" for key, value in SMALL.items()]
-    completed = donna([*DONNA, "compress", "donna_digits", *options, *sets])
+    completed = donna_here("compress", "donna_digits", *options, *sets)
     assert completed.returncode == 0, completed.stderr
     results = Results.model_validate(results_of(out))
     config = yaml.safe_load((out / "config.yaml").read_text())
@@ -40,4 +42,4 @@ def test_model_is_compressed_under_its_limit(tmp_path: Path) -> None:
     smallest = [min(block.params for block in stage.blocks) for stage in results.library.stages]
     assert all(small < large for small, large in zip(smallest, largest, strict=True))
     assert any(point.accuracy is not None for point in results.front)
-    assert donna([*DONNA, "space", "show", str(out)]).returncode == 0
+    assert donna_here("space", "show", str(out)).returncode == 0

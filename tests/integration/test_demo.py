@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from donna_ray.data import load_data
 from donna_ray.reference import build_reference
 from donna_ray.report.results import Results
 from donna_ray.space import BlockSpec, build_space
-from tests.integration.conftest import arguments, donna, results_of
+from tests.command_line import donna_here
+from tests.integration.conftest import results_of, words_of_demo
 
 
 def test_results_follow_the_schema(finished: Path) -> None:
@@ -91,7 +93,7 @@ def test_report_is_self_contained(finished: Path) -> None:
 
 def test_again_reuses_every_step(finished: Path) -> None:
     before = results_of(finished)
-    completed = donna(arguments(finished))
+    completed = donna_here(*words_of_demo(finished))
     assert completed.returncode == 0, completed.stderr
     for step in ("reference", "library", "predictor", "search", "finetune"):
         assert f"{step:<10} reused" in completed.stderr
@@ -100,22 +102,27 @@ def test_again_reuses_every_step(finished: Path) -> None:
     assert {**after, "cost": None} == {**before, "cost": None}
 
 
-def test_changed_setting_renews_only_what_depends_on_it(copy_of_finished: Path) -> None:
-    completed = donna(arguments(copy_of_finished, "--set=finetune.epochs=2"))
+def test_changed_setting_renews_only_what_depends_on_it(
+    one_ray: None, copy_of_finished: Path
+) -> None:
+    sets = ["--set=finetune.epochs=2", "--set=cluster.workers=1"]
+    completed = donna_here(*words_of_demo(copy_of_finished, *sets))
     assert completed.returncode == 0, completed.stderr
     for step in ("reference", "library", "predictor", "search"):
         assert f"{step:<10} reused" in completed.stderr
     assert f"{'finetune':<10} done" in completed.stderr
 
 
-def test_altered_block_is_trained_again_to_the_same_result(copy_of_finished: Path) -> None:
+def test_altered_block_is_trained_again_to_the_same_result(
+    one_ray: None, copy_of_finished: Path
+) -> None:
     before = Results.model_validate(results_of(copy_of_finished))
     block = before.library.stages[1].blocks[2]
     weights = copy_of_finished / "library" / "blocks" / f"{block.key}.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    completed = donna(arguments(copy_of_finished))
+    completed = donna_here(*words_of_demo(copy_of_finished))
     assert completed.returncode == 0, completed.stderr
     assert "11 of 12 blocks are there already" in completed.stderr
     assert "predictor  reused" in completed.stderr
@@ -125,17 +132,17 @@ def test_altered_block_is_trained_again_to_the_same_result(copy_of_finished: Pat
 
 def test_step_alone_names_the_step_that_is_missing(copy_of_finished: Path) -> None:
     config = str(copy_of_finished)
-    command = arguments(copy_of_finished)[:3]
-    completed = donna([*command, "search", "build", config, "--set=seed=5"])
+    completed = donna_here("search", "build", config, "--set=seed=5")
     assert completed.returncode == 2
     assert "donna reference build" in completed.stderr
     assert "Traceback" not in completed.stderr
-    completed = donna([*command, "report", "build", config])
+    completed = donna_here("report", "build", config)
     assert completed.returncode == 0, completed.stderr
 
 
-def test_infeasible_limit_names_the_nearest_feasible(copy_of_finished: Path) -> None:
-    completed = donna(arguments(copy_of_finished, "--set=search.latency_limit=0.0001ms"))
+def test_infeasible_limit_names_the_nearest_feasible(one_ray: None, copy_of_finished: Path) -> None:
+    sets = ["--set=search.latency_limit=0.0001ms", "--set=search.evaluations=5"]
+    completed = donna_here(*words_of_demo(copy_of_finished, *sets))
     assert completed.returncode == 1
     assert "search.latency_limit must be feasible" in completed.stderr
     assert "Raise the limit" in completed.stderr
@@ -149,3 +156,17 @@ def _is_buffer(name: str) -> bool:
 def test_words_name_blocks() -> None:
     spec = BlockSpec.of("inverted_residual", {"kernel": 3, "squeeze_excite": True})
     assert str(spec) == "inverted_residual(kernel=3, squeeze_excite=yes)"
+
+
+def test_suggestions_are_networks_that_are_not_finetuned(copy_of_finished: Path) -> None:
+    predictor = Results.model_validate(results_of(copy_of_finished)).predictor
+    suggest = ("predictor", "suggest")
+    completed = donna_here(*suggest, str(copy_of_finished), "--count=2", "--json")
+    assert completed.returncode == 0, completed.stderr
+    suggested = json.loads(completed.stdout)
+    assert suggested["samples"] == predictor.samples == 6
+    first, second = suggested["architectures"]
+    assert 0 < first["interval_fall"] < second["interval_fall"] < 1
+    ids = {first["id"], second["id"], *(sample.id for sample in predictor.architectures)}
+    assert len(ids) == 8
+    assert donna_here(*suggest, "/no/run").returncode == 2

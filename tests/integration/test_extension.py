@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from donna_ray.report.results import Results
-from tests.integration.conftest import SMALLEST, arguments, donna, results_of
+from tests.command_line import donna_here
+from tests.integration.conftest import SMALLEST, results_of, words_of_demo
 
 OWN_BLOCK = """
 from torch import nn
@@ -38,7 +39,7 @@ def build_exploding(in_channels, out_channels, stride, *, kernel):
 
 
 def test_extended_space_distils_new_blocks_and_keeps_the_predictor(
-    copy_of_finished: Path, tmp_path: Path
+    one_ray: None, copy_of_finished: Path, tmp_path: Path
 ) -> None:
     before = Results.model_validate(results_of(copy_of_finished))
     module = tmp_path / "my_block.py"
@@ -46,12 +47,13 @@ def test_extended_space_distils_new_blocks_and_keeps_the_predictor(
     blocks: Any = SMALLEST["space.blocks"]
     own = {"family": "plain_convolution", "options": {"kernel": [3]}}
     exploding = {"family": "exploding", "options": {"kernel": [3]}}
-    command = arguments(
+    command = words_of_demo(
         copy_of_finished,
+        "--set=cluster.workers=1",
         f"--set=space.modules={json.dumps([str(module)])}",
         f"--set=space.blocks={json.dumps([own, *blocks, exploding])}",
     )
-    completed = donna(command)
+    completed = donna_here(*command)
     assert completed.returncode == 0, completed.stderr
     assert "12 of 18 blocks are there already" in completed.stderr
     assert "exploding(kernel=3) in stage 2 failed and is left out: loss became" in completed.stderr
@@ -71,7 +73,7 @@ def test_extended_space_distils_new_blocks_and_keeps_the_predictor(
     for blocks_of, identity in again.items():
         assert known.get(blocks_of, identity) == identity
 
-    again_done = donna(command)
+    again_done = donna_here(*command)
     assert again_done.returncode == 0, again_done.stderr
     assert "library    reused" in again_done.stderr
     assert "search     reused" in again_done.stderr

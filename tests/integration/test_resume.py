@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import time
@@ -11,59 +12,40 @@ from pathlib import Path
 import pytest
 
 from donna_ray.report.results import Results
-from tests.integration.conftest import arguments, donna, kill_when, results_of
+from tests.integration.conftest import demo, donna, kill_when, results_of, train_workers
 
 
 def test_killed_run_goes_on(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
+    for done in ("reference", "networks"):  # those of the predictor; no kill falls into it
+        shutil.copytree(finished / done, out / done)
     blocks = out / "library" / "blocks"
     killed: list[int] = []
 
     def worker_is_killed_and_others_went_on(pid: int) -> bool:
         records = len(list(blocks.glob("*.json")))
         if records and not killed:
-            killed.append(_train_worker(pid))
+            killed.append(train_workers(pid)[0])
             os.kill(killed[0], signal.SIGKILL)
         return records >= 6
 
-    kill_when(arguments(out), worker_is_killed_and_others_went_on)
+    kill_when(demo(out), worker_is_killed_and_others_went_on)
     _wait_until_ray_is_gone(out)
     distilled = {path: path.stat().st_mtime_ns for path in blocks.glob("*.json")}
     assert 6 <= len(distilled) <= 12
     assert not (out / "results.json").exists()
 
-    kill_when(arguments(out), lambda _pid: _measurements(out) >= 6)
+    kill_when(demo(out), lambda _pid: _measurements(out) >= 6)
     _wait_until_ray_is_gone(out)
     measured = _measurements(out)
     assert all(path.stat().st_mtime_ns == changed for path, changed in distilled.items())
 
-    completed = donna(arguments(out))
+    completed = donna(demo(out))
     assert completed.returncode == 0, completed.stderr
     assert "library    reused" in completed.stderr
     assert "predictor  reused" in completed.stderr
     assert _measurements(out) >= measured
     _compare(Results.model_validate(results_of(out)), Results.model_validate(results_of(finished)))
-
-
-def _train_worker(driver: int) -> int:
-    """The pid of a Ray Train worker of a run, which is busy with a pack."""
-    pids = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
-    return next(pid for pid in pids if _is_worker(pid) and driver in _ancestors(pid))
-
-
-def _is_worker(pid: int) -> bool:
-    try:
-        return b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:  # it ended
-        return False
-
-
-def _ancestors(pid: int) -> list[int]:
-    found: list[int] = []
-    while pid > 1:
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        found.append(pid)
-    return found
 
 
 def _compare(resumed: Results, undisturbed: Results) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,16 +13,11 @@ from torch.utils.data import Subset, TensorDataset
 
 from donna_ray.config import FamilyRecipe, LibraryConfig, RunConfig
 from donna_ray.data import ImageData, Split, load_data
-from donna_ray.distill import (
-    BlockJob,
-    DistilledBlock,
-    distill_pack,
-    inverse_variance,
-    noise_to_signal,
-)
+from donna_ray.distill import DistilledBlock, distill_pack
 from donna_ray.network import StagedNetwork
 from donna_ray.reference import calibrate
 from donna_ray.space import BlockSpec, SearchSpace, register_block
+from donna_ray.students import BlockJob, inverse_variance, noise_to_signal
 
 Distill = Callable[..., list[DistilledBlock]]
 
@@ -113,7 +109,7 @@ def distill(reference: StagedNetwork, few_images: ImageData) -> Distill:
     def distilled(
         jobs: list[BlockJob], config: LibraryConfig = FP32, **how: Any
     ) -> list[DistilledBlock]:
-        return distill_pack(reference, variance, jobs, few_images, config, 1, **how)[0]
+        return distill_pack(reference, variance, jobs, few_images, config, 1, **how).blocks
 
     return distilled
 
@@ -187,6 +183,55 @@ def test_any_number_of_steps_has_a_schedule(distill: Distill, epochs: int) -> No
     config = FP32.model_copy(update={"epochs": epochs, "batch_size": 96})  # one step an epoch
     (block,) = distill([job_of("dropout", rate=0.0)], config)
     assert block.failure is None
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])  # of 6 steps, an epoch has 3
+def test_stopped_training_goes_on_to_the_same_bits(
+    distill: Distill, jobs: list[BlockJob], share: float
+) -> None:
+    mixed = [*jobs, job_of("dropout", rate=0.3)]
+    stopped = distill(mixed, share=share)
+    states = {block.job.key: block.state for block in stopped}
+    assert {state.steps for state in states.values() if state} == {math.ceil(share * 2 * STEPS)}
+    again = [mixed[3], mixed[0], mixed[1], mixed[2]]  # the packs may be others
+    whole = {block.job: block for block in distill(mixed)}
+    assert_same(distill(again, states=states), [whole[job] for job in again])
+    assert all(block.nsr and block.nsr != whole[block.job].nsr for block in stopped)
+
+
+def test_stopped_and_new_blocks_share_a_pack(distill: Distill, jobs: list[BlockJob]) -> None:
+    (stopped,) = distill(jobs[:1], share=0.5)
+    assert_same(distill(jobs, states={stopped.job.key: stopped.state}), distill(jobs))
+
+
+def test_state_serves_many_times_and_no_earlier_share(
+    distill: Distill, jobs: list[BlockJob]
+) -> None:
+    (stopped,) = distill(jobs[:1], share=0.5)
+    states = {stopped.job.key: stopped.state}
+    assert_same(distill(jobs[:1], states=states), distill(jobs[:1], states=states))
+    with pytest.raises(ValueError, match=r"share 0\.5 ends before the state that has 3 steps"):
+        distill(jobs[:1], share=0.5, states=states)
+
+
+def test_block_that_fails_before_it_is_stopped_has_no_state(
+    distill: Distill, jobs: list[BlockJob]
+) -> None:
+    sound, failing = distill([jobs[0], job_of("nan", steps=1)], share=0.5)
+    assert sound.state is not None
+    assert (failing.nsr, failing.state) == (None, None)
+    assert failing.failure == "loss became nan in step 2"
+
+
+def test_pack_tells_the_share_of_the_reference(
+    reference: StagedNetwork, few_images: ImageData, jobs: list[BlockJob]
+) -> None:
+    variance = calibrate(reference, few_images.calibration)
+    pack = distill_pack(reference, variance, jobs, few_images, FP32, 1)
+    assert pack.reference_share is not None
+    assert 0 < pack.reference_share < 1
+    one_step = FP32.model_copy(update={"epochs": 1, "batch_size": 96})
+    assert distill_pack(reference, variance, jobs, few_images, one_step, 1).reference_share is None
 
 
 def test_distillation_lowers_the_noise(distill: Distill, space: SearchSpace) -> None:

@@ -12,12 +12,13 @@ from torch.utils.data import TensorDataset
 
 from donna_ray.config import DataConfig, LibraryConfig, RunConfig, SpaceConfig
 from donna_ray.data import ImageData, Split, load_data
-from donna_ray.distill import BlockJob, distill_pack
+from donna_ray.distill import distill_pack
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.features import ComputedFeatures, FeatureCache, check_features
 from donna_ray.network import StagedNetwork
 from donna_ray.reference import calibrate
 from donna_ray.space import BlockSpec, SearchSpace, StageShape, build_block
+from donna_ray.students import BlockJob
 from tests.unit.image_files import PREPROCESSING, encoded, write_split, write_tar
 
 FP32 = LibraryConfig(epochs=4, batch_size=32, precision="fp32")
@@ -77,7 +78,7 @@ def ratios(
     cache: FeatureCache | None = None,
 ) -> list[float | None]:
     variance = calibrate(network, data.calibration)
-    blocks, _ = distill_pack(network, variance, jobs, data, FP32, 0, cache=cache)
+    blocks = distill_pack(network, variance, jobs, data, FP32, 0, cache=cache).blocks
     assert not any(block.failure for block in blocks)
     return [block.nsr for block in blocks]
 

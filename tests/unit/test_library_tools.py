@@ -5,8 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from donna_ray.config import RunConfig
 from donna_ray.errors import ConfigError, DonnaError, RunLockedError
 from donna_ray.library_cli import app
 from donna_ray.records import RecordStore
+from tests.command_line import donna_here
 
 DAY = 86400.0
 
@@ -199,12 +198,7 @@ def test_place_must_be_there(tmp_path: Path) -> None:
 
 
 def test_commands_are_those_of_donna(run: Path) -> None:
-    command = [sys.executable, "-c", "from donna_ray.cli import main; main()", "library"]
-
-    def status(*words: str) -> int:
-        return subprocess.run([*command, *words], capture_output=True, check=False).returncode
-
     (run / "library" / "blocks" / "a.safetensors").unlink()
-    assert status("ls", str(run)) == 0
-    assert status("verify", str(run)) == 1
-    assert status("ls", str(run / "no-such")) == 2
+    assert donna_here("library", "ls", str(run)).returncode == 0
+    assert donna_here("library", "verify", str(run)).returncode == 1
+    assert donna_here("library", "ls", str(run / "no-such")).returncode == 2

@@ -8,24 +8,24 @@ from typing import Any
 import pytest
 import torch
 
-from donna_ray import library
+from donna_ray import library_work
 from donna_ray.config import RunConfig
 from donna_ray.data import load_data
-from donna_ray.distill import BlockJob, distill_pack
-from donna_ray.library import _DistillPack
+from donna_ray.distill import distill_pack
 from donna_ray.library_watch import LibraryWatch
+from donna_ray.library_work import DistillPack
 from donna_ray.network import StagedNetwork
 from donna_ray.records import RecordStore
 from donna_ray.reference import calibrate
 from donna_ray.space import SearchSpace
+from donna_ray.students import BlockJob
 
 
 @pytest.fixture
-def work(config: RunConfig, reference: StagedNetwork, tmp_path: Path) -> _DistillPack:
+def work(config: RunConfig, reference: StagedNetwork, tmp_path: Path) -> DistillPack:
     settings = config.library.model_copy(update={"epochs": 1, "precision": "fp32"})
-    work = _DistillPack(
-        config.model_copy(update={"library": settings}), None, RecordStore(tmp_path)
-    )
+    config = config.model_copy(update={"library": settings})
+    work = DistillPack(config, None, RecordStore(tmp_path), RecordStore(tmp_path / "paused"))
     data = load_data(config.data, {"input_size": reference.input_shape})
     loaded = (reference, calibrate(reference, data.calibration), data, None)
     work.__dict__["_loaded"] = loaded  # in place of what a finished reference step left
@@ -38,7 +38,7 @@ def jobs_of(space: SearchSpace, count: int) -> list[BlockJob]:
 
 
 def test_pack_that_does_not_fit_is_halved(
-    work: _DistillPack, space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    work: DistillPack, space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
 
@@ -50,7 +50,7 @@ def test_pack_that_does_not_fit_is_halved(
             raise torch.OutOfMemoryError("a GPU of two blocks")
         return distill_pack(reference, variance, jobs, *rest, **more)
 
-    monkeypatch.setattr(library, "distill_pack", limited)
+    monkeypatch.setattr(library_work, "distill_pack", limited)
     facts = work(jobs_of(space, 5))
     assert sizes == [5, 2, 3, 1, 2]
     records = RecordStore(tmp_path).records()
@@ -59,23 +59,57 @@ def test_pack_that_does_not_fit_is_halved(
 
 
 def test_block_that_fits_no_memory_raises(
-    work: _DistillPack, space: SearchSpace, monkeypatch: pytest.MonkeyPatch
+    work: DistillPack, space: SearchSpace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nothing_fits(*_arguments: Any, **_more: Any) -> Any:
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(library, "distill_pack", nothing_fits)
+    monkeypatch.setattr(library_work, "distill_pack", nothing_fits)
     with pytest.raises(torch.OutOfMemoryError):
         work(jobs_of(space, 2))
 
 
+def test_paused_block_goes_on_from_its_record(
+    work: DistillPack, space: SearchSpace, tmp_path: Path
+) -> None:
+    jobs = jobs_of(space, 2)
+    store, paused = RecordStore(tmp_path), RecordStore(tmp_path / "paused")
+    work(jobs)
+    whole = store.records()
+    store.remove(whole)
+    work._share = 0.5
+    work(jobs)
+    entered = paused.records()
+    assert sorted(entered) == ["key0", "key1"]
+    assert store.records() == {}
+    work._share, work._started = 1.0, frozenset(entered)
+    work(jobs[:1])
+    (again,) = store.records().values()
+    assert again["nsr"] == whole["key0"]["nsr"]
+    assert again["weights_sha256"] == whole["key0"]["weights_sha256"]
+    assert again["raced"] == {name: entered["key0"][name] for name in ("share", "nsr")}
+    assert again["cost"]["seconds"] > entered["key0"]["cost"]["seconds"]
+    half, both, alone = (
+        each["key0"]["cost"]["image_passes"] for each in (entered, whole, store.records())
+    )
+    assert alone == half + (2 * both - 2 * half)  # a pack of two first, then a pack of one
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("key0.*")}
+    facts = work(jobs)  # a pack that a dead worker had begun
+    assert len(facts["blocks"]) == 2
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("key0.*")} == written
+    assert store.records()["key0"] == again
+
+
 def test_watch_counts_by_stage_and_writes_events(tmp_path: Path) -> None:
-    watch = LibraryWatch([(4, 1), (4, 0)], tmp_path)
-    facts = {"blocks": [[0, 0.5], [1, 0.25], [1, None]], "images": 100}
-    assert watch(facts) == "by stage 2/4 2/4, 1 failed"
-    assert watch({"blocks": [[0, 0.5]], "images": 10}) == "by stage 3/4 2/4, 1 failed"
+    now = iter([0.0, 1800.0, 3600.0])
+    watch = LibraryWatch([(4, 1), (4, 0)], tmp_path, lambda: next(now))
+    facts = {"blocks": [[0, 0.5], [1, 0.25], [1, None]], "images": 100, "reference_share": 0.2}
+    first = "6 blocks/h; by stage 2/4 (1:00:00 left), 2/4 (0:30:00 left); 1 failed"
+    assert watch(facts) == first
+    more = {"blocks": [[0, 0.5], [0, 0.4]], "images": 10, "reference_share": None}
+    assert watch(more) == "5 blocks/h; by stage 4/4, 2/4 (1:00:00 left); 1 failed"
     watch.close()
     (events,) = tmp_path.glob("events.*")
     content = events.read_bytes()
-    for name in (b"nsr/stage0", b"nsr/stage1", b"blocks_per_hour", b"images_per_second"):
+    for name in (b"nsr/stage0", b"blocks_per_hour", b"images_per_second", b"reference_share"):
         assert name in content

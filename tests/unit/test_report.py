@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -12,6 +13,13 @@ from donna_ray.report.results import Results
 
 LATENCY = {"median_ms": 2.0, "p20_ms": 1.9, "p90_ms": 2.2, "n": 50, "ci_percent": 1.5}
 TAU = {"value": 0.75, "low": 0.5, "high": 0.875}
+QUALITY = {
+    "kendall_tau": TAU,
+    "spearman": TAU,
+    "mse": {"value": 0.0001, "low": 0.0, "high": 0.001},
+    "r2": {"value": 0.25, "low": -0.5, "high": 0.5},
+}
+SAMPLE = {"id": "s", "predicted": 0.5, "predicted_low": 0.4, "predicted_high": 0.6, "accuracy": 0.5}
 WARNING = "Latency comes from a simulated device."
 HOSTILE = "<script>alert('x')</script>"
 
@@ -22,6 +30,8 @@ def point(name: str, median_ms: float, accuracy: float | None) -> dict[str, Any]
         "id": name,
         "blocks": [f"{name} block"],
         "predicted_accuracy": 0.625,
+        "predicted_low": 0.5,
+        "predicted_high": 0.75,
         "accuracy": accuracy,
         "latency": LATENCY | {"median_ms": median_ms},
         "params": 1234,
@@ -29,6 +39,13 @@ def point(name: str, median_ms: float, accuracy: float | None) -> dict[str, Any]
         "weights": f"networks/{name}.safetensors" if finetuned else None,
         "onnx": f"networks/{name}.onnx" if finetuned else None,
     }
+
+
+def test_stages_of_a_transformer_have_tokens_and_channels() -> None:
+    values = results().model_dump(mode="json")
+    values["library"]["stages"][0] |= {"input": [197, 192], "output": [197, 192]}
+    (stage,) = Results.model_validate_json(json.dumps(values)).library.stages
+    assert (stage.input, stage.output) == ((197, 192), (197, 192))
 
 
 def results(*, simulated: bool = False, text: str = "plain") -> Results:
@@ -58,13 +75,15 @@ def results(*, simulated: bool = False, text: str = "plain") -> Results:
                 "size": 1,
                 "stages": [{"input": shape, "output": shape, "blocks": [block]}],
                 "failed": [{"stage": 0, "block": "<odd>", "reason": "loss became nan"}],
+                "paused": [{"stage": 0, "block": "<slow>", "nsr": 0.625}],
             },
             "predictor": {
                 "samples": 6,
                 "library_size": 2,
                 "kendall_tau": TAU,
                 "baselines": {"macs": TAU},
-                "architectures": [{"id": "s", "predicted": 0.5, "accuracy": 0.5}],
+                "quality": {"predictor": QUALITY, text: QUALITY},
+                "architectures": [SAMPLE],
             },
             "search": {"candidates": 2, "measured_architectures": 2, "points": [(1.0, 0.5)]},
             "front": [point("fast", 1.0, None), point("good", 1.5, 0.875) | {"blocks": [text]}],
@@ -88,6 +107,14 @@ def test_page_tells_the_best_network_and_its_speed_up() -> None:
     page = render(results())
     assert "87.50%, 2.00x" in page  # 3.0 ms of the reference over 1.5 ms
     assert "0.75 [0.50, 0.88]" in page
+
+
+def test_page_tells_how_far_to_trust_predictions() -> None:
+    page = render(results())
+    assert "62.50% [50.00%, 75.00%]" in page
+    assert "62.50%<br>[50.00%, 75.00%]" in page
+    assert "0.25 [-0.50, 0.50]" in page
+    assert ">1.00%<" in page  # the root of a mean squared error of 0.0001
 
 
 def test_only_finetuned_networks_have_files() -> None:

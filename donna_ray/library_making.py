@@ -1,0 +1,127 @@
+"""The blocks of a library on the workers: distilled to the end, or raced for a part of it first."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+from donna_ray.artifacts import Artifact
+from donna_ray.config import RacingConfig, RunConfig
+from donna_ray.library_measure import pack_costs, seconds_of
+from donna_ray.library_watch import LibraryWatch
+from donna_ray.library_work import DistillPack
+from donna_ray.packs import packs_of
+from donna_ray.racing import Entrant, losers
+from donna_ray.records import PAUSED, RecordStore
+from donna_ray.run import Run
+from donna_ray.students import BlockJob
+from donna_ray.workers import Unit, spread
+
+__all__ = ["LibraryMaking", "Records"]
+
+Records = Mapping[str, Mapping[str, Any]]
+
+
+class LibraryMaking:
+    """Distils blocks that have no record yet.
+
+    The states of blocks that were stopped early are records of their own, in the folder `paused` of
+    the store; a finished block's is removed.
+
+    Args:
+        run: for the cluster and the display.
+        config: with its precision decided.
+        reference: of ``reference_step``.
+        store: of the finished blocks.
+        jobs: all blocks, a list a stage.
+        costs: `params` and `macs` of each.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        config: RunConfig,
+        reference: Artifact,
+        store: RecordStore,
+        jobs: Sequence[Sequence[BlockJob]],
+        costs: Sequence[Sequence[Mapping[str, int]]],
+    ) -> None:
+        self._run, self._config, self._reference, self._store = run, config, reference, store
+        self._paused = store.within(PAUSED)
+        self._jobs = jobs
+        stages = zip(jobs, costs, strict=True)
+        self._costs = {job.key: cost for stage in stages for job, cost in zip(*stage, strict=True)}
+
+    def missing(self) -> list[BlockJob]:
+        """The blocks without a record."""
+        known = self._store.records()
+        return [job for stage in self._jobs for job in stage if job.key not in known]
+
+    def make(self) -> Records:
+        """Distil what is missing, but for what the race pauses; the records of these."""
+        racing = self._config.library.racing
+        while True:  # a winner of the race that fails later beats nobody
+            paused = self._race(racing) if racing else {}
+            jobs = [job for job in self.missing() if job.key not in paused]
+            if not jobs:
+                break
+            self._spread("library", jobs, paused, started=self._paused.records())
+        self._paused.remove(set(self._paused.records()) & set(self._store.records()))
+        return paused
+
+    def _race(self, rules: RacingConfig) -> Records:
+        """Distil the missing blocks for a part; the records of those that are paused then.
+
+        Blocks whose recipes have as many epochs race each other, a stage at a time. A block that
+        failed takes no part; one that fails in the race is not paused, for it gets its second
+        chance when it is distilled to the end.
+        """
+        entered = self._paused.records()
+        jobs = [job for job in self.missing() if not _entered(entered.get(job.key), rules)]
+        shorter = [key for key, record in entered.items() if record.get("share", 1) < rules.share]
+        self._spread("library race", jobs, share=rules.share, started=shorter)
+        known, entered = self._store.records(), self._paused.records()
+        raced = entered | {key: record.get("raced", {}) for key, record in known.items()}
+        lost: set[str] = set()
+        for entrants in self._fields(raced, rules):
+            lost |= losers(entrants, rules.margin)
+        return {key: entered[key] for key in sorted(lost - set(known))}
+
+    def _fields(self, raced: Records, rules: RacingConfig) -> list[list[Entrant]]:
+        """Those that race each other."""
+        fields: dict[tuple[int, int], list[Entrant]] = defaultdict(list)
+        for job in (job for stage in self._jobs for job in stage):
+            record = raced.get(job.key, {})
+            if record.get("share") == rules.share:
+                epochs = self._config.library.recipe_of(job.spec.family).epochs
+                cost = self._costs[job.key][rules.cost]
+                fields[job.stage, epochs].append(Entrant(job.key, record["nsr"], cost))
+        return list(fields.values())
+
+    def _spread(
+        self, name: str, jobs: Sequence[BlockJob], left_out: Collection[str] = (), **how: Any
+    ) -> None:
+        if not jobs:
+            return
+        run, config = self._run, self._config
+        macs = [self._costs[job.key]["macs"] for job in jobs]
+        costs = pack_costs(run, config, self._reference, jobs, macs)
+        seconds = seconds_of(costs)
+        packs = packs_of(
+            jobs,
+            lambda job: seconds(job, self._costs[job.key]["macs"]),
+            costs["pack_size"],
+            config.cluster.workers,
+        )
+        units = [Unit(pack, weight=len(pack)) for pack in packs]
+        totals = [sum(job.key not in left_out for job in stage) for stage in self._jobs]
+        open_ = Counter(job.stage for job in jobs)
+        done = [(total, total - open_[number]) for number, total in enumerate(totals)]
+        with closing(LibraryWatch(done, run.root / "library" / "tensorboard" / name)) as watch:
+            work = DistillPack(config, self._reference, self._store, self._paused, **how)
+            spread(run, name, "blocks", units, work, watch)
+
+
+def _entered(record: Mapping[str, Any] | None, rules: RacingConfig) -> bool:
+    """A block took part in a race of this length, or failed in one."""
+    return record is not None and ("failed" in record or record["share"] == rules.share)

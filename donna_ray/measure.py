@@ -1,0 +1,55 @@
+"""Measurements that are made on a worker, with its threads or its GPU."""
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import torch
+
+from donna_ray.artifacts import Artifact, StepFolder
+from donna_ray.config import RunConfig
+from donna_ray.network import StagedNetwork
+from donna_ray.precision import measured_precision
+from donna_ray.reference import load_reference
+from donna_ray.run import Run
+from donna_ray.training import Precision
+from donna_ray.workers import task_resources
+
+__all__ = ["on_worker", "settled_precision", "worker_kind"]
+
+
+def settled_precision(run: Run, reference: Artifact) -> Precision:
+    """What trains faster on a worker, `fp32` or `bf16`: measured there, or as it was measured."""
+    inputs: dict[str, Any] = {"reference": reference.digest, "cluster": worker_kind(run.config)}
+    folder = StepFolder(run.root, "library/precision", inputs)
+    artifact = folder.load()
+    if artifact is None:
+        batch = run.config.library.batch_size
+        result = {"precision": on_worker(run, reference, measured_precision, batch)}
+        artifact = folder.commit(result, [], 0.0)
+    return artifact.result["precision"]
+
+
+def on_worker(run: Run, reference: Artifact, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of the reference's network, on its device, and the arguments returns."""
+    run.ray.ensure()
+    task = ray.remote(_with_network).options(**task_resources(run.config.cluster))
+    return ray.get(task.remote(run.config, reference, function, arguments))
+
+
+def worker_kind(config: RunConfig) -> dict[str, Any]:
+    """What of the cluster decides such measurements."""
+    return config.cluster.model_dump(exclude={"workers", "retries"})
+
+
+def _with_network(
+    config: RunConfig,
+    reference: Artifact,
+    function: Callable[[StagedNetwork, Any], Any],
+    arguments: tuple[Any, ...],
+) -> Any:
+    torch.set_num_threads(max(int(config.cluster.cpus_per_worker), 1))
+    network, _ = load_reference(config, reference)
+    if config.cluster.gpus_per_worker:
+        network.to("cuda")
+    return function(network, *arguments)

@@ -1,0 +1,160 @@
+"""Step 3: which architectures are finetuned, the fit to them, and how good it is."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from donna_ray.artifacts import Artifact, Files, StepFolder, finished_inputs, write_json
+from donna_ray.assemble import library_space
+from donna_ray.finetune import FinetuneJob, finetune, jobs_of, network_store
+from donna_ray.predictor.design import design
+from donna_ray.predictor.fitting import fit
+from donna_ray.predictor.model import Floats
+from donna_ray.predictor.quality import baseline_quality, comparable, held_out_quality, kendall_tau
+from donna_ray.run import Run
+from donna_ray.space import Architecture, encode
+
+__all__ = ["choice_table", "predictor_step"]
+
+_FIRST_ROUND = 16  # samples; the interval of tau over fewer tells little
+_ROUND = 8
+_GUESS = ("predicted", "predicted_low", "predicted_high")
+_FACTS = ("accuracy", "zero_shot_accuracy", "params", "macs")
+
+
+def predictor_step(run: Run, reference: Artifact, library: Artifact) -> Artifact:
+    """Step 3: finetune chosen architectures for a short while and fit accuracy to NSR.
+
+    With `predictor.tau_interval` they are finetuned in rounds, until the 95% interval of Kendall
+    tau is above 0 and narrower than that or `predictor.samples` are finetuned.
+
+    The result holds the predictor, its samples, and how good leave-one-out predictions of them are
+    (with bootstrap intervals), beside simpler figures of the same samples.
+    """
+    config = run.config
+    space = library_space(library)
+    architectures = _chosen(run, library)
+    jobs = jobs_of(run, reference, library, space, architectures, config.predictor)
+    nsr = encode(architectures, choice_table(library, "nsr"))
+    inputs = {
+        "settings": {**config.predictor.model_dump(), "seed": config.seed},
+        "samples": [
+            {"key": job.key, "blocks": dict(zip(job.blocks, row.tolist(), strict=True))}
+            for job, row in zip(jobs, nsr, strict=True)
+        ],
+    }
+    kept = _kept(run, library, inputs)
+    if kept is not None:
+        run.say("  the library has every block to which the predictor was fitted: it is kept")
+        return kept
+
+    def compute(folder: StepFolder) -> tuple[dict[str, Any], Files]:
+        records = _finetuned(run, reference, jobs, nsr)
+        done = jobs[: len(records)]
+        result = _result(done, nsr[: len(records)], records, library, config.seed)
+        file = folder.path / "predictor.json"
+        write_json(file, result["predictor"])
+        store = network_store(run)
+        return result, [file, *(path for job in done for path in store.paths(job.key))]
+
+    return run.step("predictor", inputs, compute)
+
+
+def _chosen(run: Run, library: Artifact) -> list[Architecture]:
+    config, space = run.config, library_space(library)
+    if config.predictor.sampling == "random":
+        return space.sample(config.predictor.samples, config.seed)
+    return design(space, choice_table(library, "nsr"), config.predictor.samples, config.seed)
+
+
+def _finetuned(
+    run: Run, reference: Artifact, jobs: Sequence[FinetuneJob], nsr: Floats
+) -> list[dict[str, Any]]:
+    """Records of the first jobs: as many as it takes for `predictor.tau_interval`."""
+    config = run.config.predictor
+    sizes = [len(jobs)]
+    if config.tau_interval is not None:
+        sizes = [*range(min(_FIRST_ROUND, len(jobs)), len(jobs), _ROUND), len(jobs)]
+    records: list[dict[str, Any]] = []
+    for size in sizes:
+        records = finetune(run, "predictor", reference, jobs[:size], config)
+        if config.tau_interval is not None and _is_narrow(run, nsr[:size], records):
+            break
+    return records
+
+
+def _is_narrow(run: Run, nsr: Floats, records: Sequence[Mapping[str, Any]]) -> bool:
+    measured = np.array([record["accuracy"] for record in records])
+    held_out = comparable(fit(nsr, measured)[1], measured)
+    tau = kendall_tau(held_out, measured, run.config.seed)
+    width = tau["high"] - tau["low"]
+    limit = run.config.predictor.tau_interval
+    run.say(
+        f"  {len(records)} samples: Kendall tau {tau['value']:.2f}, its 95% interval {width:.2f} "
+        f"wide (predictor.tau_interval: {limit})"
+    )
+    return limit is not None and tau["low"] > 0 and width < limit
+
+
+def _kept(run: Run, library: Artifact, inputs: dict[str, Any]) -> Artifact | None:
+    """A predictor of the same settings, all of whose blocks are still in the library.
+
+    It also ranks blocks that came after it (DONNA, section 3.2), so an extended space needs no new
+    one. None where there is none, or one of exactly these inputs.
+    """
+    finished = finished_inputs(run.root, "predictor")
+    if inputs in finished:
+        return None
+    ratios = {block["key"]: block["nsr"] for stage in library.result["stages"] for block in stage}
+    for earlier in finished:
+        if earlier["settings"] != inputs["settings"]:
+            continue
+        artifact = StepFolder(run.root, "predictor", earlier).load()
+        if artifact is None:
+            continue
+        keys = {sample["key"] for sample in artifact.result["samples"]}
+        fitted = [sample["blocks"] for sample in earlier["samples"] if sample["key"] in keys]
+        if all(ratios.get(key) == nsr for blocks in fitted for key, nsr in blocks.items()):
+            return artifact
+    return None
+
+
+def _result(
+    jobs: Sequence[FinetuneJob],
+    nsr: Floats,
+    records: Sequence[Mapping[str, Any]],
+    library: Artifact,
+    seed: int,
+) -> dict[str, Any]:
+    measured = np.array([record["accuracy"] for record in records])
+    predictor, held_out = fit(nsr, measured)
+    guesses = np.stack([held_out, *predictor.held_out_interval(nsr, held_out)], axis=1)
+    qualities = {"predictor": held_out_quality(held_out, measured, seed)} | {
+        name: baseline_quality(figure, measured, seed)
+        for name, figure in _baselines(records, nsr).items()
+    }
+    return {
+        "predictor": predictor.to_json(),
+        "samples": [
+            {"id": job.architecture_id, "key": job.key, "nsr": list(row)}
+            | dict(zip(_GUESS, guess.tolist(), strict=True))
+            | {name: record[name] for name in _FACTS}
+            for job, row, guess, record in zip(jobs, nsr, guesses, records, strict=True)
+        ],
+        "library_size": sum(len(stage) for stage in library.result["stages"]),
+        "quality": qualities,
+        "cost": {"image_passes": sum(record["cost"]["image_passes"] for record in records)},
+    }
+
+
+def _baselines(records: Sequence[Mapping[str, Any]], nsr: Floats) -> dict[str, Floats]:
+    """Figures that should rise with accuracy, (samples,) each."""
+    names = ("params", "macs", "zero_shot_accuracy")
+    known = {name: np.array([record[name] for record in records], dtype=float) for name in names}
+    return {"nsr_sum": -nsr.sum(axis=1), **known}
+
+
+def choice_table(library: Artifact, name: str) -> list[Floats]:
+    """A figure of every block (`nsr`, `params`, `macs`): (choices,) a stage."""
+    return [np.array([block[name] for block in stage]) for stage in library.result["stages"]]

@@ -1,0 +1,98 @@
+"""What ``donna predictor suggest`` tells, as plain facts."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from donna_ray.artifacts import Artifact, StepFolder, finished_inputs
+from donna_ray.assemble import library_space
+from donna_ray.config import RunConfig, load_config
+from donna_ray.errors import ConfigError, MissingArtifactError
+from donna_ray.library import library_step
+from donna_ray.predictor.design import suggest
+from donna_ray.predictor.step import choice_table, predictor_step
+from donna_ray.reference import reference_step
+from donna_ray.run import Run
+
+__all__ = ["suggestions"]
+
+
+def suggestions(folder: Path, count: int) -> dict[str, Any]:
+    """The architectures whose finetuning would tell the predictor of a run most.
+
+    With `predictor.sampling: informed` and no `tau_interval`, a run whose `predictor.samples` is
+    raised by `count` finetunes just these, unless its predictor was kept from a smaller space.
+
+    Args:
+        folder: of a run whose predictor is finished; it is held for the time.
+        count: how many.
+
+    Returns:
+        `samples` (finetuned so far) and `architectures`: `id`, `blocks` in words, and
+        `variance_fall` and `interval_fall` of ``Suggestion``, for it and those before it.
+
+    Raises:
+        ConfigError: the folder is of no run.
+        DonnaError: the space does not have as many.
+        MissingArtifactError: the predictor, or a step before it, is not finished.
+        RunLockedError: a process works on the run.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(
+            f"Suggestions need the folder of a run, but {folder} has no config.yaml. Correct the "
+            "path."
+        )
+    config, weights = _configuration(folder / "config.yaml")
+    with Run(config, folder, only="suggest") as run:
+        reference = _reference(run, weights)
+        library = library_step(run, reference)
+        samples = predictor_step(run, reference, library).result["samples"]
+    space = library_space(library)
+    finetuned = np.array([sample["nsr"] for sample in samples])
+    chosen = suggest(space, choice_table(library, "nsr"), finetuned, count, config.seed)
+    return {
+        "samples": len(samples),
+        "architectures": [
+            {
+                "id": space.id_of(each.architecture),
+                "blocks": [str(spec) for spec in space.specs(each.architecture)],
+                "variance_fall": each.variance_fall,
+                "interval_fall": each.interval_fall,
+            }
+            for each in chosen
+        ],
+    }
+
+
+def _configuration(path: Path) -> tuple[RunConfig, str]:
+    """A run's configuration as if its reference were trained, and where its weights came from."""
+    config = load_config(path, ["reference.weights=train"])  # a checkpoint may be gone
+    return config, yaml.safe_load(path.read_text())["reference"]["weights"]
+
+
+def _reference(run: Run, weights: str) -> Artifact:
+    """The finished reference; one of a checkpoint that is gone by the other inputs."""
+    config = run.config
+    if weights in ("train", "pretrained") or Path(weights).is_file():
+        model = config.reference.model_copy(update={"weights": weights})
+        run.config = config.model_copy(update={"reference": model})
+        return reference_step(run)
+    wanted = {
+        "data": config.data.model_dump(exclude={"loader_workers", "download"}),
+        "reference": config.reference.model_dump() | {"weights": weights},
+        "seed": config.seed,
+    }
+    found = []
+    for inputs in finished_inputs(run.root, "reference"):
+        artifact = StepFolder(run.root, "reference", inputs).load()
+        rest = {name: value for name, value in inputs.items() if name != "checkpoint"}
+        if artifact is not None and rest == wanted:
+            found.append(artifact)
+    if len(found) != 1:
+        raise MissingArtifactError(
+            f"A run whose checkpoint {weights} is gone must have one finished reference of it, but "
+            f"{run.root} has {len(found)}. Put the checkpoint back."
+        )
+    return found[0]
