@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -13,6 +16,9 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 
 from device_farm.failures import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 __all__ = ["TensorSpec", "Workload", "workload_digest"]
 
@@ -34,7 +40,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a connector prepares and measures. Build it with `from_onnx`."""
+    """What a connector prepares and measures. Build it with `from_onnx` or `from_torch`."""
 
     model: bytes
     """The serialized ONNX model, weights included."""
@@ -53,6 +59,32 @@ class Workload:
         initializers = {tensor.name for tensor in proto.graph.initializer}
         inputs = tuple(_spec(v) for v in proto.graph.input if v.name not in initializers)
         return cls(model, workload_digest(model), inputs)
+
+    @classmethod
+    def from_torch(cls, module: nn.Module, *inputs: Tensor) -> Workload:
+        """Exports a torch module in eval mode, from a copy of it on the CPU.
+
+        Args:
+            inputs: Examples of what it takes; their shapes are those that are measured.
+
+        Raises:
+            ModelError: It cannot be exported.
+        """
+        import torch
+
+        file = io.BytesIO()
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")  # of the exporter, which is the quicker one of two
+                module = copy.deepcopy(module).cpu().eval()
+                examples = tuple(each.cpu() for each in inputs)
+                torch.onnx.export(module, examples, file, dynamo=False)  # type: ignore[arg-type]
+        except (RuntimeError, TypeError, ValueError, torch.onnx.OnnxExporterError) as error:
+            raise ModelError(
+                f"a module must be exportable to ONNX, but {type(module).__name__} is not "
+                f"({_first_line(error)}): give inputs that it takes, or export it yourself"
+            ) from error
+        return cls.from_onnx(file.getvalue())
 
     def make_inputs(self, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
         """Seeded inputs by name: standard normal floats; integers and booleans of 0 and 1.

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper
+from torch import nn
 
 from device_farm import ModelError, TensorSpec, Workload
 from device_farm.control import control_workload
@@ -90,3 +93,21 @@ def test_control_model_never_changes() -> None:
     assert control_workload().inputs == (TensorSpec("input", (1, 16, 32, 32), "float32"),)
     digest = hashlib.sha256(control_workload().model).hexdigest()
     assert digest.startswith("59c00b2e15f2"), "baselines of all devices hang on these bytes"
+
+
+def test_torch_module_is_exported_as_it_is_in_use() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).train()
+    workload = Workload.from_torch(module, torch.zeros(2, 3, 8, 8))
+    [image] = workload.inputs
+    assert image.shape == (2, 3, 8, 8)
+    assert module.training
+    session = onnxruntime.InferenceSession(workload.model, providers=["CPUExecutionProvider"])
+    images = workload.make_inputs()[image.name]
+    [found] = session.run(None, {image.name: images})
+    expected = module.eval()(torch.from_numpy(images)).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_torch_module_that_does_not_take_its_inputs_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"but Conv2d is not .*: give inputs that it takes"):
+        Workload.from_torch(nn.Conv2d(3, 4, 3), torch.zeros(1, 5, 8, 8))
