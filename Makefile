@@ -31,6 +31,7 @@ bench: $(INSTALLED)
 	$(BIN)/python scripts/bench_batchnorm.py
 	$(BIN)/python scripts/bench_predictions.py
 	$(BIN)/python scripts/bench_samples.py
+	$(BIN)/python scripts/bench_farm.py
 
 clean:
 	rm -rf .venv build *.egg-info
