@@ -1,4 +1,6 @@
-"""How quickly and how truly the farm measures. Prints a table and, last, one JSON line.
+"""How quickly and how truly the farm measures networks of the micro space.
+
+Prints a table and, last, one JSON line.
 
 lowering_share    from a candidate to its queued measurement, in parts of the measuring time
 lowering_speedup  how much quicker that is than torch.onnx.export of each candidate
@@ -33,12 +35,17 @@ from device_farm.adb.addresses import make_link
 from device_farm.adb.shell import Shell
 from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
 from donna_ray.assemble import untrained
-from donna_ray.config import load_config, shipped_config
+from donna_ray.config import RunConfig
 from donna_ray.export import export_onnx
 from donna_ray.lowering import Lowering
 from donna_ray.reference import build_reference
 from donna_ray.space import build_space
 
+MICRO = {
+    "data": {"source": "digits", "image_size": 32},  # none is read: the weights are random
+    "reference": {"model": "donna_micro"},
+    "space": {"preset": "micro"},
+}
 CANDIDATES = 50
 RANKED = 20
 REPEATS = 12
@@ -48,7 +55,7 @@ DAEMON = Path(__file__).parent.parent / "tests" / "device" / "adbd.py"
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        config = load_config(shipped_config("demo"))
+        config = RunConfig.model_validate(MICRO)
         reference, _ = build_reference(config, load_weights=False)
         space = build_space(config.space, reference.shapes)
         candidates = [space.specs(each) for each in space.sample(CANDIDATES, seed=0)]
