@@ -13,6 +13,7 @@ from donna_ray.errors import ConfigError, DonnaError, MissingArtifactError, RunL
 from donna_ray.export_cli import export
 from donna_ray.library_cli import app as library_app
 from donna_ray.predictor_cli import app as predictor_app
+from donna_ray.run_folder import run_folder
 
 __all__ = ["app", "main"]
 
@@ -113,6 +114,19 @@ def show_space(
 
 
 @config_app.command()
+def check(config: ConfigArgument, overrides: SetOption = None) -> None:
+    """Check all of a configuration that can be without the data: values, device, model, blocks."""
+    _, loaded = _configuration(config, overrides)
+
+    from donna_ray.cost import check_device
+    from donna_ray.overview import space_facts
+
+    check_device(loaded.device)
+    facts = space_facts(loaded)
+    print(f"{config} can be run: {facts['blocks']} blocks, {facts['size']:.3g} networks.")
+
+
+@config_app.command()
 def schema() -> None:
     """Print the JSON schema of a configuration."""
     print(json.dumps(RunConfig.model_json_schema(), indent=2))
@@ -170,12 +184,12 @@ def _run(
     only: str | None = None,
 ) -> None:
     folder, config = _configuration(path, overrides)
-    out = out or folder or Path("runs") / config.name
+    root = run_folder(config, out or folder)
 
     from donna_ray.pipeline import run_steps
     from donna_ray.run import Run
 
-    with Run(config, out, only=only, fresh=fresh) as run:
+    with Run(config, root, only=only, fresh=fresh) as run:
         run_steps(run, only or "report")
 
 

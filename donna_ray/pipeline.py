@@ -59,6 +59,8 @@ def check(config: RunConfig) -> None:
 def run_steps(run: Run, last: str = "report") -> Artifact:
     """Run the steps up to `last` and return its artifact; what is finished is reused."""
     check(run.config)
+    if run.ray.joins():
+        run.connect()  # a cluster that cannot do it is to say so before the reference is trained
     done: Done = {}
     for name, step in STEPS.items():
         done[name] = step(run, done)

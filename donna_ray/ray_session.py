@@ -42,6 +42,11 @@ class RaySession:
         self._ours = True
         self._check_size()
 
+    @staticmethod
+    def joins() -> bool:
+        """Whether there is a cluster that is named, as in every Ray job."""
+        return "RAY_ADDRESS" in os.environ
+
     def close(self) -> None:
         """Leave the cluster; one that ``ensure`` started is stopped."""
         if self._ours:

@@ -328,6 +328,8 @@ class ClusterConfig(_Section):
     """What training takes of the Ray cluster: up to `workers` workers, as many as find room.
 
     `accelerator_type` is Ray's name of the GPU that a worker must have, such as `V100`.
+    `storage` is where runs are kept: a folder that all nodes see, or any fsspec URL where they
+    share no filesystem (`s3://bucket/runs`); null is `runs` in the working directory.
     """
 
     workers: PositiveInt = 2
@@ -335,6 +337,20 @@ class ClusterConfig(_Section):
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     accelerator_type: str | None = None
     retries: NonNegativeInt = 3
+    storage: str | None = None
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_is_absolute(cls, storage: str | None) -> str | None:
+        if storage is None or ("://" in storage and not storage.startswith("file://")):
+            return storage
+        return _absolute(storage.removeprefix("file://"))
+
+    def place_of(self, root: Path) -> str | Path:
+        """Where the processes of the run in `root` meet: that folder, or one at a URL."""
+        if self.storage is None or "://" not in self.storage:
+            return root
+        return f"{self.storage.rstrip('/')}/{root.name}"
 
 
 class RunConfig(_Section):

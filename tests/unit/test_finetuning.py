@@ -28,6 +28,7 @@ from donna_ray.data.shard import SplitShard
 from donna_ray.errors import DonnaError
 from donna_ray.finetune import distillation_loss, finetune_step, jobs_of, network_store
 from donna_ray.network import StagedNetwork
+from donna_ray.records import RecordStore
 from donna_ray.run import Run
 from donna_ray.space import SearchSpace
 from donna_ray.trainer import Trainer, recalibrate
@@ -249,7 +250,7 @@ def test_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
 
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints(RecordStore(folder))
     name = checkpoints.newest(KEY)
     assert name is not None
     resumed = new_trainer()
@@ -266,7 +267,7 @@ def test_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["json", "safetensors"])
 def test_torn_checkpoint_costs_one_more_epoch(tmp_path: Path, suffix: str) -> None:
-    checkpoints, trainer = Checkpoints(tmp_path), new_trainer()
+    checkpoints, trainer = Checkpoints(RecordStore(tmp_path)), new_trainer()
     for _ in range(3):
         trainer.train_epoch()
         checkpoints.save(KEY, trainer)
