@@ -4,7 +4,8 @@
 # The cluster is that of RAY_ADDRESS, such as http://127.0.0.1:8265 (the default), behind
 # `ray dashboard cluster.yaml` or an SSH tunnel. CONFIG must be in this directory, which goes to the
 # cluster as the job's working directory, without what .gitignore and .rayignore name. Follows the
-# log, and exits as the job does. The same command again goes on where a job was stopped.
+# log, and exits as the job does: 0 if it succeeded, 1 if it failed, 3 if it was stopped. The same
+# command again goes on where a job was stopped.
 set -euo pipefail
 config=${1:?usage: scripts/submit.sh CONFIG [options of donna run]}
 shift
@@ -21,4 +22,5 @@ for word in "$@"; do
 done
 
 donna config check "$config" "${settings[@]}"
-exec ray job submit --working-dir . -- donna run "$config" "$@"
+ray job submit --working-dir . -- donna run "$config" "$@" |
+    awk '{ print; fflush() } /Job .* was stopped/ { stopped = 3 } END { exit stopped }'

@@ -91,7 +91,7 @@ def end(process: subprocess.Popen[bytes], folder: Path) -> None:
     """End a `ray start --block`, and whatever of its processes is left: they name the folder."""
     process.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(10)
+        process.wait(3)
     for pid in _naming(folder):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
