@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from device_farm.connector import make_connector
+from device_farm.connector import check_settings, make_connector
 from device_farm.device_spec import DeviceSpec
 from device_farm.failures import FailurePolicy
 
@@ -98,4 +98,6 @@ def load_farm_config(path: Path) -> FarmConfig:
         raise ValueError(f"{path} must name `devices`, or `hosts` that look for some")
     for device in config.devices:
         make_connector(device.connector, device.name, device.settings)
+    for rule in config.hosts:
+        check_settings(rule.connector, rule.settings)
     return config
