@@ -29,7 +29,7 @@ class HostRule(BaseModel):
 
     connector: str = Field(min_length=1)
     nodes: str = "*"
-    """Host names or addresses of the nodes that look, with * and ?."""
+    """Of the nodes that look: host names, addresses or `ray start --node-name`, with * and ?."""
     places: tuple[str, ...] = ()
     """Where they look: see `Connector.discover`. Ray says what CPUs and GPUs a node has."""
     settings: dict[str, Any] = Field(default_factory=dict)

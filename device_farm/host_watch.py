@@ -63,7 +63,7 @@ class HostWatch:
         await asyncio.gather(*map(self._look, nodes))
 
     async def _look(self, node: dict[str, Any]) -> None:
-        names = (node["NodeManagerHostname"], node["NodeManagerAddress"])
+        names = (node["NodeManagerHostname"], node["NodeManagerAddress"], node["NodeName"])
         rules = [r for r in self._rules if any(fnmatch.fnmatch(n, r.nodes) for n in names)]
         if not rules:
             return
