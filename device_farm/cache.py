@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from device_farm.measurement import Measurement
 
 __all__ = ["MeasurementCache", "MeasurementKey"]
 
+_LOCK_LIMIT_S = 60.0
+_LOCK_PAUSE_S = 0.02
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS measurements (
     workload TEXT, model TEXT, settings TEXT, record TEXT NOT NULL,
@@ -52,10 +55,10 @@ class MeasurementCache:
         """
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        self._db.executescript(_SCHEMA)
+        self._db = sqlite3.connect(
+            path, timeout=_LOCK_LIMIT_S, isolation_level=None, check_same_thread=False
+        )
+        self._prepare()
 
     def get(self, key: MeasurementKey) -> Measurement | None:
         """The measurement of this key, or None."""
@@ -64,10 +67,13 @@ class MeasurementCache:
         )
         return None if row is None else Measurement.from_json(json.loads(str(row)))
 
-    def put(self, key: MeasurementKey, measurement: Measurement) -> None:
-        """Keeps a measurement, unless the key has one."""
+    def put(self, key: MeasurementKey, measurement: Measurement) -> Measurement:
+        """Keeps a measurement, unless the key has one; returns the one that counts."""
         record = json.dumps(measurement.to_json())
         self._write("INSERT OR IGNORE INTO measurements VALUES (?, ?, ?, ?)", *key, record)
+        kept = self.get(key)
+        assert kept is not None
+        return kept
 
     def get_baseline(self, model: str, control: str) -> float | None:
         """The control's baseline in ms on this model of device, or None.
@@ -89,6 +95,20 @@ class MeasurementCache:
     def close(self) -> None:
         """Closes the file. Idempotent."""
         self._db.close()
+
+    def _prepare(self) -> None:
+        """Makes the tables; SQLite does not wait for others while it changes to its log."""
+        deadline = time.monotonic() + _LOCK_LIMIT_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=NORMAL")
+                self._db.executescript(_SCHEMA)
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_LOCK_PAUSE_S)
 
     def _one(self, query: str, *values: str) -> str | float | None:
         with self._lock:

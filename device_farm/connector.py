@@ -19,6 +19,7 @@ from importlib.metadata import entry_points
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from device_farm.measurement import Measurement
 from device_farm.protocol import ProtocolSettings, Timing
@@ -27,6 +28,7 @@ from device_farm.workload import Workload
 __all__ = [
     "Connector",
     "DeviceInfo",
+    "check_settings",
     "connector_names",
     "connector_type",
     "digest",
@@ -223,6 +225,22 @@ def make_connector(name: str, device: str, settings: Mapping[str, Any]) -> Conne
     return connector_type(name)(device, settings)
 
 
+def check_settings(name: str, settings: Mapping[str, Any]) -> None:
+    """Refuses settings that no device of a kind could have, however it is reached.
+
+    Raises:
+        ValueError: No such kind of device is known, or a setting is unusable.
+    """
+    try:
+        connector_type(name).settings_type.model_validate(dict(settings))
+    except ValidationError as error:
+        faults = [fault for fault in error.errors() if fault["type"] != "missing"]
+        if faults:
+            raise _unusable(
+                f"{name!r} devices", connector_type(name).settings_type, faults
+            ) from error
+
+
 def digest(facts: Mapping[str, Any]) -> str:
     """SHA-256 in hex of JSON facts, whatever the order of their keys."""
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
@@ -235,10 +253,17 @@ def _validated(
     try:
         return settings_type.model_validate(dict(settings))
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}, "
-            f"but got {fault['input']!r}"
-            for fault in error.errors()
-        )
-        known = ", ".join(settings_type.model_fields)
-        raise ValueError(f"settings of device {device!r}: {faults}. Known: {known}") from error
+        raise _unusable(f"device {device!r}", settings_type, error.errors()) from error
+
+
+def _unusable(
+    whose: str, settings_type: type[ProtocolSettings], faults: Sequence[ErrorDetails]
+) -> ValueError:
+    words = "; ".join(
+        f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}, "
+        f"but got {fault['input']!r}"
+        for fault in faults
+    )
+    return ValueError(
+        f"settings of {whose}: {words}. Known: {', '.join(settings_type.model_fields)}"
+    )

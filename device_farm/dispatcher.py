@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
-import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from device_farm.cache import MeasurementCache, MeasurementKey
-from device_farm.connector import DeviceInfo
 from device_farm.device_spec import DeviceSpec
 from device_farm.drift import ControlCheck
-from device_farm.failures import Decision, DeviceError, DeviceLost, DeviceTimeout, FailurePolicy
+from device_farm.failures import Decision, DeviceLost, DeviceTimeout, FailurePolicy, Throttled
 from device_farm.farm_config import HostRule
 from device_farm.farm_metrics import FarmMetrics
 from device_farm.host_watch import HostWatch
 from device_farm.lease import Lessor, cause_of
-from device_farm.pool import Device, DeviceState, Job, Pool, pool_key
+from device_farm.measurement import Measurement
+from device_farm.pool import Device, DeviceState, Job, Pool
+from device_farm.roster import Roster
 from device_farm.workload import workload_digest
 
 __all__ = ["FARM_VERSION", "Dispatcher"]
@@ -34,9 +31,6 @@ __all__ = ["FARM_VERSION", "Dispatcher"]
 FARM_VERSION = 1
 """Raised when calls of the actor change: an older farm that still runs is then refused."""
 
-_LOG = logging.getLogger(__name__)
-_PROBE_PAUSE_S = 0.25
-_REVIVE_PAUSE_S = 5.0
 _METRICS_PERIOD_S = 5.0
 
 
@@ -59,16 +53,16 @@ class Dispatcher:
         self._policy = policy
         self._lessor = Lessor(policy)
         self._control = ControlCheck(policy, self._cache, self._lessor)
+        self._roster = Roster(
+            policy, self._lessor, self._control, lambda device: self._spawn(self._serve(device))
+        )
         self._metrics = FarmMetrics()
-        self._devices: dict[str, Device] = {}
-        self._pools: dict[tuple[str, str], Pool] = {}
         self._jobs: dict[MeasurementKey, Job] = {}
         self._numbers = itertools.count()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._starting = self._spawn(self._start(specs))
         self._spawn(self._publish())
-        if rules:
-            self._spawn(HostWatch(rules, self._found).run())
+        self._spawn(HostWatch(rules, self._roster.found, self._roster.looked).run())
 
     async def version(self) -> int:
         """`FARM_VERSION` of the code that runs."""
@@ -87,10 +81,10 @@ class Dispatcher:
     async def measure(self, model: bytes, name: str) -> dict[str, Any]:
         """Measures a model on the named device or one of its pool; see `Farm.submit`."""
         await asyncio.shield(self._starting)
-        device = self._device(name)
-        if device.info is None:
-            await self._join(device)
-            assert device.info is not None
+        device = await self._roster.find(name)
+        if not device.is_joined:
+            await self._roster.bring(device)
+        assert device.info is not None
         key = MeasurementKey(workload_digest(model), device.info.model, device.info.settings_digest)
         if known := self._cache.get(key):
             return known.to_json()
@@ -100,88 +94,25 @@ class Dispatcher:
 
     async def status(self) -> list[dict[str, Any]]:
         """One row a device; see `Farm.status`."""
-        return [device.status() for device in self._devices.values()]
+        return [device.status() for device in self._roster.devices.values()]
 
     async def close(self) -> None:
         """Ends the devices' processes."""
-        for device in self._devices.values():
-            if device.actor is not None:
-                ray.kill(device.actor)
-
-    def _device(self, name: str) -> Device:
-        """The device of that name, or any of that model."""
-        if name in self._devices:
-            return self._devices[name]
-        for device in self._devices.values():
-            if device.info and device.info.model == name:
-                return device
-        raise ValueError(
-            f"a device must be one of {', '.join(self._devices)}, but got {name!r}: "
-            "correct the name, or give the farm that device"
-        )
+        for device in self._roster.devices.values():
+            self._lessor.end(device)
 
     async def _start(self, specs: Sequence[DeviceSpec]) -> list[Exception]:
-        devices = [self._devices.setdefault(spec.name, Device(spec)) for spec in specs]
-        results = await asyncio.gather(*map(self._join, devices), return_exceptions=True)
+        joining = [self._roster.bring(self._roster.add(spec)) for spec in specs]
+        results = await asyncio.gather(*joining, return_exceptions=True)
         return [result for result in results if isinstance(result, Exception)]
-
-    def _found(self, spec: DeviceSpec, node: str) -> None:
-        """A host sees a device: it joins, or it is back."""
-        device = self._devices.get(spec.name)
-        if device is None:
-            device = self._devices[spec.name] = Device(spec, node)
-            self._spawn(self._return(device))
-            return
-        if device.node != node and (device.state.is_out or device.state is DeviceState.LOST):
-            self._lessor.end(device)
-            device.node, device.spec, device.tried_at = node, spec, 0.0
-        if not device.state.is_out or time.monotonic() < device.tried_at + _REVIVE_PAUSE_S:
-            return
-        device.state, device.tried_at = DeviceState.NEW, time.monotonic()
-        self._spawn(self._return(device))
-
-    async def _join(self, device: Device) -> None:
-        """Probes a device and takes it into service.
-
-        Raises:
-            DeviceError: It cannot be reached; it is parked.
-            ValueError: Another device holds its cores.
-        """
-        async with device.joining:
-            if device.info is not None:
-                return
-            try:
-                device.info = await self._lessor.probe(device)
-                _refuse_shared(device, list(self._devices.values()))
-                await self._control.take_baseline(device)
-            except Exception as error:
-                cause = cause_of(error, device.name)
-                device.info = None
-                device.take_out(_as_device_error(cause))
-                self._lessor.end(device)
-                raise cause from error
-            device.pool = self._pools.setdefault(pool_key(device.info), device.pool)
-            device.pool.devices.append(device)
-            device.serve()
-            self._spawn(self._serve(device))
-
-    async def _return(self, device: Device) -> None:
-        """Takes a device that was found into service, for the first time or again."""
-        try:
-            if device.info is None:
-                await self._join(device)
-            else:
-                await self._revive(device)
-        except Exception:
-            _LOG.warning("device %s cannot join: %s", device.name, device.out_by)
-        device.tried_at = time.monotonic()
 
     def _queue(self, key: MeasurementKey, model: bytes, pool: Pool) -> Job:
         result = asyncio.get_running_loop().create_future()
+        result.add_done_callback(lambda _: self._jobs.pop(key, None))
         job = self._jobs[key] = Job(next(self._numbers), key, model, result)
-        pool.jobs.put_nowait(job)
         if pool.all_out():
-            self._spawn(self._revive_all(pool))
+            self._roster.revive(pool)
+        pool.jobs.put_nowait(job)
         return job
 
     async def _serve(self, device: Device) -> None:
@@ -204,51 +135,55 @@ class Dispatcher:
         device.state = DeviceState.LEASED
         device.leases += 1
         self._metrics.leased(device)
-        if device.pool.jobs.qsize() >= len(device.pool.devices):
-            device.claimed = device.pool.jobs.get_nowait()
-            self._lessor.stage(device, device.claimed.model)
-        started = time.monotonic()
         try:
-            measurement = await self._lessor.measure(device, job.model, device.control_baseline_ms)
+            measurement = await self._measure(device, job)
         except Exception as error:
-            device.busy_s += time.monotonic() - started
             await self._handle(device, job, cause_of(error, device.name))
             return
-        device.busy_s += time.monotonic() - started
-        self._control.note(device, measurement)
         device.serve()
         device.batch.append((job, measurement))
         if device.control_ms is None:
             self._settle(device)
 
+    async def _measure(self, device: Device, job: Job) -> Measurement:
+        """Measures a job's model while the next one is staged.
+
+        Raises:
+            Exception: See `Lessor.measure`.
+        """
+        if device.pool.jobs.qsize() >= len(device.pool.devices):
+            device.claimed = device.pool.jobs.get_nowait()
+            self._lessor.stage(device, device.claimed.model)
+        with device.at_work():
+            measurement = await self._lessor.measure(device, job.model, device.control_baseline_ms)
+        self._control.note(device, measurement)
+        return measurement
+
     async def _check(self, device: Device) -> None:
         """Runs the control: the measurements since the last time count, or are done again."""
         device.state = DeviceState.LEASED
-        started = time.monotonic()
         try:
-            facts = await self._control.check(device)
+            with device.at_work():
+                facts = await self._control.check(device)
         except Exception as error:
             await self._handle(device, None, cause_of(error, device.name))
         else:
             self._settle(device, facts)
             device.serve()
-        finally:
-            device.busy_s += time.monotonic() - started
 
     def _settle(self, device: Device, facts: dict[str, Any] | None = None) -> None:
-        """Gives out what a device has measured."""
+        """Gives out what a device has measured; what another farm has kept meanwhile goes first."""
         batch, device.batch = device.batch, []
         for job, measurement in batch:
             measurement.environment.update(facts or {})
             self._metrics.measured(device)
             device.done += 1
-            self._jobs.pop(job.key, None)
             try:
-                self._cache.put(job.key, measurement)
+                kept = self._cache.put(job.key, measurement)
             except Exception as error:  # the disk is full, say: the asker is to know
                 job.result.set_exception(error)
             else:
-                job.result.set_result(measurement)
+                job.result.set_result(kept)
 
     async def _handle(self, device: Device, job: Job | None, error: Exception) -> None:
         """Carries out the policy's decision, and brings the device back into service.
@@ -259,104 +194,31 @@ class Dispatcher:
         kind = type(error).__name__
         device.failures[kind] += 1
         self._metrics.failed(device, kind)
-        attempt = device.drifts or 1
-        if job is not None:
-            job.failures[kind] += 1
-            attempt = job.failures[kind]
-        decision = self._policy.decide(error, attempt)
+        decision = self._policy.decide(error, _attempt(device, job, error))
         is_lost = isinstance(error, DeviceLost | DeviceTimeout)
-        if job is None or decision is Decision.PARK or is_lost:
-            self._requeue(device, device.unfinished())
-        elif device.claimed and decision is Decision.DELAY:
-            self._requeue(device, [device.claimed])
-            device.claimed = None
-        if job is not None:
-            if decision is Decision.RAISE:
-                self._fail(job, error)
-            else:
-                self._requeue(device, [job])
-        if decision is Decision.PARK or (
-            job is None and decision is Decision.RAISE and not is_lost
-        ):
-            state = DeviceState.QUARANTINED if device.drifts else DeviceState.PARKED
-            self._take_out(device, _as_device_error(error), state)
+        if job is None or is_lost or decision in (Decision.PARK, Decision.DELAY):
+            device.pool.put(device.unfinished())
+        if job is not None and decision is Decision.RAISE:
+            job.result.set_exception(error)
+        elif job is not None:
+            device.pool.put([job])
+        if decision is Decision.PARK or (job is None and decision is Decision.RAISE):
+            is_slow = job is None and isinstance(error, Throttled)
+            state = DeviceState.QUARANTINED if is_slow else DeviceState.PARKED
+            self._roster.take_out(device, error, state)
         elif decision is Decision.DELAY:
             device.state = DeviceState.COOLING
             device.check_first = device.control_ms is not None
             await asyncio.sleep(self._policy.delay_s)
             device.serve()
         elif is_lost:
-            await self._recover(device)
+            await self._roster.recover(device)
         else:
             device.serve()
-
-    async def _recover(self, device: Device) -> None:
-        """Probes a lost device until it is back, and parks it if it is not in time, or another."""
-        device.state = DeviceState.LOST
-        deadline = time.monotonic() + self._policy.start_limit_s
-        while True:
-            try:
-                info = await self._lessor.probe(device)
-                break
-            except DeviceError as error:
-                if not isinstance(error, DeviceLost) or time.monotonic() > deadline:
-                    self._take_out(device, error)
-                    return
-                await asyncio.sleep(_PROBE_PAUSE_S)
-        self._welcome(device, info)
-
-    async def _revive(self, device: Device) -> None:
-        """Probes a device that is out, and serves it if it is well."""
-        device.drifts = 0
-        device.check_first = device.control_ms is not None
-        try:
-            info = await self._lessor.probe(device)
-        except DeviceError as error:
-            device.take_out(error)
-        else:
-            self._welcome(device, info)
-
-    def _welcome(self, device: Device, info: DeviceInfo) -> None:
-        assert device.info is not None
-        if pool_key(info) == pool_key(device.info):
-            device.serve()
-        else:
-            error = DeviceError(f"came back as {info.model}: start the farm anew")
-            self._take_out(device, error)
-
-    async def _revive_all(self, pool: Pool) -> None:
-        """Probes a pool's devices that are out; if none can serve, its jobs fail with the why."""
-        for device in pool.devices:
-            if device.state.is_out:
-                await self._revive(device)
-        self._fail_if_all_out(pool)
-
-    def _take_out(
-        self, device: Device, error: DeviceError, state: DeviceState = DeviceState.PARKED
-    ) -> None:
-        device.take_out(error, state)
-        self._fail_if_all_out(device.pool)
-
-    def _fail_if_all_out(self, pool: Pool) -> None:
-        if not pool.all_out():
-            return
-        errors = {d.name: d.out_by for d in pool.devices if d.out_by}
-        words = "; ".join(f"{name}: {error}" for name, error in errors.items())
-        kind = type(next(iter(errors.values())))
-        while not pool.jobs.empty():
-            self._fail(pool.jobs.get_nowait(), kind(f"no device can measure this now: {words}"))
-
-    def _requeue(self, device: Device, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            device.pool.jobs.put_nowait(job)
-
-    def _fail(self, job: Job, error: Exception) -> None:
-        self._jobs.pop(job.key, None)
-        job.result.set_exception(error)
 
     async def _publish(self) -> None:
         while True:
-            self._metrics.publish(list(self._devices.values()))
+            self._metrics.publish(list(self._roster.devices.values()))
             await asyncio.sleep(_METRICS_PERIOD_S)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -366,30 +228,9 @@ class Dispatcher:
         return task
 
 
-def _as_device_error(error: Exception) -> DeviceError:
-    return error if isinstance(error, DeviceError) else DeviceError(str(error))
-
-
-def _refuse_shared(device: Device, others: Sequence[Device]) -> None:
-    """Refuses a device whose cores, or which itself, another one already is.
-
-    Raises:
-        ValueError: It is so.
-    """
-    info = device.info
-    assert info is not None
-    for other in others:
-        if other is device or other.info is None or other.state.is_out:
-            continue
-        if info.serial and info.serial == other.info.serial:
-            raise ValueError(
-                f"{device.name!r} and {other.name!r} are two ways to one device, "
-                f"{info.serial}: name it once"
-            )
-        shared = set(info.cores) & set(other.info.cores) if info.host == other.info.host else ()
-        if shared:
-            one, two = sorted((device.name, other.name))
-            raise ValueError(
-                f"each device needs cores of its own, but {one!r} and {two!r} share "
-                f"{sorted(shared)} of {info.host}: set `cores` of each, or start one only"
-            )
+def _attempt(device: Device, job: Job | None, error: Exception) -> int:
+    """How often a job, or a device's control and what hangs on it, has failed in this way."""
+    if job is not None:
+        return job.count(error, device)
+    discarded = [done.count(error, device) for done, _ in device.batch]
+    return max(device.bad_checks, *discarded, 1)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from device_farm.connector import make_connector
+from device_farm.connector import check_settings, make_connector
 from device_farm.device_spec import DeviceSpec
 from device_farm.failures import FailurePolicy
 
@@ -29,7 +29,7 @@ class HostRule(BaseModel):
 
     connector: str = Field(min_length=1)
     nodes: str = "*"
-    """Host names or addresses of the nodes that look, with * and ?."""
+    """Of the nodes that look: host names, addresses or `ray start --node-name`, with * and ?."""
     places: tuple[str, ...] = ()
     """Where they look: see `Connector.discover`. Ray says what CPUs and GPUs a node has."""
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -98,4 +98,6 @@ def load_farm_config(path: Path) -> FarmConfig:
         raise ValueError(f"{path} must name `devices`, or `hosts` that look for some")
     for device in config.devices:
         make_connector(device.connector, device.name, device.settings)
+    for rule in config.hosts:
+        check_settings(rule.connector, rule.settings)
     return config

@@ -39,7 +39,7 @@ def by_resources(rules: Sequence[HostRule], node: dict[str, Any]) -> list[Device
     for rule in rules:
         count = int(resources.get(_COUNTED.get(rule.connector, ""), 0))
         if rule.connector == "onnxruntime":
-            names = [f"{host}/cpu"] if count >= rule.settings.get("threads", 1) else []
+            names = [f"{host}/cpu"] if count >= int(rule.settings.get("threads", 1)) else []
         else:
             names = [f"{host}/gpu{number}" for number in range(count)]
         found += [

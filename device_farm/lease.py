@@ -36,6 +36,7 @@ class Lessor:
                 _start(device)
             info: DeviceInfo = await asyncio.wait_for(device.actor.probe.remote(), limit)
         except TimeoutError:
+            self.end(device)  # else the next call would wait behind this one
             raise DeviceTimeout(
                 f"device {device.name!r} must start within {limit:g} s, but did not: give the "
                 "cluster a free node with the CPUs or GPUs that it needs, or raise "
@@ -55,31 +56,32 @@ class Lessor:
             DeviceTimeout: It did not end within `FailurePolicy.lease_limit_s`.
             RayError: See `cause_of`.
         """
-        limit = self._policy.lease_limit_s
         call = device.actor.measure.remote(model, control_baseline_ms)
-        try:
-            return Measurement.from_json(await asyncio.wait_for(call, limit))
-        except TimeoutError:
-            ray.kill(device.actor, no_restart=False)
-            raise DeviceTimeout(
-                f"a measurement must end within {limit:g} s, but one on {device.name!r} "
-                "did not: measure a smaller model, or raise FailurePolicy.lease_limit_s"
-            ) from None
+        return Measurement.from_json(await self._in_time(device, call, "a measurement"))
 
     async def calibrate(self, device: Device) -> float:
-        """See `Connector.calibrate`.
+        """See `Connector.calibrate`, and `measure` for what it raises."""
+        call = device.actor.calibrate.remote()
+        return float(await self._in_time(device, call, "the calibration"))
 
-        Raises:
-            Exception: What the connector raised.
-        """
+    async def _in_time(self, device: Device, call: Any, what: str) -> Any:
+        limit = self._policy.lease_limit_s
         try:
-            return float(await device.actor.calibrate.remote())
-        except RayError as error:
-            raise cause_of(error, device.name) from error
+            return await asyncio.wait_for(call, limit)
+        except TimeoutError:
+            self.restart(device)
+            raise DeviceTimeout(
+                f"{what} must end within {limit:g} s, but one on {device.name!r} "
+                "did not: measure a smaller model, or raise FailurePolicy.lease_limit_s"
+            ) from None
 
     def stage(self, device: Device, model: bytes) -> None:
         """Has a model staged, meanwhile; failures show when it is measured."""
         device.actor.stage.remote(model)
+
+    def restart(self, device: Device) -> None:
+        """Ends a device's process; Ray starts it again."""
+        ray.kill(device.actor, no_restart=False)
 
     def end(self, device: Device) -> None:
         """Ends a device's process."""

@@ -6,13 +6,15 @@ import asyncio
 import enum
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from device_farm.cache import MeasurementKey
 from device_farm.connector import DeviceInfo
 from device_farm.device_spec import DeviceSpec
-from device_farm.failures import DeviceError
+from device_farm.failures import DeviceError, DeviceTimeout
 from device_farm.measurement import Measurement
 
 __all__ = ["Device", "DeviceState", "Job", "Pool", "pool_key"]
@@ -34,7 +36,7 @@ class DeviceState(enum.Enum):
     """It waits for a person; it is probed again when it is asked for and no other can help, and
     when its host finds it."""
     QUARANTINED = "quarantined"
-    """It rested, and its speed is still another one; it is treated as a parked one."""
+    """Its speed is not what it was, or not that of its model; it is treated as a parked one."""
 
     @property
     def is_out(self) -> bool:
@@ -50,7 +52,17 @@ class Job:
     key: MeasurementKey = field(compare=False)
     model: bytes = field(compare=False)
     result: asyncio.Future[Measurement] = field(compare=False)
-    failures: Counter[str] = field(compare=False, default_factory=Counter)
+    failures: Counter[tuple[str, str]] = field(compare=False, default_factory=Counter)
+
+    def count(self, error: Exception, device: Device) -> int:
+        """Counts a failure; returns how often it has failed so on this device.
+
+        Phones that are unplugged, or hot, one after the other are not the model's fault. One that
+        hangs takes the longest of all: that is counted whatever the device.
+        """
+        kind = type(error).__name__, "" if isinstance(error, DeviceTimeout) else device.name
+        self.failures[kind] += 1
+        return self.failures[kind]
 
 
 @dataclass(eq=False)
@@ -60,8 +72,24 @@ class Pool:
     devices: list[Device] = field(default_factory=list)
     jobs: asyncio.PriorityQueue[Job] = field(default_factory=asyncio.PriorityQueue)
 
+    def put(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            self.jobs.put_nowait(job)
+
     def all_out(self) -> bool:
-        return all(device.state.is_out for device in self.devices)
+        """Whether no device serves, and none is being tried."""
+        return all(device.state.is_out and not device.is_tried for device in self.devices)
+
+    def fail_if_all_out(self) -> None:
+        """Tells those who wait why no device can serve them."""
+        if not self.all_out():
+            return
+        errors = {d.name: d.out_by for d in self.devices if d.out_by}
+        words = "; ".join(f"{name}: {errors[name]}" for name in sorted(errors))
+        while not self.jobs.empty():
+            kind = type(errors[min(errors)])
+            error = kind(f"no device can measure this now: {words}")
+            self.jobs.get_nowait().result.set_exception(error)
 
 
 @dataclass(eq=False)
@@ -74,6 +102,7 @@ class Device:
     actor: Any = None
     """Ray's handle of the `DeviceActor`."""
     info: DeviceInfo | None = None
+    """What it said when it was probed; None until then, and again if it could not join."""
     pool: Pool = field(default_factory=Pool)
     interleave: bool = False
     control_baseline_ms: float | None = None
@@ -81,15 +110,17 @@ class Device:
     control_ms: float | None = None
     """The control's latency when the device joined, if it is checked between measurements."""
     differs_percent: float = 0.0
-    """How far the control is off that of the first device of this model."""
+    """How far the control was off that of the first device of this model when it joined."""
     state: DeviceState = DeviceState.NEW
     out_by: DeviceError | None = None
     claimed: Job | None = None
     """The next job, which is being staged."""
     batch: list[tuple[Job, Measurement]] = field(default_factory=list)
     """Measured, but the control was not checked since."""
-    drifts: int = 0
-    """Checks in a row at which the control was off."""
+    batch_limit: int = 0
+    """Measurements after which the control is due; smaller while the device drifts."""
+    bad_checks: int = 0
+    """Runs of the control in a row that failed, or were off."""
     check_first: bool = False
     leases: int = 0
     done: int = 0
@@ -97,13 +128,36 @@ class Device:
     temperature_c: float | None = None
     joined_at: float = field(default_factory=time.monotonic)
     busy_s: float = 0.0
+    seen_at: float = float("-inf")
+    """When its host saw it last, if a host looks for it."""
     tried_at: float = 0.0
+    pause_s: float = 0.0
+    """Seconds from then until it is tried again, if it is out and its host sees it."""
+    attempt: asyncio.Task[None] | None = None
+    """What brings it into service, or did."""
     in_service: asyncio.Event = field(default_factory=asyncio.Event)
-    joining: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether it is one of its pool's devices, if out for now."""
+        return self in self.pool.devices
+
+    @property
+    def is_tried(self) -> bool:
+        return self.attempt is not None and not self.attempt.done()
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Counts the time of a block as busy."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.busy_s += time.monotonic() - started
 
     def serve(self) -> None:
         self.state, self.out_by = DeviceState.READY, None
@@ -126,7 +180,7 @@ class Device:
             "model": self.info.model if self.info else "",
             "connector": self.spec.connector,
             "state": self.state.value,
-            "message": str(self.out_by or self._difference()),
+            "message": str(self.out_by or ""),
             "leases": self.leases,
             "done": self.done,
             "failures": dict(self.failures),
@@ -136,14 +190,6 @@ class Device:
             "differs_percent": self.differs_percent,
             "temperature_c": self.temperature_c,
         }
-
-    def _difference(self) -> str:
-        return (
-            f"{self.differs_percent:+.1f}% off the first device of its model: "
-            "do not mix their measurements"
-            if self.differs_percent
-            else ""
-        )
 
 
 def pool_key(info: DeviceInfo) -> tuple[str, str]:

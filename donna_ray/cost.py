@@ -1,6 +1,7 @@
 """Latency as an objective. The only module that knows the device farm."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from device_farm import DeviceError, DeviceSpec, Farm, make_connector
 from donna_ray.config import DeviceConfig
 from donna_ray.errors import ConfigError, DonnaError
 
-__all__ = ["Latency", "LatencyFarm", "check_device", "start_farm"]
+__all__ = ["Latency", "LatencyFarm", "check_device", "check_farm", "start_farm"]
 
 _DEVICE = "device"
+_LOOK_PAUSE_S = 2.0
 
 Latency = dict[str, Any]
 """A measurement as plain JSON: median_ms, p20_ms, p90_ms, n, ci_percent, device, …"""
@@ -30,25 +32,70 @@ def check_device(config: DeviceConfig) -> None:
         raise ConfigError(f"device: {error}") from None
 
 
-def start_farm(config: DeviceConfig, cache_path: Path) -> "LatencyFarm":
-    """Start the device's actor on the Ray cluster that this process is connected to."""
+def check_farm(config: DeviceConfig) -> None:
+    """Refuse a served farm that is not there, as soon as the cluster is joined.
+
+    Raises:
+        DonnaError: none of that name is served on the cluster.
+    """
+    if config.farm is not None:
+        _connect(config.farm)
+
+
+def start_farm(config: DeviceConfig, cache_path: Path, say: Callable[[str], None]) -> "LatencyFarm":
+    """The way to the device, on the Ray cluster that this process is connected to.
+
+    A device of its own is started; that of a served farm is waited for, which `say` is told.
+
+    Raises:
+        DonnaError: the device cannot be used, or the farm is not there.
+    """
+    if config.farm is not None and config.name is not None:
+        farm = _connect(config.farm)
+        _await_device(farm, config.farm, config.name, say)
+        return LatencyFarm(farm, config.name, is_ours=False)
     cache_path.parent.mkdir(parents=True, exist_ok=True)
     spec = DeviceSpec(name=_DEVICE, connector=config.connector, settings=config.settings)
     try:
-        return LatencyFarm(Farm.start([spec], cache_path))
+        return LatencyFarm(Farm.start([spec], cache_path), _DEVICE, is_ours=True)
     except (DeviceError, ValueError) as error:
         raise DonnaError(f"The device cannot be used: {error}") from error
 
 
-class LatencyFarm:
-    """Measures candidates. Picklable: give it to Ray's workers as it is."""
+def _connect(name: str) -> Farm:
+    try:
+        return Farm.connect(name)
+    except ValueError as error:
+        raise DonnaError(f"device.farm cannot be joined: {error}") from error
 
-    def __init__(self, farm: Farm) -> None:
-        self._farm = farm
+
+def _await_device(farm: Farm, farm_name: str, name: str, say: Callable[[str], None]) -> None:
+    """Wait until a farm has a device of that name or model; it may yet be plugged in."""
+    told = False
+    while name not in (known := _names(farm)):
+        if not told:
+            say(
+                f"  waiting for a device {name!r}, which the farm {farm_name!r} does not have (it "
+                f"has {', '.join(known) or 'none'}): plug it in, or stop and correct device.name"
+            )
+            told = True
+        time.sleep(_LOOK_PAUSE_S)
+
+
+def _names(farm: Farm) -> list[str]:
+    """Names and models of a farm's devices."""
+    return sorted({row[key] for row in farm.status() for key in ("device", "model")} - {""})
+
+
+class LatencyFarm:
+    """Measures candidates on one device. Picklable: give it to Ray's workers as it is."""
+
+    def __init__(self, farm: Farm, device: str, *, is_ours: bool) -> None:
+        self._farm, self._device, self._is_ours = farm, device, is_ours
 
     def submit(self, model: bytes) -> Any:
         """Queue an ONNX model for the device; a reference for ``wait``."""
-        return self._farm.submit(model, _DEVICE)
+        return self._farm.submit(model, self._device)
 
     def wait(self, references: Sequence[Any]) -> list[Latency]:
         """The measurements of submitted models, in order.
@@ -64,5 +111,6 @@ class LatencyFarm:
             raise DonnaError(f"The device farm stopped while it measured: {error}") from error
 
     def close(self) -> None:
-        """Stop the farm's actors."""
-        self._farm.close()
+        """Stop the farm's actors; a served farm goes on."""
+        if self._is_ours:
+            self._farm.close()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from donna_ray.artifacts import Artifact
 from donna_ray.config import RunConfig
-from donna_ray.cost import check_device
+from donna_ray.cost import check_device, check_farm
 from donna_ray.data import check_data
 from donna_ray.features import check_features
 from donna_ray.finetune import finetune_step
@@ -59,6 +59,8 @@ def check(config: RunConfig) -> None:
 def run_steps(run: Run, last: str = "report") -> Artifact:
     """Run the steps up to `last` and return its artifact; what is finished is reused."""
     check(run.config)
+    if list(STEPS).index(last) >= list(STEPS).index("search"):
+        run.ray.on_join = lambda: check_farm(run.config.device)
     if run.ray.joins():
         run.connect()  # a cluster that cannot do it is to say so before the reference is trained
     done: Done = {}

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 
 from donna_ray.config import ClusterConfig
 from donna_ray.errors import DonnaError
@@ -10,9 +11,14 @@ __all__ = ["RaySession"]
 
 
 class RaySession:
-    """Starts at the first ``ensure``; a run that reuses everything never starts Ray."""
+    """Starts at the first ``ensure``; a run that reuses everything never starts Ray.
+
+    Attributes:
+        on_join: called once the cluster is joined; what it raises ends the run.
+    """
 
     def __init__(self, cluster: ClusterConfig) -> None:
+        self.on_join: Callable[[], None] = lambda: None
         self._cluster = cluster
         self._ours = False
 
@@ -41,6 +47,7 @@ class RaySession:
             ) from None
         self._ours = True
         self._check_size()
+        self.on_join()
 
     @staticmethod
     def joins() -> bool:

@@ -7,6 +7,7 @@ lowering_speedup  how much quicker that is than torch.onnx.export of each candid
 busy_share        the least busy of 8 simulated devices at 0.2 s a measurement, 400 candidates
 repeat_cv         of 12 measurements of one model on this CPU, beside one busy core, in percent
 rank_tau          Kendall's tau of 20 networks' latencies with those of 2,000 runs each
+plug_in_s         from a phone's appearance to the end of its first measurement (0.1 s of it)
 adb_rtt_ms        a shell command over loopback
 adb_push_20mb_s   a push of 20 MB, checked, over loopback
 """
@@ -30,7 +31,10 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import kendalltau
 
-from device_farm import DeviceSpec, Farm, Workload
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "device"))
+from phone import Phone
+
+from device_farm import DeviceSpec, Farm, FarmConfig, HostRule, Workload
 from device_farm.adb.addresses import make_link
 from device_farm.adb.shell import Shell
 from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
@@ -50,7 +54,8 @@ CANDIDATES = 50
 RANKED = 20
 REPEATS = 12
 DEVICES, MEASUREMENTS, SECONDS = 8, 400, 0.2
-DAEMON = Path(__file__).parent.parent / "tests" / "device" / "adbd.py"
+PROGRAM = "#!/bin/sh\nsleep 0.05\necho took 2000 us\n"
+PHONES = 3
 
 
 def main() -> None:
@@ -70,6 +75,7 @@ def main() -> None:
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         figures = lowering_figures(lowering.model, candidates, exported, Path(folder))
         figures |= {"busy_share": busy_share(models[0], Path(folder))}
+        figures |= {"plug_in_s": plug_in_seconds(models[0], Path(folder))}
         ray.shutdown()
         figures |= {"repeat_cv": repeat_cv(models[0]), "rank_tau": rank_tau(models[:RANKED])}
         figures |= adb_figures(Path(folder))
@@ -156,16 +162,44 @@ def rank_tau(models: Sequence[bytes]) -> float:
     return float(kendalltau(quick, slow).statistic)
 
 
+def plug_in_seconds(model: bytes, folder: Path) -> float:
+    """Median over phones that a served farm did not know before."""
+    phones = [
+        Phone(folder / f"phone{number}", model=f"A{number}").start() for number in range(PHONES)
+    ]
+    for phone in phones:
+        phone.kill()  # its port is known now
+    (folder / "program").write_text(PROGRAM)
+    runner = {
+        "kind": "command",
+        "binary": str(folder / "program"),
+        "command_line": ["{binary}"],
+        "pattern": r"took (\d+) us",
+        "unit": "us",
+    }
+    settings = {"runner": runner, "key": str(folder / "adbkey"), "blocks": 2}
+    places = tuple(phone.address for phone in phones)
+    rule = HostRule(connector="adb", places=places, settings=settings)
+    farm = Farm.serve(FarmConfig(cache=folder / "phones.sqlite", hosts=(rule,)), "bench")
+    time.sleep(3)  # it has looked, and found none
+    seconds = median_seconds(lambda phone: plug_in(phone, farm, model), phones)
+    farm.close()
+    for phone in phones:
+        phone.kill()
+    return seconds
+
+
+def plug_in(phone: Phone, farm: Farm, model: bytes) -> None:
+    phone.start()
+    while phone.address not in {row["device"] for row in farm.status()}:
+        time.sleep(0.01)
+    farm.measure(model, phone.address)
+
+
 def adb_figures(folder: Path) -> dict[str, float]:
-    phone = folder / "phone"
-    phone.mkdir()
-    daemon = subprocess.Popen(
-        [sys.executable, str(DAEMON), str(phone)], stdout=subprocess.PIPE, text=True
-    )
+    phone = Phone(folder / "phone").start()
     try:
-        assert daemon.stdout is not None
-        address = f"127.0.0.1:{int(daemon.stdout.readline())}"
-        link = make_link("phone", address, "", folder / "adbkey", 5)
+        link = make_link("phone", phone.address, "", folder / "adbkey", 5)
         shell = Shell(link)
         shell.run(["true"])
         trip = median_seconds(lambda _: shell.run(["true"]), range(50))
@@ -173,8 +207,7 @@ def adb_figures(folder: Path) -> dict[str, float]:
         push = median_seconds(lambda n: shell.put(data, f"/data/local/tmp/{n}"), range(3))
         link.close()
     finally:
-        daemon.kill()
-        daemon.wait()
+        phone.kill()
     return {"adb_rtt_ms": 1e3 * trip, "adb_push_20mb_s": push}
 
 

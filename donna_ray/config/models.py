@@ -318,10 +318,31 @@ class FinetuneConfig(FinetuneRecipe):
 
 
 class DeviceConfig(_Section):
-    """The device that latency is measured on."""
+    """The device that latency is measured on: `connector` and its `settings`.
+
+    Or one of a farm that is served on the cluster (`device-farm serve`): `farm` is the farm's name,
+    `name` that of the device, or a model of devices. Kind and settings are then in its farm.yaml.
+    """
 
     connector: str = "onnxruntime"
     settings: dict[str, Any] = Field(default_factory=dict)
+    farm: str | None = None
+    name: str | None = None
+
+    @model_validator(mode="after")
+    def _device_is_named_once(self) -> "DeviceConfig":
+        if (self.farm is None) != (self.name is None):
+            raise ValueError(
+                f"must have both `farm` and `name`, or neither, but has {self.farm!r} and "
+                f"{self.name!r}; add the other: `device-farm watch` shows names and models"
+            )
+        default = type(self).model_fields["connector"].default
+        if self.farm is not None and (self.connector != default or self.settings):
+            raise ValueError(
+                f"must have no `connector` and `settings` beside `farm`, but has "
+                f"{self.connector!r} with {self.settings}; they are in the farm's farm.yaml"
+            )
+        return self
 
 
 class ClusterConfig(_Section):

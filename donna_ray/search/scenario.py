@@ -44,7 +44,7 @@ def search_step(run: Run, reference: Artifact, library: Artifact, predictor: Art
     def compute(folder: StepFolder) -> tuple[dict[str, Any], Files]:
         run.ray.ensure()
         teacher, _ = load_reference(config, reference)
-        farm = start_farm(config.device, run.root / "search" / "measurements.sqlite")
+        farm = start_farm(config.device, run.root / "search" / "measurements.sqlite", run.say)
         try:
             model = export_onnx(teacher, teacher.input_shape)
             (latency,) = farm.wait([farm.submit(model)])

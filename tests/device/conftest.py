@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from phone import Adb
+
+from device_farm import DeviceSpec
 
 HERE = Path(__file__).parent
 
@@ -42,3 +45,15 @@ def adb(tmp_path: Path) -> Iterator[Adb]:
     adb = Adb(tmp_path)
     yield adb
     adb("kill-server")
+
+
+@pytest.fixture
+def scripted(tmp_path: Path) -> Callable[..., DeviceSpec]:
+    """Makes the spec of a scripted device; all of them are in one pool."""
+
+    def spec(name: str, *acts: str, **settings: Any) -> DeviceSpec:
+        (tmp_path / f"{name}.script").write_text("\n".join(acts))
+        known = {"folder": str(tmp_path), **settings}
+        return DeviceSpec(name=name, connector="scripted", settings=known)
+
+    return spec

@@ -23,6 +23,7 @@ class ScriptedSettings(ProtocolSettings):
     folder: Path
     cores: tuple[int, ...] = ()
     interleave: bool = False
+    seconds: float = 0.0
 
 
 class ScriptedConnector(Connector[str]):
@@ -70,16 +71,17 @@ class ScriptedConnector(Connector[str]):
         act = self._next_act()
         with (self.settings.folder / f"{self.device}.log").open("a") as log:
             log.write(f"{act}\n")
+        time.sleep(self.settings.seconds)
         if act == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         elif act == "hang":
             time.sleep(600)
         elif act == "bug":
             raise ZeroDivisionError("a bug in the connector")
-        elif act != "measure":
+        elif act not in ("measure", "slow"):
             raise getattr(failures, act)(f"{self.device} says {act}")
         return Measurement(
-            2.0,
+            4.0 if act == "slow" else 2.0,
             1.0,
             3.0,
             1,

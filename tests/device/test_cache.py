@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from device_farm import Measurement, MeasurementCache, MeasurementKey
@@ -41,7 +43,7 @@ def test_get_after_put_in_another_connection(tmp_path: Path) -> None:
 def test_the_first_value_stays(tmp_path: Path) -> None:
     cache = MeasurementCache(tmp_path / "cache.sqlite")
     cache.put(key("w"), measurement(2.0))
-    cache.put(key("w"), measurement(9.0))
+    assert cache.put(key("w"), measurement(9.0)).median_ms == 2.0
     assert cache.get(key("w")) == measurement(2.0)
 
 
@@ -78,3 +80,16 @@ def test_a_killed_writer_loses_nothing_that_it_reported(tmp_path: Path) -> None:
     assert cache.get(key("mine")) == measurement(2.0)
     cache.put(key("later"), measurement(3.0))
     assert MeasurementCache(path).get(key("later")) == measurement(3.0)
+
+
+def test_many_open_a_new_file_at_once(tmp_path: Path) -> None:
+    start = threading.Barrier(8)
+
+    def open_each() -> None:
+        for number in range(25):
+            start.wait(timeout=30)
+            MeasurementCache(tmp_path / f"{number}.sqlite").close()
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(open_each) for _ in range(8)]:
+            done.result()

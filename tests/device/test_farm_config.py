@@ -40,6 +40,8 @@ def test_runners_are_named_once(tmp_path: Path) -> None:
         (("runner: ort}}\nhosts", "runner: orb}}\nhosts"), "one of runners .ort., but got 'orb'"),
         (("connector: simulated", "connector: abacus"), "one of adb"),
         (("kind: onnxruntime_perf_test", "kind: abacus"), "'pixel': runner"),
+        (("- {connector: adb, nodes", "- {connector: abacus, nodes"), "one of adb"),
+        (("places: [usb], settings: {", "settings: {threads: few, "), "'adb' devices: threads: "),
         (("cache:", "cache: ["), "must be YAML"),
     ],
 )

@@ -54,10 +54,10 @@ def test_a_device_that_stays_drifted_is_quarantined(start: StartFarm) -> None:
     assert "let the device rest" in row(farm, "board")["message"]
 
 
-def test_devices_of_one_model_that_differ_are_told(start: StartFarm) -> None:
+def test_a_device_that_is_slower_than_its_like_does_not_serve(start: StartFarm) -> None:
     start(FailurePolicy(), first={}).close()  # its control is the one to compare with
-    farm = start(FailurePolicy(), slow={"speed": 0.8}, like={"speed": 0.98}, other={"model": "b"})
-    assert row(farm, "slow")["differs_percent"] == pytest.approx(25)
-    assert "+25.0% off the first device of its model" in row(farm, "slow")["message"]
-    for name in ("like", "other"):
-        assert (row(farm, name)["differs_percent"], row(farm, name)["message"]) == (0, "")
+    farm = start(FailurePolicy(), like={"speed": 0.98}, other={"model": "b", "speed": 0.8})
+    assert [each["state"] for each in farm.status()] == ["ready", "ready"]
+    assert row(farm, "like")["differs_percent"] == pytest.approx(2.04, abs=0.01)
+    with pytest.raises(Throttled, match=r"equally fast to 5%.*'slow' takes .*\(\+25.0%\)"):
+        start(FailurePolicy(), slow={"speed": 0.8})

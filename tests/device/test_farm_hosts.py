@@ -1,0 +1,76 @@
+"""A farm on a cluster of several nodes, of which one goes away with its phones' processes."""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from farms import model_number, row, wait_for_state
+from phone import Phone
+from ray.cluster_utils import Cluster
+
+from device_farm import FailurePolicy, Farm, FarmConfig, HostRule
+from device_farm.adb.keys import load_signer
+
+LIMITS = FailurePolicy(delay_s=0.2, start_limit_s=60, control_every=0)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "node_name": "head"})
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def wait_for_metrics(*names: str) -> None:
+    """Until the head, where the farm's actor is, shows them to Prometheus."""
+    head = next(node for node in ray.nodes() if node["NodeName"] == "head")
+    url = f"http://{head['NodeManagerAddress']}:{head['MetricsExportPort']}/metrics"
+    deadline = time.monotonic() + 60
+    missing = set(names)
+    while missing:
+        assert time.monotonic() < deadline, missing
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text = answer.read().decode()
+        missing = {name for name in missing if f"ray_device_farm_{name}{{" not in text}
+        time.sleep(0.5)
+
+
+def test_a_host_is_lost_and_another_takes_over(cluster: Cluster, tmp_path: Path) -> None:
+    phone = Phone(tmp_path / "SERIAL0").start()
+    program = tmp_path / "mine"
+    program.write_text("#!/bin/sh\nsleep 0.2\necho took 2000 us\n")
+    load_signer(tmp_path / "adbkey")
+    runner = {
+        "kind": "command",
+        "binary": str(program),
+        "command_line": ["{binary}"],
+        "pattern": r"took (\d+) us",
+        "unit": "us",
+    }
+    settings = {"runner": runner, "blocks": 2, "warmup_runs": 0, "key": str(tmp_path / "adbkey")}
+    rule = HostRule(connector="adb", nodes="phones-*", places=(phone.address,), settings=settings)
+    farm = Farm.serve(
+        FarmConfig(cache=tmp_path / "cache.sqlite", hosts=(rule,), limits=LIMITS), tmp_path.name
+    )
+    try:
+        first = cluster.add_node(num_cpus=1, node_name="phones-1")
+        while not farm.status():
+            time.sleep(0.1)
+        wait_for_state(farm, phone.address, "ready")
+        asked = [farm.submit(model_number(number), phone.address) for number in range(6)]
+        wait_for_state(farm, phone.address, "leased")
+        cluster.remove_node(first)
+        cluster.add_node(num_cpus=1, node_name="phones-2")
+        assert [record["median_ms"] for record in ray.get(asked)] == [2.0] * 6
+        assert row(farm, phone.address)["failures"]["DeviceLost"] >= 1
+        wait_for_metrics("leases_total", "failures_total", "queue_length", "busy_share")
+    finally:
+        farm.close()
+        phone.kill()

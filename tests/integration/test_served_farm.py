@@ -1,0 +1,71 @@
+"""A run that measures on a farm which others serve."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from device_farm import DeviceSpec, Farm, FarmConfig
+from donna_ray.config import DeviceConfig
+from donna_ray.cost import start_farm
+from donna_ray.report.results import Results
+from tests.command_line import donna_here
+from tests.integration.conftest import results_of
+
+MODEL = "board (simulated)"
+
+
+@pytest.fixture
+def farm(one_ray: None, tmp_path: Path) -> Iterator[Farm]:
+    spec = DeviceSpec(name="sim", connector="simulated", settings={"noise_percent": 0})
+    farm = Farm.serve(FarmConfig(cache=tmp_path / "cache.sqlite", devices=(spec,)), "shelf")
+    yield farm
+    farm.close()
+
+
+def test_a_device_is_waited_for_and_shared(farm: Farm, tmp_path: Path) -> None:
+    """Its model is not known before it was probed, and that takes its process a second."""
+    said: list[str] = []
+    latency = start_farm(DeviceConfig(farm="shelf", name=MODEL), tmp_path / "none", said.append)
+    assert all("waiting for a device 'board (simulated)'" in each for each in said)
+    latency.close()
+    assert [row["state"] for row in farm.status()] == ["ready"]
+
+
+def test_a_run_measures_on_a_served_farm(farm: Farm, copy_of_finished: Path) -> None:
+    settings = yaml.safe_load((copy_of_finished / "config.yaml").read_text())
+    file = copy_of_finished / "served.yaml"
+    file.write_text(json.dumps({**settings, "device": {"farm": "shelf", "name": MODEL}}))
+    completed = donna_here("run", str(file), f"--out={copy_of_finished}")
+    assert completed.returncode == 0, completed.stderr
+    results = Results.model_validate(results_of(copy_of_finished))
+    assert results.device.simulated
+    [row] = farm.status()
+    assert (row["state"], row["done"]) == ("ready", row["leases"])
+    assert row["done"] >= len({point[0] for point in results.search.points})
+
+
+def test_a_farm_that_is_not_served_is_told(one_ray: None, copy_of_finished: Path) -> None:
+    settings = yaml.safe_load((copy_of_finished / "config.yaml").read_text())
+    file = copy_of_finished / "served.yaml"
+    file.write_text(json.dumps({**settings, "device": {"farm": "nowhere", "name": "phone"}}))
+    completed = donna_here("run", str(file), f"--out={copy_of_finished}")
+    assert completed.returncode == 1
+    assert "must be a farm 'nowhere' on this Ray cluster" in completed.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ({"farm": "shelf"}, "both `farm` and `name`"),
+        ({"name": "phone"}, "both `farm` and `name`"),
+        ({"farm": "shelf", "name": "phone", "settings": {"threads": 2}}, "farm.yaml"),
+    ],
+)
+def test_half_named_devices_are_refused(device: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        DeviceConfig.model_validate(device)
