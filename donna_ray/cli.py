@@ -12,6 +12,7 @@ from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.errors import ConfigError, DonnaError, MissingArtifactError, RunLockedError
 from donna_ray.export_cli import export
 from donna_ray.library_cli import app as library_app
+from donna_ray.plan_cli import plan
 from donna_ray.predictor_cli import app as predictor_app
 from donna_ray.run_folder import run_folder
 
@@ -27,6 +28,7 @@ app.add_typer(config_app, name="config")
 space_app = typer.Typer(no_args_is_help=True, help="The networks that a search chooses from.")
 app.add_typer(space_app, name="space")
 app.command()(export)
+app.command()(plan)
 
 _STEPS = {
     "reference": "The teacher: a timm model, cut into stem, stages and head.",
