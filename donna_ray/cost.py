@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import ray
 
 from device_farm import DeviceError, DeviceSpec, Farm, make_connector
 from donna_ray.config import DeviceConfig
+from donna_ray.demand import demanded
 from donna_ray.errors import ConfigError, DonnaError
 
 __all__ = ["Latency", "LatencyFarm", "check_device", "check_farm", "start_farm"]
@@ -45,11 +47,20 @@ def check_farm(config: DeviceConfig) -> None:
 def start_farm(config: DeviceConfig, cache_path: Path, say: Callable[[str], None]) -> "LatencyFarm":
     """The way to the device, on the Ray cluster that this process is connected to.
 
-    A device of its own is started; that of a served farm is waited for, which `say` is told.
+    A device of its own is started; that of a served farm is waited for, as is a node with what
+    `device.resources` names, which `say` is told.
 
     Raises:
         DonnaError: the device cannot be used, or the farm is not there.
     """
+    with ExitStack() as stack:
+        stack.enter_context(demanded(config.resources, say))
+        farm = _start(config, cache_path, say)
+        farm.at_end = stack.pop_all()
+    return farm
+
+
+def _start(config: DeviceConfig, cache_path: Path, say: Callable[[str], None]) -> "LatencyFarm":
     if config.farm is not None and config.name is not None:
         farm = _connect(config.farm)
         _await_device(farm, config.farm, config.name, say)
@@ -92,6 +103,10 @@ class LatencyFarm:
 
     def __init__(self, farm: Farm, device: str, *, is_ours: bool) -> None:
         self._farm, self._device, self._is_ours = farm, device, is_ours
+        self.at_end = ExitStack()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "at_end": ExitStack()}  # the end is of the process that started it
 
     def submit(self, model: bytes) -> Any:
         """Queue an ONNX model for the device; a reference for ``wait``."""
@@ -112,5 +127,6 @@ class LatencyFarm:
 
     def close(self) -> None:
         """Stop the farm's actors; a served farm goes on."""
-        if self._is_ours:
-            self._farm.close()
+        with self.at_end:
+            if self._is_ours:
+                self._farm.close()

@@ -48,11 +48,15 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def ray_head(
-    *words: str, environment: Mapping[str, str] | None = None, cpus: int = 2
+    *words: str,
+    environment: Mapping[str, str] | None = None,
+    cpus: int = 2,
+    gcs: int | None = None,
 ) -> Iterator[Head]:
     """`ray start --head` with these words more; ends with all of its processes."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # a socket's path is to have 107 bytes at most
-    gcs, dashboard, client, agent = free_ports(4)
+    dashboard, client, agent, another = free_ports(4)
+    gcs = gcs or another
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
@@ -106,7 +110,7 @@ def run(head: Head, command: Sequence[str], folder: Path, seconds: float = 200) 
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    return done.stdout
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], ports: Sequence[int], folder: Path) -> None:
