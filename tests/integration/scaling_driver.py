@@ -21,13 +21,21 @@ from donna_ray.run import Run
 from donna_ray.workers import Unit, spread
 from tests.ray_head import RAY
 
-UNITS, PHONE = 12, "phone:pixel-8"
+UNITS, PHONE = 60, "phone:pixel-8"
 PATIENCE_S = 90.0
 
 
-def work(number: int) -> dict[str, Any]:
-    time.sleep(1.0)
-    return {"number": number, "node": ray.get_runtime_context().get_node_id()}
+class Work:
+    """Takes its time until two nodes have worked; then the rest is quick."""
+
+    def __init__(self, notes: Path) -> None:
+        self._notes = notes
+
+    def __call__(self, number: int) -> dict[str, Any]:
+        node = ray.get_runtime_context().get_node_id()
+        (self._notes / node).touch()
+        time.sleep(1.0 if len(list(self._notes.iterdir())) < 2 else 0.05)
+        return {"number": number, "node": node}
 
 
 def alive() -> list[str]:
@@ -45,11 +53,15 @@ def wait_for(count: int) -> int:
 def main() -> None:
     folder, address = Path(sys.argv[1]), sys.argv[2]
     config = load_config(shipped_config("demo"), ["cluster.workers=2"])
+    notes = folder / "notes"
+    notes.mkdir()
     said: list[str] = []
     with Run(config, folder / "run") as run:
         run.connect()
         before = len(alive())
-        facts = spread(run, "library", "units", [Unit(number) for number in range(UNITS)], work)
+        facts = spread(
+            run, "library", "units", [Unit(number) for number in range(UNITS)], Work(notes)
+        )
         after = wait_for(1)
         device = DeviceConfig(connector="simulated", resources={PHONE: 1})
         host = threading.Thread(target=join_when_asked, args=(said, address), daemon=True)

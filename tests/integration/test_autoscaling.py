@@ -14,10 +14,11 @@ HEAD_NODE = "f" * 51 + "00000"
 FAKE_HEAD = {
     "RAY_FAKE_CLUSTER": "1",
     "RAY_enable_autoscaler_v2": "1",
+    "RAY_CLOUD_INSTANCE_ID": HEAD_NODE,
     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_NODE,
     "RAY_NODE_TYPE_NAME": "ray.head.default",
 }
-IDLE_S = 6
+IDLE_S = 3
 
 
 def test_cluster_grows_by_demand_and_shrinks_and_a_phone_host_is_waited_for(tmp_path: Path) -> None:
@@ -31,12 +32,11 @@ def test_cluster_grows_by_demand_and_shrinks_and_a_phone_host_is_waited_for(tmp_
     with ray_head(f"--autoscaling-config={file}", environment=FAKE_HEAD, cpus=0, gcs=gcs) as head:
         found = json.loads(_driven(head, tmp_path).splitlines()[-1])
     assert found["before"] == 1
-    assert found["numbers"] == list(range(12))
-    assert len(found["shares"]) == 2
-    assert min(found["shares"]) >= 3  # both nodes' workers took part
+    assert found["numbers"] == list(range(60))
+    assert len(found["shares"]) == 2  # both nodes' workers took part
     assert found["after"] == 1
     waiting, there = found["said"]
-    for words in ("phone:pixel-8 (1)", "device.resources", "offer CPU", "ray start"):
+    for words in ("phone:pixel-8 (1)", "device.resources", "offer nothing", "ray start"):
         assert words in waiting
     assert "phone:pixel-8 (1) is there" in there
 
