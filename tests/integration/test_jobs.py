@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -82,7 +83,19 @@ def donna(client: JobSubmissionClient, work: Path, *words: str) -> str:
     return str(client.submit_job(entrypoint=command, runtime_env={"working_dir": str(work)}))
 
 
-def test_stopped_job_goes_on_when_submitted_again(
+def commands_with(word: str) -> list[int]:
+    """Processes of `donna` with a word in their arguments."""
+    found = []
+    for each in Path("/proc").iterdir():
+        if each.name.isdigit():
+            with contextlib.suppress(OSError):
+                arguments = (each / "cmdline").read_bytes()
+                if b"donna" in arguments and word.encode() in arguments:
+                    found.append(int(each.name))
+    return found
+
+
+def test_stopped_and_killed_jobs_go_on_when_submitted_again(
     head: Head, client: JobSubmissionClient, work: Path, tmp_path: Path
 ) -> None:
     storage = tmp_path / "storage"
@@ -106,12 +119,23 @@ def test_stopped_job_goes_on_when_submitted_again(
     assert 2 <= len(stored) < 12
     assert not list((storage / "demo").glob(".seen-*"))  # it ended in order
 
+    killed = donna(client, work, "library", "build", "search.yaml", *sets(storage))
+    while len(list(blocks.glob("*.json"))) < len(stored) + 2:
+        assert not client.get_job_status(killed).is_terminal(), client.get_job_logs(killed)
+        time.sleep(0.05)
+    for pid in commands_with(str(storage)):
+        os.kill(pid, signal.SIGKILL)
+    assert ended(client, killed).status == JobStatus.FAILED
+    stored = {path: path.stat().st_mtime_ns for path in blocks.glob("*.json")}
+
     again = donna(client, work, "library", "build", "search.yaml", *sets(storage))
     info = ended(client, again)
     logs = client.get_job_logs(again)
     assert info.status == JobStatus.SUCCEEDED, logs
     assert info.driver_exit_code == 0
-    assert f"{len(stored)} of 12 blocks are there already" in logs
+    reused = re.search(r"(\d+) of 12 blocks are there already", logs)
+    assert reused is not None, logs
+    assert int(reused[1]) >= len(stored)  # workers of a killed driver store what they are at
     assert "library    done in" in logs
     for log in (client.get_job_logs(job), logs):
         assert not CONTROL.search(log)
