@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 _NAMED_DATASET = re.compile(r"(torch|hfds|hfids|tfds|wds)/", re.IGNORECASE)
+_PASSWORD = re.compile(r"//[^/@]*:[^/@]*@")
 _LIMIT = re.compile(r"(\d+(?:\.\d+)?|\.\d+) ?(ms|x)")
 CONFIGS = Path(__file__).parent.parent / "configs"
 PRESETS = ("compress", *sorted(path.stem for path in (CONFIGS / "spaces").glob("*.yaml")))
@@ -49,6 +50,16 @@ PRESETS = ("compress", *sorted(path.stem for path in (CONFIGS / "spaces").glob("
 def _absolute(path: str) -> str:
     """Workers may have another working directory than the command."""
     return os.path.abspath(os.path.expanduser(path))
+
+
+def _without_password(url: str) -> str:
+    """A configuration is kept in the run folder, and a job's command in its log."""
+    if _PASSWORD.search(url):
+        raise ValueError(
+            "must hold no password, which would be kept with the run; leave it to the file "
+            "system's own configuration (fsspec's, or a role of the nodes)"
+        )
+    return url
 
 
 def _checked_option(value: Any) -> Any:
@@ -232,6 +243,11 @@ class LibraryConfig(TrainingConfig):
     def _path_is_absolute(cls, store: str | None) -> str | None:
         return store if store is None or "://" in store else _absolute(store)
 
+    @field_validator("store")
+    @classmethod
+    def _store_has_no_password(cls, store: str | None) -> str | None:
+        return None if store is None else _without_password(store)
+
     def recipe_of(self, family: str) -> TrainingConfig:
         """How blocks of a family are trained."""
         own = self.recipes.get(family, FamilyRecipe()).model_dump(exclude_none=True)
@@ -367,7 +383,7 @@ class ClusterConfig(_Section):
     @classmethod
     def _storage_is_absolute(cls, storage: str | None) -> str | None:
         if storage is None or ("://" in storage and not storage.startswith("file://")):
-            return storage
+            return None if storage is None else _without_password(storage)
         return _absolute(storage.removeprefix("file://"))
 
     def place_of(self, root: Path) -> str | Path:

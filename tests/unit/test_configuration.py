@@ -34,6 +34,9 @@ BAD_VALUES = [
     ("search.latency_limit=fast", ["search.latency_limit", "'0.8x'", "'fast'"]),
     ("reference.weights=/no/file", ["reference.weights", "/no/file", "correct the path"]),
     ("search.evaluations=3", ["search.evaluations", "3", "population of 24", "raise the one"]),
+    ("cluster.storage=sftp://me:pass@host/runs", ["cluster.storage must hold no", "//…@host"]),
+    ("library.store=sftp://me:pass@host/runs", ["library.store must hold no password", "//…@"]),
+    ("device.resources={phone: 0}", ["device.resources.phone", "greater than 0"]),
     ("novalue", ["KEY=VALUE", "novalue"]),
     ("=5", ["KEY=VALUE", "'=5'"]),
     ("seed=[", ["seed=[", "must be YAML", "Quote it"]),
@@ -47,6 +50,7 @@ def test_mistake_is_named(override: str, words: list[str]) -> None:
         load_config(shipped_config("demo"), [override])
     for word in words:
         assert word in str(caught.value)
+    assert "pass@" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
