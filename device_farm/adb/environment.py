@@ -12,12 +12,22 @@ from typing import Any
 from device_farm.adb.shell import Shell
 from device_farm.failures import DeviceError, Throttled
 
-__all__ = ["Identity", "condition", "identify", "measuring_mode", "wait_until_cool"]
+__all__ = [
+    "Identity",
+    "condition",
+    "identify",
+    "measuring_mode",
+    "temperatures",
+    "wait_until_cool",
+]
 
 _POLL_S = 2.0
 _CPUFREQ = "/sys/devices/system/cpu/cpu{}/cpufreq/scaling_{}_freq"
 _STATUS = re.compile(r"Thermal Status: (\d+)")
-_TEMPERATURE = re.compile(r"Temperature\{mValue=([0-9.]+), mType=\d+, mName=([^,]+),")
+_TEMPERATURE = re.compile(r"\bTemperature\{mValue=(-?[0-9.]+), mType=(-?\d+), mName=([^,]+),")
+_CURRENT = "Current temperatures from HAL:"
+_NO_TEMPERATURES = {"6", "7", "8"}
+"""Of android.os.Temperature: the battery's voltage, current and charge."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +64,9 @@ def condition(shell: Shell, cores: Sequence[int]) -> dict[str, Any]:
     status = _STATUS.search(thermal)
     return {
         "thermal_status": int(status[1]) if status else None,
-        "temperatures_c": {name: float(value) for value, name in _TEMPERATURE.findall(thermal)},
-        "battery_percent": _number(battery, r"level: (\d+)"),
-        "battery_temperature_c": _number(battery, r"temperature: (\d+)", 10),
+        "temperatures_c": temperatures(thermal),
+        "battery_percent": _number(battery, r"^ *level: (\d+)"),
+        "battery_temperature_c": _number(battery, r"^ *temperature: (-?\d+)", 10),
         "screen": wake[1] if (wake := re.search(r"mWakefulness=(\w+)", power)) else None,
         "frequency_khz": {
             str(core): [
@@ -65,6 +75,16 @@ def condition(shell: Shell, cores: Sequence[int]) -> dict[str, Any]:
             for core in cores
         },
     }
+
+
+def temperatures(thermal: str) -> dict[str, float]:
+    """Degrees Celsius by sensor, out of `dumpsys thermalservice`.
+
+    The sensors' own values are taken where they are printed, for the cached ones may be old.
+    """
+    cached, told, current = thermal.partition(_CURRENT)
+    found = _TEMPERATURE.findall(current if told else cached)
+    return {name: float(value) for value, kind, name in found if kind not in _NO_TEMPERATURES}
 
 
 def wait_until_cool(shell: Shell, phone: str, max_status: int, cool_down_s: float) -> float:
@@ -110,7 +130,7 @@ def measuring_mode(shell: Shell, screen: str, fixed_performance: bool) -> Iterat
 
 
 def _number(text: str, pattern: str, divisor: int = 1) -> float | None:
-    found = re.search(pattern, text)
+    found = re.search(pattern, text, re.MULTILINE)
     return int(found[1]) / divisor if found else None
 
 

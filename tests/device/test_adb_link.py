@@ -8,9 +8,11 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from adb_shell.auth.keygen import keygen
 from phone import Phone
 
 from device_farm import AuthRequired, Busy, DeviceError, DeviceLost, DeviceTimeout
@@ -195,6 +197,25 @@ def test_keys_are_made_once_and_kept_private(tmp_path: Path) -> None:
     assert load_signer(key).GetPublicKey() == first
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert sorted(os.listdir(tmp_path)) == ["adbkey", "adbkey.pub"]
+
+
+def test_of_two_makers_of_a_key_the_second_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one's private key could end beside the other's public one."""
+    made: list[str] = []
+
+    def slow(path: str) -> None:
+        made.append(path)
+        time.sleep(0.2)
+        keygen(path)
+
+    monkeypatch.setattr("device_farm.adb.keys.keygen", slow)
+    key = tmp_path / "adbkey"
+    with ThreadPoolExecutor(2) as pool:
+        signers = list(pool.map(load_signer, [key, key]))
+    assert len(made) == 1
+    assert signers[0].GetPublicKey() == signers[1].GetPublicKey()
 
 
 def test_phones_are_found_where_they_answer(phone: Phone) -> None:
