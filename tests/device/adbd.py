@@ -71,6 +71,8 @@ class Faults:
     """End the lines of shells with CRLF, as before Android 7."""
     quota: int = 0
     """Bytes that a push may bring before the disk is full, if not 0."""
+    tls: bool = False
+    """Speak TLS only, as the port of Android 11's wireless debugging."""
     die_after: int = 0
     """Pushed bytes after which the daemon kills itself, if not 0."""
 
@@ -170,6 +172,8 @@ class Wire:
         if command != b"CNXN":
             raise Gone
         self.max_payload = min(self.max_payload, MAX_PAYLOAD)
+        if self._faults.tls:
+            self.send(b"STLS", VERSION, 0)
         self._authorise()
         model = self._phone.state("model")
         banner = f"device::ro.product.name=acme;ro.product.model={model};features=".encode()
@@ -266,7 +270,7 @@ class Phone:
             self._run(stream, command, False)
 
         def sync(stream: Stream, _: str) -> None:
-            Sync(stream, self, faults).serve()
+            Sync(stream, self, faults, Gone).serve()
 
         return {"shell": shell, "exec": exec_out, "sync": sync}
 

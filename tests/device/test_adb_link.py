@@ -161,11 +161,26 @@ def test_a_silent_command_is_ended(shell: Shell, phone: Phone) -> None:
 
 
 def test_full_disk_asks_for_room(shell: Shell, phone: Phone) -> None:
+    """The phone says so early, while most of the file is still to be sent."""
     phone.fail(quota=10_000)
-    with pytest.raises(Busy, match=r"no room for 0.1 MB .*: free some"):
-        shell.put(bytes(100_000), "/data/local/tmp/model")
+    with pytest.raises(Busy, match=r"no room for 2.0 MB .*: free some"):
+        shell.put(bytes(2_000_000), "/data/local/tmp/model")
     assert os.listdir(phone.tmp) == []
     shell.put(b"small", "/data/local/tmp/model")
+
+
+def test_a_port_for_tls_is_told(phone: Phone, key: Path) -> None:
+    phone.fail(tls=True)
+    with pytest.raises(AuthRequired, match="adb pair"):
+        make_link("phone", phone.address, "", key, 0.5).shell("true", 5)
+
+
+def test_a_private_key_alone_is_told(tmp_path: Path) -> None:
+    key = tmp_path / "adbkey"
+    load_signer(key)
+    (tmp_path / "adbkey.pub").unlink()
+    with pytest.raises(DeviceError, match=r"adbkey\.pub beside it"):
+        make_link("phone", "127.0.0.1:1", "", key, 0.5)
 
 
 def test_refused_folder_is_told(link: Link) -> None:
