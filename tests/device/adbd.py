@@ -44,7 +44,7 @@ TOOLS = {
   ro.product.model) cat "$PHONE/state/model";;
   ro.build.version.release) echo 14;;
   ro.build.fingerprint) echo acme/a/a:14/X/1:user/release-keys;;
-  ro.build.version.sdk) echo 34;;
+  ro.build.version.sdk) cat "$PHONE/state/sdk";;
 esac""",
     "dumpsys": """case "$1" in
   thermalservice) echo "IsStatusOverride: false"
@@ -53,9 +53,9 @@ esac""",
   power) echo "  mWakefulness=$(cat "$PHONE/state/wakefulness")";;
   battery) echo "  level: 87"; echo "  temperature: 301";;
 esac""",
-    **dict.fromkeys(
-        ("cmd", "svc", "settings", "input"), 'echo "${0##*/} $*" >> "$PHONE/state/log"'
-    ),
+    "settings": """[ "$1" = get ] && cat "$PHONE/state/stay_on" && exit
+echo "settings $*" >> "$PHONE/state/log\"""",
+    **dict.fromkeys(("cmd", "svc", "input"), 'echo "${0##*/} $*" >> "$PHONE/state/log"'),
 }
 
 
@@ -235,7 +235,12 @@ class Phone:
             (tools / name).chmod(0o755)
         (folder / "state").mkdir(exist_ok=True)
         defaults = {"serial": folder.name, "model": "A1", "thermal_status": "0"}
-        for name, value in {**defaults, "wakefulness": "Awake"}.items():
+        for name, value in {
+            **defaults,
+            "wakefulness": "Awake",
+            "sdk": "34",
+            "stay_on": "3",
+        }.items():
             if not (folder / "state" / name).exists():
                 (folder / "state" / name).write_text(f"{value}\n")
 
