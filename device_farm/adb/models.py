@@ -58,7 +58,7 @@ class ModelFolder:
 
     def clean(self, shell: Shell, spared: Collection[str]) -> None:
         """Removes what was not used for longest, but not these paths."""
-        names = (shell.ask("ls", "-t", self.path) or "").splitlines()
+        names = (shell.ask("ls", "-1", "-t", self.path) or "").splitlines()
         old = sorted({f"{self.path}/{name}" for name in names[_KEPT:]} - set(spared))
         for start in range(0, len(old), _REMOVED_AT_ONCE):
             shell.ask("rm", "-f", *old[start : start + _REMOVED_AT_ONCE])

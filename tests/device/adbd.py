@@ -27,6 +27,7 @@ import subprocess
 import sys
 import threading
 import time
+import tty
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -285,30 +286,42 @@ class Phone:
         return path
 
     def _run(self, stream: Stream, command: str, crlf: bool) -> None:
+        """On a terminal in raw mode, as AOSP's: what hangs up ends the command."""
         path = f"{self.folder}/bin:{os.environ['PATH']}"
+        master, slave = os.openpty()
+        tty.setraw(slave)
         process = subprocess.Popen(
             ["/bin/sh", "-c", self.real(command)],
             cwd=self.folder,
             env={**os.environ, "PATH": path, "PHONE": str(self.folder)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
-        assert process.stdout is not None
+        os.close(slave)
 
         def reap() -> None:
             stream.closed.wait()
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGHUP)
 
         threading.Thread(target=reap, daemon=True).start()
         try:
-            while data := os.read(process.stdout.fileno(), 1 << 16):
+            while data := printed(master):
                 stream.write(data.replace(b"\n", b"\r\n") if crlf else data)
         finally:
             process.wait()
+            os.close(master)
+
+
+def printed(master: int) -> bytes:
+    """What a terminal shows next; nothing once all its programs have ended."""
+    try:
+        return os.read(master, 1 << 16)
+    except OSError:
+        return b""
 
 
 def verifies(public_key: str, token: bytes, signature: bytes) -> bool:
