@@ -239,14 +239,16 @@ class AdbConnector(Connector[PhoneModel]):
         return self.settings.runner
 
     def _bring_binary(self, shell: Shell) -> str:
-        if self._binary is None:
-            runner = self._runner()
-            key = hashlib.sha256(runner.identity.encode()).hexdigest()[:16]
-            folder = f"{_FOLDER}/bin/{key}"
+        """Brings the program, once unless it is built anew; returns its path on the phone."""
+        runner = self._runner()
+        key = hashlib.sha256(runner.identity.encode()).hexdigest()[:16]
+        path = f"{_FOLDER}/bin/{key}/{runner.binary.name}"
+        if self._binary != path:
             for file in (*runner.libraries, runner.binary):
-                shell.put(file.read_bytes(), f"{folder}/{file.name}", executable=True)
-            self._binary = f"{folder}/{runner.binary.name}"
-        return self._binary
+                target = f"{path.rpartition('/')[0]}/{file.name}"
+                shell.put(file.read_bytes(), target, executable=True)
+            self._binary = path
+        return path
 
     def _run(self, model: PhoneModel, warmup: int, count: int) -> list[float]:
         """One call of the program: the seconds of `count` runs.

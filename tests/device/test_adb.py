@@ -245,6 +245,18 @@ def test_a_program_that_vanished_is_brought_again(phone: Phone, connector: AdbCo
     assert connector.measure(handle, BRIEF).n == 6
 
 
+def test_a_program_built_anew_is_brought_and_told(phone: Phone, host: Path, tmp_path: Path) -> None:
+    program = tmp_path / "mine"
+    program.write_text("#!/bin/sh\necho took 3\n")
+    own = cat(host, binary=str(program), command_line=["{binary}"])
+    connector = AdbConnector("phone", settings(phone, host, runner=own))
+    first = connector.measure(connector.prepare(control_workload()), BRIEF)
+    program.write_text("#!/bin/sh\necho took 4 and more\n")
+    second = connector.measure(connector.prepare(control_workload()), BRIEF)
+    assert (first.median_ms, second.median_ms) == (3, 4)
+    assert first.environment["runtime"] != second.environment["runtime"]
+
+
 def test_many_refused_models_are_removed(emptied: Phone, host: Path) -> None:
     """Of 100 names at once the command would be too long."""
     models = emptied.tmp / "device-farm/models"
