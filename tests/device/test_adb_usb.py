@@ -23,8 +23,9 @@ OURS = ("device_farm.adb.usb", "adb_shell.transport.usb_transport")
 @pytest.fixture(autouse=True)
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(sys.modules, "usb1", usb)
-    for name in OURS:  # they import usb1
+    for name in OURS:  # they import usb1, which may be installed
         monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in OURS:
         monkeypatch.setitem(sys.modules, name, importlib.import_module(name))
     yield
     usb.BUS.clear()
