@@ -125,7 +125,8 @@ class Connector(ABC, Generic[HandleT]):
         """Brings a model onto the device.
 
         Idempotent and addressed by `workload.digest`: what is there already is not brought again.
-        The handle is valid until `close`.
+        The handle is valid until `close`, unless the device has let go of the model since: then
+        `measure` raises `DeviceLost`, and `prepare` brings it again.
 
         Raises:
             ModelError: The runtime refuses the model.

@@ -153,9 +153,11 @@ class Dispatcher:
         """
         if device.pool.jobs.qsize() >= len(device.pool.devices):
             device.claimed = device.pool.jobs.get_nowait()
-            self._lessor.stage(device, device.claimed.model)
+            self._lessor.stage(device, device.claimed.reference)
         with device.at_work():
-            measurement = await self._lessor.measure(device, job.model, device.control_baseline_ms)
+            measurement = await self._lessor.measure(
+                device, job.reference, device.control_baseline_ms
+            )
         self._control.note(device, measurement)
         return measurement
 

@@ -48,7 +48,7 @@ class Lessor:
         return info
 
     async def measure(
-        self, device: Device, model: bytes, control_baseline_ms: float | None
+        self, device: Device, model: bytes | ray.ObjectRef, control_baseline_ms: float | None
     ) -> Measurement:
         """One measurement. One that does not end in time costs the device's process.
 
@@ -75,7 +75,7 @@ class Lessor:
                 "did not: measure a smaller model, or raise FailurePolicy.lease_limit_s"
             ) from None
 
-    def stage(self, device: Device, model: bytes) -> None:
+    def stage(self, device: Device, model: ray.ObjectRef) -> None:
         """Has a model staged, meanwhile; failures show when it is measured."""
         device.actor.stage.remote(model)
 

@@ -9,7 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+
+import ray
 
 from device_farm.cache import MeasurementKey
 from device_farm.connector import DeviceInfo
@@ -53,6 +56,11 @@ class Job:
     model: bytes = field(compare=False)
     result: asyncio.Future[Measurement] = field(compare=False)
     failures: Counter[tuple[str, str]] = field(compare=False, default_factory=Counter)
+
+    @cached_property
+    def reference(self) -> Any:
+        """The model in Ray's store, put there once for all processes that get it."""
+        return ray.put(self.model)
 
     def count(self, error: Exception, device: Device) -> int:
         """Counts a failure; returns how often it has failed so on this device.

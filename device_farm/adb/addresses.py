@@ -9,8 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from device_farm.adb.keys import load_signer
-from device_farm.adb.link import Link, WireLink, tcp_transport, usb_transport
+from device_farm.adb.link import Link
 from device_farm.adb.server import DEFAULT_SERVER, ServerLink, list_phones
+from device_farm.adb.wire import WireLink, tcp_transport, usb_transport
 from device_farm.failures import DeviceError
 
 __all__ = ["ADDRESS", "find_phones", "make_link"]
@@ -33,7 +34,10 @@ def make_link(phone: str, address: str, server: str, key: Path, auth_timeout_s: 
     try:
         signer = load_signer(key)
     except (OSError, ValueError) as error:
-        raise DeviceError(f"the adb key {key} cannot be used ({error}): remove it") from error
+        raise DeviceError(
+            f"the adb key must be a private key {key} with its public one {key}.pub beside it, "
+            f"but cannot be used ({error}): mend it, or name another one in `key`"
+        ) from error
     if address.startswith("usb:"):
         serial = address.removeprefix("usb:")
         return WireLink(phone, lambda: usb_transport(serial), signer, auth_timeout_s)
@@ -82,17 +86,12 @@ def _of_server(server: str) -> dict[str, dict[str, str]]:
 
 
 def _over_usb() -> dict[str, dict[str, str]]:
-    """Nothing where libusb is missing or the bus cannot be read."""
+    """Nothing where libusb is missing."""
     try:
-        import usb1
-        from adb_shell.transport.usb_transport import UsbTransport
+        from device_farm.adb.usb import list_serials
     except (ImportError, OSError):
         return {}
-    try:
-        serials = [each.serial_number for each in UsbTransport.find_all_adb_devices()]
-    except usb1.USBError:
-        return {}
-    return {serial: {"address": f"usb:{serial}"} for serial in serials}
+    return {serial: {"address": f"usb:{serial}"} for serial in list_serials()}
 
 
 def _answers(address: str) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from adb_shell.auth.keygen import keygen
@@ -47,13 +50,24 @@ def fingerprint(signer: CryptographySigner) -> str:
 
 
 def _make(path: Path) -> None:
-    """Makes the pair aside, then links it into place: of two makers at once the first wins."""
+    """Makes the pair aside, then moves it into place; of two makers at once the first wins."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # its mode is 0700
-        made = Path(folder) / path.name
+    with _alone(path.parent), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        if path.exists():
+            return
+        made = Path(folder) / path.name  # in a folder of mode 0700
         made.touch(_KEY_MODE)
         keygen(str(made))
         for suffix in (".pub", ""):
-            target = path.with_name(path.name + suffix)
-            if not path.exists():
-                os.replace(made.with_name(made.name + suffix), target)
+            os.replace(made.with_name(made.name + suffix), path.with_name(path.name + suffix))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in here for the same folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -5,19 +5,23 @@ One program owns a phone's USB. Where the adb server does, this is the way to th
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from device_farm.adb.link import Link, push_failure
-from device_farm.failures import AuthRequired, DeviceLost, DeviceTimeout
+from device_farm.failures import AuthRequired, Busy, DeviceLost, DeviceTimeout
 
 __all__ = ["DEFAULT_SERVER", "ServerLink", "list_phones"]
 
 DEFAULT_SERVER = "127.0.0.1:5037"
 _ANSWER_TIMEOUT_S = 30.0
+_LIST_TIMEOUT_S = 1.0
+"""Seconds; who looks for phones does it every second."""
 _CHUNK = 64 * 1024
 
 
@@ -28,6 +32,8 @@ class ServerLink(Link):
     phone: str
     """The serial under which the server lists the phone."""
     server: str
+
+    _timeouts = (*Link._timeouts, TimeoutError)
 
     def __post_init__(self) -> None:
         super().__init__(self.phone)
@@ -53,10 +59,8 @@ class ServerLink(Link):
         with self._service("sync:") as connection:
             target = f"{path},{0o100000 | mode}".encode()
             connection.sendall(b"SEND" + struct.pack("<I", len(target)) + target)
-            for start in range(0, len(data), _CHUNK):
-                piece = data[start : start + _CHUNK]
-                connection.sendall(b"DATA" + struct.pack("<I", len(piece)) + piece)
-            connection.sendall(b"DONE" + struct.pack("<I", int(time.time())))
+            with suppress(ConnectionError):  # what the phone says of it is read below
+                _send_file(connection, data)
             status, length = struct.unpack("<4sI", _exactly(connection, 8))
             if status != b"OKAY":
                 reason = _exactly(connection, length).decode(errors="replace")
@@ -67,7 +71,7 @@ class ServerLink(Link):
 
     def _service(self, name: str) -> socket.socket:
         """A connection to a service of the phone."""
-        connection = _connect(self.server)
+        connection = _connect(self.server, _ANSWER_TIMEOUT_S)
         try:
             for request in (f"host:transport:{self.phone}", name):
                 if reason := _ask(connection, request):
@@ -78,13 +82,23 @@ class ServerLink(Link):
         return connection
 
 
+def _send_file(connection: socket.socket, data: bytes) -> None:
+    """Sends the content of a file, until the phone says something: that it refuses the file."""
+    for start in range(0, len(data), _CHUNK):
+        if select.select([connection], [], [], 0)[0]:
+            return
+        piece = data[start : start + _CHUNK]
+        connection.sendall(b"DATA" + struct.pack("<I", len(piece)) + piece)
+    connection.sendall(b"DONE" + struct.pack("<I", int(time.time())))
+
+
 def list_phones(server: str = DEFAULT_SERVER) -> Mapping[str, str]:
     """The phones of a server: serial to state (`device`, `unauthorized`, `offline`, …).
 
     Raises:
         OSError: No server answers there.
     """
-    with _connect(server) as connection:
+    with _connect(server, _LIST_TIMEOUT_S) as connection:
         if reason := _ask(connection, "host:devices"):
             raise OSError(f"the adb server at {server} refused to list its phones: {reason}")
         length = int(_exactly(connection, 4), 16)
@@ -92,9 +106,9 @@ def list_phones(server: str = DEFAULT_SERVER) -> Mapping[str, str]:
     return dict(line.split("\t", 1) for line in lines)
 
 
-def _connect(server: str) -> socket.socket:
+def _connect(server: str, timeout_s: float) -> socket.socket:
     host, _, port = server.rpartition(":")
-    connection = socket.create_connection((host, int(port)), timeout=_ANSWER_TIMEOUT_S)
+    connection = socket.create_connection((host, int(port)), timeout=timeout_s)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 
@@ -124,6 +138,11 @@ def _refusal(phone: str, reason: str) -> Exception:
         return AuthRequired(
             f"phone {phone!r} does not know this computer: unlock it, and tap 'Always allow from "
             "this computer' and 'Allow' in the dialog 'Allow USB debugging?'"
+        )
+    if "permissions" in reason:
+        return Busy(
+            f"the adb server must be allowed to open phone {phone!r}, but is not ({reason}): "
+            "install udev's rules for phones, plug it in again and `adb kill-server`"
         )
     return DeviceLost(
         f"the adb server does not reach phone {phone!r} ({reason}): see `adb devices`"

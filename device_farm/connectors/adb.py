@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from device_farm.adb.addresses import ADDRESS, find_phones, make_link
 from device_farm.adb.environment import (
     Identity,
+    check_cores,
     condition,
     identify,
     measuring_mode,
@@ -22,6 +24,7 @@ from device_farm.adb.environment import (
 )
 from device_farm.adb.keys import default_key_path
 from device_farm.adb.link import Link
+from device_farm.adb.models import ModelFolder, PhoneModel
 from device_farm.adb.runners import AnyRunner, Runner, RunPlan
 from device_farm.adb.server import DEFAULT_SERVER
 from device_farm.adb.shell import CommandFailed, Shell
@@ -35,9 +38,10 @@ from device_farm.workload import Workload
 __all__ = ["AdbConnector", "AdbSettings", "PhoneModel"]
 
 _FOLDER = "/data/local/tmp/device-farm"
-_MODELS_KEPT = 20
-_CANNOT_RUN = (126, 127)
+_CANNOT_RUN = (126, 127, 128 + signal.SIGILL)
 """A shell's status if a program is not there, or not for this processor."""
+_CANNOT_LINK = "CANNOT LINK EXECUTABLE"
+"""What Android's linker says if a library is missing or does not fit."""
 _BASELINE_BLOCKS = 12
 """Each block is a process of its own here, so its figures are nearly independent."""
 
@@ -63,7 +67,7 @@ class AdbSettings(ProtocolSettings):
     runner: AnyRunner | None = None
     """The program that measures; without one the phone can be probed only."""
     threads: int = Field(default=1, ge=1)
-    cores: tuple[int, ...] | None = None
+    cores: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     """Cores that the program is bound to, by taskset; by default the phone's scheduler decides."""
     max_thermal_status: int = Field(default=0, ge=0, le=6)
     """Of Android's scale: 0 is none, 1 light throttling."""
@@ -72,14 +76,6 @@ class AdbSettings(ProtocolSettings):
     screen: Literal["leave", "on", "off"] = "leave"
     fixed_performance: bool = False
     """Android's fixed performance mode: steadier, and slower. Android 11 and newer."""
-
-
-@dataclass(frozen=True)
-class PhoneModel:
-    """A model on the phone."""
-
-    digest: str
-    path: str
 
 
 class AdbConnector(Connector[PhoneModel]):
@@ -99,6 +95,8 @@ class AdbConnector(Connector[PhoneModel]):
         self._stager: Link | None = None
         self._identity: Identity | None = None
         self._binary: str | None = None
+        self._bound: list[str] | None = None
+        self._models = ModelFolder(f"{_FOLDER}/models")
         self._prepared: dict[str, PhoneModel] = {}
         self._closed = False
 
@@ -110,11 +108,13 @@ class AdbConnector(Connector[PhoneModel]):
         return {"num_cpus": 0}
 
     def probe(self) -> DeviceInfo:
-        found = identify(self._shell())
+        shell = self._shell()
+        found = identify(shell)
         if self._identity and found != self._identity:
             self._prepared.clear()
-            self._binary = None
+            self._binary = self._bound = None
         self._identity = found
+        self._binding(shell)
         runner = self.settings.runner
         identity = {"connector": self.name, "runtime": runner.identity if runner else "none"}
         settings = self.settings.model_dump(mode="json")
@@ -142,21 +142,31 @@ class AdbConnector(Connector[PhoneModel]):
         if self._closed or self.settings.address.startswith("usb:"):
             return
         self._stager = self._stager or self._make_link()
-        self._bring(Shell(self._stager), workload)
+        self._models.bring(Shell(self._stager), workload, self._runner())
 
     def prepare(self, workload: Workload) -> PhoneModel:
         """Also runs the model once, so that one which the program refuses is found out here."""
-        shell = self._shell()
-        if workload.digest not in self._prepared:
-            model = PhoneModel(workload.digest, self._bring(shell, workload))
-            self._run(model, 1)
-            self._prepared[workload.digest] = model
-            self._remove_old_models(shell)
-        return self._prepared[workload.digest]
+        shell, runner = self._shell(), self._runner()
+        known = self._prepared.get(workload.digest)
+        if known and self._models.renew(shell, known.path):
+            return known
+        self._prepared.pop(workload.digest, None)
+        model = self._models.bring(shell, workload, runner)
+        try:
+            self._run(model, 0, 1)
+        finally:
+            with suppress(DeviceError):  # it may be what ended the run
+                control = self._models.path_of(control_workload(), runner)
+                self._models.clean(shell, (model.path, control))
+        self._prepared[workload.digest] = model
+        return model
 
     def calibrate(self) -> float:
         control = self.prepare(control_workload())
-        return baseline_ms(partial(self._run, control), self._protocol(), _BASELINE_BLOCKS)
+        self.health()
+        with self._measuring_mode():
+            runs = partial(self._run, control, self.settings.warmup_runs)
+            return baseline_ms(runs, self._without_warmup(self.settings), _BASELINE_BLOCKS)
 
     def measure(
         self,
@@ -165,14 +175,17 @@ class AdbConnector(Connector[PhoneModel]):
         control_baseline_ms: float | None = None,
     ) -> Measurement:
         if settings.interleave and control_baseline_ms is not None:
-            control = partial(self._run, self.prepare(control_workload()))
+            control_model = self.prepare(control_workload())
+            control = partial(self._run, control_model, settings.warmup_runs)
         else:
             control = None
         before = self.health()
-        mode = (self.settings.screen, self.settings.fixed_performance)
-        with measuring_mode(self._shell(), *mode) as done:
+        with self._measuring_mode() as done:
             timing = time_candidate(
-                partial(self._run, handle), control, control_baseline_ms, self._protocol(settings)
+                partial(self._run, handle, settings.warmup_runs),
+                control,
+                control_baseline_ms,
+                self._without_warmup(settings),
             )
         info = self.probe()
         environment = {
@@ -192,9 +205,14 @@ class AdbConnector(Connector[PhoneModel]):
         for link in filter(None, (self._link, self._stager)):
             link.close()
 
-    def _protocol(self, settings: ProtocolSettings | None = None) -> ProtocolSettings:
-        """Without warm-up: each call of the program does its own."""
-        return (settings or self.settings).model_copy(update={"warmup_runs": 0})
+    @staticmethod
+    def _without_warmup(settings: ProtocolSettings) -> ProtocolSettings:
+        """Each call of the program does its own."""
+        return settings.model_copy(update={"warmup_runs": 0})
+
+    def _measuring_mode(self) -> AbstractContextManager[dict[str, Any]]:
+        settings = self.settings
+        return measuring_mode(self._shell(), settings.screen, settings.fixed_performance)
 
     def _shell(self) -> Shell:
         if self._closed:
@@ -220,71 +238,72 @@ class AdbConnector(Connector[PhoneModel]):
             )
         return self.settings.runner
 
-    def _bring(self, shell: Shell, workload: Workload) -> str:
-        """Brings a model onto the phone; returns its path there."""
+    def _bring_binary(self, shell: Shell) -> str:
+        """Brings the program, once unless it is built anew; returns its path on the phone."""
         runner = self._runner()
-        key = digest({"model": workload.digest, "convert": runner.convert})
-        if not runner.convert:
-            path = f"{_FOLDER}/models/{workload.digest}{runner.suffix}"
-            shell.put(workload.model, path)
-            return path
-        path = f"{_FOLDER}/models/{key}{runner.suffix}"
-        if shell.ask("test", "-f", path) is None:
-            shell.put(runner.converted(workload.model), path)
+        key = hashlib.sha256(runner.identity.encode()).hexdigest()[:16]
+        path = f"{_FOLDER}/bin/{key}/{runner.binary.name}"
+        if self._binary != path:
+            for file in (*runner.libraries, runner.binary):
+                target = f"{path.rpartition('/')[0]}/{file.name}"
+                shell.put(file.read_bytes(), target, executable=True)
+            self._binary = path
         return path
 
-    def _bring_binary(self, shell: Shell) -> str:
-        if self._binary is None:
-            runner = self._runner()
-            key = hashlib.sha256(runner.identity.encode()).hexdigest()[:16]
-            folder = f"{_FOLDER}/bin/{key}"
-            for file in (*runner.libraries, runner.binary):
-                shell.put(file.read_bytes(), f"{folder}/{file.name}", executable=True)
-            self._binary = f"{folder}/{runner.binary.name}"
-        return self._binary
-
-    def _run(self, model: PhoneModel, count: int) -> list[float]:
+    def _run(self, model: PhoneModel, warmup: int, count: int) -> list[float]:
         """One call of the program: the seconds of `count` runs.
 
         Raises:
             ModelError: The program fails on the model.
         """
         runner, shell = self._runner(), self._shell()
-        binary = self._bring_binary(shell)
+        bound, binary = self._binding(shell), self._bring_binary(shell)
         results = f"{_FOLDER}/results.{secrets.token_hex(4)}"
-        plan = RunPlan(
-            binary, model.path, results, self.settings.warmup_runs, count, self.settings.threads
-        )
+        plan = RunPlan(binary, model.path, results, warmup, count, self.settings.threads)
         libraries = f"LD_LIBRARY_PATH={binary.rpartition('/')[0]}"
-        bound = ["taskset", mask] if (mask := self._mask()) else []
+        command = ["env", libraries, *bound, *runner.command(plan)]
         try:
-            output = shell.run(
-                ["env", libraries, *bound, *runner.command(plan)], self.settings.command_timeout_s
-            )
+            output = shell.run(command, self.settings.command_timeout_s)
         except CommandFailed as error:
-            if error.status in _CANNOT_RUN:
-                self._binary = None
-                raise DeviceError(
-                    f"phone {self.device!r} cannot run {runner.binary}: build it for the phone's "
-                    f"processor, with its libraries in `libraries` ({error})"
-                ) from error
-            raise ModelError(
-                f"{runner.binary.name} on phone {self.device!r} cannot run the model: {error}"
-            ) from error
+            shell.ask("rm", "-f", results)
+            raise self._failure(shell, model, binary, error) from error
         written = shell.ask("cat", results) or ""
         shell.ask("rm", "-f", results)
         return runner.seconds(output, written, plan)
+
+    def _failure(
+        self, shell: Shell, model: PhoneModel, binary: str, error: CommandFailed
+    ) -> DeviceError:
+        """What made the program fail: a file that is gone, the program itself, or the model."""
+        runner = self._runner()
+        for path in (model.path, binary):
+            if shell.ask("test", "-f", path) is None:
+                self._prepared.clear()
+                self._binary = None
+                return DeviceLost(
+                    f"{path} vanished from phone {self.device!r}, and will be brought again: "
+                    "see what removes files there"
+                )
+        if error.status in _CANNOT_RUN or _CANNOT_LINK in error.output:
+            self._binary = None
+            return DeviceError(
+                f"phone {self.device!r} cannot run {runner.binary}: build it for the phone's "
+                f"processor, with its libraries in `libraries` ({error})"
+            )
+        return ModelError(
+            f"{runner.binary.name} on phone {self.device!r} cannot run the model: {error}"
+        )
+
+    def _binding(self, shell: Shell) -> list[str]:
+        """The words that bind a program to the cores, tried once."""
+        if self._bound is None:
+            mask = self._mask()
+            if mask:
+                check_cores(shell, mask)
+            self._bound = ["taskset", mask] if mask else []
+        return self._bound
 
     def _mask(self) -> str | None:
         """The cores as taskset takes them: a mask in hex."""
         cores = self.settings.cores
         return f"{sum(1 << core for core in set(cores)):x}" if cores else None
-
-    def _remove_old_models(self, shell: Shell) -> None:
-        """Keeps the newest models on the phone."""
-        names = (shell.ask("ls", "-t", f"{_FOLDER}/models") or "").split()
-        old = {f"{_FOLDER}/models/{name}" for name in names[_MODELS_KEPT:]}
-        if old:
-            shell.ask("rm", "-f", *old)
-            kept = {key: model for key, model in self._prepared.items() if model.path not in old}
-            self._prepared = kept

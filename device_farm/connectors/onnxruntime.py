@@ -1,4 +1,4 @@
-"""This host's CPU, through ONNX Runtime."""
+"""This host through ONNX Runtime: its CPU, or what another execution provider runs on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from device_farm.connector import Connector, DeviceInfo, digest
 from device_farm.control import control_workload
-from device_farm.failures import DeviceLost, ModelError
+from device_farm.failures import DeviceError, DeviceLost, ModelError
 from device_farm.measurement import Measurement
 from device_farm.protocol import ProtocolSettings, Runs, baseline_ms, time_candidate
 from device_farm.workload import Workload
@@ -29,15 +29,20 @@ __all__ = ["OnnxRuntimeConnector", "OnnxRuntimeSettings", "PreparedModel"]
 
 _SESSIONS_KEPT = 4
 _OVERSUBSCRIBED = 1.05
+_CPU = "CPUExecutionProvider"
+_ON_GPUS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "MIGraphXExecutionProvider")
 
 
 class OnnxRuntimeSettings(ProtocolSettings):
-    """The protocol's settings, and the cores to run on."""
+    """The protocol's settings, the cores to run on, and what runs the operators."""
 
     threads: int = Field(default=1, ge=1)
     """Threads that share an operator's work; operators run one after the other."""
     cores: tuple[int, ...] | None = None
     """One core a thread; by default the highest-numbered ones that this process may use."""
+    provider: str = _CPU
+    """ONNX Runtime's execution provider. Operators that it does not know run on the CPU."""
+    provider_options: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_core_a_thread(self) -> OnnxRuntimeSettings:
@@ -104,8 +109,9 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
     a run that lasts longer than the scheduler's time slice is held up by other work in every
     case, which a control of 0.4 ms does not see. On a core that other work held for 1.7 times as
     long as ours, 12 measurements of a MobileNetV2 (8 ms) had a coefficient of variation of 2.4%
-    by the CPU clock, and of 15% by the wall clock. Several threads wait for each other, so they
-    are timed by the wall clock, as are dedicated hosts.
+    by the CPU clock, and of 15% by the wall clock. Several threads wait for each other, and the
+    host for another provider's processor, so they are timed by the wall clock, as are dedicated
+    hosts.
     """
 
     name: ClassVar[str] = "onnxruntime"
@@ -123,16 +129,19 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
         return {"cpu": {}}
 
     def actor_options(self) -> dict[str, Any]:
-        return {"num_cpus": self.settings.threads}
+        gpus = {"num_gpus": 1} if self.settings.provider in _ON_GPUS else {}
+        return {"num_cpus": self.settings.threads, **gpus}
 
     def probe(self) -> DeviceInfo:
         cores = self._cores()
+        self._check_provider()
         identity = {"connector": self.name, "runtime": _runtime()}
         settings = self.settings.model_dump(mode="json")
-        placement = {key: settings[key] for key in ("threads", "cores")}
+        placed_by = ("threads", "cores", "provider", "provider_options")
+        placement = {key: settings[key] for key in placed_by}
         return DeviceInfo(
             name=self.device,
-            model=_cpu_model(),
+            model=self._model(),
             host=socket.gethostname(),
             cores=cores,
             settings_digest=digest({**identity, **settings}),
@@ -151,7 +160,7 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
         cores = self._cores()
         if workload.digest not in self._prepared:
             with _pinned(cores):
-                session = _session(workload.model, cores)
+                session = _session(workload.model, cores, self.settings)
             self._prepared[workload.digest] = PreparedModel(session, workload.make_inputs())
         self._prepared.move_to_end(workload.digest)
         while len(self._prepared) > _SESSIONS_KEPT:
@@ -186,12 +195,13 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
             "after": self.health(),
             "affinity": list(cores),
             "runtime": _runtime(),
+            "providers": handle.session.get_providers(),
             "clock": "thread" if self._by_cpu_clock(settings.interleave) else "wall",
             "wall_over_thread_time": slowdown,
             "oversubscribed": slowdown > _OVERSUBSCRIBED,
             **timing.control_facts(control_baseline_ms),
         }
-        return self._measurement(timing, settings, _cpu_model(), environment)
+        return self._measurement(timing, settings, self._model(), environment)
 
     def close(self) -> None:
         self._closed = True
@@ -199,7 +209,7 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
         self._control = None
 
     def _by_cpu_clock(self, interleave: bool) -> bool:
-        return interleave and self.settings.threads == 1
+        return interleave and self.settings.threads == 1 and self.settings.provider == _CPU
 
     def _runs(self, model: PreparedModel, interleave: bool) -> Runs:
         return model.run_by_cpu_clock if self._by_cpu_clock(interleave) else model.run
@@ -208,6 +218,18 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
         if self._control is None:
             self._control = self.prepare(control_workload())
         return self._control
+
+    def _model(self) -> str:
+        provider = self.settings.provider
+        return _cpu_model() if provider == _CPU else f"{_cpu_model()} with {provider}"
+
+    def _check_provider(self) -> None:
+        present = onnxruntime.get_available_providers()
+        if self.settings.provider not in present:
+            raise DeviceError(
+                f"provider of device {self.device!r} must be one of {', '.join(present)}, but got "
+                f"{self.settings.provider!r}: install a build of ONNX Runtime that has it"
+            )
 
     def _cores(self) -> tuple[int, ...]:
         """The cores of the threads, in their order; raises if this process may not use them."""
@@ -224,7 +246,9 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
         return cores
 
 
-def _session(model: bytes, cores: tuple[int, ...]) -> onnxruntime.InferenceSession:
+def _session(
+    model: bytes, cores: tuple[int, ...], settings: OnnxRuntimeSettings
+) -> onnxruntime.InferenceSession:
     """A session for the calling thread, pinned to `cores[0]`, and one more thread a core."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(cores)
@@ -237,13 +261,22 @@ def _session(model: bytes, cores: tuple[int, ...]) -> onnxruntime.InferenceSessi
     if len(cores) > 1:
         others = ";".join(str(core + 1) for core in cores[1:])  # counted from 1 there
         options.add_session_config_entry("session.intra_op_thread_affinities", others)
+    provider = settings.provider
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            model, options, providers=[(provider, settings.provider_options)]
+        )
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise ModelError(
             f"ONNX Runtime cannot load the model ({error}): "
             "export it with operators and an opset that this version knows"
         ) from error
+    if provider not in session.get_providers():  # it only warns
+        raise DeviceError(
+            f"{provider} does not start on this host, so ONNX Runtime would take the CPU: "
+            "see that its driver and libraries are there"
+        )
+    return session
 
 
 @contextmanager

@@ -27,6 +27,7 @@ import subprocess
 import sys
 import threading
 import time
+import tty
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ TOOLS = {
   ro.product.model) cat "$PHONE/state/model";;
   ro.build.version.release) echo 14;;
   ro.build.fingerprint) echo acme/a/a:14/X/1:user/release-keys;;
-  ro.build.version.sdk) echo 34;;
+  ro.build.version.sdk) cat "$PHONE/state/sdk";;
 esac""",
     "dumpsys": """case "$1" in
   thermalservice) echo "IsStatusOverride: false"
@@ -53,9 +54,9 @@ esac""",
   power) echo "  mWakefulness=$(cat "$PHONE/state/wakefulness")";;
   battery) echo "  level: 87"; echo "  temperature: 301";;
 esac""",
-    **dict.fromkeys(
-        ("cmd", "svc", "settings", "input"), 'echo "${0##*/} $*" >> "$PHONE/state/log"'
-    ),
+    "settings": """[ "$1" = get ] && cat "$PHONE/state/stay_on" && exit
+echo "settings $*" >> "$PHONE/state/log\"""",
+    **dict.fromkeys(("cmd", "svc", "input"), 'echo "${0##*/} $*" >> "$PHONE/state/log"'),
 }
 
 
@@ -71,6 +72,8 @@ class Faults:
     """End the lines of shells with CRLF, as before Android 7."""
     quota: int = 0
     """Bytes that a push may bring before the disk is full, if not 0."""
+    tls: bool = False
+    """Speak TLS only, as the port of Android 11's wireless debugging."""
     die_after: int = 0
     """Pushed bytes after which the daemon kills itself, if not 0."""
 
@@ -170,6 +173,8 @@ class Wire:
         if command != b"CNXN":
             raise Gone
         self.max_payload = min(self.max_payload, MAX_PAYLOAD)
+        if self._faults.tls:
+            self.send(b"STLS", VERSION, 0)
         self._authorise()
         model = self._phone.state("model")
         banner = f"device::ro.product.name=acme;ro.product.model={model};features=".encode()
@@ -231,7 +236,12 @@ class Phone:
             (tools / name).chmod(0o755)
         (folder / "state").mkdir(exist_ok=True)
         defaults = {"serial": folder.name, "model": "A1", "thermal_status": "0"}
-        for name, value in {**defaults, "wakefulness": "Awake"}.items():
+        for name, value in {
+            **defaults,
+            "wakefulness": "Awake",
+            "sdk": "34",
+            "stay_on": "3",
+        }.items():
             if not (folder / "state" / name).exists():
                 (folder / "state" / name).write_text(f"{value}\n")
 
@@ -266,7 +276,7 @@ class Phone:
             self._run(stream, command, False)
 
         def sync(stream: Stream, _: str) -> None:
-            Sync(stream, self, faults).serve()
+            Sync(stream, self, faults, Gone).serve()
 
         return {"shell": shell, "exec": exec_out, "sync": sync}
 
@@ -276,30 +286,42 @@ class Phone:
         return path
 
     def _run(self, stream: Stream, command: str, crlf: bool) -> None:
+        """On a terminal in raw mode, as AOSP's: what hangs up ends the command."""
         path = f"{self.folder}/bin:{os.environ['PATH']}"
+        master, slave = os.openpty()
+        tty.setraw(slave)
         process = subprocess.Popen(
             ["/bin/sh", "-c", self.real(command)],
             cwd=self.folder,
             env={**os.environ, "PATH": path, "PHONE": str(self.folder)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
-        assert process.stdout is not None
+        os.close(slave)
 
         def reap() -> None:
             stream.closed.wait()
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGHUP)
 
         threading.Thread(target=reap, daemon=True).start()
         try:
-            while data := os.read(process.stdout.fileno(), 1 << 16):
+            while data := printed(master):
                 stream.write(data.replace(b"\n", b"\r\n") if crlf else data)
         finally:
             process.wait()
+            os.close(master)
+
+
+def printed(master: int) -> bytes:
+    """What a terminal shows next; nothing once all its programs have ended."""
+    try:
+        return os.read(master, 1 << 16)
+    except OSError:
+        return b""
 
 
 def verifies(public_key: str, token: bytes, signature: bytes) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +16,15 @@ if TYPE_CHECKING:
     from adbd import Faults, Phone, Stream
 
 
+class Refused(Exception):
+    """A file could not be taken, and the host was told."""
+
+
 class Sync:
     """The file service."""
 
-    def __init__(self, stream: Stream, phone: Phone, faults: Faults) -> None:
-        self._stream, self._phone, self._faults = stream, phone, faults
+    def __init__(self, stream: Stream, phone: Phone, faults: Faults, gone: type[Exception]) -> None:
+        self._stream, self._phone, self._faults, self._gone = stream, phone, faults, gone
 
     def serve(self) -> None:
         while True:
@@ -26,9 +32,11 @@ class Sync:
             if command == b"QUIT":
                 return
             path = self._phone.real(self._stream.read(length).decode())
-            {b"STAT": self._stat, b"LIST": self._list, b"SEND": self._send, b"RECV": self._recv}[
-                command
-            ](path)
+            services = {b"STAT": self._stat, b"LIST": self._list, b"RECV": self._recv}
+            try:
+                {**services, b"SEND": self._send}[command](path)
+            except Refused:
+                return
 
     def _stat(self, path: str) -> None:
         self._stream.write(b"STAT" + struct.pack("<3I", *facts(path)))
@@ -52,24 +60,26 @@ class Sync:
         self._stream.write(b"DONE" + bytes(4))
 
     def _send(self, path_and_mode: str) -> None:
+        """As AOSP's: a failure is told at once, and the rest of the file is read for nothing."""
         path, _, mode = path_and_mode.rpartition(",")
-        problem = ""
+        failure: threading.Thread | None = None
         try:
             file = open(path, "wb")  # noqa: SIM115
         except OSError as error:
-            problem, file = f"couldn't create file: {error.strerror}", open(os.devnull, "wb")  # noqa: SIM115
+            failure = self._fail_aside(f"couldn't create file: {error.strerror}")
+            file = open(os.devnull, "wb")  # noqa: SIM115
         with file:
             for total, data in self._pushed():
                 if self._faults.die_after and total > self._faults.die_after:
                     file.flush()
                     os.kill(os.getpid(), signal.SIGKILL)
-                if self._faults.quota and total > self._faults.quota:
-                    problem = problem or "write failed: No space left on device"
-                if not problem:
+                if failure is None and self._faults.quota and total > self._faults.quota:
+                    failure = self._fail_aside("write failed: No space left on device")
+                if failure is None:
                     file.write(data)
-        if problem:
-            self._fail(problem)
-            return
+        if failure is not None:
+            failure.join()
+            raise Refused
         os.chmod(path, int(mode) & 0o777)
         self._stream.write(b"OKAY" + bytes(4))
 
@@ -84,8 +94,21 @@ class Sync:
             total += length
             yield total, data
 
+    def _fail_aside(self, reason: str) -> threading.Thread:
+        """Fails while the host goes on sending."""
+
+        def fail() -> None:
+            with contextlib.suppress(self._gone):
+                self._fail(reason)
+
+        thread = threading.Thread(target=fail, daemon=True)
+        thread.start()
+        return thread
+
     def _fail(self, reason: str) -> None:
-        self._stream.write(b"FAIL" + struct.pack("<I", len(reason)) + reason.encode())
+        """In two writes, which come as two packets."""
+        self._stream.write(b"FAIL" + struct.pack("<I", len(reason)))
+        self._stream.write(reason.encode())
 
 
 def facts(path: str) -> tuple[int, int, int]:

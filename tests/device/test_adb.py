@@ -19,6 +19,14 @@ from device_farm.protocol import ProtocolSettings
 from device_farm.testing import ConnectorConformance
 
 BRIEF = ProtocolSettings(blocks=2, runs_per_block=3, interleave=False)
+MODE = [
+    "input keyevent KEYCODE_WAKEUP",
+    "svc power stayon true",
+    "cmd power set-fixed-performance-mode-enabled true",
+    "cmd power set-fixed-performance-mode-enabled false",
+    "settings put global stay_on_while_plugged_in 3",
+]
+"""The calls of a phone's tools when the screen is on and the performance fixed."""
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +90,7 @@ def test_measures_with_all_that_is_needed_to_judge_it(phone: Phone, host: Path) 
         assert environment[when]["battery_temperature_c"] == 30.1
         assert environment[when]["screen"] == "Awake"
     assert "address" not in measurement.settings
-    assert phone.log() == [
-        "input keyevent KEYCODE_WAKEUP",
-        "svc power stayon true",
-        "cmd power set-fixed-performance-mode-enabled true",
-        "cmd power set-fixed-performance-mode-enabled false",
-        "svc power stayon false",
-    ]
+    assert phone.log() == MODE
 
 
 def test_everything_is_brought_once(phone: Phone, connector: AdbConnector, host: Path) -> None:
@@ -185,25 +187,171 @@ def test_a_program_without_figures_is_told(phone: Phone, host: Path) -> None:
         connector.prepare(control_workload())
 
 
-def test_old_models_are_removed(
-    phone: Phone, host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("device_farm.connectors.adb._MODELS_KEPT", 2)
-    runner = {
+def cat(host: Path, **more: Any) -> dict[str, Any]:
+    """A runner that runs any file that is there, and takes 2 ms."""
+    return {
         "kind": "command",
         "binary": shutil.which("cat"),
         "command_line": ["sh", "-c", 'test -f "$1" && echo took 2', "sh", "{model}"],
         "pattern": r"took (\d)",
         "unit": "ms",
+        **more,
     }
+
+
+def kept(phone: Phone) -> set[str]:
+    return {path.stem for path in (phone.tmp / "device-farm/models").iterdir()}
+
+
+@pytest.fixture
+def emptied(phone: Phone) -> Phone:
+    shutil.rmtree(phone.tmp / "device-farm/models", ignore_errors=True)
+    return phone
+
+
+def test_models_not_used_for_longest_are_removed(
+    emptied: Phone, host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_farm.adb.models._KEPT", 2)
+    connector = AdbConnector("phone", settings(emptied, host, runner=cat(host)))
+    connector.prepare(control_workload())
+    models = [Workload.from_onnx(_renamed(number)) for number in range(5)]
+    for model in models[:4]:
+        connector.prepare(model)
+        connector.prepare(models[0])  # in use, again and again
+    assert kept(emptied) == {model.digest for model in (control_workload(), models[0], models[3])}
+    handle = connector.prepare(models[1])
+    assert connector.measure(handle, BRIEF).median_ms == 2
+
+
+def test_a_model_that_vanished_is_brought_again(emptied: Phone, host: Path) -> None:
+    connector = AdbConnector("phone", settings(emptied, host, runner=cat(host)))
+    handle = connector.prepare(control_workload())
+    Path(f"{emptied.folder}{handle.path}").unlink()
+    with pytest.raises(DeviceLost, match="vanished from phone"):
+        connector.measure(handle, BRIEF)
+    assert connector.prepare(control_workload()) == handle
+    assert connector.measure(handle, BRIEF).median_ms == 2
+    Path(f"{emptied.folder}{handle.path}").unlink()
+    assert connector.prepare(control_workload()) == handle
+    assert connector.measure(handle, BRIEF).median_ms == 2
+
+
+def test_a_program_that_vanished_is_brought_again(phone: Phone, connector: AdbConnector) -> None:
+    handle = connector.prepare(control_workload())
+    shutil.rmtree(phone.tmp / "device-farm/bin")
+    with pytest.raises(DeviceLost, match="onnxruntime_perf_test vanished"):
+        connector.measure(handle, BRIEF)
+    assert connector.measure(handle, BRIEF).n == 6
+
+
+def test_a_program_built_anew_is_brought_and_told(phone: Phone, host: Path, tmp_path: Path) -> None:
+    program = tmp_path / "mine"
+    program.write_text("#!/bin/sh\necho took 3\n")
+    own = cat(host, binary=str(program), command_line=["{binary}"])
+    connector = AdbConnector("phone", settings(phone, host, runner=own))
+    first = connector.measure(connector.prepare(control_workload()), BRIEF)
+    program.write_text("#!/bin/sh\necho took 4 and more\n")
+    second = connector.measure(connector.prepare(control_workload()), BRIEF)
+    assert (first.median_ms, second.median_ms) == (3, 4)
+    assert first.environment["runtime"] != second.environment["runtime"]
+
+
+def test_many_refused_models_are_removed(emptied: Phone, host: Path) -> None:
+    """Of 100 names at once the command would be too long."""
+    models = emptied.tmp / "device-farm/models"
+    models.mkdir(parents=True)
+    for number in range(100):
+        (models / f"{number:064}.onnx").touch()
+    refuses = cat(host, command_line=["sh", "-c", "exit 1", "sh", "{model}"])
+    connector = AdbConnector("phone", settings(emptied, host, runner=refuses))
+    with pytest.raises(ModelError, match="status 1"):
+        connector.prepare(control_workload())
+    assert len(kept(emptied)) == 20
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        'echo \'CANNOT LINK EXECUTABLE "x": library "libc++_shared.so" not found\'; exit 1',
+        "kill -ILL $$",
+    ],
+)
+def test_a_program_for_another_phone_is_no_fault_of_the_model(
+    phone: Phone, host: Path, script: str
+) -> None:
+    runner = cat(host, command_line=["sh", "-c", script])
     connector = AdbConnector("phone", settings(phone, host, runner=runner))
-    models = [Workload.from_onnx(_renamed(number)) for number in range(4)]
-    handles = [connector.prepare(model) for model in models]
-    assert len(list((phone.tmp / "device-farm/models").iterdir())) == 2
-    with pytest.raises(ModelError):
-        connector.measure(handles[0], BRIEF)
-    assert connector.prepare(models[0]) == handles[0]
-    assert connector.measure(handles[0], BRIEF).median_ms == 2
+    with pytest.raises(DeviceError, match="with its libraries in `libraries`") as caught:
+        connector.prepare(control_workload())
+    assert type(caught.value) is DeviceError
+
+
+@pytest.mark.parametrize("cores", [[4000], [0, 4000]])
+def test_cores_that_a_phone_lacks_are_told_at_probe(
+    phone: Phone, host: Path, cores: list[int]
+) -> None:
+    connector = AdbConnector("phone", settings(phone, host, cores=cores))
+    with pytest.raises(DeviceError, match=r"taskset with their mask 1000.* name others"):
+        connector.probe()
+
+
+def test_a_phone_without_taskset_is_told(phone: Phone, host: Path) -> None:
+    phone_tool(phone, "taskset", "exit 127")
+    connector = AdbConnector("phone", settings(phone, host, cores=[0]))
+    with pytest.raises(DeviceError, match="mask 1 fails"):
+        connector.prepare(control_workload())
+    (phone.folder / "bin/taskset").unlink()
+    assert connector.measure(connector.prepare(control_workload()), BRIEF).n == 6
+
+
+def phone_tool(phone: Phone, name: str, script: str) -> None:
+    tool = phone.folder / "bin" / name
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+
+
+def test_an_android_that_is_too_old_is_told(phone: Phone, connector: AdbConnector) -> None:
+    phone.set("sdk", "25")
+    try:
+        with pytest.raises(DeviceError, match="Android 8 or newer"):
+            connector.probe()
+    finally:
+        phone.set("sdk", "34")
+
+
+def test_the_baseline_is_taken_as_measurements_are(phone: Phone, host: Path) -> None:
+    """By a phone that is cool, and in the same mode."""
+    more = {"runner": cat(host), "screen": "on", "fixed_performance": True}
+    connector = AdbConnector("phone", settings(phone, host, **more))
+    (phone.folder / "state/log").unlink(missing_ok=True)
+    assert connector.calibrate() == 2
+    assert phone.log() == MODE
+    phone.set("thermal_status", "2")
+    with pytest.raises(Throttled):
+        connector.calibrate()
+
+
+def test_a_mode_that_is_refused_is_told_and_undone(phone: Phone, host: Path) -> None:
+    more = {"runner": cat(host), "screen": "on", "fixed_performance": True}
+    connector = AdbConnector("phone", settings(phone, host, **more))
+    handle = connector.prepare(control_workload())
+    cmd = (phone.folder / "bin/cmd").read_text()
+    phone_tool(phone, "cmd", "exit 255")
+    (phone.folder / "state/log").unlink(missing_ok=True)
+    try:
+        with pytest.raises(DeviceError, match="`fixed_performance` needs Android 11"):
+            connector.measure(handle, BRIEF)
+    finally:
+        (phone.folder / "bin/cmd").write_text(cmd)
+    assert phone.log() == [*MODE[:2], MODE[-1]]
+
+
+def test_the_warm_up_is_that_of_the_call(phone: Phone, host: Path) -> None:
+    counted = cat(host, command_line=["echo", "took {warmup}"])
+    connector = AdbConnector("phone", settings(phone, host, runner=counted, warmup_runs=3))
+    handle = connector.prepare(control_workload())
+    assert connector.measure(handle, BRIEF.model_copy(update={"warmup_runs": 7})).median_ms == 7
 
 
 @pytest.mark.parametrize(
@@ -213,6 +361,8 @@ def test_old_models_are_removed(
         ({"runner": {"kind": "onnxruntime_perf_test", "binary": "/none"}}, "no file /none"),
         ({"runner": {"kind": "benchmark_model", "binary": __file__}}, "say in `convert`"),
         ({"cores": "big"}, "cores"),
+        ({"cores": [-1]}, "greater than or equal to 0"),
+        ({"cores": []}, "at least 1"),
     ],
 )
 def test_unusable_settings_are_refused(

@@ -8,9 +8,11 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from adb_shell.auth.keygen import keygen
 from phone import Phone
 
 from device_farm import AuthRequired, Busy, DeviceError, DeviceLost, DeviceTimeout
@@ -159,11 +161,26 @@ def test_a_silent_command_is_ended(shell: Shell, phone: Phone) -> None:
 
 
 def test_full_disk_asks_for_room(shell: Shell, phone: Phone) -> None:
+    """The phone says so early, while most of the file is still to be sent."""
     phone.fail(quota=10_000)
-    with pytest.raises(Busy, match=r"no room for 0.1 MB .*: free some"):
-        shell.put(bytes(100_000), "/data/local/tmp/model")
+    with pytest.raises(Busy, match=r"no room for 2.0 MB .*: free some"):
+        shell.put(bytes(2_000_000), "/data/local/tmp/model")
     assert os.listdir(phone.tmp) == []
     shell.put(b"small", "/data/local/tmp/model")
+
+
+def test_a_port_for_tls_is_told(phone: Phone, key: Path) -> None:
+    phone.fail(tls=True)
+    with pytest.raises(AuthRequired, match="adb pair"):
+        make_link("phone", phone.address, "", key, 0.5).shell("true", 5)
+
+
+def test_a_private_key_alone_is_told(tmp_path: Path) -> None:
+    key = tmp_path / "adbkey"
+    load_signer(key)
+    (tmp_path / "adbkey.pub").unlink()
+    with pytest.raises(DeviceError, match=r"adbkey\.pub beside it"):
+        make_link("phone", "127.0.0.1:1", "", key, 0.5)
 
 
 def test_refused_folder_is_told(link: Link) -> None:
@@ -195,6 +212,25 @@ def test_keys_are_made_once_and_kept_private(tmp_path: Path) -> None:
     assert load_signer(key).GetPublicKey() == first
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert sorted(os.listdir(tmp_path)) == ["adbkey", "adbkey.pub"]
+
+
+def test_of_two_makers_of_a_key_the_second_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one's private key could end beside the other's public one."""
+    made: list[str] = []
+
+    def slow(path: str) -> None:
+        made.append(path)
+        time.sleep(0.2)
+        keygen(path)
+
+    monkeypatch.setattr("device_farm.adb.keys.keygen", slow)
+    key = tmp_path / "adbkey"
+    with ThreadPoolExecutor(2) as pool:
+        signers = list(pool.map(load_signer, [key, key]))
+    assert len(made) == 1
+    assert signers[0].GetPublicKey() == signers[1].GetPublicKey()
 
 
 def test_phones_are_found_where_they_answer(phone: Phone) -> None:

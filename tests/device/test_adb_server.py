@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ def test_shell_and_files(phone: Phone, adb: Adb) -> None:
     adb("disconnect")
     adb("connect", phone.address)
     with pytest.raises(Busy, match="no room"):
-        shell.put(os.urandom(100_000), "/data/local/tmp/big")
+        shell.put(os.urandom(2_000_000), "/data/local/tmp/big")
 
 
 def test_a_phone_killed_in_a_command_is_lost(phone: Phone, adb: Adb) -> None:
@@ -88,3 +89,13 @@ def test_measures(phone: Phone, adb: Adb, tmp_path: Path) -> None:
 def test_no_server_is_a_lost_phone() -> None:
     with pytest.raises(DeviceLost, match="refused"):
         ServerLink("phone", "127.0.0.1:1").shell("true", 1)
+
+
+def test_a_server_that_is_silent_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("device_farm.adb.server._ANSWER_TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        server = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(DeviceTimeout):
+            ServerLink("phone", server).shell("true", 1)
+        with pytest.raises(DeviceTimeout):
+            ServerLink("phone", server).push(b"", "/data/local/tmp/f", 0o644)

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import weakref
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 
-from device_farm import DeviceError, DeviceLost
-from device_farm.connectors.cuda import CudaConnector, check_architecture, parse_condition
+from device_farm import Busy, DeviceError, DeviceLost, ModelError, Workload
+from device_farm.connectors import cuda
+from device_farm.connectors.cuda import CudaConnector
+from device_farm.control import control_workload
+from device_farm.cuda.condition import check_architecture, parse_condition
+from device_farm.cuda.failures import memory_failure, typed_failures
+from device_farm.cuda.loading import captured, float32_math
 
 CU130 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
 
@@ -55,3 +67,122 @@ def test_a_missing_gpu_is_told_at_probe() -> None:
     assert CudaConnector.discover() == {}
     with pytest.raises(DeviceLost, match="0 that torch sees here: check nvidia-smi"):
         CudaConnector("gpu", {}).probe()
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """Has torch see a GPU; returns what counts the calls of synchronize."""
+    properties = SimpleNamespace(major=9, minor=0, name="H", uuid="1", L2_cache_size=1)
+    pretended: dict[str, Any] = {
+        "device_count": lambda: 1,
+        "get_device_properties": lambda index: properties,
+        "get_arch_list": lambda: ["sm_90"],
+        "empty_cache": MagicMock(),
+        "mem_get_info": lambda index: (60 << 30, 80 << 30),
+        "memory_reserved": lambda index: 2 << 30,
+        "synchronize": MagicMock(),
+    }
+    for name, value in pretended.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return pretended["synchronize"]
+
+
+def test_a_process_whose_context_is_broken_is_not_back(pretended: MagicMock) -> None:
+    connector = CudaConnector("gpu", {})
+    assert connector.probe().model == "H"
+    pretended.side_effect = torch.AcceleratorError("illegal memory access")
+    with pytest.raises(DeviceLost, match="Xid"):
+        connector.probe()
+
+
+def test_a_failure_is_the_models_only_if_the_gpu_still_answers(pretended: MagicMock) -> None:
+    with pytest.raises(ModelError, match="eager"), typed_failures("gpu", 0):
+        raise RuntimeError("cuDNN error")
+    pretended.side_effect = RuntimeError("CUDA error")
+    with pytest.raises(DeviceLost, match="Xid"), typed_failures("gpu", 0):
+        raise RuntimeError("cuDNN error")
+
+
+def test_loaded_models_make_room(pretended: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest goes before the next is loaded; all go if memory runs out."""
+    connector = CudaConnector("gpu", {})
+    loaded: list[int] = []
+    tries: list[type[Exception] | None] = []
+
+    def load(workload: Workload, settings: object) -> object:
+        loaded.append(len(connector._prepared))
+        if tries and (error := tries.pop(0)):
+            raise error("Tried to allocate 1.00 GiB")
+        return lambda: None
+
+    monkeypatch.setattr(cuda, "load", load)
+    for number in range(6):
+        connector.prepare(_workload(number))
+    assert loaded == [0, 1, 2, 3, 3, 3]
+    tries.append(torch.OutOfMemoryError)
+    assert connector.prepare(_workload(6)).digest == "6"
+    assert loaded[6:] == [3, 0]
+    tries.extend([torch.OutOfMemoryError] * 2)
+    with pytest.raises(Busy, match=r"other programs hold about 19\.3 of 85\.9 GB"):
+        connector.prepare(_workload(7))
+
+
+def _workload(number: int) -> Workload:
+    return Workload(b"", str(number), control_workload().inputs)
+
+
+@pytest.mark.parametrize(
+    ("words", "free_gib", "kind"),
+    [
+        ("Tried to allocate 20.00 GiB.", 10, Busy),
+        ("Tried to allocate 100.00 GiB.", 10, ModelError),
+        ("Tried to allocate 20.00 GiB.", 77.5, ModelError),
+        ("in other words", 10, Busy),
+    ],
+)
+def test_who_holds_the_memory(words: str, free_gib: float, kind: type[DeviceError]) -> None:
+    gib = 1 << 30
+    failure = memory_failure("gpu", words, int(free_gib * gib), 80 * gib, 2 * gib)
+    assert type(failure) is kind
+
+
+def test_a_graph_holds_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and inputs would else be freed, and their memory given to the next model."""
+    for name in ("Stream", "CUDAGraph", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    for name in ("device", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
+    weights = torch.nn.Linear(1, 1)
+    held = weakref.ref(weights)
+    replay = captured(lambda weights=weights: None, torch.device("cpu"))  # type: ignore[misc]
+    del weights
+    gc.collect()
+    assert held() is not None
+    del replay
+    gc.collect()
+    assert held() is None
+
+
+def test_float32_is_rounded_only_if_asked_for() -> None:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    for tf32 in (False, True):
+        with float32_math(tf32):
+            assert (matmul.allow_tf32, cudnn.allow_tf32) == (tf32, tf32)
+        assert (matmul.allow_tf32, cudnn.allow_tf32) == before
+
+
+@pytest.mark.parametrize("more", [{}, {"tf32": True}])
+def test_models_are_loaded_with_the_rounding_asked_for(
+    pretended: MagicMock, monkeypatch: pytest.MonkeyPatch, more: dict[str, bool]
+) -> None:
+    found: list[bool] = []
+    monkeypatch.setattr(
+        cuda, "load", lambda *_: found.append(torch.backends.cudnn.allow_tf32) or MagicMock()
+    )
+    CudaConnector("gpu", more).prepare(control_workload())
+    assert found == [bool(more)]
+
+
+def test_the_runtime_names_all_that_computes() -> None:
+    assert f"cuDNN {torch.backends.cudnn.version()}" in cuda._runtime()

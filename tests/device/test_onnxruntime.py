@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from onnx import TensorProto, helper
 
-from device_farm import DeviceLost, ModelError, Workload
+from device_farm import DeviceError, DeviceLost, ModelError, Workload
 from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
 from device_farm.control import control_workload
 from device_farm.testing import ConnectorConformance
@@ -70,6 +70,25 @@ def test_identity_depends_on_settings_and_baseline_only_on_placement() -> None:
     )
     assert len({info.settings_digest for info in (usual, quick, placed)}) == 3
     assert usual.control_digest == quick.control_digest != placed.control_digest
+
+
+def test_another_provider_is_named_in_what_it_measures() -> None:
+    """Azure's is in every build; it takes no operator, so the CPU runs them all."""
+    azure = OnnxRuntimeConnector("cpu", {**QUICK, "provider": "AzureExecutionProvider"})
+    info, usual = azure.probe(), OnnxRuntimeConnector("cpu", QUICK).probe()
+    assert info.model == f"{usual.model} with AzureExecutionProvider"
+    assert info.control_digest != usual.control_digest
+    measurement = azure.measure(azure.prepare(control_workload()), azure.settings, 0.5)
+    assert measurement.device == info.model
+    facts = measurement.environment
+    assert facts["providers"] == ["AzureExecutionProvider", "CPUExecutionProvider"]
+    assert facts["clock"] == "wall"
+
+
+def test_a_provider_that_this_build_lacks_is_told() -> None:
+    connector = OnnxRuntimeConnector("npu", {"provider": "RknpuExecutionProvider"})
+    with pytest.raises(DeviceError, match=r"one of Azure.*but got 'RknpuExecutionProvider'"):
+        connector.probe()
 
 
 def test_absent_core_is_told_at_probe() -> None:

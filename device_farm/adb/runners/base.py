@@ -120,9 +120,14 @@ def _convert(command: list[str], target: Path) -> bytes:
         ) from error
 
 
-@cache
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file in hex."""
+    """SHA-256 of a file in hex; read again only if its time or size changed."""
+    facts = path.stat()
+    return _file_digest(path, facts.st_mtime_ns, facts.st_size)
+
+
+@cache
+def _file_digest(path: Path, mtime_ns: int, size: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

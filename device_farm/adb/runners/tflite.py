@@ -11,7 +11,10 @@ from device_farm.adb.runners.base import Runner, RunPlan, no_figures
 
 __all__ = ["TfliteRunner"]
 
-_MEDIAN_US = re.compile(r"count=\d+ .*\bmedian=([0-9.eE+-]+)")
+_COUNT = re.compile(r"^(?:INFO: )?count=[1-9].*", re.MULTILINE)
+"""A line of statistics in microseconds: of the warm-up, then of the runs. If all runs took the same
+time, which one run does, it has their `curr` alone; newer versions tell the median too."""
+_STATISTIC_US = {name: re.compile(rf"\b{name}=([0-9.eE+-]+)") for name in ("median", "avg", "curr")}
 _AVERAGE = re.compile(r"Inference \(avg\): ([0-9.eE+-]+)( ms)?")
 
 
@@ -50,8 +53,10 @@ class TfliteRunner(Runner):
         ]
 
     def seconds(self, output: str, results: str, plan: RunPlan) -> list[float]:
-        if medians := _MEDIAN_US.findall(output):  # the first is that of the warm-up
-            return [float(medians[-1]) / 1e6] * plan.runs
+        if lines := _COUNT.findall(output):
+            for statistic in _STATISTIC_US.values():
+                if found := statistic.search(lines[-1]):
+                    return [float(found[1]) / 1e6] * plan.runs
         if averages := _AVERAGE.findall(output):
             value, milliseconds = averages[-1]
             return [float(value) / (1e3 if milliseconds else 1e6)] * plan.runs

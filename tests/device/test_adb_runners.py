@@ -1,0 +1,57 @@
+"""How the output of the programs on phones is read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from phone import perf_test
+
+from device_farm import DeviceError
+from device_farm.adb.runners.base import RunPlan, file_digest
+from device_farm.adb.runners.onnxruntime import OnnxRuntimeRunner
+from device_farm.adb.runners.tflite import TfliteRunner
+
+WARMUP = "count=10 first=9000 curr=8000 min=8000 max=9000 avg=8500 std=9 p5=8000 median=8100 p95=9"
+SUMMARY = "Inference timings in us: Init: 9, Warmup (avg): 8500, Inference (avg): 4.2e+03"
+
+
+def plan(runs: int) -> RunPlan:
+    return RunPlan("/b", "/m", "/r", warmup=10, runs=runs, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("last", "microseconds"),
+    [
+        ("count=3 first=1 curr=2 min=1 max=5 avg=4.3e+03 std=9 p5=1 median=4.1e+03 p95=5", 4100),
+        ("count=1 curr=4000", 4000),
+        ("INFO: count=3 curr=4000(all same)", 4000),
+        ("count=3 first=4000 curr=5000 min=4000 max=5000 avg=4.3e+03 std=9", 4300),
+    ],
+)
+def test_tflite_is_read_after_its_warmup(tmp_path: Path, last: str, microseconds: float) -> None:
+    runner = TfliteRunner(binary=perf_test(tmp_path), convert=("cp",))
+    output = f"{WARMUP}\n\n{last}\n\n{SUMMARY}\nMemory (bytes): count=0\n"
+    [first, *others] = runner.seconds(output, "", plan(3))
+    assert first == pytest.approx(microseconds / 1e6)
+    assert others == [first] * 2
+
+
+def test_litert_tells_an_average_only(tmp_path: Path) -> None:
+    runner = TfliteRunner(binary=perf_test(tmp_path), convert=("cp",))
+    output = "Warmup (avg): 9.5 ms (1 runs)\nInference (avg): 1.25 ms (50 runs)\n"
+    assert runner.seconds(output, "", plan(2)) == pytest.approx([1.25e-3] * 2)
+    with pytest.raises(DeviceError, match="printed no latency"):
+        runner.seconds("count=0\n", "", plan(2))
+
+
+def test_a_program_built_anew_has_another_digest(tmp_path: Path) -> None:
+    program = perf_test(tmp_path)
+    runner = OnnxRuntimeRunner(binary=program)
+    before, digest = runner.identity, file_digest(program)
+    stated = program.stat()
+    program.write_bytes(bytes(stated.st_size))
+    os.utime(program, ns=(stated.st_atime_ns, stated.st_mtime_ns + 1))
+    assert file_digest(program) != digest
+    assert runner.identity != before
