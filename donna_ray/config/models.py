@@ -1,14 +1,12 @@
 """The configuration of a run as pydantic models; unknown keys are refused."""
 
 import math
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PlainValidator,
@@ -18,6 +16,11 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from donna_ray.config.cluster import ClusterConfig
+from donna_ray.config.values import STRICT
+from donna_ray.config.values import absolute as _absolute
+from donna_ray.config.values import without_password as _without_password
 
 __all__ = [
     "CONFIGS",
@@ -41,25 +44,9 @@ __all__ = [
 ]
 
 _NAMED_DATASET = re.compile(r"(torch|hfds|hfids|tfds|wds)/", re.IGNORECASE)
-_PASSWORD = re.compile(r"//[^/@]*:[^/@]*@")
 _LIMIT = re.compile(r"(\d+(?:\.\d+)?|\.\d+) ?(ms|x)")
 CONFIGS = Path(__file__).parent.parent / "configs"
 PRESETS = ("compress", *sorted(path.stem for path in (CONFIGS / "spaces").glob("*.yaml")))
-
-
-def _absolute(path: str) -> str:
-    """Workers may have another working directory than the command."""
-    return os.path.abspath(os.path.expanduser(path))
-
-
-def _without_password(url: str) -> str:
-    """A configuration is kept in the run folder, and a job's command in its log."""
-    if _PASSWORD.search(url):
-        raise ValueError(
-            "must hold no password, which would be kept with the run; leave it to the file "
-            "system's own configuration (fsspec's, or a role of the nodes)"
-        )
-    return url
 
 
 def _checked_option(value: Any) -> Any:
@@ -79,7 +66,7 @@ ModuleNames = str | Annotated[list[str], Field(min_length=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
 
 class TrainingConfig(_Section):
@@ -362,35 +349,6 @@ class DeviceConfig(_Section):
                 f"{self.connector!r} with {self.settings}; they are in the farm's farm.yaml"
             )
         return self
-
-
-class ClusterConfig(_Section):
-    """What training takes of the Ray cluster: up to `workers` workers, as many as find room.
-
-    `accelerator_type` is Ray's name of the GPU that a worker must have, such as `V100`.
-    `storage` is where runs are kept: a folder that all nodes see, or any fsspec URL where they
-    share no filesystem (`s3://bucket/runs`); null is `runs` in the working directory.
-    """
-
-    workers: PositiveInt = 2
-    cpus_per_worker: PositiveFloat = 1.0
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    accelerator_type: str | None = None
-    retries: NonNegativeInt = 3
-    storage: str | None = None
-
-    @field_validator("storage")
-    @classmethod
-    def _storage_is_absolute(cls, storage: str | None) -> str | None:
-        if storage is None or ("://" in storage and not storage.startswith("file://")):
-            return None if storage is None else _without_password(storage)
-        return _absolute(storage.removeprefix("file://"))
-
-    def place_of(self, root: Path) -> str | Path:
-        """Where the processes of the run in `root` meet: that folder, or one at a URL."""
-        if self.storage is None or "://" not in self.storage:
-            return root
-        return f"{self.storage.rstrip('/')}/{root.name}"
 
 
 class RunConfig(_Section):
