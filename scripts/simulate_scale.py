@@ -24,6 +24,7 @@ from unittest import mock
 from virtual_time import Process, Simulation, VirtualLoop
 
 from device_farm import dispatcher as dispatching
+from device_farm import pool
 from device_farm.connector import DeviceInfo
 from device_farm.device_spec import DeviceSpec
 from device_farm.dispatcher import Dispatcher
@@ -133,14 +134,14 @@ class Phones(Lessor):
         await asyncio.sleep(2.0)
         return 1.0
 
-    async def measure(self, device: Device, model: bytes, baseline: float | None) -> Measurement:
+    async def measure(self, device: Device, model: Any, baseline: float | None) -> Measurement:
         Phones.begun += 1
         await asyncio.sleep(random.Random(model).uniform(*self.durations))
         if device.name in self.lost:
             raise DeviceLost("it was unplugged")
         return Measurement(1.0, 1.0, 1.0, 9, 1.0, "phone", "virtual", {}, {}, True)
 
-    def stage(self, device: Device, model: bytes) -> None:
+    def stage(self, device: Device, model: Any) -> None:
         """Staged at once."""
 
     def restart(self, device: Device) -> None:
@@ -191,6 +192,7 @@ def farm_figures(count: int, devices: int, lost: float) -> dict[str, float]:
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(dispatching, "Lessor", Phones),
         mock.patch.object(dispatching, "FarmMetrics", mock.MagicMock),
+        mock.patch.object(pool, "ray", mock.Mock(put=lambda model: model)),
         mock.patch.object(time, "monotonic", loop.time),
     ):
         try:
