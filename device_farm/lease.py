@@ -6,7 +6,15 @@ import asyncio
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from device_farm.connector import DeviceInfo, make_connector
@@ -16,6 +24,15 @@ from device_farm.measurement import Measurement
 from device_farm.pool import Device
 
 __all__ = ["Lessor", "cause_of"]
+
+
+_DEATHS = (
+    LocalRayletDiedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
 
 
 class Lessor:
@@ -95,11 +112,13 @@ def cause_of(error: Exception, device: str) -> Exception:
     if isinstance(error, RayTaskError):
         cause: Exception = error.cause
         return cause
-    if isinstance(error, RayError):
+    if isinstance(error, _DEATHS):
         return DeviceLost(
             f"the process that holds device {device!r} died ({type(error).__name__}): "
             "Ray starts it again; if one model keeps killing it, do not measure that model"
         )
+    if isinstance(error, RayError):
+        return DeviceError(f"a call to device {device!r} failed: {type(error).__name__}: {error}")
     return error
 
 

@@ -1,5 +1,6 @@
 """Latency as an objective. The only module that knows the device farm."""
 
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ __all__ = ["Latency", "LatencyFarm", "check_device", "check_farm", "start_farm"]
 
 _DEVICE = "device"
 _LOOK_PAUSE_S = 2.0
+_UNUSABLE = (DeviceError, ValueError, OSError, sqlite3.Error, ray.exceptions.RayError)
 
 Latency = dict[str, Any]
 """A measurement as plain JSON: median_ms, p20_ms, p90_ms, n, ci_percent, device, …"""
@@ -58,14 +60,14 @@ def start_farm(config: DeviceConfig, cache_path: Path, say: Callable[[str], None
     spec = DeviceSpec(name=_DEVICE, connector=config.connector, settings=config.settings)
     try:
         return LatencyFarm(Farm.start([spec], cache_path), _DEVICE, is_ours=True)
-    except (DeviceError, ValueError) as error:
+    except _UNUSABLE as error:
         raise DonnaError(f"The device cannot be used: {error}") from error
 
 
 def _connect(name: str) -> Farm:
     try:
         return Farm.connect(name)
-    except ValueError as error:
+    except (ValueError, ray.exceptions.RayError) as error:
         raise DonnaError(f"device.farm cannot be joined: {error}") from error
 
 
@@ -83,8 +85,16 @@ def _await_device(farm: Farm, farm_name: str, name: str, say: Callable[[str], No
 
 
 def _names(farm: Farm) -> list[str]:
-    """Names and models of a farm's devices."""
-    return sorted({row[key] for row in farm.status() for key in ("device", "model")} - {""})
+    """Names and models of a farm's devices.
+
+    Raises:
+        DonnaError: the farm is no longer there.
+    """
+    try:
+        rows = farm.status()
+    except ray.exceptions.RayError as error:
+        raise DonnaError(f"The device farm stopped: {error}") from error
+    return sorted({row[key] for row in rows for key in ("device", "model")} - {""})
 
 
 class LatencyFarm:
@@ -92,10 +102,16 @@ class LatencyFarm:
 
     def __init__(self, farm: Farm, device: str, *, is_ours: bool) -> None:
         self._farm, self._device, self._is_ours = farm, device, is_ours
+        self._asked: set[Any] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_asked": set()}  # a copy gives up only what it asked for itself
 
     def submit(self, model: bytes) -> Any:
         """Queue an ONNX model for the device; a reference for ``wait``."""
-        return self._farm.submit(model, self._device)
+        reference = self._farm.submit(model, self._device)
+        self._asked.add(reference)
+        return reference
 
     def wait(self, references: Sequence[Any]) -> list[Latency]:
         """The measurements of submitted models, in order.
@@ -104,13 +120,18 @@ class LatencyFarm:
             DonnaError: a model could not be measured, and the farm's policy gave up on it.
         """
         try:
-            return ray.get(list(references))
+            latencies = ray.get(list(references))
         except ray.exceptions.RayTaskError as error:
             raise DonnaError(f"A candidate could not be measured: {error.cause}") from error
         except ray.exceptions.RayError as error:
             raise DonnaError(f"The device farm stopped while it measured: {error}") from error
+        self._asked.difference_update(references)
+        return latencies
 
     def close(self) -> None:
-        """Stop the farm's actors; a served farm goes on."""
+        """Stop the farm's actors; a served farm goes on, without what was not waited for."""
         if self._is_ours:
             self._farm.close()
+            return
+        for reference in self._asked:
+            ray.cancel(reference)

@@ -51,7 +51,7 @@ def test_a_control_that_always_fails_ends(
 def test_batches_get_smaller_where_speed_drifts(
     serve: Callable[..., Farm], scripted: Scripted, tmp_path: Path
 ) -> None:
-    """The baseline; two jobs and a control that is off; then a job at a time, with a control each."""
+    """The baseline; two jobs and a control that is off; then one at a time, with a control each."""
     rests = [*BASELINE, *["measure"] * 2, "slow"] + ["measure"] * 2 + ["slow"]
     farm = serve(scripted("board", *rests, seconds=0.2))
     records = ray.get([farm.submit(model_number(number), "board") for number in range(3)])
