@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from device_farm.device_spec import DeviceSpec
@@ -84,11 +84,11 @@ class HostWatch:
                 if rules:
                     host = host or _start_host(id)
                     await self._scan(host, id, rules)
-            except RayActorError as error:
+            except (RayTaskError, TimeoutError) as error:  # asked again in a second
+                _LOG.warning("cannot look for devices on %s: %r", names[0], error)
+            except RayError as error:
                 _LOG.warning("what looks for devices on %s died: %s", names[0], error)
                 host = None
-            except (RayError, TimeoutError) as error:  # asked again in a second
-                _LOG.warning("cannot look for devices on %s: %r", names[0], error)
             except Exception:
                 _LOG.exception("cannot take in the devices of %s", names[0])
             self._seen.add(id)

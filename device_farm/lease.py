@@ -6,15 +6,7 @@ import asyncio
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    LocalRayletDiedError,
-    NodeDiedError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import RayError, RaySystemError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from device_farm.connector import DeviceInfo, make_connector
@@ -24,15 +16,6 @@ from device_farm.measurement import Measurement
 from device_farm.pool import Device
 
 __all__ = ["Lessor", "cause_of"]
-
-
-_DEATHS = (
-    LocalRayletDiedError,
-    NodeDiedError,
-    OutOfMemoryError,
-    RayActorError,
-    WorkerCrashedError,
-)
 
 
 class Lessor:
@@ -112,13 +95,13 @@ def cause_of(error: Exception, device: str) -> Exception:
     if isinstance(error, RayTaskError):
         cause: Exception = error.cause
         return cause
-    if isinstance(error, _DEATHS):
+    if isinstance(error, RaySystemError | TaskCancelledError):  # the process lives
+        return DeviceError(f"a call to device {device!r} failed: {type(error).__name__}: {error}")
+    if isinstance(error, RayError):
         return DeviceLost(
             f"the process that holds device {device!r} died ({type(error).__name__}): "
             "Ray starts it again; if one model keeps killing it, do not measure that model"
         )
-    if isinstance(error, RayError):
-        return DeviceError(f"a call to device {device!r} failed: {type(error).__name__}: {error}")
     return error
 
 
