@@ -251,8 +251,9 @@ def test_a_fault_of_the_farm_parks_the_device_and_fails_its_job(
         with monkeypatch.context() as patch:
             patch.setattr(farm.dispatcher._metrics, "leased", lambda _: 1 / 0)
             asked = [asyncio.create_task(farm.measure(bytes([n]))) for n in range(3)]
-            with pytest.raises(DeviceError, match="a fault of the farm: ZeroDivisionError"):
-                await asked[0]
+            for each in asked:
+                with pytest.raises(DeviceError, match="a fault of the farm: ZeroDivisionError"):
+                    await each
         assert farm.state("a") == "parked"
         assert await farm.measure() == 2.0
 
