@@ -1,0 +1,302 @@
+"""Latency as a sum over the stages, learnt from the measurements so far.
+
+A Gaussian process (Bayesian regression in its dual form: a fit costs the cube of the number of
+measurements, whatever the number of blocks). The covariance of two architectures is
+
+    sum_s scale_s (linear_s + smooth * rbf_s + own * same_s) + pairs * sum_s rbf_s * rbf_(s+1)
+
+of their blocks in stage s: linear in the blocks' features, a smooth deviation from that, a
+deviation of each block by itself, and what two neighbouring stages have in common. All but the last
+adds up over the stages: blocks that were never measured have an estimate by their features, and the
+exact front can be had. The noise is a share of the latency. The scales maximise the marginal
+likelihood; they are found anew only when there are a fifth more measurements.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
+
+from donna_ray.predictor.model import Floats
+from donna_ray.search.exact import Indices
+
+__all__ = ["Surrogate"]
+
+_CONSTANT = 10.0  # variance of the mean, in variances of the latencies
+_PRIOR_SPREAD = 2.0  # standard deviation of each logarithm of a scale
+_GROWTH = 1.2  # of the measurements, before scales are found anew
+_STEPS = 25  # of the search for scales
+_JITTER = 1e-9
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What a fit leaves; of `count` standardised latencies."""
+
+    architectures: Indices
+    latencies: Floats
+    factor: tuple[Floats, bool]
+    weights: Floats
+    centre: float
+    spread: float
+
+
+class Surrogate:
+    """Learns latency in ms. Not for several threads at once.
+
+    Args:
+        features: of the blocks, (choices, features) a stage; see ``block_features``.
+        pairs: whether neighbouring stages may have something in common.
+    """
+
+    def __init__(self, features: Sequence[Floats], *, pairs: bool = True) -> None:
+        self._blocks = [_StageKernels(each) for each in features]
+        stages = len(self._blocks)
+        self._pairs = pairs and stages > 1
+        # logarithms of: a scale a stage, smooth, own, pairs, noise
+        self._prior = np.log([*np.full(stages, 1.0 / stages), 0.3, 0.02, 0.02, 0.02**2])
+        self._scales = self._prior.copy()
+        self._scaled_at = 0
+        self._fit: _Fit | None = None
+
+    @property
+    def fitted(self) -> bool:
+        """Whether ``fit`` was called."""
+        return self._fit is not None
+
+    def fit(self, architectures: Indices, latencies: Floats) -> None:
+        """Learn from all measurements so far.
+
+        Args:
+            architectures: (n, stages), choice indices; n > 0.
+            latencies: (n,), in ms.
+        """
+        with threadpool_limits(1):  # the device may be this very CPU
+            self._do_fit(architectures, np.asarray(latencies, dtype=float))
+
+    def _do_fit(self, architectures: Indices, latencies: Floats) -> None:
+        centre, spread = float(latencies.mean()), float(latencies.std()) or abs(latencies[0]) or 1.0
+        scaled = (latencies - centre) / spread
+        noise = (latencies / spread) ** 2
+        parts = self._parts(architectures)
+        if len(latencies) >= max(_GROWTH * self._scaled_at, 4):
+            self._scales = _likeliest(parts, noise, scaled, self._prior, self._scales)
+            self._scaled_at = len(latencies)
+        covariance, _ = _covariance(parts, noise, self._scales)
+        factor = cho_factor(covariance, lower=True)
+        weights = cho_solve(factor, scaled)
+        self._fit = _Fit(architectures, latencies, factor, weights, centre, spread)
+
+    def tables(self) -> tuple[float, list[Floats]]:
+        """A constant and the part of every block, (choices,) a stage, in ms: they add up.
+
+        What neighbouring stages have in common is left out.
+        """
+        fit = self._known()
+        tables = [
+            fit.spread * (self._stage(number, fit.architectures).T @ fit.weights)
+            for number in range(len(self._blocks))
+        ]
+        return fit.centre + fit.spread * _CONSTANT * float(fit.weights.sum()), tables
+
+    def block_deviations(self) -> list[Floats]:
+        """Standard deviation of what ``tables`` has of every block, (choices,) a stage, in ms."""
+        fit = self._known()
+        with threadpool_limits(1):
+            found = []
+            for number in range(len(self._blocks)):
+                shared = self._stage(number, fit.architectures)
+                explained = _explained(fit.factor, shared)
+                variance = np.maximum(self._own_variance(number) - explained, 0)
+                found.append(fit.spread * np.sqrt(variance))
+        return found
+
+    def predict(self, architectures: Indices, *, deviation: bool = True) -> tuple[Floats, Floats]:
+        """Expected latency (m,) in ms of architectures (m, stages), and its standard deviation.
+
+        The deviation is of the true latency, without the noise of a measurement; 0 if not asked
+        for.
+        """
+        fit = self._known()
+        with threadpool_limits(1):
+            shared = self._cross(fit.architectures, architectures)
+            mean = fit.centre + fit.spread * (shared.T @ fit.weights)
+            if not deviation:
+                return mean, np.zeros_like(mean)
+            variance = self._prior_variance(architectures) - _explained(fit.factor, shared)
+        return mean, fit.spread * np.sqrt(np.maximum(variance, 0))
+
+    def pair_tables(self, kept: Sequence[Indices]) -> list[Floats]:
+        """What neighbours have in common, in ms: (kept, kept) for stages 0 and 1, 1 and 2, ….
+
+        Args:
+            kept: the choices of each stage that it is wanted for.
+        """
+        fit = self._known()
+        scale = np.exp(self._scales[-2]) * fit.spread if self._pairs else 0.0
+        smooth = [
+            blocks.smooth[np.ix_(fit.architectures[:, number], kept[number])]
+            for number, blocks in enumerate(self._blocks)
+        ]
+        return [
+            scale * (first * fit.weights[:, None]).T @ second
+            for first, second in zip(smooth, smooth[1:], strict=False)
+        ]
+
+    def held_out(self) -> Floats:
+        """Latency (n,) in ms of the measured ones, each predicted by a fit without it.
+
+        The scales are those of all (Rasmussen and Williams 2006, equation 5.12).
+        """
+        fit = self._known()
+        inverse = cho_solve(fit.factor, np.eye(len(fit.weights)))
+        found: Floats = fit.latencies - fit.spread * fit.weights / inverse.diagonal()
+        return found
+
+    def spread_out(self, pool: Indices, taken: Indices, count: int) -> list[int]:
+        """Rows of a pool whose latencies would tell most about those of the others.
+
+        Each next one is that of the largest variance given those before (a pivoted Cholesky
+        factor), with the scales that are known by now.
+
+        Args:
+            pool: (n, stages).
+            taken: (m, stages), known already.
+            count: rows wanted; at most n.
+        """
+        rows = np.concatenate([taken, pool])
+        with threadpool_limits(1):
+            columns = np.empty((len(rows), 0))
+            left = self._prior_variance(rows)
+            noise = np.exp(self._scales[-1])
+            chosen: list[int] = []
+            for step in range(len(taken) + min(count, len(pool))):
+                index = step
+                if step >= len(taken):
+                    index = len(taken) + int(left[len(taken) :].argmax())
+                    chosen.append(index - len(taken))
+                shared = self._cross(rows, rows[index : index + 1])[:, 0]
+                shared -= columns @ columns[index]
+                column = shared / np.sqrt(max(shared[index], 0) + noise + _JITTER)
+                columns = np.column_stack([columns, column])
+                left = np.maximum(left - column**2, 0)
+                left[index] = -1
+        return chosen
+
+    def _known(self) -> _Fit:
+        assert self._fit is not None, "fit comes first"
+        return self._fit
+
+    def _parts(self, architectures: Indices) -> list[Floats]:
+        """The matrices that the scales multiply; three a stage, and that of the pairs."""
+        parts = [
+            table[np.ix_(column, column)]
+            for blocks, column in zip(self._blocks, architectures.T, strict=True)
+            for table in (blocks.linear, blocks.smooth, blocks.same)
+        ]
+        smooth = parts[1::3]
+        pairs = sum((a * b for a, b in zip(smooth, smooth[1:], strict=False)), np.zeros_like(smooth[0]))
+        return [*parts, pairs if self._pairs else np.zeros_like(pairs)]
+
+    def _mix(self, number: int) -> Floats:
+        """What linear, smooth and own are multiplied by in a stage."""
+        scale, (smooth, own) = np.exp(self._scales[number]), np.exp(self._scales[-4:-2])
+        return scale * np.array([1.0, smooth, own])
+
+    def _stage(self, number: int, architectures: Indices) -> Floats:
+        """Covariance of the measured ones' blocks with every block of a stage: (n, choices)."""
+        blocks, rows = self._blocks[number], architectures[:, number]
+        linear, smooth, own = self._mix(number)
+        return linear * blocks.linear[rows] + smooth * blocks.smooth[rows] + own * blocks.same[rows]
+
+    def _own_variance(self, number: int) -> Floats:
+        blocks, (linear, smooth, own) = self._blocks[number], self._mix(number)
+        variance: Floats = linear * blocks.linear.diagonal() + smooth + own
+        return variance
+
+    def _cross(self, rows: Indices, columns: Indices) -> Floats:
+        """Covariance (rows, columns) of architectures."""
+        total = np.full((len(rows), len(columns)), _CONSTANT)
+        before = None
+        for number, blocks in enumerate(self._blocks):
+            table = self._stage(number, rows)
+            total += table[:, columns[:, number]]
+            if self._pairs:
+                smooth = blocks.smooth[rows[:, number]][:, columns[:, number]]
+                if before is not None:
+                    total += np.exp(self._scales[-2]) * before * smooth
+                before = smooth
+        return total
+
+    def _prior_variance(self, architectures: Indices) -> Floats:
+        total = np.full(len(architectures), _CONSTANT)
+        for number in range(len(self._blocks)):
+            total += self._own_variance(number)[architectures[:, number]]
+        if self._pairs:
+            total += np.exp(self._scales[-2]) * (len(self._blocks) - 1)
+        return total
+
+
+class _StageKernels:
+    """Covariances of the blocks of a stage, (choices, choices) each."""
+
+    def __init__(self, features: Floats) -> None:
+        count, width = features.shape
+        scaled = features / np.sqrt(max(width, 1))
+        products = scaled @ scaled.T
+        squares = products.diagonal()
+        distances = np.maximum(squares[:, None] + squares - 2 * products, 0)
+        self.linear = products
+        self.smooth = np.exp(-distances / 2)
+        self.same = np.eye(count)
+
+
+def _explained(factor: tuple[Floats, bool], shared: Floats) -> Floats:
+    half = solve_triangular(factor[0], shared, lower=True)
+    explained: Floats = np.einsum("nm,nm->m", half, half)
+    return explained
+
+
+def _covariance(
+    parts: Sequence[Floats], noise: Floats, scales: Floats
+) -> tuple[Floats, list[Floats]]:
+    """Of the measurements, (n, n), and its derivative by the logarithm of every scale."""
+    values = np.exp(scales)
+    smooth, own, pairs, level = values[-4:]
+    stages = len(values) - 4
+    by_scale, by_smooth, by_own = [], np.zeros_like(parts[0]), np.zeros_like(parts[0])
+    for number in range(stages):
+        linear, rbf, same = parts[3 * number : 3 * number + 3]
+        by_scale.append(values[number] * (linear + smooth * rbf + own * same))
+        by_smooth += values[number] * smooth * rbf
+        by_own += values[number] * own * same
+    derivatives = [*by_scale, by_smooth, by_own, pairs * parts[-1], np.diag(level * noise)]
+    total = sum(by_scale) + derivatives[-2] + derivatives[-1] + _CONSTANT
+    total[np.diag_indices(len(noise))] += _JITTER
+    return total, derivatives
+
+
+def _likeliest(
+    parts: Sequence[Floats], noise: Floats, values: Floats, prior: Floats, start: Floats
+) -> Floats:
+    """Logarithms of the scales that maximise the marginal likelihood times a prior."""
+
+    def loss(scales: Floats) -> tuple[float, Floats]:
+        covariance, derivatives = _covariance(parts, noise, scales)
+        factor = cho_factor(covariance, lower=True)
+        weights = cho_solve(factor, values)
+        inverse = cho_solve(factor, np.eye(len(values)))
+        inner = inverse - np.outer(weights, weights)
+        slopes = np.array([0.5 * np.einsum("nm,nm->", inner, each) for each in derivatives])
+        likelihood = 0.5 * values @ weights + np.log(factor[0].diagonal()).sum()
+        off = (scales - prior) / _PRIOR_SPREAD
+        return float(likelihood + 0.5 * off @ off), slopes + off / _PRIOR_SPREAD
+
+    bounds = [(each - 7, each + 7) for each in prior]
+    bounds[-1] = (np.log(1e-3**2), np.log(0.3**2))
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _STEPS})
+    scales: Floats = found.x
+    return scales
