@@ -74,7 +74,7 @@ def make_problem(seed: int) -> SyntheticProblem:
         own.append(share * (0.1 + size * slow) * by_itself)
         macs.append(share * size * 1e8)
         worth = np.array([_worth(each) for each in options]) * np.where(grouped, 1.1, 1.0)
-        quality = np.exp(generator.normal(0, 0.25, len(choices)))
+        quality = np.exp(generator.normal(0, 0.12, len(choices)))
         gains.append(-0.03 * generator.uniform(0.5, 1.5) * worth * quality)
     accuracy = AccuracyModel(0.78, tuple(gains), tuple(gains), np.zeros((STAGES, STAGES)))
     return SyntheticProblem(space, accuracy, macs, own, [_common(options, size)] * (STAGES - 1))
@@ -118,3 +118,26 @@ def hypervolume(points: Floats, corner: Floats) -> float:
 def front_rows(accuracy: Floats, latency: Floats) -> Indices:
     """Rows that no other dominates."""
     return nondominated(accuracy, latency[:, None])
+
+
+def true_front(problem: SyntheticProblem) -> Floats:
+    """The front itself, (latency, accuracy) rows: exact, by dynamic programming over the chain.
+
+    A partial architecture matters to the rest by its last block alone, so each last block has a
+    skyline of its own.
+    """
+    gains, own = problem.accuracy.gains, problem.own_ms
+    fronts = [
+        np.array([[gain, BASE_MS + cost]]) for gain, cost in zip(gains[0], own[0], strict=True)
+    ]
+    for number, pair in enumerate(problem.pair_ms, start=1):
+        labels = np.concatenate(fronts)
+        last = np.repeat(np.arange(len(fronts)), [len(each) for each in fronts])
+        fronts = []
+        for block, (gain, cost) in enumerate(zip(gains[number], own[number], strict=True)):
+            latency = labels[:, 1] + pair[last, block] + cost
+            rows = front_rows(labels[:, 0], latency)
+            fronts.append(np.column_stack([labels[rows, 0] + gain, latency[rows]]))
+    points = np.concatenate(fronts)
+    rows = front_rows(points[:, 0], points[:, 1])
+    return np.column_stack([points[rows, 1], problem.accuracy.constant + points[rows, 0]])

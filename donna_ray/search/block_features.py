@@ -8,7 +8,7 @@ import numpy as np
 from donna_ray.predictor.model import Floats
 from donna_ray.space import BlockSpec
 
-__all__ = ["block_features"]
+__all__ = ["block_features", "shared_features"]
 
 
 def block_features(choices: Sequence[BlockSpec], costs: Mapping[str, Floats]) -> Floats:
@@ -26,11 +26,43 @@ def block_features(choices: Sequence[BlockSpec], costs: Mapping[str, Floats]) ->
     products = {(a, b): numbers[a] * numbers[b] for a, b in combinations(sorted(numbers), 2)}
     roots = {name: np.sqrt(np.asarray(values, dtype=float)) for name, values in costs.items()}
     columns = [*words, *numbers.values(), *products.values(), *costs.values(), *roots.values()]
-    table = np.array(columns, dtype=float).reshape(len(columns), len(choices)).T
+    return _scaled(np.array(columns, dtype=float).reshape(len(columns), len(choices)).T)
+
+
+def shared_features(
+    stages: Sequence[Sequence[BlockSpec]], costs: Mapping[str, Sequence[Floats]]
+) -> list[Floats]:
+    """Features in the same units in every stage, (choices, features) a stage: they add up.
+
+    Each cost, its root, one for every block, and each of these times every option: one device's time
+    for a unit of work depends on the kind of work, not on the stage. Centred on the stage's mean, and
+    scaled so that a random architecture's sum has the variance 1.
+
+    Args:
+        stages: the blocks of each.
+        costs: figures of each block, (choices,) a stage and name.
+    """
+    together = [spec for choices in stages for spec in choices]
+    numbers, words = _options(together)
+    kinds = _scaled(np.array([*words, *numbers.values()], dtype=float).reshape(-1, len(together)).T)
+    amounts = [np.ones(len(together))]
+    for tables in costs.values():
+        amounts += [np.concatenate(tables), np.sqrt(np.concatenate(tables))]
+    kinds = np.column_stack([np.ones(len(together)), kinds])
+    table = np.concatenate([kinds * amount[:, None] for amount in amounts], axis=1)
+    parts = np.split(table, np.cumsum([len(choices) for choices in stages])[:-1])
+    centred = [part - part.mean(axis=0) for part in parts]
+    spread = np.sqrt(sum(part.var(axis=0) for part in centred))
+    varied = spread > 1e-12 * (1 + np.abs(table).max(axis=0))
+    return [part[:, varied] / spread[varied] for part in centred]
+
+
+def _scaled(table: Floats) -> Floats:
+    """Columns that vary, standardised."""
     spread = table.std(axis=0)
     varied = spread > 1e-12 * (1 + np.abs(table).max(axis=0, initial=0.0))
-    standardised: Floats = (table[:, varied] - table[:, varied].mean(axis=0)) / spread[varied]
-    return standardised
+    scaled: Floats = (table[:, varied] - table[:, varied].mean(axis=0)) / spread[varied]
+    return scaled
 
 
 def _options(choices: Sequence[BlockSpec]) -> tuple[dict[str, Floats], list[Floats]]:

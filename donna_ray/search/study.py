@@ -177,7 +177,8 @@ class Ledger:
         elif trial.state == TrialState.FAIL:
             self.failed[architecture] = trial.user_attrs.get("failure", "")
         else:
-            self.in_flight[architecture] = trial._trial_id
+            number = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
+            self.in_flight[architecture] = number
 
 
 def distributions(space: SearchSpace) -> dict[str, IntDistribution]:
@@ -248,7 +249,9 @@ class _Journal(BaseJournalBackend):
                     yield line
             self._first = count
             return
-        yield from self._lines[max(log_number_from - self._first, 0) :]
+        del self._lines[: log_number_from - self._first]  # what was read is not read again
+        self._first = log_number_from
+        yield from self._lines
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         self._lines += logs

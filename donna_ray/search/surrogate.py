@@ -3,13 +3,16 @@
 A Gaussian process (Bayesian regression in its dual form: a fit costs the cube of the number of
 measurements, whatever the number of blocks). The covariance of two architectures is
 
-    sum_s scale_s (linear_s + smooth * rbf_s + own * same_s) + pairs * sum_s rbf_s * rbf_(s+1)
+    work * linear(sums of the shared features)
+    + sum_s scale_s (linear_s + smooth * rbf_s + own * same_s)
+    + pairs * sum_s rbf_s * rbf_(s+1)
 
-of their blocks in stage s: linear in the blocks' features, a smooth deviation from that, a
-deviation of each block by itself, and what two neighbouring stages have in common. All but the last
-adds up over the stages: blocks that were never measured have an estimate by their features, and the
-exact front can be had. The noise is a share of the latency. The scales maximise the marginal
-likelihood; they are found anew only when there are a fifth more measurements.
+of their blocks: linear in what costs the same in every stage (work, by its kind), and in stage s
+linear in the blocks' features, a smooth deviation from that, a deviation of each block by itself;
+and what two neighbouring stages have in common. All but the last adds up over the stages: blocks
+that were never measured have an estimate by their features, and the exact front can be had. The
+noise is a share of the latency. The scales maximise the marginal likelihood; they are found anew
+only when there are a fifth more measurements.
 """
 
 from collections.abc import Sequence
@@ -49,15 +52,19 @@ class Surrogate:
 
     Args:
         features: of the blocks, (choices, features) a stage; see ``block_features``.
+        shared: likewise; see ``shared_features``.
         pairs: whether neighbouring stages may have something in common.
     """
 
-    def __init__(self, features: Sequence[Floats], *, pairs: bool = True) -> None:
+    def __init__(
+        self, features: Sequence[Floats], shared: Sequence[Floats], *, pairs: bool = True
+    ) -> None:
         self._blocks = [_StageKernels(each) for each in features]
+        self._shared = [each / np.sqrt(max(each.shape[1], 1)) for each in shared]
         stages = len(self._blocks)
         self._pairs = pairs and stages > 1
-        # logarithms of: a scale a stage, smooth, own, pairs, noise
-        self._prior = np.log([*np.full(stages, 1.0 / stages), 0.3, 0.02, 0.02, 0.02**2])
+        # logarithms of: a scale a stage, work, smooth, own, pairs, noise
+        self._prior = np.log([*np.full(stages, 0.1 / stages), 1.0, 0.3, 0.1, 0.02, 0.02**2])
         self._scales = self._prior.copy()
         self._scaled_at = 0
         self._fit: _Fit | None = None
@@ -110,7 +117,8 @@ class Surrogate:
             for number in range(len(self._blocks)):
                 shared = self._stage(number, fit.architectures)
                 explained = _explained(fit.factor, shared)
-                variance = np.maximum(self._own_variance(number) - explained, 0)
+                work = np.exp(self._scales[-5]) * (self._shared[number] ** 2).sum(axis=1)
+                variance = np.maximum(work + self._own_variance(number) - explained, 0)
                 found.append(fit.spread * np.sqrt(variance))
         return found
 
@@ -169,8 +177,9 @@ class Surrogate:
         """
         rows = np.concatenate([taken, pool])
         with threadpool_limits(1):
+            covariance = self._cross(rows, rows)
             columns = np.empty((len(rows), 0))
-            left = self._prior_variance(rows)
+            left = covariance.diagonal().copy()
             noise = np.exp(self._scales[-1])
             chosen: list[int] = []
             for step in range(len(taken) + min(count, len(pool))):
@@ -178,8 +187,7 @@ class Surrogate:
                 if step >= len(taken):
                     index = len(taken) + int(left[len(taken) :].argmax())
                     chosen.append(index - len(taken))
-                shared = self._cross(rows, rows[index : index + 1])[:, 0]
-                shared -= columns @ columns[index]
+                shared = covariance[:, index] - columns @ columns[index]
                 column = shared / np.sqrt(max(shared[index], 0) + noise + _JITTER)
                 columns = np.column_stack([columns, column])
                 left = np.maximum(left - column**2, 0)
@@ -191,7 +199,7 @@ class Surrogate:
         return self._fit
 
     def _parts(self, architectures: Indices) -> list[Floats]:
-        """The matrices that the scales multiply; three a stage, and that of the pairs."""
+        """The matrices that the scales multiply: three a stage, that of work, that of pairs."""
         parts = [
             table[np.ix_(column, column)]
             for blocks, column in zip(self._blocks, architectures.T, strict=True)
@@ -199,7 +207,14 @@ class Surrogate:
         ]
         smooth = parts[1::3]
         pairs = sum((a * b for a, b in zip(smooth, smooth[1:], strict=False)), np.zeros_like(smooth[0]))
-        return [*parts, pairs if self._pairs else np.zeros_like(pairs)]
+        work = self._work(architectures)
+        return [*parts, work @ work.T, pairs if self._pairs else np.zeros_like(pairs)]
+
+    def _work(self, architectures: Indices) -> Floats:
+        """Sums of the shared features, (n, features)."""
+        columns = zip(self._shared, architectures.T, strict=True)
+        total: Floats = np.asarray(sum(table[each] for table, each in columns), dtype=float)
+        return total
 
     def _mix(self, number: int) -> Floats:
         """What linear, smooth and own are multiplied by in a stage."""
@@ -207,23 +222,23 @@ class Surrogate:
         return scale * np.array([1.0, smooth, own])
 
     def _stage(self, number: int, architectures: Indices) -> Floats:
-        """Covariance of the measured ones' blocks with every block of a stage: (n, choices)."""
-        blocks, rows = self._blocks[number], architectures[:, number]
-        linear, smooth, own = self._mix(number)
-        return linear * blocks.linear[rows] + smooth * blocks.smooth[rows] + own * blocks.same[rows]
+        """Covariance of the measured ones with what a stage's blocks add: (n, choices)."""
+        work = np.exp(self._scales[-5]) * self._work(architectures) @ self._shared[number].T
+        return work + self._own(number, architectures)
+
+    def _own(self, number: int, architectures: Indices) -> Floats:
+        """The same without the work that is shared."""
+        return self._blocks[number].mixed(self._mix(number))[architectures[:, number]]
 
     def _own_variance(self, number: int) -> Floats:
-        blocks, (linear, smooth, own) = self._blocks[number], self._mix(number)
-        variance: Floats = linear * blocks.linear.diagonal() + smooth + own
-        return variance
+        return self._blocks[number].mixed(self._mix(number)).diagonal()
 
     def _cross(self, rows: Indices, columns: Indices) -> Floats:
         """Covariance (rows, columns) of architectures."""
-        total = np.full((len(rows), len(columns)), _CONSTANT)
+        total = np.exp(self._scales[-5]) * self._work(rows) @ self._work(columns).T + _CONSTANT
         before = None
         for number, blocks in enumerate(self._blocks):
-            table = self._stage(number, rows)
-            total += table[:, columns[:, number]]
+            total += self._own(number, rows)[:, columns[:, number]]
             if self._pairs:
                 smooth = blocks.smooth[rows[:, number]][:, columns[:, number]]
                 if before is not None:
@@ -232,7 +247,8 @@ class Surrogate:
         return total
 
     def _prior_variance(self, architectures: Indices) -> Floats:
-        total = np.full(len(architectures), _CONSTANT)
+        work = (self._work(architectures) ** 2).sum(axis=1)
+        total = _CONSTANT + np.exp(self._scales[-5]) * work
         for number in range(len(self._blocks)):
             total += self._own_variance(number)[architectures[:, number]]
         if self._pairs:
@@ -252,6 +268,14 @@ class _StageKernels:
         self.linear = products
         self.smooth = np.exp(-distances / 2)
         self.same = np.eye(count)
+        self._mix, self._mixed = np.zeros(3), np.zeros((count, count))
+
+    def mixed(self, mix: Floats) -> Floats:
+        """Linear, smooth and same, each times its scale; kept until these change."""
+        if not np.array_equal(mix, self._mix):
+            self._mix = mix
+            self._mixed = mix[0] * self.linear + mix[1] * self.smooth + mix[2] * self.same
+        return self._mixed
 
 
 def _explained(factor: tuple[Floats, bool], shared: Floats) -> Floats:
@@ -265,16 +289,17 @@ def _covariance(
 ) -> tuple[Floats, list[Floats]]:
     """Of the measurements, (n, n), and its derivative by the logarithm of every scale."""
     values = np.exp(scales)
-    smooth, own, pairs, level = values[-4:]
-    stages = len(values) - 4
+    work, smooth, own, pairs, level = values[-5:]
+    stages = len(values) - 5
     by_scale, by_smooth, by_own = [], np.zeros_like(parts[0]), np.zeros_like(parts[0])
     for number in range(stages):
         linear, rbf, same = parts[3 * number : 3 * number + 3]
         by_scale.append(values[number] * (linear + smooth * rbf + own * same))
         by_smooth += values[number] * smooth * rbf
         by_own += values[number] * own * same
-    derivatives = [*by_scale, by_smooth, by_own, pairs * parts[-1], np.diag(level * noise)]
-    total = sum(by_scale) + derivatives[-2] + derivatives[-1] + _CONSTANT
+    shared, common = work * parts[-2], pairs * parts[-1]
+    derivatives = [*by_scale, shared, by_smooth, by_own, common, np.diag(level * noise)]
+    total = sum(by_scale) + shared + common + derivatives[-1] + _CONSTANT
     total[np.diag_indices(len(noise))] += _JITTER
     return total, derivatives
 
