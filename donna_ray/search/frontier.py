@@ -58,7 +58,7 @@ class Frontier:
 
     def __init__(self, problem: SearchProblem, evaluations: int, seed: int) -> None:
         self._problem, self._seed = problem, seed
-        self._surrogate = Surrogate(problem.features, problem.shared)
+        self._surrogate = Surrogate(problem.features)
         stages = len(problem.space.stages)
         share = int(_DESIGN_SHARE * evaluations)
         self._design_size = max(min(_DESIGN_PER_STAGE * stages, share), 4)
@@ -91,7 +91,7 @@ class Frontier:
         """The design: half of it along the front of a stand-in for latency, half by variance."""
         problem, count = self._problem, self._design_size
         stand_in = problem.known.get("macs")
-        tables = stand_in.tables if stand_in else [np.ones(len(f)) for f in problem.features]
+        tables = stand_in.tables if stand_in else [np.ones(len(each)) for each in problem.accuracy.gains]
         front = self._exact(list(tables))
         rows = np.linspace(0, len(front) - 1, min(len(front), (count + 1) // 2)).round().astype(int)
         along = front[rows]

@@ -8,7 +8,7 @@ import numpy as np
 
 from donna_ray.errors import DonnaError
 from donna_ray.predictor.model import Floats
-from donna_ray.search.block_features import block_features, shared_features
+from donna_ray.search.block_features import BlockFeatures
 from donna_ray.search.cross_terms import AccuracyModel
 from donna_ray.search.exact import Indices, exact_front
 from donna_ray.space import SearchSpace
@@ -53,20 +53,10 @@ class SearchProblem:
     latency_limit_ms: float | None = None
 
     @cached_property
-    def features(self) -> list[Floats]:
-        """Of the blocks, (choices, features) a stage."""
-        return [
-            block_features(
-                stage.choices, {name: cost.tables[number] for name, cost in self.known.items()}
-            )
-            for number, stage in enumerate(self.space.stages)
-        ]
-
-    @cached_property
-    def shared(self) -> list[Floats]:
-        """Features of the blocks in the same units in every stage, likewise."""
+    def features(self) -> BlockFeatures:
+        """Of the blocks."""
         costs = {name: cost.tables for name, cost in self.known.items()}
-        return shared_features([stage.choices for stage in self.space.stages], costs)
+        return BlockFeatures.of([stage.choices for stage in self.space.stages], costs)
 
     @cached_property
     def limited(self) -> list[str]:

@@ -5,11 +5,11 @@ measurements, whatever the number of blocks). The covariance of two architecture
 
     work * linear(sums of the shared features)
     + sum_s scale_s (linear_s + smooth * rbf_s + own * same_s)
-    + pairs * sum_s rbf_s * rbf_(s+1)
+    + pairs * linear(sums over s of the products of features of stages s and s + 1)
 
 of their blocks: linear in what costs the same in every stage (work, by its kind), and in stage s
-linear in the blocks' features, a smooth deviation from that, a deviation of each block by itself;
-and what two neighbouring stages have in common. All but the last adds up over the stages: blocks
+linear in the blocks' features, a smooth deviation from that, a deviation of each block by itself,
+all of them growing with the block's size; and what two neighbouring stages have in common. All but the last adds up over the stages: blocks
 that were never measured have an estimate by their features, and the exact front can be had. The
 noise is a share of the latency. The scales maximise the marginal likelihood; they are found anew
 only when there are a fifth more measurements.
@@ -24,6 +24,7 @@ from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
 from donna_ray.predictor.model import Floats
+from donna_ray.search.block_features import BlockFeatures
 from donna_ray.search.exact import Indices
 
 __all__ = ["Surrogate"]
@@ -51,18 +52,20 @@ class Surrogate:
     """Learns latency in ms. Not for several threads at once.
 
     Args:
-        features: of the blocks, (choices, features) a stage; see ``block_features``.
-        shared: likewise; see ``shared_features``.
-        pairs: whether neighbouring stages may have something in common.
+        blocks: of the space.
+        pairs: whether neighbouring stages may have something in common; if not, all adds up.
     """
 
-    def __init__(
-        self, features: Sequence[Floats], shared: Sequence[Floats], *, pairs: bool = True
-    ) -> None:
-        self._blocks = [_StageKernels(each) for each in features]
-        self._shared = [each / np.sqrt(max(each.shape[1], 1)) for each in shared]
-        stages = len(self._blocks)
-        self._pairs = pairs and stages > 1
+    def __init__(self, blocks: BlockFeatures, *, pairs: bool = True) -> None:
+        stages = len(blocks.own)
+        self._blocks = [
+            _StageKernels(own, size) for own, size in zip(blocks.own, blocks.sizes, strict=True)
+        ]
+        self._shared = [each / np.sqrt(max(each.shape[1], 1)) for each in blocks.shared]
+        self._neighbour = None
+        if pairs and stages > 1:
+            width = np.sqrt(max(blocks.neighbour[0].shape[1], 1))
+            self._neighbour = [each / width for each in blocks.neighbour]
         # logarithms of: a scale a stage, work, smooth, own, pairs, noise
         self._prior = np.log([*np.full(stages, 0.1 / stages), 1.0, 0.3, 0.1, 0.02, 0.02**2])
         self._scales = self._prior.copy()
@@ -144,15 +147,13 @@ class Surrogate:
             kept: the choices of each stage that it is wanted for.
         """
         fit = self._known()
-        scale = np.exp(self._scales[-2]) * fit.spread if self._pairs else 0.0
-        smooth = [
-            blocks.smooth[np.ix_(fit.architectures[:, number], kept[number])]
-            for number, blocks in enumerate(self._blocks)
-        ]
-        return [
-            scale * (first * fit.weights[:, None]).T @ second
-            for first, second in zip(smooth, smooth[1:], strict=False)
-        ]
+        if self._neighbour is None:
+            return []
+        sums = self._common(fit.architectures).T @ fit.weights
+        width = self._neighbour[0].shape[1]
+        weights = fit.spread * np.exp(self._scales[-2]) * sums.reshape(width, width)
+        rows = [table[each] for table, each in zip(self._neighbour, kept, strict=True)]
+        return [first @ weights @ second.T for first, second in zip(rows, rows[1:], strict=False)]
 
     def held_out(self) -> Floats:
         """Latency (n,) in ms of the measured ones, each predicted by a fit without it.
@@ -205,10 +206,18 @@ class Surrogate:
             for blocks, column in zip(self._blocks, architectures.T, strict=True)
             for table in (blocks.linear, blocks.smooth, blocks.same)
         ]
-        smooth = parts[1::3]
-        pairs = sum((a * b for a, b in zip(smooth, smooth[1:], strict=False)), np.zeros_like(smooth[0]))
-        work = self._work(architectures)
-        return [*parts, work @ work.T, pairs if self._pairs else np.zeros_like(pairs)]
+        work, common = self._work(architectures), self._common(architectures)
+        return [*parts, work @ work.T, common @ common.T]
+
+    def _common(self, architectures: Indices) -> Floats:
+        """Sums over neighbouring stages of their features' products, (n, features squared)."""
+        if self._neighbour is None:
+            return np.zeros((len(architectures), 1))
+        columns = zip(self._neighbour, architectures.T, strict=True)
+        rows = [table[choices] for table, choices in columns]
+        pairs = zip(rows, rows[1:], strict=False)
+        total: Floats = sum(np.einsum("na,nb->nab", first, second) for first, second in pairs)
+        return total.reshape(len(architectures), -1)
 
     def _work(self, architectures: Indices) -> Floats:
         """Sums of the shared features, (n, features)."""
@@ -235,39 +244,35 @@ class Surrogate:
 
     def _cross(self, rows: Indices, columns: Indices) -> Floats:
         """Covariance (rows, columns) of architectures."""
-        total = np.exp(self._scales[-5]) * self._work(rows) @ self._work(columns).T + _CONSTANT
-        before = None
-        for number, blocks in enumerate(self._blocks):
+        common = self._common(rows) @ self._common(columns).T
+        total = np.exp(self._scales[-5]) * self._work(rows) @ self._work(columns).T
+        total += _CONSTANT + np.exp(self._scales[-2]) * common
+        for number in range(len(self._blocks)):
             total += self._own(number, rows)[:, columns[:, number]]
-            if self._pairs:
-                smooth = blocks.smooth[rows[:, number]][:, columns[:, number]]
-                if before is not None:
-                    total += np.exp(self._scales[-2]) * before * smooth
-                before = smooth
         return total
 
     def _prior_variance(self, architectures: Indices) -> Floats:
         work = (self._work(architectures) ** 2).sum(axis=1)
-        total = _CONSTANT + np.exp(self._scales[-5]) * work
+        common = (self._common(architectures) ** 2).sum(axis=1)
+        total = _CONSTANT + np.exp(self._scales[-5]) * work + np.exp(self._scales[-2]) * common
         for number in range(len(self._blocks)):
             total += self._own_variance(number)[architectures[:, number]]
-        if self._pairs:
-            total += np.exp(self._scales[-2]) * (len(self._blocks) - 1)
         return total
 
 
 class _StageKernels:
     """Covariances of the blocks of a stage, (choices, choices) each."""
 
-    def __init__(self, features: Floats) -> None:
+    def __init__(self, features: Floats, sizes: Floats) -> None:
         count, width = features.shape
         scaled = features / np.sqrt(max(width, 1))
         products = scaled @ scaled.T
         squares = products.diagonal()
         distances = np.maximum(squares[:, None] + squares - 2 * products, 0)
-        self.linear = products
-        self.smooth = np.exp(-distances / 2)
-        self.same = np.eye(count)
+        grown = np.outer(sizes, sizes)
+        self.linear = grown * products
+        self.smooth = grown * np.exp(-distances / 2)
+        self.same = np.diag(sizes**2)
         self._mix, self._mixed = np.zeros(3), np.zeros((count, count))
 
     def mixed(self, mix: Floats) -> Floats:
