@@ -60,7 +60,9 @@ def make_problem(seed: int) -> SyntheticProblem:
     """One draw of what a block does by itself; the law is the same."""
     generator = np.random.default_rng(seed)
     blocks = preset_space("donna_large").blocks
-    choices = tuple(spec for each in blocks for spec in block_family(each.family).specs(each.options))
+    choices = tuple(
+        spec for each in blocks for spec in block_family(each.family).specs(each.options)
+    )
     options = [dict(spec.options) for spec in choices]
     shape = StageShape((64, 14, 14), (64, 14, 14))
     space = SearchSpace(tuple(Stage(shape, choices) for _ in range(STAGES)))

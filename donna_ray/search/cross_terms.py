@@ -20,6 +20,7 @@ import numpy as np
 from donna_ray.predictor import AccuracyPredictor
 from donna_ray.predictor.model import Floats, transformed
 from donna_ray.search.exact import ExactFront, Indices, exact_front, nondominated
+from donna_ray.space import Architecture
 
 __all__ = ["AccuracyModel", "BoundedFront", "bounded_front"]
 
@@ -56,7 +57,9 @@ class AccuracyModel:
         )
         gains = tuple(
             linear * z + square * z**2
-            for linear, square, z in zip(predictor.linear, quadratic.diagonal(), factors, strict=True)
+            for linear, square, z in zip(
+                predictor.linear, quadratic.diagonal(), factors, strict=True
+            )
         )
         return cls(predictor.intercept, gains, factors, np.triu(quadratic, 1))
 
@@ -74,6 +77,10 @@ class AccuracyModel:
             return predicted
         z = self._factors(architectures)
         return predicted + np.einsum("ns,ns->n", z @ self.cross, z)
+
+    def predict_all(self, architectures: Sequence[Architecture]) -> list[float]:
+        """The same as plain numbers."""
+        return [float(each) for each in self.predict(np.array(architectures))]
 
     def upper_bound(self) -> tuple[float, list[Floats]]:
         """Constant and gains that add up to no less than the accuracy of any architecture.
@@ -131,9 +138,7 @@ def bounded_front(
         return exact_front(gains, costs, limits, objectives=objectives, most=most)
 
     found = front_of(gains)
-    bound = ExactFront(
-        found.architectures, found.gain + constant, found.costs, found.complete
-    )
+    bound = ExactFront(found.architectures, found.gain + constant, found.costs, found.complete)
     if accuracy.adds_up or not len(bound):
         return BoundedFront(bound, bound)
     wanted = bound.costs.shape[1] if objectives is None else objectives
@@ -145,9 +150,7 @@ def bounded_front(
     return BoundedFront(_exchanged(accuracy, costs, limits, front, wanted), bound)
 
 
-def _ranked(
-    accuracy: AccuracyModel, fronts: Sequence[ExactFront], objectives: int
-) -> ExactFront:
+def _ranked(accuracy: AccuracyModel, fronts: Sequence[ExactFront], objectives: int) -> ExactFront:
     """What is left of several fronts by the true prediction."""
     architectures = np.concatenate([front.architectures for front in fronts])
     costs = np.concatenate([front.costs for front in fronts])
@@ -176,9 +179,7 @@ def _exchanged(
             own = table[front.architectures[points, stage]]
             totals = np.repeat(front.costs[points] - own, count, axis=0) + table[near[:, stage]]
             kept = (totals <= room).all(axis=1)
-            found.append(
-                ExactFront(near[kept], np.empty(0), totals[kept], front.complete)
-            )
+            found.append(ExactFront(near[kept], np.empty(0), totals[kept], front.complete))
         better = _ranked(accuracy, found, objectives)
         if np.array_equal(better.gain, front.gain):
             break

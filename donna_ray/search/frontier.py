@@ -13,7 +13,6 @@ Nothing is kept but the ledger's trials: another process goes on from them.
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -22,12 +21,13 @@ from scipy.special import ndtr
 from donna_ray.predictor.model import Floats
 from donna_ray.search.cross_terms import bounded_front
 from donna_ray.search.exact import Indices, nondominated
+from donna_ray.search.gain import Stairs, expected_gain
 from donna_ray.search.problem import SearchProblem
 from donna_ray.search.study import Ledger
 from donna_ray.search.surrogate import Surrogate
 from donna_ray.space import Architecture
 
-__all__ = ["Frontier", "expected_gain"]
+__all__ = ["Frontier"]
 
 _DESIGN_PER_STAGE = 8
 _DESIGN_SHARE = 0.25  # of all evaluations, at most
@@ -40,7 +40,6 @@ _GENERATIONS = 3
 _PROMISING = 48  # blocks a stage that single stages are exchanged for
 _CROSSED = 1500  # children of neighbours a generation
 _CANDIDATES = 1000
-_MARGIN = 0.1  # of the front's extent, that its corner lies beyond it
 _UNLIKELY = 1e-3  # probability of keeping the limit, below which there is no hope
 
 
@@ -66,8 +65,16 @@ class Frontier:
         self._fitted_to = 0
         self.hopeless = False
 
-    def propose(self, ledger: Ledger, count: int) -> list[Architecture]:
-        """Up to `count` architectures that the ledger does not know; fewer if no more are left."""
+    def ask(self, ledger: Ledger, count: int) -> list[Architecture]:
+        """Hands out up to `count` architectures; fewer if no more are left."""
+        if self.hopeless:
+            return []
+        chosen = self._propose(ledger, count)
+        for architecture in chosen:
+            ledger.ask(architecture)
+        return chosen
+
+    def _propose(self, ledger: Ledger, count: int) -> list[Architecture]:
         generator = np.random.default_rng([self._seed, ledger.trials])
         chosen = self._of_design(ledger, count)
         wanted = count - len(chosen)
@@ -75,8 +82,8 @@ class Frontier:
             self._fit(ledger)
             pool = self._pool(ledger, chosen, generator)
             chosen += self._best(ledger, chosen, pool, wanted)
-        elif wanted:  # the design is in flight, or failed
-            chosen += self._random(ledger, chosen, wanted, generator)
+        if len(chosen) < count:  # the design is in flight, or failed, or the pool is used up
+            chosen += self._random(ledger, chosen, count - len(chosen), generator)
         return chosen
 
     def _of_design(self, ledger: Ledger, count: int) -> list[Architecture]:
@@ -91,7 +98,9 @@ class Frontier:
         """The design: half of it along the front of a stand-in for latency, half by variance."""
         problem, count = self._problem, self._design_size
         stand_in = problem.known.get("macs")
-        tables = stand_in.tables if stand_in else [np.ones(len(each)) for each in problem.accuracy.gains]
+        tables = (
+            stand_in.tables if stand_in else [np.ones(len(each)) for each in problem.accuracy.gains]
+        )
         front = self._exact(list(tables))
         rows = np.linspace(0, len(front) - 1, min(len(front), (count + 1) // 2)).round().astype(int)
         along = front[rows]
@@ -145,9 +154,7 @@ class Frontier:
         else:
             rows = self._evolved(ledger, generator)
         taken = set(chosen)
-        fresh = [
-            row not in taken and not ledger.knows(row) for row in map(tuple, rows.tolist())
-        ]
+        fresh = [row not in taken and not ledger.knows(row) for row in map(tuple, rows.tolist())]
         return rows[np.array(fresh, dtype=bool)]
 
     def _evolved(self, ledger: Ledger, generator: np.random.Generator) -> Indices:
@@ -190,8 +197,7 @@ class Frontier:
         accuracy = self._problem.accuracy.predict(pool)
         mean, deviation = estimate(pool)
         near = [
-            _nearest(accuracy, latency, _CANDIDATES // 2)
-            for latency in (mean, mean - deviation)
+            _nearest(accuracy, latency, _CANDIDATES // 2) for latency in (mean, mean - deviation)
         ]
         return pool[np.union1d(*near)], pool[nondominated(accuracy, mean[:, None])]
 
@@ -205,11 +211,13 @@ class Frontier:
         accuracy = self._problem.accuracy.predict(pool)
         mean, deviation = self._surrogate.predict(pool)
         believed = self._believed(ledger, chosen)
-        stairs = _Stairs.over(believed, np.column_stack([accuracy, mean]), limit)
+        stairs = Stairs.over(believed, np.column_stack([accuracy, mean]), limit)
         score = expected_gain(accuracy, mean, deviation, stairs)
         if limit is not None:
             self._despair(ledger, mean, deviation, limit)
-        heap = [(-gain, fast, row) for row, (gain, fast) in enumerate(zip(score, mean, strict=True))]
+        heap = [
+            (-gain, fast, row) for row, (gain, fast) in enumerate(zip(score, mean, strict=True))
+        ]
         heapq.heapify(heap)
         taken: list[int] = []
         while heap and len(taken) < count:
@@ -235,67 +243,6 @@ class Frontier:
             return
         likely = ndtr((limit - mean) / np.maximum(deviation, 1e-12 * limit))
         self.hopeless = len(ledger.measured) >= self._design_size and likely.max() < _UNLIKELY
-
-
-@dataclass(frozen=True)
-class _Stairs:
-    """The best accuracy by latency: `levels[k]` from `edges[k]` up to `edges[k + 1]`.
-
-    Attributes:
-        edges: (steps + 1,), from minus infinity to the corner's latency.
-        levels: (steps,), from the corner's accuracy up.
-    """
-
-    edges: Floats
-    levels: Floats
-
-    @classmethod
-    def over(cls, points: Floats, candidates: Floats, limit: float | None) -> "_Stairs":
-        """Of (accuracy, latency) rows; the corner is beyond the front of them and the candidates."""
-        both = np.concatenate([points, candidates])
-        extent = both[nondominated(both[:, 0], both[:, 1:2])]
-        low, high = extent.min(axis=0), extent.max(axis=0)
-        margin = _MARGIN * np.maximum(high - low, 1e-6 * np.abs(high))
-        corner = high[1] + margin[1] if limit is None else min(high[1] + margin[1], limit)
-        empty = cls(np.array([-np.inf, corner]), np.array([low[0] - margin[0]]))
-        return empty._with(points)
-
-    def joined(self, accuracy: float, latency: float) -> "_Stairs":
-        """With one point more."""
-        return self._with(np.array([[accuracy, latency]]))
-
-    def _with(self, points: Floats) -> "_Stairs":
-        corner = self.edges[-1]
-        steps = np.column_stack([self.levels[1:], self.edges[1:-1]])
-        points = points[(points[:, 1] < corner) & (points[:, 0] > self.levels[0])]
-        all_points = np.concatenate([steps, points])
-        rows = all_points[nondominated(all_points[:, 0], all_points[:, 1:2])]
-        return _Stairs(
-            np.concatenate([[-np.inf], rows[:, 1], [corner]]),
-            np.concatenate([self.levels[:1], rows[:, 0]]),
-        )
-
-
-def expected_gain(accuracy: Floats, mean: Floats, deviation: Floats, stairs: _Stairs) -> Floats:
-    """Expected growth (n,) of the hypervolume by points of which the latency is normal.
-
-    A point gains, at every latency t that it stays under, what it has over the best accuracy there:
-    the integral of P(latency <= t) max(0, accuracy - best(t)) up to the corner.
-
-    Args:
-        accuracy: (n,), known.
-        mean: (n,), of the latency.
-        deviation: (n,), likewise.
-        stairs: the best so far.
-    """
-    sigma = np.maximum(deviation, 1e-9 * np.abs(mean) + 1e-300)[:, None]
-    z = (stairs.edges[1:] - mean[:, None]) / sigma
-    # The integral of P(latency <= t) up to each edge.
-    area = sigma * (z * ndtr(z) + np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi))
-    area = np.diff(area, axis=1, prepend=0.0)
-    over = np.maximum(accuracy[:, None] - stairs.levels, 0)
-    gain: Floats = (area * over).sum(axis=1)
-    return gain
 
 
 class _Estimate:

@@ -12,13 +12,21 @@ import optuna
 from optuna.distributions import IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, JournalFileOpenLock
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from donna_ray.search.journal import Journal
 from donna_ray.space import Architecture, SearchSpace
 
-__all__ = ["Ledger", "Outcome", "architecture_of", "distributions", "front_of", "measured"]
+__all__ = [
+    "Ledger",
+    "Outcome",
+    "architecture_of",
+    "distributions",
+    "failure_of",
+    "front_of",
+    "measured",
+]
 
 _NAME = "donna"
 _MAXIMISE = (True, False)  # accuracy, latency
@@ -55,7 +63,7 @@ class Ledger:
 
     def __init__(self, path: Path, space: SearchSpace, sampler: BaseSampler | None = None) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._journal = _Journal(path)
+        self._journal = Journal(path)
         self._storage = JournalStorage(self._journal)
         self.study: Study = optuna.create_study(
             storage=self._storage,
@@ -91,15 +99,21 @@ class Ledger:
         """All trials, by number. Not to be changed."""
         return self.study.get_trials(deepcopy=False)
 
+    def trials_measured(self) -> list[FrozenTrial]:
+        """The trial of each architecture that was measured, without those answered from it."""
+        return [
+            trial
+            for trial in self.finished_and_running()
+            if trial.state == TrialState.COMPLETE and "repeated" not in trial.user_attrs
+        ]
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """What is written inside is on disk, at once, when this ends."""
         with self._journal.together():
             yield
 
-    def ask(
-        self, architecture: Architecture, attributes: Mapping[str, Any] | None = None
-    ) -> None:
+    def ask(self, architecture: Architecture, attributes: Mapping[str, Any] | None = None) -> None:
         """Write down that a candidate is handed out.
 
         Args:
@@ -137,7 +151,7 @@ class Ledger:
             return
         if architecture in self.lost:
             self.lost.remove(architecture)
-        failure = _failure(outcome)
+        failure = failure_of(outcome)
         if failure is not None:
             self.failed[architecture] = failure
             self._storage.set_trial_user_attr(number, "failure", failure)
@@ -160,7 +174,10 @@ class Ledger:
     def _trial(self, state: TrialState, architecture: Architecture, **given: Any) -> FrozenTrial:
         return create_trial(
             state=state,
-            params={name: int(each) for name, each in zip(self._distributions, architecture, strict=True)},
+            params={
+                name: int(each)
+                for name, each in zip(self._distributions, architecture, strict=True)
+            },
             distributions=dict(self._distributions),
             **given,
         )
@@ -194,9 +211,7 @@ def architecture_of(params: Mapping[str, Any]) -> Architecture:
     return tuple(params[f"stage{number}"] for number in range(len(params)))
 
 
-def front_of(
-    points: Sequence[Sequence[float]], maximise: Sequence[bool] = _MAXIMISE
-) -> list[int]:
+def front_of(points: Sequence[Sequence[float]], maximise: Sequence[bool] = _MAXIMISE) -> list[int]:
     """Indices of the points that no other dominates, by the second objective; one of equal points.
 
     Args:
@@ -208,7 +223,8 @@ def front_of(
     return sorted(np.flatnonzero(chosen).tolist(), key=lambda index: points[index][1])
 
 
-def _failure(outcome: Outcome) -> str | None:
+def failure_of(outcome: Outcome) -> str | None:
+    """Why a candidate could not be measured; None if it was. Values must be finite."""
     if "failure" in outcome:
         return str(outcome["failure"])
     strange = [each for each in outcome["values"] if not math.isfinite(each)]
@@ -221,66 +237,3 @@ def _constraint_attributes(excess: Mapping[str, float]) -> dict[str, Any]:
         return {}
     trial = create_trial(state=TrialState.FAIL, constraints=dict(excess))
     return dict(trial.system_attrs)
-
-
-class _Journal(BaseJournalBackend):
-    """A journal file with one writer, which may write many lines at once.
-
-    Optuna's own backend locks the file and waits for the disk at every line: ten of them a
-    candidate.
-    """
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = JournalFileOpenLock(str(path))
-        Path(f"{path}.lock").unlink(missing_ok=True)  # of a process that was killed while it wrote
-        _cut_torn_line(path)
-        self._file = JournalFileBackend(str(path), lock_obj=lock)
-        self._first: int | None = None  # number of the first line in `_lines`
-        self._lines: list[dict[str, Any]] = []
-        self._unwritten: list[dict[str, Any]] = []
-        self._depth = 0
-
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        if self._first is None:
-            count = 0
-            for count, line in enumerate(self._file.read_logs(0), start=1):
-                if count > log_number_from:
-                    yield line
-            self._first = count
-            return
-        del self._lines[: log_number_from - self._first]  # what was read is not read again
-        self._first = log_number_from
-        yield from self._lines
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        self._lines += logs
-        self._unwritten += logs
-        if not self._depth:
-            self._write()
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
-            if not self._depth:
-                self._write()
-
-    def _write(self) -> None:
-        lines, self._unwritten = self._unwritten, []
-        if lines:
-            self._file.append_logs(lines)
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Remove what a killed process left of a line: nothing was handed out on its strength."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with path.open("r+b") as file:
-            file.truncate(whole)

@@ -327,6 +327,8 @@ def _likeliest(
 
     bounds = [(each - 7, each + 7) for each in prior]
     bounds[-1] = (np.log(1e-3**2), np.log(0.3**2))
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _STEPS})
+    found = minimize(
+        loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _STEPS}
+    )
     scales: Floats = found.x
     return scales
