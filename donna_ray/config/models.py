@@ -285,11 +285,11 @@ class SearchConfig(_Section):
 
     `strategy` is `frontier` (few measurements, by a model of the device's latency) or a sampler of
     Optuna: `nsga2` (the paper's), `nsga3`, `tpe`, `random`. `evaluations` is the most candidates
-    that are measured, `batch_size` how many at a time. With `min_gain` the search stops before, when
-    a measurement brings less hypervolume than this share of it all, on the average over 30.
+    that are measured, `batch_size` how many at a time. With `min_gain` the search stops earlier,
+    when a measurement brings less hypervolume than this share of it all, on the average over 30.
 
-    `population` and the probabilities are of `nsga2` and `nsga3`: of crossing two parents, of taking
-    a stage from the second one, and of drawing a stage anew (null: one of them a candidate).
+    `population` and the probabilities are of `nsga2` and `nsga3`: of crossing two parents, of
+    taking a stage from the second one, and of drawing a stage anew (null: one of them a candidate).
 
     `latency_limit` is milliseconds (`2.5ms`) or a multiple of the reference's latency (`0.8x`);
     `params_limit` and `macs_limit` are numbers, or multiples likewise.

@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from donna_ray.predictor.model import Floats
 from donna_ray.space import BlockSpec
@@ -70,7 +72,7 @@ def _own(choices: Sequence[BlockSpec], costs: Mapping[str, Floats]) -> Floats:
 
 
 def _shared(
-    together: Sequence[BlockSpec], costs: Mapping[str, Floats], ends: Sequence[int]
+    together: Sequence[BlockSpec], costs: Mapping[str, Floats], ends: NDArray[np.int64]
 ) -> list[Floats]:
     numbers, words = _options(together)
     one = np.ones(len(together))
@@ -109,10 +111,12 @@ def _options(choices: Sequence[BlockSpec]) -> tuple[dict[str, Floats], list[Floa
         for name in names
         if not is_word[name]
     }
-    labels = [[spec.family for spec in choices], *(values[name] for name in names if is_word[name])]
-    words = [
-        np.array([str(each) == one for each in column], dtype=float)
-        for column in labels
-        for one in sorted({str(each) for each in column if each is not None})
-    ]
+    labels: list[list[Any]] = [[spec.family for spec in choices]]
+    labels += [values[name] for name in names if is_word[name]]
+    words: list[Floats] = []
+    for column in labels:
+        known = ["" if each is None else str(each) for each in column]
+        words += [
+            np.array([float(each == one) for each in known]) for one in sorted({*known} - {""})
+        ]
     return numbers, words

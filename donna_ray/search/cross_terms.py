@@ -7,9 +7,9 @@ Without cross terms it adds up, and `exact.exact_front` is its front. With them:
 - **Bound.** Over the box that the blocks' factors span, each product lies under a plane (McCormick,
   1976, doi:10.1007/BF01580665), which adds up. The exact front with these planes is one that no
   architecture is beyond: the hypervolume of the true front is at most that of the bound.
-- **Repair.** The products are replaced by their tangents at points of the front, the exact fronts of
-  those are ranked by the true prediction, and single stages exchanged as long as that helps. The
-  share of the bound's hypervolume that is reached certifies the result.
+- **Repair.** The products are replaced by their tangents at points of the front, the exact fronts
+  of those are ranked by the true prediction, and single stages exchanged as long as that helps.
+  The share of the bound's hypervolume that is reached certifies the result.
 """
 
 from collections.abc import Sequence

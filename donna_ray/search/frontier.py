@@ -2,9 +2,9 @@
 
 1. A design: candidates spread over the front of predicted accuracy and MACs, and those that tell
    most about all others' latency.
-2. Again and again: the surrogate is fitted to the measurements; the exact front of predicted accuracy
-   and the surrogate's latency, and that with each block as fast as it may well be, are the
-   candidates, and those that evolve from them and from the measured front by exchanging single
+2. Again and again: the surrogate is fitted to the measurements; the exact front of predicted
+   accuracy and the surrogate's latency, and that with each block as fast as it may well be, are
+   the candidates, and those that evolve from them and from the measured front by exchanging single
    stages and by crossing neighbours. Of them a batch is taken one by one by the expected gain of
    hypervolume, as if those in flight, and those taken before, had the latency that is expected.
 

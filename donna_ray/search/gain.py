@@ -27,7 +27,7 @@ class Stairs:
 
     @classmethod
     def over(cls, points: Floats, candidates: Floats, limit: float | None) -> "Stairs":
-        """Of (accuracy, latency) rows; the corner is beyond the front of them and the candidates."""
+        """Of (accuracy, latency) rows; the corner is beyond their and the candidates' front."""
         both = np.concatenate([points, candidates])
         extent = both[nondominated(both[:, 0], both[:, 1:2])]
         low, high = extent.min(axis=0), extent.max(axis=0)

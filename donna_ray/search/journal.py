@@ -28,7 +28,7 @@ class Journal(BaseJournalBackend):
         self._unwritten: list[dict[str, Any]] = []
         self._depth = 0
 
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         if self._first is None:
             count = 0
             for count, line in enumerate(self._file.read_logs(0), start=1):

@@ -80,7 +80,8 @@ class Sampled:
         self._problem, self._population = problem, config.population
         self.sampler = _SAMPLERS[config.strategy](config, int(state[0]))
         self._distributions: dict[str, BaseDistribution] = dict(distributions(problem.space))
-        self._searched = {  # together; TPE takes the stages one by one, as only so it heeds in-flight
+        # Drawn together; TPE draws stage by stage, as only so it heeds what is in flight.
+        self._searched = {
             name: each
             for name, each in self._distributions.items()
             if isinstance(self.sampler, _Generations) and not each.single()
@@ -133,7 +134,7 @@ class Sampled:
 
 
 class _Generation:
-    """The number of the generation that the next trial belongs to: the last one until it is full."""
+    """The generation that the next trial belongs to: the last one until it is full."""
 
     def __init__(self, population: int) -> None:
         self._population = population

@@ -34,12 +34,12 @@ def search_step(run: Run, reference: Artifact, library: Artifact, predictor: Art
     """Step 4: the front of predicted accuracy and measured latency.
 
     The result holds the front (architecture, predicted accuracy, latency), the reference's own
-    latency, the number of candidates and the yardstick; the folder holds the study's journal, and all
-    candidates, those that could not be measured with their reason.
+    latency, the number of candidates and the yardstick; the folder holds the study's journal, and
+    all candidates, those that could not be measured with their reason.
 
     Raises:
-        DonnaError: no architecture keeps the limits (with the nearest that one keeps), none could be
-            measured, or the device is out; what is measured is kept.
+        DonnaError: no architecture keeps the limits (with the nearest that one keeps), none could
+            be measured, or the device is out; what is measured is kept.
     """
     config = run.config
     inputs = {

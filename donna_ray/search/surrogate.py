@@ -7,16 +7,17 @@ measurements, whatever the number of blocks). The covariance of two architecture
     + sum_s scale_s (linear_s + smooth * rbf_s + own * same_s)
     + pairs * linear(sums over s of the products of features of stages s and s + 1)
 
-of their blocks: linear in what costs the same in every stage (work, by its kind), and in stage s
-linear in the blocks' features, a smooth deviation from that, a deviation of each block by itself,
-all of them growing with the block's size; and what two neighbouring stages have in common. All but the last adds up over the stages: blocks
-that were never measured have an estimate by their features, and the exact front can be had. The
-noise is a share of the latency. The scales maximise the marginal likelihood; they are found anew
-only when there are a fifth more measurements.
+of their blocks: linear in what costs the same in every stage (work, by its kind); in stage s
+linear in the blocks' features, a smooth deviation from that and a deviation of each block by
+itself, all of them growing with the block's size; and what two neighbouring stages have in common.
+All but the last adds up over the stages: blocks that were never measured have an estimate by their
+features, and the exact front can be had. The noise is a share of the latency. The scales maximise
+the marginal likelihood; they are found anew only when there are a fifth more measurements.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
@@ -153,7 +154,7 @@ class Surrogate:
         width = self._neighbour[0].shape[1]
         weights = fit.spread * np.exp(self._scales[-2]) * sums.reshape(width, width)
         rows = [table[each] for table, each in zip(self._neighbour, kept, strict=True)]
-        return [first @ weights @ second.T for first, second in zip(rows, rows[1:], strict=False)]
+        return [first @ weights @ second.T for first, second in pairwise(rows)]
 
     def held_out(self) -> Floats:
         """Latency (n,) in ms of the measured ones, each predicted by a fit without it.
@@ -215,7 +216,7 @@ class Surrogate:
             return np.zeros((len(architectures), 1))
         columns = zip(self._neighbour, architectures.T, strict=True)
         rows = [table[choices] for table, choices in columns]
-        pairs = zip(rows, rows[1:], strict=False)
+        pairs = pairwise(rows)
         total: Floats = sum(np.einsum("na,nb->nab", first, second) for first, second in pairs)
         return total.reshape(len(architectures), -1)
 

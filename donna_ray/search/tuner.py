@@ -75,9 +75,9 @@ class BatchSearcher(Searcher):
 
     For any ``tune.Tuner``: the trainable gets `candidates` in its configuration (see
     ``candidates_of``) and reports `results`, a JSON list of their outcomes, once. Give the tuner
-    ``num_samples=-1``: the searcher says when it has finished. The study's journal holds the search's
-    state, so a new searcher on the same journal goes on; ``Tuner.restore`` does as well, and then the
-    batches that Tune starts again are not proposed a second time.
+    ``num_samples=-1``: the searcher says when it has finished. The study's journal holds the
+    search's state, so a new searcher on the same journal goes on; ``Tuner.restore`` does as well,
+    and then the batches that Tune starts again are not proposed a second time.
 
     Attributes:
         search: what it drives.
@@ -166,8 +166,8 @@ def evaluate_with_tune(searcher: BatchSearcher, evaluator: Evaluator, storage: P
         storage: folder of Tune's own files.
 
     Raises:
-        DonnaError: a batch raised, all candidates fail, or the search was interrupted; what was told
-            is kept.
+        DonnaError: a batch raised, all candidates fail, or the search was interrupted; what was
+            told is kept.
     """
     with _environment(_TUNE_SETTINGS):
         results = tune.Tuner(

@@ -24,8 +24,8 @@ def yardstick(
 ) -> dict[str, Any] | None:
     """How near a search came to what a latency model that adds up holds to be possible.
 
-    The model is fitted to all measurements of the search; it is optimistic where it is uncertain, so
-    a share below 1 need not be a fault of the search, and one above 1 can come of noise.
+    The model is fitted to all measurements of the search; it is optimistic where it is uncertain,
+    so a share below 1 need not be a fault of the search, and one above 1 can come of noise.
 
     Args:
         problem: what was searched.
@@ -36,8 +36,8 @@ def yardstick(
         `hypervolume_share` (of the search's front, in parts of that of the model's exact front),
         `bound_share` (the same of the bound where the predictor has cross terms; else equal),
         `exact_front` (points of the model's front), `error_percent` (mean absolute error of the
-        model at measurements that it was not fitted to, in percent of the latency) and `kendall_tau`
-        of the same. None with too few measurements.
+        model at measurements that it was not fitted to, in percent of the latency) and
+        `kendall_tau` of the same. None with too few measurements.
     """
     if len(architectures) < _LEAST:
         return None
