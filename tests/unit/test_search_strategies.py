@@ -63,16 +63,17 @@ def test_limits_on_known_costs_are_kept(strategy: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["frontier", "nsga2"])
 def test_limit_on_latency_is_a_constraint_and_a_guide(strategy: str, tmp_path: Path) -> None:
-    free, problem = toy((8, 8, 8)), toy((8, 8, 8), latency_limit_ms=1.6)
+    free, problem = toy((10,) * 4), toy((10,) * 4, latency_limit_ms=3.0)
     shares = []
     for name, each in (("free", free), ("limited", problem)):
-        search = search_on(tmp_path / name, each, strategy=strategy, evaluations=60)
+        config = {"strategy": strategy, "evaluations": 160, "population": 20}
+        search = search_on(tmp_path / name, each, **config)
         drive(search, device_of(each))
         values = np.array(list(search.ledger.measured.values()))
-        shares.append(float(np.mean(values[20:, 1] <= 1.6)))
+        shares.append(float(np.mean(values[80:, 1] <= 3.0)))
     assert shares[1] > shares[0]
     for trial in search.ledger.trials_measured():
-        assert trial.constraints["latency_limit_ms"] == pytest.approx(trial.values[1] - 1.6)
+        assert trial.constraints["latency_limit_ms"] == pytest.approx(trial.values[1] - 3.0)
 
 
 @every_strategy
