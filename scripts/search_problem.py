@@ -143,3 +143,10 @@ def true_front(problem: SyntheticProblem) -> Floats:
     points = np.concatenate(fronts)
     rows = front_rows(points[:, 0], points[:, 1])
     return np.column_stack([points[rows, 1], problem.accuracy.constant + points[rows, 0]])
+
+
+def corner_of(front: Floats) -> Floats:
+    """A tenth of the extent beyond a front of (latency, accuracy) rows."""
+    low, high = front.min(axis=0), front.max(axis=0)
+    margin = 0.1 * (high - low)
+    return np.array([high[0] + margin[0], low[1] - margin[1]])
