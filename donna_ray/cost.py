@@ -7,7 +7,15 @@ from typing import Any
 
 import ray
 
-from device_farm import DeviceError, DeviceSpec, Farm, make_connector
+from device_farm import (
+    DeviceError,
+    DeviceLost,
+    DeviceSpec,
+    DeviceTimeout,
+    Farm,
+    ModelError,
+    make_connector,
+)
 from donna_ray.config import DeviceConfig
 from donna_ray.errors import ConfigError, DonnaError
 
@@ -109,6 +117,24 @@ class LatencyFarm:
             raise DonnaError(f"A candidate could not be measured: {error.cause}") from error
         except ray.exceptions.RayError as error:
             raise DonnaError(f"The device farm stopped while it measured: {error}") from error
+
+    def settle(self, references: Sequence[Any]) -> list[Latency | str]:
+        """Like ``wait``, but why a model could not be measured in place of its measurement.
+
+        Raises:
+            DonnaError: no device can measure, whatever the model.
+        """
+        ray.wait(list(references), num_returns=len(references))
+        return [self._settled(reference) for reference in references]
+
+    def _settled(self, reference: Any) -> Latency | str:
+        try:
+            return self.wait([reference])[0]
+        except DonnaError as error:
+            cause = getattr(error.__cause__, "cause", None)
+            if isinstance(cause, ModelError | DeviceLost | DeviceTimeout):
+                return f"{type(cause).__name__}: {cause}"
+            raise
 
     def close(self) -> None:
         """Stop the farm's actors; a served farm goes on."""

@@ -281,15 +281,31 @@ class PredictorConfig(FinetuneRecipe):
 
 
 class SearchConfig(_Section):
-    """NSGA-II in an Optuna study: how many candidates, and the limit they must keep.
+    """How the front is searched, how many candidates are measured, and the limits they must keep.
 
-    `latency_limit` is milliseconds (`2.5ms`) or a multiple of the reference's latency (`0.8x`).
+    `strategy` is `frontier` (few measurements, by a model of the device's latency) or a sampler of
+    Optuna: `nsga2` (the paper's), `nsga3`, `tpe`, `random`. `evaluations` is the most candidates
+    that are measured, `batch_size` how many at a time. With `min_gain` the search stops earlier,
+    when a measurement brings less hypervolume than this share of it all, on the average over 30.
+
+    `population` and the probabilities are of `nsga2` and `nsga3`: of crossing two parents, of
+    taking a stage from the second one, and of drawing a stage anew (null: one of them a candidate).
+
+    `latency_limit` is milliseconds (`2.5ms`) or a multiple of the reference's latency (`0.8x`);
+    `params_limit` and `macs_limit` are numbers, or multiples likewise.
     """
 
+    strategy: Literal["frontier", "nsga2", "nsga3", "tpe", "random"] = "frontier"
     evaluations: PositiveInt = 200
-    population: Annotated[int, Field(ge=2)] = 24
     batch_size: PositiveInt = 12
+    min_gain: PositiveFloat | None = None
+    population: Annotated[int, Field(ge=2)] = 24
+    crossover_probability: Annotated[float, Field(ge=0, le=1)] = 0.9
+    swapping_probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+    mutation_probability: Annotated[float, Field(ge=0, le=1)] | None = None
     latency_limit: str | None = None
+    params_limit: PositiveInt | str | None = None
+    macs_limit: PositiveInt | str | None = None
 
     @field_validator("latency_limit", mode="before")
     @classmethod
@@ -302,12 +318,39 @@ class SearchConfig(_Section):
             )
         return limit
 
+    @field_validator("params_limit", "macs_limit", mode="before")
+    @classmethod
+    def _known_limit_is_positive(cls, limit: Any) -> Any:
+        match = _LIMIT.fullmatch(limit) if isinstance(limit, str) else None
+        if isinstance(limit, str) and (match is None or match[2] != "x" or float(match[1]) == 0):
+            raise ValueError(
+                "must be a whole number such as 2500000, or a multiple of the reference's own such "
+                "as '0.5x', greater than 0"
+            )
+        return limit
+
     def latency_limit_ms(self, reference_ms: float) -> float | None:
         """The limit in milliseconds, given the reference's own latency."""
         match = _LIMIT.fullmatch(self.latency_limit or "")
         if match is None:
             return None
         return float(match[1]) * (reference_ms if match[2] == "x" else 1)
+
+    def known_limit(self, name: Literal["params", "macs"], reference: int) -> float | None:
+        """The limit on params or MACs, given the reference's own."""
+        limit = {"params": self.params_limit, "macs": self.macs_limit}[name]
+        return float(limit[:-1]) * reference if isinstance(limit, str) else limit
+
+    @model_validator(mode="after")
+    def _evaluations_fill_a_population(self) -> "SearchConfig":
+        genetic = self.strategy in ("nsga2", "nsga3")
+        if genetic and self.evaluations < self.population:
+            raise ValueError(
+                f"must have at least as many evaluations as its population, but has "
+                f"{self.evaluations} with a population of {self.population}; raise the one or "
+                "lower the other"
+            )
+        return self
 
 
 class FinetuneConfig(FinetuneRecipe):
@@ -372,16 +415,6 @@ class RunConfig(_Section):
     finetune: FinetuneConfig = FinetuneConfig()
     device: DeviceConfig = DeviceConfig()
     cluster: ClusterConfig = ClusterConfig()
-
-    @model_validator(mode="after")
-    def _search_fills_a_population(self) -> "RunConfig":
-        if self.search.evaluations < self.search.population:
-            raise ValueError(
-                f"search.evaluations must be at least search.population, but is "
-                f"{self.search.evaluations} with a population of {self.search.population}; "
-                "raise the one or lower the other"
-            )
-        return self
 
     @model_validator(mode="after")
     def _networks_find_their_workers(self) -> "RunConfig":

@@ -45,7 +45,7 @@ def render(results: Results) -> str:
             "Each point is a network; hover for its blocks. Predictions rank the candidates: they "
             "are of the accuracy after the predictor's short finetuning. Finetuned networks are "
             "trained longer and measured on the whole validation set. Brackets behind predictions "
-            "are 95% prediction intervals.",
+            "are 95% prediction intervals." + _search_text(results),
             _plot(_front_figure(results), 520),
         ),
         _section("The front", "Fastest first. Files are beside this page.", _front_table(results)),
@@ -87,6 +87,26 @@ def _tiles(results: Results) -> str:
         )
     cells = (f'<div class="tile"><b>{big}</b><span>{small}</span></div>' for big, small in tiles)
     return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def _search_text(results: Results) -> str:
+    search = results.search
+    failed = search.candidates - search.measured_architectures
+    text = f" {search.measured_architectures} candidates measured by {search.strategy}"
+    text += f", {failed} failed." if failed else "."
+    if (rated := search.yardstick) is None:
+        return text
+    if rated.hypervolume_share is not None:
+        text += (
+            f" Their front has {rated.hypervolume_share:.1%} of the hypervolume of the exact front "
+            "of an additive latency model"
+        )
+        text += (
+            f" ({rated.bound_share:.1%} of its bound)."
+            if rated.bound_share != rated.hypervolume_share
+            else "."
+        )
+    return f"{text} That model is off the measured latencies by {rated.error_percent:.1f}%."
 
 
 def _front_figure(results: Results) -> go.Figure:

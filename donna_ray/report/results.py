@@ -19,6 +19,7 @@ __all__ = [
     "Results",
     "Sample",
     "Search",
+    "Yardstick",
 ]
 
 SCHEMA_VERSION = 1
@@ -153,12 +154,32 @@ class Predictor(_Part):
     architectures: list[Sample]
 
 
-class Search(_Part):
-    """All candidates as (latency in ms, predicted accuracy)."""
+class Yardstick(_Part):
+    """The search's front against the exact front of a latency model that adds up.
 
+    `hypervolume_share`: of that front, or `bound_share` of one that no architecture is beyond by
+    the model; null where no architecture is within the limits. `error_percent` and `kendall_tau`:
+    of the model, at measurements left out of its fit; tau is null where all are equal.
+    """
+
+    hypervolume_share: float | None
+    bound_share: float | None
+    exact_front: int
+    error_percent: float
+    kendall_tau: float | None
+
+
+class Search(_Part):
+    """All measured candidates as (latency in ms, predicted accuracy).
+
+    `candidates`: with those that could not be measured; `yardstick`: null with fewer than 5.
+    """
+
+    strategy: str
     candidates: int
     measured_architectures: int
     points: list[tuple[float, float]]
+    yardstick: Yardstick | None
 
 
 class FrontPoint(_Part):

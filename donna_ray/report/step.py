@@ -20,6 +20,7 @@ __all__ = ["report_step"]
 
 _PACKAGES = ("donna-ray", "ray", "torch", "timm", "optuna", "onnx", "onnxruntime", "numpy")
 _SAMPLE = ("id", "predicted", "predicted_low", "predicted_high", "accuracy")
+_SEARCH = ("strategy", "candidates", "measured_architectures", "points", "yardstick")
 _LATENCY = ("median_ms", "p20_ms", "p90_ms", "n", "ci_percent")
 
 
@@ -53,9 +54,7 @@ def _results(run: Run, done: dict[str, Artifact]) -> Results:
             "reference": _reference(run, done["reference"].result, latency),
             "library": _library(done),
             "predictor": _predictor(done["predictor"].result),
-            "search": {
-                name: search[name] for name in ("candidates", "measured_architectures", "points")
-            },
+            "search": {name: search[name] for name in _SEARCH},
             "front": _front(run, done),
             "cost": {
                 name: {

@@ -16,7 +16,6 @@ SMALL = {
     "library.pack_size": 32,
     "predictor.samples": 6,
     "search.evaluations": 24,
-    "search.population": 8,
     "finetune.epochs": 1,
     "finetune.networks": 1,
     "cluster.workers": 1,

@@ -27,7 +27,10 @@ def test_results_follow_the_schema(finished: Path) -> None:
     results = Results.model_validate(results_of(finished))
     assert [len(stage.blocks) for stage in results.library.stages] == [4, 4, 4]
     assert set(results.cost) == {"reference", "library", "predictor", "search", "finetune"}
-    assert results.search.candidates == 20
+    assert results.search.candidates == results.search.measured_architectures == 20
+    assert results.search.strategy == "frontier"
+    assert results.search.yardstick is not None
+    assert 0.5 < (results.search.yardstick.hypervolume_share or 0) < 1.5
     assert all(0 <= point.predicted_accuracy <= 1.2 for point in results.front)
     assert not results.device.simulated
 

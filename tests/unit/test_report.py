@@ -85,7 +85,19 @@ def results(*, simulated: bool = False, text: str = "plain") -> Results:
                 "quality": {"predictor": QUALITY, text: QUALITY},
                 "architectures": [SAMPLE],
             },
-            "search": {"candidates": 2, "measured_architectures": 2, "points": [(1.0, 0.5)]},
+            "search": {
+                "strategy": "frontier",
+                "candidates": 3,
+                "measured_architectures": 2,
+                "points": [(1.0, 0.5)],
+                "yardstick": {
+                    "hypervolume_share": 0.987,
+                    "bound_share": 0.95,
+                    "exact_front": 7,
+                    "error_percent": 2.5,
+                    "kendall_tau": 0.9,
+                },
+            },
             "front": [point("fast", 1.0, None), point("good", 1.5, 0.875) | {"blocks": [text]}],
             "cost": {"reference": {"seconds": 1.0, "image_passes": 12, "reused": False}},
         }
@@ -115,6 +127,14 @@ def test_page_tells_how_far_to_trust_predictions() -> None:
     assert "62.50%<br>[50.00%, 75.00%]" in page
     assert "0.25 [-0.50, 0.50]" in page
     assert ">1.00%<" in page  # the root of a mean squared error of 0.0001
+
+
+def test_page_tells_how_near_the_search_came() -> None:
+    page = render(results())
+    assert "2 candidates measured by frontier, 1 failed." in page
+    assert "98.7% of the hypervolume of the exact front" in page
+    assert "(95.0% of its bound)" in page
+    assert "off the measured latencies by 2.5%" in page
 
 
 def test_only_finetuned_networks_have_files() -> None:
