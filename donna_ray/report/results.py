@@ -18,11 +18,12 @@ __all__ = [
     "Reference",
     "Results",
     "Sample",
+    "Scenario",
     "Search",
     "Yardstick",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Shape = tuple[int, int, int]
 FeatureShape = tuple[int, int, int] | tuple[int, int]  # of a map, or (tokens, channels)
@@ -57,7 +58,6 @@ class Reference(_Part):
     model: str
     weights: str
     accuracy: float
-    latency: Latency
     params: int
     macs: int
     input: Shape
@@ -172,10 +172,11 @@ class Yardstick(_Part):
 class Search(_Part):
     """All measured candidates as (latency in ms, predicted accuracy).
 
-    `candidates`: with those that could not be measured; `yardstick`: null with fewer than 5.
+    `objectives`: minimised beside latency. `candidates`: with those that could not be measured; `yardstick`: null with fewer than 5.
     """
 
     strategy: str
+    objectives: list[str]
     candidates: int
     measured_architectures: int
     points: list[tuple[float, float]]
@@ -183,7 +184,7 @@ class Search(_Part):
 
 
 class FrontPoint(_Part):
-    """A network that no candidate beats in both objectives.
+    """A network that no candidate beats in all objectives.
 
     `predicted_low` and `predicted_high`: its 95% prediction interval. `accuracy`, `weights` and
     `onnx` are null where it was not finetuned; paths are relative to results.json.
@@ -202,6 +203,16 @@ class FrontPoint(_Part):
     onnx: str | None
 
 
+class Scenario(_Part):
+    """A device, its search and its front; `reference_latency` is the reference's own there."""
+
+    name: str
+    device: Device
+    reference_latency: Latency
+    search: Search
+    front: list[FrontPoint]
+
+
 class Cost(_Part):
     """What a step cost when it was computed.
 
@@ -217,15 +228,13 @@ class Cost(_Part):
 class Results(_Part):
     """results.json."""
 
-    version: Literal[1]
+    version: Literal[2]
     name: str
     seed: int
     data: str
     versions: dict[str, str]
-    device: Device
     reference: Reference
     library: Library
     predictor: Predictor
-    search: Search
-    front: list[FrontPoint]
+    scenarios: list[Scenario]
     cost: dict[str, Cost]

@@ -13,7 +13,7 @@ from donna_ray.predictor.model import Floats
 from donna_ray.search.frontier import Frontier
 from donna_ray.search.problem import SearchProblem
 from donna_ray.search.sampler import Sampled
-from donna_ray.search.study import Ledger, Outcome, failure_of
+from donna_ray.search.study import Ledger, Outcome, failure_of, maximised
 from donna_ray.space import Architecture
 
 __all__ = ["Search", "SearchSetup", "Strategy"]
@@ -72,7 +72,8 @@ class Search:
 
     def __init__(self, setup: SearchSetup) -> None:
         self.setup = setup
-        self.ledger = Ledger(setup.journal, setup.problem.space)
+        further = len(setup.config.objectives)
+        self.ledger = Ledger(setup.journal, setup.problem.space, further=further)
         self.broken: str | None = None
         self._strategy = _strategy(setup, self.ledger.trials)
         if isinstance(self._strategy, Sampled):
@@ -191,14 +192,15 @@ def _gain(values: Floats, limit: float | None) -> float:
     """Growth of the hypervolume by a measurement, over the last ones, in parts of it all.
 
     Args:
-        values: (n, 2), accuracy and latency, in the order of measurement.
+        values: (n, objectives), accuracy, latency and others, in the order of measurement.
         limit: on latency.
     """
-    corner = values.min(axis=0)[0], values.max(axis=0)[1]
+    maximise = maximised(values.shape[1])
+    corner = np.where(maximise, values.min(axis=0), values.max(axis=0))
     if limit is not None:
-        corner = corner[0], min(corner[1], limit)
+        corner[1] = min(corner[1], limit)
     volumes = [
-        moocore.hypervolume(rows, ref=corner, maximise=[True, False])
+        moocore.hypervolume(rows, ref=corner, maximise=maximise)
         for rows in (values[:-_GAIN_OVER], values)
     ]
     return float("inf") if not volumes[1] else (1 - volumes[0] / volumes[1]) / _GAIN_OVER

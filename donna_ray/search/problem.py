@@ -1,6 +1,6 @@
 """What is searched: a space, what is known of it without a device, and the limits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -45,12 +45,19 @@ class SearchProblem:
         accuracy: predicted, up.
         known: costs that need no device, by name (`macs`, `params`); features of the blocks too.
         latency_limit_ms: what a network may take at most; None for any.
+        objectives: known costs that are minimised beside latency.
     """
 
     space: SearchSpace
     accuracy: AccuracyModel
     known: Mapping[str, KnownCost] = field(default_factory=dict)
     latency_limit_ms: float | None = None
+    objectives: Sequence[str] = ()
+
+    def further(self, architectures: Indices) -> Floats:
+        """The objectives beside accuracy and latency, (n, len(objectives))."""
+        columns = [self.known[name].total(architectures) for name in self.objectives]
+        return np.array(columns).reshape(len(columns), len(architectures)).T
 
     @cached_property
     def features(self) -> BlockFeatures:

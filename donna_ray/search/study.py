@@ -25,20 +25,22 @@ __all__ = [
     "distributions",
     "failure_of",
     "front_of",
+    "maximised",
     "measured",
 ]
 
 _NAME = "donna"
-_MAXIMISE = (True, False)  # accuracy, latency
+_MAXIMISE = (True, False)  # accuracy, latency; any other objective is minimised too
 
 Outcome = Mapping[str, Any]
-"""Of one candidate: `values` (accuracy as a fraction, latency in ms) and `facts` (plain JSON, kept
-with it), or `failure`: why it could not be measured."""
+"""Of one candidate: `values` (accuracy as a fraction, latency in ms, further objectives) and
+`facts` (plain JSON, kept with it), or `failure`: why it could not be measured."""
 
 
-def measured(accuracy: float, latency: Mapping[str, Any]) -> Outcome:
+def measured(accuracy: float, latency: Mapping[str, Any], further: Sequence[float] = ()) -> Outcome:
     """The outcome of a candidate whose measurement (``cost.Latency``) is there."""
-    return {"values": [accuracy, latency["median_ms"]], "facts": {"latency": dict(latency)}}
+    values = [accuracy, latency["median_ms"], *further]
+    return {"values": values, "facts": {"latency": dict(latency)}}
 
 
 class Ledger:
@@ -59,9 +61,16 @@ class Ledger:
             it (a run folder has one holder).
         space: of the architectures.
         sampler: what the study is to hold; by default Optuna's own.
+        further: objectives beside accuracy and latency.
     """
 
-    def __init__(self, path: Path, space: SearchSpace, sampler: BaseSampler | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        space: SearchSpace,
+        sampler: BaseSampler | None = None,
+        further: int = 0,
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._journal = Journal(path)
         self._storage = JournalStorage(self._journal)
@@ -69,7 +78,7 @@ class Ledger:
             storage=self._storage,
             sampler=sampler,
             study_name=_NAME,
-            directions=["maximize" if up else "minimize" for up in _MAXIMISE],
+            directions=["maximize" if up else "minimize" for up in maximised(2 + further)],
             load_if_exists=True,
         )
         self._id = self._storage.get_study_id_from_name(_NAME)
@@ -211,15 +220,20 @@ def architecture_of(params: Mapping[str, Any]) -> Architecture:
     return tuple(params[f"stage{number}"] for number in range(len(params)))
 
 
-def front_of(points: Sequence[Sequence[float]], maximise: Sequence[bool] = _MAXIMISE) -> list[int]:
+def maximised(objectives: int) -> list[bool]:
+    """Whether each objective goes up: only the first one, accuracy, does."""
+    return [*_MAXIMISE, *[False] * (objectives - len(_MAXIMISE))]
+
+
+def front_of(points: Sequence[Sequence[float]]) -> list[int]:
     """Indices of the points that no other dominates, by the second objective; one of equal points.
 
     Args:
-        points: the objectives of each; at least one point.
-        maximise: whether each objective goes up.
+        points: the objectives of each (see ``maximised``); at least one point.
     """
     values = np.array(points, dtype=float)
-    chosen = moocore.is_nondominated(values, maximise=list(maximise), keep_weakly=False)
+    maximise = maximised(values.shape[1])
+    chosen = moocore.is_nondominated(values, maximise=maximise, keep_weakly=False)
     return sorted(np.flatnonzero(chosen).tolist(), key=lambda index: points[index][1])
 
 

@@ -2,11 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from ray import tune
 from ray.tune.search import Searcher
 
@@ -23,6 +25,7 @@ __all__ = [
     "EvaluateBatch",
     "Evaluator",
     "FarmEvaluator",
+    "SeveralSearches",
     "candidates_of",
     "evaluate_with_tune",
     "trainable_of",
@@ -30,7 +33,7 @@ __all__ = [
 
 # A trial mostly waits for the device, which may have taken every CPU: it must start all the same.
 _TRIAL_RESOURCES: dict[str, float] = {"cpu": 0, "memory": 512 * 2**20}
-_CONCURRENT_TRIALS = 2  # while one batch is measured the next is lowered
+_TRIALS_OF_ONE = 2  # while one batch is measured the next is lowered
 _TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # whose verbose=0 still prints a table
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study is the record
@@ -64,9 +67,11 @@ class FarmEvaluator:
         models = (self._lowering.model(space.specs(each)) for each in candidates)
         pending = [self._farm.submit(model) for model in models]
         accuracies = self._problem.accuracy.predict_all(candidates)
+        further = self._problem.further(np.array(candidates)).tolist()
+        latencies = self._farm.settle(pending)
         return [
-            {"failure": latency} if isinstance(latency, str) else measured(accuracy, latency)
-            for accuracy, latency in zip(accuracies, self._farm.settle(pending), strict=True)
+            {"failure": latency} if isinstance(latency, str) else measured(accuracy, latency, more)
+            for accuracy, latency, more in zip(accuracies, latencies, further, strict=True)
         ]
 
 
@@ -129,15 +134,60 @@ def candidates_of(config: dict[str, Any]) -> list[Architecture]:
     return [tuple(each) for each in json.loads(config["candidates"])]
 
 
+class SeveralSearches(Searcher):
+    """Drives searches by their names at once; each has its share of the trials.
+
+    A trial's configuration has the `search` that it is for as well.
+
+    Args:
+        searchers: by name.
+    """
+
+    def __init__(self, searchers: Mapping[str, BatchSearcher]) -> None:
+        super().__init__()
+        self._searchers = dict(searchers)
+        self._owners: dict[str, str] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """A batch of the search that has the fewest under way; see ``BatchSearcher.suggest``."""
+        under_way = Counter(self._owners.values())
+        proposals: list[Any] = []
+        for name in sorted(self._searchers, key=lambda each: under_way[each]):
+            if under_way[name] >= _TRIALS_OF_ONE:
+                proposals.append(None)
+                continue
+            proposal = self._searchers[name].suggest(trial_id)
+            if isinstance(proposal, dict):
+                self._owners[trial_id] = name
+                return {"search": name, **proposal}
+            proposals.append(proposal)
+        return Searcher.FINISHED if None not in proposals else None
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell the search that proposed it."""
+        self._searchers[self._owners.pop(trial_id)].on_trial_complete(trial_id, result, error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: each search is in its journal."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See ``save``."""
+
+
 class EvaluateBatch(tune.Trainable):
     """Evaluates one batch in one step. The actor is reused for the next batch."""
 
-    def setup(self, config: dict[str, Any], evaluator: Evaluator) -> None:  # type: ignore[override]
-        self._evaluator = evaluator
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], evaluators: Mapping[str, Evaluator]
+    ) -> None:
+        self._evaluators = evaluators
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._candidates = candidates_of(new_config)
+        self._evaluator = self._evaluators[new_config.get("search", "")]
         return True
 
     def step(self) -> dict[str, Any]:
@@ -151,31 +201,37 @@ class EvaluateBatch(tune.Trainable):
         """See ``save_checkpoint``."""
 
 
-def trainable_of(evaluator: Evaluator) -> Any:
-    """The trainable for a ``tune.Tuner`` whose trials evaluate with this evaluator."""
-    bound = tune.with_parameters(EvaluateBatch, evaluator=evaluator)
+def trainable_of(evaluators: Evaluator | Mapping[str, Evaluator]) -> Any:
+    """The trainable for a ``tune.Tuner`` whose trials evaluate with this evaluator.
+
+    Args:
+        evaluators: of a ``BatchSearcher``; of each name where they are ``SeveralSearches``.
+    """
+    named = evaluators if isinstance(evaluators, Mapping) else {"": evaluators}
+    bound = tune.with_parameters(EvaluateBatch, evaluators=named)
     return tune.with_resources(bound, _TRIAL_RESOURCES)
 
 
-def evaluate_with_tune(searcher: BatchSearcher, evaluator: Evaluator, storage: Path) -> None:
-    """Run Ray Tune until the searcher proposes nothing more.
+def evaluate_with_tune(
+    searchers: Mapping[str, BatchSearcher], evaluators: Mapping[str, Evaluator], storage: Path
+) -> None:
+    """Run Ray Tune until no searcher proposes anything more.
 
     Args:
-        searcher: proposes and is told.
-        evaluator: goes to every evaluating actor.
+        searchers: propose and are told, by name.
+        evaluators: of each; they go to every evaluating actor.
         storage: folder of Tune's own files.
 
     Raises:
-        DonnaError: a batch raised, all candidates fail, or the search was interrupted; what was
-            told is kept.
+        DonnaError: a batch raised, or the search was interrupted; what was told is kept.
     """
     with _environment(_TUNE_SETTINGS):
         results = tune.Tuner(
-            trainable_of(evaluator),
+            trainable_of(evaluators),
             tune_config=tune.TuneConfig(
-                search_alg=searcher,
+                search_alg=SeveralSearches(searchers),
                 num_samples=-1,
-                max_concurrent_trials=_CONCURRENT_TRIALS,
+                max_concurrent_trials=_TRIALS_OF_ONE * len(searchers),
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
@@ -187,23 +243,19 @@ def evaluate_with_tune(searcher: BatchSearcher, evaluator: Evaluator, storage: P
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
-    search = searcher.search
     if results.errors:
         raise DonnaError(
             "The search stopped because a batch of candidates failed. What is measured is kept: "
             f"the same command goes on. The cause:\n{results.errors[0]}"
         )
-    if search.broken:
-        raise DonnaError(
-            "The search stopped because many candidates in a row could not be measured; check the "
-            "device. What is measured is kept: the same command goes on. The last cause: "
-            f"{search.broken}"
-        )
-    if not search.finished:
-        raise DonnaError(
-            f"The search was stopped after {search.done} of {search.setup.config.evaluations} "
-            "candidates. They are kept: the same command goes on."
-        )
+    for name, searcher in searchers.items():
+        search = searcher.search
+        if not search.finished:
+            raise DonnaError(
+                f"The search {name!r} was stopped after {search.done} of "
+                f"{search.setup.config.evaluations} candidates. They are kept: the same command "
+                "goes on."
+            )
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def yardstick(
     Args:
         problem: what was searched.
         architectures: that were measured.
-        values: (n, 2), their accuracy and latency in ms.
+        values: (n, objectives), their accuracy, latency in ms and others, which do not count here.
 
     Returns:
         `hypervolume_share` (of the search's front, in parts of that of the model's exact front),
@@ -41,6 +41,7 @@ def yardstick(
     """
     if len(architectures) < _LEAST:
         return None
+    values = values[:, :2]
     latency = values[:, 1]
     surrogate = Surrogate(problem.features, pairs=False)
     surrogate.fit(np.array(architectures), latency)
