@@ -211,7 +211,7 @@ def cheap_config() -> SearchConfig:
 def tuned(law: SyntheticProblem, folder: Path) -> float:
     setup = SearchSetup(problem_of(law), cheap_config(), 0, folder / "tuned")
     started = time.perf_counter()
-    evaluate_with_tune(BatchSearcher(setup), Cheap(law), folder / "tune")
+    evaluate_with_tune({"": BatchSearcher(setup)}, {"": Cheap(law)}, folder / "tune")
     return CHEAP / (time.perf_counter() - started)
 
 
@@ -221,7 +221,7 @@ def overhead(law: SyntheticProblem, folder: Path) -> float:
     farm = ray.remote(Sleeping).options(max_concurrency=DEVICES, num_cpus=0).remote()
     ray.get(farm.measure.remote())
     searcher = BatchSearcher(SearchSetup(problem_of(law), config, 0, folder / "overhead"))
-    evaluate_with_tune(searcher, Devices(law, farm), folder / "tune")
+    evaluate_with_tune({"": searcher}, {"": Devices(law, farm)}, folder / "tune")
     trials = searcher.search.ledger.finished_and_running()
     wall = max(each.datetime_complete for each in trials) - min(
         each.datetime_start for each in trials

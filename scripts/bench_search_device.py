@@ -82,7 +82,7 @@ def _front(
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     farm = start_farm(DeviceConfig(), own / "measurements.sqlite")
     searcher = BatchSearcher(SearchSetup(problem, config, seed, own / "journal"))
-    evaluate_with_tune(searcher, FarmEvaluator(problem, lowering, farm), own / "tune")
+    evaluate_with_tune({"": searcher}, {"": FarmEvaluator(problem, lowering, farm)}, own / "tune")
     farm.close()
     ray.shutdown()
     measured = searcher.search.ledger.measured

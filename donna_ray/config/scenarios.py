@@ -176,6 +176,13 @@ class ScenarioConfig(Section):
     device: DeviceConfig | None = None
     search: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("name")
+    @classmethod
+    def _name_is_free(cls, name: str) -> str:
+        if name == "graphs":
+            raise ValueError("must not be that of another folder of the search; choose another")
+        return name
+
     def resolved(self, device: DeviceConfig, search: SearchConfig) -> Scenario:
         """With what it does not say.
 

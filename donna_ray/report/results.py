@@ -172,7 +172,8 @@ class Yardstick(_Part):
 class Search(_Part):
     """All measured candidates as (latency in ms, predicted accuracy).
 
-    `objectives`: minimised beside latency. `candidates`: with those that could not be measured; `yardstick`: null with fewer than 5.
+    `objectives`: minimised beside latency. `candidates`: with those that could not be measured;
+    `yardstick`: null with fewer than 5.
     """
 
     strategy: str

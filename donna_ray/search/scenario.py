@@ -135,8 +135,8 @@ def _front(
     if limit_ms is not None and min(latencies) > limit_ms:
         raise DonnaError(
             f"search.latency_limit of {name!r} must be feasible, but is {limit_ms:g} ms and the "
-            f"fastest of {len(candidates)} candidates takes {min(latencies):.4g} ms. Raise the limit to at "
-            "least that, or add cheaper blocks to the space."
+            f"fastest of {len(candidates)} candidates takes {min(latencies):.4g} ms. Raise the "
+            "limit to at least that, or add cheaper blocks to the space."
         )
     feasible = [
         each

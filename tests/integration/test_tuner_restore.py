@@ -69,7 +69,7 @@ def test_searcher_works_in_a_plain_tuner(one_ray: None, tmp_path: Path) -> None:
 
 def test_failed_candidates_do_not_stop_the_search(one_ray: None, tmp_path: Path) -> None:
     searcher = BatchSearcher(setup_on(tmp_path / "journal"))
-    evaluate_with_tune(searcher, Worker(), tmp_path / "tune")
+    evaluate_with_tune({"": searcher}, {"": Worker()}, tmp_path / "tune")
     ledger = searcher.search.ledger
     assert len(ledger.measured) + len(ledger.failed) == 18
     assert all(sum(each) % 2 for each in ledger.failed)
@@ -81,7 +81,7 @@ def test_batch_that_raises_stops_the_search_and_spoils_nothing(
 ) -> None:
     searcher = BatchSearcher(setup_on(tmp_path / "journal"))
     with pytest.raises(DonnaError, match=r"(?s)same command goes on.*no device"):
-        evaluate_with_tune(searcher, Worker(raises=True), tmp_path / "tune")
+        evaluate_with_tune({"": searcher}, {"": Worker(raises=True)}, tmp_path / "tune")
     assert not Search(setup_on(tmp_path / "journal")).ledger.failed
 
 

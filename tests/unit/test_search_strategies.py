@@ -248,7 +248,7 @@ def test_repeats_of_a_sampler_are_answered_from_what_is_measured(tmp_path: Path)
 
 def test_more_than_two_objectives_have_a_front() -> None:
     points = [(0.9, 2.0, 5.0), (0.9, 2.0, 4.0), (0.8, 1.0, 9.0), (0.7, 3.0, 9.0)]
-    assert front_of(points, (True, False, False)) == [2, 1]
+    assert front_of(points) == [2, 1]
 
 
 @pytest.mark.parametrize("count", [0, 4])
