@@ -194,8 +194,9 @@ class ScenarioConfig(Section):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(["search", *map(str, first["loc"])])
+            rule = first["msg"].removeprefix("Value error, ")
+            value = f" (it is {first['input']!r})" if first["loc"] else ""
             raise ValueError(
-                f"scenario {self.name!r} is not valid: {where}: {first['msg']}, with "
-                f"{first['input']!r}; correct it, or see `donna config schema`"
+                f"scenario {self.name!r} is not valid: {where} {rule}{value}; correct it"
             ) from None
         return Scenario(self.name, self.device or device, whole)

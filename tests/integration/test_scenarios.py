@@ -27,7 +27,7 @@ def with_scenarios(run: Path, *scenarios: dict[str, Any], **finetune: Any) -> Pa
 
 
 def test_each_scenario_has_its_front(one_ray: None, copy_of_finished: Path) -> None:
-    small = {"strategy": "nsga3", "evaluations": 16, "objectives": ["params"]}
+    small = {"strategy": "nsga3", "evaluations": 16, "population": 8, "objectives": ["params"]}
     file = with_scenarios(
         copy_of_finished,
         {"name": "phone", "device": PHONE},
