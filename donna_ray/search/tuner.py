@@ -35,7 +35,6 @@ _TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # whose verbose=0 still prints a table
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study is the record
     "TUNE_GLOBAL_CHECKPOINT_S": "60",
-    "TUNE_RESULT_BUFFER_LENGTH": "0",
 }
 
 
