@@ -1,6 +1,7 @@
 """Ray Tune around a search: a Searcher that proposes batches, a Trainable that evaluates them."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -168,7 +169,7 @@ def evaluate_with_tune(searcher: BatchSearcher, evaluator: Evaluator, storage: P
         DonnaError: a batch raised, all candidates fail, or the search was interrupted; what was
             told is kept.
     """
-    with _environment(_TUNE_SETTINGS):
+    with _environment(_TUNE_SETTINGS), _quiet("ray.tune.analysis.experiment_analysis"):
         results = tune.Tuner(
             trainable_of(evaluator),
             tune_config=tune.TuneConfig(
@@ -203,6 +204,18 @@ def evaluate_with_tune(searcher: BatchSearcher, evaluator: Evaluator, storage: P
             f"The search was stopped after {search.done} of {search.setup.config.evaluations} "
             "candidates. They are kept: the same command goes on."
         )
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Without a logger's warnings: Tune misses the loggers' files, which are off."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
