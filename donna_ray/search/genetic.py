@@ -32,6 +32,7 @@ class Generation:
         self._last, self._count = 0, 0
         self._seen = 0
         self._running: list[int] = []
+        self._repeated: set[int] = set()
 
     @property
     def number(self) -> int:
@@ -39,13 +40,23 @@ class Generation:
         return self._last + (self._count >= self._population)
 
     def update(self, trials: list[FrozenTrial]) -> None:
-        """Count those of all trials that are complete since the last time."""
-        looked_at = [*self._running, *range(self._seen, len(trials))]
+        """Count those of all trials that are complete since the last time.
+
+        It looks through none twice, but what runs.
+        """
+        new = [each for each in range(self._seen, len(trials)) if each not in self._repeated]
+        looked_at = [*self._running, *new]
         self._seen = len(trials)
+        self._repeated.clear()
         self._running = [each for each in looked_at if trials[each].state == TrialState.RUNNING]
         for number in looked_at:
             if trials[number].state == TrialState.COMPLETE:
                 self._count_one(trials[number].system_attrs.get(GENERATION, 0))
+
+    def repeat(self, trial: int) -> None:
+        """Count one trial that was complete as soon as it was made, with the number of the next."""
+        self._repeated.add(trial)
+        self._count_one(self.number)
 
     def _count_one(self, generation: int) -> None:
         if generation > self._last:

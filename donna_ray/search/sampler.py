@@ -64,8 +64,9 @@ class Sampled:
             architecture = self._draw(ledger, attributes)
             draws += 1
             if architecture in ledger.measured:
+                self._generation.repeat(ledger.trials)
                 ledger.repeat(architecture, attributes)
-                self._count(ledger)
+                self._tell_generation()
             elif not ledger.knows(architecture) and self._keeps_limits(architecture):
                 ledger.ask(architecture, attributes)
                 asked.append(architecture)
@@ -83,8 +84,12 @@ class Sampled:
         return architecture_of({name: int(params[name]) for name in self._distributions})
 
     def _count(self, ledger: Ledger) -> None:
-        if isinstance(self.sampler, GeneticSampler):
+        if self._is_genetic:
             self._generation.update(ledger.finished_and_running())
+            self._tell_generation()
+
+    def _tell_generation(self) -> None:
+        if isinstance(self.sampler, GeneticSampler):
             self.sampler.current = self._generation.number
 
     def _keeps_limits(self, architecture: Architecture) -> bool:

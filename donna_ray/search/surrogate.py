@@ -203,9 +203,9 @@ class Surrogate:
     def _parts(self, architectures: Indices) -> list[Floats]:
         """The matrices that the scales multiply: three a stage, that of work, that of pairs."""
         parts = [
-            table[np.ix_(column, column)]
+            part
             for blocks, column in zip(self._blocks, architectures.T, strict=True)
-            for table in (blocks.linear, blocks.smooth, blocks.same)
+            for part in blocks.parts(column)
         ]
         work, common = self._work(architectures), self._common(architectures)
         return [*parts, work @ work.T, common @ common.T]
@@ -262,25 +262,30 @@ class Surrogate:
 
 
 class _StageKernels:
-    """Covariances of the blocks of a stage, (choices, choices) each."""
+    """Covariances of the blocks of a stage."""
 
     def __init__(self, features: Floats, sizes: Floats) -> None:
-        count, width = features.shape
-        scaled = features / np.sqrt(max(width, 1))
-        products = scaled @ scaled.T
+        self._features = features / np.sqrt(max(features.shape[1], 1))
+        self._sizes = sizes
+        self._mix, self._mixed = np.zeros(3), np.zeros((len(sizes), len(sizes)))
+
+    def parts(self, choices: Indices) -> list[Floats]:
+        """Linear, smooth and same of some of them, (n, n) each."""
+        features, sizes = self._features[choices], self._sizes[choices]
+        products, grown = features @ features.T, np.outer(sizes, sizes)
         squares = products.diagonal()
         distances = np.maximum(squares[:, None] + squares - 2 * products, 0)
-        grown = np.outer(sizes, sizes)
-        self.linear = grown * products
-        self.smooth = grown * np.exp(-distances / 2)
-        self.same = np.diag(sizes**2)
-        self._mix, self._mixed = np.zeros(3), np.zeros((count, count))
+        same = choices[:, None] == choices
+        return [grown * products, grown * np.exp(-distances / 2), grown * same]
 
     def mixed(self, mix: Floats) -> Floats:
-        """Linear, smooth and same, each times its scale; kept until these change."""
+        """The sum of all three, each times its scale, (choices, choices)."""
         if not np.array_equal(mix, self._mix):
             self._mix = mix
-            self._mixed = mix[0] * self.linear + mix[1] * self.smooth + mix[2] * self.same
+            parts = self.parts(np.arange(len(self._sizes)))
+            self._mixed = sum(
+                (scale * part for scale, part in zip(mix, parts, strict=True)), np.zeros(())
+            )
         return self._mixed
 
 

@@ -1,6 +1,7 @@
 """Ray Tune around a search: a Searcher that proposes batches, a Trainable that evaluates them."""
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +39,6 @@ _TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # whose verbose=0 still prints a table
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study is the record
     "TUNE_GLOBAL_CHECKPOINT_S": "60",
-    "TUNE_RESULT_BUFFER_LENGTH": "0",
 }
 
 
@@ -225,7 +225,7 @@ def evaluate_with_tune(
     Raises:
         DonnaError: a batch raised, or the search was interrupted; what was told is kept.
     """
-    with _environment(_TUNE_SETTINGS):
+    with _environment(_TUNE_SETTINGS), _quiet("ray.tune.analysis.experiment_analysis"):
         results = tune.Tuner(
             trainable_of(evaluators),
             tune_config=tune.TuneConfig(
@@ -256,6 +256,18 @@ def evaluate_with_tune(
                 f"{search.setup.config.evaluations} candidates. They are kept: the same command "
                 "goes on."
             )
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Without a logger's warnings: Tune misses the loggers' files, which are off."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,12 @@ def test_each_scenario_has_its_front(one_ray: None, copy_of_finished: Path) -> N
     ]
     assert (phone.search.candidates, light.search.candidates) == (20, 16)
     assert light.search.objectives == ["params"]
-    params = [point.params for point in light.front]
-    latencies = [point.latency.median_ms for point in light.front]
-    assert min(params) < params[latencies.index(min(latencies))] or len(set(params)) == 1
+    rows = [(-p.predicted_accuracy, p.latency.median_ms, p.params) for p in light.front]
+    assert not [
+        (one, other)
+        for one, other in permutations(rows, 2)
+        if all(a <= b for a, b in zip(one, other, strict=True))
+    ]
     limit = board.reference_latency.median_ms
     assert all(point.latency.median_ms <= limit for point in board.front)
     for scenario in results.scenarios:
