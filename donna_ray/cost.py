@@ -2,17 +2,25 @@
 
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from device_farm import DeviceError, DeviceSpec, Farm, make_connector
+from device_farm import (
+    DeviceError,
+    DeviceLost,
+    DeviceSpec,
+    DeviceTimeout,
+    Farm,
+    ModelError,
+    make_connector,
+)
 from donna_ray.config import DeviceConfig
 from donna_ray.errors import ConfigError, DonnaError
 
-__all__ = ["Latency", "LatencyFarm", "check_device", "check_farm", "start_farm"]
+__all__ = ["Latency", "LatencyFarm", "check_device", "check_farm", "start_farm", "start_farms"]
 
 _DEVICE = "device"
 _LOOK_PAUSE_S = 2.0
@@ -44,24 +52,59 @@ def check_farm(config: DeviceConfig) -> None:
         _connect(config.farm)
 
 
-def start_farm(config: DeviceConfig, cache_path: Path, say: Callable[[str], None]) -> "LatencyFarm":
-    """The way to the device, on the Ray cluster that this process is connected to.
+def start_farm(
+    config: DeviceConfig, cache_path: Path, say: Callable[[str], None] = print
+) -> "LatencyFarm":
+    """The way to one device; see ``start_farms``."""
+    return start_farms({_DEVICE: config}, cache_path, say)[_DEVICE]
 
-    A device of its own is started; that of a served farm is waited for, which `say` is told.
+
+def start_farms(
+    devices: Mapping[str, DeviceConfig], cache_path: Path, say: Callable[[str], None] = print
+) -> dict[str, "LatencyFarm"]:
+    """The way to each device, by name, on the Ray cluster that this process is connected to.
+
+    Devices of their own are started, equal ones once. That of a served farm is waited for, which
+    `say` is told.
 
     Raises:
-        DonnaError: the device cannot be used, or the farm is not there.
+        DonnaError: a device cannot be used, or a served farm is not there.
     """
-    if config.farm is not None and config.name is not None:
-        farm = _connect(config.farm)
-        _await_device(farm, config.farm, config.name, say)
-        return LatencyFarm(farm, config.name, is_ours=False)
+    served = {
+        name: _join(config.farm, config.name, say)
+        for name, config in devices.items()
+        if config.farm is not None and config.name is not None
+    }
+    own = {name: config for name, config in devices.items() if name not in served}
+    return served | _start(own, cache_path)
+
+
+def _start(devices: Mapping[str, DeviceConfig], cache_path: Path) -> dict[str, "LatencyFarm"]:
+    """In one farm, so that none takes another's cores."""
+    if not devices:
+        return {}
     cache_path.parent.mkdir(parents=True, exist_ok=True)
-    spec = DeviceSpec(name=_DEVICE, connector=config.connector, settings=config.settings)
+    called: dict[str, str] = {}  # a device's configuration to the name that it goes by
+    for name, config in devices.items():
+        called.setdefault(config.model_dump_json(), name)
+    specs = [
+        DeviceSpec(name=name, connector=devices[name].connector, settings=devices[name].settings)
+        for name in called.values()
+    ]
     try:
-        return LatencyFarm(Farm.start([spec], cache_path), _DEVICE, is_ours=True)
+        farm = Farm.start(specs, cache_path)
     except _UNUSABLE as error:
         raise DonnaError(f"The device cannot be used: {error}") from error
+    return {
+        name: LatencyFarm(farm, called[config.model_dump_json()], is_ours=True)
+        for name, config in devices.items()
+    }
+
+
+def _join(farm_name: str, name: str, say: Callable[[str], None]) -> "LatencyFarm":
+    farm = _connect(farm_name)
+    _await_device(farm, farm_name, name, say)
+    return LatencyFarm(farm, name, is_ours=False)
 
 
 def _connect(name: str) -> Farm:
@@ -127,6 +170,25 @@ class LatencyFarm:
             raise DonnaError(f"The device farm stopped while it measured: {error}") from error
         self._asked.difference_update(references)
         return latencies
+
+    def settle(self, references: Sequence[Any]) -> list[Latency | str]:
+        """Like ``wait``, but why a model could not be measured in place of its measurement.
+
+        Raises:
+            DonnaError: no device can measure, whatever the model.
+        """
+        ray.wait(list(references), num_returns=len(references))
+        self._asked.difference_update(references)
+        return [self._settled(reference) for reference in references]
+
+    def _settled(self, reference: Any) -> Latency | str:
+        try:
+            return self.wait([reference])[0]
+        except DonnaError as error:
+            cause = getattr(error.__cause__, "cause", None)
+            if isinstance(cause, ModelError | DeviceLost | DeviceTimeout):
+                return f"{type(cause).__name__}: {cause}"
+            raise
 
     def close(self) -> None:
         """Stop the farm's actors; a served farm goes on, without what was not waited for."""

@@ -46,7 +46,8 @@ def check(config: RunConfig) -> None:
     Raises:
         ConfigError: with the key, the value and the remedy.
     """
-    check_device(config.device)
+    for scenario in config.all_scenarios():
+        check_device(scenario.device)
     check_data(config.data)
     check_features(config)
     register_modules(config.space.modules)
@@ -60,10 +61,15 @@ def run_steps(run: Run, last: str = "report") -> Artifact:
     """Run the steps up to `last` and return its artifact; what is finished is reused."""
     check(run.config)
     if list(STEPS).index(last) >= list(STEPS).index("search"):
-        run.ray.on_join = lambda: check_farm(run.config.device)
+        run.ray.on_join = lambda: _check_farms(run.config)
     done: Done = {}
     for name, step in STEPS.items():
         done[name] = step(run, done)
         if name == last:
             break
     return done[last]
+
+
+def _check_farms(config: RunConfig) -> None:
+    for scenario in config.all_scenarios():
+        check_farm(scenario.device)
