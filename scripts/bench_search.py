@@ -7,8 +7,8 @@ front, the median of 5 seeds. Prints a table and, last, one JSON line.
 frontier_hv_260   by `frontier` after 260 measurements; likewise 500
 nsga2_hv_1000     by Optuna's NSGA-II with a population of 50; likewise 500 and 3000
 pymoo_hv_1000     by pymoo's, likewise
-device_overhead   time of a search by `frontier` over that of 4 devices that take 0.2 s each and never
-                  wait, less 1; through Ray Tune, batches of 20; 0 is the floor
+device_overhead   time of a search by `frontier` over that of 4 devices that take 0.2 s each and
+                  never wait, less 1; through Ray Tune, batches of 20; 0 is the floor
 tune_candidates_per_s       by `nsga2` through Ray Tune at no cost, batches of 50
 inprocess_candidates_per_s  the same without Ray
 tune_fixed_s                Tune's start and end, which the two figures above leave out: they are
