@@ -33,6 +33,9 @@ bench: $(INSTALLED)
 	$(BIN)/python scripts/bench_samples.py
 	$(BIN)/python scripts/bench_farm.py
 	$(BIN)/python scripts/bench_search.py
+	$(BIN)/python scripts/bench_cluster.py
+	$(BIN)/python scripts/bench_plan.py
+	$(BIN)/python scripts/simulate_scale.py
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -100,6 +100,11 @@ class Artifact:
     reused: bool = field(default=False, compare=False)
 
     @property
+    def root(self) -> Path:
+        """The run folder."""
+        return self.path.parents[len(Path(self.step).parts)]
+
+    @property
     def digest(self) -> str:
         """Digest of the result, for the keys of the steps after this one.
 

@@ -1,7 +1,5 @@
 """The state of trainings under way, kept after every epoch: a death costs an epoch at most."""
 
-from pathlib import Path
-
 from donna_ray.records import RecordStore
 from donna_ray.trainer import Trainer
 
@@ -14,11 +12,11 @@ class Checkpoints:
     The last two epochs are kept, so that one is intact whenever the process dies.
 
     Args:
-        folder: of nothing else.
+        store: of nothing else.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._store = RecordStore(folder)
+    def __init__(self, store: RecordStore) -> None:
+        self._store = store
 
     def save(self, key: str, trainer: Trainer) -> None:
         """Keep the state of a training under a key."""

@@ -12,7 +12,9 @@ from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.errors import ConfigError, DonnaError, MissingArtifactError, RunLockedError
 from donna_ray.export_cli import export
 from donna_ray.library_cli import app as library_app
+from donna_ray.plan_cli import plan
 from donna_ray.predictor_cli import app as predictor_app
+from donna_ray.run_folder import run_folder
 
 __all__ = ["app", "main"]
 
@@ -26,6 +28,7 @@ app.add_typer(config_app, name="config")
 space_app = typer.Typer(no_args_is_help=True, help="The networks that a search chooses from.")
 app.add_typer(space_app, name="space")
 app.command()(export)
+app.command()(plan)
 
 _STEPS = {
     "reference": "The teacher: a timm model, cut into stem, stages and head.",
@@ -113,6 +116,20 @@ def show_space(
 
 
 @config_app.command()
+def check(config: ConfigArgument, overrides: SetOption = None) -> None:
+    """Check all of a configuration that can be without the data: values, device, model, blocks."""
+    _, loaded = _configuration(config, overrides)
+
+    from donna_ray.cost import check_device
+    from donna_ray.overview import space_facts
+
+    for scenario in loaded.all_scenarios():
+        check_device(scenario.device)
+    facts = space_facts(loaded)
+    print(f"{config} can be run: {facts['blocks']} blocks, {facts['size']:.3g} networks.")
+
+
+@config_app.command()
 def schema() -> None:
     """Print the JSON schema of a configuration."""
     print(json.dumps(RunConfig.model_json_schema(), indent=2))
@@ -170,12 +187,12 @@ def _run(
     only: str | None = None,
 ) -> None:
     folder, config = _configuration(path, overrides)
-    out = out or folder or Path("runs") / config.name
+    root = run_folder(config, out or folder)
 
     from donna_ray.pipeline import run_steps
     from donna_ray.run import Run
 
-    with Run(config, out, only=only, fresh=fresh) as run:
+    with Run(config, root, only=only, fresh=fresh) as run:
         run_steps(run, only or "report")
 
 

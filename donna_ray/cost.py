@@ -3,6 +3,7 @@
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from device_farm import (
     make_connector,
 )
 from donna_ray.config import DeviceConfig
+from donna_ray.demand import demanded
 from donna_ray.errors import ConfigError, DonnaError
 
 __all__ = ["Latency", "LatencyFarm", "check_device", "check_farm", "start_farm", "start_farms"]
@@ -64,12 +66,24 @@ def start_farms(
 ) -> dict[str, "LatencyFarm"]:
     """The way to each device, by name, on the Ray cluster that this process is connected to.
 
-    Devices of their own are started, equal ones once. That of a served farm is waited for, which
-    `say` is told.
+    Devices of their own are started, equal ones once. That of a served farm is waited for, as is a
+    node with what `device.resources` names, which `say` is told.
 
     Raises:
         DonnaError: a device cannot be used, or a served farm is not there.
     """
+    with ExitStack() as stack:
+        stack.enter_context(demanded([each.resources for each in devices.values()], say))
+        farms = _all_of(devices, cache_path, say)
+        at_end = stack.pop_all()
+    for farm in farms.values():
+        farm.at_end = at_end
+    return farms
+
+
+def _all_of(
+    devices: Mapping[str, DeviceConfig], cache_path: Path, say: Callable[[str], None]
+) -> dict[str, "LatencyFarm"]:
     served = {
         name: _join(config.farm, config.name, say)
         for name, config in devices.items()
@@ -146,9 +160,11 @@ class LatencyFarm:
     def __init__(self, farm: Farm, device: str, *, is_ours: bool) -> None:
         self._farm, self._device, self._is_ours = farm, device, is_ours
         self._asked: set[Any] = set()
+        self.at_end = ExitStack()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_asked": set()}  # a copy gives up only what it asked for itself
+        """A copy gives up only what it asked for itself, and ends nothing else."""
+        return {**self.__dict__, "_asked": set(), "at_end": ExitStack()}
 
     def submit(self, model: bytes) -> Any:
         """Queue an ONNX model for the device; a reference for ``wait``."""
@@ -192,8 +208,9 @@ class LatencyFarm:
 
     def close(self) -> None:
         """Stop the farm's actors; a served farm goes on, without what was not waited for."""
-        if self._is_ours:
-            self._farm.close()
-            return
-        for reference in self._asked:
-            ray.cancel(reference)
+        with self.at_end:
+            if self._is_ours:
+                self._farm.close()
+                return
+            for reference in self._asked:
+                ray.cancel(reference)

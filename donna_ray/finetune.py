@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from donna_ray.records import RecordStore
 from donna_ray.reference import load_reference
 from donna_ray.run import Run
 from donna_ray.space import Architecture, BlockSpec, SearchSpace
+from donna_ray.storage import folder_in
 from donna_ray.trainer import Trainer, calibrating, recalibrate
 from donna_ray.training import Loss, accuracy, device_of, network_input
 from donna_ray.workers import Unit, spread
@@ -39,12 +41,14 @@ __all__ = [
     "finetune",
     "finetune_step",
     "jobs_of",
+    "network_files",
     "network_store",
     "spread_over",
     "within_budgets",
 ]
 
 _CHECKED_IMAGES = 16
+_NETWORKS = "networks"
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,13 @@ class FinetuneJob:
 
 def network_store(run: Run) -> RecordStore:
     """Where a run keeps its finetuned networks: record, weights and, beside them, ONNX."""
-    return RecordStore(run.root / "networks")
+    return RecordStore(folder_in(run.shared.place, _NETWORKS))
+
+
+def network_files(run: Run, jobs: Sequence[FinetuneJob]) -> list[Path]:
+    """The files of finetuned networks, in the run folder."""
+    store, folder = network_store(run), run.root / _NETWORKS
+    return [path for job in jobs for path in store.fetch(job.key, folder)]
 
 
 def jobs_of(
@@ -114,7 +124,7 @@ def finetune(
     store = network_store(run)
     missing = [job for job in jobs if store.get(job.key) is None]
     leftover = {job.key for job in jobs} - {job.key for job in missing}
-    Checkpoints(store.root / "unfinished").remove(*leftover)
+    Checkpoints(store.within("unfinished")).remove(*leftover)
     run.say(f"  {len(jobs) - len(missing)} of {len(jobs)} networks are finetuned already")
     blocks = library_store(run)
     work = _FinetuneNetwork(run.config, reference, recipe, blocks, store)
@@ -141,7 +151,6 @@ def finetune_step(run: Run, reference: Artifact, library: Artifact, search: Arti
         records = finetune(run, "finetune", reference, jobs, recipe)
         for record in records:
             check_onnx_error(record["onnx_error"])
-        store = network_store(run)
         networks = {
             job.architecture_id: {
                 "key": job.key,
@@ -154,8 +163,7 @@ def finetune_step(run: Run, reference: Artifact, library: Artifact, search: Arti
             for job, record in zip(jobs, records, strict=True)
         }
         passes = sum(record["cost"]["image_passes"] for record in records)
-        files = [path for job in jobs for path in store.paths(job.key)]
-        return {"networks": networks, "cost": {"image_passes": passes}}, files
+        return {"networks": networks, "cost": {"image_passes": passes}}, network_files(run, jobs)
 
     return run.step("finetune", inputs, compute)
 
@@ -234,7 +242,7 @@ class _FinetuneNetwork:
     ) -> None:
         self._config, self._artifact, self._recipe = config, reference, recipe
         self._blocks, self._store = blocks, store
-        self._checkpoints = Checkpoints(store.root / "unfinished")
+        self._checkpoints = Checkpoints(store.within("unfinished"))
 
     def __call__(self, job: FinetuneJob) -> dict[str, Any]:
         reference, data = self._loaded

@@ -15,12 +15,12 @@ from donna_ray.run import Run
 from donna_ray.space import BlockSpec, SearchSpace, check_space, record_id
 from donna_ray.students import BlockJob
 
-__all__ = ["library_step", "library_store"]
+__all__ = ["library_jobs", "library_step", "library_store"]
 
 
 def library_store(run: Run) -> RecordStore:
     """Where a run's distilled blocks are: `library.store`, or a folder of the run."""
-    return block_store(run.root, run.config.library.store)
+    return block_store(run.shared.place, run.config.library.store)
 
 
 def library_step(run: Run, reference: Artifact) -> Artifact:
@@ -35,7 +35,7 @@ def library_step(run: Run, reference: Artifact) -> Artifact:
     """
     space = space_of(run.config, reference)
     config = decided_precision(run, reference)
-    jobs = _jobs(config, reference, space)
+    jobs = library_jobs(config, reference, space)
     store, racing = library_store(run), config.library.racing
     inputs = {
         "blocks": [[job.key for job in stage] for stage in jobs],
@@ -65,7 +65,10 @@ def library_step(run: Run, reference: Artifact) -> Artifact:
     return run.step("library", inputs, compute, intact)
 
 
-def _jobs(config: RunConfig, reference: Artifact, space: SearchSpace) -> list[list[BlockJob]]:
+def library_jobs(
+    config: RunConfig, reference: Artifact, space: SearchSpace
+) -> list[list[BlockJob]]:
+    """One job a block, a list a stage; the configuration has its precision decided."""
     common = {
         "reference": reference.digest,
         "data": config.data.model_dump(exclude={"loader_workers", "download"}),

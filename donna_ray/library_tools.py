@@ -52,7 +52,8 @@ def library_of(place: str) -> Library:
     if not (folder / "config.yaml").is_file():
         return Library(RecordStore(folder))
     config = load_config(folder / "config.yaml")
-    return Library(block_store(folder, config.library.store), folder, config)
+    store = block_store(config.cluster.place_of(folder), config.library.store)
+    return Library(store, folder, config)
 
 
 def blocks_of(store: RecordStore, stage: int | None = None) -> list[Facts]:

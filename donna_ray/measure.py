@@ -12,6 +12,7 @@ from donna_ray.network import StagedNetwork
 from donna_ray.precision import measured_precision
 from donna_ray.reference import load_reference
 from donna_ray.run import Run
+from donna_ray.shared import SharedFolder
 from donna_ray.training import Precision
 from donna_ray.workers import task_resources
 
@@ -32,22 +33,24 @@ def settled_precision(run: Run, reference: Artifact) -> Precision:
 
 def on_worker(run: Run, reference: Artifact, function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function of the reference's network, on its device, and the arguments returns."""
-    run.ray.ensure()
+    run.connect()
     task = ray.remote(_with_network).options(**task_resources(run.config.cluster))
-    return ray.get(task.remote(run.config, reference, function, arguments))
+    return ray.get(task.remote(run.shared, run.config, reference, function, arguments))
 
 
 def worker_kind(config: RunConfig) -> dict[str, Any]:
     """What of the cluster decides such measurements."""
-    return config.cluster.model_dump(exclude={"workers", "retries"})
+    return config.cluster.model_dump(exclude={"workers", "retries", "storage"})
 
 
 def _with_network(
+    shared: SharedFolder,
     config: RunConfig,
     reference: Artifact,
     function: Callable[[StagedNetwork, Any], Any],
     arguments: tuple[Any, ...],
 ) -> Any:
+    shared.check()
     torch.set_num_threads(max(int(config.cluster.cpus_per_worker), 1))
     network, _ = load_reference(config, reference)
     if config.cluster.gpus_per_worker:

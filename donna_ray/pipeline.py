@@ -62,6 +62,8 @@ def run_steps(run: Run, last: str = "report") -> Artifact:
     check(run.config)
     if list(STEPS).index(last) >= list(STEPS).index("search"):
         run.ray.on_join = lambda: _check_farms(run.config)
+    if run.ray.joins():
+        run.connect()  # a cluster that cannot do it is to say so before the reference is trained
     done: Done = {}
     for name, step in STEPS.items():
         done[name] = step(run, done)

@@ -49,6 +49,11 @@ class RaySession:
         self._check_size()
         self.on_join()
 
+    @staticmethod
+    def joins() -> bool:
+        """Whether there is a cluster that is named, as in every Ray job."""
+        return "RAY_ADDRESS" in os.environ
+
     def close(self) -> None:
         """Leave the cluster; one that ``ensure`` started is stopped."""
         if self._ours:

@@ -33,7 +33,7 @@ from donna_ray.record_index import (
     stamp_of,
     unchanged,
 )
-from donna_ray.storage import FileFact, Storage, is_temporary
+from donna_ray.storage import FileFact, Storage, folder_in, is_temporary
 
 __all__ = ["PAUSED", "Record", "RecordStore", "block_store"]
 
@@ -64,10 +64,7 @@ class RecordStore:
 
     def within(self, folder: str) -> "RecordStore":
         """The store in a folder of this one."""
-        local = self._storage.local
-        return RecordStore(
-            f"{self._place.rstrip('/')}/{folder}" if local is None else local / folder
-        )
+        return RecordStore(folder_in(self._storage.local or self._place, folder))
 
     @property
     def url(self) -> str:
@@ -182,6 +179,19 @@ class RecordStore:
             )
         return tuple(root / f"{key}.{suffix}" for suffix in (_RECORD, *_sums(record)))
 
+    def fetch(self, key: str, folder: Path) -> tuple[Path, ...]:
+        """``paths`` of a key in a local folder: the store's own, or one to which it is copied.
+
+        Raises:
+            DonnaError: the record, or a file of it, is missing, torn or altered.
+        """
+        if self._storage.local is not None:
+            return self.paths(key)
+        record, copy = self._record(key) or {}, Storage(folder)
+        for suffix in (*_sums(record), _RECORD):
+            copy.write(f"{key}.{suffix}", self._storage.read(f"{key}.{suffix}") or b"")
+        return RecordStore(folder).paths(key)
+
     def records(self) -> dict[str, Record]:
         """Every intact record by key, in one listing.
 
@@ -276,9 +286,9 @@ class RecordStore:
         return f'"key": "{key}"'.encode() in (data or b"")
 
 
-def block_store(run_folder: Path, url: str | None) -> RecordStore:
-    """Where a run keeps its blocks: ``RUN/library/blocks``, or what ``library.store`` says."""
-    return RecordStore(url or run_folder / "library" / "blocks")
+def block_store(place: str | Path, url: str | None) -> RecordStore:
+    """Where a run keeps its blocks: `library/blocks` at its place, or what `library.store` says."""
+    return RecordStore(url or folder_in(place, "library/blocks"))
 
 
 def _check_names(key: str, suffixes: Iterable[str]) -> None:

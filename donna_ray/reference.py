@@ -4,6 +4,7 @@ Stem and head of every candidate are the reference's, and a stage's blocks learn
 reference's own stage (DONNA, section 3.1).
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.network import StagedNetwork, channel_sums
 from donna_ray.run import Run
 from donna_ray.space import SearchSpace, build_space, register_modules
+from donna_ray.storage import Storage, folder_in
 from donna_ray.timm_models import create_timm_model, preprocessing_of
 from donna_ray.training import accuracy, seeded, train
 
@@ -175,11 +177,24 @@ def load_reference(config: RunConfig, artifact: Artifact) -> tuple[StagedNetwork
     register_modules(config.space.modules)
     classes = artifact.result["classes"]
     reference, _ = build_reference(config, classes=classes, load_weights=False)
-    reference.load_state_dict(safetensors.torch.load((artifact.path / _WEIGHTS).read_bytes()))
-    variance = safetensors.torch.load((artifact.path / _VARIANCE).read_bytes())
+    reference.load_state_dict(safetensors.torch.load(_file(config, artifact, _WEIGHTS)))
+    variance = safetensors.torch.load(_file(config, artifact, _VARIANCE))
     reference.requires_grad_(False)
     reference.to(memory_format=torch.channels_last)
     return reference.eval(), [variance[str(n)] for n in range(len(reference.stages))]
+
+
+def _file(config: RunConfig, artifact: Artifact, name: str) -> bytes:
+    """A file of the reference, on a node that may not see the run folder."""
+    place = config.cluster.place_of(artifact.root)
+    folder = f"{artifact.step}/{artifact.path.name}"
+    data = Storage(folder_in(place, folder)).read(name)
+    if data is None or hashlib.sha256(data).hexdigest() != artifact.files[f"{folder}/{name}"]:
+        raise DonnaError(
+            f"The reference's {name} must be intact in {place}/{folder}, but is missing, torn or "
+            "altered. Give the same command again: it makes what is missing."
+        )
+    return data
 
 
 def space_of(config: RunConfig, artifact: Artifact) -> SearchSpace:

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -15,8 +16,12 @@ from rich.console import Console
 from donna_ray.artifacts import Artifact, Files, StepFolder, write_atomic
 from donna_ray.config import RunConfig
 from donna_ray.errors import MissingArtifactError, RunLockedError
+from donna_ray.mirror import Mirror
 from donna_ray.progress import Progress
 from donna_ray.ray_session import RaySession
+from donna_ray.records import RecordStore
+from donna_ray.shared import MARK, SharedFolder, check_nodes
+from donna_ray.storage import folder_in
 
 __all__ = ["Run"]
 
@@ -25,6 +30,7 @@ Compute = Callable[[StepFolder], tuple[dict[str, Any], Files]]
 
 _OWN = ("reference", "library", "predictor", "search", "finetune", "ray", "networks")
 _OWN_FILES = ("results.json", "report.html", "config.yaml")
+_RECORDS = ("networks", "networks/unfinished", "library/blocks", "library/blocks/paused")
 
 
 class Run:
@@ -44,6 +50,11 @@ class Run:
         self.root = root.expanduser().resolve()
         self.console = Console(stderr=True, highlight=False)
         self.ray = RaySession(config.cluster)
+        self.shared = SharedFolder(config.cluster.place_of(self.root))
+        place = self.shared.place
+        self._mirror = Mirror(self.root, place) if isinstance(place, str) else None
+        self._open = ExitStack()
+        self._nodes_are_checked = False
         self._only, self._fresh = only, fresh
         self._lock: IO[str] | None = None
 
@@ -52,7 +63,14 @@ class Run:
         self._lock = _locked(self.root / ".lock")
         if self._fresh:
             _forget(self.root)
+            self._forget_records()
+        elif self._mirror is not None:
+            self._mirror.pull()
+            self._mirror.push()  # what a command that was killed had made
         shutil.rmtree(self.root / "ray", ignore_errors=True)  # of a process that was killed
+        for left in self.root.glob(f"{MARK}*"):
+            left.unlink(missing_ok=True)
+        self._open.enter_context(self.shared.marked())
         return self
 
     def __exit__(
@@ -61,11 +79,27 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.ray.close()
-        if error is None:
-            shutil.rmtree(self.root / "ray", ignore_errors=True)
-        if self._lock is not None:
-            self._lock.close()
+        try:
+            self.ray.close()
+            if error is None:
+                shutil.rmtree(self.root / "ray", ignore_errors=True)
+            self._copy()
+            self._open.close()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+
+    def connect(self) -> None:
+        """Be connected to Ray, on a cluster whose nodes all see what they must.
+
+        Raises:
+            DonnaError: the cluster does not answer, is too small, or has a node that does not see
+                the run's folder.
+        """
+        self.ray.ensure()
+        if not self._nodes_are_checked:
+            check_nodes(self.shared)
+            self._nodes_are_checked = True
 
     def step(
         self,
@@ -102,6 +136,7 @@ class Run:
         started = time.perf_counter()
         result, files = compute(folder)
         artifact = folder.commit(result, files, time.perf_counter() - started)
+        self._copy()
         self.say(f"{name:<10} done in {artifact.seconds:.1f} s")
         return artifact
 
@@ -120,7 +155,20 @@ class Run:
 
     def relative(self, path: Any) -> str:
         """A path of the run folder as a person would write it."""
-        return os.path.relpath(path)
+        near = Path(path).is_relative_to(Path.cwd())
+        return os.path.relpath(path) if near else str(path)
+
+    def _copy(self) -> None:
+        if self._mirror is not None:
+            self._mirror.push()
+
+    def _forget_records(self) -> None:
+        """Those at a URL; a store that `library.store` names is not the run's own."""
+        if self._mirror is None:
+            return
+        for folder in _RECORDS:
+            store = RecordStore(folder_in(self.shared.place, folder))
+            store.remove(store.records())
 
 
 def _locked(path: Path) -> IO[str]:

@@ -31,7 +31,7 @@ from fsspec.implementations.local import LocalFileSystem
 from donna_ray.artifacts import file_sha256, write_atomic
 from donna_ray.errors import ConfigError, DonnaError
 
-__all__ = ["FileFact", "Storage", "is_temporary"]
+__all__ = ["FileFact", "Storage", "folder_in", "is_temporary"]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -64,6 +64,11 @@ class FileFact(NamedTuple):
 def is_temporary(name: str) -> bool:
     """A file of this name is one that a writer has not finished, or never will."""
     return _TEMPORARY.fullmatch(name) is not None
+
+
+def folder_in(place: str | Path, folder: str) -> str | Path:
+    """A folder within a place, which is a path or a URL."""
+    return place / folder if isinstance(place, Path) else f"{place.rstrip('/')}/{folder}"
 
 
 class Storage:

@@ -8,7 +8,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["print_blocks", "print_record", "print_reference", "print_space", "print_suggestions"]
+__all__ = [
+    "print_blocks",
+    "print_plan",
+    "print_record",
+    "print_reference",
+    "print_space",
+    "print_suggestions",
+]
 
 Facts = dict[str, Any]
 
@@ -40,6 +47,31 @@ def print_reference(facts: Facts) -> None:
     ]
     console.print(_table(columns, rows))
     console.print(f"head(stages(stem(x))) differs from the model by {facts['max_error']:.1e}")
+
+
+def print_plan(lines: Sequence[Facts]) -> None:
+    """``Line.to_json`` of several sizes of a cluster."""
+    steps = tuple(lines[0]["seconds"])
+    priced = ("price",) if "price" in lines[0] else ()
+    rows = [
+        (
+            str(line["nodes"]),
+            str(line["workers"]),
+            *(_duration(line["seconds"][step]) for step in steps),
+            _duration(line["total_seconds"]),
+            f"{line['node_hours']:.3g}",
+            *(f"{line[name]:,.2f}" for name in priced),
+        )
+        for line in lines
+    ]
+    columns = ("nodes", "workers", *steps, "total", "node-hours", *priced)
+    _console().print(_table(columns, rows))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def print_space(facts: Facts) -> None:

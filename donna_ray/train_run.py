@@ -71,7 +71,8 @@ def fit(
         wave: its name, for the workers' places in the queue.
         size: number of workers.
         arguments: `queue`, the UnitQueue actor; `payloads_and_work`, a reference to the units'
-            payloads and to what is called with each.
+            payloads and to what is called with each; `shared`, the SharedFolder that a worker's
+            node must see.
         together: the workers do each unit together, in a process group of torch.
     """
     storage.mkdir(parents=True, exist_ok=True)
@@ -105,6 +106,11 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
 
     torch.set_num_threads(arguments["threads"])
     queue, group = arguments["queue"], current_group()
+    try:
+        arguments["shared"].check()
+    except DonnaError as error:
+        ray.get(queue.fail.remote(str(error)))
+        return
     payloads, work = ray.get(arguments["payloads_and_work"])
     worker = uuid.uuid4().hex
     if group.first:

@@ -85,12 +85,12 @@ def spread(
     """
     if not units:
         return []
-    run.ray.ensure()
+    run.connect()
     actor: Any = ray.remote(num_cpus=0)(UnitQueue)
     queue = actor.options(**_here()).remote([unit.weight for unit in units])
     storage = run.root / "ray" / f"{name}-{uuid.uuid4().hex[:8]}"
     payloads = ray.put(([unit.payload for unit in units], work))
-    arguments = {"queue": queue, "payloads_and_work": payloads}
+    arguments = {"queue": queue, "payloads_and_work": payloads, "shared": run.shared}
     waves = _Waves(run, storage, len(units), workers_per_unit, arguments)
     total = sum(unit.weight for unit in units)
     patience_s = 0.0  # where the loop is left by an exception

@@ -1,6 +1,7 @@
 """Reads a configuration from YAML and explains what is wrong with it."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,8 @@ def _explain(error: Any) -> str:
     value, kind = error["input"], error["type"]
     if kind == "value_error":
         text = str(error["ctx"]["error"])
-        return f"{where} {text} (it is {value!r})." if where else f"{text}."
+        shown = re.sub(r"//[^/@]*@", "//…@", repr(value))  # a password is not for a log
+        return f"{where} {text} (it is {shown})." if where else f"{text}."
     if kind == "extra_forbidden":
         return f"{where} is no known key (its value is {value!r}). {_known_keys(error['loc'])}"
     if kind == "missing":

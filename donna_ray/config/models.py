@@ -1,7 +1,6 @@
 """The configuration of a run as pydantic models; unknown keys are refused."""
 
 import math
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from donna_ray.config.cluster import ClusterConfig
 from donna_ray.config.scenarios import (
     DeviceConfig,
     Scenario,
@@ -25,6 +25,8 @@ from donna_ray.config.scenarios import (
     check_latency_limit,
 )
 from donna_ray.config.section import Section
+from donna_ray.config.values import absolute as _absolute
+from donna_ray.config.values import without_password as _without_password
 
 __all__ = [
     "CONFIGS",
@@ -48,11 +50,6 @@ __all__ = [
 _NAMED_DATASET = re.compile(r"(torch|hfds|hfids|tfds|wds)/", re.IGNORECASE)
 CONFIGS = Path(__file__).parent.parent / "configs"
 PRESETS = ("compress", *sorted(path.stem for path in (CONFIGS / "spaces").glob("*.yaml")))
-
-
-def _absolute(path: str) -> str:
-    """Workers may have another working directory than the command."""
-    return os.path.abspath(os.path.expanduser(path))
 
 
 def _checked_option(value: Any) -> Any:
@@ -232,6 +229,11 @@ class LibraryConfig(TrainingConfig):
     def _path_is_absolute(cls, store: str | None) -> str | None:
         return store if store is None or "://" in store else _absolute(store)
 
+    @field_validator("store")
+    @classmethod
+    def _store_has_no_password(cls, store: str | None) -> str | None:
+        return None if store is None else _without_password(store)
+
     def recipe_of(self, family: str) -> TrainingConfig:
         """How blocks of a family are trained."""
         own = self.recipes.get(family, FamilyRecipe()).model_dump(exclude_none=True)
@@ -298,19 +300,6 @@ class FinetuneConfig(FinetuneRecipe):
         for budget in budgets or []:
             check_latency_limit(budget)
         return budgets
-
-
-class ClusterConfig(Section):
-    """What training takes of the Ray cluster: up to `workers` workers, as many as find room.
-
-    `accelerator_type` is Ray's name of the GPU that a worker must have, such as `V100`.
-    """
-
-    workers: PositiveInt = 2
-    cpus_per_worker: PositiveFloat = 1.0
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    accelerator_type: str | None = None
-    retries: NonNegativeInt = 3
 
 
 class RunConfig(Section):

@@ -133,12 +133,15 @@ class DeviceConfig(Section):
 
     Or one of a farm that is served on the cluster (`device-farm serve`): `farm` is the farm's name,
     `name` that of the device, or a model of devices. Kind and settings are then in its farm.yaml.
+    `resources` are what a node of the cluster must offer for it (`{"phone:pixel-8": 1}`): an
+    autoscaler is asked for such a node, and the search waits for one.
     """
 
     connector: str = "onnxruntime"
     settings: dict[str, Any] = Field(default_factory=dict)
     farm: str | None = None
     name: str | None = None
+    resources: dict[str, PositiveFloat] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _device_is_named_once(self) -> "DeviceConfig":

@@ -1,6 +1,8 @@
 """What all sections of a configuration have in common."""
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
+
+from donna_ray.config.values import STRICT
 
 __all__ = ["Section"]
 
@@ -8,4 +10,4 @@ __all__ = ["Section"]
 class Section(BaseModel):
     """Unknown keys are refused, values do not change, numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = STRICT

@@ -7,7 +7,7 @@ import numpy as np
 
 from donna_ray.artifacts import Artifact, Files, StepFolder, finished_inputs, write_json
 from donna_ray.assemble import library_space
-from donna_ray.finetune import FinetuneJob, finetune, jobs_of, network_store
+from donna_ray.finetune import FinetuneJob, finetune, jobs_of, network_files
 from donna_ray.predictor.design import design
 from donna_ray.predictor.fitting import fit
 from donna_ray.predictor.model import Floats
@@ -55,8 +55,7 @@ def predictor_step(run: Run, reference: Artifact, library: Artifact) -> Artifact
         result = _result(done, nsr[: len(records)], records, library, config.seed)
         file = folder.path / "predictor.json"
         write_json(file, result["predictor"])
-        store = network_store(run)
-        return result, [file, *(path for job in done for path in store.paths(job.key))]
+        return result, [file, *network_files(run, done)]
 
     return run.step("predictor", inputs, compute)
 

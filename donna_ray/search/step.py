@@ -100,7 +100,7 @@ class _Searches:
         teacher, _ = load_reference(run.config, self._reference)
         for scenario in self._missing:
             self._problem(scenario, teacher, None).check()
-        run.ray.ensure()
+        run.connect()
         devices = {each.name: each.device for each in self._missing}
         cache = run.root / "search" / "measurements.sqlite"
         served = start_farms(devices, cache, run.say)

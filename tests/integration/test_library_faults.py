@@ -38,15 +38,15 @@ def begun(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def configuration(store: Path) -> RunConfig:
-    """The smallest demo with its blocks on a filesystem that can be told to refuse."""
+def configuration(storage: Path) -> RunConfig:
+    """The smallest demo, kept on a filesystem that can be told to refuse."""
     sets = [f"{key}={json.dumps(value)}" for key, value in SMALLEST.items()]
-    return load_config(shipped_config("demo"), [*sets, f"library.store=faulty://{store}"])
+    return load_config(shipped_config("demo"), [*sets, f"cluster.storage=faulty://{storage}"])
 
 
-def library(root: Path, store: Path) -> Artifact:
+def library(root: Path, storage: Path) -> Artifact:
     """The library step of a run; its store holds what it says when it has ended."""
-    with Run(configuration(store), root) as run:
+    with Run(configuration(storage), root) as run:
         artifact = library_step(run, reference_step(run))
         assert library_store(run).verify() == []
     return artifact
@@ -65,11 +65,16 @@ def assert_equal(artifact: Artifact, finished: Path) -> None:
 def test_full_disk_stops_a_run_that_goes_on_and_waits_for_its_store(
     one_ray: None, finished: Path, begun: Path, tmp_path: Path
 ) -> None:
-    """The disk is full in mid-run; room is made; then the store refuses every write for a while."""
-    store = tmp_path / "store"
+    """The disk is full in mid-run; room is made; then the store refuses every write for a while.
+
+    What is at the URL then is all that a command on another host needs.
+    """
+    storage = tmp_path / "storage"
+    store = storage / "run" / "library" / "blocks"
+    store.mkdir(parents=True)
     faulty_files.plan(store, after=4, seconds=3600, error=errno.ENOSPC)
     with pytest.raises(DonnaError) as caught:
-        library(begun, store)
+        library(begun, storage)
     for words in (f"faulty://{store}", "No space left", "Make room", "same command", "are kept"):
         assert words in str(caught.value)
     stored = {path: path.stat().st_mtime_ns for path in store.glob("*.json")}
@@ -77,7 +82,7 @@ def test_full_disk_stops_a_run_that_goes_on_and_waits_for_its_store(
     assert not list(begun.glob("library/*/artifact.json"))
 
     faulty_files.plan(store, after=len(stored) + 2, seconds=REFUSED_S, error=errno.EIO)
-    artifact = library(begun, store)
+    artifact = library(begun, storage)
     refusals = faulty_files.refusals(store)
     assert len({pid for pid, _ in refusals}) == 2  # both workers
     assert refusals[-1][1] - refusals[0][1] > REFUSED_S / 2
@@ -85,6 +90,11 @@ def test_full_disk_stops_a_run_that_goes_on_and_waits_for_its_store(
     assert all(path.stat().st_mtime_ns == written for path, written in stored.items())
     assert_equal(artifact, finished)
     assert not [path for path in store.glob(".*") if path.name != ".index"]
+
+    shutil.rmtree(begun)
+    elsewhere = library(tmp_path / "elsewhere" / "run", storage)
+    assert elsewhere.reused
+    assert elsewhere.result == artifact.result
 
 
 @ray.remote(num_cpus=0, max_restarts=0)

@@ -142,6 +142,31 @@ def test_nodes_join_and_leave_and_workers_die(
     assert sum(ended.values()) <= UNITS + 1  # one that ended just before its node was lost
 
 
+def test_node_that_does_not_see_the_run_folder_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    """It has another filesystem there, as a host without the mount would."""
+    if subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("the node needs a mount of its own, which this user may not make")
+    root = tmp_path / "run"
+    root.mkdir()
+    ray_command = Path(sys.executable).with_name("ray")
+    start = f"{ray_command} start --address={cluster.address} --num-cpus=1 --block"
+    hidden = ["unshare", "-m", "sh", "-c", f"mount -t tmpfs none {root} && exec {start}"]
+    process = subprocess.Popen(hidden, stdout=subprocess.DEVNULL)
+    try:
+        with Run(configuration(workers=1), root) as run:
+            run.ray.ensure()
+            while sum(node["Alive"] for node in ray.nodes()) < 2:
+                assert process.poll() is None
+                time.sleep(0.2)
+            with pytest.raises(DonnaError) as caught:
+                spread(run, "test", "units", [Unit(0)], dict)
+    finally:
+        process.terminate()
+        process.wait()
+    for words in ("All nodes", str(root), os.uname().nodename, "cluster.storage", "s3://"):
+        assert words in str(caught.value)
+
+
 def test_unit_that_raises_stops_the_step(node: Any, tmp_path: Path) -> None:
     def work(number: int) -> dict[str, Any]:
         raise ValueError(f"unit {number} is bad")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from donna_ray.checkpoints import Checkpoints
 from donna_ray.config import FinetuneRecipe, load_config, shipped_config
 from donna_ray.data import load_data
+from donna_ray.records import RecordStore
 from donna_ray.trainer import Trainer
 from donna_ray.training import cross_entropy, seeded
 
@@ -41,7 +42,7 @@ def train(trainer: Trainer, folder: Path) -> None:
     """Train to the end, with a checkpoint after every epoch."""
     while not trainer.finished():
         trainer.train_epoch()
-        Checkpoints(folder).save(KEY, trainer)
+        Checkpoints(RecordStore(folder)).save(KEY, trainer)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from donna_ray.finetune import (
     within_budgets,
 )
 from donna_ray.network import StagedNetwork
+from donna_ray.records import RecordStore
 from donna_ray.run import Run
 from donna_ray.space import SearchSpace
 from donna_ray.trainer import Trainer, recalibrate
@@ -255,7 +256,7 @@ def test_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
 
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints(RecordStore(folder))
     name = checkpoints.newest(KEY)
     assert name is not None
     resumed = new_trainer()
@@ -272,7 +273,7 @@ def test_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["json", "safetensors"])
 def test_torn_checkpoint_costs_one_more_epoch(tmp_path: Path, suffix: str) -> None:
-    checkpoints, trainer = Checkpoints(tmp_path), new_trainer()
+    checkpoints, trainer = Checkpoints(RecordStore(tmp_path)), new_trainer()
     for _ in range(3):
         trainer.train_epoch()
         checkpoints.save(KEY, trainer)
