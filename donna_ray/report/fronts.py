@@ -22,7 +22,7 @@ def scenario_sections(results: Results, scenario: Scenario) -> str:
         [
             _simulated(scenario),
             section(
-                f"{name}accuracy against latency",
+                _title(name, "accuracy against latency"),
                 f"On {device.model} ({device.connector}), where the reference takes "
                 f"{scenario.reference_latency.median_ms:.3f} ms. Each point is a network; hover "
                 "for its blocks. Predictions rank the candidates: they are of the accuracy after "
@@ -32,12 +32,16 @@ def scenario_sections(results: Results, scenario: Scenario) -> str:
                 plot(_figure(results, scenario), 520),
             ),
             section(
-                f"{name}the front",
+                _title(name, "the front"),
                 f"Fastest first. Files are beside this page.{_predicted_against_real(scenario)}",
                 _table(scenario),
             ),
         ]
     )
+
+
+def _title(name: str, words: str) -> str:
+    return f"{name}{words}" if name else words.capitalize()
 
 
 def _simulated(scenario: Scenario) -> str:
