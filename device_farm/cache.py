@@ -61,11 +61,21 @@ class MeasurementCache:
         self._prepare()
 
     def get(self, key: MeasurementKey) -> Measurement | None:
-        """The measurement of this key, or None."""
+        """The measurement of this key, or None.
+
+        A record that this version cannot read is dropped, for the next one to take its place.
+        """
         row = self._one(
             "SELECT record FROM measurements WHERE workload=? AND model=? AND settings=?", *key
         )
-        return None if row is None else Measurement.from_json(json.loads(str(row)))
+        if row is None:
+            return None
+        try:
+            return Measurement.from_json(json.loads(str(row)))
+        except ValueError:
+            drop = "DELETE FROM measurements WHERE workload=? AND model=? AND settings=?"
+            self._write(f"{drop} AND record=?", *key, str(row))
+            return None
 
     def put(self, key: MeasurementKey, measurement: Measurement) -> Measurement:
         """Keeps a measurement, unless the key has one; returns the one that counts."""

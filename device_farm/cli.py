@@ -138,6 +138,10 @@ def _cluster() -> Iterator[None]:
         ) from error
     try:
         yield
+    except ray.exceptions.RayError as error:
+        raise DeviceError(
+            f"the farm or its cluster ended meanwhile ({error}): see `ray status`"
+        ) from error
     finally:
         ray.shutdown()
 

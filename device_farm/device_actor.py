@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import pickle
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
@@ -18,8 +19,15 @@ STAGE_GROUP = "stage"
 """Ray's concurrency group of `DeviceActor.stage`: one thread beside the one that measures."""
 
 
+_T = TypeVar("_T")
+
+
 class DeviceActor:
-    """Owns a connector in a process of its own, as an actor of Ray."""
+    """Owns a connector in a process of its own, as an actor of Ray.
+
+    What a connector raises is raised as it is if it survives pickling, else as a `DeviceError`
+    with its words.
+    """
 
     def __init__(self, connector: str, device: str, settings: Mapping[str, Any]) -> None:
         self._connector = make_connector(connector, device, settings)
@@ -27,11 +35,11 @@ class DeviceActor:
 
     def probe(self) -> DeviceInfo:
         """See `Connector.probe`."""
-        return self._connector.probe()
+        return _portable(self._connector.probe)
 
     def calibrate(self) -> float:
         """See `Connector.calibrate`; in milliseconds."""
-        return self._connector.calibrate()
+        return _portable(self._connector.calibrate)
 
     @ray.method(concurrency_group=STAGE_GROUP)
     def stage(self, model: bytes) -> None:
@@ -46,7 +54,25 @@ class DeviceActor:
 
     def measure(self, model: bytes, control_baseline_ms: float | None) -> dict[str, Any]:
         """Prepares and measures a serialized ONNX model; returns `Measurement.to_json`."""
+        return _portable(lambda: self._measure(model, control_baseline_ms))
+
+    def _measure(self, model: bytes, control_baseline_ms: float | None) -> dict[str, Any]:
         staged = self._staged.get(workload_digest(model))
         handle = self._connector.prepare(staged or Workload.from_onnx(model))
         settings = self._connector.settings
         return self._connector.measure(handle, settings, control_baseline_ms).to_json()
+
+
+def _portable(call: Callable[[], _T]) -> _T:
+    """Calls, and raises nothing that another process could not read."""
+    try:
+        return call()
+    except Exception as error:
+        try:
+            is_same = type(pickle.loads(pickle.dumps(error))) is type(error)
+        except Exception:
+            is_same = False
+        # A coroutine cannot raise StopIteration.
+        if is_same and not isinstance(error, StopIteration):
+            raise
+        raise DeviceError(f"{type(error).__name__}: {error}") from None

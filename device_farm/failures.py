@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 __all__ = [
     "AuthRequired",
@@ -50,6 +53,10 @@ class Throttled(DeviceError):
     """The device is too hot or too slow to be measured now."""
 
 
+_Count = Annotated[int, Field(ge=0)]
+_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class Decision(enum.Enum):
     """What happens to a measurement that failed, and to its device."""
 
@@ -69,21 +76,22 @@ class Decision(enum.Enum):
 class FailurePolicy:
     """Maps each failure to a decision; limits are per measurement and kind of failure."""
 
-    max_requeues: int = 3
-    """Losses of a device after which the model is taken to be what kills it."""
-    max_retries: int = 1
-    max_delays: int = 3
+    max_requeues: _Count = 3
+    """Losses of a device after which the model is taken to be what kills it. Over all devices, a
+    measurement is given back at most so often, and once more for each device of its pool."""
+    max_retries: _Count = 1
+    max_delays: _Count = 3
     """Rests of one device for one measurement; after them the device is parked."""
-    delay_s: float = 90.0
+    delay_s: _Seconds = 90.0
     """Seconds that a throttled device rests: androidx.benchmark's choice for phones."""
-    lease_limit_s: float = 900.0
+    lease_limit_s: _Seconds = 900.0
     """Seconds after which a measurement under way is a `DeviceTimeout` and its process killed."""
-    start_limit_s: float = 120.0
+    start_limit_s: _Seconds = 120.0
     """Seconds that a device has to start, and a lost one to come back before it is parked."""
-    control_every: int = 10
+    control_every: _Count = 10
     """Measurements after which a device that does not interleave the control model runs it alone;
     0 for never. Until then its measurements are not given out."""
-    max_drift_percent: float = 5.0
+    max_drift_percent: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
     """How far the control may be off. Beyond it the measurements since the last check are done
     again, and the device rests as one that is throttled; between devices of one model it is told.
     """

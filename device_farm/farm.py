@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from device_farm.cache import MeasurementCache
 from device_farm.connector import make_connector
 from device_farm.device_spec import DeviceSpec
-from device_farm.dispatcher import FARM_VERSION, Dispatcher
+from device_farm.dispatcher import DISPATCHER_GROUPS, FARM_VERSION, Dispatcher
 from device_farm.failures import FailurePolicy
 from device_farm.farm_config import FarmConfig, HostRule
 from device_farm.measurement import Measurement
@@ -37,6 +37,10 @@ class Farm:
     def __init__(self, dispatcher: Any) -> None:
         """Wraps Ray's handle of a started `Dispatcher`; use `start`."""
         self._dispatcher = dispatcher
+        self._presence: list[Any] = []
+
+    def __reduce__(self) -> tuple[type[Farm], tuple[Any]]:
+        return Farm, (self._dispatcher,)  # another process is another asker
 
     @classmethod
     def start(
@@ -124,7 +128,8 @@ class Farm:
 
         The cache answers if it can; an equal measurement under way is waited for; else the model
         queues for the device, or for another of the same model and settings if that is free
-        earlier. Lost devices are dealt with by the policy, and the model measured again.
+        earlier. Lost devices are dealt with by the policy, and the model measured again. What
+        still waits when its askers have ended, or gave it up by `ray.cancel`, is not measured.
 
         Args:
             model: A serialized ONNX model.
@@ -134,7 +139,11 @@ class Farm:
             A reference to `Measurement.to_json()`. `ray.get` on it raises the `DeviceError` that
             the measurement ended in, or ValueError if there is no such device.
         """
-        reference: ray.ObjectRef[dict[str, Any]] = self._dispatcher.measure.remote(model, device)
+        if not self._presence:
+            self._presence = [self._dispatcher.stay.remote()]
+        reference: ray.ObjectRef[dict[str, Any]] = self._dispatcher.measure.remote(
+            model, device, self._presence
+        )
         return reference
 
     def measure(self, model: bytes, device: str) -> Measurement:
@@ -160,6 +169,8 @@ class Farm:
 
     def close(self) -> None:
         """Ends the farm's processes; what is under way fails. Idempotent."""
+        for stay in self._presence:
+            ray.cancel(stay)
         with contextlib.suppress(RayActorError):
             ray.get(self._dispatcher.close.remote())
         ray.kill(self._dispatcher)
@@ -199,7 +210,9 @@ def _start_dispatcher(
     """
     MeasurementCache(cache_path).close()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor_class = ray.remote(Dispatcher).options(
+    # Ray's annotations do not know concurrency groups.
+    in_groups: Any = ray.remote(concurrency_groups=DISPATCHER_GROUPS)  # type: ignore[call-overload]
+    actor_class = in_groups(Dispatcher).options(
         num_cpus=0,
         max_concurrency=_CONCURRENT_CALLS,
         max_restarts=-1,

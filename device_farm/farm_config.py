@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import fnmatch
+import itertools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from device_farm.connector import check_settings, make_connector
+from device_farm.connector import check_settings, connector_type, make_connector
 from device_farm.device_spec import DeviceSpec
 from device_farm.failures import FailurePolicy
 
-__all__ = ["FarmConfig", "HostRule", "default_cache", "load_farm_config"]
+__all__ = ["COUNTED", "FarmConfig", "HostRule", "default_cache", "load_farm_config"]
+
+
+COUNTED = {"cuda": "GPU", "onnxruntime": "CPU"}
+"""Connectors whose devices Ray counts as resources of a node."""
 
 
 def default_cache() -> Path:
@@ -82,7 +89,8 @@ def load_farm_config(path: Path) -> FarmConfig:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no YAML, or a value in it is unknown or unusable.
+        ValueError: It is no YAML, a value in it is unknown or unusable, or two rules of `hosts`
+            name one device.
     """
     try:
         config = FarmConfig.model_validate(yaml.safe_load(path.read_text()) or {}).with_runners()
@@ -100,4 +108,25 @@ def load_farm_config(path: Path) -> FarmConfig:
         make_connector(device.connector, device.name, device.settings)
     for rule in config.hosts:
         check_settings(rule.connector, rule.settings)
+        if rule.places:
+            connector_type(rule.connector).discover(rule.places)  # refuses what is no place
+    _refuse_overlap(config.hosts)
     return config
+
+
+def _refuse_overlap(rules: Sequence[HostRule]) -> None:
+    """Refuses two rules that would name one CPU or GPU.
+
+    Raises:
+        ValueError: There are such.
+    """
+    for one, other in itertools.combinations(rules, 2):
+        if one.connector != other.connector or one.connector not in COUNTED:
+            continue
+        kinds = {rule.settings.get("accelerator_type") for rule in (one, other)}
+        meet = fnmatch.fnmatch(one.nodes, other.nodes) or fnmatch.fnmatch(other.nodes, one.nodes)
+        if meet and (None in kinds or len(kinds) == 1):
+            raise ValueError(
+                f"two rules of `hosts` must not name one device, but those of {one.connector!r} "
+                f"for nodes {one.nodes!r} and {other.nodes!r} do: keep one, or let `nodes` differ"
+            )

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError, RaySystemError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from device_farm.connector import DeviceInfo, make_connector
@@ -95,6 +95,8 @@ def cause_of(error: Exception, device: str) -> Exception:
     if isinstance(error, RayTaskError):
         cause: Exception = error.cause
         return cause
+    if isinstance(error, RaySystemError | TaskCancelledError):  # the process lives
+        return DeviceError(f"a call to device {device!r} failed: {type(error).__name__}: {error}")
     if isinstance(error, RayError):
         return DeviceLost(
             f"the process that holds device {device!r} died ({type(error).__name__}): "

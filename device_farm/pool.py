@@ -17,10 +17,14 @@ import ray
 from device_farm.cache import MeasurementKey
 from device_farm.connector import DeviceInfo
 from device_farm.device_spec import DeviceSpec
-from device_farm.failures import DeviceError, DeviceTimeout
+from device_farm.failures import DeviceError, DeviceLost, DeviceTimeout
 from device_farm.measurement import Measurement
 
-__all__ = ["Device", "DeviceState", "Job", "Pool", "pool_key"]
+__all__ = ["FIRST_PAUSE_S", "Device", "DeviceState", "Job", "Pool", "pool_key"]
+
+
+FIRST_PAUSE_S = 5.0
+_LONGEST_PAUSE_S = 60.0
 
 
 class DeviceState(enum.Enum):
@@ -37,7 +41,7 @@ class DeviceState(enum.Enum):
     """It, or its process, went away; it is probed until it is back."""
     PARKED = "parked"
     """It waits for a person; it is probed again when it is asked for and no other can help, and
-    when its host finds it."""
+    now and then while its host sees it or if it is named."""
     QUARANTINED = "quarantined"
     """Its speed is not what it was, or not that of its model; it is treated as a parked one."""
 
@@ -55,12 +59,26 @@ class Job:
     key: MeasurementKey = field(compare=False)
     model: bytes = field(compare=False)
     result: asyncio.Future[Measurement] = field(compare=False)
+    askers: list[asyncio.Future[None]] = field(compare=False, default_factory=list)
+    """Of each that waits for it what is done when it is gone."""
+    moves: int = field(compare=False, default=0)
+    """How often a device that failed gave it back."""
     failures: Counter[tuple[str, str]] = field(compare=False, default_factory=Counter)
 
     @cached_property
     def reference(self) -> Any:
         """The model in Ray's store, put there once for all processes that get it."""
         return ray.put(self.model)
+
+    def finish(self, measurement: Measurement) -> None:
+        """Gives the result to the askers."""
+        if not self.result.done():
+            self.result.set_result(measurement)
+
+    def fail(self, error: Exception) -> None:
+        """Tells the askers why there is no result."""
+        if not self.result.done():
+            self.result.set_exception(error)
 
     def count(self, error: Exception, device: Device) -> int:
         """Counts a failure; returns how often it has failed so on this device.
@@ -95,9 +113,8 @@ class Pool:
         errors = {d.name: d.out_by for d in self.devices if d.out_by}
         words = "; ".join(f"{name}: {errors[name]}" for name in sorted(errors))
         while not self.jobs.empty():
-            kind = type(errors[min(errors)])
-            error = kind(f"no device can measure this now: {words}")
-            self.jobs.get_nowait().result.set_exception(error)
+            kind = _kind_of(errors[min(errors)])
+            self.jobs.get_nowait().fail(kind(f"no device can measure this now: {words}"))
 
 
 @dataclass(eq=False)
@@ -138,9 +155,12 @@ class Device:
     busy_s: float = 0.0
     seen_at: float = float("-inf")
     """When its host saw it last, if a host looks for it."""
-    tried_at: float = 0.0
-    pause_s: float = 0.0
-    """Seconds from then until it is tried again, if it is out and its host sees it."""
+    seen_also_by: str | None = None
+    """Ray's id of another node that sees a device of this name."""
+    retry_at: float = 0.0
+    """When it is tried again, if it is out and is named, or seen by its host."""
+    pause_s: float = FIRST_PAUSE_S
+    """Seconds from when it is out until then; doubled each time, until a measurement counts."""
     attempt: asyncio.Task[None] | None = None
     """What brings it into service, or did."""
     in_service: asyncio.Event = field(default_factory=asyncio.Event)
@@ -158,6 +178,17 @@ class Device:
     def is_tried(self) -> bool:
         return self.attempt is not None and not self.attempt.done()
 
+    @property
+    def may_join(self) -> bool:
+        """Whether it has not joined, but is tried, or is out for it was away."""
+        return not self.is_joined and (
+            self.is_tried or isinstance(self.out_by, DeviceLost | DeviceTimeout)
+        )
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is out, and to be tried again."""
+        return self.state.is_out and not self.is_tried and now > self.retry_at
+
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Counts the time of a block as busy."""
@@ -173,6 +204,8 @@ class Device:
 
     def take_out(self, error: DeviceError, state: DeviceState = DeviceState.PARKED) -> None:
         self.state, self.out_by = state, error
+        self.retry_at = time.monotonic() + self.pause_s
+        self.pause_s = min(2 * self.pause_s, _LONGEST_PAUSE_S)
         self.in_service.clear()
 
     def unfinished(self) -> list[Job]:
@@ -181,6 +214,14 @@ class Device:
         self.batch, self.claimed = [], None
         return jobs
 
+    def _remark(self) -> str:
+        if self.seen_also_by is None:
+            return ""
+        return (
+            f"node {self.seen_also_by} also sees a device {self.name!r}, which does not serve "
+            f"beside that of node {self.node}: if they are two, give each a name of its own"
+        )
+
     def status(self) -> dict[str, Any]:
         since = max(time.monotonic() - self.joined_at, 1e-9)
         return {
@@ -188,7 +229,7 @@ class Device:
             "model": self.info.model if self.info else "",
             "connector": self.spec.connector,
             "state": self.state.value,
-            "message": str(self.out_by or ""),
+            "message": str(self.out_by or self._remark()),
             "leases": self.leases,
             "done": self.done,
             "failures": dict(self.failures),
@@ -198,6 +239,11 @@ class Device:
             "differs_percent": self.differs_percent,
             "temperature_c": self.temperature_c,
         }
+
+
+def _kind_of(error: DeviceError) -> type[DeviceError]:
+    """The nearest of this package: a third party's may need other arguments."""
+    return next(kind for kind in type(error).__mro__ if kind.__module__ == DeviceError.__module__)
 
 
 def pool_key(info: DeviceInfo) -> tuple[str, str]:

@@ -14,16 +14,15 @@ from device_farm.device_spec import DeviceSpec
 from device_farm.drift import ControlCheck
 from device_farm.failures import DeviceError, DeviceLost, DeviceTimeout, FailurePolicy, Throttled
 from device_farm.lease import Lessor, cause_of
-from device_farm.pool import Device, DeviceState, Pool, pool_key
+from device_farm.pool import FIRST_PAUSE_S, Device, DeviceState, Pool, pool_key
 
 __all__ = ["Roster"]
 
 _LOG = logging.getLogger(__name__)
 _PROBE_PAUSE_S = 0.25
+_RETRY_PAUSE_S = 1.0
 _AWAY_S = 5.0
 """A device that its host has not seen for so long was away."""
-_RETRY_PAUSE_S = 5.0
-_LONGEST_PAUSE_S = 60.0
 
 
 class Roster:
@@ -50,14 +49,14 @@ class Roster:
 
     def add(self, spec: DeviceSpec, node: str | None = None) -> Device:
         """A device that the farm is to have, still to be brought into service."""
-        device = self.devices[spec.name] = Device(spec, node, pause_s=_RETRY_PAUSE_S)
+        device = self.devices[spec.name] = Device(spec, node)
         return device
 
     async def find(self, name: str) -> Device:
         """The device of that name, or any of that model; one may be about to be found.
 
         Raises:
-            ValueError: There is none.
+            ValueError: There is none, or the model's devices have different settings.
         """
         device = self._known(name) or await self._coming(name)
         if device is None:
@@ -75,15 +74,30 @@ class Roster:
         if device.node not in (None, node):
             is_idle = device.state.is_out or device.state is DeviceState.LOST
             if not (was_away and is_idle):
+                self._tell_twin(device, node)
                 return
             self._lessor.end(device)
-            device.node, device.spec = node, spec
+            device.node, device.spec, device.seen_also_by = node, spec, None
         device.seen_at = now
         if was_away:
-            device.pause_s, device.tried_at = _RETRY_PAUSE_S, 0.0
+            device.pause_s, device.retry_at = FIRST_PAUSE_S, 0.0
         is_new = device.state is DeviceState.NEW and device.attempt is None
-        if is_new or (device.state.is_out and now > device.tried_at + device.pause_s):
+        if is_new or device.is_due(now):
             self._try(device)
+
+    def retry_named(self) -> None:
+        """Tries those that are out, due, and looked for by no host."""
+        for device in self.devices.values():
+            if device.node is None and device.is_due(time.monotonic()):
+                self._try(device)
+
+    async def look_for(self, device: Device) -> None:
+        """Recovers an idle device that its host has seen, but sees no longer."""
+        if device.seen_at == float("-inf") or time.monotonic() <= device.seen_at + _AWAY_S:
+            return
+        await self.recover(device)
+        if device.state is DeviceState.READY:
+            device.seen_at = time.monotonic()  # it answers, so it is there
 
     async def bring(self, device: Device) -> None:
         """Takes a device into service, for the first time or again, if it is not.
@@ -94,6 +108,21 @@ class Roster:
         """
         if not device.is_joined or device.state.is_out:
             await asyncio.shield(self._try(device))
+
+    async def await_joined(self, device: Device) -> None:
+        """Brings a device into service; one that is away has `start_limit_s` to come.
+
+        Raises:
+            DeviceError, ValueError: See `bring`.
+        """
+        deadline = time.monotonic() + self._policy.start_limit_s
+        while not device.is_joined:
+            try:
+                await self.bring(device)
+            except (DeviceLost, DeviceTimeout):
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_RETRY_PAUSE_S)
 
     def revive(self, pool: Pool) -> None:
         """Tries a pool's devices that are out; when none can serve, its jobs fail with the why."""
@@ -130,20 +159,37 @@ class Roster:
         device.pool.fail_if_all_out()
 
     def _known(self, name: str) -> Device | None:
-        models = (d for d in self.devices.values() if d.info and d.info.model == name)
-        return self.devices.get(name) or next(models, None)
+        """The device of that name, or the one of that model that can serve soonest.
+
+        Raises:
+            ValueError: The model's devices have different settings.
+        """
+        if name in self.devices:
+            return self.devices[name]
+        alike = [d for d in self.devices.values() if d.info and d.info.model == name]
+        if len({pool_key(d.info) for d in alike if d.info and d.is_joined}) > 1:
+            names = ", ".join(d.name for d in alike)
+            raise ValueError(
+                f"devices of one model must have equal settings to be asked for by it, but those "
+                f"of {name!r} differ: name one of {names}"
+            )
+        return min(alike, key=lambda d: (not d.is_joined, d.state.is_out), default=None)
 
     async def _coming(self, name: str) -> Device | None:
-        """As `_known`, after the first look at the hosts and the first try of what is there."""
-        limit = self._policy.start_limit_s
+        """As `_known`, after the first look at the hosts, and when what is away has come."""
+        deadline = time.monotonic() + self._policy.start_limit_s
         try:
-            await asyncio.wait_for(self.looked.wait(), limit)
+            await asyncio.wait_for(self.looked.wait(), self._policy.start_limit_s)
         except TimeoutError:
             return None
-        first = [d.attempt for d in self.devices.values() if d.attempt and not d.is_joined]
-        if self._known(name) is None and first:
-            await asyncio.wait(first, timeout=limit)
-        return self._known(name)
+        while (device := self._known(name)) is None and time.monotonic() < deadline:
+            coming = [self._try(each) for each in self.devices.values() if each.may_join]
+            if not coming:
+                return None
+            await asyncio.wait(coming, timeout=deadline - time.monotonic())
+            if self._known(name) is None:
+                await asyncio.sleep(_RETRY_PAUSE_S)
+        return device
 
     def _try(self, device: Device) -> asyncio.Task[None]:
         """The attempt to bring a device into service that is under way, or a new one."""
@@ -153,12 +199,15 @@ class Roster:
         return device.attempt
 
     async def _attempt(self, device: Device) -> None:
+        is_unknown = not device.is_joined or device.state is DeviceState.QUARANTINED
         try:
             self._accept(device, await self._lessor.probe(device))
-            if not device.is_joined:
+            if is_unknown:
+                device.state = DeviceState.NEW  # others now see that it is taken
                 await self._control.take_baseline(device)
         except Exception as error:
             cause = cause_of(error, device.name)
+            device.failures[type(cause).__name__] += 1
             is_slow = isinstance(cause, Throttled)
             state = DeviceState.QUARANTINED if is_slow else DeviceState.PARKED
             device.take_out(_as_device_error(cause), state)
@@ -170,12 +219,8 @@ class Roster:
         self._join(device)
 
     def _tried(self, device: Device, attempt: asyncio.Task[None]) -> None:
-        device.tried_at = time.monotonic()
-        if attempt.cancelled() or attempt.exception() is None:
-            device.pause_s = _RETRY_PAUSE_S
-        else:
+        if not attempt.cancelled() and attempt.exception() is not None:
             _LOG.warning("device %s cannot be used: %s", device.name, device.out_by)
-            device.pause_s = min(2 * device.pause_s, _LONGEST_PAUSE_S)
             device.pool.fail_if_all_out()
 
     def _join(self, device: Device) -> None:
@@ -183,9 +228,15 @@ class Roster:
         device.bad_checks, device.check_first = 0, device.is_joined and bool(device.control_ms)
         device.serve()
         if not device.is_joined:
+            device.joined_at = time.monotonic()
             device.pool = self._pools.setdefault(pool_key(device.info), device.pool)
             device.pool.devices.append(device)
             self._on_join(device)
+
+    def _tell_twin(self, device: Device, node: str) -> None:
+        if device.seen_also_by != node:
+            device.seen_also_by = node
+            _LOG.warning("nodes %s and %s both see %s", device.node, node, device.name)
 
     def _accept(self, device: Device, info: DeviceInfo) -> None:
         """Takes down what a device says of itself.

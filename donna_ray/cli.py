@@ -123,7 +123,8 @@ def check(config: ConfigArgument, overrides: SetOption = None) -> None:
     from donna_ray.cost import check_device
     from donna_ray.overview import space_facts
 
-    check_device(loaded.device)
+    for scenario in loaded.all_scenarios():
+        check_device(scenario.device)
     facts = space_facts(loaded)
     print(f"{config} can be run: {facts['blocks']} blocks, {facts['size']:.3g} networks.")
 

@@ -1,7 +1,7 @@
 """Asking a cluster for nodes with what a device needs, and waiting for them."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import ray
@@ -13,21 +13,27 @@ _POLL_S = 1.0
 
 
 @contextmanager
-def demanded(resources: Mapping[str, float], say: Callable[[str], None]) -> Iterator[None]:
-    """Have a node that offers all of these meanwhile; nothing is asked for where there are none.
+def demanded(nodes: Sequence[Mapping[str, float]], say: Callable[[str], None]) -> Iterator[None]:
+    """Have nodes that offer these meanwhile; nothing is asked for where there are none.
 
-    An autoscaler is asked for it, and keeps it; without one it is waited for until a host joins.
+    An autoscaler is asked for them, and keeps them; without one a host that joins is waited for.
 
     Args:
-        resources: amounts by Ray's names, such as ``{"phone:pixel-8": 1}``.
-        say: told which are missing, if one has to be waited for.
+        nodes: of each what it must offer, by Ray's names, such as ``{"phone:pixel-8": 1}``; equal
+            ones are one.
+        say: told what is missing, if it has to be waited for.
     """
-    if not resources:
+    bundles: list[dict[str, float]] = []
+    for each in map(dict, nodes):
+        if each and each not in bundles:
+            bundles.append(each)
+    if not bundles:
         yield
         return
-    request_resources(bundles=[dict(resources)])
+    request_resources(bundles=bundles)
     try:
-        _wait(resources, say)
+        for each in bundles:
+            _wait(each, say)
         yield
     finally:
         request_resources(bundles=[])

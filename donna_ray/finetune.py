@@ -18,7 +18,7 @@ from donna_ray.artifacts import Artifact, Files, digest
 from donna_ray.assemble import assemble, block_keys, library_space
 from donna_ray.checkpoints import Checkpoints
 from donna_ray.complexity import complexity
-from donna_ray.config import FinetuneRecipe, RunConfig
+from donna_ray.config import FinetuneConfig, FinetuneRecipe, RunConfig, latency_ms
 from donna_ray.data import ImageData, load_data
 from donna_ray.errors import DonnaError
 from donna_ray.export import check_onnx_error, export_onnx, onnx_error
@@ -44,6 +44,7 @@ __all__ = [
     "network_files",
     "network_store",
     "spread_over",
+    "within_budgets",
 ]
 
 _CHECKED_IMAGES = 16
@@ -133,17 +134,18 @@ def finetune(
 
 
 def finetune_step(run: Run, reference: Artifact, library: Artifact, search: Artifact) -> Artifact:
-    """Step 5: finetune networks spread over the front, each to a file of weights and of ONNX.
+    """Step 5: finetune networks of each front, each to a file of weights and of ONNX.
 
-    The result maps an architecture's id to its accuracy and the paths of its files, relative to
-    the run folder.
+    They are spread over the front, or chosen by `finetune.budgets`. The result maps an
+    architecture's id to its accuracy and the paths of its files, relative to the run folder.
     """
     recipe = run.config.finetune
     space = library_space(library)
-    chosen = spread_over(search.result["front"], recipe.networks)
-    architectures = [tuple(point["architecture"]) for point in chosen]
+    fronts = search.result["scenarios"].values()
+    chosen = [point for found in fronts for point in _chosen(found, recipe)]
+    architectures = list(dict.fromkeys(tuple(point["architecture"]) for point in chosen))
     jobs = jobs_of(run, reference, library, space, architectures, recipe)
-    inputs = {"networks": [job.key for job in jobs], "search": search.digest}
+    inputs = {"networks": [job.key for job in jobs], "searches": search.result["digests"]}
 
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
         records = finetune(run, "finetune", reference, jobs, recipe)
@@ -164,6 +166,36 @@ def finetune_step(run: Run, reference: Artifact, library: Artifact, search: Arti
         return {"networks": networks, "cost": {"image_passes": passes}}, network_files(run, jobs)
 
     return run.step("finetune", inputs, compute)
+
+
+def _chosen(found: dict[str, Any], config: FinetuneConfig) -> list[dict[str, Any]]:
+    front = found["front"]
+    if config.budgets is None:
+        return spread_over(front, config.networks)
+    reference_ms = found["reference_latency"]["median_ms"]
+    return within_budgets(front, [latency_ms(each, reference_ms) for each in config.budgets])
+
+
+def within_budgets(
+    front: Sequence[dict[str, Any]], budgets: Sequence[float]
+) -> list[dict[str, Any]]:
+    """The point of the highest predicted accuracy within each latency in ms; none twice.
+
+    Raises:
+        DonnaError: no point is within one of them.
+    """
+    chosen: dict[str, dict[str, Any]] = {}
+    for budget in budgets:
+        within = [point for point in front if point["latency"]["median_ms"] <= budget]
+        if not within:
+            least = min(point["latency"]["median_ms"] for point in front)
+            raise DonnaError(
+                f"finetune.budgets must be ones that the front has a network for, but is "
+                f"{budget:.4g} ms and the fastest takes {least:.4g} ms. Raise it to at least that."
+            )
+        best = max(within, key=lambda point: point["predicted_accuracy"])
+        chosen[best["id"]] = best
+    return list(chosen.values())
 
 
 def spread_over(front: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -46,7 +46,8 @@ def check(config: RunConfig) -> None:
     Raises:
         ConfigError: with the key, the value and the remedy.
     """
-    check_device(config.device)
+    for scenario in config.all_scenarios():
+        check_device(scenario.device)
     check_data(config.data)
     check_features(config)
     register_modules(config.space.modules)
@@ -60,7 +61,7 @@ def run_steps(run: Run, last: str = "report") -> Artifact:
     """Run the steps up to `last` and return its artifact; what is finished is reused."""
     check(run.config)
     if list(STEPS).index(last) >= list(STEPS).index("search"):
-        run.ray.on_join = lambda: check_farm(run.config.device)
+        run.ray.on_join = lambda: _check_farms(run.config)
     if run.ray.joins():
         run.connect()  # a cluster that cannot do it is to say so before the reference is trained
     done: Done = {}
@@ -69,3 +70,8 @@ def run_steps(run: Run, last: str = "report") -> Artifact:
         if name == last:
             break
     return done[last]
+
+
+def _check_farms(config: RunConfig) -> None:
+    for scenario in config.all_scenarios():
+        check_farm(scenario.device)

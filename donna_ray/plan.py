@@ -154,13 +154,15 @@ class Plan:
         workers = nodes * self.workers_per_node
         config, costs = self.config, self.costs
         lowered = len(self.blocks) * costs.lowering
-        measured = config.search.evaluations * costs.candidate
+        scenarios = config.all_scenarios()  # as if one device measured for all
+        measured = sum(each.search.evaluations for each in scenarios) * costs.candidate
+        networks = len(scenarios) * len(config.finetune.budgets or range(config.finetune.networks))
         seconds = {
             "reference": costs.reference,
             "library": self._library(workers),
             "predictor": self._networks(config.predictor.samples, config.predictor, workers),
             "search": costs.search + max(lowered, measured),
-            "finetune": self._networks(config.finetune.networks, config.finetune, workers),
+            "finetune": self._networks(networks, config.finetune, workers),
         }
         training = sum(seconds[name] for name in ("library", "predictor", "finetune"))
         return Line(nodes, workers, seconds, nodes * training / 3600)

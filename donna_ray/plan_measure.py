@@ -277,7 +277,9 @@ def _device_costs(run: Run, reference: Artifact, space: SearchSpace) -> tuple[fl
         started = time.perf_counter()
         models = [lowering.model(specs) for specs in candidates]
         lowered = (time.perf_counter() - started) / len(blocks)
-        farm = start_farm(run.config.device, Path(folder) / "measurements.sqlite", run.say)
+        farm = start_farm(
+            run.config.all_scenarios()[0].device, Path(folder) / "measurements.sqlite", run.say
+        )
         try:
             farm.wait([farm.submit(models[0])])
             started = time.perf_counter()

@@ -223,7 +223,7 @@ def _choose(root: Path, beginning: str) -> _Choice:
     for inputs, artifact in finetuned:
         if name in artifact.result["networks"]:
             key = artifact.result["networks"][name]["key"]
-            searches.setdefault(key, []).append(inputs["search"])
+            searches.setdefault(key, []).extend(inputs["searches"].values())
     point = named.get(name)
     if point is None and len(searches) != 1:
         raise DonnaError(
@@ -239,17 +239,22 @@ def _choose(root: Path, beginning: str) -> _Choice:
 def _named(root: Path) -> dict[str, dict[str, Any]]:
     """The finetuned points of the front in results.json, by id; none where it is missing."""
     results = read_json(root / "results.json")
-    front = results.get("front", []) if isinstance(results, dict) else []
-    return {point["id"]: point for point in front if point["weights"] is not None}
+    scenarios = results.get("scenarios", []) if isinstance(results, dict) else []
+    fronts = (scenario["front"] for scenario in scenarios)
+    return {
+        point["id"]: point for front in fronts for point in front if point["weights"] is not None
+    }
 
 
 def _latencies(
     root: Path, architecture: str, searches: list[str], shown: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """What the search measured that the network is of; `shown`: that of results.json."""
+    scenarios = sorted(path.name for path in (root / "search").iterdir() if path.is_dir())
     found = {
         artifact.digest: point["latency"]
-        for _, artifact in _finished(root, "search")
+        for scenario in scenarios
+        for _, artifact in _finished(root, f"search/{scenario}")
         for point in artifact.result["front"]
         if point["id"] == architecture
     }

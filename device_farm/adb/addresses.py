@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +20,9 @@ __all__ = ["ADDRESS", "find_phones", "make_link"]
 ADDRESS = r"^(usb:.+|server:.+|[^:\s]+:\d{1,5})$"
 """`HOST:PORT` for TCP, `usb:SERIAL`, or `server:SERIAL` for one that an adb server holds."""
 
+_TCP = r"^(?!usb:|server:)[^:\s]+:\d{1,5}$"
 _REACH_TIMEOUT_S = 0.5
+_MOST_THREADS = 64
 
 
 def make_link(phone: str, address: str, server: str, key: Path, auth_timeout_s: float) -> Link:
@@ -66,15 +69,23 @@ def find_phones(places: Sequence[str]) -> dict[str, dict[str, str]]:
         elif place == "server" or place.startswith("server:"):
             with suppress(OSError):
                 found |= _of_server(place.removeprefix("server").lstrip(":") or DEFAULT_SERVER)
-        elif re.match(ADDRESS, place):
-            if _answers(place):
-                found[place] = {"address": place}
-        else:
+        elif not re.match(_TCP, place):
             raise ValueError(
                 "a place of phones must be usb, server, server:HOST:PORT or HOST:PORT, "
                 f"but got {place!r}: correct it"
             )
-    return found
+    return found | _over_tcp([place for place in places if re.match(_TCP, place)])
+
+
+def _over_tcp(places: Sequence[str]) -> dict[str, dict[str, str]]:
+    """All at once: one that is silent takes its whole time."""
+    if not places:
+        return {}
+    with ThreadPoolExecutor(min(len(places), _MOST_THREADS)) as pool:
+        answers = pool.map(_answers, places)
+        return {
+            place: {"address": place} for place, here in zip(places, answers, strict=True) if here
+        }
 
 
 def _of_server(server: str) -> dict[str, dict[str, str]]:

@@ -9,7 +9,6 @@ from donna_ray.config.models import (
     BlocksConfig,
     ClusterConfig,
     DataConfig,
-    DeviceConfig,
     FamilyRecipe,
     FinetuneConfig,
     FinetuneRecipe,
@@ -18,10 +17,16 @@ from donna_ray.config.models import (
     RacingConfig,
     ReferenceConfig,
     RunConfig,
-    SearchConfig,
     SpaceConfig,
     StageConfig,
     TrainingConfig,
+)
+from donna_ray.config.scenarios import (
+    DeviceConfig,
+    Scenario,
+    ScenarioConfig,
+    SearchConfig,
+    latency_ms,
 )
 
 __all__ = [
@@ -38,10 +43,13 @@ __all__ = [
     "RacingConfig",
     "ReferenceConfig",
     "RunConfig",
+    "Scenario",
+    "ScenarioConfig",
     "SearchConfig",
     "SpaceConfig",
     "StageConfig",
     "TrainingConfig",
+    "latency_ms",
     "load_config",
     "preset_space",
     "shipped_config",

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import (
-    BaseModel,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -12,20 +11,19 @@ from pydantic import (
     field_validator,
 )
 
-from donna_ray.config.values import STRICT, absolute, without_password
+from donna_ray.config.section import Section
+from donna_ray.config.values import absolute, without_password
 
 __all__ = ["ClusterConfig"]
 
 
-class ClusterConfig(BaseModel):
+class ClusterConfig(Section):
     """What training takes of the Ray cluster: up to `workers` workers, as many as find room.
 
     `accelerator_type` is Ray's name of the GPU that a worker must have, such as `V100`.
     `storage` is where runs are kept: a folder that all nodes see, or any fsspec URL where they
     share no filesystem (`s3://bucket/runs`); null is `runs` in the working directory.
     """
-
-    model_config = STRICT
 
     workers: PositiveInt = 2
     cpus_per_worker: PositiveFloat = 1.0

@@ -71,7 +71,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _apply_override(values: dict[str, Any], override: str) -> None:
     name, separator, text = override.partition("=")
     if not separator or not name:
-        raise ConfigError(f"--set takes KEY=VALUE such as search.population=24, not {override!r}.")
+        raise ConfigError(
+            f"--set takes KEY=VALUE such as search.evaluations=100, not {override!r}."
+        )
     *sections, key = name.split(".")
     for section in sections:
         name = _key_in(values, section)

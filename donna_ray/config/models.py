@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     Field,
     NonNegativeInt,
     PlainValidator,
@@ -18,7 +17,14 @@ from pydantic import (
 )
 
 from donna_ray.config.cluster import ClusterConfig
-from donna_ray.config.values import STRICT
+from donna_ray.config.scenarios import (
+    DeviceConfig,
+    Scenario,
+    ScenarioConfig,
+    SearchConfig,
+    check_latency_limit,
+)
+from donna_ray.config.section import Section
 from donna_ray.config.values import absolute as _absolute
 from donna_ray.config.values import without_password as _without_password
 
@@ -28,7 +34,6 @@ __all__ = [
     "BlocksConfig",
     "ClusterConfig",
     "DataConfig",
-    "DeviceConfig",
     "FamilyRecipe",
     "FinetuneConfig",
     "FinetuneRecipe",
@@ -37,14 +42,12 @@ __all__ = [
     "RacingConfig",
     "ReferenceConfig",
     "RunConfig",
-    "SearchConfig",
     "SpaceConfig",
     "StageConfig",
     "TrainingConfig",
 ]
 
 _NAMED_DATASET = re.compile(r"(torch|hfds|hfids|tfds|wds)/", re.IGNORECASE)
-_LIMIT = re.compile(r"(\d+(?:\.\d+)?|\.\d+) ?(ms|x)")
 CONFIGS = Path(__file__).parent.parent / "configs"
 PRESETS = ("compress", *sorted(path.stem for path in (CONFIGS / "spaces").glob("*.yaml")))
 
@@ -65,11 +68,7 @@ Options = dict[str, Annotated[list[Option], Field(min_length=1)]]
 ModuleNames = str | Annotated[list[str], Field(min_length=1)]
 
 
-class _Section(BaseModel):
-    model_config = STRICT
-
-
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """How long and how fast a network or block is trained."""
 
     epochs: PositiveInt = 1
@@ -78,7 +77,7 @@ class TrainingConfig(_Section):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Images.
 
     `source` is `digits` (scikit-learn's 1,797 handwritten digits, embedded); a folder that holds
@@ -109,7 +108,7 @@ class DataConfig(_Section):
         return _absolute(path)
 
 
-class ReferenceConfig(_Section):
+class ReferenceConfig(Section):
     """The teacher: any timm model that can be cut, and where its weights come from.
 
     `weights`: `train` (on the data), `pretrained` (timm's), or a checkpoint file. With `training`,
@@ -132,7 +131,7 @@ class ReferenceConfig(_Section):
         return weights if weights in ("train", "pretrained") else _absolute(weights)
 
 
-class BlocksConfig(_Section):
+class BlocksConfig(Section):
     """One block family and the values of its options; every combination is a block.
 
     Combinations that have one of the listed values of every option of an entry of `exclude` are
@@ -141,17 +140,17 @@ class BlocksConfig(_Section):
 
     family: str
     options: Options = Field(min_length=1)
-    exclude: list[Options] = []
+    exclude: list[Options] = Field(default_factory=list)
 
 
-class StageConfig(_Section):
+class StageConfig(Section):
     """How one stage differs: values in place of the others, or other blocks altogether."""
 
-    options: Options = {}
+    options: Options = Field(default_factory=dict)
     blocks: Annotated[list[BlocksConfig], Field(min_length=1)] | None = None
 
 
-class SpaceConfig(_Section):
+class SpaceConfig(Section):
     """What may stand in each stage.
 
     `preset` names a space that comes with the package (or `compress`: the reference's own stages,
@@ -161,9 +160,9 @@ class SpaceConfig(_Section):
     """
 
     preset: str | None = None
-    modules: list[str] = []
-    blocks: list[BlocksConfig] = []
-    stages: dict[NonNegativeInt, StageConfig] = {}
+    modules: list[str] = Field(default_factory=list)
+    blocks: list[BlocksConfig] = Field(default_factory=list)
+    stages: dict[NonNegativeInt, StageConfig] = Field(default_factory=dict)
 
     @field_validator("preset")
     @classmethod
@@ -187,7 +186,7 @@ class SpaceConfig(_Section):
         return self
 
 
-class FamilyRecipe(_Section):
+class FamilyRecipe(Section):
     """What differs in the distillation of one block family; null is the library's own."""
 
     epochs: PositiveInt | None = None
@@ -195,7 +194,7 @@ class FamilyRecipe(_Section):
     weight_decay: Annotated[float, Field(ge=0)] | None = None
 
 
-class RacingConfig(_Section):
+class RacingConfig(Section):
     """Pausing blocks that are bad and dear early.
 
     After `share` of its training a block is paused if another one of its stage costs no more, in
@@ -220,7 +219,7 @@ class LibraryConfig(TrainingConfig):
 
     pack_size: PositiveInt | None = None
     racing: RacingConfig | None = None
-    recipes: dict[str, FamilyRecipe] = {}
+    recipes: dict[str, FamilyRecipe] = Field(default_factory=dict)
     features: Literal["compute", "memory", "disk"] = "compute"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     store: str | None = None
@@ -283,75 +282,27 @@ class PredictorConfig(FinetuneRecipe):
     tau_interval: Annotated[float, Field(gt=0, lt=2)] | None = None
 
 
-class SearchConfig(_Section):
-    """NSGA-II in an Optuna study: how many candidates, and the limit they must keep.
-
-    `latency_limit` is milliseconds (`2.5ms`) or a multiple of the reference's latency (`0.8x`).
-    """
-
-    evaluations: PositiveInt = 200
-    population: Annotated[int, Field(ge=2)] = 24
-    batch_size: PositiveInt = 12
-    latency_limit: str | None = None
-
-    @field_validator("latency_limit", mode="before")
-    @classmethod
-    def _limit_is_positive(cls, limit: Any) -> Any:
-        match = _LIMIT.fullmatch(limit) if isinstance(limit, str) else None
-        if limit is not None and (match is None or float(match[1]) == 0):
-            raise ValueError(
-                "must be milliseconds such as '2.5ms', or a multiple of the reference's latency "
-                "such as '0.8x', greater than 0"
-            )
-        return limit
-
-    def latency_limit_ms(self, reference_ms: float) -> float | None:
-        """The limit in milliseconds, given the reference's own latency."""
-        match = _LIMIT.fullmatch(self.latency_limit or "")
-        if match is None:
-            return None
-        return float(match[1]) * (reference_ms if match[2] == "x" else 1)
-
-
 class FinetuneConfig(FinetuneRecipe):
-    """The networks of the front that are finetuned and exported."""
+    """The networks of each front that are finetuned and exported.
+
+    `networks` of them, spread over the front; or, with `budgets`, the one of the highest predicted
+    accuracy within each of these latencies: milliseconds (`2.5ms`) or a multiple of the reference's
+    (`0.8x`).
+    """
 
     epochs: PositiveInt = 15
     networks: PositiveInt = 3
+    budgets: Annotated[list[str], Field(min_length=1)] | None = None
+
+    @field_validator("budgets")
+    @classmethod
+    def _budgets_are_positive(cls, budgets: list[str] | None) -> list[str] | None:
+        for budget in budgets or []:
+            check_latency_limit(budget)
+        return budgets
 
 
-class DeviceConfig(_Section):
-    """The device that latency is measured on: `connector` and its `settings`.
-
-    Or one of a farm that is served on the cluster (`device-farm serve`): `farm` is the farm's name,
-    `name` that of the device, or a model of devices. Kind and settings are then in its farm.yaml.
-    `resources` are what a node of the cluster must offer for it (`{"phone:pixel-8": 1}`): an
-    autoscaler is asked for such a node, and the search waits for one.
-    """
-
-    connector: str = "onnxruntime"
-    settings: dict[str, Any] = Field(default_factory=dict)
-    farm: str | None = None
-    name: str | None = None
-    resources: dict[str, PositiveFloat] = {}
-
-    @model_validator(mode="after")
-    def _device_is_named_once(self) -> "DeviceConfig":
-        if (self.farm is None) != (self.name is None):
-            raise ValueError(
-                f"must have both `farm` and `name`, or neither, but has {self.farm!r} and "
-                f"{self.name!r}; add the other: `device-farm watch` shows names and models"
-            )
-        default = type(self).model_fields["connector"].default
-        if self.farm is not None and (self.connector != default or self.settings):
-            raise ValueError(
-                f"must have no `connector` and `settings` beside `farm`, but has "
-                f"{self.connector!r} with {self.settings}; they are in the farm's farm.yaml"
-            )
-        return self
-
-
-class RunConfig(_Section):
+class RunConfig(Section):
     """One run, from reference to report."""
 
     name: str = "donna"
@@ -365,15 +316,22 @@ class RunConfig(_Section):
     finetune: FinetuneConfig = FinetuneConfig()
     device: DeviceConfig = DeviceConfig()
     cluster: ClusterConfig = ClusterConfig()
+    scenarios: list[ScenarioConfig] = Field(default_factory=list)
+
+    def all_scenarios(self) -> list[Scenario]:
+        """What is searched for: `scenarios`, or the one that `device` and `search` are."""
+        named = self.scenarios or [ScenarioConfig(name="default")]
+        return [each.resolved(self.device, self.search) for each in named]
 
     @model_validator(mode="after")
-    def _search_fills_a_population(self) -> "RunConfig":
-        if self.search.evaluations < self.search.population:
+    def _scenarios_are_whole(self) -> "RunConfig":
+        names = [each.name for each in self.scenarios]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(
-                f"search.evaluations must be at least search.population, but is "
-                f"{self.search.evaluations} with a population of {self.search.population}; "
-                "raise the one or lower the other"
+                f"scenarios must have names of their own, but {', '.join(twice)} is there twice; "
+                "rename one"
             )
+        self.all_scenarios()
         return self
 
     @model_validator(mode="after")

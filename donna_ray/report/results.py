@@ -18,10 +18,12 @@ __all__ = [
     "Reference",
     "Results",
     "Sample",
+    "Scenario",
     "Search",
+    "Yardstick",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Shape = tuple[int, int, int]
 FeatureShape = tuple[int, int, int] | tuple[int, int]  # of a map, or (tokens, channels)
@@ -56,7 +58,6 @@ class Reference(_Part):
     model: str
     weights: str
     accuracy: float
-    latency: Latency
     params: int
     macs: int
     input: Shape
@@ -153,16 +154,38 @@ class Predictor(_Part):
     architectures: list[Sample]
 
 
-class Search(_Part):
-    """All candidates as (latency in ms, predicted accuracy)."""
+class Yardstick(_Part):
+    """The search's front against the exact front of a latency model that adds up.
 
+    `hypervolume_share`: of that front, or `bound_share` of one that no architecture is beyond by
+    the model; null where no architecture is within the limits. `error_percent` and `kendall_tau`:
+    of the model, at measurements left out of its fit; tau is null where all are equal.
+    """
+
+    hypervolume_share: float | None
+    bound_share: float | None
+    exact_front: int
+    error_percent: float
+    kendall_tau: float | None
+
+
+class Search(_Part):
+    """All measured candidates as (latency in ms, predicted accuracy).
+
+    `objectives`: minimised beside latency. `candidates`: with those that could not be measured;
+    `yardstick`: null with fewer than 5.
+    """
+
+    strategy: str
+    objectives: list[str]
     candidates: int
     measured_architectures: int
     points: list[tuple[float, float]]
+    yardstick: Yardstick | None
 
 
 class FrontPoint(_Part):
-    """A network that no candidate beats in both objectives.
+    """A network that no candidate beats in all objectives.
 
     `predicted_low` and `predicted_high`: its 95% prediction interval. `accuracy`, `weights` and
     `onnx` are null where it was not finetuned; paths are relative to results.json.
@@ -181,6 +204,16 @@ class FrontPoint(_Part):
     onnx: str | None
 
 
+class Scenario(_Part):
+    """A device, its search and its front; `reference_latency` is the reference's own there."""
+
+    name: str
+    device: Device
+    reference_latency: Latency
+    search: Search
+    front: list[FrontPoint]
+
+
 class Cost(_Part):
     """What a step cost when it was computed.
 
@@ -196,15 +229,13 @@ class Cost(_Part):
 class Results(_Part):
     """results.json."""
 
-    version: Literal[1]
+    version: Literal[2]
     name: str
     seed: int
     data: str
     versions: dict[str, str]
-    device: Device
     reference: Reference
     library: Library
     predictor: Predictor
-    search: Search
-    front: list[FrontPoint]
+    scenarios: list[Scenario]
     cost: dict[str, Cost]

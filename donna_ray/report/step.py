@@ -20,6 +20,7 @@ __all__ = ["report_step"]
 
 _PACKAGES = ("donna-ray", "ray", "torch", "timm", "optuna", "onnx", "onnxruntime", "numpy")
 _SAMPLE = ("id", "predicted", "predicted_low", "predicted_high", "accuracy")
+_SEARCH = ("strategy", "objectives", "candidates", "measured_architectures", "points", "yardstick")
 _LATENCY = ("median_ms", "p20_ms", "p90_ms", "n", "ci_percent")
 
 
@@ -36,8 +37,8 @@ def report_step(run: Run, done: dict[str, Artifact]) -> Artifact:
 
 
 def _results(run: Run, done: dict[str, Artifact]) -> Results:
-    config, search = run.config, done["search"].result
-    latency = search["reference_latency"]
+    config = run.config
+    front_of = _FrontTable(run, done)
     return Results.model_validate(
         {
             "version": SCHEMA_VERSION,
@@ -46,17 +47,19 @@ def _results(run: Run, done: dict[str, Artifact]) -> Results:
             "data": config.data.source,
             "versions": {name: version(name) for name in _PACKAGES}
             | {"python": platform.python_version()},
-            "device": {
-                "model": latency["device"],
-                **{name: latency[name] for name in ("connector", "settings", "simulated")},
-            },
-            "reference": _reference(run, done["reference"].result, latency),
+            "reference": _reference(run, done["reference"].result),
             "library": _library(done),
             "predictor": _predictor(done["predictor"].result),
-            "search": {
-                name: search[name] for name in ("candidates", "measured_architectures", "points")
-            },
-            "front": _front(run, done),
+            "scenarios": [
+                {
+                    "name": name,
+                    "device": _device(found["reference_latency"]),
+                    "reference_latency": _latency(found["reference_latency"]),
+                    "search": {key: found[key] for key in _SEARCH},
+                    "front": front_of(found["front"]),
+                }
+                for name, found in done["search"].result["scenarios"].items()
+            ],
             "cost": {
                 name: {
                     "seconds": artifact.seconds,
@@ -69,11 +72,15 @@ def _results(run: Run, done: dict[str, Artifact]) -> Results:
     )
 
 
-def _reference(run: Run, facts: dict[str, Any], latency: dict[str, Any]) -> dict[str, Any]:
+def _device(latency: dict[str, Any]) -> dict[str, Any]:
+    facts = {name: latency[name] for name in ("connector", "settings", "simulated")}
+    return {"model": latency["device"], **facts}
+
+
+def _reference(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
     return {
         **{name: facts[name] for name in ("model", "accuracy", "params", "macs", "classes")},
         "weights": run.config.reference.weights,
-        "latency": _latency(latency),
         "input": facts["preprocessing"]["input_size"],
         "train_images": facts["images"]["train"],
         "validation_images": facts["images"]["validation"],
@@ -116,32 +123,35 @@ def _predictor(facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _front(run: Run, done: dict[str, Artifact]) -> list[dict[str, Any]]:
-    space = library_space(done["library"])
-    reference, _ = load_reference(run.config, done["reference"])
-    networks = done["finetune"].result["networks"]
-    points = done["search"].result["front"]
-    architectures = [tuple(point["architecture"]) for point in points]
-    predictor = AccuracyPredictor.from_json(done["predictor"].result["predictor"])
-    nsr = encode(architectures, choice_table(done["library"], "nsr"))
-    bounds = np.stack(predictor.predict_interval(nsr), axis=1).tolist()
-    front = []
-    for point, architecture, (low, high) in zip(points, architectures, bounds, strict=True):
-        specs = space.specs(architecture)
-        finetuned = networks.get(point["id"], {})
-        front.append(
-            {
-                "id": point["id"],
-                "blocks": [str(spec) for spec in specs],
-                "predicted_accuracy": point["predicted_accuracy"],
-                "predicted_low": low,
-                "predicted_high": high,
-                "latency": _latency(point["latency"]),
-                **complexity(untrained(reference, specs), reference.input_shape),
-                **{name: finetuned.get(name) for name in ("accuracy", "weights", "onnx")},
-            }
-        )
-    return front
+class _FrontTable:
+    """Fronts in full, each network with all that is known of it."""
+
+    def __init__(self, run: Run, done: dict[str, Artifact]) -> None:
+        self._space = library_space(done["library"])
+        self._reference, _ = load_reference(run.config, done["reference"])
+        self._networks = done["finetune"].result["networks"]
+        self._predictor = AccuracyPredictor.from_json(done["predictor"].result["predictor"])
+        self._nsr = choice_table(done["library"], "nsr")
+
+    def __call__(self, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        architectures = [tuple(point["architecture"]) for point in points]
+        bounds = self._predictor.predict_interval(encode(architectures, self._nsr))
+        ends = np.stack(bounds, axis=1).tolist()
+        return [self._point(point, *end) for point, end in zip(points, ends, strict=True)]
+
+    def _point(self, point: dict[str, Any], low: float, high: float) -> dict[str, Any]:
+        specs = self._space.specs(tuple(point["architecture"]))
+        finetuned = self._networks.get(point["id"], {})
+        return {
+            "id": point["id"],
+            "blocks": [str(spec) for spec in specs],
+            "predicted_accuracy": point["predicted_accuracy"],
+            "predicted_low": low,
+            "predicted_high": high,
+            "latency": _latency(point["latency"]),
+            **complexity(untrained(self._reference, specs), self._reference.input_shape),
+            **{name: finetuned.get(name) for name in ("accuracy", "weights", "onnx")},
+        }
 
 
 def _latency(measurement: dict[str, Any]) -> dict[str, Any]:

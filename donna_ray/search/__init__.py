@@ -1,5 +1,5 @@
-"""Phase 2 of the method: an evolutionary search on predicted accuracy and measured latency."""
+"""Phase 2 of the method: the front of predicted accuracy and measured latency."""
 
-from donna_ray.search.scenario import search_step
+from donna_ray.search.step import search_step
 
 __all__ = ["search_step"]

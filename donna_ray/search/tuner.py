@@ -1,141 +1,193 @@
-"""Ray Tune around the study: a Searcher that proposes batches, a Trainable that evaluates them."""
+"""Ray Tune around a search: a Searcher that proposes batches, a Trainable that evaluates them."""
 
 import json
+import logging
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import optuna
-from optuna.trial import TrialState
+import numpy as np
 from ray import tune
 from ray.tune.search import Searcher
 
-from donna_ray.cost import Latency, LatencyFarm
+from donna_ray.cost import LatencyFarm
 from donna_ray.errors import DonnaError
 from donna_ray.lowering import Lowering
-from donna_ray.predictor import AccuracyPredictor
-from donna_ray.predictor.model import Floats
-from donna_ray.search.study import architecture_of, distributions
-from donna_ray.space import Architecture, SearchSpace, encode
+from donna_ray.search.ask_tell import Search, SearchSetup
+from donna_ray.search.problem import SearchProblem
+from donna_ray.search.study import Outcome, measured
+from donna_ray.space import Architecture
 
-__all__ = ["BatchSearcher", "Evaluator", "evaluate_with_tune"]
+__all__ = [
+    "BatchSearcher",
+    "EvaluateBatch",
+    "Evaluator",
+    "FarmEvaluator",
+    "SeveralSearches",
+    "candidates_of",
+    "evaluate_with_tune",
+    "trainable_of",
+]
 
 # A trial mostly waits for the device, which may have taken every CPU: it must start all the same.
 _TRIAL_RESOURCES: dict[str, float] = {"cpu": 0, "memory": 512 * 2**20}
-_CONCURRENT_TRIALS = 2  # while one batch is measured the next is lowered
+_TRIALS_OF_ONE = 2  # while one batch is measured the next is lowered
+_TUNE_SETTINGS = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # whose verbose=0 still prints a table
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study is the record
+    "TUNE_GLOBAL_CHECKPOINT_S": "60",
+}
 
 
-class Evaluator:
-    """Predicts and measures candidates; copied to every evaluating actor."""
+class Evaluator(Protocol):
+    """Evaluates candidates; a copy is in every evaluating actor, so it must be picklable."""
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        nsr: Sequence[Floats],
-        predictor: AccuracyPredictor,
-        lowering: Lowering,
-        farm: LatencyFarm,
-    ) -> None:
-        self._space, self._nsr, self._predictor = space, nsr, predictor
-        self._lowering, self._farm = lowering, farm
+    def evaluate(self, candidates: Sequence[Architecture]) -> list[Outcome]:
+        """An outcome of each candidate, in order; one that cannot be measured is a failure."""
 
-    def evaluate(self, candidates: Sequence[Architecture]) -> list[dict[str, Any]]:
-        """Predicted accuracy and measured latency of each candidate.
+
+class FarmEvaluator:
+    """Predicts the candidates of a problem and measures them on a farm."""
+
+    def __init__(self, problem: SearchProblem, lowering: Lowering, farm: LatencyFarm) -> None:
+        self._problem, self._lowering, self._farm = problem, lowering, farm
+
+    def evaluate(self, candidates: Sequence[Architecture]) -> list[Outcome]:
+        """See ``Evaluator``.
 
         The device works on the first candidates while the others are lowered and predicted.
-        """
-        models = (self._lowering.model(self._space.specs(each)) for each in candidates)
-        pending = [self._farm.submit(model) for model in models]
-        accuracies = self.predict(candidates)
-        latencies: list[Latency] = self._farm.wait(pending)
-        return [
-            {"accuracy": accuracy, "latency": latency}
-            for accuracy, latency in zip(accuracies, latencies, strict=True)
-        ]
 
-    def predict(self, candidates: Sequence[Architecture]) -> list[float]:
-        """Predicted accuracy of each candidate, a fraction."""
-        accuracies = self._predictor.predict(encode(candidates, self._nsr))
-        return [float(value) for value in accuracies]
+        Raises:
+            DonnaError: no device can measure.
+        """
+        space = self._problem.space
+        models = (self._lowering.model(space.specs(each)) for each in candidates)
+        pending = [self._farm.submit(model) for model in models]
+        accuracies = self._problem.accuracy.predict_all(candidates)
+        further = self._problem.further(np.array(candidates)).tolist()
+        latencies = self._farm.settle(pending)
+        return [
+            {"failure": latency} if isinstance(latency, str) else measured(accuracy, latency, more)
+            for accuracy, latency, more in zip(accuracies, latencies, further, strict=True)
+        ]
 
 
 class BatchSearcher(Searcher):
-    """Proposes batches of an Optuna study's candidates to Ray Tune and tells it the results.
+    """Proposes batches of a search's candidates to Ray Tune and tells it the results.
 
-    The study's storage holds the search's state: a new searcher on the same study goes on.
+    For any ``tune.Tuner``: the trainable gets `candidates` in its configuration (see
+    ``candidates_of``) and reports `results`, a JSON list of their outcomes, once. Give the tuner
+    ``num_samples=-1``: the searcher says when it has finished. The study's journal holds the
+    search's state, so a new searcher on the same journal goes on; ``Tuner.restore`` does as well,
+    and then the batches that Tune starts again are not proposed a second time.
 
     Attributes:
-        evaluations: as given.
-        completed: candidates that were evaluated, those of earlier processes included.
+        search: what it drives.
 
     Args:
-        study: maximises accuracy, minimises latency.
-        space: the search space.
-        evaluations: completed candidates after which nothing more is proposed.
-        batch_size: candidates a Tune trial.
-        latency_limit_ms: what a candidate should keep.
+        setup: of the search.
     """
 
-    def __init__(
-        self,
-        study: optuna.Study,
-        space: SearchSpace,
-        *,
-        evaluations: int,
-        batch_size: int,
-        latency_limit_ms: float | None,
-    ) -> None:
+    def __init__(self, setup: SearchSetup) -> None:
         super().__init__()
-        self._study, self._distributions = study, distributions(space)
-        self.evaluations, self._batch_size = evaluations, batch_size
-        self._limit = latency_limit_ms
-        self.completed = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-        self._asked: dict[str, list[optuna.Trial]] = {}
+        self.search = Search(setup)
+        self._asked: dict[str, list[Architecture]] = {}
+
+    def __reduce__(self) -> tuple[type["BatchSearcher"], tuple[SearchSetup]]:
+        return type(self), (self.search.setup,)
 
     def suggest(self, trial_id: str) -> Any:
         """A batch as a JSON string (a list would be copied and flattened by Tune's loggers)."""
-        in_flight = sum(len(trials) for trials in self._asked.values())
-        count = min(self._batch_size, self.evaluations - self.completed - in_flight)
-        if count <= 0:
-            return Searcher.FINISHED
-        trials = [self._study.ask(dict(self._distributions)) for _ in range(count)]
-        self._asked[trial_id] = trials
-        return {"candidates": json.dumps([architecture_of(trial.params) for trial in trials])}
+        candidates = self.search.ask(self.search.setup.config.batch_size)
+        if not candidates:
+            return Searcher.FINISHED if self.search.finished else None
+        self._asked[trial_id] = candidates
+        return {"candidates": json.dumps(candidates)}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell the study a batch; one that failed is told as failed."""
-        trials = self._asked.pop(trial_id)
+        """Tell the search of a batch; one that failed as a whole is proposed again."""
+        candidates = self._asked.pop(trial_id, [])
         if error or result is None or "results" not in result:
-            for trial in trials:
-                self._study.tell(trial, state=TrialState.FAIL)
+            self.search.give_back(candidates, "its batch failed three times")
             return
-        for trial, outcome in zip(trials, json.loads(result["results"]), strict=True):
-            median = outcome["latency"]["median_ms"]
-            trial.set_user_attr("latency", outcome["latency"])
-            if self._limit is not None:
-                trial.set_constraint("latency_limit_ms", median - self._limit)
-            self._study.tell(trial, [outcome["accuracy"], median])
-        self.completed += len(trials)
+        outcomes: list[Outcome] = json.loads(result["results"])
+        self.search.tell(zip(candidates, outcomes, strict=True))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the study's storage holds it all."""
+        """Which trial has which candidates; the study holds all else."""
+        Path(checkpoint_path).write_text(json.dumps(self._asked))
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore, see ``save``."""
+        """The inverse of ``save``: Tune starts these trials again."""
+        asked = json.loads(Path(checkpoint_path).read_text())
+        self._asked = {name: [tuple(each) for each in batch] for name, batch in asked.items()}
+        self.search.held_elsewhere(each for batch in self._asked.values() for each in batch)
 
 
-class _EvaluateBatch(tune.Trainable):
+def candidates_of(config: dict[str, Any]) -> list[Architecture]:
+    """The batch in a trial's configuration."""
+    return [tuple(each) for each in json.loads(config["candidates"])]
+
+
+class SeveralSearches(Searcher):
+    """Drives searches by their names at once; each has its share of the trials.
+
+    A trial's configuration has the `search` that it is for as well.
+
+    Args:
+        searchers: by name.
+    """
+
+    def __init__(self, searchers: Mapping[str, BatchSearcher]) -> None:
+        super().__init__()
+        self._searchers = dict(searchers)
+        self._owners: dict[str, str] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """A batch of the search that has the fewest under way; see ``BatchSearcher.suggest``."""
+        under_way = Counter(self._owners.values())
+        proposals: list[Any] = []
+        for name in sorted(self._searchers, key=lambda each: under_way[each]):
+            if under_way[name] >= _TRIALS_OF_ONE:
+                proposals.append(None)
+                continue
+            proposal = self._searchers[name].suggest(trial_id)
+            if isinstance(proposal, dict):
+                self._owners[trial_id] = name
+                return {"search": name, **proposal}
+            proposals.append(proposal)
+        return Searcher.FINISHED if None not in proposals else None
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell the search that proposed it."""
+        self._searchers[self._owners.pop(trial_id)].on_trial_complete(trial_id, result, error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: each search is in its journal."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See ``save``."""
+
+
+class EvaluateBatch(tune.Trainable):
     """Evaluates one batch in one step. The actor is reused for the next batch."""
 
-    def setup(self, config: dict[str, Any], evaluator: Evaluator) -> None:  # type: ignore[override]
-        self._evaluator = evaluator
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], evaluators: Mapping[str, Evaluator]
+    ) -> None:
+        self._evaluators = evaluators
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._candidates = [tuple(each) for each in json.loads(new_config["candidates"])]
+        self._candidates = candidates_of(new_config)
+        self._evaluator = self._evaluators[new_config.get("search", "")]
         return True
 
     def step(self) -> dict[str, Any]:
@@ -149,45 +201,82 @@ class _EvaluateBatch(tune.Trainable):
         """See ``save_checkpoint``."""
 
 
-def evaluate_with_tune(searcher: BatchSearcher, evaluator: Evaluator, storage: Path) -> None:
-    """Run Ray Tune until the searcher proposes nothing more.
+def trainable_of(evaluators: Evaluator | Mapping[str, Evaluator]) -> Any:
+    """The trainable for a ``tune.Tuner`` whose trials evaluate with this evaluator.
 
     Args:
-        searcher: proposes and is told.
-        evaluator: goes to every evaluating actor.
+        evaluators: of a ``BatchSearcher``; of each name where they are ``SeveralSearches``.
+    """
+    named = evaluators if isinstance(evaluators, Mapping) else {"": evaluators}
+    bound = tune.with_parameters(EvaluateBatch, evaluators=named)
+    return tune.with_resources(bound, _TRIAL_RESOURCES)
+
+
+def evaluate_with_tune(
+    searchers: Mapping[str, BatchSearcher], evaluators: Mapping[str, Evaluator], storage: Path
+) -> None:
+    """Run Ray Tune until no searcher proposes anything more.
+
+    Args:
+        searchers: propose and are told, by name.
+        evaluators: of each; they go to every evaluating actor.
         storage: folder of Tune's own files.
 
     Raises:
         DonnaError: a batch raised, or the search was interrupted; what was told is kept.
     """
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose verbose=0 still prints a table
-    trainable = tune.with_resources(
-        tune.with_parameters(_EvaluateBatch, evaluator=evaluator), _TRIAL_RESOURCES
-    )
-    results = tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            num_samples=-1,
-            max_concurrent_trials=_CONCURRENT_TRIALS,
-            reuse_actors=True,
-            trial_dirname_creator=lambda trial: trial.trial_id,
-        ),
-        run_config=tune.RunConfig(
-            name="search",
-            storage_path=str(storage),
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=0, fail_fast=True),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-        ),
-    ).fit()
+    with _environment(_TUNE_SETTINGS), _quiet("ray.tune.analysis.experiment_analysis"):
+        results = tune.Tuner(
+            trainable_of(evaluators),
+            tune_config=tune.TuneConfig(
+                search_alg=SeveralSearches(searchers),
+                num_samples=-1,
+                max_concurrent_trials=_TRIALS_OF_ONE * len(searchers),
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=str(storage),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0, fail_fast=True),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        ).fit()
     if results.errors:
         raise DonnaError(
             "The search stopped because a batch of candidates failed. What is measured is kept: "
             f"the same command goes on. The cause:\n{results.errors[0]}"
         )
-    if searcher.completed < searcher.evaluations:
-        raise DonnaError(
-            f"The search was stopped after {searcher.completed} of {searcher.evaluations} "
-            "candidates. They are kept: the same command goes on."
-        )
+    for name, searcher in searchers.items():
+        search = searcher.search
+        if not search.finished:
+            raise DonnaError(
+                f"The search {name!r} was stopped after {search.done} of "
+                f"{search.setup.config.evaluations} candidates. They are kept: the same command "
+                "goes on."
+            )
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Without a logger's warnings: Tune misses the loggers' files, which are off."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Settings of Ray Tune, which it reads from the environment; a user's own go before."""
+    missing = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            del os.environ[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -45,6 +46,16 @@ def test_the_first_value_stays(tmp_path: Path) -> None:
     cache.put(key("w"), measurement(2.0))
     assert cache.put(key("w"), measurement(9.0)).median_ms == 2.0
     assert cache.get(key("w")) == measurement(2.0)
+
+
+def test_a_record_of_another_version_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    cache = MeasurementCache(path)
+    cache.put(key("w"), measurement(2.0))
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE measurements SET record=json_remove(record, '$.ci_percent')")
+    assert cache.get(key("w")) is None
+    assert cache.put(key("w"), measurement(9.0)) == measurement(9.0)
 
 
 def test_the_first_baseline_stays(tmp_path: Path) -> None:

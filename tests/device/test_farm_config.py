@@ -43,6 +43,9 @@ def test_runners_are_named_once(tmp_path: Path) -> None:
         (("- {connector: adb, nodes", "- {connector: abacus, nodes"), "one of adb"),
         (("places: [usb], settings: {", "settings: {threads: few, "), "'adb' devices: threads: "),
         (("cache:", "cache: ["), "must be YAML"),
+        (("places: [usb]", "places: [shelf]"), "must be usb, server.*'shelf'"),
+        (("delay_s: 5", "delay_s: -1"), "limits.delay_s: .*greater than 0"),
+        (("max_drift_percent: 3", "max_drift_percent: -5"), "limits.max_drift_percent: "),
     ],
 )
 def test_faults_are_told(tmp_path: Path, change: tuple[str, str], words: str) -> None:
@@ -58,4 +61,30 @@ def test_a_farm_without_devices_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "farm.yaml"
     path.write_text("")
     with pytest.raises(ValueError, match="must name `devices`"):
+        load_farm_config(path)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_refused"),
+    [
+        ("{connector: onnxruntime}", "{connector: onnxruntime, settings: {threads: 4}}", True),
+        ("{connector: cuda, nodes: 'a*'}", "{connector: cuda, nodes: a100}", True),
+        ("{connector: cuda, nodes: 'a*'}", "{connector: cuda, nodes: 'b*'}", False),
+        (
+            "{connector: cuda, settings: {accelerator_type: V100}}",
+            "{connector: cuda, settings: {accelerator_type: A100}}",
+            False,
+        ),
+        ("{connector: cuda}", "{connector: onnxruntime}", False),
+    ],
+)
+def test_rules_that_name_one_device_are_refused(
+    tmp_path: Path, one: str, other: str, is_refused: bool
+) -> None:
+    path = tmp_path / "farm.yaml"
+    path.write_text(f"hosts: [{one}, {other}]")
+    if not is_refused:
+        assert len(load_farm_config(path).hosts) == 2
+        return
+    with pytest.raises(ValueError, match="must not name one device"):
         load_farm_config(path)

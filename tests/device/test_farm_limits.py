@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from device_farm import DeviceLost, DeviceSpec, FailurePolicy, Farm, FarmConfig,
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 Scripted = Callable[..., DeviceSpec]
+BASELINE = ["measure"] * 3
 POLICY = FailurePolicy(delay_s=0.01, start_limit_s=30, control_every=2, max_delays=2)
 
 
@@ -38,7 +41,7 @@ def acts(folder: Path, name: str) -> list[str]:
 def test_a_control_that_always_fails_ends(
     serve: Callable[..., Farm], scripted: Scripted, tmp_path: Path
 ) -> None:
-    farm = serve(scripted("board", "measure", *["measure", "DeviceLost"] * 20))
+    farm = serve(scripted("board", *BASELINE, *["measure", "DeviceLost"] * 20))
     with pytest.raises(DeviceLost, match="no device can measure this now: board: board says"):
         farm.measure(model_number(1), "board")
     assert row(farm, "board")["state"] == "parked"
@@ -48,8 +51,8 @@ def test_a_control_that_always_fails_ends(
 def test_batches_get_smaller_where_speed_drifts(
     serve: Callable[..., Farm], scripted: Scripted, tmp_path: Path
 ) -> None:
-    """Baseline; two jobs and a control that is off; then a job at a time, with a control each."""
-    rests = ["measure"] * 3 + ["slow"] + ["measure"] * 2 + ["slow"]
+    """The baseline; two jobs and a control that is off; then one at a time, with a control each."""
+    rests = [*BASELINE, *["measure"] * 2, "slow"] + ["measure"] * 2 + ["slow"]
     farm = serve(scripted("board", *rests, seconds=0.2))
     records = ray.get([farm.submit(model_number(number), "board") for number in range(3)])
     assert [record["median_ms"] for record in records] == [2.0] * 3
@@ -62,7 +65,7 @@ def test_a_device_that_drifts_with_every_job_is_quarantined(
     serve: Callable[..., Farm], scripted: Scripted
 ) -> None:
     """Its control is well after each rest, and off after each measurement."""
-    farm = serve(scripted("board", "measure", *["measure", "slow", "measure"] * 20))
+    farm = serve(scripted("board", *BASELINE, *["measure", "slow", "measure"] * 20))
     with pytest.raises(Throttled, match=r"no device can .* must take 2.000 ms to 5%"):
         farm.measure(model_number(1), "board")
     assert row(farm, "board")["state"] == "quarantined"
@@ -72,11 +75,11 @@ def test_a_device_that_drifts_with_every_job_is_quarantined(
 def test_what_was_measured_before_a_device_got_hot_is_measured_again(
     serve: Callable[..., Farm], scripted: Scripted, tmp_path: Path
 ) -> None:
-    farm = serve(scripted("board", "measure", "measure", "Throttled"))
+    farm = serve(scripted("board", *BASELINE, "measure", "Throttled"))
     ray.get([farm.submit(model_number(number), "board") for number in range(2)])
     cool = ["measure"]  # the control, before anything else
     assert acts(tmp_path, "board") == [
-        *["measure", "measure", "Throttled"],
+        *[*BASELINE, "measure", "Throttled"],
         *[*cool, "measure", "measure", *cool],
     ]
 
@@ -117,3 +120,38 @@ def test_a_calibration_that_hangs_is_ended(
     farm = serve(scripted("board", "hang"), policy=policy)
     assert farm.measure(model_number(1), "board").simulated  # the ask has it tried once more
     assert acts(tmp_path, "board")[:2] == ["hang", "measure"]
+
+
+def test_a_farm_with_too_many_asks_still_tells_its_state(
+    serve: Callable[..., Farm], scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_farm.farm._CONCURRENT_CALLS", 2)
+    farm = serve(scripted("board", seconds=60), policy=FailurePolicy(control_every=0))
+    asked = [farm.submit(model_number(number), "board") for number in range(4)]
+    [record] = ray.get(farm._dispatcher.status.remote(), timeout=30)
+    assert record["device"] == "board"
+    for reference in asked:
+        ray.cancel(reference)
+
+
+SEARCH = """
+import ray
+from device_farm import Farm
+from farms import model_number
+ray.init(address={address!r}, log_to_driver=False)
+farm = Farm.connect({name!r})
+asked = [farm.submit(model_number(number), "board") for number in range(50)]
+ray.get(asked[0])
+"""
+
+
+def test_what_a_dead_job_asked_for_is_not_measured(
+    serve: Callable[..., Farm], scripted: Scripted, tmp_path: Path
+) -> None:
+    policy = FailurePolicy(control_every=0)
+    farm = serve(scripted("board", seconds=0.2), policy=policy)
+    address = ray.get_runtime_context().gcs_address
+    code = SEARCH.format(address=address, name=tmp_path.name)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert farm.measure(model_number(99), "board").simulated
+    assert row(farm, "board")["leases"] < 50

@@ -41,7 +41,6 @@ SMALLEST = {
     "predictor.epochs": 1,
     "predictor.precision": "fp32",
     "search.evaluations": 20,
-    "search.population": 5,
     "search.batch_size": 4,
     "finetune.epochs": 1,
     "finetune.precision": "fp32",

@@ -16,7 +16,6 @@ SMALL = {
     "library.pack_size": 32,
     "predictor.samples": 6,
     "search.evaluations": 24,
-    "search.population": 8,
     "finetune.epochs": 1,
     "finetune.networks": 1,
     "cluster.workers": 1,
@@ -33,13 +32,13 @@ def test_model_is_compressed_under_its_limit(one_ray: None, tmp_path: Path) -> N
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["space"]["preset"] == "compress"
     assert results.name == "compress-donna_digits"
-    reference = results.reference
+    reference = results.scenarios[0].reference_latency
     assert all(
-        point.latency.median_ms <= 0.9 * reference.latency.median_ms for point in results.front
+        point.latency.median_ms <= 0.9 * reference.median_ms for point in results.scenarios[0].front
     )
-    assert all(point.params < reference.params for point in results.front)
+    assert all(point.params < reference.params for point in results.scenarios[0].front)
     largest = [max(block.params for block in stage.blocks) for stage in results.library.stages]
     smallest = [min(block.params for block in stage.blocks) for stage in results.library.stages]
     assert all(small < large for small, large in zip(smallest, largest, strict=True))
-    assert any(point.accuracy is not None for point in results.front)
+    assert any(point.accuracy is not None for point in results.scenarios[0].front)
     assert donna_here("space", "show", str(out)).returncode == 0

@@ -27,19 +27,28 @@ def test_results_follow_the_schema(finished: Path) -> None:
     results = Results.model_validate(results_of(finished))
     assert [len(stage.blocks) for stage in results.library.stages] == [4, 4, 4]
     assert set(results.cost) == {"reference", "library", "predictor", "search", "finetune"}
-    assert results.search.candidates == 20
-    assert all(0 <= point.predicted_accuracy <= 1.2 for point in results.front)
-    assert not results.device.simulated
+    assert (
+        results.scenarios[0].search.candidates
+        == results.scenarios[0].search.measured_architectures
+        == 20
+    )
+    assert results.scenarios[0].search.strategy == "frontier"
+    assert results.scenarios[0].search.yardstick is not None
+    assert 0.5 < (results.scenarios[0].search.yardstick.hypervolume_share or 0) < 1.5
+    assert all(0 <= point.predicted_accuracy <= 1.2 for point in results.scenarios[0].front)
+    assert not results.scenarios[0].device.simulated
 
 
 def test_front_has_no_dominated_point(finished: Path) -> None:
     results = Results.model_validate(results_of(finished))
-    front = [(point.latency.median_ms, point.predicted_accuracy) for point in results.front]
+    front = [
+        (point.latency.median_ms, point.predicted_accuracy) for point in results.scenarios[0].front
+    ]
     assert front == sorted(front)
     for latency, accuracy in front:
         better = [
             other
-            for other in results.search.points
+            for other in results.scenarios[0].search.points
             if other[0] <= latency and other[1] >= accuracy and tuple(other) != (latency, accuracy)
         ]
         assert not better
@@ -53,8 +62,8 @@ def test_finetuned_files_are_what_results_say(finished: Path) -> None:
         str(spec): spec for spec in build_space(config.space, reference.shapes).stages[0].choices
     }
     images, labels = next(load_data(config.data, preprocessing).validation.batches(1000))
-    finetuned = [point for point in results.front if point.accuracy is not None]
-    assert len(finetuned) == min(3, len(results.front))
+    finetuned = [point for point in results.scenarios[0].front if point.accuracy is not None]
+    assert len(finetuned) == min(3, len(results.scenarios[0].front))
     for point in finetuned:
         assert point.weights is not None
         assert point.onnx is not None
@@ -86,7 +95,7 @@ def test_every_block_of_the_library_loads(finished: Path) -> None:
 def test_report_is_self_contained(finished: Path) -> None:
     page = (finished / "report.html").read_text()
     results = Results.model_validate(results_of(finished))
-    assert all(point.id in page for point in results.front)
+    assert all(point.id in page for point in results.scenarios[0].front)
     assert '<script src="http' not in page
     assert "<link" not in page
 
@@ -95,7 +104,7 @@ def test_again_reuses_every_step(finished: Path) -> None:
     before = results_of(finished)
     completed = donna_here(*words_of_demo(finished))
     assert completed.returncode == 0, completed.stderr
-    for step in ("reference", "library", "predictor", "search", "finetune"):
+    for step in ("reference", "library", "predictor", "search/default", "finetune"):
         assert f"{step:<10} reused" in completed.stderr
     after = results_of(finished)
     assert all(cost["reused"] for cost in after["cost"].values())
@@ -108,7 +117,7 @@ def test_changed_setting_renews_only_what_depends_on_it(
     sets = ["--set=finetune.epochs=2", "--set=cluster.workers=1"]
     completed = donna_here(*words_of_demo(copy_of_finished, *sets))
     assert completed.returncode == 0, completed.stderr
-    for step in ("reference", "library", "predictor", "search"):
+    for step in ("reference", "library", "predictor", "search/default"):
         assert f"{step:<10} reused" in completed.stderr
     assert f"{'finetune':<10} done" in completed.stderr
 

@@ -68,8 +68,8 @@ def test_extended_space_distils_new_blocks_and_keeps_the_predictor(
     for old, new in zip(before.library.stages, after.library.stages, strict=True):
         assert len(new.blocks) == 5
         assert [block.key for block in new.blocks[1:]] == [block.key for block in old.blocks]
-    known = {tuple(point.blocks): point.id for point in before.front}
-    again = {tuple(point.blocks): point.id for point in after.front}
+    known = {tuple(point.blocks): point.id for point in before.scenarios[0].front}
+    again = {tuple(point.blocks): point.id for point in after.scenarios[0].front}
     for blocks_of, identity in again.items():
         assert known.get(blocks_of, identity) == identity
 

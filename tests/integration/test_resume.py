@@ -57,8 +57,8 @@ def _compare(resumed: Results, undisturbed: Results) -> None:
         [sample.id for sample in each.predictor.architectures] for each in (resumed, undisturbed)
     ]
     assert samples[0] == samples[1]
-    assert resumed.search.candidates == undisturbed.search.candidates
-    assert any(point.accuracy is not None for point in resumed.front)
+    assert resumed.scenarios[0].search.candidates == undisturbed.scenarios[0].search.candidates
+    assert any(point.accuracy is not None for point in resumed.scenarios[0].front)
 
 
 def _measurements(out: Path) -> int:

@@ -43,10 +43,10 @@ def test_a_run_measures_on_a_served_farm(farm: Farm, copy_of_finished: Path) -> 
     completed = donna_here("run", str(file), f"--out={copy_of_finished}")
     assert completed.returncode == 0, completed.stderr
     results = Results.model_validate(results_of(copy_of_finished))
-    assert results.device.simulated
+    assert results.scenarios[0].device.simulated
     [row] = farm.status()
     assert (row["state"], row["done"]) == ("ready", row["leases"])
-    assert row["done"] >= len({point[0] for point in results.search.points})
+    assert row["done"] >= len({point[0] for point in results.scenarios[0].search.points})
 
 
 def test_a_farm_that_is_not_served_is_told(one_ray: None, copy_of_finished: Path) -> None:

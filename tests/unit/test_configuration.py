@@ -33,7 +33,9 @@ BAD_VALUES = [
     ("search.latency_limit=0x", ["search.latency_limit", "'0x'", "greater than 0"]),
     ("search.latency_limit=fast", ["search.latency_limit", "'0.8x'", "'fast'"]),
     ("reference.weights=/no/file", ["reference.weights", "/no/file", "correct the path"]),
-    ("search.evaluations=3", ["search.evaluations", "3", "population of 24", "raise the one"]),
+    ("search={strategy: nsga2, evaluations: 3}", ["search", "3", "population of 24", "raise the"]),
+    ("search.params_limit=2.5ms", ["search.params_limit", "'0.5x'", "2.5ms"]),
+    ("search.macs_limit=0", ["search.macs_limit", "0", "greater than"]),
     ("cluster.storage=sftp://me:pass@host/runs", ["cluster.storage must hold no", "//…@host"]),
     ("library.store=sftp://me:pass@host/runs", ["library.store must hold no password", "//…@"]),
     ("device.resources={phone: 0}", ["device.resources.phone", "greater than 0"]),
@@ -148,3 +150,43 @@ def test_paths_are_absolute_for_workers_elsewhere() -> None:
     assert config.space.modules == [str(Path("a.py").absolute()), "b"]
     named = load_config(shipped_config("demo"), ["data.source=torch/cifar10"])
     assert named.data.source == "torch/cifar10"
+
+
+def test_scenarios_say_only_what_differs(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "space: {preset: micro}\n"
+        "search: {evaluations: 50, latency_limit: 0.8x}\n"
+        "device: {settings: {threads: 2}}\n"
+        "scenarios:\n"
+        "  - {name: tight, search: {latency_limit: 2ms}}\n"
+        "  - {name: board, device: {connector: simulated}}\n"
+    )
+    tight, board = load_config(path).all_scenarios()
+    assert (tight.search.evaluations, tight.search.latency_limit) == (50, "2ms")
+    assert tight.device.settings == {"threads": 2}
+    assert (board.search.latency_limit, board.device.connector) == ("0.8x", "simulated")
+    assert load_config(path, ["search.evaluations=60"]).all_scenarios()[0].search.evaluations == 60
+    [only] = load_config(path, ["scenarios=[]"]).all_scenarios()
+    assert (only.name, only.search.evaluations) == ("default", 50)
+
+
+@pytest.mark.parametrize(
+    ("scenarios", "words"),
+    [
+        ("[{name: a}, {name: a}]", "a is there twice"),
+        ("[{name: A b}]", "scenarios.0.name"),
+        ("[{name: graphs}]", "another folder"),
+        ("[{name: a, search: {evaluation: 3}}]", "'a' is not valid: search.evaluation "),
+        (
+            "[{name: a, search: {latency_limit: fast}}]",
+            "search.latency_limit must .*such as '2.5ms'",
+        ),
+        ("[{name: a, search: {objectives: [params]}}]", "set strategy to nsga3"),
+    ],
+)
+def test_faults_of_scenarios_are_told(tmp_path: Path, scenarios: str, words: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"space: {{preset: micro}}\nscenarios: {scenarios}\n")
+    with pytest.raises(ConfigError, match=words):
+        load_config(path)

@@ -105,8 +105,8 @@ class Finished:
     def finetuned(self, latency: dict[str, Any], networks: dict[str, Any]) -> None:
         """Add a search that measured this, and what was finetuned after it."""
         front = {"front": [{"id": self.id, "latency": latency}]}
-        search = StepFolder(self.root, "search", latency).commit(front, [], 0.0)
-        inputs = {"search": search.digest}
+        search = StepFolder(self.root, "search/default", latency).commit(front, [], 0.0)
+        inputs = {"searches": {"default": search.digest}}
         StepFolder(self.root, "finetune", inputs).commit({"networks": networks}, [], 0.0)
 
 
@@ -193,7 +193,7 @@ def test_weights_of_results_and_latency_of_their_search(tmp_path: Path) -> None:
     with pytest.raises(DonnaError, match="key, newer"):
         export_network(tmp_path, run.id, tmp_path / "out")
     point = {"id": run.id, "weights": "networks/key.safetensors", "latency": {"median_ms": 1}}
-    (tmp_path / "results.json").write_text(json.dumps({"front": [point]}))
+    (tmp_path / "results.json").write_text(json.dumps({"scenarios": [{"front": [point]}]}))
     export_network(tmp_path, run.id, tmp_path / "out")
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert (card["digests"]["network"], card["latency"]) == ("key", [LATENCY])

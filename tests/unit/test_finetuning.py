@@ -26,7 +26,13 @@ from donna_ray.data import ImageData, Split, load_data
 from donna_ray.data.images import BrokenImage
 from donna_ray.data.shard import SplitShard
 from donna_ray.errors import DonnaError
-from donna_ray.finetune import distillation_loss, finetune_step, jobs_of, network_store
+from donna_ray.finetune import (
+    distillation_loss,
+    finetune_step,
+    jobs_of,
+    network_store,
+    within_budgets,
+)
 from donna_ray.network import StagedNetwork
 from donna_ray.records import RecordStore
 from donna_ray.run import Run
@@ -348,7 +354,10 @@ def test_network_whose_onnx_file_differs_is_not_delivered(
         for name, result in {
             "reference": {},
             "library": {"shapes": shapes, "stages": stages},
-            "search": {"front": [{"architecture": architecture}]},
+            "search": {
+                "scenarios": {"default": {"front": [{"architecture": architecture}]}},
+                "digests": {"default": ""},
+            },
         }.items()
     )
     settings = config.model_copy(
@@ -369,3 +378,14 @@ def test_network_whose_onnx_file_differs_is_not_delivered(
         network_store(run).put(job.key, good, {"weight": torch.zeros(1)})
         result = finetune_step(run, reference, library, search).result
     assert result["networks"][space.id_of(architecture)]["accuracy"] == 0.9
+
+
+def test_budgets_choose_the_best_network_within_each() -> None:
+    points = [("a", 1.0, 0.5), ("b", 2.0, 0.75), ("c", 4.0, 0.875)]
+    front = [
+        {"id": name, "latency": {"median_ms": ms}, "predicted_accuracy": accuracy}
+        for name, ms, accuracy in points
+    ]
+    assert [each["id"] for each in within_budgets(front, [3.0, 2.0, 9.0])] == ["b", "c"]
+    with pytest.raises(DonnaError, match=r"is 0\.5 ms and the fastest takes 1 ms"):
+        within_budgets(front, [0.5])

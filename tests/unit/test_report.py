@@ -20,7 +20,7 @@ QUALITY = {
     "r2": {"value": 0.25, "low": -0.5, "high": 0.5},
 }
 SAMPLE = {"id": "s", "predicted": 0.5, "predicted_low": 0.4, "predicted_high": 0.6, "accuracy": 0.5}
-WARNING = "Latency comes from a simulated device."
+WARNING = "Latency of phone comes from a simulated device."
 HOSTILE = "<script>alert('x')</script>"
 
 
@@ -48,22 +48,43 @@ def test_stages_of_a_transformer_have_tokens_and_channels() -> None:
     assert (stage.input, stage.output) == ((197, 192), (197, 192))
 
 
-def results(*, simulated: bool = False, text: str = "plain") -> Results:
+def scenario(name: str, text: str, simulated: bool) -> dict[str, Any]:
+    return {
+        "name": name,
+        "device": {"model": text, "connector": text, "settings": {}, "simulated": simulated},
+        "reference_latency": LATENCY | {"median_ms": 3.0},
+        "search": {
+            "strategy": "frontier",
+            "objectives": [],
+            "candidates": 3,
+            "measured_architectures": 2,
+            "points": [(1.0, 0.5)],
+            "yardstick": {
+                "hypervolume_share": 0.987,
+                "bound_share": 0.95,
+                "exact_front": 7,
+                "error_percent": 2.5,
+                "kendall_tau": 0.9,
+            },
+        },
+        "front": [point("fast", 1.0, None), point("good", 1.5, 0.875) | {"blocks": [text]}],
+    }
+
+
+def results(*, simulated: bool = False, text: str = "plain", scenarios: int = 1) -> Results:
     shape = (4, 8, 8)
     block = {"block": text, "key": "k", "nsr": 0.25, "params": 10, "macs": 100}
     return Results.model_validate(
         {
-            "version": 1,
+            "version": 2,
             "name": text,
             "seed": 0,
             "data": text,
             "versions": {"python": "3"},
-            "device": {"model": text, "connector": text, "settings": {}, "simulated": simulated},
             "reference": {
                 "model": text,
                 "weights": "train",
                 "accuracy": 0.9375,
-                "latency": LATENCY | {"median_ms": 3.0},
                 "params": 10,
                 "macs": 100,
                 "input": shape,
@@ -85,8 +106,9 @@ def results(*, simulated: bool = False, text: str = "plain") -> Results:
                 "quality": {"predictor": QUALITY, text: QUALITY},
                 "architectures": [SAMPLE],
             },
-            "search": {"candidates": 2, "measured_architectures": 2, "points": [(1.0, 0.5)]},
-            "front": [point("fast", 1.0, None), point("good", 1.5, 0.875) | {"blocks": [text]}],
+            "scenarios": [
+                scenario(name, text, simulated) for name in ("phone", "server")[:scenarios]
+            ],
             "cost": {"reference": {"seconds": 1.0, "image_passes": 12, "reused": False}},
         }
     )
@@ -109,12 +131,32 @@ def test_page_tells_the_best_network_and_its_speed_up() -> None:
     assert "0.75 [0.50, 0.88]" in page
 
 
+def test_each_scenario_has_a_front_of_its_own() -> None:
+    page = render(results(scenarios=2))
+    for name in ("phone", "server"):
+        assert f"{name}: accuracy against latency" in page
+        assert f"latency of the reference ({name})" in page
+    assert "phone: " not in render(results())
+
+
+def test_page_tells_predicted_against_real_accuracy() -> None:
+    assert "1 are finetuned: on average +25.00% off what was predicted." in render(results())
+
+
 def test_page_tells_how_far_to_trust_predictions() -> None:
     page = render(results())
     assert "62.50% [50.00%, 75.00%]" in page
     assert "62.50%<br>[50.00%, 75.00%]" in page
     assert "0.25 [-0.50, 0.50]" in page
     assert ">1.00%<" in page  # the root of a mean squared error of 0.0001
+
+
+def test_page_tells_how_near_the_search_came() -> None:
+    page = render(results())
+    assert "2 candidates measured by frontier, 1 failed." in page
+    assert "98.7% of the hypervolume of the exact front" in page
+    assert "(95.0% of its bound)" in page
+    assert "off the measured latencies by 2.5%" in page
 
 
 def test_only_finetuned_networks_have_files() -> None:

@@ -1,4 +1,4 @@
-"""Queue, front, study, lowering and timm's models, without Ray."""
+"""Front, lowering and timm's models, without Ray."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import optuna
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,14 +14,14 @@ from hypothesis import strategies as st
 from onnx import compose
 
 from donna_ray.assemble import untrained
-from donna_ray.config import RunConfig, SearchConfig
+from donna_ray.config import RunConfig
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.export import check_onnx_error, export_onnx, onnx_error
 from donna_ray.finetune import spread_over
 from donna_ray.lowering import Lowering, stitch
 from donna_ray.network import StagedNetwork
 from donna_ray.reference import build_reference
-from donna_ray.search.study import architecture_of, distributions, front_of, open_study
+from donna_ray.search.study import front_of
 from donna_ray.space import SearchSpace
 
 Points = st.lists(
@@ -41,18 +40,6 @@ def test_front_is_what_no_point_dominates(points: list[tuple[float, float]]) -> 
     front = [points[index] for index in front_of(points)]
     assert set(front) == {point for point in points if not dominated(*point)}
     assert [latency for _, latency in front] == sorted({latency for _, latency in front})
-
-
-def test_study_goes_on_after_a_crash(space: SearchSpace, tmp_path: Path) -> None:
-    path, config = tmp_path / "study.journal", SearchConfig(evaluations=10, population=4)
-    study = open_study(path, config, 0)
-    trials = [study.ask(dict(distributions(space))) for _ in range(3)]
-    study.tell(trials[0], [0.9, 2.0])
-    Path(f"{path}.lock").touch()  # as a process leaves it that is killed while it writes
-    again = open_study(path, config, 0)
-    states = [trial.state for trial in again.get_trials()]
-    assert states == [optuna.trial.TrialState.COMPLETE, *[optuna.trial.TrialState.FAIL] * 2]
-    assert len(architecture_of(again.get_trials()[0].params)) == len(space.stages)
 
 
 @pytest.mark.parametrize(("length", "count"), [(9, 4), (3, 4), (5, 1), (2, 2)])

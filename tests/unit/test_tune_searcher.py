@@ -1,79 +1,84 @@
-"""The bridge between Ray Tune and the study, driven by hand: batches, results, failures."""
+"""The bridge between Ray Tune and the search, driven by hand: batches, results, failures."""
 
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
-import pytest
-from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from donna_ray.config import SearchConfig
-from donna_ray.search.study import open_study
-from donna_ray.search.tuner import BatchSearcher
-from donna_ray.space import SearchSpace
+from donna_ray.search.ask_tell import SearchSetup
+from donna_ray.search.tuner import BatchSearcher, candidates_of
+from donna_ray.space import Architecture
+from tests.search_problems import outcome_of, toy
+
+PROBLEM = toy()
 
 
-def searcher_on(journal: Path, space: SearchSpace, limit: float | None = None) -> BatchSearcher:
-    study = open_study(journal, SearchConfig(evaluations=5, population=2), seed=0)
-    return BatchSearcher(study, space, evaluations=5, batch_size=2, latency_limit_ms=limit)
+def searcher_on(journal: Path) -> BatchSearcher:
+    config = SearchConfig(evaluations=5, batch_size=2)
+    return BatchSearcher(SearchSetup(PROBLEM, config, 0, journal))
 
 
-def batch_of(searcher: BatchSearcher, trial: str) -> list[list[int]]:
-    candidates: list[list[int]] = json.loads(searcher.suggest(trial)["candidates"])
-    return candidates
+def batch_of(searcher: BatchSearcher, trial: str) -> list[Architecture]:
+    return candidates_of(searcher.suggest(trial))
 
 
-def measured(*latencies: float) -> dict[str, str]:
-    outcomes = [{"accuracy": 0.5, "latency": {"median_ms": each}} for each in latencies]
-    return {"results": json.dumps(outcomes)}
+def results_of(batch: list[Architecture]) -> dict[str, str]:
+    return {"results": json.dumps([outcome_of(PROBLEM, each, 1.0 + sum(each)) for each in batch])}
 
 
-def test_no_more_candidates_are_in_flight_than_are_wanted(
-    space: SearchSpace, tmp_path: Path
-) -> None:
-    searcher = searcher_on(tmp_path / "journal", space)
-    assert [len(batch_of(searcher, name)) for name in "abc"] == [2, 2, 1]
-    assert searcher.suggest("d") == Searcher.FINISHED
+def test_no_more_candidates_are_in_flight_than_are_wanted(tmp_path: Path) -> None:
+    searcher = searcher_on(tmp_path / "journal")
+    batches = {name: batch_of(searcher, name) for name in "abc"}
+    assert [len(batch) for batch in batches.values()] == [2, 2, 1]
+    assert searcher.suggest("d") is None  # one of them may have to be measured again
+    for name, batch in batches.items():
+        searcher.on_trial_complete(name, results_of(batch))
+    assert searcher.suggest("e") == Searcher.FINISHED
 
 
-def test_failed_batch_is_proposed_anew(space: SearchSpace, tmp_path: Path) -> None:
-    searcher = searcher_on(tmp_path / "journal", space)
-    batch_of(searcher, "a")
+def test_failed_batch_is_proposed_anew(tmp_path: Path) -> None:
+    searcher = searcher_on(tmp_path / "journal")
+    failed = batch_of(searcher, "a")
     searcher.on_trial_complete("a", error=True)
-    assert searcher.completed == 0
-    assert [len(batch_of(searcher, name)) for name in "bcd"] == [2, 2, 1]
+    assert searcher.search.done == 0
+    assert batch_of(searcher, "b") == failed
+    searcher.on_trial_complete("b")
+    assert batch_of(searcher, "c") == failed
 
 
-def test_new_searcher_counts_what_an_earlier_process_measured(
-    space: SearchSpace, tmp_path: Path
-) -> None:
-    journal = tmp_path / "journal"
-    earlier = searcher_on(journal, space)
-    batch_of(earlier, "measured")
-    batch_of(earlier, "lost")
-    earlier.on_trial_complete("measured", measured(1.0, 2.0))
-    searcher = searcher_on(journal, space)
-    assert searcher.completed == 2
-    assert [len(batch_of(searcher, name)) for name in "ab"] == [2, 1]
-    assert searcher.suggest("c") == Searcher.FINISHED
+def test_new_searcher_goes_on(tmp_path: Path) -> None:
+    earlier = searcher_on(tmp_path / "journal")
+    told, lost = batch_of(earlier, "told"), batch_of(earlier, "lost")
+    earlier.on_trial_complete("told", results_of(told))
+    searcher = searcher_on(tmp_path / "journal")
+    assert searcher.search.done == 2
+    assert batch_of(searcher, "a") == lost
+    assert len(batch_of(searcher, "b")) == 1
 
 
-@pytest.mark.parametrize(("limit", "feasible"), [(None, [1.0, 3.0]), (2.0, [1.0])])
-def test_candidate_over_the_limit_is_not_feasible(
-    space: SearchSpace, tmp_path: Path, limit: float | None, feasible: list[float]
-) -> None:
-    journal = tmp_path / "journal"
-    searcher = searcher_on(journal, space, limit)
-    batch_of(searcher, "a")
-    searcher.on_trial_complete("a", measured(1.0, 3.0))
-    study = open_study(journal, SearchConfig(evaluations=5, population=2), seed=0)
-    trials = study.get_trials(states=(TrialState.COMPLETE,))
-    assert [trial.user_attrs["latency"]["median_ms"] for trial in trials] == [1.0, 3.0]
-    kept = [
-        trial.values[1]
-        for trial in trials
-        if all(value <= 0 for value in trial.constraints.values())
-    ]
-    assert kept == feasible
+def test_restored_searcher_leaves_to_tune_what_tune_starts_again(tmp_path: Path) -> None:
+    earlier = searcher_on(tmp_path / "journal")
+    kept = batch_of(earlier, "kept")
+    earlier.save(str(tmp_path / "state"))
+    lost = batch_of(earlier, "asked for after Tune's last snapshot")
+    searcher: BatchSearcher = pickle.loads(pickle.dumps(earlier))
+    searcher.restore(str(tmp_path / "state"))
+    assert batch_of(searcher, "a") == lost
+    searcher.on_trial_complete("kept", results_of(kept))
+    assert set(searcher.search.ledger.measured) == set(kept)
+
+
+def test_result_that_comes_twice_counts_once(tmp_path: Path) -> None:
+    searcher = searcher_on(tmp_path / "journal")
+    batch = batch_of(searcher, "a")
+    searcher.save(str(tmp_path / "state"))
+    searcher.on_trial_complete("a", results_of(batch))
+    before = dict(searcher.search.ledger.measured)
+    searcher.restore(str(tmp_path / "state"))
+    other = {"results": json.dumps([outcome_of(PROBLEM, each, 99.0) for each in batch])}
+    searcher.on_trial_complete("a", other)
+    assert searcher.search.ledger.measured == before

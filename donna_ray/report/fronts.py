@@ -1,0 +1,178 @@
+"""The part of report.html that is about one scenario: its device, its search and its front."""
+
+import math
+from html import escape
+
+import plotly.graph_objects as go
+from scipy.stats import kendalltau
+
+from donna_ray.report.parts import BLUE, GREY, INK, ORANGE, plot, section, table
+from donna_ray.report.results import FrontPoint, Results, Scenario
+
+__all__ = ["interval", "scenario_sections"]
+
+_LEAST_RANKED = 3  # networks, from which on their order says something
+
+
+def scenario_sections(results: Results, scenario: Scenario) -> str:
+    """Its plot and its table."""
+    device = scenario.device
+    name = f"{scenario.name}: " if len(results.scenarios) > 1 else ""
+    return "".join(
+        [
+            _simulated(scenario),
+            section(
+                _title(name, "accuracy against latency"),
+                f"On {device.model} ({device.connector}), where the reference takes "
+                f"{scenario.reference_latency.median_ms:.3f} ms. Each point is a network; hover "
+                "for its blocks. Predictions rank the candidates: they are of the accuracy after "
+                "the predictor's short finetuning. Finetuned networks are trained longer and "
+                "measured on the whole validation set. Brackets behind predictions are 95% "
+                "prediction intervals." + _search_text(scenario),
+                plot(_figure(results, scenario), 520),
+            ),
+            section(
+                _title(name, "the front"),
+                f"Fastest first. Files are beside this page.{_predicted_against_real(scenario)}",
+                _table(scenario),
+            ),
+        ]
+    )
+
+
+def _title(name: str, words: str) -> str:
+    return f"{name}{words}" if name else words.capitalize()
+
+
+def _simulated(scenario: Scenario) -> str:
+    if not scenario.device.simulated:
+        return ""
+    return (
+        '<section class="warning">Latency '
+        f"of {escape(scenario.name)} comes from a simulated device.</section>"
+    )
+
+
+def _predicted_against_real(scenario: Scenario) -> str:
+    pairs = [
+        (point.predicted_accuracy, point.accuracy)
+        for point in scenario.front
+        if point.accuracy is not None
+    ]
+    if not pairs:
+        return ""
+    above = sum(real - predicted for predicted, real in pairs) / len(pairs)
+    text = f" {len(pairs)} are finetuned: on average {above:+.2%} off what was predicted"
+    if len(pairs) >= _LEAST_RANKED:
+        tau = float(kendalltau(*zip(*pairs, strict=True)).statistic)
+        if math.isfinite(tau):  # it is not where all are equal
+            text += f", in an order with Kendall tau {tau:.2f} to the predicted one"
+    return f"{text}."
+
+
+def _search_text(scenario: Scenario) -> str:
+    search = scenario.search
+    failed = search.candidates - search.measured_architectures
+    text = f" {search.measured_architectures} candidates measured by {search.strategy}"
+    text += f", {failed} failed." if failed else "."
+    if (rated := search.yardstick) is None:
+        return text
+    if rated.hypervolume_share is not None:
+        text += (
+            f" Their front has {rated.hypervolume_share:.1%} of the hypervolume of the exact front "
+            "of an additive latency model"
+        )
+        text += (
+            f" ({rated.bound_share:.1%} of its bound)."
+            if rated.bound_share != rated.hypervolume_share
+            else "."
+        )
+    return f"{text} That model is off the measured latencies by {rated.error_percent:.1f}%."
+
+
+def _figure(results: Results, scenario: Scenario) -> go.Figure:
+    front, reference = scenario.front, results.reference
+    finetuned = [point for point in front if point.accuracy is not None]
+    figure = go.Figure()
+    points = scenario.search.points
+    figure.add_scatter(
+        x=[x for x, _ in points],
+        y=[y for _, y in points],
+        name="candidates, predicted",
+        mode="markers",
+        marker={"color": GREY, "size": 6},
+        hovertemplate="%{x:.4f} ms, predicted %{y:.2%}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=[point.latency.median_ms for point in front],
+        y=[point.predicted_accuracy for point in front],
+        text=[_words(point) for point in front],
+        name="front, predicted",
+        mode="lines+markers",
+        line={"color": BLUE, "shape": "hv"},
+        marker={"size": 9},
+        hovertemplate="%{text}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=[point.latency.median_ms for point in finetuned],
+        y=[point.accuracy for point in finetuned],
+        text=[_words(point) for point in finetuned],
+        name="front, finetuned and measured",
+        mode="markers",
+        marker={"color": ORANGE, "size": 13, "symbol": "diamond"},
+        hovertemplate="%{text}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=[scenario.reference_latency.median_ms],
+        y=[reference.accuracy],
+        text=[f"<b>reference {escape(reference.model)}</b>"],
+        name="reference",
+        mode="markers",
+        marker={"color": INK, "size": 16, "symbol": "star"},
+        hovertemplate="%{text}<br>%{x:.4f} ms, accuracy %{y:.2%}<extra></extra>",
+    )
+    figure.update_xaxes(title="latency in ms, median, batch 1")
+    figure.update_yaxes(title="accuracy", tickformat=".1%")
+    return figure
+
+
+def _words(point: FrontPoint) -> str:
+    measured = "" if point.accuracy is None else f", accuracy {point.accuracy:.2%}"
+    stages = [f"stage {number}: {escape(block)}" for number, block in enumerate(point.blocks)]
+    lines = [
+        f"<b>{point.id}</b>",
+        f"{point.latency.median_ms:.4f} ms, predicted {point.predicted_accuracy:.2%} "
+        f"{interval(point.predicted_low, point.predicted_high)}{measured}",
+        *stages,
+    ]
+    return "<br>".join(lines)
+
+
+def _table(scenario: Scenario) -> str:
+    rows = []
+    for point in scenario.front:
+        files = " ".join(
+            f'<a href="{escape(path)}">{name}</a>'
+            for name, path in (("weights", point.weights), ("onnx", point.onnx))
+            if path is not None
+        )
+        rows.append(
+            [
+                f"<code>{point.id}</code><br>{files}",
+                "<br>".join(escape(block) for block in point.blocks),
+                f"{point.latency.median_ms:.4f}",
+                f"{point.latency.p20_ms:.4f} / {point.latency.p90_ms:.4f}",
+                f"{point.predicted_accuracy:.2%}<br>"
+                f"{interval(point.predicted_low, point.predicted_high)}",
+                "" if point.accuracy is None else f"<b>{point.accuracy:.2%}</b>",
+                f"{point.params:,}",
+                f"{point.macs:,}",
+            ]
+        )
+    header = ["network", "blocks", "median ms", "p20 / p90", "predicted", "accuracy", "params"]
+    return table([*header, "MACs"], rows, text_columns=2)
+
+
+def interval(low: float, high: float) -> str:
+    """Of accuracies."""
+    return f"[{low:.2%}, {high:.2%}]"

@@ -1,0 +1,136 @@
+"""What is searched: a space, what is known of it without a device, and the limits."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from donna_ray.errors import DonnaError
+from donna_ray.predictor.model import Floats
+from donna_ray.search.block_features import BlockFeatures
+from donna_ray.search.cross_terms import AccuracyModel
+from donna_ray.search.exact import Indices, exact_front
+from donna_ray.space import SearchSpace
+
+__all__ = ["KnownCost", "SearchProblem"]
+
+
+@dataclass(frozen=True)
+class KnownCost:
+    """A cost that adds up over the stages, such as params.
+
+    Attributes:
+        tables: of every choice, (choices,) a stage.
+        fixed: of stem and head.
+        limit: what a network may have at most; None for any.
+    """
+
+    tables: tuple[Floats, ...]
+    fixed: float = 0.0
+    limit: float | None = None
+
+    def total(self, architectures: Indices) -> Floats:
+        """Of whole networks (n,)."""
+        columns = zip(self.tables, architectures.T, strict=True)
+        return self.fixed + np.asarray(sum(table[each] for table, each in columns), dtype=float)
+
+
+@dataclass(frozen=True)
+class SearchProblem:
+    """Picklable; it goes to every process of a search.
+
+    Attributes:
+        space: what may stand in each stage.
+        accuracy: predicted, up.
+        known: costs that need no device, by name (`macs`, `params`); features of the blocks too.
+        latency_limit_ms: what a network may take at most; None for any.
+        objectives: known costs that are minimised beside latency.
+    """
+
+    space: SearchSpace
+    accuracy: AccuracyModel
+    known: Mapping[str, KnownCost] = field(default_factory=dict)
+    latency_limit_ms: float | None = None
+    objectives: Sequence[str] = ()
+
+    def further(self, architectures: Indices) -> Floats:
+        """The objectives beside accuracy and latency, (n, len(objectives))."""
+        columns = [self.known[name].total(architectures) for name in self.objectives]
+        return np.array(columns).reshape(len(columns), len(architectures)).T
+
+    @cached_property
+    def features(self) -> BlockFeatures:
+        """Of the blocks."""
+        costs = {name: cost.tables for name, cost in self.known.items()}
+        return BlockFeatures.of([stage.choices for stage in self.space.stages], costs)
+
+    @cached_property
+    def limited(self) -> list[str]:
+        """Names of the known costs that have a limit."""
+        return [name for name, cost in self.known.items() if cost.limit is not None]
+
+    def violations(self, architectures: Indices) -> dict[str, Floats]:
+        """By how much each limit on a known cost is broken, (n,); up to 0 where it is kept."""
+        found = {}
+        for name in self.limited:
+            cost = self.known[name]
+            found[name] = cost.total(architectures) - float(cost.limit or 0)
+        return found
+
+    def keeps_limits(self, architectures: Indices) -> np.ndarray:
+        """(n,), whether all limits on known costs are kept."""
+        kept = np.ones(len(architectures), dtype=bool)
+        for excess in self.violations(architectures).values():
+            kept &= excess <= 0
+        return kept
+
+    def cost_tables(self, latency: list[Floats]) -> tuple[list[Floats], list[float]]:
+        """Costs for ``exact_front``: latency, then every limited one; and their limits.
+
+        Args:
+            latency: of every choice, (choices,) a stage.
+        """
+        names = self.limited
+        tables = [
+            np.column_stack([own, *(self.known[name].tables[number] for name in names)])
+            for number, own in enumerate(latency)
+        ]
+        room = [float(self.known[name].limit or 0) - self.known[name].fixed for name in names]
+        return tables, [np.inf, *room]
+
+    def check(self) -> None:
+        """Refuse limits on known costs that no network keeps.
+
+        Raises:
+            DonnaError: with the nearest value that some network keeps.
+        """
+        for name in self.limited:
+            cost = self.known[name]
+            least = self._least(name)
+            if least is None or least > float(cost.limit or 0):
+                self._refuse(name, least)
+
+    def _least(self, name: str) -> float | None:
+        """The least of a cost among the networks that keep the other limits; None if none does."""
+        cost, others = self.known[name], [each for each in self.limited if each != name]
+        columns = [self.known[each] for each in [name, *others]]
+        tables = [
+            np.column_stack([each.tables[number] for each in columns])
+            for number in range(len(cost.tables))
+        ]
+        room = [np.inf, *(float(each.limit or 0) - each.fixed for each in columns[1:])]
+        nothing = [np.zeros(len(table)) for table in tables]
+        front = exact_front(nothing, tables, room, objectives=1)
+        return float(front.costs[0, 0]) + cost.fixed if len(front) else None
+
+    def _refuse(self, name: str, least: float | None) -> None:
+        if least is None:
+            return  # another limit cannot be kept by itself: that one is named
+        others = " and ".join(f"search.{each}_limit" for each in self.limited if each != name)
+        kept = f" that keeps {others}" if others else ""
+        raise DonnaError(
+            f"search.{name}_limit must be feasible, but is {self.known[name].limit:,.0f} and the "
+            f"smallest network{kept} has {least:,.0f} {name}. Raise the limit to at least that, or "
+            "add cheaper blocks to the space."
+        )

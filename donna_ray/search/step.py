@@ -1,0 +1,162 @@
+"""Step 4: the searches of all scenarios, at once."""
+
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from donna_ray.artifacts import Artifact, Files, StepFolder, write_json
+from donna_ray.config import Scenario
+from donna_ray.cost import Latency, LatencyFarm, start_farms
+from donna_ray.export import export_onnx
+from donna_ray.lowering import Lowering
+from donna_ray.network import StagedNetwork
+from donna_ray.reference import load_reference
+from donna_ray.run import Run
+from donna_ray.search.ask_tell import Search
+from donna_ray.search.problem import SearchProblem
+from donna_ray.search.scenario import candidates_of_search, problem_of, result_of, searcher_of
+from donna_ray.search.tuner import BatchSearcher, FarmEvaluator, evaluate_with_tune
+
+__all__ = ["search_step"]
+
+
+def search_step(run: Run, reference: Artifact, library: Artifact, predictor: Artifact) -> Artifact:
+    """Step 4: for each scenario the front of predicted accuracy and measured latency.
+
+    Those that are not finished run at once; they share library, predictor and measurements. The
+    result maps a scenario's name to its front (architecture, predicted accuracy, latency), the
+    reference's own latency, the number of candidates and the yardstick. The folder of each holds
+    the study's journal and all candidates, those that could not be measured with their reason.
+
+    Raises:
+        DonnaError: no architecture keeps a scenario's limits (with the nearest that one keeps),
+            none could be measured, or a device is out; what is measured is kept.
+    """
+    scenarios = {each.name: each for each in run.config.all_scenarios()}
+    common = {
+        "predictor": predictor.digest,
+        "library": library.digest,
+        "seed": run.config.seed,
+    }
+    folders = {
+        name: StepFolder(run.root, f"search/{name}", common | _inputs(each))
+        for name, each in scenarios.items()
+    }
+    missing = [each for name, each in scenarios.items() if folders[name].load() is None]
+    searches = _Searches(run, (reference, library, predictor), missing)
+    parts = {
+        name: run.step(f"search/{name}", folder.inputs, searches.compute(scenarios[name], folders))
+        for name, folder in folders.items()
+    }
+    return Artifact(
+        step="search",
+        path=run.root / "search",
+        result={
+            "scenarios": {name: part.result for name, part in parts.items()},
+            "digests": {name: part.digest for name, part in parts.items()},
+            "cost": {"image_passes": 0},
+        },
+        files={},
+        seconds=sum(part.seconds for part in parts.values()),
+        reused=all(part.reused for part in parts.values()),
+    )
+
+
+def _inputs(scenario: Scenario) -> dict[str, Any]:
+    return {"search": scenario.search.model_dump(), "device": scenario.device.model_dump()}
+
+
+class _Searches:
+    """Runs all scenarios that are missing as soon as the first of them is asked for."""
+
+    def __init__(
+        self, run: Run, made: tuple[Artifact, Artifact, Artifact], missing: list[Scenario]
+    ) -> None:
+        """Takes reference, library and predictor, and what is missing."""
+        self._run, self._missing = run, missing
+        self._reference, self._library, self._predictor = made
+        self._found: dict[str, tuple[Search, Latency]] = {}
+
+    def compute(
+        self, scenario: Scenario, folders: dict[str, StepFolder]
+    ) -> Callable[[StepFolder], tuple[dict[str, Any], Files]]:
+        """What ``Run.step`` calls for one of them."""
+
+        def compute(folder: StepFolder) -> tuple[dict[str, Any], Files]:
+            if not self._found:
+                self._search_all({name: each.path for name, each in folders.items()})
+            search, latency = self._found[scenario.name]
+            file = folder.path / "candidates.json"
+            result = result_of(scenario, search, latency)
+            write_json(file, candidates_of_search(search))
+            return result, [file]
+
+        return compute
+
+    def _search_all(self, folders: dict[str, Path]) -> None:
+        run = self._run
+        teacher, _ = load_reference(run.config, self._reference)
+        for scenario in self._missing:
+            self._problem(scenario, teacher, None).check()
+        run.connect()
+        devices = {each.name: each.device for each in self._missing}
+        cache = run.root / "search" / "measurements.sqlite"
+        served = start_farms(devices, cache, run.say)
+        try:
+            latencies = self._reference_latencies(teacher, served)
+            graphs = run.root / "search" / "graphs" / self._reference.digest
+            lowering = Lowering(teacher, graphs, run.config.space.modules)
+            searchers, evaluators = {}, {}
+            for scenario in self._missing:
+                name = scenario.name
+                problem = self._problem(scenario, teacher, latencies[name])
+                searchers[name] = searcher_of(scenario, problem, run.config.seed, folders[name])
+                evaluators[name] = FarmEvaluator(problem, lowering, served[name])
+            self._run_tune(searchers, evaluators)
+        finally:
+            for farm in served.values():
+                farm.close()
+        self._found = {
+            name: (searcher.search, latencies[name]) for name, searcher in searchers.items()
+        }
+
+    def _problem(
+        self, scenario: Scenario, teacher: StagedNetwork, latency: Latency | None
+    ) -> SearchProblem:
+        return problem_of(scenario.search, teacher, self._library, self._predictor, latency)
+
+    def _reference_latencies(
+        self, teacher: StagedNetwork, served: Mapping[str, LatencyFarm]
+    ) -> dict[str, Latency]:
+        """Of the reference itself, on the device of each scenario."""
+        model = export_onnx(teacher, teacher.input_shape)
+        asked = {name: farm.submit(model) for name, farm in served.items()}
+        return {name: served[name].wait([each])[0] for name, each in asked.items()}
+
+    def _run_tune(
+        self, searchers: Mapping[str, BatchSearcher], evaluators: Mapping[str, FarmEvaluator]
+    ) -> None:
+        run = self._run
+        searches = {name: searcher.search for name, searcher in searchers.items()}
+        for name, search in searches.items():
+            most = search.setup.config.evaluations
+            if search.done:
+                run.say(f"  {name}: {search.done} of {most} candidates are measured already")
+        unfinished = {name: searchers[name] for name in searches if not searches[name].finished}
+        storage = run.root / "ray" / f"search-{uuid.uuid4().hex[:8]}"
+        total = sum(
+            min(each.setup.config.evaluations, each.setup.problem.space.size)
+            for each in searches.values()
+        )
+        if unfinished:
+            with (
+                run.progress("search", total, "candidates") as progress,
+                progress.following(lambda: sum(each.done for each in searches.values())),
+            ):
+                evaluate_with_tune(unfinished, evaluators, storage)
+            shutil.rmtree(storage, ignore_errors=True)
+        for name, search in searches.items():
+            ledger = search.ledger
+            run.say(f"  {name}: {len(ledger.measured)} measured, {len(ledger.failed)} failed")

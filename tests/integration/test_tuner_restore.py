@@ -1,0 +1,160 @@
+"""The Searcher in a Tuner that is not ours: alone, with a failing batch, and after SIGKILL."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import tune
+
+from donna_ray.config import SearchConfig
+from donna_ray.errors import DonnaError
+from donna_ray.search.ask_tell import Search, SearchSetup
+from donna_ray.search.tuner import BatchSearcher, candidates_of, evaluate_with_tune
+from donna_ray.space import Architecture
+from tests.integration.conftest import ROOT, environment
+from tests.integration.tuner_process import EVALUATIONS, setup_in
+from tests.search_problems import device_of, outcome_of, toy
+
+PROBLEM = toy()
+
+
+def by_function(config: dict[str, Any]) -> dict[str, str]:
+    """Anyone's trainable: a function, plain Tune."""
+    device = device_of(PROBLEM)
+    outcomes = [outcome_of(PROBLEM, each, device(each)) for each in candidates_of(config)]
+    return {"results": json.dumps(outcomes)}
+
+
+class Worker:
+    """An evaluator whose device fails for each second candidate, or that raises."""
+
+    def __init__(self, *, raises: bool = False) -> None:
+        self._raises = raises
+
+    def evaluate(self, candidates: list[Architecture]) -> list[dict[str, Any]]:
+        if self._raises:
+            raise DonnaError("no device")
+        device = device_of(PROBLEM)
+        return [
+            {"failure": "odd"} if sum(each) % 2 else dict(outcome_of(PROBLEM, each, device(each)))
+            for each in candidates
+        ]
+
+
+def setup_on(journal: Path) -> SearchSetup:
+    return SearchSetup(PROBLEM, SearchConfig(evaluations=18, batch_size=4), 0, journal)
+
+
+def test_searcher_works_in_a_plain_tuner(one_ray: None, tmp_path: Path) -> None:
+    searcher = BatchSearcher(setup_on(tmp_path / "journal"))
+    results = tune.Tuner(
+        by_function,
+        tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, max_concurrent_trials=2),
+        run_config=tune.RunConfig(storage_path=str(tmp_path / "tune"), verbose=0),
+    ).fit()
+    assert not results.errors
+    assert searcher.search.finished
+    assert len(searcher.search.ledger.measured) == 18
+    assert len(results) == 5
+
+
+def test_failed_candidates_do_not_stop_the_search(one_ray: None, tmp_path: Path) -> None:
+    searcher = BatchSearcher(setup_on(tmp_path / "journal"))
+    evaluate_with_tune({"": searcher}, {"": Worker()}, tmp_path / "tune")
+    ledger = searcher.search.ledger
+    assert len(ledger.measured) + len(ledger.failed) == 18
+    assert all(sum(each) % 2 for each in ledger.failed)
+    assert not any(sum(each) % 2 for each in ledger.measured)
+
+
+def test_batch_that_raises_stops_the_search_and_spoils_nothing(
+    one_ray: None, tmp_path: Path
+) -> None:
+    searcher = BatchSearcher(setup_on(tmp_path / "journal"))
+    with pytest.raises(DonnaError, match=r"(?s)same command goes on.*no device"):
+        evaluate_with_tune({"": searcher}, {"": Worker(raises=True)}, tmp_path / "tune")
+    assert not Search(setup_on(tmp_path / "journal")).ledger.failed
+
+
+def test_killed_tuner_is_restored_without_loss_or_repetition(tmp_path: Path) -> None:
+    first = _process(tmp_path, "new")
+    try:
+        _wait_for(lambda: _measurements(tmp_path) >= 9, first)
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+    _wait_until_farm_is_gone(tmp_path)
+    before = _measurements(tmp_path)
+    told = set(Search(setup_in(tmp_path)[0]).ledger.measured)
+    assert 9 <= before < EVALUATIONS
+
+    second = _process(tmp_path, "restore")
+    output, errors = second.communicate(timeout=300)
+    assert second.returncode == 0, errors
+    search = Search(setup_in(tmp_path)[0])
+    assert search.finished
+    assert not search.ledger.in_flight
+    assert not search.ledger.failed
+    assert told <= set(search.ledger.measured)
+    assert len(search.ledger.measured) == _measurements(tmp_path) == EVALUATIONS
+    leases = int(output.split("leases")[1].split()[0])
+    assert leases == EVALUATIONS - before  # what was measured before is not measured again
+
+
+def _process(folder: Path, what: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.integration.tuner_process", str(folder), what]
+    settings = {"TUNE_GLOBAL_CHECKPOINT_S": "0", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command,
+        env={**environment(), **settings},
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def _measurements(folder: Path) -> int:
+    path = folder / "measurements.sqlite"
+    if not path.exists():
+        return 0
+    try:
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
+            return int(database.execute("select count(*) from measurements").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+
+
+def _wait_for(due: Any, process: subprocess.Popen[str]) -> None:
+    while not due():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+
+
+def _wait_until_farm_is_gone(folder: Path) -> None:
+    """The killed process's farm ends by itself; until then it may still measure."""
+    deadline = time.monotonic() + 60
+    while _users(folder / "measurements.sqlite"):
+        assert time.monotonic() < deadline, "Ray's processes of the killed driver do not end"
+        time.sleep(0.2)
+
+
+def _users(path: Path) -> list[str]:
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                links = [os.readlink(each) for each in (process / "fd").iterdir()]
+            except OSError:  # it ended
+                continue
+            found += [process.name for link in links if link.startswith(str(path))]
+    return found
