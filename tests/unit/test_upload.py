@@ -10,7 +10,7 @@ from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
 ROOT = Path(__file__).parent.parent.parent
-LARGEST = 1_000_000  # bytes
+LARGEST = 2_000_000  # bytes, uncompressed: the code alone is 1 MB
 LEFT_OUT = (
     *("data/train/a.jpg", "datasets/b.tar", "runs/demo/results.json", ".venv/lib/x.py"),
     *("teacher.pth", "weights/net.safetensors", "model.onnx", "runs/demo/search/m.sqlite"),
