@@ -36,7 +36,7 @@ def test_model_is_compressed_under_its_limit(one_ray: None, tmp_path: Path) -> N
     assert all(
         point.latency.median_ms <= 0.9 * reference.median_ms for point in results.scenarios[0].front
     )
-    assert all(point.params < reference.params for point in results.scenarios[0].front)
+    assert all(point.params < results.reference.params for point in results.scenarios[0].front)
     largest = [max(block.params for block in stage.blocks) for stage in results.library.stages]
     smallest = [min(block.params for block in stage.blocks) for stage in results.library.stages]
     assert all(small < large for small, large in zip(smallest, largest, strict=True))
