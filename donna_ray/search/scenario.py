@@ -133,8 +133,9 @@ def _front(
 ) -> list[dict[str, Any]]:
     latencies = [each["latency"]["median_ms"] for each in candidates]
     if limit_ms is not None and min(latencies) > limit_ms:
+        whose = "" if name == "default" else f" of {name!r}"
         raise DonnaError(
-            f"search.latency_limit of {name!r} must be feasible, but is {limit_ms:g} ms and the "
+            f"search.latency_limit{whose} must be feasible, but is {limit_ms:g} ms and the "
             f"fastest of {len(candidates)} candidates takes {min(latencies):.4g} ms. Raise the "
             "limit to at least that, or add cheaper blocks to the space."
         )

@@ -76,4 +76,4 @@ def test_extended_space_distils_new_blocks_and_keeps_the_predictor(
     again_done = donna_here(*command)
     assert again_done.returncode == 0, again_done.stderr
     assert "library    reused" in again_done.stderr
-    assert "search     reused" in again_done.stderr
+    assert "search/default reused" in again_done.stderr
