@@ -117,6 +117,9 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
         place = f"{arguments['wave']}/{ray.train.get_context().get_world_rank()}"
         node = ray.get_runtime_context().get_node_id()
         ray.get(queue.join.remote(worker, place, node))
+        reserved = ray.util.get_current_placement_group()
+        if reserved is not None:
+            ray.get(queue.reserve.remote(arguments["wave"], reserved.id.hex()))
         threading.Thread(target=_beat, args=(queue, worker), daemon=True).start()
     while (index := group.from_first(lambda: _next_unit(queue, worker))) is not None:
         try:

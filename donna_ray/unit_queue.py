@@ -37,6 +37,7 @@ class UnitQueue:
         self._facts: dict[int, dict[str, Any]] = {}  # in the order in which they came
         self._places: dict[str, str] = {}
         self._nodes: dict[str, str] = {}
+        self._reservations: dict[str, set[str]] = {}
         self._heard: dict[str, float] = {}
         self._error: str | None = None
 
@@ -47,6 +48,14 @@ class UnitQueue:
         if before is not None:
             self._forget(before)
         self.beat(worker)
+
+    def reserve(self, wave: str, reservation: str) -> None:
+        """A worker's wave holds resources under this name."""
+        self._reservations.setdefault(wave, set()).add(reservation)
+
+    def reservations(self, wave: str) -> set[str]:
+        """Under what names a wave has held resources."""
+        return self._reservations.get(wave, set())
 
     def beat(self, worker: str) -> None:
         """A sign of life."""

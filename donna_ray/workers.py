@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from donna_ray.config import ClusterConfig
@@ -144,6 +145,7 @@ class _Waves:
         self._asked = False
         self._dead: set[str] = set()
         self._running: list[Any] = []
+        self._waves: dict[Any, str] = {}
         self._changed = self._noticed = time.monotonic()
 
     def tend(self) -> bool:
@@ -174,6 +176,16 @@ class _Waves:
         _, waiting = ray.wait(self._running, num_returns=count, timeout=patience_s)
         for reference in waiting:
             ray.cancel(reference, force=True)
+            self._give_back(self._waves[reference])
+
+    def _give_back(self, wave: str) -> None:
+        """Free what a killed run has reserved.
+
+        Ray Train itself does so only where the cluster has a dashboard; else it is kept until the
+        job ends, and the next step waits for it.
+        """
+        for name in ray.get(self._arguments["queue"].reservations.remote(wave)):
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
 
     def _settled(self) -> bool:
         joined = ray.get(self._arguments["queue"].state.remote())["workers"]
@@ -184,7 +196,9 @@ class _Waves:
         for size in [self._group_size] * count if together else [count] * (count > 0):
             wave = uuid.uuid4().hex[:8]
             arguments = (cluster, self._storage / wave, wave, size, self._arguments, together)
-            self._running.append(fit.options(**_here()).remote(*arguments))
+            reference = fit.options(**_here()).remote(*arguments)
+            self._running.append(reference)
+            self._waves[reference] = wave
         if count > 0:
             self._started += count
             self._changed = time.monotonic()
