@@ -1,0 +1,84 @@
+"""A node is lost for ever while blocks are distilled, and another while networks are finetuned."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from donna_ray import workers
+from donna_ray.assemble import library_space
+from donna_ray.config import load_config, shipped_config
+from donna_ray.finetune import finetune, jobs_of, network_store
+from donna_ray.library import library_step, library_store
+from donna_ray.reference import reference_step
+from donna_ray.run import Run
+from tests.integration.conftest import SMALLEST
+from tests.integration.test_library_faults import assert_equal
+from tests.integration.test_workers import cluster, when
+
+__all__ = ["cluster"]  # the fixture
+
+EPOCHS = 12
+
+
+def test_what_was_in_flight_is_done_on_the_other_node(
+    cluster: Cluster, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_ENDING_S", 3.0)  # the lost nodes are waited for until the end
+    values = SMALLEST | {"library.pack_size": 1, "library.epochs": 1}
+    config = load_config(
+        shipped_config("demo"), [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    )
+    root = tmp_path / "run"
+    shutil.copytree(finished / "reference", root / "reference")
+    blocks, unfinished = root / "library" / "blocks", root / "networks" / "unfinished"
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    cluster.wait_for_nodes()
+    stored: dict[Path, int] = {}
+
+    def lose_one() -> None:
+        cluster.remove_node(nodes.pop(), allow_graceful=False)
+        stored.update({path: path.stat().st_mtime_ns for path in blocks.glob("*.json")})
+
+    try:
+        with Run(config, root) as run:
+            reference = reference_step(run)
+            lost = when(_files(blocks, 2), lose_one)
+            library = library_step(run, reference)
+            lost.join(timeout=60)
+            assert 2 <= len(stored) < 12
+            assert all(path.stat().st_mtime_ns == changed for path, changed in stored.items())
+            assert_equal(library, finished)
+            assert library_store(run).verify() == []
+
+            nodes.append(cluster.add_node(num_cpus=1))
+            cluster.wait_for_nodes()
+            recipe = config.finetune.model_copy(update={"epochs": EPOCHS})
+            space = library_space(library)
+            chosen = space.sample(3, 0)
+            jobs = jobs_of(run, reference, library, space, chosen, recipe)
+            lost = when(_files(unfinished, 2), lambda: _lose(cluster, nodes))
+            records = finetune(run, "finetune", reference, jobs, recipe)
+            lost.join(timeout=60)
+            assert len(nodes) == 1
+            assert [record["epochs"] for record in records] == [EPOCHS] * 3
+            assert network_store(run).verify() == []
+            assert not list(unfinished.glob("*.json"))
+    finally:
+        for node in nodes:
+            cluster.remove_node(node)
+
+
+def _files(folder: Path, count: int) -> Callable[[], bool]:
+    """Whether that many records are there."""
+    return lambda: len(list(folder.glob("*.json"))) >= count
+
+
+def _lose(cluster: Cluster, nodes: list[Any]) -> None:
+    cluster.remove_node(nodes.pop(), allow_graceful=False)
