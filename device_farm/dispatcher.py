@@ -116,7 +116,9 @@ class Dispatcher:
         key = MeasurementKey(workload_digest(model), device.info.model, device.info.settings_digest)
         if known := self._cache.get(key):
             return known.to_json()
-        job = self._jobs.get(key) or self._queue(key, model, device.pool)
+        job = self._jobs.get(key)
+        if job is None or job.result.done():  # given up just now, say
+            job = self._queue(key, model, device.pool)
         presence = self._presence(asker)
         job.askers.append(presence)
         try:
@@ -163,12 +165,16 @@ class Dispatcher:
 
     def _queue(self, key: MeasurementKey, model: bytes, pool: Pool) -> Job:
         result = asyncio.get_running_loop().create_future()
-        result.add_done_callback(lambda _: self._jobs.pop(key, None))
         job = self._jobs[key] = Job(next(self._numbers), key, model, result)
+        result.add_done_callback(lambda _: self._forget(job))
         if pool.all_out():
             self._roster.revive(pool)
         pool.jobs.put_nowait(job)
         return job
+
+    def _forget(self, job: Job) -> None:
+        if self._jobs.get(job.key) is job:
+            del self._jobs[job.key]
 
     async def _serve(self, device: Device) -> None:
         """Does the pool's jobs on one device, one after the other, for ever."""

@@ -250,7 +250,7 @@ def _latencies(
     root: Path, architecture: str, searches: list[str], shown: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """What the search measured that the network is of; `shown`: that of results.json."""
-    scenarios = sorted(path.name for path in (root / "search").iterdir() if path.is_dir())
+    scenarios = sorted(path.name for path in (root / "search").glob("*") if path.is_dir())
     found = {
         artifact.digest: point["latency"]
         for scenario in scenarios

@@ -33,7 +33,7 @@ from rich.table import Table
 from scipy.stats import kendalltau
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "device"))
-from phone import Phone
+from phone import Phone, command_settings
 
 from device_farm import DeviceSpec, Farm, FarmConfig, HostRule, Workload
 from device_farm.adb.addresses import make_link
@@ -55,7 +55,6 @@ CANDIDATES = 50
 RANKED = 20
 REPEATS = 12
 DEVICES, MEASUREMENTS, SECONDS = 8, 400, 0.2
-PROGRAM = "#!/bin/sh\nsleep 0.05\necho took 2000 us\n"
 PHONES = 3
 
 
@@ -169,15 +168,7 @@ def plug_in_seconds(model: bytes, folder: Path) -> float:
     ]
     for phone in phones:
         phone.kill()  # its port is known now
-    (folder / "program").write_text(PROGRAM)
-    runner = {
-        "kind": "command",
-        "binary": str(folder / "program"),
-        "command_line": ["{binary}"],
-        "pattern": r"took (\d+) us",
-        "unit": "us",
-    }
-    settings = {"runner": runner, "key": str(folder / "adbkey"), "blocks": 2}
+    settings = command_settings(folder, seconds=0.05)
     places = tuple(phone.address for phone in phones)
     rule = HostRule(connector="adb", places=places, settings=settings)
     farm = Farm.serve(FarmConfig(cache=folder / "phones.sqlite", hosts=(rule,)), "bench")

@@ -11,8 +11,7 @@ from pydantic import (
     field_validator,
 )
 
-from donna_ray.config.section import Section
-from donna_ray.config.values import absolute, without_password
+from donna_ray.config.values import Section, absolute, without_password
 
 __all__ = ["ClusterConfig"]
 

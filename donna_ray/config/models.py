@@ -24,7 +24,7 @@ from donna_ray.config.scenarios import (
     SearchConfig,
     check_latency_limit,
 )
-from donna_ray.config.section import Section
+from donna_ray.config.values import Section
 from donna_ray.config.values import absolute as _absolute
 from donna_ray.config.values import without_password as _without_password
 

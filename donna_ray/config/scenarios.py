@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from donna_ray.config.section import Section
+from donna_ray.config.values import Section
 
 __all__ = [
     "DeviceConfig",

@@ -3,14 +3,17 @@
 import os
 import re
 
-from pydantic import ConfigDict
+from pydantic import BaseModel, ConfigDict
 
-__all__ = ["STRICT", "absolute", "without_password"]
-
-STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-"""Unknown keys are refused, and values cannot be changed."""
+__all__ = ["Section", "absolute", "without_password"]
 
 _PASSWORD = re.compile(r"//[^/@]*:[^/@]*@")
+
+
+class Section(BaseModel):
+    """Unknown keys are refused, values do not change, numbers are finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def absolute(path: str) -> str:

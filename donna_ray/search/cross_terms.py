@@ -199,9 +199,5 @@ def _plane(one: Floats, two: Floats) -> tuple[float, float]:
 
 def _lower_plane(one: Floats, two: Floats) -> tuple[float, float]:
     """The same with x y >= p x + q y - p q."""
-    planes = [(two.min(), one.min()), (two.max(), one.max())]
-    gaps = [
-        (one.mean() - one.min()) * (two.mean() - two.min()),
-        (one.max() - one.mean()) * (two.max() - two.mean()),
-    ]
-    return planes[int(np.argmin(gaps))]
+    p, q = _plane(-one, two)
+    return p, -q

@@ -29,9 +29,8 @@ def problem_of(
     teacher: StagedNetwork,
     library: Artifact,
     predictor: Artifact,
-    latency: Latency | None,
 ) -> SearchProblem:
-    """A library with its limits; that on latency once the reference's own is known."""
+    """A library with its limits, but for that on latency, which a device has to tell first."""
     fixed = [
         complexity(teacher.stem, teacher.input_shape),
         complexity(teacher.head, teacher.shapes[-1].output),
@@ -50,8 +49,7 @@ def problem_of(
         library_space(library),
         AccuracyModel.of(model, choice_table(library, "nsr")),
         known,
-        None if latency is None else config.latency_limit_ms(latency["median_ms"]),
-        tuple(config.objectives),
+        objectives=tuple(config.objectives),
     )
 
 

@@ -3,6 +3,7 @@
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from donna_ray.network import StagedNetwork
 from donna_ray.reference import load_reference
 from donna_ray.run import Run
 from donna_ray.search.ask_tell import Search
-from donna_ray.search.problem import SearchProblem
 from donna_ray.search.scenario import candidates_of_search, problem_of, result_of, searcher_of
 from donna_ray.search.tuner import BatchSearcher, FarmEvaluator, evaluate_with_tune
 
@@ -98,8 +98,12 @@ class _Searches:
     def _search_all(self, folders: dict[str, Path]) -> None:
         run = self._run
         teacher, _ = load_reference(run.config, self._reference)
-        for scenario in self._missing:
-            self._problem(scenario, teacher, None).check()
+        problems = {
+            each.name: problem_of(each.search, teacher, self._library, self._predictor)
+            for each in self._missing
+        }
+        for problem in problems.values():
+            problem.check()
         run.connect()
         devices = {each.name: each.device for each in self._missing}
         cache = run.root / "search" / "measurements.sqlite"
@@ -111,7 +115,8 @@ class _Searches:
             searchers, evaluators = {}, {}
             for scenario in self._missing:
                 name = scenario.name
-                problem = self._problem(scenario, teacher, latencies[name])
+                limit = scenario.search.latency_limit_ms(latencies[name]["median_ms"])
+                problem = replace(problems[name], latency_limit_ms=limit)
                 searchers[name] = searcher_of(scenario, problem, run.config.seed, folders[name])
                 evaluators[name] = FarmEvaluator(problem, lowering, served[name])
             self._run_tune(searchers, evaluators)
@@ -121,11 +126,6 @@ class _Searches:
         self._found = {
             name: (searcher.search, latencies[name]) for name, searcher in searchers.items()
         }
-
-    def _problem(
-        self, scenario: Scenario, teacher: StagedNetwork, latency: Latency | None
-    ) -> SearchProblem:
-        return problem_of(scenario.search, teacher, self._library, self._predictor, latency)
 
     def _reference_latencies(
         self, teacher: StagedNetwork, served: Mapping[str, LatencyFarm]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from phone import Adb
+from phone import Adb, Phone
 
 from device_farm import DeviceSpec
 
@@ -57,3 +57,10 @@ def scripted(tmp_path: Path) -> Callable[..., DeviceSpec]:
         return DeviceSpec(name=name, connector="scripted", settings=known)
 
     return spec
+
+
+@pytest.fixture
+def phone(tmp_path: Path) -> Iterator[Phone]:
+    phone = Phone(tmp_path / "phone").start()
+    yield phone
+    phone.kill()

@@ -32,13 +32,6 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def phone(tmp_path: Path) -> Iterator[Phone]:
-    phone = Phone(tmp_path / "phone").start()
-    yield phone
-    phone.kill()
-
-
-@pytest.fixture
 def link(phone: Phone, key: Path) -> Iterator[Link]:
     link = make_link("phone", phone.address, "", key, 0.5)
     yield link

@@ -32,13 +32,6 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def phone(tmp_path: Path) -> Iterator[Phone]:
-    phone = Phone(tmp_path / "phone").start()
-    yield phone
-    phone.kill()
-
-
-@pytest.fixture
 def device(phone: Phone) -> usb.Device:
     """The phone on the bus, behind one that this user may not open."""
     device = usb.Device("SERIAL", phone.port)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 from farms import model_number, row, wait_for_state
-from phone import Phone
+from phone import Phone, command_settings
 from ray.cluster_utils import Cluster
 
 from device_farm import FailurePolicy, Farm, FarmConfig, HostRule
@@ -44,17 +44,8 @@ def wait_for_metrics(*names: str) -> None:
 
 def test_a_host_is_lost_and_another_takes_over(cluster: Cluster, tmp_path: Path) -> None:
     phone = Phone(tmp_path / "SERIAL0").start()
-    program = tmp_path / "mine"
-    program.write_text("#!/bin/sh\nsleep 0.2\necho took 2000 us\n")
     load_signer(tmp_path / "adbkey")
-    runner = {
-        "kind": "command",
-        "binary": str(program),
-        "command_line": ["{binary}"],
-        "pattern": r"took (\d+) us",
-        "unit": "us",
-    }
-    settings = {"runner": runner, "blocks": 2, "warmup_runs": 0, "key": str(tmp_path / "adbkey")}
+    settings = command_settings(tmp_path, seconds=0.2)
     rule = HostRule(connector="adb", nodes="phones-*", places=(phone.address,), settings=settings)
     farm = Farm.serve(
         FarmConfig(cache=tmp_path / "cache.sqlite", hosts=(rule,), limits=LIMITS), tmp_path.name

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import ray
 from farms import descendants, model_number, row, wait_for_state
-from phone import Phone
+from phone import Phone, command_settings
 
 from device_farm import DeviceSpec, FailurePolicy, Farm, FarmConfig, HostRule, Measurement
 from device_farm.adb.keys import load_signer
@@ -50,17 +50,8 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 @pytest.fixture
 def look(tmp_path: Path) -> Callable[..., HostRule]:
     """Makes the rule that looks for phones at these places."""
-    program = tmp_path / "mine"
-    program.write_text("#!/bin/sh\nsleep 0.03\necho took 2000 us\n")
     load_signer(tmp_path / "adbkey")
-    runner = {
-        "kind": "command",
-        "binary": str(program),
-        "command_line": ["{binary}"],
-        "pattern": r"took (\d+) us",
-        "unit": "us",
-    }
-    settings = {"runner": runner, "blocks": 2, "warmup_runs": 0, "key": str(tmp_path / "adbkey")}
+    settings = command_settings(tmp_path, seconds=0.03)
 
     def rule(*places: str, **more: Any) -> HostRule:
         return HostRule(connector="adb", places=places, settings={**settings, **more})

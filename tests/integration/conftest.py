@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -111,6 +112,17 @@ def results_of(out: Path) -> dict[str, Any]:
     """results.json of a run."""
     value: dict[str, Any] = json.loads((out / "results.json").read_text())
     return value
+
+
+def measurements_in(path: Path) -> int:
+    """How many a farm's cache has, which may be in use, or not be there yet."""
+    if not path.exists():
+        return 0
+    try:
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
+            return int(database.execute("select count(*) from measurements").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
 
 
 @pytest.fixture(scope="session")

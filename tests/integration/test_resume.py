@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sqlite3
 import time
 from pathlib import Path
 
 import pytest
 
 from donna_ray.report.results import Results
-from tests.integration.conftest import demo, donna, kill_when, results_of, train_workers
+from tests.integration.conftest import (
+    demo,
+    donna,
+    kill_when,
+    measurements_in,
+    results_of,
+    train_workers,
+)
 
 
 def test_killed_run_goes_on(finished: Path, tmp_path: Path) -> None:
@@ -62,14 +68,7 @@ def _compare(resumed: Results, undisturbed: Results) -> None:
 
 
 def _measurements(out: Path) -> int:
-    path = out / "search" / "measurements.sqlite"
-    if not path.exists():
-        return 0
-    try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
-            return int(database.execute("select count(*) from measurements").fetchone()[0])
-    except sqlite3.OperationalError:
-        return 0
+    return measurements_in(out / "search" / "measurements.sqlite")
 
 
 def _wait_until_ray_is_gone(out: Path) -> None:

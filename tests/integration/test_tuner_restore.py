@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from donna_ray.errors import DonnaError
 from donna_ray.search.ask_tell import Search, SearchSetup
 from donna_ray.search.tuner import BatchSearcher, candidates_of, evaluate_with_tune
 from donna_ray.space import Architecture
-from tests.integration.conftest import ROOT, environment
+from tests.integration.conftest import ROOT, environment, measurements_in
 from tests.integration.tuner_process import EVALUATIONS, setup_in
 from tests.search_problems import device_of, outcome_of, toy
 
@@ -124,14 +123,7 @@ def _process(folder: Path, what: str) -> subprocess.Popen[str]:
 
 
 def _measurements(folder: Path) -> int:
-    path = folder / "measurements.sqlite"
-    if not path.exists():
-        return 0
-    try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
-            return int(database.execute("select count(*) from measurements").fetchone()[0])
-    except sqlite3.OperationalError:
-        return 0
+    return measurements_in(folder / "measurements.sqlite")
 
 
 def _wait_for(due: Any, process: subprocess.Popen[str]) -> None:
