@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from donna_ray.artifacts import Artifact
 from donna_ray.network import StagedNetwork
 from donna_ray.records import RecordStore
-from donna_ray.space import Architecture, BlockSpec, SearchSpace, Stage, StageShape, build_block
+from donna_ray.space import BlockSpec, SearchSpace, Stage, StageShape, build_block
 
 __all__ = ["assemble", "block_keys", "library_space", "untrained"]
 
@@ -21,10 +21,9 @@ def library_space(library: Artifact) -> SearchSpace:
     return SearchSpace(tuple(map(Stage, shapes, choices)))
 
 
-def block_keys(library: Artifact, architecture: Architecture) -> list[str]:
-    """Record keys of the blocks of an architecture."""
-    stages = library.result["stages"]
-    return [stage[choice]["key"] for stage, choice in zip(stages, architecture, strict=True)]
+def block_keys(library: Artifact) -> list[list[str]]:
+    """Record keys of the blocks of a library, a list a stage."""
+    return [[block["key"] for block in stage] for stage in library.result["stages"]]
 
 
 def untrained(reference: StagedNetwork, specs: Sequence[BlockSpec]) -> StagedNetwork:

@@ -22,7 +22,15 @@ from donna_ray.config import DeviceConfig
 from donna_ray.demand import demanded
 from donna_ray.errors import ConfigError, DonnaError
 
-__all__ = ["Latency", "LatencyFarm", "check_device", "check_farm", "start_farm", "start_farms"]
+__all__ = [
+    "Latency",
+    "LatencyFarm",
+    "check_device",
+    "check_farm",
+    "farm_at_hand",
+    "start_farm",
+    "start_farms",
+]
 
 _DEVICE = "device"
 _LOOK_PAUSE_S = 2.0
@@ -79,6 +87,19 @@ def start_farms(
     for farm in farms.values():
         farm.at_end = at_end
     return farms
+
+
+def farm_at_hand(config: DeviceConfig) -> "LatencyFarm | None":
+    """The way to a device of a served farm that is there now; None where it would be waited for.
+
+    Raises:
+        DonnaError: the served farm is not there.
+    """
+    if config.farm is None or config.name is None:
+        return None
+    farm = _connect(config.farm)
+    there = config.name in _names(farm)
+    return LatencyFarm(farm, config.name, is_ours=False) if there else None
 
 
 def _all_of(

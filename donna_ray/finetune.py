@@ -37,6 +37,7 @@ from donna_ray.workers import Unit, spread
 
 __all__ = [
     "FinetuneJob",
+    "FinetuneNetwork",
     "distillation_loss",
     "finetune",
     "finetune_step",
@@ -45,6 +46,7 @@ __all__ = [
     "network_store",
     "spread_over",
     "within_budgets",
+    "work_of",
 ]
 
 _CHECKED_IMAGES = 16
@@ -82,16 +84,25 @@ def network_files(run: Run, jobs: Sequence[FinetuneJob]) -> list[Path]:
 def jobs_of(
     run: Run,
     reference: Artifact,
-    library: Artifact,
+    keys: Sequence[Sequence[str]],
     space: SearchSpace,
     architectures: Sequence[Architecture],
     recipe: FinetuneRecipe,
 ) -> list[FinetuneJob]:
-    """One job an architecture, keyed by all that decides its weights."""
+    """One job an architecture, keyed by all that decides its weights.
+
+    Args:
+        run: whose seed is used, and where the precision is measured if the recipe leaves it open.
+        reference: of ``reference_step``.
+        keys: of the records of the blocks, in the order of the space's choices, a list a stage.
+        space: of the architectures.
+        architectures: to finetune.
+        recipe: how.
+    """
     training = _settled(run, reference, recipe).model_dump(include=set(FinetuneRecipe.model_fields))
     jobs = []
     for architecture in architectures:
-        blocks = block_keys(library, architecture)
+        blocks = [stage[choice] for stage, choice in zip(keys, architecture, strict=True)]
         inputs = {
             "reference": reference.digest,
             "blocks": blocks,
@@ -120,17 +131,22 @@ def finetune(
         `zero_shot_accuracy`, both over all validation images with BatchNorm recalibrated; `params`,
         `macs`, `onnx_error`, `epochs`, `cost`.
     """
-    recipe = _settled(run, reference, recipe)
     store = network_store(run)
     missing = [job for job in jobs if store.get(job.key) is None]
     leftover = {job.key for job in jobs} - {job.key for job in missing}
     Checkpoints(store.within("unfinished")).remove(*leftover)
     run.say(f"  {len(jobs) - len(missing)} of {len(jobs)} networks are finetuned already")
-    blocks = library_store(run)
-    work = _FinetuneNetwork(run.config, reference, recipe, blocks, store)
+    work = work_of(run, reference, recipe)
     units = [Unit(job) for job in missing]
     spread(run, name, "networks", units, work, workers_per_unit=recipe.workers_per_network)
     return [store.get(job.key) or {} for job in jobs]
+
+
+def work_of(run: Run, reference: Artifact, recipe: FinetuneRecipe) -> "FinetuneNetwork":
+    """What finetunes and stores one network on a worker."""
+    recipe = _settled(run, reference, recipe)
+    blocks, networks = library_store(run), network_store(run)
+    return FinetuneNetwork(run.config, reference, recipe, blocks, networks)
 
 
 def finetune_step(run: Run, reference: Artifact, library: Artifact, search: Artifact) -> Artifact:
@@ -144,7 +160,7 @@ def finetune_step(run: Run, reference: Artifact, library: Artifact, search: Arti
     fronts = search.result["scenarios"].values()
     chosen = [point for found in fronts for point in _chosen(found, recipe)]
     architectures = list(dict.fromkeys(tuple(point["architecture"]) for point in chosen))
-    jobs = jobs_of(run, reference, library, space, architectures, recipe)
+    jobs = jobs_of(run, reference, block_keys(library), space, architectures, recipe)
     inputs = {"networks": [job.key for job in jobs], "searches": search.result["digests"]}
 
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
@@ -229,7 +245,7 @@ def _settled(run: Run, reference: Artifact, recipe: FinetuneRecipe) -> FinetuneR
     return recipe.model_copy(update={"precision": settled_precision(run, reference)})
 
 
-class _FinetuneNetwork:
+class FinetuneNetwork:
     """Finetunes one architecture on a worker, exports it and stores it."""
 
     def __init__(

@@ -1,13 +1,13 @@
 """The block library: every block of the space, distilled, with NSR, params, MACs and weights."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from donna_ray.artifacts import Artifact, Files, digest
 from donna_ray.config import RunConfig
 from donna_ray.errors import DonnaError
-from donna_ray.library_making import LibraryMaking, Records
+from donna_ray.library_making import Following, LibraryMaking, Records
 from donna_ray.library_measure import decided_precision
 from donna_ray.records import RecordStore, block_store
 from donna_ray.reference import space_of
@@ -15,7 +15,7 @@ from donna_ray.run import Run
 from donna_ray.space import BlockSpec, SearchSpace, check_space, record_id
 from donna_ray.students import BlockJob
 
-__all__ = ["library_jobs", "library_step", "library_store"]
+__all__ = ["Jobs", "library_jobs", "library_step", "library_store"]
 
 
 def library_store(run: Run) -> RecordStore:
@@ -23,8 +23,15 @@ def library_store(run: Run) -> RecordStore:
     return block_store(run.shared.place, run.config.library.store)
 
 
-def library_step(run: Run, reference: Artifact) -> Artifact:
+Jobs = Sequence[Sequence[BlockJob]]
+Follow = Callable[[Run, Artifact, SearchSpace, Jobs], Following | None]
+
+
+def library_step(run: Run, reference: Artifact, follow: Follow | None = None) -> Artifact:
     """Step 2: distil every block that has no record yet, on Ray Train workers.
+
+    With `follow` they also do what it returns, given the run, the reference, the space and the jobs
+    of its blocks: each piece as soon as its blocks are there.
 
     The result lists, for each stage, the blocks that could be distilled, in the order of the space
     (spec, record key, NSR, params, MACs); those that failed, with the reason; and those that
@@ -44,7 +51,8 @@ def library_step(run: Run, reference: Artifact) -> Artifact:
     }
 
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
-        making = LibraryMaking(run, config, reference, store, jobs, check_space(space))
+        following = follow(run, reference, space, jobs) if follow else None
+        making = LibraryMaking(run, config, reference, store, jobs, check_space(space), following)
         count = sum(map(len, jobs))
         reused = count - len(making.missing())
         run.say(f"  {reused} of {count} blocks are there already")
@@ -88,7 +96,7 @@ def library_jobs(
 
 def _result(
     space: SearchSpace,
-    jobs: Sequence[Sequence[BlockJob]],
+    jobs: Jobs,
     records: Records,
     paused: Records,
     reused: int,

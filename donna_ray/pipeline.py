@@ -10,10 +10,12 @@ from donna_ray.features import check_features
 from donna_ray.finetune import finetune_step
 from donna_ray.library import library_step
 from donna_ray.predictor import predictor_step
+from donna_ray.predictor.ahead import samples_ahead
 from donna_ray.reference import build_reference, reference_step
 from donna_ray.report import report_step
 from donna_ray.run import Run
 from donna_ray.search import search_step
+from donna_ray.search.ahead import measuring_ahead
 from donna_ray.space import build_space, check_space, register_modules
 
 __all__ = ["STEPS", "check", "run_steps"]
@@ -24,9 +26,11 @@ STEPS: dict[str, Callable[[Run, Done], Artifact]] = {
     # 1. A timm model, trained or loaded, cut into stem, stages and head.
     "reference": lambda run, done: reference_step(run),
     # 2. Every block of the space, distilled from the reference's stage.
-    "library": lambda run, done: library_step(run, done["reference"]),
+    "library": lambda run, done: library_step(run, done["reference"], samples_ahead),
     # 3. Sampled architectures, finetuned; accuracy as a function of their blocks' NSR.
-    "predictor": lambda run, done: predictor_step(run, done["reference"], done["library"]),
+    "predictor": lambda run, done: predictor_step(
+        run, done["reference"], done["library"], measuring_ahead
+    ),
     # 4. The front of predicted accuracy and latency measured on the device.
     "search": lambda run, done: search_step(
         run, done["reference"], done["library"], done["predictor"]

@@ -1,7 +1,7 @@
 """The queue from which workers take units of work: each is leased to one, and completed once."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 __all__ = ["SILENCE_S", "UnitQueue"]
@@ -20,6 +20,7 @@ class UnitQueue:
 
     Args:
         weights: of the units, for the progress.
+        after: of each unit, those that have to be completed before it is leased; by default none.
         silence_s: seconds without a sign of life after which a worker is taken for dead.
         clock: seconds that only grow.
     """
@@ -27,10 +28,13 @@ class UnitQueue:
     def __init__(
         self,
         weights: Sequence[int],
+        after: Sequence[Collection[int]] | None = None,
+        *,
         silence_s: float = SILENCE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._weights = list(weights)
+        self._after = [frozenset(each) for each in after or [()] * len(weights)]
         self._silence_s, self._clock = silence_s, clock
         self._pending = list(range(len(weights)))
         self._leased: dict[int, str] = {}
@@ -67,14 +71,17 @@ class UnitQueue:
             self._forget(worker)
 
     def lease(self, worker: str) -> int | None:
-        """The next unit for a worker; None while all that is left is leased to others."""
+        """The next unit for a worker; None while all that is left is leased, or waits for that."""
         self.beat(worker)
-        if not self._pending:
-            self._take_back()
-        if not self._pending or self._error:
+        if self._error:
             return None
-        index = self._pending.pop(0)
-        self._leased[index] = worker
+        index = self._next()
+        if index is None:
+            self._take_back()
+            index = self._next()
+        if index is not None:
+            self._pending.remove(index)
+            self._leased[index] = worker
         return index
 
     def complete(self, index: int, facts: dict[str, Any]) -> None:
@@ -107,6 +114,10 @@ class UnitQueue:
     def result(self) -> tuple[list[dict[str, Any]], str | None]:
         """Facts of the completed units in the order of the units, and the error if one raised."""
         return [self._facts[index] for index in sorted(self._facts)], self._error
+
+    def _next(self) -> int | None:
+        completed = self._facts.keys()
+        return next((each for each in self._pending if self._after[each] <= completed), None)
 
     def _take_back(self) -> None:
         oldest = self._clock() - self._silence_s

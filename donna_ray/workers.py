@@ -11,7 +11,7 @@ once, and one more starts whenever a node has joined, until there are `cluster.w
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,12 @@ class Unit:
     Attributes:
         payload: what `Work` is called with; picklable and small.
         weight: how many steps of the progress display it stands for.
+        after: numbers of the units that have to be completed before it begins.
     """
 
     payload: Any
     weight: int = 1
+    after: Set[int] = frozenset()
 
 
 def spread(
@@ -88,7 +90,8 @@ def spread(
         return []
     run.connect()
     actor: Any = ray.remote(num_cpus=0)(UnitQueue)
-    queue = actor.options(**_here()).remote([unit.weight for unit in units])
+    orders = [unit.weight for unit in units], [unit.after for unit in units]
+    queue = actor.options(**_here()).remote(*orders)
     storage = run.root / "ray" / f"{name}-{uuid.uuid4().hex[:8]}"
     payloads = ray.put(([unit.payload for unit in units], work))
     arguments = {"queue": queue, "payloads_and_work": payloads, "shared": run.shared}

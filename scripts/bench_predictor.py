@@ -33,7 +33,7 @@ from bench_predictor_report import Curve, render, summary, table_of
 from rich.console import Console
 
 from donna_ray.artifacts import Artifact, digest, write_json
-from donna_ray.assemble import library_space, untrained
+from donna_ray.assemble import block_keys, library_space, untrained
 from donna_ray.config import RunConfig, TrainingConfig
 from donna_ray.data import load_data
 from donna_ray.finetune import FinetuneJob, finetune, jobs_of
@@ -130,13 +130,15 @@ def _measure(options: Any) -> dict[str, Any]:
         reference = reference_step(run)
         library = library_step(run, reference)
         sets = Sets.of(library, options)
-        every = jobs_of(run, reference, library, sets.space, sets.pool + sets.held_out, recipe)
+        every = jobs_of(
+            run, reference, block_keys(library), sets.space, sets.pool + sets.held_out, recipe
+        )
         pool, held_out = every[: options.pool], every[options.pool :]
         pooled = finetune(run, "pool", reference, pool, recipe)
         first = finetune(run, "held-out", reference, held_out, recipe)
     again = config.model_copy(update={"seed": config.seed + 1})
     with Run(again, options.out) as run:
-        jobs = jobs_of(run, reference, library, sets.space, sets.held_out, recipe)
+        jobs = jobs_of(run, reference, block_keys(library), sets.space, sets.held_out, recipe)
         second = finetune(run, "held-out again", reference, jobs, recipe)
     middle = np.linspace(0, len(held_out) - 1, SCRATCH + 2).round().astype(int)[1:-1]
     with Run(config, options.out) as run:

@@ -1,12 +1,14 @@
 """Step 3: which architectures are finetuned, the fit to them, and how good it is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from donna_ray.artifacts import Artifact, Files, StepFolder, finished_inputs, write_json
-from donna_ray.assemble import library_space
+from donna_ray.assemble import block_keys, library_space
+from donna_ray.config import PredictorConfig
 from donna_ray.finetune import FinetuneJob, finetune, jobs_of, network_files
 from donna_ray.predictor.design import design
 from donna_ray.predictor.fitting import fit
@@ -15,7 +17,7 @@ from donna_ray.predictor.quality import baseline_quality, comparable, held_out_q
 from donna_ray.run import Run
 from donna_ray.space import Architecture, encode
 
-__all__ = ["choice_table", "predictor_step"]
+__all__ = ["choice_table", "first_round", "predictor_step"]
 
 _FIRST_ROUND = 16  # samples; the interval of tau over fewer tells little
 _ROUND = 8
@@ -23,8 +25,15 @@ _GUESS = ("predicted", "predicted_low", "predicted_high")
 _FACTS = ("accuracy", "zero_shot_accuracy", "params", "macs")
 
 
-def predictor_step(run: Run, reference: Artifact, library: Artifact) -> Artifact:
+def predictor_step(
+    run: Run,
+    reference: Artifact,
+    library: Artifact,
+    meanwhile: Callable[[Run, Artifact, Artifact], AbstractContextManager[None]] | None = None,
+) -> Artifact:
     """Step 3: finetune chosen architectures for a short while and fit accuracy to NSR.
+
+    What `meanwhile` does, given the same, it does while the networks are trained.
 
     With `predictor.tau_interval` they are finetuned in rounds, until the 95% interval of Kendall
     tau is above 0 and narrower than that or `predictor.samples` are finetuned.
@@ -35,7 +44,7 @@ def predictor_step(run: Run, reference: Artifact, library: Artifact) -> Artifact
     config = run.config
     space = library_space(library)
     architectures = _chosen(run, library)
-    jobs = jobs_of(run, reference, library, space, architectures, config.predictor)
+    jobs = jobs_of(run, reference, block_keys(library), space, architectures, config.predictor)
     nsr = encode(architectures, choice_table(library, "nsr"))
     inputs = {
         "settings": {**config.predictor.model_dump(), "seed": config.seed},
@@ -50,7 +59,8 @@ def predictor_step(run: Run, reference: Artifact, library: Artifact) -> Artifact
         return kept
 
     def compute(folder: StepFolder) -> tuple[dict[str, Any], Files]:
-        records = _finetuned(run, reference, jobs, nsr)
+        with meanwhile(run, reference, library) if meanwhile else nullcontext():
+            records = _finetuned(run, reference, jobs, nsr)
         done = jobs[: len(records)]
         result = _result(done, nsr[: len(records)], records, library, config.seed)
         file = folder.path / "predictor.json"
@@ -72,15 +82,18 @@ def _finetuned(
 ) -> list[dict[str, Any]]:
     """Records of the first jobs: as many as it takes for `predictor.tau_interval`."""
     config = run.config.predictor
-    sizes = [len(jobs)]
-    if config.tau_interval is not None:
-        sizes = [*range(min(_FIRST_ROUND, len(jobs)), len(jobs), _ROUND), len(jobs)]
+    sizes = [*range(min(first_round(config), len(jobs)), len(jobs), _ROUND), len(jobs)]
     records: list[dict[str, Any]] = []
     for size in sizes:
         records = finetune(run, "predictor", reference, jobs[:size], config)
         if config.tau_interval is not None and _is_narrow(run, nsr[:size], records):
             break
     return records
+
+
+def first_round(config: PredictorConfig) -> int:
+    """How many samples are finetuned whatever comes of them: all, or those of the first round."""
+    return config.samples if config.tau_interval is None else min(_FIRST_ROUND, config.samples)
 
 
 def _is_narrow(run: Run, nsr: Floats, records: Sequence[Mapping[str, Any]]) -> bool:

@@ -63,6 +63,12 @@ class AccuracyModel:
         )
         return cls(predictor.intercept, gains, factors, np.triu(quadratic, 1))
 
+    @classmethod
+    def of_noise(cls, nsr: Sequence[Floats]) -> "AccuracyModel":
+        """A stand-in that only ranks: the less noise in all, the better."""
+        gains = tuple(-each for each in nsr)
+        return cls(0.0, gains, gains, np.zeros((len(nsr), len(nsr))))
+
     @property
     def adds_up(self) -> bool:
         """There are no cross terms."""

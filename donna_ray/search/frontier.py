@@ -1,7 +1,7 @@
 """The strategy `frontier`: few measurements, each where it is expected to move the front most.
 
-1. A design: candidates spread over the front of predicted accuracy and MACs, and those that tell
-   most about all others' latency.
+1. A design: candidates spread over the front of accuracy and MACs, and those that tell most about
+   all others' latency. Without a predictor it is the same, so it can be measured before.
 2. Again and again: the surrogate is fitted to the measurements; the exact front of predicted
    accuracy and the surrogate's latency, and that with each block as fast as it may well be, are
    the candidates, and those that evolve from them and from the measured front by exchanging single
@@ -19,7 +19,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from donna_ray.predictor.model import Floats
-from donna_ray.search.cross_terms import bounded_front
+from donna_ray.search.cross_terms import AccuracyModel, bounded_front
 from donna_ray.search.exact import Indices, nondominated
 from donna_ray.search.gain import Stairs, expected_gain
 from donna_ray.search.problem import SearchProblem
@@ -94,14 +94,18 @@ class Frontier:
         left = [each for each in self._design if not ledger.knows(each)]
         return left[: min(count, self._design_size - ledger.trials)]
 
+    def design(self) -> list[Architecture]:
+        """What is asked for first."""
+        return self._spread()[: self._design_size]
+
     def _spread(self) -> list[Architecture]:
-        """The design: half of it along the front of a stand-in for latency, half by variance."""
+        """The design: half of it along the front of stand-ins, half by variance; and some more."""
         problem, count = self._problem, self._design_size
         stand_in = problem.known.get("macs")
         tables = (
             stand_in.tables if stand_in else [np.ones(len(each)) for each in problem.accuracy.gains]
         )
-        front = self._exact(list(tables))
+        front = self._exact(list(tables), problem.rough or problem.accuracy)
         rows = np.linspace(0, len(front) - 1, min(len(front), (count + 1) // 2)).round().astype(int)
         along = front[rows]
         pool = self._samples(_DESIGN_POOL, np.random.default_rng([self._seed, 2**32 - 1]))
@@ -138,11 +142,11 @@ class Frontier:
             self._surrogate.fit(rows, np.array([each[1] for each in ledger.measured.values()]))
             self._fitted_to = len(rows)
 
-    def _exact(self, latency: list[Floats]) -> Indices:
+    def _exact(self, latency: list[Floats], accuracy: AccuracyModel) -> Indices:
         """Architectures of the front of accuracy and a sum over the stages, within the limits."""
         tables, room = self._problem.cost_tables(latency)
         most = _LABELS if self._problem.limited else None
-        fronts = bounded_front(self._problem.accuracy, tables, room, objectives=1, most=most)
+        fronts = bounded_front(accuracy, tables, room, objectives=1, most=most)
         return fronts.front.architectures
 
     def _pool(
@@ -163,10 +167,11 @@ class Frontier:
         fast = [mean - each for mean, each in zip(tables, deviations, strict=True)]
         measured = np.array(list(ledger.measured))
         values = np.array(list(ledger.measured.values()))
+        accuracy = self._problem.accuracy
         parents = np.concatenate(
             [
-                _thinned(self._exact(tables), _FRONT),
-                _thinned(self._exact(fast), _FRONT),
+                _thinned(self._exact(tables, accuracy), _FRONT),
+                _thinned(self._exact(fast, accuracy), _FRONT),
                 measured[nondominated(values[:, 0], values[:, 1:2])],
             ]
         )
@@ -175,7 +180,7 @@ class Frontier:
         for _ in range(_GENERATIONS):
             children = [
                 _exchanged(_thinned(parents, _PARENTS), estimate.kept),
-                _crossed(parents, self._problem.accuracy.predict(parents), generator),
+                _crossed(parents, accuracy.predict(parents), generator),
             ]
             pool = _unique(np.concatenate([pool, *children]))
             pool = pool[self._problem.keeps_limits(pool)]

@@ -46,6 +46,8 @@ class SearchProblem:
         known: costs that need no device, by name (`macs`, `params`); features of the blocks too.
         latency_limit_ms: what a network may take at most; None for any.
         objectives: known costs that are minimised beside latency.
+        rough: a stand-in for accuracy, known before there is a predictor; by it the first
+            candidates are chosen, so that they can be measured by then.
     """
 
     space: SearchSpace
@@ -53,6 +55,7 @@ class SearchProblem:
     known: Mapping[str, KnownCost] = field(default_factory=dict)
     latency_limit_ms: float | None = None
     objectives: Sequence[str] = ()
+    rough: AccuracyModel | None = None
 
     def further(self, architectures: Indices) -> Floats:
         """The objectives beside accuracy and latency, (n, len(objectives))."""

@@ -12,8 +12,10 @@ from donna_ray.complexity import complexity
 from donna_ray.config import Scenario, SearchConfig
 from donna_ray.cost import Latency
 from donna_ray.errors import DonnaError
+from donna_ray.lowering import Lowering
 from donna_ray.network import StagedNetwork
 from donna_ray.predictor import AccuracyPredictor, choice_table
+from donna_ray.run import Run
 from donna_ray.search.ask_tell import Search, SearchSetup
 from donna_ray.search.cross_terms import AccuracyModel
 from donna_ray.search.problem import KnownCost, SearchProblem
@@ -21,16 +23,19 @@ from donna_ray.search.study import architecture_of, front_of
 from donna_ray.search.tuner import BatchSearcher
 from donna_ray.search.yardstick import yardstick
 
-__all__ = ["candidates_of_search", "problem_of", "result_of", "searcher_of"]
+__all__ = ["candidates_of_search", "lowering_of", "problem_of", "result_of", "searcher_of"]
 
 
 def problem_of(
     config: SearchConfig,
     teacher: StagedNetwork,
     library: Artifact,
-    predictor: Artifact,
+    predictor: Artifact | None,
 ) -> SearchProblem:
-    """A library with its limits, but for that on latency, which a device has to tell first."""
+    """A library with its limits, but for that on latency, which a device has to tell first.
+
+    Without a predictor, accuracy is the `rough` one.
+    """
     fixed = [
         complexity(teacher.stem, teacher.input_shape),
         complexity(teacher.head, teacher.shapes[-1].output),
@@ -44,13 +49,23 @@ def problem_of(
         outside = sum(part[name] for part in fixed)
         limit = config.known_limit(name, outside + sum(part[name] for part in own))
         known[name] = KnownCost(tuple(choice_table(library, name)), outside, limit)
-    model = AccuracyPredictor.from_json(predictor.result["predictor"])
+    nsr = choice_table(library, "nsr")
+    accuracy = rough = AccuracyModel.of_noise(nsr)
+    if predictor is not None:
+        accuracy = AccuracyModel.of(AccuracyPredictor.from_json(predictor.result["predictor"]), nsr)
     return SearchProblem(
         library_space(library),
-        AccuracyModel.of(model, choice_table(library, "nsr")),
+        accuracy,
         known,
         objectives=tuple(config.objectives),
+        rough=rough,
     )
+
+
+def lowering_of(run: Run, reference: Artifact, teacher: StagedNetwork) -> Lowering:
+    """To the models that are measured; the cached graphs are in the run folder."""
+    graphs = run.root / "search" / "graphs" / reference.digest
+    return Lowering(teacher, graphs, run.config.space.modules)
 
 
 def searcher_of(

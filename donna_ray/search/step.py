@@ -11,12 +11,17 @@ from donna_ray.artifacts import Artifact, Files, StepFolder, write_json
 from donna_ray.config import Scenario
 from donna_ray.cost import Latency, LatencyFarm, start_farms
 from donna_ray.export import export_onnx
-from donna_ray.lowering import Lowering
 from donna_ray.network import StagedNetwork
 from donna_ray.reference import load_reference
 from donna_ray.run import Run
 from donna_ray.search.ask_tell import Search
-from donna_ray.search.scenario import candidates_of_search, problem_of, result_of, searcher_of
+from donna_ray.search.scenario import (
+    candidates_of_search,
+    lowering_of,
+    problem_of,
+    result_of,
+    searcher_of,
+)
 from donna_ray.search.tuner import BatchSearcher, FarmEvaluator, evaluate_with_tune
 
 __all__ = ["search_step"]
@@ -110,8 +115,7 @@ class _Searches:
         served = start_farms(devices, cache, run.say)
         try:
             latencies = self._reference_latencies(teacher, served)
-            graphs = run.root / "search" / "graphs" / self._reference.digest
-            lowering = Lowering(teacher, graphs, run.config.space.modules)
+            lowering = lowering_of(run, self._reference, teacher)
             searchers, evaluators = {}, {}
             for scenario in self._missing:
                 name = scenario.name

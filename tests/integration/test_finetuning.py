@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import nn
 
-from donna_ray.assemble import library_space
+from donna_ray.assemble import block_keys, library_space
 from donna_ray.config import FinetuneRecipe, RunConfig
 from donna_ray.data import load_data
 from donna_ray.finetune import finetune, jobs_of, network_store
@@ -61,7 +61,7 @@ def test_two_workers_train_as_one_and_go_on_when_one_dies(run: Run, tmp_path: Pa
     reference = reference_step(run)
     library = library_step(run, reference)
     space = library_space(library)
-    jobs = jobs_of(run, reference, library, space, [(0, 1, 2)], TOGETHER)
+    jobs = jobs_of(run, reference, block_keys(library), space, [(0, 1, 2)], TOGETHER)
     unfinished = run.root / "networks" / "unfinished"
     killed_at: list[int] = []  # in ns
     written: set[tuple[int, int]] = set()

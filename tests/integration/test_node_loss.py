@@ -12,7 +12,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from donna_ray import workers
-from donna_ray.assemble import library_space
+from donna_ray.assemble import block_keys, library_space
 from donna_ray.config import load_config, shipped_config
 from donna_ray.finetune import finetune, jobs_of, network_store
 from donna_ray.library import library_step, library_store
@@ -62,7 +62,7 @@ def test_what_was_in_flight_is_done_on_the_other_node(
             recipe = config.finetune.model_copy(update={"epochs": EPOCHS})
             space = library_space(library)
             chosen = space.sample(3, 0)
-            jobs = jobs_of(run, reference, library, space, chosen, recipe)
+            jobs = jobs_of(run, reference, block_keys(library), space, chosen, recipe)
             lost = when(_files(unfinished, 2), lambda: _lose(cluster, nodes))
             records = finetune(run, "finetune", reference, jobs, recipe)
             lost.join(timeout=60)

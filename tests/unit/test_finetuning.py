@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from donna_ray.artifacts import Artifact
-from donna_ray.assemble import untrained
+from donna_ray.assemble import block_keys, untrained
 from donna_ray.checkpoints import Checkpoints
 from donna_ray.config import FinetuneRecipe, RunConfig
 from donna_ray.data import ImageData, Split, load_data
@@ -227,7 +227,7 @@ def test_key_names_all_that_decides_the_weights(
     run = Run(config, tmp_path / "run")
 
     def key(recipe: FinetuneRecipe, reference: Artifact = teacher) -> str:
-        return jobs_of(run, reference, library, space, [(0, 1, 2)], recipe)[0].key
+        return jobs_of(run, reference, block_keys(library), space, [(0, 1, 2)], recipe)[0].key
 
     others = {
         "epochs": 2,
@@ -364,7 +364,9 @@ def test_network_whose_onnx_file_differs_is_not_delivered(
         update={"finetune": config.finetune.model_copy(update={"precision": "fp32"})}
     )
     with Run(settings, tmp_path) as run:
-        (job,) = jobs_of(run, reference, library, space, [architecture], settings.finetune)
+        (job,) = jobs_of(
+            run, reference, block_keys(library), space, [architecture], settings.finetune
+        )
         record = {
             "accuracy": 0.9,
             "zero_shot_accuracy": 0.5,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from donna_ray.artifacts import Artifact
-from donna_ray.assemble import library_space
+from donna_ray.assemble import block_keys, library_space
 from donna_ray.config import RunConfig
 from donna_ray.finetune import jobs_of, network_store
 from donna_ray.predictor import choice_table, predictor_step
@@ -57,7 +57,7 @@ def finetuned_run(
     architectures = (
         space.sample(BUDGET, config.seed) if random else design(space, table, BUDGET, config.seed)
     )
-    jobs = jobs_of(run, reference_of(folder), library, space, architectures, predictor)
+    jobs = jobs_of(run, reference_of(folder), block_keys(library), space, architectures, predictor)
     noise = np.random.default_rng(1).normal(0, 0.002, BUDGET)
     for job, nsr, error in zip(jobs, encode(architectures, table), noise, strict=True):
         record = {

@@ -1,0 +1,81 @@
+"""Latency that is measured while networks are still being trained."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+
+import ray
+
+from donna_ray.artifacts import Artifact
+from donna_ray.config import Scenario
+from donna_ray.cost import farm_at_hand
+from donna_ray.errors import DonnaError
+from donna_ray.reference import load_reference
+from donna_ray.run import Run
+from donna_ray.search.frontier import Frontier
+from donna_ray.search.scenario import lowering_of, problem_of
+
+__all__ = ["measuring_ahead"]
+
+_POLL_S = 0.5
+
+
+@contextmanager
+def measuring_ahead(run: Run, reference: Artifact, library: Artifact) -> Iterator[None]:
+    """Meanwhile measure what the searches begin with, on devices of served farms.
+
+    The farm's cache has it then, so the search has only to ask. Devices of a run's own are left
+    alone: they would take cores from the training, and be disturbed by it. So is what a search does
+    not begin with the design of ``Frontier``.
+    """
+    scenarios = [
+        each
+        for each in run.config.all_scenarios()
+        if each.device.farm is not None and each.search.strategy == "frontier"
+    ]
+    if not scenarios:
+        yield
+        return
+    run.connect()
+    enough = Event()
+    thread = Thread(target=_measure, args=(run, reference, library, scenarios, enough), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
+
+
+def _measure(
+    run: Run, reference: Artifact, library: Artifact, scenarios: list[Scenario], enough: Event
+) -> None:
+    try:
+        for each in scenarios:
+            _measure_one(run, reference, library, each, enough)
+    except (DonnaError, ray.exceptions.RayError) as error:
+        run.say(f"  nothing is measured meanwhile: {error}")  # the search will need it, and say why
+
+
+def _measure_one(
+    run: Run, reference: Artifact, library: Artifact, scenario: Scenario, enough: Event
+) -> None:
+    farm = farm_at_hand(scenario.device)
+    if farm is None:
+        return
+    teacher, _ = load_reference(run.config, reference)
+    problem = problem_of(scenario.search, teacher, library, None)
+    lowering = lowering_of(run, reference, teacher)
+    design = Frontier(problem, scenario.search.evaluations, run.config.seed).design()
+    asked = []
+    try:
+        for architecture in design:
+            if enough.is_set():
+                return
+            asked.append(farm.submit(lowering.model(problem.space.specs(architecture))))
+        waiting = asked
+        while waiting and not enough.is_set():
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_POLL_S)
+        run.say(f"  {scenario.name}: {len(asked) - len(waiting)} candidates measured meanwhile")
+    finally:
+        farm.close()
