@@ -26,7 +26,9 @@ STEPS: dict[str, Callable[[Run, Done], Artifact]] = {
     # 1. A timm model, trained or loaded, cut into stem, stages and head.
     "reference": lambda run, done: reference_step(run),
     # 2. Every block of the space, distilled from the reference's stage.
-    "library": lambda run, done: library_step(run, done["reference"], samples_ahead),
+    "library": lambda run, done: library_step(
+        run, done["reference"], None if run.only else samples_ahead
+    ),
     # 3. Sampled architectures, finetuned; accuracy as a function of their blocks' NSR.
     "predictor": lambda run, done: predictor_step(
         run, done["reference"], done["library"], measuring_ahead

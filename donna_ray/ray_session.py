@@ -45,6 +45,11 @@ class RaySession:
                 f"The Ray cluster of RAY_ADDRESS ({os.environ.get('RAY_ADDRESS', 'ray start')}) "
                 f"does not answer: {error}. Start it, or unset RAY_ADDRESS and run `ray stop`."
             ) from None
+        except ray.exceptions.AuthenticationError as error:
+            raise DonnaError(
+                f"The Ray cluster asks for a token: {error}. Set RAY_AUTH_MODE=token, with the "
+                "cluster's token in ~/.ray/auth_token."
+            ) from None
         self._ours = True
         self._check_size()
         self.on_join()

@@ -55,7 +55,7 @@ class Run:
         self._mirror = Mirror(self.root, place) if isinstance(place, str) else None
         self._open = ExitStack()
         self._nodes_are_checked = False
-        self._only, self._fresh = only, fresh
+        self.only, self._fresh = only, fresh
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> "Run":
@@ -125,9 +125,9 @@ class Run:
             self.say(f"[dim]{name:<10} reused from {self.relative(folder.path)}[/dim]")
             return artifact
         step = name.partition("/")[0]
-        if self._only not in (None, step):
+        if self.only not in (None, step):
             raise MissingArtifactError(
-                f"Step {self._only!r} needs the finished step {step!r} of the same settings, but "
+                f"Step {self.only!r} needs the finished step {step!r} of the same settings, but "
                 f"{self.root} does not have it. Run `donna {step} build {self.root}` first."
             )
         self.remember()

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from donna_ray.errors import DonnaError
 from donna_ray.storage import Storage
 
-__all__ = ["MARK", "SharedFolder", "check_nodes"]
+__all__ = ["MARK", "SharedFolder", "check_nodes", "on_this_node"]
 
 MARK = ".seen-"
 """How the name of a file begins that is there while a command works on the run."""
@@ -83,6 +83,11 @@ def _errors_of(references: Sequence[Any]) -> Iterator[DonnaError]:
             yield error.cause
         except ray.exceptions.RayError:
             continue  # the node is gone
+
+
+def on_this_node() -> dict[str, Any]:
+    """Options that place what coordinates on this node, whose loss ends the run in any case."""
+    return _on(ray.get_runtime_context().get_node_id())
 
 
 def _on(node: str) -> dict[str, Any]:

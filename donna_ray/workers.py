@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import PlacementGroup, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from donna_ray.config import ClusterConfig
+from donna_ray.demand import Demand
 from donna_ray.errors import DonnaError
 from donna_ray.progress import Progress
 from donna_ray.run import Run
+from donna_ray.shared import on_this_node
 from donna_ray.train_run import fit, worker_resources
 from donna_ray.unit_queue import UnitQueue
 
@@ -91,7 +91,7 @@ def spread(
     run.connect()
     actor: Any = ray.remote(num_cpus=0)(UnitQueue)
     orders = [unit.weight for unit in units], [unit.after for unit in units]
-    queue = actor.options(**_here()).remote(*orders)
+    queue = actor.options(**on_this_node()).remote(*orders)
     storage = run.root / "ray" / f"{name}-{uuid.uuid4().hex[:8]}"
     payloads = ray.put(([unit.payload for unit in units], work))
     arguments = {"queue": queue, "payloads_and_work": payloads, "shared": run.shared}
@@ -145,7 +145,7 @@ class _Waves:
         self._group_size = group_size
         self._wanted = min(run.config.cluster.workers // group_size, units)  # groups
         self._started = 0
-        self._asked = False
+        self._demand = Demand()
         self._dead: set[str] = set()
         self._running: list[Any] = []
         self._waves: dict[Any, str] = {}
@@ -173,8 +173,7 @@ class _Waves:
 
         One whose node was lost waits for a new one for ever, and its run with it.
         """
-        if self._asked:
-            request_resources(bundles=[])
+        self._demand.close()
         count = len(self._running) or 1
         _, waiting = ray.wait(self._running, num_returns=count, timeout=patience_s)
         for reference in waiting:
@@ -199,7 +198,7 @@ class _Waves:
         for size in [self._group_size] * count if together else [count] * (count > 0):
             wave = uuid.uuid4().hex[:8]
             arguments = (cluster, self._storage / wave, wave, size, self._arguments, together)
-            reference = fit.options(**_here()).remote(*arguments)
+            reference = fit.options(**on_this_node()).remote(*arguments)
             self._running.append(reference)
             self._waves[reference] = wave
         if count > 0:
@@ -207,8 +206,7 @@ class _Waves:
             self._changed = time.monotonic()
         if self._started < self._wanted:
             workers = self._wanted * self._group_size
-            request_resources(bundles=[worker_resources(cluster)] * workers)
-            self._asked = True
+            self._demand.ask([worker_resources(cluster)] * workers)
             self._notice(cluster)
 
     def _notice(self, cluster: ClusterConfig) -> None:
@@ -219,12 +217,6 @@ class _Waves:
             f"  waiting for room for a worker ({worker_resources(cluster)}); free in the cluster: "
             f"{ray.available_resources()}"
         )
-
-
-def _here() -> dict[str, Any]:
-    """Options that place what coordinates on this node, whose loss ends the run in any case."""
-    node = ray.get_runtime_context().get_node_id()
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
 
 
 def task_resources(cluster: ClusterConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import ray
 from ray import tune
 from ray.tune.search import Searcher
 
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 # A trial mostly waits for the device, which may have taken every CPU: it must start all the same.
-_TRIAL_RESOURCES: dict[str, float] = {"cpu": 0, "memory": 512 * 2**20}
+_TRIAL_RESOURCES: dict[str, float] = {"memory": 512 * 2**20}
 _TRIALS_OF_ONE = 2  # while one batch is measured the next is lowered
 _TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # whose verbose=0 still prints a table
@@ -209,7 +210,16 @@ def trainable_of(evaluators: Evaluator | Mapping[str, Evaluator]) -> Any:
     """
     named = evaluators if isinstance(evaluators, Mapping) else {"": evaluators}
     bound = tune.with_parameters(EvaluateBatch, evaluators=named)
-    return tune.with_resources(bound, _TRIAL_RESOURCES)
+    return tune.with_resources(bound, _resources())
+
+
+def _resources() -> tune.PlacementGroupFactory:
+    """Of a trial: on this node, if it is one already, so that another's loss disturbs nothing."""
+    here: dict[str, Any] = {}
+    if ray.is_initialized():
+        label = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        here = {"bundle_label_selector": [label]}
+    return tune.PlacementGroupFactory([_TRIAL_RESOURCES], **here)
 
 
 def evaluate_with_tune(
