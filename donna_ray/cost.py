@@ -227,6 +227,15 @@ class LatencyFarm:
                 return f"{type(cause).__name__}: {cause}"
             raise
 
+    def devices(self) -> int:
+        """How many devices measure for this one's name or model now; 0 where the farm is gone."""
+        try:
+            rows = self._farm.status()
+        except ray.exceptions.RayError:  # which measuring will tell
+            return 0
+        known = [row for row in rows if self._device in (row["device"], row["model"])]
+        return sum(row["state"] in ("ready", "leased", "cooling") for row in known)
+
     def close(self) -> None:
         """Stop the farm's actors; a served farm goes on, without what was not waited for."""
         with self.at_end:

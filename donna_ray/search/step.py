@@ -10,6 +10,7 @@ from typing import Any
 from donna_ray.artifacts import Artifact, Files, StepFolder, write_json
 from donna_ray.config import Scenario
 from donna_ray.cost import Latency, LatencyFarm, start_farms
+from donna_ray.errors import DonnaError, MissingArtifactError
 from donna_ray.export import export_onnx
 from donna_ray.network import StagedNetwork
 from donna_ray.reference import load_reference
@@ -51,10 +52,17 @@ def search_step(run: Run, reference: Artifact, library: Artifact, predictor: Art
     }
     missing = [each for name, each in scenarios.items() if folders[name].load() is None]
     searches = _Searches(run, (reference, library, predictor), missing)
-    parts = {
-        name: run.step(f"search/{name}", folder.inputs, searches.compute(scenarios[name], folders))
-        for name, folder in folders.items()
-    }
+    parts, errors = {}, []
+    for name, folder in folders.items():
+        compute = searches.compute(scenarios[name], folders)
+        try:
+            parts[name] = run.step(f"search/{name}", folder.inputs, compute)
+        except MissingArtifactError:
+            raise
+        except DonnaError as error:
+            errors.append(error)  # the others have their fronts all the same
+    if errors:
+        raise DonnaError("\n".join(dict.fromkeys(map(str, errors)))) from errors[0]
     return Artifact(
         step="search",
         path=run.root / "search",
@@ -83,6 +91,7 @@ class _Searches:
         self._run, self._missing = run, missing
         self._reference, self._library, self._predictor = made
         self._found: dict[str, tuple[Search, Latency]] = {}
+        self._failure: DonnaError | None = None
 
     def compute(
         self, scenario: Scenario, folders: dict[str, StepFolder]
@@ -90,8 +99,7 @@ class _Searches:
         """What ``Run.step`` calls for one of them."""
 
         def compute(folder: StepFolder) -> tuple[dict[str, Any], Files]:
-            if not self._found:
-                self._search_all({name: each.path for name, each in folders.items()})
+            self._search_once({name: each.path for name, each in folders.items()})
             search, latency = self._found[scenario.name]
             file = folder.path / "candidates.json"
             result = result_of(scenario, search, latency)
@@ -99,6 +107,16 @@ class _Searches:
             return result, [file]
 
         return compute
+
+    def _search_once(self, folders: dict[str, Path]) -> None:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            if not self._found:
+                self._search_all(folders)
+        except DonnaError as error:
+            self._failure = error
+            raise
 
     def _search_all(self, folders: dict[str, Path]) -> None:
         run = self._run
@@ -110,9 +128,8 @@ class _Searches:
         for problem in problems.values():
             problem.check()
         run.connect()
-        devices = {each.name: each.device for each in self._missing}
         cache = run.root / "search" / "measurements.sqlite"
-        served = start_farms(devices, cache, run.say)
+        served = start_farms({each.name: each.device for each in self._missing}, cache, run.say)
         try:
             latencies = self._reference_latencies(teacher, served)
             lowering = lowering_of(run, self._reference, teacher)
@@ -123,7 +140,8 @@ class _Searches:
                 problem = replace(problems[name], latency_limit_ms=limit)
                 searchers[name] = searcher_of(scenario, problem, run.config.seed, folders[name])
                 evaluators[name] = FarmEvaluator(problem, lowering, served[name])
-            self._run_tune(searchers, evaluators)
+            devices = {name: farm.devices for name, farm in served.items()}
+            self._run_tune(searchers, evaluators, devices)
         finally:
             for farm in served.values():
                 farm.close()
@@ -140,7 +158,10 @@ class _Searches:
         return {name: served[name].wait([each])[0] for name, each in asked.items()}
 
     def _run_tune(
-        self, searchers: Mapping[str, BatchSearcher], evaluators: Mapping[str, FarmEvaluator]
+        self,
+        searchers: Mapping[str, BatchSearcher],
+        evaluators: Mapping[str, FarmEvaluator],
+        devices: Mapping[str, Callable[[], int]],
     ) -> None:
         run = self._run
         searches = {name: searcher.search for name, searcher in searchers.items()}
@@ -159,7 +180,7 @@ class _Searches:
                 run.progress("search", total, "candidates") as progress,
                 progress.following(lambda: sum(each.done for each in searches.values())),
             ):
-                evaluate_with_tune(unfinished, evaluators, storage)
+                evaluate_with_tune(unfinished, evaluators, storage, devices)
             shutil.rmtree(storage, ignore_errors=True)
         for name, search in searches.items():
             ledger = search.ledger

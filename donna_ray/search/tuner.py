@@ -2,9 +2,13 @@
 
 import json
 import logging
+import math
 import os
+import sys
+import time
+import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,7 +39,9 @@ __all__ = [
 
 # A trial mostly waits for the device, which may have taken every CPU: it must start all the same.
 _TRIAL_RESOURCES: dict[str, float] = {"memory": 512 * 2**20}
-_TRIALS_OF_ONE = 2  # while one batch is measured the next is lowered
+_TRIALS = 2  # of a search: while one batch is measured the next is lowered
+_LOOK_S = 10.0  # after which devices are counted again
+_HELD_S = 60.0  # without a result, after which what Tune was to start again is proposed anew
 _TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # whose verbose=0 still prints a table
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study is the record
@@ -96,12 +102,18 @@ class BatchSearcher(Searcher):
         super().__init__()
         self.search = Search(setup)
         self._asked: dict[str, list[Architecture]] = {}
+        self._held: set[str] = set()  # of `_asked`, those that Tune is to start again
+        self._most = sys.maxsize
+        self._changed = time.monotonic()
 
     def __reduce__(self) -> tuple[type["BatchSearcher"], tuple[SearchSetup]]:
         return type(self), (self.search.setup,)
 
     def suggest(self, trial_id: str) -> Any:
         """A batch as a JSON string (a list would be copied and flattened by Tune's loggers)."""
+        self._release()
+        if len(self._asked) >= self._most:
+            return None
         candidates = self.search.ask(self.search.setup.config.batch_size)
         if not candidates:
             return Searcher.FINISHED if self.search.finished else None
@@ -111,13 +123,26 @@ class BatchSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell the search of a batch; one that failed as a whole is proposed again."""
-        candidates = self._asked.pop(trial_id, [])
+        """Tell the search of a batch; one that failed as a whole is proposed again.
+
+        A trial that is not known was proposed after the state was saved that this one restored.
+        """
+        self._changed = time.monotonic()
+        self._held.discard(trial_id)
+        known = self._asked.pop(trial_id, None)
+        candidates = candidates_of((result or {}).get("config", {})) if known is None else known
         if error or result is None or "results" not in result:
-            self.search.give_back(candidates, "its batch failed three times")
+            reason = (result or {}).get("raised", "its process was lost")
+            self.search.give_back(candidates, f"its batch failed three times: {reason}")
             return
         outcomes: list[Outcome] = json.loads(result["results"])
-        self.search.tell(zip(candidates, outcomes, strict=True))
+        if candidates:
+            self.search.tell(zip(candidates, outcomes, strict=True))
+
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """Tune's `max_concurrent_trials`, heeded here: its limiter loses track if it is killed."""
+        self._most = max_concurrent
+        return True
 
     def save(self, checkpoint_path: str) -> None:
         """Which trial has which candidates; the study holds all else."""
@@ -127,34 +152,52 @@ class BatchSearcher(Searcher):
         """The inverse of ``save``: Tune starts these trials again."""
         asked = json.loads(Path(checkpoint_path).read_text())
         self._asked = {name: [tuple(each) for each in batch] for name, batch in asked.items()}
+        self._held, self._changed = set(self._asked), time.monotonic()
         self.search.held_elsewhere(each for batch in self._asked.values() for each in batch)
+
+    def _release(self) -> None:
+        """Trials that Tune does not start again after all: their candidates are asked for anew."""
+        silent = time.monotonic() - self._changed > _HELD_S
+        if self._held and silent and self._held >= self._asked.keys():
+            for trial_id in self._held:
+                self.search.give_back(self._asked.pop(trial_id), "it was never evaluated")
+            self._held = set()
 
 
 def candidates_of(config: dict[str, Any]) -> list[Architecture]:
     """The batch in a trial's configuration."""
-    return [tuple(each) for each in json.loads(config["candidates"])]
+    return [tuple(each) for each in json.loads(config.get("candidates", "[]"))]
 
 
 class SeveralSearches(Searcher):
-    """Drives searches by their names at once; each has its share of the trials.
+    """Drives searches by their names at once; each has as many trials as keep its devices busy.
 
     A trial's configuration has the `search` that it is for as well.
 
     Args:
         searchers: by name.
+        devices: of each, how many candidates can be evaluated at once, now; by default 1.
     """
 
-    def __init__(self, searchers: Mapping[str, BatchSearcher]) -> None:
+    def __init__(
+        self,
+        searchers: Mapping[str, BatchSearcher],
+        devices: Mapping[str, Callable[[], int]] | None = None,
+    ) -> None:
         super().__init__()
         self._searchers = dict(searchers)
+        self._devices = dict(devices or {})
+        self._most: dict[str, int] = {}
+        self._looked = float("-inf")
         self._owners: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> Any:
         """A batch of the search that has the fewest under way; see ``BatchSearcher.suggest``."""
+        self._look()
         under_way = Counter(self._owners.values())
         proposals: list[Any] = []
         for name in sorted(self._searchers, key=lambda each: under_way[each]):
-            if under_way[name] >= _TRIALS_OF_ONE:
+            if under_way[name] >= self._most[name]:
                 proposals.append(None)
                 continue
             proposal = self._searchers[name].suggest(trial_id)
@@ -170,11 +213,25 @@ class SeveralSearches(Searcher):
         """Tell the search that proposed it."""
         self._searchers[self._owners.pop(trial_id)].on_trial_complete(trial_id, result, error)
 
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """See ``BatchSearcher``; here it is decided by the devices."""
+        return True
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing: each search is in its journal."""
 
     def restore(self, checkpoint_path: str) -> None:
         """See ``save``."""
+
+    def _look(self) -> None:
+        """Count the devices: one may have been plugged in."""
+        if time.monotonic() - self._looked < _LOOK_S:
+            return
+        self._looked = time.monotonic()
+        for name, searcher in self._searchers.items():
+            devices = self._devices[name]() if name in self._devices else 1
+            batches = math.ceil(devices / searcher.search.setup.config.batch_size)
+            self._most[name] = max(_TRIALS, 1 + batches)
 
 
 class EvaluateBatch(tune.Trainable):
@@ -192,7 +249,13 @@ class EvaluateBatch(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        outcomes = self._evaluator.evaluate(self._candidates)
+        """The outcomes; or why there are none, for another try: other searches are to go on."""
+        try:
+            outcomes = self._evaluator.evaluate(self._candidates)
+        except DonnaError as error:
+            return {"raised": str(error), "done": True}
+        except Exception:
+            return {"raised": traceback.format_exc(), "done": True}
         return {"results": json.dumps(outcomes), "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -223,25 +286,28 @@ def _resources() -> tune.PlacementGroupFactory:
 
 
 def evaluate_with_tune(
-    searchers: Mapping[str, BatchSearcher], evaluators: Mapping[str, Evaluator], storage: Path
+    searchers: Mapping[str, BatchSearcher],
+    evaluators: Mapping[str, Evaluator],
+    storage: Path,
+    devices: Mapping[str, Callable[[], int]] | None = None,
 ) -> None:
     """Run Ray Tune until no searcher proposes anything more.
 
     Args:
-        searchers: propose and are told, by name.
+        searchers: propose and are told, by name; one whose batches always fail is `broken` then.
         evaluators: of each; they go to every evaluating actor.
         storage: folder of Tune's own files.
+        devices: see ``SeveralSearches``.
 
     Raises:
-        DonnaError: a batch raised, or the search was interrupted; what was told is kept.
+        DonnaError: it was interrupted, or batches could not be started; what was told is kept.
     """
     with _environment(_TUNE_SETTINGS), _quiet("ray.tune.analysis.experiment_analysis"):
         results = tune.Tuner(
             trainable_of(evaluators),
             tune_config=tune.TuneConfig(
-                search_alg=SeveralSearches(searchers),
+                search_alg=SeveralSearches(searchers, devices),
                 num_samples=-1,
-                max_concurrent_trials=_TRIALS_OF_ONE * len(searchers),
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
@@ -249,22 +315,17 @@ def evaluate_with_tune(
                 name="search",
                 storage_path=str(storage),
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=0, fail_fast=True),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
-    if results.errors:
-        raise DonnaError(
-            "The search stopped because a batch of candidates failed. What is measured is kept: "
-            f"the same command goes on. The cause:\n{results.errors[0]}"
-        )
     for name, searcher in searchers.items():
         search = searcher.search
         if not search.finished:
+            cause = f" The cause:\n{results.errors[0]}" if results.errors else ""
             raise DonnaError(
                 f"The search {name!r} was stopped after {search.done} of "
                 f"{search.setup.config.evaluations} candidates. They are kept: the same command "
-                "goes on."
+                f"goes on.{cause}"
             )
 
 

@@ -1,6 +1,7 @@
 """A run's distillation and search on a cluster that scales; prints what became of the nodes.
 
-Arguments: a folder, the address of the cluster. Prints one JSON line.
+Arguments: a folder, the address of the cluster. Prints one JSON line. With `abandon` it asks for
+nodes, prints how many are there then, and has to be killed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import ray
 
+from donna_ray import demand
 from donna_ray.config import DeviceConfig, load_config, shipped_config
 from donna_ray.cost import start_farm
 from donna_ray.run import Run
@@ -50,6 +52,15 @@ def wait_for(count: int) -> int:
     return len(alive())
 
 
+def abandon() -> None:
+    """Ask for both nodes, and do nothing with them."""
+    demand.SILENCE_S = 3.0
+    ray.init(log_to_driver=False)
+    demand.Demand().ask([{"CPU": 1}] * 2)
+    print(wait_for(3), flush=True)
+    time.sleep(PATIENCE_S)
+
+
 def main() -> None:
     folder, address = Path(sys.argv[1]), sys.argv[2]
     config = load_config(shipped_config("demo"), ["cluster.workers=2"])
@@ -58,7 +69,7 @@ def main() -> None:
     said: list[str] = []
     with Run(config, folder / "run") as run:
         run.connect()
-        before = len(alive())
+        before = wait_for(1)
         facts = spread(
             run, "library", "units", [Unit(number) for number in range(UNITS)], Work(notes)
         )
@@ -85,4 +96,4 @@ def join_when_asked(said: list[str], address: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    abandon() if sys.argv[1:] == ["abandon"] else main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ IDLE_S = 3
 
 
 def test_cluster_grows_by_demand_and_shrinks_and_a_phone_host_is_waited_for(tmp_path: Path) -> None:
-    """From no worker's node to the two of clusters/local.yaml, and back."""
+    """From no worker's node to the two of clusters/local.yaml, and back, also after SIGKILL."""
     (gcs,) = free_ports(1)
     config = yaml.safe_load((ROOT / "clusters" / "local.yaml").read_text())
     config["idle_timeout_minutes"] = IDLE_S / 60
@@ -30,6 +31,7 @@ def test_cluster_grows_by_demand_and_shrinks_and_a_phone_host_is_waited_for(tmp_
     file = tmp_path / "cluster.yaml"
     file.write_text(yaml.safe_dump(config))
     with ray_head(f"--autoscaling-config={file}", environment=FAKE_HEAD, cpus=0, gcs=gcs) as head:
+        _abandon(head)
         found = json.loads(_driven(head, tmp_path).splitlines()[-1])
     assert found["before"] == 1
     assert found["numbers"] == list(range(60))
@@ -41,8 +43,27 @@ def test_cluster_grows_by_demand_and_shrinks_and_a_phone_host_is_waited_for(tmp_
     assert "phone:pixel-8 (1) is there" in there
 
 
-def _driven(head: Head, folder: Path) -> str:
+def _abandon(head: Head) -> None:
+    """A job that has asked for nodes is killed when they are there."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.integration.scaling_driver", "abandon"],
+        cwd=ROOT,
+        env={**_driver_on(head).environment, "RAY_ADDRESS": head.address},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "3\n"
+    process.kill()
+    process.communicate()
+
+
+def _driver_on(head: Head) -> Head:
     only_head = {name: head.environment[name] for name in head.environment if name not in FAKE_HEAD}
-    driver = Head(head.address, head.address, head.folder, only_head)
+    return Head(head.address, head.address, head.folder, only_head)
+
+
+def _driven(head: Head, folder: Path) -> str:
+    driver = _driver_on(head)
     words = ("-m", "tests.integration.scaling_driver", str(folder), head.address)
     return run(driver, [sys.executable, *words], ROOT)

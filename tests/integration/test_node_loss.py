@@ -1,4 +1,4 @@
-"""A node is lost for ever while blocks are distilled, and another while networks are finetuned."""
+"""A node is lost for ever while blocks are distilled, networks finetuned, candidates measured."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ray.cluster_utils import Cluster
 
 from donna_ray import workers
 from donna_ray.assemble import block_keys, library_space
-from donna_ray.config import load_config, shipped_config
+from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.finetune import finetune, jobs_of, network_store
 from donna_ray.library import library_step, library_store
+from donna_ray.pipeline import run_steps
 from donna_ray.reference import reference_step
 from donna_ray.run import Run
-from tests.integration.conftest import SMALLEST
+from tests.integration.conftest import SMALLEST, measurements_in
 from tests.integration.test_library_faults import assert_equal
 from tests.integration.test_workers import cluster, when
 
@@ -82,3 +84,31 @@ def _files(folder: Path, count: int) -> Callable[[], bool]:
 
 def _lose(cluster: Cluster, nodes: list[Any]) -> None:
     cluster.remove_node(nodes.pop(), allow_graceful=False)
+
+
+def test_a_search_goes_on_where_its_device_was_lost(
+    cluster: Cluster, finished: Path, tmp_path: Path
+) -> None:
+    """The only node with CPUs, where this device is timed, is replaced by another."""
+    config = RunConfig.model_validate(yaml.safe_load((finished / "config.yaml").read_text()))
+    root = tmp_path / "run"
+    for step in ("reference", "library", "predictor", "networks"):
+        shutil.copytree(finished / step, root / step)
+    cache = root / "search" / "measurements.sqlite"
+    nodes = [cluster.add_node(num_cpus=1)]
+    cluster.wait_for_nodes()
+
+    def replace_it() -> None:
+        nodes.append(cluster.add_node(num_cpus=1))
+        cluster.remove_node(nodes.pop(0), allow_graceful=False)
+
+    try:
+        lost = when(lambda: measurements_in(cache) >= 5, replace_it)
+        with Run(config, root) as run:
+            found = run_steps(run, "search").result["scenarios"]["default"]
+        lost.join(timeout=60)
+        assert found["measured_architectures"] == SMALLEST["search.evaluations"]
+        assert measurements_in(cache) == SMALLEST["search.evaluations"] + 1  # and the reference
+    finally:
+        for node in nodes:
+            cluster.remove_node(node)

@@ -72,8 +72,8 @@ def test_a_limit_that_cannot_be_kept_costs_the_others_nothing(
     impossible = {"latency_limit": "0.001x", "evaluations": 8}
     file = with_scenarios(
         copy_of_finished,
-        {"name": "phone", "device": PHONE, "search": {"evaluations": 12}},
         {"name": "hopeless", "device": PHONE, "search": impossible},
+        {"name": "phone", "device": PHONE, "search": {"evaluations": 12}},
     )
     completed = donna_here("run", str(file), f"--out={copy_of_finished}")
     assert completed.returncode == 1

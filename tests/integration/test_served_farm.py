@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 import yaml
 
 from device_farm import DeviceSpec, Farm, FarmConfig
-from donna_ray.config import DeviceConfig
+from donna_ray.config import DeviceConfig, RunConfig
 from donna_ray.cost import start_farm
+from donna_ray.pipeline import run_steps
 from donna_ray.report.results import Results
+from donna_ray.run import Run
 from tests.command_line import donna_here
 from tests.integration.conftest import results_of
 
@@ -47,6 +50,25 @@ def test_a_run_measures_on_a_served_farm(farm: Farm, copy_of_finished: Path) -> 
     [row] = farm.status()
     assert (row["state"], row["done"]) == ("ready", row["leases"])
     assert row["done"] >= len({point[0] for point in results.scenarios[0].search.points})
+
+
+def test_what_a_search_begins_with_is_measured_while_networks_are_trained(
+    farm: Farm, copy_of_finished: Path
+) -> None:
+    settings = yaml.safe_load((copy_of_finished / "config.yaml").read_text())
+    settings["device"] = {"farm": "shelf", "name": MODEL}
+    settings["predictor"] |= {"samples": 7, "epochs": 6}
+    config = RunConfig.model_validate(settings)
+    while not [row for row in farm.status() if row["model"] == MODEL]:
+        time.sleep(0.1)
+    with Run(config, copy_of_finished) as run:
+        run_steps(run, "predictor")
+        [row] = farm.status()
+        ahead = row["done"]
+        assert ahead >= 5  # the design: a quarter of 20 evaluations, and the control
+        result = run_steps(run, "search").result["scenarios"]["default"]
+        [row] = farm.status()
+    assert row["done"] - ahead <= result["candidates"] - 5 + 2  # the reference, the control
 
 
 def test_a_farm_that_is_not_served_is_told(one_ray: None, copy_of_finished: Path) -> None:

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
 from ray import tune
 
 from donna_ray.config import SearchConfig
@@ -75,13 +74,16 @@ def test_failed_candidates_do_not_stop_the_search(one_ray: None, tmp_path: Path)
     assert not any(sum(each) % 2 for each in ledger.measured)
 
 
-def test_batch_that_raises_stops_the_search_and_spoils_nothing(
+def test_batches_that_raise_stop_their_search_alone_and_spoil_nothing(
     one_ray: None, tmp_path: Path
 ) -> None:
-    searcher = BatchSearcher(setup_on(tmp_path / "journal"))
-    with pytest.raises(DonnaError, match=r"(?s)same command goes on.*no device"):
-        evaluate_with_tune({"": searcher}, {"": Worker(raises=True)}, tmp_path / "tune")
-    assert not Search(setup_on(tmp_path / "journal")).ledger.failed
+    searchers = {name: BatchSearcher(setup_on(tmp_path / name)) for name in ("good", "bad")}
+    workers = {"good": Worker(), "bad": Worker(raises=True)}
+    evaluate_with_tune(searchers, workers, tmp_path / "tune")
+    assert "no device" in (searchers["bad"].search.broken or "")
+    assert not Search(setup_on(tmp_path / "bad")).ledger.failed
+    assert searchers["good"].search.done == 18
+    assert searchers["good"].search.broken is None
 
 
 def test_killed_tuner_is_restored_without_loss_or_repetition(tmp_path: Path) -> None:

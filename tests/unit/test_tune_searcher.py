@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
+from itertools import chain
 from pathlib import Path
 
+import pytest
 from ray.tune.search import Searcher
 
 from donna_ray.config import SearchConfig
+from donna_ray.search import tuner
 from donna_ray.search.ask_tell import SearchSetup
-from donna_ray.search.tuner import BatchSearcher, candidates_of
+from donna_ray.search.tuner import BatchSearcher, SeveralSearches, candidates_of
 from donna_ray.space import Architecture
 from tests.search_problems import outcome_of, toy
 
@@ -82,3 +85,44 @@ def test_result_that_comes_twice_counts_once(tmp_path: Path) -> None:
     other = {"results": json.dumps([outcome_of(PROBLEM, each, 99.0) for each in batch])}
     searcher.on_trial_complete("a", other)
     assert searcher.search.ledger.measured == before
+
+
+def test_trial_that_the_restored_state_does_not_know_is_told_all_the_same(tmp_path: Path) -> None:
+    searcher = searcher_on(tmp_path / "journal")
+    config = searcher.suggest("a")
+    batch = candidates_of(config)
+    later = searcher_on(tmp_path / "journal")
+    later.on_trial_complete("a", {**results_of(batch), "config": config})
+    assert set(later.search.ledger.measured) == set(batch)
+    later.on_trial_complete("of somebody else", {"results": "[]"})
+
+
+def test_trials_that_tune_does_not_start_again_are_proposed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = searcher_on(tmp_path / "journal")
+    batches = [batch_of(earlier, name) for name in "abc"]
+    earlier.save(str(tmp_path / "state"))
+    searcher = searcher_on(tmp_path / "journal")
+    searcher.restore(str(tmp_path / "state"))
+    assert searcher.suggest("d") is None
+    monkeypatch.setattr(tuner, "_HELD_S", -1.0)
+    found = [batch_of(searcher, name) for name in "def"]
+    assert sorted(chain(*found)) == sorted(chain(*batches))
+
+
+def test_no_more_batches_are_out_than_tune_may_run(tmp_path: Path) -> None:
+    searcher = searcher_on(tmp_path / "journal")
+    assert searcher.set_max_concurrency(1)
+    batch = batch_of(searcher, "a")
+    assert searcher.suggest("b") is None
+    searcher.on_trial_complete("a", results_of(batch))
+    assert batch_of(searcher, "b")
+
+
+def test_a_search_has_as_many_batches_out_as_keep_its_devices_busy(tmp_path: Path) -> None:
+    config = SearchConfig(evaluations=40, batch_size=2)
+    setup = SearchSetup(toy((8, 8, 8)), config, 0, tmp_path / "journal")
+    several = SeveralSearches({"many": BatchSearcher(setup)}, {"many": lambda: 7})
+    proposals = [several.suggest(str(number)) for number in range(8)]
+    assert [isinstance(each, dict) for each in proposals] == [True] * 5 + [False] * 3
