@@ -24,6 +24,9 @@ MARK = ".seen-"
 """How the name of a file begins that is there while a command works on the run."""
 
 
+_PATIENCE_S = 60.0
+
+
 class SharedFolder:
     """That folder, and whether a node sees it. Picklable.
 
@@ -62,14 +65,23 @@ class SharedFolder:
 
 
 def check_nodes(shared: SharedFolder) -> None:
-    """``SharedFolder.check`` on all nodes but this one. A node that leaves meanwhile has no say.
+    """``SharedFolder.check`` on the other nodes where workers may come to be.
+
+    A node that leaves meanwhile has no say, nor one that is silent for a minute: workers check
+    again when they begin. Hosts of phones, which offer no CPUs, need not see the folder.
 
     Raises:
         DonnaError: one does not see the folder.
     """
     here = ray.get_runtime_context().get_node_id()
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
-    for error in _errors_of([_check.options(**_on(node)).remote(shared) for node in nodes]):
+    nodes = [
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] != here and node["Resources"].get("CPU")
+    ]
+    asked = [_check.options(**_on(node)).remote(shared) for node in nodes]
+    answered, _ = ray.wait(asked, num_returns=len(asked) or 1, timeout=_PATIENCE_S)
+    for error in _errors_of(answered):
         raise error
 
 

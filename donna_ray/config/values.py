@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict
 
 __all__ = ["Section", "absolute", "without_password"]
 
-_PASSWORD = re.compile(r"//[^/@]*:[^/@]*@")
+# user:password@, a token before the host of a web address, and ?secret=…
+_PASSWORD = re.compile(r"//[^@]*:[^@]*@|^https?://[^/]*@|://[^?]*\?[^=]*=")
 
 
 class Section(BaseModel):
