@@ -21,6 +21,7 @@ for word in "$@"; do
     previous=$word
 done
 
-donna config check "$config" "${settings[@]}"
+donna config check "$config" ${settings[@]+"${settings[@]}"}    # bash 3.2: an empty array is unset
+# The CLI's own word on the job is the last line, after all that the job wrote.
 ray job submit --working-dir . -- donna run "$config" "$@" |
-    awk '{ print; fflush() } /Job .* was stopped/ { stopped = 3 } END { exit stopped }'
+    awk '{ print; fflush() } NF { last = $0 } END { exit last ~ /Job .[^ ]+. was stopped$/ ? 3 : 0 }'

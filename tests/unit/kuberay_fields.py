@@ -1,8 +1,9 @@
 """The fields of KubeRay's custom resources, as far as a manifest of ours may have them.
 
 Source: ray-project/kuberay, ray-operator/apis/ray/v1/raycluster_types.go at commit 3275ee09 and
-rayjob_types.go at f6ef3f7b (KubeRay 1.4). ``POD`` stands for Kubernetes' PodTemplateSpec, of which
-the names of core/v1 that we use are listed. A value that ends in `!` must be there.
+rayjob_types.go at f6ef3f7b (KubeRay 1.4), autoscalerOptions.version of docs/reference/api.md at
+0057210e, and authOptions as of KubeRay 1.5.1. ``POD`` stands for Kubernetes' PodTemplateSpec, of
+which the names of core/v1 that we use are listed. A name that ends in `!` must be there.
 """
 
 from __future__ import annotations
@@ -10,14 +11,26 @@ from __future__ import annotations
 from typing import Any
 
 STRINGS = {"*": str}
+KEY = {"name!": str, "key!": str, "optional": bool}
 ENVIRONMENT = [
-    {"name!": str, "value": str, "valueFrom": {"secretKeyRef": {"name!": str, "key!": str}}}
+    {
+        "name!": str,
+        "value": str,
+        "valueFrom": {
+            "secretKeyRef": KEY,
+            "configMapKeyRef": KEY,
+            "fieldRef": {"fieldPath!": str},
+        },
+    }
 ]
+REFERENCE = {"name!": str, "optional": bool}
+ENVIRONMENT_FROM = [{"prefix": str, "secretRef": REFERENCE, "configMapRef": REFERENCE}]
 RESOURCES = {"requests": STRINGS, "limits": STRINGS}
 CONTAINER = {
     "name!": str,
     "image!": str,
     "env": ENVIRONMENT,
+    "envFrom": ENVIRONMENT_FROM,
     "securityContext": {"privileged": bool},
     "volumeMounts": [{"name!": str, "mountPath!": str, "readOnly": bool}],
     "resources": RESOURCES,
@@ -25,6 +38,7 @@ CONTAINER = {
 POD = {
     "metadata": {"labels": STRINGS},
     "spec!": {
+        "serviceAccountName": str,
         "containers!": [CONTAINER],
         "nodeSelector": STRINGS,
         "tolerations": [{"key": str, "operator": str, "value": str, "effect": str}],
@@ -36,15 +50,18 @@ POD = {
 }
 CLUSTER_SPEC = {
     "rayVersion": str,
+    "authOptions": {"mode": ("disabled", "token")},
     "enableInTreeAutoscaling": bool,
     "suspend": bool,
     "autoscalerOptions": {
         "upscalingMode": ("Default", "Aggressive", "Conservative"),
         "idleTimeoutSeconds": int,
+        "version": ("v1", "v2"),
         "image": str,
         "imagePullPolicy": str,
         "resources": RESOURCES,
         "env": ENVIRONMENT,
+        "envFrom": ENVIRONMENT_FROM,
     },
     "headGroupSpec!": {
         "serviceType": ("ClusterIP", "NodePort", "LoadBalancer"),

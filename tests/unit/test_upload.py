@@ -1,4 +1,4 @@
-"""What `ray job submit --working-dir .` sends: code and configurations, not data or results."""
+"""What a job and an image are sent: code and configurations, not data or results."""
 
 from __future__ import annotations
 
@@ -41,3 +41,11 @@ def test_upload_of_this_project_is_small(tmp_path: Path) -> None:
     assert {"donna_ray/cli.py", "device_farm/cli.py", "donna_ray/configs/demo.yaml"} <= names
     assert not [name for name in names if name.startswith(("tests/", "docs/", ".git/"))]
     assert (tmp_path / "project.zip").stat().st_size < LARGEST
+
+
+def test_image_leaves_out_what_git_and_jobs_do() -> None:
+    left_out = set((ROOT / ".dockerignore").read_text().splitlines())
+    lines = [line for name in (".gitignore", ".rayignore") for line in (ROOT / name).open()]
+    names = [line.strip().rstrip("/") for line in lines if line.strip() and line[0] != "#"]
+    assert {name[1:] if name[0] == "/" else f"**/{name}" for name in names} <= left_out
+    assert ".git" in left_out
