@@ -125,7 +125,7 @@ class _Children:
             swapped = self._random.random(len(space)) < self._config.swapping_probability
             child = np.where(swapped, self._params[second], self._params[first])
         rate = self._config.mutation_probability
-        anew = self._random.random(len(space)) < (1 / len(space) if rate is None else rate)
+        anew = self._random.random(len(space)) < (1 / max(len(space), 1) if rate is None else rate)
         child = np.where(anew, self._random.integers(self._sizes), child)
         return dict(zip(space, child.tolist(), strict=True))
 
