@@ -46,12 +46,14 @@ def test_all_that_keep_the_tightest_limits_are_measured(strategy: str, tmp_path:
     search = search_on(
         tmp_path / "journal", problem, strategy=strategy, evaluations=len(wanted) + 40
     )
-    waiting = [search.ask(4), search.ask(4)]  # so that something is in flight at each ask
+    waiting = [
+        batch for batch in (search.ask(12), search.ask(12)) if batch
+    ]  # so that something is in flight at each ask
     device = device_of(problem)
     while waiting:
         batch = waiting.pop(0)
         search.tell((each, outcome_of(problem, each, device(each))) for each in batch)
-        if new := search.ask(4):
+        while len(waiting) < 2 and (new := search.ask(12)):
             waiting.append(new)
     assert search.finished
     found = set(search.ledger.measured)
