@@ -8,18 +8,20 @@ from typing import Protocol
 import moocore
 import numpy as np
 
-from donna_ray.config import SearchConfig
+from donna_ray.config import SearchConfig, latency_ms
+from donna_ray.errors import DonnaError
 from donna_ray.predictor.model import Floats
 from donna_ray.search.frontier import Frontier
 from donna_ray.search.problem import SearchProblem
 from donna_ray.search.sampler import Sampled
-from donna_ray.search.study import Ledger, Outcome, failure_of, maximised
+from donna_ray.search.study import Ledger, Outcome, check_outcome, failure_of, maximised
 from donna_ray.space import Architecture
 
 __all__ = ["Search", "SearchSetup", "Strategy"]
 
 _FAILURES = 20  # in a row, after which the device is at fault and not the candidates
-_TRIES = 3  # of a candidate whose whole batch is lost
+_FEW = 3  # failures at the end of a search, which may be the candidates' own fault
+_TRIES = 3  # of a candidate whose whole batch is lost, or that fails in one process after the other
 _GAIN_OVER = 30  # measurements that the gain of hypervolume is taken over
 
 
@@ -60,28 +62,43 @@ class SearchSetup:
 class Search:
     """The search of a study; a new one on the same file goes on.
 
-    Candidates that were in flight when an earlier process died are handed out first. After 20
-    failures in a row the search is broken; their candidates are not held to have failed, and the
-    next process asks for them again.
+    Candidates that were in flight when an earlier process died are handed out first.
+
+    A model that is at fault itself (see ``Outcome``) has failed, and that is all. Any other failure
+    may be the device's: it is a suspect until something is measured, which shows that the device
+    works. After 20 suspects in a row the search is broken, and likewise if it ends with more than 3
+    of them, or with nothing measured. They are not held to have failed. The next process asks for
+    one of them beside new candidates, and for another when something is measured; for all as soon
+    as one of them can be measured. What has failed so in 3 processes has failed.
 
     Attributes:
         setup: as given.
         ledger: of the study.
         broken: why the search cannot go on, or None.
+
+    Raises:
+        DonnaError: no network keeps the limits, the problem is not that of the configuration, or
+            the journal is of another one.
     """
 
     def __init__(self, setup: SearchSetup) -> None:
         self.setup = setup
-        further = len(setup.config.objectives)
-        self.ledger = Ledger(setup.journal, setup.problem.space, further=further)
+        _check_agreement(setup.config, setup.problem)
+        setup.problem.check()
+        objectives = setup.problem.objectives
+        self.ledger = Ledger(setup.journal, setup.problem.space, objectives=objectives)
         self.broken: str | None = None
         self._strategy = _strategy(setup, self.ledger.trials)
         if isinstance(self._strategy, Sampled):
             self.ledger.study.sampler = self._strategy.sampler
-        self._waiting = list(self.ledger.lost)
-        self._suspects: list[tuple[Architecture, Outcome]] = []
+        suspected = self.ledger.suspected
+        self._waiting = [each for each in self.ledger.lost if each not in suspected]
+        self._doubted = list(suspected)  # by an earlier process
+        self._probing = False  # one of them is out, and nothing was measured since
+        self._suspects: dict[Architecture, Outcome] = {}
         self._lost: dict[Architecture, int] = {}
         self._exhausted = False
+        self._short = -1  # `done` when the strategy last had fewer candidates than were wanted
 
     @property
     def done(self) -> int:
@@ -91,37 +108,43 @@ class Search:
     @property
     def in_flight(self) -> int:
         """Candidates that are handed out, and of which nothing was told."""
-        return len(self.ledger.in_flight) - len(self._suspects) - len(self._waiting)
+        here = len(self._suspects) + len(self._waiting) + len(self._doubted)
+        return len(self.ledger.in_flight) - here
 
     @property
     def finished(self) -> bool:
         """Nothing is in flight, and nothing more will be asked for."""
         if self.broken:
             return True
-        left = self.setup.config.evaluations - self.done
-        return not self.in_flight and not self._waiting and (left <= 0 or self._exhausted)
+        if self.in_flight or self._waiting or self._doubted:
+            return False
+        return self._exhausted or self.done >= self.setup.config.evaluations
 
     def ask(self, count: int) -> list[Architecture]:
         """Up to `count` candidates to measure; none if the search is finished, or has to wait."""
         if self.broken:
             return []
-        again, self._waiting = self._waiting[:count], self._waiting[count:]
-        known = self.ledger.spent + len(self.ledger.in_flight)
-        wanted = min(count - len(again), self.setup.config.evaluations - known)
-        if wanted <= 0 or self._enough():
-            with self.ledger.together():
-                self._settle_at_end()
-            return again
         with self.ledger.together():
-            new = self._strategy.ask(self.ledger, wanted)
-            self._exhausted = len(new) < wanted
+            again, self._waiting = self._waiting[:count], self._waiting[count:]
+            again += self._probe(min(count - len(again), 1 - self._probing))
+            new = self._new(count - len(again))
+            if not new and self.in_flight == len(again):  # there is nothing to wait for
+                again += self._probe(count - len(again))
+                self._exhausted |= not again
             self._settle_at_end()
         return [*again, *new]
 
     def tell(self, outcomes: Iterable[tuple[Architecture, Outcome]]) -> None:
-        """What came of candidates; of one that is known already nothing changes."""
+        """What came of candidates; of one that is known already nothing changes.
+
+        Raises:
+            DonnaError: an outcome is none (see ``check_outcome``); then nothing is told.
+        """
+        told = list(outcomes)
+        for _, outcome in told:
+            check_outcome(outcome, 2 + len(self.setup.problem.objectives))
         with self.ledger.together():
-            for architecture, outcome in outcomes:
+            for architecture, outcome in told:
                 self._tell(architecture, outcome)
             self._settle_at_end()
 
@@ -138,27 +161,67 @@ class Search:
         """Candidates of an earlier process that somebody measures already: not asked for again."""
         held = set(architectures)
         self._waiting = [each for each in self._waiting if each not in held]
+        self._doubted = [each for each in self._doubted if each not in held]
+
+    def _new(self, count: int) -> list[Architecture]:
+        known = self.ledger.spent + len(self.ledger.in_flight)
+        wanted = min(count, self.setup.config.evaluations - known)
+        if wanted <= 0 or self._short == self.done or self._enough():
+            return []
+        new = self._strategy.ask(self.ledger, wanted)
+        if len(new) < wanted:
+            self._short = self.done
+        return new
+
+    def _probe(self, count: int) -> list[Architecture]:
+        """Suspects of an earlier process, to be tried once more."""
+        tried, self._doubted = self._doubted[:count], self._doubted[count:]
+        self._probing |= bool(tried)
+        return tried
 
     def _tell(self, architecture: Architecture, outcome: Outcome) -> None:
         if architecture not in self.ledger.in_flight:
             return
+        self.held_elsewhere([architecture])
         failure = failure_of(outcome)
-        if failure is not None:
-            self._suspects.append((architecture, outcome))
-            if len(self._suspects) >= _FAILURES:
-                self.broken = failure
-            return
-        self._settle()
+        if failure is None:
+            self._succeed(architecture, outcome)
+        elif outcome.get("of_model"):
+            self._suspects.pop(architecture, None)
+            self.ledger.tell(architecture, outcome, {})
+        elif architecture not in self._suspects:
+            self._suspect(architecture, outcome, failure)
+
+    def _succeed(self, architecture: Architecture, outcome: Outcome) -> None:
+        self._suspects.pop(architecture, None)
+        if not self.broken:  # else it may have been measured before the device went out
+            self._settle()
+        if architecture in self.ledger.suspected:  # the device was at fault, so for the others too
+            self._waiting, self._doubted = [*self._waiting, *self._doubted], []
+        self._probing = False
         self.ledger.tell(architecture, outcome, self._excess(architecture, outcome))
 
+    def _suspect(self, architecture: Architecture, outcome: Outcome, failure: str) -> None:
+        times = self.ledger.suspect(architecture)
+        if times >= _TRIES and self.ledger.measured:
+            self.ledger.tell(architecture, outcome, {})
+            return
+        self._suspects[architecture] = outcome
+        if len(self._suspects) >= _FAILURES:
+            self.broken = failure
+
     def _settle_at_end(self) -> None:
-        if self.finished and not self.broken:
+        if self.broken or not self._suspects or not self.finished:
+            return
+        if len(self._suspects) > _FEW or not self.ledger.measured:
+            self.broken = failure_of(list(self._suspects.values())[-1])
+        else:
             self._settle()
 
     def _settle(self) -> None:
         """The device works: those that failed before were at fault themselves."""
-        suspects, self._suspects = self._suspects, []
-        for architecture, outcome in suspects:
+        suspects, self._suspects = self._suspects, {}
+        for architecture, outcome in suspects.items():
             self.ledger.tell(architecture, outcome, {})
 
     def _excess(self, architecture: Architecture, outcome: Outcome) -> dict[str, float]:
@@ -188,6 +251,38 @@ def _strategy(setup: SearchSetup, trials: int) -> Strategy:
     return Sampled(setup.problem, setup.config, setup.seed, trials)
 
 
+def _check_agreement(config: SearchConfig, problem: SearchProblem) -> None:
+    """Refuse a problem that is not what the configuration says.
+
+    Raises:
+        DonnaError: it lacks a limit, has another one, or has other objectives.
+    """
+    if list(config.objectives) != list(problem.objectives):
+        raise DonnaError(
+            f"search.objectives must be those of the problem, but are {config.objectives} and not "
+            f"{list(problem.objectives)}. Give SearchProblem.objectives the same."
+        )
+    carried = {"latency_limit": problem.latency_limit_ms}
+    for name in ("params", "macs"):
+        cost = problem.known.get(name)
+        carried[f"{name}_limit"] = None if cost is None else cost.limit
+    for name, limit in carried.items():
+        told = getattr(config, name)
+        number = _number(told)
+        if told is not None and (limit is None or (number is not None and number != limit)):
+            raise DonnaError(
+                f"search.{name} must be kept by the problem, but is {told!r}, and the problem's "
+                f"limit is {limit}. Set SearchProblem.latency_limit_ms, or KnownCost.limit."
+            )
+
+
+def _number(limit: int | str | None) -> float | None:
+    """A limit that does not depend on the reference, in ms or as a number; else None."""
+    if not isinstance(limit, str):
+        return limit
+    return latency_ms(limit, 1.0) if limit.endswith("ms") else None
+
+
 def _gain(values: Floats, limit: float | None) -> float:
     """Growth of the hypervolume by a measurement, over the last ones, in parts of it all.
 
@@ -196,7 +291,7 @@ def _gain(values: Floats, limit: float | None) -> float:
         limit: on latency.
     """
     maximise = maximised(values.shape[1])
-    corner = np.where(maximise, values.min(axis=0), values.max(axis=0))
+    corner = _corner(values, maximise)
     if limit is not None:
         corner[1] = min(corner[1], limit)
     volumes = [
@@ -204,3 +299,12 @@ def _gain(values: Floats, limit: float | None) -> float:
         for rows in (values[:-_GAIN_OVER], values)
     ]
     return float("inf") if not volumes[1] else (1 - volumes[0] / volumes[1]) / _GAIN_OVER
+
+
+def _corner(values: Floats, maximise: Sequence[bool]) -> Floats:
+    """A tenth beyond the worst of the front in each objective: of its extent, or of the value."""
+    front = values[moocore.is_nondominated(values, maximise=maximise)]
+    low, high = front.min(axis=0), front.max(axis=0)
+    margin = 0.1 * np.where(high > low, high - low, np.abs(high))
+    corner: Floats = np.where(maximise, low - margin, high + margin)
+    return corner

@@ -120,19 +120,22 @@ class _Children:
             ]
         child = self._params[self._random.integers(len(parents))]
         if self._random.random() < self._config.crossover_probability:
-            first = self._tournament(np.arange(len(parents)))
-            second = self._tournament(np.delete(np.arange(len(parents)), first))
+            first = self._tournament(len(parents))
+            second = self._tournament(len(parents) - 1, without=first)
             swapped = self._random.random(len(space)) < self._config.swapping_probability
             child = np.where(swapped, self._params[second], self._params[first])
         rate = self._config.mutation_probability
-        anew = self._random.random(len(space)) < (1 / len(space) if rate is None else rate)
+        anew = self._random.random(len(space)) < (1 / max(len(space), 1) if rate is None else rate)
         child = np.where(anew, self._random.integers(self._sizes), child)
         return dict(zip(space, child.tolist(), strict=True))
 
-    def _tournament(self, rows: NDArray[np.int64]) -> int:
-        if not len(rows):  # a population of one
+    def _tournament(self, count: int, without: int | None = None) -> int:
+        """The better one of two out of `count` parents, which one is left out of."""
+        if not count:  # a population of one
             return 0
-        one, other = rows[self._random.integers(len(rows), size=2)]
+        one, other = self._random.integers(count, size=2).tolist()
+        if without is not None:
+            one, other = one + (one >= without), other + (other >= without)
         return int(one if self._dominates[one, other] else other)
 
 

@@ -17,7 +17,8 @@ class Journal(BaseJournalBackend):
     candidate.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = JournalFileOpenLock(str(path))
         Path(f"{path}.lock").unlink(missing_ok=True)  # of a process that was killed while it wrote

@@ -10,7 +10,7 @@ from donna_ray.errors import DonnaError
 from donna_ray.predictor.model import Floats
 from donna_ray.search.block_features import BlockFeatures
 from donna_ray.search.cross_terms import AccuracyModel
-from donna_ray.search.exact import Indices, exact_front
+from donna_ray.search.exact import ExactFront, Indices, exact_front
 from donna_ray.space import SearchSpace
 
 __all__ = ["KnownCost", "SearchProblem"]
@@ -103,35 +103,50 @@ class SearchProblem:
         return tables, [np.inf, *room]
 
     def check(self) -> None:
-        """Refuse limits on known costs that no network keeps.
+        """Refuse limits on known costs that no network keeps: each by itself, then all together.
 
         Raises:
             DonnaError: with the nearest value that some network keeps.
         """
         for name in self.limited:
-            cost = self.known[name]
-            least = self._least(name)
-            if least is None or least > float(cost.limit or 0):
-                self._refuse(name, least)
+            self._check_one(name, [])
+        for number, name in reversed(list(enumerate(self.limited))):
+            self._check_one(name, self.limited[number + 1 :])  # which can be kept together
 
-    def _least(self, name: str) -> float | None:
-        """The least of a cost among the networks that keep the other limits; None if none does."""
-        cost, others = self.known[name], [each for each in self.limited if each != name]
+    def _check_one(self, name: str, others: Sequence[str]) -> None:
+        least = float(self._fewest(name, others).costs[0, 0]) + self.known[name].fixed
+        if least > self._limit(name):
+            self._refuse(name, least, others)
+
+    @cached_property
+    def fewest(self) -> Indices:
+        """For each limited cost a network that has the least of it and keeps all limits.
+
+        (limited, stages); not empty if ``check`` passes and there is a limit.
+        """
+        names = self.limited
+        fronts = [self._fewest(name, [each for each in names if each != name]) for name in names]
+        stages = len(self.space.stages)
+        return np.array([each.architectures[0] for each in fronts]).reshape(len(fronts), stages)
+
+    def _limit(self, name: str) -> float:
+        return float(self.known[name].limit or 0)
+
+    def _fewest(self, name: str, others: Sequence[str]) -> ExactFront:
+        """The network with the least of a cost among those that keep other limits; maybe none."""
+        cost = self.known[name]
         columns = [self.known[each] for each in [name, *others]]
         tables = [
             np.column_stack([each.tables[number] for each in columns])
             for number in range(len(cost.tables))
         ]
-        room = [np.inf, *(float(each.limit or 0) - each.fixed for each in columns[1:])]
+        room = [np.inf, *(self._limit(each) - self.known[each].fixed for each in others)]
         nothing = [np.zeros(len(table)) for table in tables]
-        front = exact_front(nothing, tables, room, objectives=1)
-        return float(front.costs[0, 0]) + cost.fixed if len(front) else None
+        return exact_front(nothing, tables, room, objectives=1)
 
-    def _refuse(self, name: str, least: float | None) -> None:
-        if least is None:
-            return  # another limit cannot be kept by itself: that one is named
-        others = " and ".join(f"search.{each}_limit" for each in self.limited if each != name)
-        kept = f" that keeps {others}" if others else ""
+    def _refuse(self, name: str, least: float, others: Sequence[str]) -> None:
+        kept = f" that keeps {' and '.join(f'search.{each}_limit' for each in others)}"
+        kept = kept if others else ""
         raise DonnaError(
             f"search.{name}_limit must be feasible, but is {self.known[name].limit:,.0f} and the "
             f"smallest network{kept} has {least:,.0f} {name}. Raise the limit to at least that, or "

@@ -8,6 +8,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from donna_ray.config import SearchConfig
+from donna_ray.search.feasible import Feasible
 from donna_ray.search.genetic import GENERATION, Generation, GeneticSampler, nsga2, nsga3
 from donna_ray.search.problem import SearchProblem
 from donna_ray.search.study import Ledger, architecture_of, distributions
@@ -16,14 +17,16 @@ from donna_ray.space import Architecture
 __all__ = ["Sampled"]
 
 _DRAWS = 1000  # in a row that bring nothing new, after which a sampler has converged
+_MENDED = 100  # that break a limit and, once mended, are known; then single stages are exchanged
 
 
 class Sampled:
     """Candidates that an Optuna sampler draws.
 
-    One that is measured already is answered from that; one that is in flight, that failed, or that
-    breaks a limit on a known cost is drawn again. The sampler has converged when a thousand draws
-    in a row bring nothing to measure.
+    One that breaks a limit on a known cost is mended (see ``Feasible``). One that is measured
+    already is answered from that; one that is in flight, or that failed, is drawn again. The
+    sampler has converged when a thousand draws in a row bring nothing to measure. Where draws break
+    a limit it has not: then networks that are known get another block in one stage.
 
     Attributes:
         hopeless: always False.
@@ -42,10 +45,11 @@ class Sampled:
         self, problem: SearchProblem, config: SearchConfig, seed: int, trials: int
     ) -> None:
         state = np.random.SeedSequence([seed, trials]).generate_state(1)
-        self._problem = problem
         self.sampler = _SAMPLERS[config.strategy](config, int(state[0]))
         self._is_genetic = isinstance(self.sampler, GeneticSampler)
         self._generation = Generation(config.population)
+        luck = np.random.default_rng([seed, trials, 1])
+        self._feasible = Feasible(problem, luck) if problem.limited else None
         self._distributions: dict[str, BaseDistribution] = dict(distributions(problem.space))
         # Drawn together; TPE draws stage by stage, as only so it heeds what is in flight.
         self._searched = {
@@ -58,20 +62,32 @@ class Sampled:
         """Hands out up to `count` architectures; fewer if the sampler has converged."""
         self._count(ledger)
         asked: list[Architecture] = []
-        draws = 0
-        while len(asked) < count and draws < _DRAWS:
-            attributes = {GENERATION: self._generation.number} if self._is_genetic else {}
-            architecture = self._draw(ledger, attributes)
-            draws += 1
+        draws = mended = 0
+        while len(asked) < count and draws < _DRAWS and mended < _MENDED:
+            attributes = self._attributes()
+            drawn = self._draw(ledger, attributes)
+            architecture = self._feasible.mended(drawn) if self._feasible else drawn
+            draws, mended = draws + (architecture == drawn), mended + (architecture != drawn)
             if architecture in ledger.measured:
                 self._generation.repeat(ledger.trials)
                 ledger.repeat(architecture, attributes)
                 self._tell_generation()
-            elif not ledger.knows(architecture) and self._keeps_limits(architecture):
+            elif architecture is not None and not ledger.knows(architecture):
                 ledger.ask(architecture, attributes)
                 asked.append(architecture)
-                draws = 0
+                draws = mended = 0
+        if self._feasible and mended:
+            asked += self._exchanged(self._feasible, ledger, count - len(asked))
         return asked
+
+    def _exchanged(self, feasible: Feasible, ledger: Ledger, count: int) -> list[Architecture]:
+        found = feasible.unknown(ledger, count) if count else []
+        for architecture in found:
+            ledger.ask(architecture, self._attributes())
+        return found
+
+    def _attributes(self) -> dict[str, Any]:
+        return {GENERATION: self._generation.number} if self._is_genetic else {}
 
     def _draw(self, ledger: Ledger, attributes: dict[str, Any]) -> Architecture:
         study, trial = ledger.study, ledger.placeholder()
@@ -91,11 +107,6 @@ class Sampled:
     def _tell_generation(self) -> None:
         if isinstance(self.sampler, GeneticSampler):
             self.sampler.current = self._generation.number
-
-    def _keeps_limits(self, architecture: Architecture) -> bool:
-        if not self._problem.limited:
-            return True
-        return bool(self._problem.keeps_limits(np.array([architecture]))[0])
 
 
 _SAMPLERS: dict[str, Callable[[SearchConfig, int], BaseSampler]] = {
