@@ -4,6 +4,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from donna_ray.errors import ConfigError, DonnaError
 __all__ = [
     "Latency",
     "LatencyFarm",
+    "Unmeasured",
     "check_device",
     "check_farm",
     "farm_at_hand",
@@ -175,6 +177,18 @@ def _names(farm: Farm) -> list[str]:
     return sorted({row[key] for row in rows for key in ("device", "model")} - {""})
 
 
+@dataclass(frozen=True)
+class Unmeasured:
+    """Why a model could not be measured, and whether it is the model's own fault."""
+
+    reason: str
+    of_model: bool
+
+    def outcome(self) -> dict[str, Any]:
+        """As a search takes it."""
+        return {"failure": self.reason, "of_model": self.of_model}
+
+
 class LatencyFarm:
     """Measures candidates on one device. Picklable: give it to Ray's workers as it is."""
 
@@ -208,7 +222,7 @@ class LatencyFarm:
         self._asked.difference_update(references)
         return latencies
 
-    def settle(self, references: Sequence[Any]) -> list[Latency | str]:
+    def settle(self, references: Sequence[Any]) -> list["Latency | Unmeasured"]:
         """Like ``wait``, but why a model could not be measured in place of its measurement.
 
         Raises:
@@ -218,13 +232,14 @@ class LatencyFarm:
         self._asked.difference_update(references)
         return [self._settled(reference) for reference in references]
 
-    def _settled(self, reference: Any) -> Latency | str:
+    def _settled(self, reference: Any) -> "Latency | Unmeasured":
         try:
             return self.wait([reference])[0]
         except DonnaError as error:
             cause = getattr(error.__cause__, "cause", None)
             if isinstance(cause, ModelError | DeviceLost | DeviceTimeout):
-                return f"{type(cause).__name__}: {cause}"
+                reason = f"{type(cause).__name__}: {cause}"
+                return Unmeasured(reason, of_model=isinstance(cause, ModelError))
             raise
 
     def devices(self) -> int:

@@ -18,7 +18,7 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from donna_ray.cost import LatencyFarm
+from donna_ray.cost import LatencyFarm, Unmeasured
 from donna_ray.errors import DonnaError
 from donna_ray.lowering import Lowering
 from donna_ray.search.ask_tell import Search, SearchSetup
@@ -77,7 +77,9 @@ class FarmEvaluator:
         further = self._problem.further(np.array(candidates)).tolist()
         latencies = self._farm.settle(pending)
         return [
-            {"failure": latency} if isinstance(latency, str) else measured(accuracy, latency, more)
+            latency.outcome()
+            if isinstance(latency, Unmeasured)
+            else measured(accuracy, latency, more)
             for accuracy, latency, more in zip(accuracies, latencies, further, strict=True)
         ]
 
