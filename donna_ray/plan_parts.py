@@ -30,12 +30,17 @@ from donna_ray.students import BlockJob
 from donna_ray.trainer import Trainer
 from donna_ray.training import accuracy, device_of, network_input
 
-__all__ = ["FirstImages", "Passes", "PlanPart", "in_turn"]
+__all__ = ["FirstImages", "Passes", "PlanPart", "batches_read", "in_turn"]
 
 _SHORT, _MORE = 2, 6  # batches of a short pass, and how many more a long one has, at least
 _REPEATS = 3
 
 Facts = dict[str, Any]
+
+
+def batches_read(loader_workers: int) -> int:
+    """Of a long pass, where there are so many images."""
+    return max(_SHORT, loader_workers) + max(_MORE, loader_workers)
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,8 @@ class Passes:
     @property
     def long(self) -> int:
         """Images of the long pass: as many as there are, in full batches, if those are fewer."""
-        wanted = self.short + max(_MORE, self.split.loader_workers) * self.batch
-        return min(wanted, len(self.split) // self.batch * self.batch)
+        batches = min(batches_read(self.split.loader_workers), len(self.split) // self.batch)
+        return batches * self.batch
 
     @property
     def images(self) -> int:
