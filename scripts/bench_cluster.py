@@ -21,16 +21,17 @@ recovery_s (aim: under 30) and replacement_s, submit_overhead_s.
 
 import argparse
 import json
+import logging
 import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -188,25 +189,22 @@ def recovery() -> Span:
         notes, folder = Path(name) / "notes", Path(name) / "run"
         notes.mkdir()
         packs = packs_for(config, folder)
-        lost: list[float] = []
-        with cluster_of(2) as cluster:
-
-            def lose() -> None:
-                while len({note["node"] for note in notes_in(notes)}) < 2:
-                    time.sleep(0.1)
-                lost.append(time.time())
-                cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
-                cluster.add_node(num_cpus=1)
-
-            threading.Thread(target=lose, daemon=True).start()
-            distil(config, folder, packs, notes)
+        with cluster_of(2) as cluster, ThreadPoolExecutor(1) as pool:  # nodes need the main thread
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            distilling = pool.submit(distil, config, folder, packs, notes)
+            while len({note["node"] for note in notes_in(notes)}) < 2 and not distilling.done():
+                time.sleep(0.1)
+            lost = time.time()
+            cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
+            cluster.add_node(num_cpus=1)
+            distilling.result()
         noted = notes_in(notes)
-    first = {note["node"] for note in noted if note.get("begun", lost[0]) < lost[0]}
+    first = {note["node"] for note in noted if note.get("begun", lost) < lost}
     again = [note["begun"] for note in noted if "begun" in note and _begun_twice(note, noted)]
     replaced = times([note for note in noted if note["node"] not in first], "completed")
     assert again, "no pack was lost"
     assert replaced, "all packs were done before the new node had one: raise library.epochs"
-    return max(again) - lost[0], min(replaced) - lost[0]
+    return max(again) - lost, min(replaced) - lost
 
 
 def _begun_twice(note: dict[str, Any], notes: list[dict[str, Any]]) -> bool:
