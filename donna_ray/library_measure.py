@@ -27,7 +27,8 @@ _BYTES = 16  # a parameter in float32, its gradient and AdamW's two moments
 _REPEATS = 3
 
 PackCosts = dict[str, Any]
-"""`pack_size`, and `blocks`: stage, family, MACs and seconds of a step of those measured."""
+"""`pack_size`; `blocks`: stage, family, MACs and seconds of a step of those measured; and `seconds`
+that the measuring took."""
 
 
 def decided_precision(run: Run, reference: Artifact) -> RunConfig:
@@ -58,7 +59,7 @@ def pack_costs(
     library, on_gpu = config.library, config.cluster.gpus_per_worker > 0
     size_is_open = on_gpu and library.pack_size is None
     if len(jobs) < _WORTH * len(chosen) and not size_is_open:
-        return {"pack_size": library.pack_size or _CPU_PACK, "blocks": []}
+        return {"pack_size": library.pack_size or _CPU_PACK, "blocks": [], "seconds": 0.0}
     samples = [(jobs[index], macs[index]) for index in chosen]
     inputs = {
         "reference": reference.digest,
@@ -70,7 +71,8 @@ def pack_costs(
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
         return on_worker(run, reference, _measured, config, samples), []
 
-    return run.step("library/costs", inputs, compute).result
+    artifact = run.step("library/costs", inputs, compute)
+    return {**artifact.result, "seconds": artifact.seconds}
 
 
 def seconds_of(costs: PackCosts) -> Callable[[BlockJob, int], float]:

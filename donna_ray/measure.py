@@ -1,5 +1,6 @@
 """Measurements that are made on a worker, with its threads or its GPU."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,19 +17,26 @@ from donna_ray.shared import SharedFolder
 from donna_ray.training import Precision
 from donna_ray.workers import task_resources
 
-__all__ = ["on_worker", "settled_precision", "worker_kind"]
+__all__ = ["on_worker", "precision_artifact", "settled_precision", "worker_kind"]
 
 
 def settled_precision(run: Run, reference: Artifact) -> Precision:
     """What trains faster on a worker, `fp32` or `bf16`: measured there, or as it was measured."""
+    precision: Precision = precision_artifact(run, reference).result["precision"]
+    return precision
+
+
+def precision_artifact(run: Run, reference: Artifact) -> Artifact:
+    """What ``settled_precision`` found, and the seconds that it took."""
     inputs: dict[str, Any] = {"reference": reference.digest, "cluster": worker_kind(run.config)}
     folder = StepFolder(run.root, "library/precision", inputs)
     artifact = folder.load()
     if artifact is None:
+        started = time.perf_counter()
         batch = run.config.library.batch_size
         result = {"precision": on_worker(run, reference, measured_precision, batch)}
-        artifact = folder.commit(result, [], 0.0)
-    return artifact.result["precision"]
+        artifact = folder.commit(result, [], time.perf_counter() - started)
+    return artifact
 
 
 def on_worker(run: Run, reference: Artifact, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -2,7 +2,8 @@
 
 All times are in seconds. Blocks are dealt into packs, and packs and networks given to workers, in
 the order of the queue, as in the run itself. Upper bounds: blocks that a race would pause are
-counted, and samples that `predictor.tau_interval` would spare; kept features count as computed.
+counted, and samples that `predictor.tau_interval` would spare; kept features count as computed. Not
+in it: how long a cloud takes to boot a node.
 """
 
 import heapq
@@ -11,9 +12,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from donna_ray.config import FinetuneRecipe, RunConfig
+from donna_ray.errors import DonnaError
 from donna_ray.packs import packs_of
+from donna_ray.predictor.ahead import known_samples
 
-__all__ = ["Block", "Costs", "Images", "Line", "NetworkCost", "PackCost", "Plan", "makespan"]
+__all__ = [
+    "Block",
+    "Costs",
+    "Images",
+    "Line",
+    "NetworkCost",
+    "PackCost",
+    "Plan",
+    "Rates",
+    "makespan",
+    "node_seconds",
+]
 
 
 @dataclass(frozen=True)
@@ -56,15 +70,17 @@ class Costs:
 
     Attributes:
         reference: the whole step.
+        preparation: of the library: Ray's start, precision and blocks measured on a worker.
         start: of a step's workers, until they have their first unit and what it needs.
         pack: see there.
         network: see there.
         candidate: of a measurement on the device.
         lowering: of a block, once in a search.
-        search: of a search, whatever the candidates.
+        search: of all searches together, whatever the candidates: devices and Ray Tune started.
     """
 
     reference: float
+    preparation: float
     start: float
     pack: PackCost
     network: NetworkCost
@@ -97,36 +113,62 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Rates:
+    """What is paid for nodes, besides the time of their work.
+
+    Attributes:
+        idle_s: seconds after which the autoscaler gives an idle node back.
+        node: price of a node for an hour; None leaves prices out.
+        head: price of the head for an hour.
+    """
+
+    idle_s: float
+    node: float | None = None
+    head: float = 0.0
+
+
+@dataclass(frozen=True)
 class Line:
     """One size of the cluster.
 
     Attributes:
-        nodes: besides the head.
-        workers: on them.
+        nodes: most of them, besides the head.
+        workers: on them; the run has them if its `cluster.workers` says so.
         seconds: of each step.
-        node_hours: of the nodes that train, while they do; idle ones are given back.
+        asked: how many nodes a step asks for: as many as have a worker with something to do.
     """
 
     nodes: int
     workers: int
     seconds: dict[str, float]
-    node_hours: float
+    asked: dict[str, int]
 
     @property
     def total(self) -> float:
-        """Seconds of the run."""
+        """Seconds of the run, in which the head is there."""
         return sum(self.seconds.values())
 
-    def to_json(self, price: float | None) -> dict[str, Any]:
-        """As plain JSON; `price` is that of a node for an hour."""
+    def node_hours(self, idle_s: float) -> float:
+        """Hours of all nodes but the head; see ``node_seconds``."""
+        return (
+            node_seconds(list(zip(self.asked.values(), self.seconds.values(), strict=True)), idle_s)
+            / 3600
+        )
+
+    def to_json(self, rates: Rates) -> dict[str, Any]:
+        """As plain JSON, with a price if there is one of a node."""
+        hours = self.node_hours(rates.idle_s)
         facts: dict[str, Any] = {
             "nodes": self.nodes,
-            "workers": self.workers,
+            "cluster.workers": self.workers,
             "seconds": self.seconds,
+            "nodes_asked": self.asked,
             "total_seconds": self.total,
-            "node_hours": self.node_hours,
+            "node_hours": hours,
         }
-        return facts if price is None else {**facts, "price": price * self.node_hours}
+        if rates.node is None:
+            return facts
+        return {**facts, "price": rates.node * hours + rates.head * self.total / 3600}
 
 
 @dataclass(frozen=True)
@@ -150,22 +192,28 @@ class Plan:
     workers_per_node: int
 
     def line(self, nodes: int) -> Line:
-        """The run on so many nodes."""
+        """The run on at most so many nodes, with as many workers as find room on them.
+
+        Raises:
+            DonnaError: so few workers could not train a network together.
+        """
         workers = nodes * self.workers_per_node
-        config, costs = self.config, self.costs
-        lowered = len(self.blocks) * costs.lowering
-        scenarios = config.all_scenarios()  # as if one device measured for all
-        measured = sum(each.search.evaluations for each in scenarios) * costs.candidate
-        networks = len(scenarios) * len(config.finetune.budgets or range(config.finetune.networks))
-        seconds = {
-            "reference": costs.reference,
-            "library": self._library(workers),
-            "predictor": self._networks(config.predictor.samples, config.predictor, workers),
-            "search": costs.search + max(lowered, measured),
-            "finetune": self._networks(networks, config.finetune, workers),
+        self._check(nodes, workers)
+        config = self.config
+        ahead = known_samples(config)
+        later = config.predictor.samples - ahead
+        finetuned = len(config.finetune.budgets or range(config.finetune.networks))
+        finetuned *= len(config.all_scenarios())
+        parts = {
+            "reference": (0, self.costs.reference),
+            "library": self._library(ahead, workers),
+            "predictor": self._networks(later, config.predictor, workers),
+            "search": (0, self._search()),
+            "finetune": self._networks(finetuned, config.finetune, workers),
         }
-        training = sum(seconds[name] for name in ("library", "predictor", "finetune"))
-        return Line(nodes, workers, seconds, nodes * training / 3600)
+        seconds = {name: part[1] for name, part in parts.items()}
+        asked = {name: -(-part[0] // self.workers_per_node) for name, part in parts.items()}
+        return Line(nodes, workers, seconds, asked)
 
     def pack_seconds(self, pack: Sequence[Block]) -> float:
         """One pack on a worker."""
@@ -175,17 +223,45 @@ class Plan:
         tested = cost.validation_image + cost.validation_block * sum(each.cost for each in pack)
         return cost.own + images.distillation * trained + images.validation * tested
 
-    def _library(self, workers: int) -> float:
-        packs = packs_of(self.blocks, lambda block: block.cost, self.pack_size, workers)
-        return self.costs.start + makespan([self.pack_seconds(pack) for pack in packs], workers)
+    def _check(self, nodes: int, workers: int) -> None:
+        for name in ("predictor", "finetune"):
+            together = getattr(self.config, name).workers_per_network
+            if workers < together:
+                raise DonnaError(
+                    f"A cluster must have room for {name}.workers_per_network = {together} workers,"
+                    f" but {nodes} nodes have room for {workers}. Leave this size out of --nodes."
+                )
 
-    def _networks(self, count: int, recipe: FinetuneRecipe, workers: int) -> float:
+    def _library(self, ahead: int, workers: int) -> tuple[int, float]:
+        """Workers with something to do, and seconds: packs, then the samples known before."""
+        packs = packs_of(self.blocks, lambda block: block.cost, self.pack_size, workers)
+        units = [self.pack_seconds(pack) for pack in packs]
+        units += [self._network_seconds(self.config.predictor)] * ahead
+        seconds = self.costs.preparation + self.costs.start + makespan(units, workers)
+        return min(workers, len(units)), seconds
+
+    def _networks(self, count: int, recipe: FinetuneRecipe, workers: int) -> tuple[int, float]:
+        """Workers with something to do, and seconds."""
+        if not count:
+            return 0, 0.0
+        together = recipe.workers_per_network
+        groups = min(workers // together, count)
+        units = [self._network_seconds(recipe)] * count
+        return groups * together, self.costs.start + makespan(units, groups)
+
+    def _network_seconds(self, recipe: FinetuneRecipe) -> float:
         """Before and after its training a network is calibrated and measured, by one worker."""
-        cost, images, size = self.costs.network, self.images, recipe.workers_per_network
+        cost, images = self.costs.network, self.images
         tested = 2 * cost.validation_image * (images.calibration + images.validation)
-        trained = recipe.epochs * images.train * cost.image / size
-        each = cost.own + tested + trained
-        return self.costs.start + makespan([each] * count, max(workers // size, 1))
+        trained = recipe.epochs * images.train * cost.image / recipe.workers_per_network
+        return cost.own + tested + trained
+
+    def _search(self) -> float:
+        """Lowering and measuring go on at once; as if one device measured for all scenarios."""
+        costs, scenarios = self.costs, self.config.all_scenarios()
+        lowered = len(self.blocks) * costs.lowering
+        measured = sum(each.search.evaluations for each in scenarios) * costs.candidate
+        return costs.search + max(lowered, measured)
 
 
 def makespan(durations: Sequence[float], workers: int) -> float:
@@ -194,3 +270,26 @@ def makespan(durations: Sequence[float], workers: int) -> float:
     for duration in durations:
         heapq.heappush(free, heapq.heappop(free) + duration)
     return max(free, default=0.0)
+
+
+def node_seconds(steps: Sequence[tuple[int, float]], idle_s: float) -> float:
+    """For how long nodes are there, all of them together.
+
+    A node is there while it is asked for, and idle until it is asked for again or given back.
+
+    Args:
+        steps: nodes asked for, and seconds, in the order of the run.
+        idle_s: seconds after which an idle node is given back, also at the end.
+    """
+    total = 0.0
+    for node in range(max(asked for asked, _ in steps)):
+        idle = 0.0  # since it was last asked for
+        there = False
+        for asked, seconds in steps:
+            if node < asked:
+                total += seconds + min(idle, idle_s) * there
+                idle, there = 0.0, True
+            else:
+                idle += seconds
+        total += idle_s
+    return total

@@ -21,6 +21,12 @@ def plan(
     price_per_node_hour: Annotated[
         float | None, typer.Option(min=0, help="In any currency.")
     ] = None,
+    head_price_per_hour: Annotated[
+        float, typer.Option(min=0, help="Of the head, which is there all the time.")
+    ] = 0.0,
+    idle_minutes: Annotated[
+        float, typer.Option(min=0, help="After which the autoscaler gives an idle node back.")
+    ] = 10.0,
     out: Annotated[
         Path | None, typer.Option("--out", help="The run folder. [default: runs/NAME]")
     ] = None,
@@ -33,13 +39,14 @@ def plan(
     """Print what the full run takes on clusters of several sizes, from a few parts of it.
 
     The reference is made, a few packs, networks and candidates are measured; the run goes on from
-    there.
+    there. Give it the line's cluster.workers: it keeps the configuration's otherwise.
     """
     sizes = _sizes(nodes)
     loaded = load_config(config, overrides or [])
     root = run_folder(loaded, out)
 
     from donna_ray.pipeline import check
+    from donna_ray.plan import Rates
     from donna_ray.plan_measure import measured_plan
     from donna_ray.run import Run
     from donna_ray.tables import print_plan
@@ -47,8 +54,18 @@ def plan(
     check(loaded)
     with Run(loaded, root) as run:
         made = measured_plan(run)
-    lines = [made.line(size).to_json(price_per_node_hour) for size in sizes]
-    print(json.dumps(lines, indent=2)) if as_json else print_plan(lines)
+    rates = Rates(60 * idle_minutes, price_per_node_hour, head_price_per_hour)
+    lines = [made.line(size).to_json(rates) for size in sizes]
+    if as_json:
+        print(json.dumps(lines, indent=2))
+        return
+    print_plan(lines)
+    head = f"with the head at {head_price_per_hour:g} an hour" if head_price_per_hour else "no head"
+    print(
+        f"Each line presumes its own cluster.workers (--set); here it is {loaded.cluster.workers}. "
+        f"Node-hours and price: nodes that a step asks for, and {idle_minutes:g} minutes idle when "
+        f"it no longer does; {head}; not their boot."
+    )
 
 
 def _sizes(text: str) -> list[int]:

@@ -50,22 +50,28 @@ def print_reference(facts: Facts) -> None:
 
 
 def print_plan(lines: Sequence[Facts]) -> None:
-    """``Line.to_json`` of several sizes of a cluster."""
+    """``Line.to_json`` of several sizes of a cluster, which has `nodes` besides its head."""
     steps = tuple(lines[0]["seconds"])
     priced = ("price",) if "price" in lines[0] else ()
     rows = [
         (
             str(line["nodes"]),
-            str(line["workers"]),
-            *(_duration(line["seconds"][step]) for step in steps),
+            str(line["cluster.workers"]),
+            *(_asked(line, step) for step in steps),
             _duration(line["total_seconds"]),
             f"{line['node_hours']:.3g}",
             *(f"{line[name]:,.2f}" for name in priced),
         )
         for line in lines
     ]
-    columns = ("nodes", "workers", *steps, "total", "node-hours", *priced)
+    columns = ("nodes", "cluster.workers", *steps, "total", "node-hours", *priced)
     _console().print(_table(columns, rows))
+
+
+def _asked(line: Facts, step: str) -> str:
+    """A step's time, and how many nodes it asks for where it could have more."""
+    time, nodes = _duration(line["seconds"][step]), line["nodes_asked"][step]
+    return f"{time} on {nodes}" if 0 < nodes < line["nodes"] else time
 
 
 def _duration(seconds: float) -> str:

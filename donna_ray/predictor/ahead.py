@@ -1,6 +1,7 @@
 """Sampled networks that are finetuned while other blocks are still being distilled."""
 
 from donna_ray.artifacts import Artifact
+from donna_ray.config import RunConfig
 from donna_ray.finetune import FinetuneJob, FinetuneNetwork, jobs_of, network_store, work_of
 from donna_ray.library import Jobs, library_store
 from donna_ray.library_making import Following
@@ -9,7 +10,20 @@ from donna_ray.records import RecordStore
 from donna_ray.run import Run
 from donna_ray.space import SearchSpace
 
-__all__ = ["samples_ahead"]
+__all__ = ["known_samples", "samples_ahead"]
+
+
+def known_samples(config: RunConfig) -> int:
+    """How many samples of the predictor are known, and so finetuned, before the library is there.
+
+    Random ones are known from the space. Informed ones depend on the NSR of all blocks, and what is
+    in the space at all on the race, where there is one.
+    """
+    predictor = config.predictor
+    alone = predictor.workers_per_network == 1  # as workers of the library are
+    if predictor.sampling != "random" or config.library.racing or not alone:
+        return 0
+    return first_round(predictor)
 
 
 def samples_ahead(
@@ -17,16 +31,14 @@ def samples_ahead(
 ) -> Following | None:
     """The samples of the predictor, for ``library_step``; None where they are not known before.
 
-    Random ones are known from the space. Informed ones depend on the NSR of all blocks, and what is
-    in the space at all on the race, where there is one. If a block fails the space is another one,
-    and so are the samples: networks that were finetuned ahead may then be of no use.
+    If a block fails the space is another one, and so are the samples: networks that were finetuned
+    ahead may then be of no use.
     """
-    config = run.config.predictor
-    alone = config.workers_per_network == 1  # as workers of the library are
-    if config.sampling != "random" or run.config.library.racing or not alone:
+    config, known_before = run.config.predictor, known_samples(run.config)
+    if not known_before:
         return None
     keys = [[job.key for job in stage] for stage in jobs]
-    chosen = space.sample(config.samples, run.config.seed)[: first_round(config)]
+    chosen = space.sample(config.samples, run.config.seed)[:known_before]
     known = network_store(run).records()
     networks = [
         job for job in jobs_of(run, reference, keys, space, chosen, config) if job.key not in known

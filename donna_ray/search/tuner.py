@@ -33,6 +33,7 @@ __all__ = [
     "FarmEvaluator",
     "SeveralSearches",
     "candidates_of",
+    "evaluate_nothing",
     "evaluate_with_tune",
     "trainable_of",
 ]
@@ -304,22 +305,16 @@ def evaluate_with_tune(
     Raises:
         DonnaError: it was interrupted, or batches could not be started; what was told is kept.
     """
-    with _environment(_TUNE_SETTINGS), _quiet("ray.tune.analysis.experiment_analysis"):
-        results = tune.Tuner(
-            trainable_of(evaluators),
-            tune_config=tune.TuneConfig(
-                search_alg=SeveralSearches(searchers, devices),
-                num_samples=-1,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name="search",
-                storage_path=str(storage),
-                verbose=0,
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            ),
-        ).fit()
+    results = _tuned(
+        trainable_of(evaluators),
+        storage,
+        tune.TuneConfig(
+            search_alg=SeveralSearches(searchers, devices),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+    )
     for name, searcher in searchers.items():
         search = searcher.search
         if not search.finished:
@@ -329,6 +324,32 @@ def evaluate_with_tune(
                 f"{search.setup.config.evaluations} candidates. They are kept: the same command "
                 f"goes on.{cause}"
             )
+
+
+class _NoEvaluator:
+    def evaluate(self, candidates: Sequence[Architecture]) -> list[Outcome]:
+        return []
+
+
+def evaluate_nothing(storage: Path) -> None:
+    """A Ray Tune run of one trial without candidates: what a search takes besides evaluating."""
+    _tuned(trainable_of(_NoEvaluator()), storage, tune.TuneConfig(), candidates=json.dumps([]))
+
+
+def _tuned(trainable: Any, storage: Path, config: tune.TuneConfig, **parameters: Any) -> Any:
+    """The results of a run of Ray Tune; `parameters` are those of its trials."""
+    with _environment(_TUNE_SETTINGS), _quiet("ray.tune.analysis.experiment_analysis"):
+        return tune.Tuner(
+            trainable,
+            param_space=parameters,
+            tune_config=config,
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=str(storage),
+                verbose=0,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        ).fit()
 
 
 @contextmanager
