@@ -5,6 +5,9 @@ additive, 2% noise): hypervolume of the candidates as they truly are, in parts o
 front, the median of 5 seeds. Prints a table and, last, one JSON line.
 
 frontier_hv_260   by `frontier` after 260 measurements; likewise 500
+heldout_frontier_hv_260     the same on laws that nothing was chosen by: two more draws of the law,
+                            and a harder one of another form; the median of 3, (least) the worst;
+                            likewise 500
 nsga2_hv_1000     by Optuna's NSGA-II with a population of 50; likewise 500 and 3000
 pymoo_hv_1000     by pymoo's, likewise
 device_overhead   time of a search by `frontier` over that of 4 devices that take 0.2 s each and
@@ -44,7 +47,14 @@ from pymoo.operators.sampling.rnd import IntegerRandomSampling
 from pymoo.optimize import minimize
 from rich.console import Console
 from rich.table import Table
-from search_problem import SyntheticProblem, corner_of, hypervolume, make_problem, true_front
+from search_problem import (
+    SyntheticProblem,
+    corner_of,
+    hypervolume,
+    make_other_problem,
+    make_problem,
+    true_front,
+)
 
 from donna_ray.config import SearchConfig
 from donna_ray.predictor.model import Floats
@@ -70,7 +80,8 @@ def main() -> None:
     else:
         law = make_problem(seed=0)
         with tempfile.TemporaryDirectory() as folder:
-            figures = quality(law, Path(folder)) | speed(law, Path(folder))
+            figures = quality(law, Path(folder)) | held_out_quality(Path(folder))
+            figures |= speed(law, Path(folder))
     table = Table("figure", "value")
     for name, value in figures.items():
         table.add_row(name, f"{value:.4g}")
@@ -82,7 +93,8 @@ def problem_of(law: SyntheticProblem) -> SearchProblem:
     return SearchProblem(law.space, law.accuracy, {"macs": KnownCost(tuple(law.macs))})
 
 
-def quality(law: SyntheticProblem, folder: Path) -> dict[str, float]:
+def shares_of(law: SyntheticProblem) -> Callable[[Indices, Sequence[int]], dict[int, float]]:
+    """Hypervolume of the first candidates as they truly are, in parts of that of the true front."""
     front = true_front(law)
     corner = corner_of(front)
     best = hypervolume(front, corner)
@@ -91,6 +103,25 @@ def quality(law: SyntheticProblem, folder: Path) -> dict[str, float]:
         points = np.column_stack([law.latency(rows), law.accuracy.predict(rows)])
         return {size: hypervolume(points[:size], corner) / best for size in sizes}
 
+    return shares
+
+
+def held_out_quality(folder: Path) -> dict[str, float]:
+    laws = [make_problem(seed=1), make_problem(seed=2), make_other_problem(seed=3)]
+    found = []
+    for number, law in enumerate(laws):
+        rows = searched(law, folder / f"law{number}", "frontier", 500, seed=0)
+        found.append(shares_of(law)(rows, (260, 500)))
+    figures = {}
+    for size in (260, 500):
+        shares = [each[size] for each in found]
+        figures[f"heldout_frontier_hv_{size}"] = statistics.median(shares)
+        figures[f"heldout_frontier_least_hv_{size}"] = min(shares)
+    return figures
+
+
+def quality(law: SyntheticProblem, folder: Path) -> dict[str, float]:
+    shares = shares_of(law)
     methods: dict[str, tuple[Callable[[int], Indices], tuple[int, ...]]] = {
         "frontier": (lambda seed: searched(law, folder, "frontier", 500, seed), (260, 500)),
         "nsga2": (lambda seed: searched(law, folder, "nsga2", 3000, seed), (500, 1000, 3000)),

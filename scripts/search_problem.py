@@ -6,7 +6,7 @@ something in common (a change of the kernel's size or of the activation costs, a
 share a cache). A measurement has 2% noise.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import moocore
 import numpy as np
@@ -80,6 +80,28 @@ def make_problem(seed: int) -> SyntheticProblem:
         gains.append(-0.03 * generator.uniform(0.5, 1.5) * worth * quality)
     accuracy = AccuracyModel(0.78, tuple(gains), tuple(gains), np.zeros((STAGES, STAGES)))
     return SyntheticProblem(space, accuracy, macs, own, [_common(options, size)] * (STAGES - 1))
+
+
+def make_other_problem(seed: int) -> SyntheticProblem:
+    """A harder law of another form, that nothing was chosen by.
+
+    Blocks differ three times as much by themselves. Between neighbours, what matters is how
+    different they are in size (a layout is changed, a cache refilled) and which two families and
+    kernels meet, at random and in each place differently.
+    """
+    problem, generator = make_problem(seed), np.random.default_rng([seed, 1])
+    by_itself = [np.exp(generator.normal(0, 0.15, len(own))) for own in problem.own_ms]
+    own = [table * luck for table, luck in zip(problem.own_ms, by_itself, strict=True)]
+    choices = problem.space.stages[0].choices
+    kinds = [(spec.family, dict(spec.options)["kernel"]) for spec in choices]
+    names = sorted(set(kinds))
+    places = np.array([names.index(each) for each in kinds])
+    size = problem.macs[0] / problem.macs[0].max()
+    pairs = []
+    for _ in problem.pair_ms:
+        meeting = generator.normal(0, 0.06, (len(names), len(names)))
+        pairs.append(meeting[places[:, None], places] + 0.25 * np.abs(size[:, None] - size))
+    return replace(problem, own_ms=own, pair_ms=pairs)
 
 
 def _size(options: dict) -> float:

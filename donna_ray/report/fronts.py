@@ -84,7 +84,7 @@ def _search_text(scenario: Scenario) -> str:
         )
         text += (
             f" ({rated.bound_share:.1%} of its bound)."
-            if rated.bound_share != rated.hypervolume_share
+            if rated.bound_share not in (None, rated.hypervolume_share)
             else "."
         )
     return f"{text} That model is off the measured latencies by {rated.error_percent:.1f}%."

@@ -158,13 +158,15 @@ class Yardstick(_Part):
     """The search's front against the exact front of a latency model that adds up.
 
     `hypervolume_share`: of that front, or `bound_share` of one that no architecture is beyond by
-    the model; null where no architecture is within the limits. `error_percent` and `kendall_tau`:
+    the model; null where no architecture is within the limits, `bound_share` also where the exact
+    front with its limits was too large to be `complete`. `error_percent` and `kendall_tau`:
     of the model, at measurements left out of its fit; tau is null where all are equal.
     """
 
     hypervolume_share: float | None
     bound_share: float | None
     exact_front: int
+    complete: bool
     error_percent: float
     kendall_tau: float | None
 

@@ -13,13 +13,13 @@ Without cross terms it adds up, and `exact.exact_front` is its front. With them:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from donna_ray.predictor import AccuracyPredictor
 from donna_ray.predictor.model import Floats, transformed
-from donna_ray.search.exact import ExactFront, Indices, exact_front, nondominated
+from donna_ray.search.exact import Cut, ExactFront, Indices, exact_front, nondominated
 from donna_ray.space import Architecture
 
 __all__ = ["AccuracyModel", "BoundedFront", "bounded_front"]
@@ -68,6 +68,12 @@ class AccuracyModel:
         """A stand-in that only ranks: the less noise in all, the better."""
         gains = tuple(-each for each in nsr)
         return cls(0.0, gains, gains, np.zeros((len(nsr), len(nsr))))
+
+    def of_some(self, choices: Sequence[Indices]) -> "AccuracyModel":
+        """The same over some of the choices of each stage."""
+        gains = tuple(table[kept] for table, kept in zip(self.gains, choices, strict=True))
+        factors = tuple(table[kept] for table, kept in zip(self.factors, choices, strict=True))
+        return replace(self, gains=gains, factors=factors)
 
     @property
     def adds_up(self) -> bool:
@@ -123,6 +129,7 @@ class BoundedFront:
     Attributes:
         front: true accuracies and costs.
         bound: the same front where there are no cross terms; the gain is no architecture's own.
+            Only if it is complete is none beyond it.
     """
 
     front: ExactFront
@@ -135,13 +142,13 @@ def bounded_front(
     limits: Sequence[float] | None = None,
     *,
     objectives: int | None = None,
-    most: int | None = None,
+    cut: Cut | None = None,
 ) -> BoundedFront:
     """The front of accuracy and costs that add up; see the module and ``exact_front``."""
     constant, gains = accuracy.upper_bound()
 
     def front_of(gains: Sequence[Floats]) -> ExactFront:
-        return exact_front(gains, costs, limits, objectives=objectives, most=most)
+        return exact_front(gains, costs, limits, objectives=objectives, cut=cut)
 
     found = front_of(gains)
     bound = ExactFront(found.architectures, found.gain + constant, found.costs, found.complete)

@@ -14,10 +14,24 @@ from numpy.typing import NDArray
 
 from donna_ray.predictor.model import Floats
 
-__all__ = ["ExactFront", "Indices", "exact_front", "nondominated"]
+__all__ = ["Cut", "ExactFront", "Indices", "exact_front", "nondominated"]
 
 Indices = NDArray[np.int64]
 _SLACK = 1e-12  # of a limit, relative: sums of floats
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Keeps the number of partial architectures within bounds.
+
+    Attributes:
+        keep: how many of a stage's skyline are kept, spread over it, from where it is first cut.
+        above: it is first cut where more than this many would have to be looked at for the next
+            stage: those of the skyline times the stage's choices.
+    """
+
+    keep: int
+    above: int = 0
 
 
 @dataclass(frozen=True)
@@ -28,7 +42,7 @@ class ExactFront:
         architectures: (n, stages), choice indices.
         gain: (n,), as large as can be.
         costs: (n, costs), as small as can be.
-        complete: no point is missing; False if `most` cut the skyline on the way.
+        complete: no point is missing; False if the skyline was cut on the way.
     """
 
     architectures: Indices
@@ -52,7 +66,7 @@ def exact_front(
     limits: Sequence[float] | None = None,
     *,
     objectives: int | None = None,
-    most: int | None = None,
+    cut: Cut | None = None,
 ) -> ExactFront:
     """The front of the sums of a gain and of costs; of equal points one.
 
@@ -62,8 +76,8 @@ def exact_front(
         limits: (costs,), what a sum may be at most; inf for no limit.
         objectives: how many of the costs are objectives; the others are only limited. By default
             all.
-        most: partial architectures to keep at each stage, spread over the skyline; by default all,
-            which with two objectives is quick and with more may be very many.
+        cut: when and how to leave partial architectures out; by default never, which with one cost
+            is quick and with more may be very many.
 
     Returns:
         Without points if no architecture keeps the limits.
@@ -74,7 +88,7 @@ def exact_front(
     bound = np.full(count, np.inf) if limits is None else np.asarray(limits, dtype=float)
     used = _used_costs(tables, bound, wanted)
     kept = [table[:, used] for table in tables]
-    architectures, gain, complete = _merge(gains, kept, bound[used], most)
+    architectures, gain, complete = _merge(gains, kept, bound[used], cut)
     totals = _sums(tables, architectures)
     rows = nondominated(gain, totals[:, :wanted])
     return ExactFront(architectures[rows], gain[rows], totals[rows], complete)
@@ -113,7 +127,7 @@ def _used_costs(tables: Sequence[Floats], bound: Floats, objectives: int) -> Ind
 
 
 def _merge(
-    gains: Sequence[Floats], tables: Sequence[Floats], bound: Floats, most: int | None
+    gains: Sequence[Floats], tables: Sequence[Floats], bound: Floats, cut: Cut | None
 ) -> tuple[Indices, Floats, bool]:
     """The skyline over all stages: architectures, gains, and whether none was left out."""
     least = np.array([table.min(axis=0) for table in tables])
@@ -121,14 +135,17 @@ def _merge(
     room = bound + _SLACK * np.abs(bound)
     gain, cost, complete = np.zeros(1), np.zeros((1, len(bound))), True
     steps: list[tuple[Indices, Indices]] = []
-    for own_gain, own_cost, still in zip(gains, tables, rest, strict=True):
+    following = [*map(len, gains[1:]), 1]
+    for own_gain, own_cost, still, more in zip(gains, tables, rest, following, strict=True):
         choices = nondominated(own_gain, own_cost)
         summed = (cost[:, None, :] + own_cost[choices]).reshape(-1, len(bound))
         total = (gain[:, None] + own_gain[choices]).ravel()
         allowed = np.flatnonzero((summed + still <= room).all(axis=1))
         rows = allowed[nondominated(total[allowed], summed[allowed])]
-        if most is not None and len(rows) > most:
-            rows, complete = rows[np.linspace(0, len(rows) - 1, most).round().astype(int)], False
+        if cut is not None and len(rows) > cut.keep:
+            complete = complete and len(rows) * more <= cut.above
+            if not complete:
+                rows = rows[np.linspace(0, len(rows) - 1, cut.keep).round().astype(int)]
         gain, cost = total[rows], summed[rows]
         steps.append((rows // len(choices), choices[rows % len(choices)]))
     return _traced(steps, len(gain)), gain, complete

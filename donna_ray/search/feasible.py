@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from donna_ray.search.candidates import exchanged
 from donna_ray.search.exact import Indices
 from donna_ray.search.problem import SearchProblem
 from donna_ray.search.study import Ledger
@@ -69,10 +70,6 @@ class Feasible:
 
     def _near(self, row: Indices) -> Indices:
         """An architecture, and each that keeps the limits with another block in one stage."""
-        found = [row[None]]
-        for stage, table in enumerate(self._tables):
-            near = np.repeat(row[None], len(table), axis=0)
-            near[:, stage] = np.arange(len(table))
-            found.append(near)
-        rows = np.concatenate(found)
+        choices = [np.arange(len(table)) for table in self._tables]
+        rows = np.concatenate([row[None], exchanged(row[None], choices)])
         return rows[self._problem.keeps_limits(rows)]

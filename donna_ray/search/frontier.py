@@ -13,18 +13,30 @@ Nothing is kept but the ledger's trials: another process goes on from them.
 
 import heapq
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import product
 
 import numpy as np
 from scipy.special import ndtr
 
 from donna_ray.predictor.model import Floats
+from donna_ray.search.candidates import (
+    crossed,
+    exchanged,
+    informative,
+    nearest,
+    spread_from,
+    thinned,
+    unique,
+)
 from donna_ray.search.cross_terms import AccuracyModel, bounded_front
-from donna_ray.search.exact import Indices, nondominated
+from donna_ray.search.exact import Cut, Indices, nondominated
 from donna_ray.search.gain import Stairs, expected_gain
 from donna_ray.search.problem import SearchProblem
 from donna_ray.search.study import Ledger
+from donna_ray.search.success import block_success, success_probability
 from donna_ray.search.surrogate import Surrogate
+from donna_ray.search.threads import one_thread
 from donna_ray.space import Architecture
 
 __all__ = ["Frontier"]
@@ -33,7 +45,7 @@ _DESIGN_PER_STAGE = 8
 _DESIGN_SHARE = 0.25  # of all evaluations, at most
 _DESIGN_POOL = 1500
 _WHOLE = 4096  # architectures of a space that is looked at as a whole
-_LABELS = 1000  # of an exact front with limits
+_CUT = Cut(keep=1000, above=1_000_000)  # of an exact front with limits
 _FRONT = 300  # points of an exact front that are candidates
 _PARENTS = 64
 _GENERATIONS = 3
@@ -41,6 +53,8 @@ _PROMISING = 48  # blocks a stage that single stages are exchanged for
 _CROSSED = 1500  # children of neighbours a generation
 _CANDIDATES = 1000
 _UNLIKELY = 1e-3  # probability of keeping the limit, below which there is no hope
+_USELESS = 0.25  # probability that a block is not at fault, below which it is left alone
+_WORKS = 0.5  # probability of being measurable, below which others go first
 
 
 class Frontier:
@@ -67,9 +81,12 @@ class Frontier:
 
     def ask(self, ledger: Ledger, count: int) -> list[Architecture]:
         """Hands out up to `count` architectures; fewer if no more are left."""
+        if self.hopeless and self._kept_limit(ledger):
+            self.hopeless = False
         if self.hopeless:
             return []
-        chosen = self._propose(ledger, count)
+        with one_thread():
+            chosen = self._propose(ledger, count)
         for architecture in chosen:
             ledger.ask(architecture)
         return chosen
@@ -92,20 +109,26 @@ class Frontier:
         if self._design is None:
             self._design = self._spread()
         left = [each for each in self._design if not ledger.knows(each)]
+        left = self._likely_to_work(ledger, left)
         return left[: min(count, self._design_size - ledger.trials)]
 
     def design(self) -> list[Architecture]:
         """What is asked for first."""
-        return self._spread()[: self._design_size]
+        with one_thread():
+            return self._spread()[: self._design_size]
+
+    @cached_property
+    def _stand_in_front(self) -> Indices:
+        """That of accuracy and MACs, within the limits: it needs no measurement."""
+        problem = self._problem
+        macs = problem.known.get("macs")
+        tables = macs.tables if macs else [np.ones(len(each)) for each in problem.accuracy.gains]
+        every = [np.arange(len(each)) for each in tables]
+        return self._exact(list(tables), problem.rough or problem.accuracy, every)
 
     def _spread(self) -> list[Architecture]:
         """The design: half of it along the front of stand-ins, half by variance; and some more."""
-        problem, count = self._problem, self._design_size
-        stand_in = problem.known.get("macs")
-        tables = (
-            stand_in.tables if stand_in else [np.ones(len(each)) for each in problem.accuracy.gains]
-        )
-        front = self._exact(list(tables), problem.rough or problem.accuracy)
+        front, count = self._stand_in_front, self._design_size
         rows = np.linspace(0, len(front) - 1, min(len(front), (count + 1) // 2)).round().astype(int)
         along = front[rows]
         pool = self._samples(_DESIGN_POOL, np.random.default_rng([self._seed, 2**32 - 1]))
@@ -116,14 +139,22 @@ class Frontier:
         return list(dict.fromkeys(told))
 
     def _samples(self, count: int, generator: np.random.Generator) -> Indices:
-        """Architectures that keep the limits, at random; all of a small space; maybe none."""
+        """Architectures that keep the limits, at random; all of a small space; maybe none.
+
+        Where limits leave too few of those drawn, the others are reached by exchanging single
+        stages of the exact front's networks.
+        """
         sizes = [len(stage.choices) for stage in self._problem.space.stages]
+        keeps = self._problem.keeps_limits
         if self._problem.space.size <= _WHOLE:
             rows = np.array(list(product(*map(range, sizes))))
             rows = generator.permutation(rows)
-        else:
-            rows = generator.integers(sizes, size=(4 * count, len(sizes)))
-        return rows[self._problem.keeps_limits(rows)][:count]
+            return rows[keeps(rows)][:count]
+        rows = generator.integers(sizes, size=(4 * count, len(sizes)))
+        rows = rows[keeps(rows)][:count]
+        if len(rows) < count and self._problem.limited:
+            rows = spread_from(np.concatenate([rows, self._stand_in_front]), sizes, keeps, count)
+        return rows[:count]
 
     def _random(
         self,
@@ -132,22 +163,44 @@ class Frontier:
         count: int,
         generator: np.random.Generator,
     ) -> list[Architecture]:
-        rows = map(tuple, self._samples(_DESIGN_POOL, generator).tolist())
+        """Of those that are not known, first the ones that are likely to work."""
+        known = ledger.spent + len(ledger.in_flight) + len(chosen)
+        rows = map(tuple, self._samples(_DESIGN_POOL + known, generator).tolist())
+        taken = set(chosen)
         fresh = [each for each in dict.fromkeys(rows) if not ledger.knows(each)]
-        return [each for each in fresh if each not in set(chosen)][:count]
+        fresh = [each for each in fresh if each not in taken]
+        likely = self._likely_to_work(ledger, fresh)
+        return list(dict.fromkeys([*likely, *fresh]))[:count]
+
+    def _likely_to_work(
+        self, ledger: Ledger, candidates: Sequence[Architecture]
+    ) -> list[Architecture]:
+        """Those that fail less often than not, by what is known of their blocks."""
+        if not ledger.failed or not candidates:
+            return list(candidates)
+        works = success_probability(ledger.measured, ledger.failed, np.array(candidates))
+        return [each for each, chance in zip(candidates, works, strict=True) if chance >= _WORKS]
 
     def _fit(self, ledger: Ledger) -> None:
         if len(ledger.measured) > self._fitted_to:
             rows = np.array(list(ledger.measured))
-            self._surrogate.fit(rows, np.array([each[1] for each in ledger.measured.values()]))
+            latency = np.array([each[1] for each in ledger.measured.values()])
+            kept = informative(self._problem.accuracy.predict(rows), latency)
+            self._surrogate.fit(rows[kept], latency[kept])
             self._fitted_to = len(rows)
 
-    def _exact(self, latency: list[Floats], accuracy: AccuracyModel) -> Indices:
-        """Architectures of the front of accuracy and a sum over the stages, within the limits."""
+    def _exact(
+        self, latency: list[Floats], accuracy: AccuracyModel, usable: Sequence[Indices]
+    ) -> Indices:
+        """Architectures of the front of accuracy and a sum over the stages, within the limits.
+
+        Only of some blocks of each stage; if those do not keep the limits, none.
+        """
         tables, room = self._problem.cost_tables(latency)
-        most = _LABELS if self._problem.limited else None
-        fronts = bounded_front(accuracy, tables, room, objectives=1, most=most)
-        return fronts.front.architectures
+        tables = [table[kept] for table, kept in zip(tables, usable, strict=True)]
+        fronts = bounded_front(accuracy.of_some(usable), tables, room, objectives=1, cut=_CUT)
+        columns = zip(usable, fronts.front.architectures.T, strict=True)
+        return np.stack([kept[own] for kept, own in columns], axis=1)
 
     def _pool(
         self, ledger: Ledger, chosen: Sequence[Architecture], generator: np.random.Generator
@@ -159,42 +212,57 @@ class Frontier:
             rows = self._evolved(ledger, generator)
         taken = set(chosen)
         fresh = [row not in taken and not ledger.knows(row) for row in map(tuple, rows.tolist())]
-        return rows[np.array(fresh, dtype=bool)]
+        rows = rows[np.array(fresh, dtype=bool)]
+        usable = np.all(
+            [np.isin(own, kept) for own, kept in zip(rows.T, self._usable(ledger), strict=True)],
+            axis=0,
+        )
+        return rows[usable] if usable.any() else rows
+
+    def _usable(self, ledger: Ledger) -> list[Indices]:
+        """Blocks of each stage without those that nearly always fail; all where none is left."""
+        sizes = [len(stage.choices) for stage in self._problem.space.stages]
+        chances = block_success([*ledger.measured], [*ledger.failed], sizes)
+        return [np.flatnonzero(each >= min(_USELESS, each.max())) for each in chances]
 
     def _evolved(self, ledger: Ledger, generator: np.random.Generator) -> Indices:
-        _, tables = self._surrogate.tables()
-        deviations = self._surrogate.block_deviations()
+        tables, deviations = self._surrogate.uncertain_tables()
         fast = [mean - each for mean, each in zip(tables, deviations, strict=True)]
         measured = np.array(list(ledger.measured))
         values = np.array(list(ledger.measured.values()))
-        accuracy = self._problem.accuracy
+        accuracy, usable = self._problem.accuracy, self._usable(ledger)
         parents = np.concatenate(
             [
-                _thinned(self._exact(tables, accuracy), _FRONT),
-                _thinned(self._exact(fast, accuracy), _FRONT),
+                thinned(self._exact(tables, accuracy, usable), _FRONT),
+                thinned(self._exact(fast, accuracy, usable), _FRONT),
                 measured[nondominated(values[:, 0], values[:, 1:2])],
             ]
         )
-        estimate = _Estimate(self._surrogate, tables, deviations, self._promising(fast, parents))
-        pool = _unique(parents)
+        estimate = _Estimate(
+            self._surrogate, tables, deviations, self._promising(fast, parents, usable)
+        )
+        pool = unique(parents)
         for _ in range(_GENERATIONS):
             children = [
-                _exchanged(_thinned(parents, _PARENTS), estimate.kept),
-                _crossed(parents, accuracy.predict(parents), generator),
+                exchanged(thinned(parents, _PARENTS), estimate.kept),
+                crossed(parents, accuracy.predict(parents), _CROSSED, generator),
             ]
-            pool = _unique(np.concatenate([pool, *children]))
+            pool = unique(np.concatenate([pool, *children]))
             pool = pool[self._problem.keeps_limits(pool)]
             pool, parents = self._selected(pool, estimate)
         return pool
 
-    def _promising(self, fast: list[Floats], rows: Indices) -> list[Indices]:
+    def _promising(
+        self, fast: list[Floats], rows: Indices, usable: Sequence[Indices]
+    ) -> list[Indices]:
         """Blocks of each stage that are near its skyline, and those of given architectures."""
         accuracy, kept = self._problem.accuracy, []
         for number, latency in enumerate(fast):
             factor = accuracy.factors[number] * (accuracy.cross + accuracy.cross.T)[number].sum()
             gain = accuracy.gains[number] + (0 if accuracy.adds_up else factor)
-            near = _nearest(gain, latency, _PROMISING)
-            kept.append(np.union1d(near, rows[:, number]))
+            choices = usable[number]
+            near = nearest(gain[choices], latency[choices], _PROMISING)
+            kept.append(np.union1d(choices[near], rows[:, number]))
         return kept
 
     def _selected(self, pool: Indices, estimate: "_Estimate") -> tuple[Indices, Indices]:
@@ -202,14 +270,17 @@ class Frontier:
         accuracy = self._problem.accuracy.predict(pool)
         mean, deviation = estimate(pool)
         near = [
-            _nearest(accuracy, latency, _CANDIDATES // 2) for latency in (mean, mean - deviation)
+            nearest(accuracy, latency, _CANDIDATES // 2) for latency in (mean, mean - deviation)
         ]
         return pool[np.union1d(*near)], pool[nondominated(accuracy, mean[:, None])]
 
     def _best(
         self, ledger: Ledger, chosen: Sequence[Architecture], pool: Indices, count: int
     ) -> list[Architecture]:
-        """Candidates of the pool, one by one, by the gain of hypervolume that is expected."""
+        """Candidates of the pool, one by one, by the gain of hypervolume that is expected.
+
+        One that may fail gains nothing if it does.
+        """
         if not len(pool):
             return []
         limit = self._problem.latency_limit_ms
@@ -217,9 +288,10 @@ class Frontier:
         mean, deviation = self._surrogate.predict(pool)
         believed = self._believed(ledger, chosen)
         stairs = Stairs.over(believed, np.column_stack([accuracy, mean]), limit)
-        score = expected_gain(accuracy, mean, deviation, stairs)
+        works = success_probability(ledger.measured, ledger.failed, pool)
+        score = works * expected_gain(accuracy, mean, deviation, stairs)
         if limit is not None:
-            self._despair(ledger, mean, deviation, limit)
+            self._despair(ledger, [*chosen, *map(tuple, pool.tolist())], limit)
         heap = [
             (-gain, fast, row) for row, (gain, fast) in enumerate(zip(score, mean, strict=True))
         ]
@@ -228,7 +300,8 @@ class Frontier:
         while heap and len(taken) < count:
             _, fast, row = heapq.heappop(heap)
             here = slice(row, row + 1)
-            now = -float(expected_gain(accuracy[here], mean[here], deviation[here], stairs)[0])
+            gain = expected_gain(accuracy[here], mean[here], deviation[here], stairs)
+            now = -float(works[row] * gain[0])
             if heap and now > heap[0][0]:
                 heapq.heappush(heap, (now, fast, row))
                 continue
@@ -242,12 +315,20 @@ class Frontier:
         mean, _ = self._surrogate.predict(rows, deviation=False)
         return np.column_stack([self._problem.accuracy.predict(rows), mean])
 
-    def _despair(self, ledger: Ledger, mean: Floats, deviation: Floats, limit: float) -> None:
-        """Notes that no candidate is likely to keep the limit, when the fastest are measured."""
-        if any(values[1] <= limit for values in ledger.measured.values()):
+    def _despair(self, ledger: Ledger, others: Sequence[Architecture], limit: float) -> None:
+        """Notes that no candidate is likely to keep the limit, when the fastest are measured.
+
+        Those in flight may still keep it.
+        """
+        if self._kept_limit(ledger) or len(ledger.measured) < self._design_size:
             return
+        mean, deviation = self._surrogate.predict(np.array([*ledger.in_flight, *others]))
         likely = ndtr((limit - mean) / np.maximum(deviation, 1e-12 * limit))
-        self.hopeless = len(ledger.measured) >= self._design_size and likely.max() < _UNLIKELY
+        self.hopeless = bool(likely.max() < _UNLIKELY)
+
+    def _kept_limit(self, ledger: Ledger) -> bool:
+        limit = self._problem.latency_limit_ms
+        return limit is None or any(values[1] <= limit for values in ledger.measured.values())
 
 
 class _Estimate:
@@ -284,49 +365,3 @@ class _Estimate:
         for number, pair in enumerate(self._pairs):
             mean += pair[places[number], places[number + 1]]
         return mean, np.sqrt(variance)
-
-
-def _thinned(rows: Indices, count: int) -> Indices:
-    """`count` rows, evenly spread, the ends among them; all if there are fewer."""
-    if len(rows) <= count:
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
-
-
-def _unique(rows: Indices) -> Indices:
-    """The rows without repetitions, by a hash of 64 bits: much quicker than by their columns."""
-    factors = np.random.default_rng(0).integers(2**63, size=rows.shape[1], dtype=np.uint64)
-    keys = ((rows.astype(np.uint64) + 1) * (2 * factors + 1)).sum(axis=1)
-    return rows[np.unique(keys, return_index=True)[1]]
-
-
-def _nearest(accuracy: Floats, latency: Floats, count: int) -> Indices:
-    """The points nearest to their front: by how much faster another of their accuracy is."""
-    order = np.lexsort((latency, -accuracy))
-    fastest = np.minimum.accumulate(latency[order])
-    behind = np.empty(len(order))
-    behind[order] = latency[order] - fastest
-    if len(order) <= count:
-        return order
-    nearest: Indices = np.argpartition(behind, count)[:count]
-    return nearest
-
-
-def _exchanged(rows: Indices, kept: Sequence[Indices]) -> Indices:
-    """Every architecture with any one stage's block in place of its own."""
-    found = []
-    for number, choices in enumerate(kept):
-        near = np.repeat(rows, len(choices), axis=0)
-        near[:, number] = np.tile(choices, len(rows))
-        found.append(near)
-    return np.concatenate(found)
-
-
-def _crossed(rows: Indices, accuracy: Floats, generator: np.random.Generator) -> Indices:
-    """Children of architectures that are near each other on the front."""
-    order = rows[np.argsort(accuracy)]
-    first = generator.integers(len(rows), size=_CROSSED)
-    second = np.clip(first + generator.integers(-8, 9, size=_CROSSED), 0, len(rows) - 1)
-    from_first = generator.random((_CROSSED, rows.shape[1])) < 0.5
-    children: Indices = np.where(from_first, order[first], order[second])
-    return children

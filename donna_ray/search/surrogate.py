@@ -12,7 +12,10 @@ linear in the blocks' features, a smooth deviation from that and a deviation of 
 itself, all of them growing with the block's size; and what two neighbouring stages have in common.
 All but the last adds up over the stages: blocks that were never measured have an estimate by their
 features, and the exact front can be had. The noise is a share of the latency. The scales maximise
-the marginal likelihood; they are found anew only when there are a fifth more measurements.
+the marginal likelihood of 300 measurements at most; they are found anew only when there are a fifth
+more, and from 200 on half as many more.
+
+Callers limit the threads of the linear algebra (``one_thread``).
 """
 
 from collections.abc import Sequence
@@ -21,27 +24,27 @@ from itertools import pairwise
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
-from scipy.optimize import minimize
-from threadpoolctl import threadpool_limits
 
 from donna_ray.predictor.model import Floats
 from donna_ray.search.block_features import BlockFeatures
 from donna_ray.search.exact import Indices
+from donna_ray.search.likelihood import CONSTANT, JITTER, likeliest
 
 __all__ = ["Surrogate"]
 
-_CONSTANT = 10.0  # variance of the mean, in variances of the latencies
-_PRIOR_SPREAD = 2.0  # standard deviation of each logarithm of a scale
 _GROWTH = 1.2  # of the measurements, before scales are found anew
-_STEPS = 25  # of the search for scales
-_JITTER = 1e-9
+_GROWTH_OF_MANY = 1.5  # likewise, from `_MANY` on
+_MANY = 200
+_SCALED = 300  # measurements that scales are found from, at most
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """What a fit leaves; of `count` standardised latencies."""
+    """What a fit leaves; `work` and `common` are those of the architectures."""
 
     architectures: Indices
+    work: Floats
+    common: Floats
     latencies: Floats
     factor: tuple[Floats, bool]
     weights: Floats
@@ -85,21 +88,29 @@ class Surrogate:
             architectures: (n, stages), choice indices; n > 0.
             latencies: (n,), in ms.
         """
-        with threadpool_limits(1):  # the device may be this very CPU
-            self._do_fit(architectures, np.asarray(latencies, dtype=float))
-
-    def _do_fit(self, architectures: Indices, latencies: Floats) -> None:
+        latencies = np.asarray(latencies, dtype=float)
         centre, spread = float(latencies.mean()), float(latencies.std()) or abs(latencies[0]) or 1.0
         scaled = (latencies - centre) / spread
         noise = (latencies / spread) ** 2
-        parts = self._parts(architectures)
-        if len(latencies) >= max(_GROWTH * self._scaled_at, 4):
-            self._scales = _likeliest(parts, noise, scaled, self._prior, self._scales)
-            self._scaled_at = len(latencies)
-        covariance, _ = _covariance(parts, noise, self._scales)
+        self._rescale(architectures, noise, scaled)
+        work, common = self._work(architectures), self._common(architectures)
+        covariance = self._shared_with(work, common, work, common)
+        self._add_own(covariance, architectures, architectures)
+        covariance[np.diag_indices(len(noise))] += np.exp(self._scales[-1]) * noise + JITTER
         factor = cho_factor(covariance, lower=True)
         weights = cho_solve(factor, scaled)
-        self._fit = _Fit(architectures, latencies, factor, weights, centre, spread)
+        self._fit = _Fit(architectures, work, common, latencies, factor, weights, centre, spread)
+
+    def _rescale(self, architectures: Indices, noise: Floats, scaled: Floats) -> None:
+        """Find the scales anew, if there are enough more measurements; from some, if many."""
+        count = len(scaled)
+        growth = _GROWTH if self._scaled_at < _MANY else _GROWTH_OF_MANY
+        if count < max(growth * self._scaled_at, 4):
+            return
+        some = np.linspace(0, count - 1, min(count, _SCALED)).round().astype(int)
+        parts = self._parts(architectures[some])
+        self._scales = likeliest(parts, noise[some], scaled[some], self._prior, self._scales)
+        self._scaled_at = count
 
     def tables(self) -> tuple[float, list[Floats]]:
         """A constant and the part of every block, (choices,) a stage, in ms: they add up.
@@ -108,23 +119,22 @@ class Surrogate:
         """
         fit = self._known()
         tables = [
-            fit.spread * (self._stage(number, fit.architectures).T @ fit.weights)
+            fit.spread * (self._stage(number).T @ fit.weights)
             for number in range(len(self._blocks))
         ]
-        return fit.centre + fit.spread * _CONSTANT * float(fit.weights.sum()), tables
+        return fit.centre + fit.spread * CONSTANT * float(fit.weights.sum()), tables
 
-    def block_deviations(self) -> list[Floats]:
-        """Standard deviation of what ``tables`` has of every block, (choices,) a stage, in ms."""
+    def uncertain_tables(self) -> tuple[list[Floats], list[Floats]]:
+        """Those of ``tables``, and the standard deviation of each block's part, in ms."""
         fit = self._known()
-        with threadpool_limits(1):
-            found = []
-            for number in range(len(self._blocks)):
-                shared = self._stage(number, fit.architectures)
-                explained = _explained(fit.factor, shared)
-                work = np.exp(self._scales[-5]) * (self._shared[number] ** 2).sum(axis=1)
-                variance = np.maximum(work + self._own_variance(number) - explained, 0)
-                found.append(fit.spread * np.sqrt(variance))
-        return found
+        tables, deviations = [], []
+        for number in range(len(self._blocks)):
+            shared = self._stage(number)
+            tables.append(fit.spread * (shared.T @ fit.weights))
+            work = np.exp(self._scales[-5]) * (self._shared[number] ** 2).sum(axis=1)
+            variance = work + self._own_variance(number) - _explained(fit.factor, shared)
+            deviations.append(fit.spread * np.sqrt(np.maximum(variance, 0)))
+        return tables, deviations
 
     def predict(self, architectures: Indices, *, deviation: bool = True) -> tuple[Floats, Floats]:
         """Expected latency (m,) in ms of architectures (m, stages), and its standard deviation.
@@ -133,12 +143,14 @@ class Surrogate:
         for.
         """
         fit = self._known()
-        with threadpool_limits(1):
-            shared = self._cross(fit.architectures, architectures)
-            mean = fit.centre + fit.spread * (shared.T @ fit.weights)
-            if not deviation:
-                return mean, np.zeros_like(mean)
-            variance = self._prior_variance(architectures) - _explained(fit.factor, shared)
+        work, common = self._work(architectures), self._common(architectures)
+        shared = self._shared_with(fit.work, fit.common, work, common)
+        self._add_own(shared, fit.architectures, architectures)
+        mean = fit.centre + fit.spread * (shared.T @ fit.weights)
+        if not deviation:
+            return mean, np.zeros_like(mean)
+        prior = self._prior_variance(architectures, work, common)
+        variance = prior - _explained(fit.factor, shared)
         return mean, fit.spread * np.sqrt(np.maximum(variance, 0))
 
     def pair_tables(self, kept: Sequence[Indices]) -> list[Floats]:
@@ -150,7 +162,7 @@ class Surrogate:
         fit = self._known()
         if self._neighbour is None:
             return []
-        sums = self._common(fit.architectures).T @ fit.weights
+        sums = fit.common.T @ fit.weights
         width = self._neighbour[0].shape[1]
         weights = fit.spread * np.exp(self._scales[-2]) * sums.reshape(width, width)
         rows = [table[each] for table, each in zip(self._neighbour, kept, strict=True)]
@@ -178,37 +190,36 @@ class Surrogate:
             count: rows wanted; at most n.
         """
         rows = np.concatenate([taken, pool])
-        with threadpool_limits(1):
-            covariance = self._cross(rows, rows)
-            columns = np.empty((len(rows), 0))
-            left = covariance.diagonal().copy()
-            noise = np.exp(self._scales[-1])
-            chosen: list[int] = []
-            for step in range(len(taken) + min(count, len(pool))):
-                index = step
-                if step >= len(taken):
-                    index = len(taken) + int(left[len(taken) :].argmax())
-                    chosen.append(index - len(taken))
-                shared = covariance[:, index] - columns @ columns[index]
-                column = shared / np.sqrt(max(shared[index], 0) + noise + _JITTER)
-                columns = np.column_stack([columns, column])
-                left = np.maximum(left - column**2, 0)
-                left[index] = -1
+        covariance = self._cross(rows)
+        columns = np.empty((len(rows), 0))
+        left = covariance.diagonal().copy()
+        noise = np.exp(self._scales[-1])
+        chosen: list[int] = []
+        for step in range(len(taken) + min(count, len(pool))):
+            index = step
+            if step >= len(taken):
+                index = len(taken) + int(left[len(taken) :].argmax())
+                chosen.append(index - len(taken))
+            shared = covariance[:, index] - columns @ columns[index]
+            column = shared / np.sqrt(max(shared[index], 0) + noise + JITTER)
+            columns = np.column_stack([columns, column])
+            left = np.maximum(left - column**2, 0)
+            left[index] = -1
         return chosen
 
     def _known(self) -> _Fit:
         assert self._fit is not None, "fit comes first"
         return self._fit
 
-    def _parts(self, architectures: Indices) -> list[Floats]:
+    def _parts(self, architectures: Indices) -> Floats:
         """The matrices that the scales multiply: three a stage, that of work, that of pairs."""
-        parts = [
-            part
-            for blocks, column in zip(self._blocks, architectures.T, strict=True)
-            for part in blocks.parts(column)
-        ]
-        work, common = self._work(architectures), self._common(architectures)
-        return [*parts, work @ work.T, common @ common.T]
+        count = len(architectures)
+        parts = np.empty((3 * len(self._blocks) + 2, count, count))
+        for number, blocks in enumerate(self._blocks):
+            parts[3 * number : 3 * number + 3] = blocks.parts(architectures[:, number])
+        for place, sums in ((-2, self._work(architectures)), (-1, self._common(architectures))):
+            np.matmul(sums, sums.T, out=parts[place])
+        return parts
 
     def _common(self, architectures: Indices) -> Floats:
         """Sums over neighbouring stages of their features' products, (n, features squared)."""
@@ -231,10 +242,12 @@ class Surrogate:
         scale, (smooth, own) = np.exp(self._scales[number]), np.exp(self._scales[-4:-2])
         return scale * np.array([1.0, smooth, own])
 
-    def _stage(self, number: int, architectures: Indices) -> Floats:
+    def _stage(self, number: int) -> Floats:
         """Covariance of the measured ones with what a stage's blocks add: (n, choices)."""
-        work = np.exp(self._scales[-5]) * self._work(architectures) @ self._shared[number].T
-        return work + self._own(number, architectures)
+        fit = self._known()
+        work = np.exp(self._scales[-5]) * fit.work @ self._shared[number].T
+        own: Floats = work + self._own(number, fit.architectures)
+        return own
 
     def _own(self, number: int, architectures: Indices) -> Floats:
         """The same without the work that is shared."""
@@ -243,19 +256,29 @@ class Surrogate:
     def _own_variance(self, number: int) -> Floats:
         return self._blocks[number].mixed(self._mix(number)).diagonal()
 
-    def _cross(self, rows: Indices, columns: Indices) -> Floats:
-        """Covariance (rows, columns) of architectures."""
-        common = self._common(rows) @ self._common(columns).T
-        total = np.exp(self._scales[-5]) * self._work(rows) @ self._work(columns).T
-        total += _CONSTANT + np.exp(self._scales[-2]) * common
-        for number in range(len(self._blocks)):
-            total += self._own(number, rows)[:, columns[:, number]]
+    def _cross(self, rows: Indices) -> Floats:
+        """Covariance (n, n) of architectures."""
+        work, common = self._work(rows), self._common(rows)
+        total = self._shared_with(work, common, work, common)
+        self._add_own(total, rows, rows)
         return total
 
-    def _prior_variance(self, architectures: Indices) -> Floats:
-        work = (self._work(architectures) ** 2).sum(axis=1)
-        common = (self._common(architectures) ** 2).sum(axis=1)
-        total = _CONSTANT + np.exp(self._scales[-5]) * work + np.exp(self._scales[-2]) * common
+    def _shared_with(
+        self, work: Floats, common: Floats, other_work: Floats, other_common: Floats
+    ) -> Floats:
+        """Covariance (rows, columns) without what a stage's blocks have by themselves."""
+        total = np.exp(self._scales[-5]) * work @ other_work.T
+        total += CONSTANT + np.exp(self._scales[-2]) * common @ other_common.T
+        shared: Floats = total
+        return shared
+
+    def _add_own(self, total: Floats, rows: Indices, columns: Indices) -> None:
+        for number in range(len(self._blocks)):
+            total += self._own(number, rows)[:, columns[:, number]]
+
+    def _prior_variance(self, architectures: Indices, work: Floats, common: Floats) -> Floats:
+        shared = np.exp(self._scales[-5]) * (work**2).sum(axis=1)
+        total = CONSTANT + shared + np.exp(self._scales[-2]) * (common**2).sum(axis=1)
         for number in range(len(self._blocks)):
             total += self._own_variance(number)[architectures[:, number]]
         return total
@@ -293,48 +316,3 @@ def _explained(factor: tuple[Floats, bool], shared: Floats) -> Floats:
     half = solve_triangular(factor[0], shared, lower=True)
     explained: Floats = np.einsum("nm,nm->m", half, half)
     return explained
-
-
-def _covariance(
-    parts: Sequence[Floats], noise: Floats, scales: Floats
-) -> tuple[Floats, list[Floats]]:
-    """Of the measurements, (n, n), and its derivative by the logarithm of every scale."""
-    values = np.exp(scales)
-    work, smooth, own, pairs, level = values[-5:]
-    stages = len(values) - 5
-    by_scale, by_smooth, by_own = [], np.zeros_like(parts[0]), np.zeros_like(parts[0])
-    for number in range(stages):
-        linear, rbf, same = parts[3 * number : 3 * number + 3]
-        by_scale.append(values[number] * (linear + smooth * rbf + own * same))
-        by_smooth += values[number] * smooth * rbf
-        by_own += values[number] * own * same
-    shared, common = work * parts[-2], pairs * parts[-1]
-    derivatives = [*by_scale, shared, by_smooth, by_own, common, np.diag(level * noise)]
-    total = sum(by_scale) + shared + common + derivatives[-1] + _CONSTANT
-    total[np.diag_indices(len(noise))] += _JITTER
-    return total, derivatives
-
-
-def _likeliest(
-    parts: Sequence[Floats], noise: Floats, values: Floats, prior: Floats, start: Floats
-) -> Floats:
-    """Logarithms of the scales that maximise the marginal likelihood times a prior."""
-
-    def loss(scales: Floats) -> tuple[float, Floats]:
-        covariance, derivatives = _covariance(parts, noise, scales)
-        factor = cho_factor(covariance, lower=True)
-        weights = cho_solve(factor, values)
-        inverse = cho_solve(factor, np.eye(len(values)))
-        inner = inverse - np.outer(weights, weights)
-        slopes = np.array([0.5 * np.einsum("nm,nm->", inner, each) for each in derivatives])
-        likelihood = 0.5 * values @ weights + np.log(factor[0].diagonal()).sum()
-        off = (scales - prior) / _PRIOR_SPREAD
-        return float(likelihood + 0.5 * off @ off), slopes + off / _PRIOR_SPREAD
-
-    bounds = [(each - 7, each + 7) for each in prior]
-    bounds[-1] = (np.log(1e-3**2), np.log(0.3**2))
-    found = minimize(
-        loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _STEPS}
-    )
-    scales: Floats = found.x
-    return scales

@@ -8,15 +8,19 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from donna_ray.predictor.model import Floats
+from donna_ray.search.candidates import informative
 from donna_ray.search.cross_terms import bounded_front
+from donna_ray.search.exact import Cut, Indices
 from donna_ray.search.problem import SearchProblem
 from donna_ray.search.surrogate import Surrogate
+from donna_ray.search.threads import one_thread
 from donna_ray.space import Architecture
 
 __all__ = ["yardstick"]
 
 _LEAST = 5  # measurements, from which on a model says something
-_LABELS = 5000  # of the exact front with limits on several costs
+_CUT = Cut(keep=5000, above=5_000_000)  # of the exact front with limits on several costs
+_MARGIN = 0.1  # of the exact front's extent, that the corner lies beyond it
 
 
 def yardstick(
@@ -34,46 +38,54 @@ def yardstick(
 
     Returns:
         `hypervolume_share` (of the search's front, in parts of that of the model's exact front),
-        `bound_share` (the same of the bound where the predictor has cross terms; else equal),
-        `exact_front` (points of the model's front), `error_percent` (mean absolute error of the
-        model at measurements that it was not fitted to, in percent of the latency) and
+        `bound_share` (the same of the bound where the predictor has cross terms; else equal; None
+        where the skyline was cut, so that something may be beyond it), `exact_front` (points of the
+        model's front), `complete` (the skyline was not cut), `error_percent` (mean absolute error
+        of the model at measurements that it was not fitted to, in percent of the latency) and
         `kendall_tau` of the same. None with too few measurements.
     """
     if len(architectures) < _LEAST:
         return None
-    values = values[:, :2]
-    latency = values[:, 1]
+    with one_thread():
+        return _rated(problem, np.array(architectures), values[:, :2])
+
+
+def _rated(problem: SearchProblem, rows: Indices, values: Floats) -> dict[str, Any]:
     surrogate = Surrogate(problem.features, pairs=False)
-    surrogate.fit(np.array(architectures), latency)
+    kept = informative(values[:, 0], values[:, 1])
+    surrogate.fit(rows[kept], values[kept, 1])
     constant, tables = surrogate.tables()
     costs, room = problem.cost_tables(tables)
     if problem.latency_limit_ms is not None:
         room[0] = problem.latency_limit_ms - constant
-        values = values[latency <= problem.latency_limit_ms]
-    most = _LABELS if problem.limited else None
-    fronts = bounded_front(problem.accuracy, costs, room, objectives=1, most=most)
+    fronts = bounded_front(problem.accuracy, costs, room, objectives=1, cut=_CUT)
     exact, bound = (
         np.column_stack([each.gain, each.costs[:, 0] + constant])
         for each in (fronts.front, fronts.bound)
     )
-    corner = _corner(np.concatenate([exact, values]))
+    complete = fronts.bound.complete and fronts.front.complete
+    corner = _corner(exact, problem.latency_limit_ms)
     own, most_possible, bounded = (_volume(each, corner) for each in (values, exact, bound))
-    held_out = surrogate.held_out()
+    held_out, latency = surrogate.held_out(), values[kept, 1]
     tau = float(kendalltau(held_out, latency).statistic)
     return {
         "hypervolume_share": own / most_possible if most_possible else None,
-        "bound_share": own / bounded if bounded else None,
+        "bound_share": own / bounded if bounded and complete else None,
         "exact_front": len(exact),
+        "complete": complete,
         "error_percent": float(100 * np.mean(np.abs(held_out - latency) / latency)),
         "kendall_tau": tau if np.isfinite(tau) else None,
     }
 
 
-def _corner(points: Floats) -> tuple[float, float]:
-    """A tenth of the extent beyond the worst of the points."""
-    low, high = points.min(axis=0), points.max(axis=0)
-    margin = 0.1 * (high - low)
-    return float(low[0] - margin[0]), float(high[1] + margin[1])
+def _corner(exact: Floats, limit: float | None) -> tuple[float, float]:
+    """A tenth of the extent beyond the exact front, whatever was measured; within the limit."""
+    if not len(exact):
+        return 0.0, 0.0
+    low, high = exact.min(axis=0), exact.max(axis=0)
+    margin = _MARGIN * np.maximum(high - low, 1e-6 * np.abs(high))
+    latency = float(high[1] + margin[1])
+    return float(low[0] - margin[0]), latency if limit is None else min(latency, limit)
 
 
 def _volume(points: Floats, corner: tuple[float, float]) -> float:

@@ -63,6 +63,7 @@ def scenario(name: str, text: str, simulated: bool) -> dict[str, Any]:
                 "hypervolume_share": 0.987,
                 "bound_share": 0.95,
                 "exact_front": 7,
+                "complete": True,
                 "error_percent": 2.5,
                 "kendall_tau": 0.9,
             },

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,7 @@ import pytest
 from donna_ray.errors import DonnaError
 from donna_ray.search.ask_tell import Search
 from donna_ray.search.problem import SearchProblem
-from donna_ray.search.study import Ledger, Outcome
-from donna_ray.search.success import success_probability
+from donna_ray.search.study import Outcome
 from donna_ray.space import Architecture
 from tests.search_problems import device_of, outcome_of, search_on, toy
 
@@ -181,22 +179,3 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     (one,) = search.ask(1)
     search.tell([(one, {"values": np.array([0.5, 1.0], dtype=np.float32)})])
     assert search.ledger.measured == {one: (0.5, 1.0)}
-
-
-def test_probability_of_success_is_learnt_from_failures(tmp_path: Path) -> None:
-    problem = toy((3, 3))
-    rows = np.array(list(product(range(3), repeat=2)))
-    ledger = Ledger(tmp_path / "journal", problem.space)
-    assert success_probability(ledger, rows).tolist() == [1.0] * 9
-    for each in [(0, 0), (0, 1), (1, 1), (1, 0)]:
-        ledger.ask(each)
-        ledger.tell(each, {"values": [0.5, 1.0]}, {})
-    assert success_probability(ledger, rows).tolist() == [1.0] * 9
-    for each in [(2, 0), (2, 1)]:
-        ledger.ask(each)
-    ledger.tell((2, 0), OF_MODEL, {})
-    ledger.suspect((2, 1))
-    found = dict(zip(map(tuple, rows.tolist()), success_probability(ledger, rows), strict=True))
-    assert all(0 < each <= 1 for each in found.values())
-    assert max(found[2, other] for other in range(3)) < min(found[0, 0], found[1, 2])
-    assert found[2, 0] < 0.5 < found[0, 0]

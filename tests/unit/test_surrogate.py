@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from donna_ray.predictor.model import Floats
+from donna_ray.search import surrogate as surrogate_module
 from donna_ray.search.block_features import BlockFeatures
+from donna_ray.search.candidates import informative
+from donna_ray.search.exact import nondominated
 from donna_ray.search.gain import Stairs, expected_gain
+from donna_ray.search.likelihood import CONSTANT, JITTER, likeliest
 from donna_ray.search.surrogate import Surrogate
+from donna_ray.search.threads import one_thread
 from donna_ray.space import BlockSpec
 from tests.search_problems import device_of, toy
 
 CHOICES = (12, 12, 12, 12)
 PROBLEM = toy(CHOICES)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As a search has it."""
+    with one_thread():
+        yield
 
 
 def sampled(count: int, seed: int, noise: float = 0.0) -> tuple[Floats, Floats]:
@@ -64,7 +78,7 @@ def test_measured_blocks_are_known_better_than_others() -> None:
     latency = np.array([device(tuple(row)) for row in rows.tolist()])
     surrogate = Surrogate(PROBLEM.features)
     surrogate.fit(rows, latency)
-    deviations = surrogate.block_deviations()[0]
+    deviations = surrogate.uncertain_tables()[1][0]
     assert deviations[:6].max() < deviations[6:].min()
 
 
@@ -75,6 +89,61 @@ def test_held_out_predictions_are_those_of_a_fit_without_the_measurement() -> No
     off = np.abs(surrogate.held_out() - latency) / latency
     within = np.abs(surrogate.predict(rows)[0] - latency) / latency
     assert 0.5 * within.mean() < off.mean() < 0.2
+
+
+def test_scales_are_found_more_rarely_and_from_fewer_when_there_are_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found_from = []
+
+    def noted(parts: Floats, *others: Floats) -> Floats:
+        found_from.append(parts.shape[1])
+        return likeliest(parts, *others)
+
+    monkeypatch.setattr(surrogate_module, "likeliest", noted)
+    rows, latency = sampled(700, 0, 0.02)
+    surrogate = Surrogate(PROBLEM.features)
+    for count in (100, 119, 120, 210, 300, 320, 700):
+        surrogate.fit(rows[:count], latency[:count])
+    assert found_from == [100, 120, 210, 300, 300]
+    assert np.mean(np.abs(surrogate.predict(rows)[0] / latency - 1)) < 0.03
+
+
+def test_scales_are_where_the_likelihood_is_largest() -> None:
+    """The slopes are those of the loss: no scale alone can be moved to a better place."""
+    rows, latency = sampled(80, 0, 0.02)
+    values = (latency - latency.mean()) / latency.std()
+    noise = (latency / latency.std()) ** 2
+    surrogate = Surrogate(PROBLEM.features)
+    parts, prior = surrogate._parts(rows), surrogate._prior
+
+    def loss(scales: Floats) -> float:
+        smooth, own = np.exp(scales[-4:-2])
+        mixes = [np.exp(scale) * np.array([1, smooth, own]) for scale in scales[:4]]
+        weights = np.concatenate([*mixes, np.exp(scales[[-5, -2]])])
+        covariance = np.tensordot(weights, parts, 1) + CONSTANT
+        covariance += np.diag(np.exp(scales[-1]) * noise + JITTER)
+        misfit = values @ np.linalg.solve(covariance, values)
+        off = (scales - prior) / 2
+        return float(0.5 * (misfit + np.linalg.slogdet(covariance)[1] + off @ off))
+
+    best = likeliest(parts, noise, values, prior, prior)
+    assert loss(best) < loss(prior) - 10
+    for number in range(len(best)):
+        for step in (-0.3, 0.3):
+            moved = best.copy()
+            moved[number] += step
+            assert loss(moved) > loss(best) - 0.05
+
+
+def test_a_fit_takes_a_thousand_measurements_the_front_among_them() -> None:
+    generator = np.random.default_rng(0)
+    accuracy, latency = generator.random(3000), generator.random(3000)
+    kept = informative(accuracy, latency)
+    assert len(set(kept)) == len(kept) == 1000
+    assert set(nondominated(accuracy, latency[:, None])) <= set(kept)
+    assert latency[kept].max() > 0.99
+    assert informative(accuracy[:999], latency[:999]).tolist() == list(range(999))
 
 
 def test_one_measurement_and_equal_ones_are_enough() -> None:
