@@ -48,14 +48,12 @@ class Demands:
         self._heard: dict[str, float] = {}
 
     def ask(self, asker: str, bundles: Bundles) -> None:
-        """What it asks for from now on, by Ray's names; with none it is forgotten."""
+        """What it asks for, by Ray's names, to be said again and again; with none it is forgotten."""
         self._heard[asker] = self._clock()
-        self._bundles[asker] = [dict(each) for each in bundles]
-        self._renew()
-
-    def beat(self, asker: str) -> None:
-        """A sign of life."""
-        self._heard[asker] = self._clock()
+        asked = [dict(each) for each in bundles]
+        if asked != self._bundles.get(asker, []):
+            self._bundles[asker] = asked
+            self._renew()
 
     def forget_silent(self) -> None:
         """To be called now and then."""
@@ -84,10 +82,6 @@ class _DemandsActor:
         with self._lock:
             self._demands.ask(asker, bundles)
 
-    def beat(self, asker: str) -> None:
-        with self._lock:
-            self._demands.beat(asker)
-
     def _watch(self, pause_s: float) -> None:
         while True:
             time.sleep(pause_s)
@@ -109,11 +103,11 @@ class Demand:
         asked = [dict(each) for each in bundles]
         if asked == self._asked:
             return
+        self._asked = asked
         if self._actor is None:
             self._actor = _actor()
             threading.Thread(target=self._beat, daemon=True).start()
         ray.get(self._actor.ask.remote(self._asker, asked))
-        self._asked = asked
 
     def close(self) -> None:
         """Ask for nothing any more."""
@@ -125,7 +119,7 @@ class Demand:
     def _beat(self) -> None:
         while not self._closed.wait(SILENCE_S / 6):
             with suppress(ray.exceptions.RayError):
-                ray.get(self._actor.beat.remote(self._asker))
+                ray.get(self._actor.ask.remote(self._asker, self._asked))
 
 
 def _actor() -> Any:

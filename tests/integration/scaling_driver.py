@@ -25,6 +25,7 @@ from tests.ray_head import RAY
 
 UNITS, PHONE = 60, "phone:pixel-8"
 PATIENCE_S = 90.0
+demand.SILENCE_S = 3.0
 
 
 class Work:
@@ -54,7 +55,6 @@ def wait_for(count: int) -> int:
 
 def abandon() -> None:
     """Ask for both nodes, and do nothing with them."""
-    demand.SILENCE_S = 3.0
     ray.init(log_to_driver=False)
     demand.Demand().ask([{"CPU": 1}] * 2)
     print(wait_for(3), flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from donna_ray.reference import reference_step
 from donna_ray.run import Run
 from tests.integration.conftest import SMALLEST, measurements_in
 from tests.integration.test_library_faults import assert_equal
-from tests.integration.test_workers import cluster, when
+from tests.integration.test_workers import cluster, joining, when
 
 __all__ = ["cluster"]  # the fixture
 
@@ -95,12 +96,13 @@ def test_a_search_goes_on_where_its_device_was_lost(
     for step in ("reference", "library", "predictor", "networks"):
         shutil.copytree(finished / step, root / step)
     cache = root / "search" / "measurements.sqlite"
-    nodes = [cluster.add_node(num_cpus=1)]
+    node = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
+    joined: list[subprocess.Popen[bytes]] = []
 
     def replace_it() -> None:
-        nodes.append(cluster.add_node(num_cpus=1))
-        cluster.remove_node(nodes.pop(0), allow_graceful=False)
+        joined.append(joining(cluster))
+        cluster.remove_node(node, allow_graceful=False)
 
     try:
         lost = when(lambda: measurements_in(cache) >= 5, replace_it)
@@ -109,6 +111,8 @@ def test_a_search_goes_on_where_its_device_was_lost(
         lost.join(timeout=60)
         assert found["measured_architectures"] == SMALLEST["search.evaluations"]
         assert measurements_in(cache) == SMALLEST["search.evaluations"] + 1  # and the reference
+        assert joined
     finally:
-        for node in nodes:
-            cluster.remove_node(node)
+        for process in joined:
+            process.terminate()
+            process.wait()

@@ -93,6 +93,13 @@ def when(due: Callable[[], bool], act: Callable[[], object]) -> threading.Thread
     return thread
 
 
+def joining(cluster: Cluster) -> subprocess.Popen[bytes]:
+    """A node with a CPU, as a process: one in this process can only be added by its main thread."""
+    ray_command = Path(sys.executable).with_name("ray")
+    command = (ray_command, "start", f"--address={cluster.address}", "--num-cpus=1", "--block")
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
 def test_nodes_join_and_leave_and_workers_die(
     cluster: Cluster, node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,9 +110,7 @@ def test_nodes_join_and_leave_and_workers_die(
     joined: list[subprocess.Popen[bytes]] = []
 
     def join() -> None:
-        ray_command = Path(sys.executable).with_name("ray")
-        command = (ray_command, "start", f"--address={cluster.address}", "--num-cpus=1", "--block")
-        joined.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        joined.append(joining(cluster))
 
     def both_work() -> bool:
         return len({path.read_text() for path in folder.glob("end-*")}) == 2
