@@ -48,7 +48,7 @@ class Demands:
         self._heard: dict[str, float] = {}
 
     def ask(self, asker: str, bundles: Bundles) -> None:
-        """What it asks for, by Ray's names, to be said again and again; with none it is forgotten."""
+        """What it asks for, by Ray's names; to be said again and again, and none at the end."""
         self._heard[asker] = self._clock()
         asked = [dict(each) for each in bundles]
         if asked != self._bundles.get(asker, []):
