@@ -27,7 +27,7 @@ MICRO = {
 }
 STRATEGIES = ("frontier", "nsga2")
 BATCH, POPULATION = 10, 24
-LONG = {"blocks": 100, "runs_per_block": 20, "max_seconds": 60.0}
+LONG = {"blocks": 60, "runs_per_block": 10, "max_seconds": 30.0}
 
 
 def compare_on_this_cpu(measurements: int, seeds: int) -> dict[str, float]:

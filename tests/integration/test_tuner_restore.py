@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
-from ray import tune
+import pytest
 
 from donna_ray.config import SearchConfig
 from donna_ray.errors import DonnaError
 from donna_ray.search.ask_tell import Search, SearchSetup
-from donna_ray.search.tuner import BatchSearcher, candidates_of, evaluate_with_tune
+from donna_ray.search.tuner import BatchSearcher, evaluate_with_tune
 from donna_ray.space import Architecture
 from tests.integration.conftest import ROOT, environment, measurements_in
 from tests.integration.tuner_process import EVALUATIONS, setup_in
 from tests.search_problems import device_of, outcome_of, toy
 
 PROBLEM = toy()
-
-
-def by_function(config: dict[str, Any]) -> dict[str, str]:
-    """Anyone's trainable: a function, plain Tune."""
-    device = device_of(PROBLEM)
-    outcomes = [outcome_of(PROBLEM, each, device(each)) for each in candidates_of(config)]
-    return {"results": json.dumps(outcomes)}
 
 
 class Worker:
@@ -52,17 +45,21 @@ def setup_on(journal: Path) -> SearchSetup:
     return SearchSetup(PROBLEM, SearchConfig(evaluations=18, batch_size=4), 0, journal)
 
 
-def test_searcher_works_in_a_plain_tuner(one_ray: None, tmp_path: Path) -> None:
-    searcher = BatchSearcher(setup_on(tmp_path / "journal"))
-    results = tune.Tuner(
-        by_function,
-        tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, max_concurrent_trials=2),
-        run_config=tune.RunConfig(storage_path=str(tmp_path / "tune"), verbose=0),
-    ).fit()
-    assert not results.errors
-    assert searcher.search.finished
-    assert len(searcher.search.ledger.measured) == 18
-    assert len(results) == 5
+def test_the_documented_search_in_a_plain_tuner_runs(
+    one_ray: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = (ROOT / "docs" / "search.md").read_text()
+    example = text.partition("## In your own Tuner\n")[2].partition("\n(A test")[0]
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(textwrap.dedent(example), found)
+    search = found["searcher"].search
+    assert search.finished
+    assert len(search.ledger.measured) == 40
+    assert "the smallest: [0 0 0 0]" in capsys.readouterr().out
 
 
 def test_failed_candidates_do_not_stop_the_search(one_ray: None, tmp_path: Path) -> None:
