@@ -47,6 +47,7 @@ _TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # whose verbose=0 still prints a table
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study is the record
     "TUNE_GLOBAL_CHECKPOINT_S": "60",
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",  # actors start together, not one after the other
 }
 
 
