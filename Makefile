@@ -33,6 +33,7 @@ bench: $(INSTALLED)
 	$(BIN)/python scripts/bench_samples.py
 	$(BIN)/python scripts/bench_farm.py
 	$(BIN)/python scripts/bench_search.py
+	$(BIN)/python scripts/bench_search.py --device
 	$(BIN)/python scripts/bench_cluster.py
 	$(BIN)/python scripts/bench_plan.py
 	$(BIN)/python scripts/simulate_scale.py
