@@ -316,10 +316,12 @@ def evaluate_with_tune(
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
     )
+    cause = f" The cause:\n{results.errors[0]}" if results.errors else ""
     for name, searcher in searchers.items():
         search = searcher.search
+        if search.broken:
+            search.broken += cause
         if not search.finished:
-            cause = f" The cause:\n{results.errors[0]}" if results.errors else ""
             raise DonnaError(
                 f"The search {name!r} was stopped after {search.done} of "
                 f"{search.setup.config.evaluations} candidates. They are kept: the same command "
