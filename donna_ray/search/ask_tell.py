@@ -235,8 +235,8 @@ class Search:
 
     def _enough(self) -> bool:
         """The strategy has given up, or too little is gained a measurement."""
-        if self._strategy.hopeless:
-            self._exhausted = True
+        if self._strategy.hopeless:  # unless one in flight should keep the limit after all
+            return True
         least = self.setup.config.min_gain
         if least is not None and len(self.ledger.measured) >= 2 * _GAIN_OVER:
             values = np.array(list(self.ledger.measured.values()))

@@ -298,7 +298,7 @@ class Phone:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=as_a_phone_starts_it,
         )
         os.close(slave)
 
@@ -339,6 +339,12 @@ def verifies(public_key: str, token: bytes, signature: bytes) -> bool:
     except InvalidSignature:
         return False
     return True
+
+
+def as_a_phone_starts_it() -> None:
+    """A hang-up ends it, also where the tests run under `nohup`, which children inherit."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    die_with_parent()
 
 
 def die_with_parent() -> None:
