@@ -22,6 +22,7 @@ for word in "$@"; do
 done
 
 donna config check "$config" ${settings[@]+"${settings[@]}"}    # bash 3.2: an empty array is unset
-# The CLI's own word on the job is the last line, after all that the job wrote.
+# The CLI's own word on the job is the last line, after all that the job wrote; it may be in colour.
 ray job submit --working-dir . -- donna run "$config" "$@" |
-    awk '{ print; fflush() } NF { last = $0 } END { exit last ~ /Job .[^ ]+. was stopped$/ ? 3 : 0 }'
+    awk '{ print; fflush() } NF { last = $0 }
+         END { gsub(/\033\[[0-9;]*m/, "", last); exit last ~ /Job .[^ ]+. was stopped$/ ? 3 : 0 }'

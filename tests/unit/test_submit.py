@@ -34,6 +34,7 @@ def submitted(folder: Path, log: str, rc: int, *words: str) -> subprocess.Comple
     [
         ("working\nJob 'raysubmit_1' succeeded\n------\n\n", 0, 0),
         (f"working\n{CLI}\n", 0, 3),
+        ("\x1b[33mJob 'raysubmit_1' was stopped\x1b[39m\n", 0, 3),
         (f"no line feed{CLI}\n\n", 0, 3),
         (f"Job 7 was stopped\n{CLI}\nJob 'raysubmit_1' succeeded\n------\n\n", 0, 0),
         (f"{CLI}\nJob 'raysubmit_1' failed\nStatus message: killed\n", 1, 1),
