@@ -7,6 +7,7 @@ import tempfile
 
 from hypothesis import settings
 
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="donna-ray-cache-")
+_cache = tempfile.TemporaryDirectory(prefix="donna-ray-cache-")  # removed at the end
+os.environ["XDG_CACHE_HOME"] = _cache.name
 settings.register_profile("shared host", deadline=None)  # where time says nothing
 settings.load_profile("shared host")
