@@ -89,9 +89,7 @@ def spread(
     if not units:
         return []
     run.connect()
-    actor: Any = ray.remote(num_cpus=0)(UnitQueue)
-    orders = [unit.weight for unit in units], [unit.after for unit in units]
-    queue = actor.options(**on_this_node()).remote(*orders)
+    queue = _queue_of(units)
     storage = run.root / "ray" / f"{name}-{uuid.uuid4().hex[:8]}"
     payloads = ray.put(([unit.payload for unit in units], work))
     arguments = {"queue": queue, "payloads_and_work": payloads, "shared": run.shared}
@@ -117,6 +115,12 @@ def spread(
             "the cause (often memory), then run the same command again."
         )
     return facts
+
+
+def _queue_of(units: Sequence[Unit]) -> Any:
+    actor: Any = ray.remote(num_cpus=0)(UnitQueue)
+    orders = [unit.weight for unit in units], [unit.after for unit in units]
+    return actor.options(**on_this_node()).remote(*orders)
 
 
 def _follow(queue: Any, waves: "_Waves", progress: Progress, watch: Watch) -> None:

@@ -65,6 +65,7 @@ def _measure_one(
         return
     teacher, _ = load_reference(run.config, reference)
     problem = problem_of(scenario.search, teacher, library, None)
+    problem.check()
     lowering = lowering_of(run, reference, teacher)
     design = Frontier(problem, scenario.search.evaluations, run.config.seed).design()
     asked = []
