@@ -24,10 +24,10 @@ if TYPE_CHECKING:
         ModelError,
         Throttled,
     )
-    from device_farm.farm import Farm
-    from device_farm.farm_config import FarmConfig, HostRule, load_farm_config
-    from device_farm.measurement import Measurement
-    from device_farm.protocol import ProtocolSettings
+    from device_farm.farm.config import FarmConfig, HostRule, load_farm_config
+    from device_farm.farm.farm import Farm
+    from device_farm.timing.measurement import Measurement
+    from device_farm.timing.protocol import ProtocolSettings
     from device_farm.workload import TensorSpec, Workload
 
 __all__ = [
@@ -61,10 +61,10 @@ _MODULES = {
     "cache": ("MeasurementCache", "MeasurementKey"),
     "connector": ("Connector", "DeviceInfo", "connector_names", "make_connector"),
     "device_spec": ("DeviceSpec",),
-    "farm": ("Farm",),
-    "farm_config": ("FarmConfig", "HostRule", "load_farm_config"),
-    "measurement": ("Measurement",),
-    "protocol": ("ProtocolSettings",),
+    "farm.farm": ("Farm",),
+    "farm.config": ("FarmConfig", "HostRule", "load_farm_config"),
+    "timing.measurement": ("Measurement",),
+    "timing.protocol": ("ProtocolSettings",),
     "workload": ("TensorSpec", "Workload"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

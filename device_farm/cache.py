@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from device_farm.measurement import Measurement
+from device_farm.timing.measurement import Measurement
 
 __all__ = ["MeasurementCache", "MeasurementKey"]
 

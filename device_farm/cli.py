@@ -22,8 +22,8 @@ from rich.table import Table
 from device_farm.cache import MeasurementCache
 from device_farm.connector import Connector, DeviceInfo, connector_names, connector_type
 from device_farm.failures import DeviceError
-from device_farm.farm_config import default_cache, load_farm_config
-from device_farm.measurement import Measurement
+from device_farm.farm.config import default_cache, load_farm_config
+from device_farm.timing.measurement import Measurement
 from device_farm.workload import Workload
 
 __all__ = ["app", "main"]
@@ -89,7 +89,7 @@ def serve(
     """Start a farm on the Ray cluster of this host, or join it; it stays when this command ends."""
     settings = load_farm_config(config)
     with _cluster():
-        from device_farm.farm import Farm
+        from device_farm.farm.farm import Farm
 
         if stop:
             Farm.end()
@@ -103,7 +103,7 @@ def serve(
 def watch(as_json: _AsJson = False) -> None:
     """Show the farm's devices until interrupted; with --json once."""
     with _cluster(), contextlib.suppress(KeyboardInterrupt):
-        from device_farm.farm import Farm
+        from device_farm.farm.farm import Farm
 
         farm = Farm.connect()
         if as_json:

@@ -21,8 +21,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from device_farm.measurement import Measurement
-from device_farm.protocol import ProtocolSettings, Timing
+from device_farm.timing.measurement import Measurement
+from device_farm.timing.protocol import ProtocolSettings, Timing
 from device_farm.workload import Workload
 
 __all__ = [
@@ -39,8 +39,8 @@ HandleT = TypeVar("HandleT")
 
 _ENTRY_POINTS = "device_farm.connectors"
 _BUILT_IN = {
-    "adb": "device_farm.connectors.adb:AdbConnector",
-    "cuda": "device_farm.connectors.cuda:CudaConnector",
+    "adb": "device_farm.connectors.adb.connector:AdbConnector",
+    "cuda": "device_farm.connectors.cuda.connector:CudaConnector",
     "onnxruntime": "device_farm.connectors.onnxruntime:OnnxRuntimeConnector",
     "simulated": "device_farm.connectors.simulated:SimulatedConnector",
 }
@@ -153,7 +153,7 @@ class Connector(ABC, Generic[HandleT]):
         settings: ProtocolSettings,
         control_baseline_ms: float | None = None,
     ) -> Measurement:
-        """Measures a prepared model by `device_farm.protocol`.
+        """Measures a prepared model by `device_farm.timing.protocol`.
 
         Args:
             handle: What `prepare` returned.

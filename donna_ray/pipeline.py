@@ -2,21 +2,21 @@
 
 from collections.abc import Callable
 
-from donna_ray.artifacts import Artifact
 from donna_ray.config import RunConfig
-from donna_ray.cost import check_device, check_farm
 from donna_ray.data import check_data
-from donna_ray.features import check_features
-from donna_ray.finetune import finetune_step
-from donna_ray.library import library_step
+from donna_ray.distill.features import check_features
+from donna_ray.finetune.step import finetune_step
+from donna_ray.latency.farm import check_device, check_farm
+from donna_ray.library.step import library_step
 from donna_ray.predictor import predictor_step
 from donna_ray.predictor.ahead import samples_ahead
-from donna_ray.reference import build_reference, reference_step
+from donna_ray.reference.step import build_reference, reference_step
 from donna_ray.report import report_step
-from donna_ray.run import Run
+from donna_ray.run.run import Run
 from donna_ray.search import search_step
 from donna_ray.search.ahead import measuring_ahead
 from donna_ray.space import build_space, check_space, register_modules
+from donna_ray.storage.artifacts import Artifact
 
 __all__ = ["STEPS", "check", "run_steps"]
 

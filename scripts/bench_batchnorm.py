@@ -16,15 +16,15 @@ from rich.table import Table
 
 from donna_ray.config import FinetuneRecipe, LibraryConfig, load_config, shipped_config
 from donna_ray.data import ImageData, load_data
-from donna_ray.distill import distill_pack
-from donna_ray.finetune import distillation_loss
-from donna_ray.network import StagedNetwork
+from donna_ray.distill.pack import distill_pack
+from donna_ray.distill.students import BlockJob
+from donna_ray.finetune.step import distillation_loss
 from donna_ray.predictor.quality import tau
-from donna_ray.reference import build_reference, calibrate
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.reference.step import build_reference, calibrate
 from donna_ray.space import build_space
-from donna_ray.students import BlockJob
-from donna_ray.trainer import Trainer, recalibrate
-from donna_ray.training import accuracy, seeded, train
+from donna_ray.training.loop import accuracy, seeded, train
+from donna_ray.training.trainer import Trainer, recalibrate
 
 NETWORKS = 12
 BLOCKS = 8  # of each stage

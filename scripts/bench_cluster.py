@@ -42,18 +42,18 @@ from ray.cluster_utils import Cluster
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from donna_ray.artifacts import Artifact  # noqa: E402
 from donna_ray.config import RunConfig, load_config, shipped_config  # noqa: E402
-from donna_ray.library import library_jobs, library_store  # noqa: E402
-from donna_ray.library_measure import pack_costs, seconds_of  # noqa: E402
-from donna_ray.library_work import DistillPack  # noqa: E402
-from donna_ray.packs import packs_of  # noqa: E402
-from donna_ray.records import PAUSED  # noqa: E402
-from donna_ray.reference import reference_step, space_of  # noqa: E402
-from donna_ray.run import Run  # noqa: E402
+from donna_ray.distill.dealing import packs_of  # noqa: E402
+from donna_ray.distill.students import BlockJob  # noqa: E402
+from donna_ray.library.costs import pack_costs, seconds_of  # noqa: E402
+from donna_ray.library.step import library_jobs, library_store  # noqa: E402
+from donna_ray.library.work import DistillPack  # noqa: E402
+from donna_ray.reference.step import reference_step, space_of  # noqa: E402
+from donna_ray.run.run import Run  # noqa: E402
 from donna_ray.space import check_space  # noqa: E402
-from donna_ray.students import BlockJob  # noqa: E402
-from donna_ray.workers import Unit, spread  # noqa: E402
+from donna_ray.storage.artifacts import Artifact  # noqa: E402
+from donna_ray.storage.records import PAUSED  # noqa: E402
+from donna_ray.workers.spread import Unit, spread  # noqa: E402
 from tests.ray_head import ray_head  # noqa: E402
 
 PRECISION = "library.precision=fp32"  # the same in every round

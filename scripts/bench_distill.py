@@ -37,16 +37,16 @@ from torch.utils.data import Subset
 
 from donna_ray.config import DataConfig, LibraryConfig, ReferenceConfig, RunConfig, SpaceConfig
 from donna_ray.data import Split, load_data
-from donna_ray.distill import DistilledBlock, distill_pack
-from donna_ray.features import FeatureCache
-from donna_ray.network import StagedNetwork
-from donna_ray.precision import measured_precision, step_cost
-from donna_ray.reference import build_reference, calibrate
-from donna_ray.run import Run
+from donna_ray.distill.features import FeatureCache
+from donna_ray.distill.pack import DistilledBlock, distill_pack
+from donna_ray.distill.precision import measured_precision, step_cost
+from donna_ray.distill.students import BlockJob
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.reference.step import build_reference, calibrate
+from donna_ray.run.run import Run
 from donna_ray.space import build_block, build_space
-from donna_ray.students import BlockJob
-from donna_ray.training import Precision, network_input, seeded
-from donna_ray.workers import Unit, spread
+from donna_ray.training.loop import Precision, network_input, seeded
+from donna_ray.workers.spread import Unit, spread
 
 THREADS = 2
 TURNS = 3

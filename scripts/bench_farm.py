@@ -36,14 +36,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "device"))
 from phone import Phone, command_settings
 
 from device_farm import DeviceSpec, Farm, FarmConfig, HostRule, Workload
-from device_farm.adb.addresses import make_link
-from device_farm.adb.shell import Shell
+from device_farm.connectors.adb.addresses import make_link
+from device_farm.connectors.adb.shell import Shell
 from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
-from donna_ray.assemble import untrained
 from donna_ray.config import RunConfig
-from donna_ray.export import export_onnx
-from donna_ray.lowering import Lowering
-from donna_ray.reference import build_reference
+from donna_ray.finetune.assemble import untrained
+from donna_ray.latency.lowering import Lowering
+from donna_ray.onnx_export import export_onnx
+from donna_ray.reference.step import build_reference
 from donna_ray.space import build_space
 
 MICRO = {

@@ -23,12 +23,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from donna_ray.artifacts import Artifact
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.pipeline import STEPS, check
-from donna_ray.plan_measure import measured_plan
+from donna_ray.plan.measure import measured_plan
 from donna_ray.predictor.ahead import known_samples
-from donna_ray.run import Run
+from donna_ray.run.run import Run
+from donna_ray.storage.artifacts import Artifact
 
 Seconds = dict[str, float]
 

@@ -32,24 +32,24 @@ from bench_predictor_config import config_of
 from bench_predictor_report import Curve, render, summary, table_of
 from rich.console import Console
 
-from donna_ray.artifacts import Artifact, digest, write_json
-from donna_ray.assemble import block_keys, library_space, untrained
 from donna_ray.config import RunConfig, TrainingConfig
 from donna_ray.data import load_data
-from donna_ray.finetune import FinetuneJob, finetune, jobs_of
-from donna_ray.library import library_step
+from donna_ray.finetune.assemble import block_keys, library_space, untrained
+from donna_ray.finetune.step import FinetuneJob, finetune, jobs_of
+from donna_ray.library.step import library_step
 from donna_ray.predictor import choice_table, fit
 from donna_ray.predictor.design import design, information_gain
 from donna_ray.predictor.fitting import predicted_by_fit
 from donna_ray.predictor.model import Floats
 from donna_ray.predictor.quality import kendall_tau, quality, tau
-from donna_ray.records import RecordStore
-from donna_ray.reference import build_reference, reference_step
-from donna_ray.run import Run
+from donna_ray.reference.step import build_reference, reference_step
+from donna_ray.run.run import Run
 from donna_ray.space import Architecture, SearchSpace, encode
-from donna_ray.trainer import recalibrate
-from donna_ray.training import accuracy, seeded, train
-from donna_ray.workers import Unit, spread
+from donna_ray.storage.artifacts import Artifact, digest, write_json
+from donna_ray.storage.records import RecordStore
+from donna_ray.training.loop import accuracy, seeded, train
+from donna_ray.training.trainer import recalibrate
+from donna_ray.workers.spread import Unit, spread
 
 TYPICAL = 4096  # random architectures, which stand for the space
 FEWEST = 8  # samples of a fit

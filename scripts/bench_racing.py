@@ -20,12 +20,12 @@ from torch.utils.data import Subset
 
 from donna_ray.config import RacingConfig, RunConfig, load_config, shipped_config
 from donna_ray.data import ImageData, Split, load_data
-from donna_ray.distill import DistilledBlock, distill_pack
-from donna_ray.racing import Entrant, losers
-from donna_ray.reference import build_reference, calibrate
+from donna_ray.distill.pack import DistilledBlock, distill_pack
+from donna_ray.distill.racing import Entrant, losers
+from donna_ray.distill.students import BlockJob
+from donna_ray.reference.step import build_reference, calibrate
 from donna_ray.space import build_space, check_space
-from donna_ray.students import BlockJob
-from donna_ray.training import seeded, train
+from donna_ray.training.loop import seeded, train
 
 SHARES = (0.125, 0.25, 0.5)
 MARGINS = (0.0, 0.05, 0.1, 0.3)

@@ -59,8 +59,8 @@ from search_problem import (
 from donna_ray.config import SearchConfig
 from donna_ray.predictor.model import Floats
 from donna_ray.search.ask_tell import Search, SearchSetup
-from donna_ray.search.exact import Indices, exact_front
-from donna_ray.search.problem import KnownCost, SearchProblem
+from donna_ray.search.exact.front import Indices, exact_front
+from donna_ray.search.study.problem import KnownCost, SearchProblem
 from donna_ray.search.tuner import BatchSearcher, evaluate_with_tune
 
 SEEDS = 5

@@ -10,13 +10,13 @@ from search_problem import corner_of, front_rows, hypervolume
 from device_farm import Workload
 from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
 from donna_ray.config import DeviceConfig, RunConfig, SearchConfig
-from donna_ray.cost import start_farm
-from donna_ray.lowering import Lowering
+from donna_ray.latency.farm import start_farm
+from donna_ray.latency.lowering import Lowering
 from donna_ray.predictor.model import Floats
-from donna_ray.reference import build_reference
+from donna_ray.reference.step import build_reference
 from donna_ray.search.ask_tell import SearchSetup
-from donna_ray.search.cross_terms import AccuracyModel
-from donna_ray.search.problem import KnownCost, SearchProblem
+from donna_ray.search.exact.cross_terms import AccuracyModel
+from donna_ray.search.study.problem import KnownCost, SearchProblem
 from donna_ray.search.tuner import BatchSearcher, FarmEvaluator, evaluate_with_tune
 from donna_ray.space import Architecture, SearchSpace, build_space, check_space
 

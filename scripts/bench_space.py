@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from donna_ray.config import SpaceConfig, load_config, shipped_config
-from donna_ray.reference import cut_reference
+from donna_ray.reference.step import cut_reference
+from donna_ray.reference.timm_models import create_timm_model
 from donna_ray.space import SearchSpace, build_block, build_space, check_space, encode
-from donna_ray.timm_models import create_timm_model
 
 ARCHITECTURES = 100_000
 

@@ -22,15 +22,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from donna_ray.cli.tables import print_plan
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.data import load_data
 from donna_ray.pipeline import check
-from donna_ray.plan import Images, Rates
-from donna_ray.plan_measure import measured_plan
-from donna_ray.plan_parts import batches_read
-from donna_ray.reference import calibrate, load_reference, reference_step
-from donna_ray.run import Run
-from donna_ray.tables import print_plan
+from donna_ray.plan.measure import measured_plan
+from donna_ray.plan.parts import batches_read
+from donna_ray.plan.plan import Images, Rates
+from donna_ray.reference.step import calibrate, load_reference, reference_step
+from donna_ray.run.run import Run
 
 IMAGENET = Images(train=1_281_167, distillation=1_281_167, validation=50_000, calibration=16_384)
 SIZE = (500, 375)

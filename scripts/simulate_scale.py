@@ -23,19 +23,19 @@ from unittest import mock
 
 from virtual_time import Process, Simulation, VirtualLoop
 
-from device_farm import dispatcher as dispatching
-from device_farm import pool
 from device_farm.connector import DeviceInfo
 from device_farm.device_spec import DeviceSpec
-from device_farm.dispatcher import Dispatcher
 from device_farm.failures import DeviceLost, FailurePolicy
-from device_farm.lease import Lessor
-from device_farm.measurement import Measurement
-from device_farm.pool import Device
-from donna_ray.unit_queue import UnitQueue
+from device_farm.farm import dispatcher as dispatching
+from device_farm.farm import pool
+from device_farm.farm.dispatcher import Dispatcher
+from device_farm.farm.lease import Lessor
+from device_farm.farm.pool import Device
+from device_farm.timing.measurement import Measurement
+from donna_ray.workers.queue import UnitQueue
 
 WORKERS_PER_NODE = 4
-POLL_S, BEAT_S = 0.3, 5.0  # as in donna_ray.train_run
+POLL_S, BEAT_S = 0.3, 5.0  # as in donna_ray.workers.train_run
 NOTICED_S = 13.0  # from a node's death until Ray says so, by default
 SPREAD = 0.25  # of the units' durations: their logarithms' standard deviation
 

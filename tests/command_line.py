@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from donna_ray.cli import main
+from donna_ray.cli.main import main
 
 
 def donna_here(*words: str) -> subprocess.CompletedProcess[str]:

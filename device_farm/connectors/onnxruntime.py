@@ -19,10 +19,10 @@ import onnxruntime
 from pydantic import Field, model_validator
 
 from device_farm.connector import Connector, DeviceInfo, digest
-from device_farm.control import control_workload
 from device_farm.failures import DeviceError, DeviceLost, ModelError
-from device_farm.measurement import Measurement
-from device_farm.protocol import ProtocolSettings, Runs, baseline_ms, time_candidate
+from device_farm.timing.control import control_workload
+from device_farm.timing.measurement import Measurement
+from device_farm.timing.protocol import ProtocolSettings, Runs, baseline_ms, time_candidate
 from device_farm.workload import Workload
 
 __all__ = ["OnnxRuntimeConnector", "OnnxRuntimeSettings", "PreparedModel"]

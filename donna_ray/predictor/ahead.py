@@ -1,14 +1,14 @@
 """Sampled networks that are finetuned while other blocks are still being distilled."""
 
-from donna_ray.artifacts import Artifact
 from donna_ray.config import RunConfig
-from donna_ray.finetune import FinetuneJob, FinetuneNetwork, jobs_of, network_store, work_of
-from donna_ray.library import Jobs, library_store
-from donna_ray.library_making import Following
+from donna_ray.finetune.step import FinetuneJob, FinetuneNetwork, jobs_of, network_store, work_of
+from donna_ray.library.making import Following
+from donna_ray.library.step import Jobs, library_store
 from donna_ray.predictor.step import first_round
-from donna_ray.records import RecordStore
-from donna_ray.run import Run
+from donna_ray.run.run import Run
 from donna_ray.space import SearchSpace
+from donna_ray.storage.artifacts import Artifact
+from donna_ray.storage.records import RecordStore
 
 __all__ = ["known_samples", "samples_ahead"]
 

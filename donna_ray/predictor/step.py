@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from donna_ray.artifacts import Artifact, Files, StepFolder, finished_inputs, write_json
-from donna_ray.assemble import block_keys, library_space
 from donna_ray.config import PredictorConfig
-from donna_ray.finetune import FinetuneJob, finetune, jobs_of, network_files
+from donna_ray.finetune.assemble import block_keys, library_space
+from donna_ray.finetune.step import FinetuneJob, finetune, jobs_of, network_files
 from donna_ray.predictor.design import design
 from donna_ray.predictor.fitting import fit
 from donna_ray.predictor.model import Floats
 from donna_ray.predictor.quality import baseline_quality, comparable, held_out_quality, kendall_tau
-from donna_ray.run import Run
+from donna_ray.run.run import Run
 from donna_ray.space import Architecture, encode
+from donna_ray.storage.artifacts import Artifact, Files, StepFolder, finished_inputs, write_json
 
 __all__ = ["choice_table", "first_round", "predictor_step"]
 

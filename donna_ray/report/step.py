@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from donna_ray.artifacts import Artifact, write_atomic, write_json
-from donna_ray.assemble import library_space, untrained
 from donna_ray.complexity import complexity
+from donna_ray.finetune.assemble import library_space, untrained
 from donna_ray.predictor import AccuracyPredictor, choice_table
-from donna_ray.reference import load_reference
+from donna_ray.reference.step import load_reference
 from donna_ray.report.html import render
 from donna_ray.report.results import SCHEMA_VERSION, Results
-from donna_ray.run import Run
+from donna_ray.run.run import Run
 from donna_ray.space import BlockSpec, encode
+from donna_ray.storage.artifacts import Artifact, write_atomic, write_json
 
 __all__ = ["report_step"]
 

@@ -6,14 +6,14 @@ from threading import Event, Thread
 
 import ray
 
-from donna_ray.artifacts import Artifact
 from donna_ray.config import Scenario
-from donna_ray.cost import farm_at_hand
 from donna_ray.errors import DonnaError
-from donna_ray.reference import load_reference
-from donna_ray.run import Run
-from donna_ray.search.frontier import Frontier
+from donna_ray.latency.farm import farm_at_hand
+from donna_ray.reference.step import load_reference
+from donna_ray.run.run import Run
 from donna_ray.search.scenario import lowering_of, problem_of
+from donna_ray.search.strategies.frontier import Frontier
+from donna_ray.storage.artifacts import Artifact
 
 __all__ = ["measuring_ahead"]
 

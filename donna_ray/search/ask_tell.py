@@ -11,10 +11,10 @@ import numpy as np
 from donna_ray.config import SearchConfig, latency_ms
 from donna_ray.errors import DonnaError
 from donna_ray.predictor.model import Floats
-from donna_ray.search.frontier import Frontier
-from donna_ray.search.problem import SearchProblem
-from donna_ray.search.sampler import Sampled
-from donna_ray.search.study import Ledger, Outcome, check_outcome, failure_of, maximised
+from donna_ray.search.strategies.frontier import Frontier
+from donna_ray.search.strategies.sampler import Sampled
+from donna_ray.search.study.ledger import Ledger, Outcome, check_outcome, failure_of, maximised
+from donna_ray.search.study.problem import SearchProblem
 from donna_ray.space import Architecture
 
 __all__ = ["Search", "SearchSetup", "Strategy"]

@@ -6,22 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from donna_ray.artifacts import Artifact
-from donna_ray.assemble import library_space
 from donna_ray.complexity import complexity
 from donna_ray.config import Scenario, SearchConfig
-from donna_ray.cost import Latency
 from donna_ray.errors import DonnaError
-from donna_ray.lowering import Lowering
-from donna_ray.network import StagedNetwork
+from donna_ray.finetune.assemble import library_space
+from donna_ray.latency.farm import Latency
+from donna_ray.latency.lowering import Lowering
 from donna_ray.predictor import AccuracyPredictor, choice_table
-from donna_ray.run import Run
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.run.run import Run
 from donna_ray.search.ask_tell import Search, SearchSetup
-from donna_ray.search.cross_terms import AccuracyModel
-from donna_ray.search.problem import KnownCost, SearchProblem
-from donna_ray.search.study import architecture_of, front_of
+from donna_ray.search.exact.cross_terms import AccuracyModel
+from donna_ray.search.study.ledger import architecture_of, front_of
+from donna_ray.search.study.problem import KnownCost, SearchProblem
 from donna_ray.search.tuner import BatchSearcher
 from donna_ray.search.yardstick import yardstick
+from donna_ray.storage.artifacts import Artifact
 
 __all__ = ["candidates_of_search", "lowering_of", "problem_of", "result_of", "searcher_of"]
 

@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from donna_ray.artifacts import Artifact, Files, StepFolder, write_json
 from donna_ray.config import Scenario
-from donna_ray.cost import Latency, LatencyFarm, start_farms
 from donna_ray.errors import DonnaError, MissingArtifactError
-from donna_ray.export import export_onnx
-from donna_ray.network import StagedNetwork
-from donna_ray.reference import load_reference
-from donna_ray.run import Run
+from donna_ray.latency.farm import Latency, LatencyFarm, start_farms
+from donna_ray.onnx_export import export_onnx
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.reference.step import load_reference
+from donna_ray.run.run import Run
 from donna_ray.search.ask_tell import Search
 from donna_ray.search.scenario import (
     candidates_of_search,
@@ -24,6 +23,7 @@ from donna_ray.search.scenario import (
     searcher_of,
 )
 from donna_ray.search.tuner import BatchSearcher, FarmEvaluator, evaluate_with_tune
+from donna_ray.storage.artifacts import Artifact, Files, StepFolder, write_json
 
 __all__ = ["search_step"]
 

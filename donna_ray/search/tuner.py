@@ -18,12 +18,12 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from donna_ray.cost import LatencyFarm, Unmeasured
 from donna_ray.errors import DonnaError
-from donna_ray.lowering import Lowering
+from donna_ray.latency.farm import LatencyFarm, Unmeasured
+from donna_ray.latency.lowering import Lowering
 from donna_ray.search.ask_tell import Search, SearchSetup
-from donna_ray.search.problem import SearchProblem
-from donna_ray.search.study import Outcome, measured
+from donna_ray.search.study.ledger import Outcome, measured
+from donna_ray.search.study.problem import SearchProblem
 from donna_ray.space import Architecture
 
 __all__ = [

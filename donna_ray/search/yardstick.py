@@ -8,12 +8,12 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from donna_ray.predictor.model import Floats
-from donna_ray.search.candidates import informative
-from donna_ray.search.cross_terms import bounded_front
-from donna_ray.search.exact import Cut, Indices
-from donna_ray.search.problem import SearchProblem
-from donna_ray.search.surrogate import Surrogate
-from donna_ray.search.threads import one_thread
+from donna_ray.search.exact.cross_terms import bounded_front
+from donna_ray.search.exact.front import Cut, Indices
+from donna_ray.search.strategies.candidates import informative
+from donna_ray.search.study.problem import SearchProblem
+from donna_ray.search.surrogate.model import Surrogate
+from donna_ray.search.surrogate.threads import one_thread
 from donna_ray.space import Architecture
 
 __all__ = ["yardstick"]

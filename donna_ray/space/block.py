@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from donna_ray.artifacts import digest, file_sha256
 from donna_ray.errors import ConfigError
+from donna_ray.storage.artifacts import digest, file_sha256
 
 __all__ = [
     "BlockFamily",

@@ -8,13 +8,13 @@ import timm
 import torch
 from torch import nn
 
-from donna_ray.artifacts import digest
 from donna_ray.complexity import probe
 from donna_ray.errors import ConfigError
-from donna_ray.export import check_onnx_error, export_onnx, onnx_error
+from donna_ray.onnx_export import check_onnx_error, export_onnx, onnx_error
 from donna_ray.space.block import BlockSpec, StageShape, block_family, build_block
 from donna_ray.space.costs import CostCache
 from donna_ray.space.space import SearchSpace, Stage
+from donna_ray.storage.artifacts import digest
 
 __all__ = ["Costs", "check_space", "covering"]
 

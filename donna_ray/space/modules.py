@@ -7,9 +7,9 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from donna_ray.artifacts import digest
 from donna_ray.errors import ConfigError
 from donna_ray.space.block import block_families
+from donna_ray.storage.artifacts import digest
 
 __all__ = ["register_modules"]
 

@@ -8,9 +8,9 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from donna_ray.artifacts import digest
 from donna_ray.errors import DonnaError
 from donna_ray.space.block import BlockSpec, StageShape
+from donna_ray.storage.artifacts import digest
 
 __all__ = ["Architecture", "SearchSpace", "Stage", "encode"]
 

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 from device_farm import failures
 from device_farm.connector import Connector, DeviceInfo, digest
-from device_farm.measurement import Measurement
-from device_farm.protocol import ProtocolSettings
+from device_farm.timing.measurement import Measurement
+from device_farm.timing.protocol import ProtocolSettings
 from device_farm.workload import Workload
 
 

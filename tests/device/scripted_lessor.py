@@ -10,14 +10,14 @@ from typing import Any, cast
 
 import pytest
 
-from device_farm import dispatcher, pool
 from device_farm.connector import DeviceInfo
-from device_farm.control import control_workload
 from device_farm.device_spec import DeviceSpec
-from device_farm.dispatcher import Dispatcher
 from device_farm.failures import FailurePolicy
-from device_farm.measurement import Measurement
-from device_farm.pool import Device, Job
+from device_farm.farm import dispatcher, pool
+from device_farm.farm.dispatcher import Dispatcher
+from device_farm.farm.pool import Device, Job
+from device_farm.timing.control import control_workload
+from device_farm.timing.measurement import Measurement
 
 Probe = Callable[[], Awaitable[DeviceInfo]]
 Measure = Callable[[bytes], Awaitable[Measurement]]

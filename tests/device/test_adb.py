@@ -12,11 +12,11 @@ import pytest
 from phone import Phone, perf_test
 
 from device_farm import DeviceError, DeviceLost, ModelError, Throttled, Workload
-from device_farm.adb.keys import load_signer
-from device_farm.connectors.adb import AdbConnector
-from device_farm.control import control_workload
-from device_farm.protocol import ProtocolSettings
+from device_farm.connectors.adb.connector import AdbConnector
+from device_farm.connectors.adb.keys import load_signer
 from device_farm.testing import ConnectorConformance
+from device_farm.timing.control import control_workload
+from device_farm.timing.protocol import ProtocolSettings
 
 BRIEF = ProtocolSettings(blocks=2, runs_per_block=3, interleave=False)
 MODE = [
@@ -212,7 +212,7 @@ def emptied(phone: Phone) -> Phone:
 def test_models_not_used_for_longest_are_removed(
     emptied: Phone, host: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("device_farm.adb.models._KEPT", 2)
+    monkeypatch.setattr("device_farm.connectors.adb.models._KEPT", 2)
     connector = AdbConnector("phone", settings(emptied, host, runner=cat(host)))
     connector.prepare(control_workload())
     models = [Workload.from_onnx(_renamed(number)) for number in range(5)]

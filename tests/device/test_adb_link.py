@@ -16,10 +16,10 @@ from adb_shell.auth.keygen import keygen
 from phone import Phone
 
 from device_farm import AuthRequired, Busy, DeviceError, DeviceLost, DeviceTimeout
-from device_farm.adb.addresses import find_phones, make_link
-from device_farm.adb.keys import fingerprint, load_signer
-from device_farm.adb.link import Link
-from device_farm.adb.shell import CommandFailed, Shell
+from device_farm.connectors.adb.addresses import find_phones, make_link
+from device_farm.connectors.adb.keys import fingerprint, load_signer
+from device_farm.connectors.adb.link import Link
+from device_farm.connectors.adb.shell import CommandFailed, Shell
 
 NAMES = ["plain", "a b", "$(touch pwned)", "`touch pwned`", "x; touch pwned", "'\"", "-rf", "ü,ñ"]
 
@@ -218,7 +218,7 @@ def test_of_two_makers_of_a_key_the_second_waits(
         time.sleep(0.2)
         keygen(path)
 
-    monkeypatch.setattr("device_farm.adb.keys.keygen", slow)
+    monkeypatch.setattr("device_farm.connectors.adb.keys.keygen", slow)
     key = tmp_path / "adbkey"
     with ThreadPoolExecutor(2) as pool:
         signers = list(pool.map(load_signer, [key, key]))

@@ -9,9 +9,9 @@ import pytest
 from phone import perf_test
 
 from device_farm import DeviceError
-from device_farm.adb.runners.base import RunPlan, file_digest
-from device_farm.adb.runners.onnxruntime import OnnxRuntimeRunner
-from device_farm.adb.runners.tflite import TfliteRunner
+from device_farm.connectors.adb.runners.base import RunPlan, file_digest
+from device_farm.connectors.adb.runners.onnxruntime import OnnxRuntimeRunner
+from device_farm.connectors.adb.runners.tflite import TfliteRunner
 
 WARMUP = "count=10 first=9000 curr=8000 min=8000 max=9000 avg=8500 std=9 p5=8000 median=8100 p95=9"
 SUMMARY = "Inference timings in us: Init: 9, Warmup (avg): 8500, Inference (avg): 4.2e+03"

@@ -13,11 +13,11 @@ import pytest
 from phone import Adb, Phone, perf_test
 
 from device_farm import AuthRequired, Busy, DeviceError, DeviceLost, DeviceTimeout
-from device_farm.adb.server import ServerLink, list_phones
-from device_farm.adb.shell import Shell
-from device_farm.connectors.adb import AdbConnector
-from device_farm.control import control_workload
-from device_farm.protocol import ProtocolSettings
+from device_farm.connectors.adb.connector import AdbConnector
+from device_farm.connectors.adb.server import ServerLink, list_phones
+from device_farm.connectors.adb.shell import Shell
+from device_farm.timing.control import control_workload
+from device_farm.timing.protocol import ProtocolSettings
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_no_server_is_a_lost_phone() -> None:
 
 
 def test_a_server_that_is_silent_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("device_farm.adb.server._ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("device_farm.connectors.adb.server._ANSWER_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         server = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(DeviceTimeout):

@@ -13,11 +13,11 @@ import usb_stand_in as usb
 from phone import Phone
 
 from device_farm import AuthRequired, Busy, DeviceLost, DeviceTimeout
-from device_farm.adb.addresses import find_phones, make_link
-from device_farm.adb.link import Link
-from device_farm.adb.shell import Shell
+from device_farm.connectors.adb.addresses import find_phones, make_link
+from device_farm.connectors.adb.link import Link
+from device_farm.connectors.adb.shell import Shell
 
-OURS = ("device_farm.adb.usb", "adb_shell.transport.usb_transport")
+OURS = ("device_farm.connectors.adb.usb", "adb_shell.transport.usb_transport")
 
 
 @pytest.fixture(autouse=True)

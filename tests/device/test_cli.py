@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from device_farm.control import control_workload
+from device_farm.timing.control import control_workload
 
 MAIN = "from device_farm.cli import main; main()"
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from device_farm import Busy, DeviceError, DeviceLost, ModelError, Workload
-from device_farm.connectors import cuda
-from device_farm.connectors.cuda import CudaConnector
-from device_farm.control import control_workload
-from device_farm.cuda.condition import check_architecture, parse_condition
-from device_farm.cuda.failures import memory_failure, typed_failures
-from device_farm.cuda.loading import captured, float32_math
+from device_farm.connectors.cuda import connector as cuda
+from device_farm.connectors.cuda.condition import check_architecture, parse_condition
+from device_farm.connectors.cuda.connector import CudaConnector
+from device_farm.connectors.cuda.failures import memory_failure, typed_failures
+from device_farm.connectors.cuda.loading import captured, float32_math
+from device_farm.timing.control import control_workload
 
 CU130 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
 

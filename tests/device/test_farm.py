@@ -23,7 +23,7 @@ from device_farm import (
     ModelError,
     Throttled,
 )
-from device_farm.control import control_workload
+from device_farm.timing.control import control_workload
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -11,9 +11,9 @@ import pytest
 from scripted_lessor import Farm, info, record, without_ray
 
 from device_farm import Busy, DeviceError, DeviceLost, Measurement, MeasurementCache
-from device_farm import roster as roster_module
 from device_farm.connector import DeviceInfo
-from device_farm.control import control_workload
+from device_farm.farm import roster as roster_module
+from device_farm.timing.control import control_workload
 
 
 @pytest.fixture(autouse=True)

@@ -125,7 +125,7 @@ def test_a_calibration_that_hangs_is_ended(
 def test_a_farm_with_too_many_asks_still_tells_its_state(
     serve: Callable[..., Farm], scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("device_farm.farm._CONCURRENT_CALLS", 2)
+    monkeypatch.setattr("device_farm.farm.farm._CONCURRENT_CALLS", 2)
     farm = serve(scripted("board", seconds=60), policy=FailurePolicy(control_every=0))
     asked = [farm.submit(model_number(number), "board") for number in range(4)]
     [record] = ray.get(farm._dispatcher.status.remote(), timeout=30)

@@ -16,7 +16,7 @@ from farms import descendants, model_number, row, wait_for_state
 from phone import Phone, command_settings
 
 from device_farm import DeviceSpec, FailurePolicy, Farm, FarmConfig, HostRule, Measurement
-from device_farm.adb.keys import load_signer
+from device_farm.connectors.adb.keys import load_signer
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

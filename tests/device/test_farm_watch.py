@@ -11,10 +11,11 @@ import pytest
 from ray.exceptions import RayActorError
 from scripted_lessor import spec
 
-from device_farm import DeviceError, HostRule, host_watch
-from device_farm.device_actor import DeviceActor
-from device_farm.host_actor import HostActor, by_resources
-from device_farm.host_watch import HostWatch
+from device_farm import DeviceError, HostRule
+from device_farm.farm import host_watch
+from device_farm.farm.device_actor import DeviceActor
+from device_farm.farm.host_actor import HostActor, by_resources
+from device_farm.farm.host_watch import HostWatch
 
 
 def node(name: str, **resources: float) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper
 
 from device_farm import DeviceError, DeviceLost, ModelError, Workload
 from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
-from device_farm.control import control_workload
 from device_farm.testing import ConnectorConformance
+from device_farm.timing.control import control_workload
 
 QUICK = {"blocks": 3, "runs_per_block": 3, "warmup_runs": 1}
 

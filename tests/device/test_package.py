@@ -24,7 +24,7 @@ def test_no_file_imports_the_search() -> None:
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             modules.add(node.module or "")
-    assert "device_farm.dispatcher" in modules
+    assert "device_farm.farm.dispatcher" in modules
     assert not {module for module in modules if module.split(".")[0] == "donna_ray"}
 
 

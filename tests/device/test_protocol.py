@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from device_farm.protocol import ProtocolSettings, Runs, baseline_ms, time_candidate
+from device_farm.timing.protocol import ProtocolSettings, Runs, baseline_ms, time_candidate
 
 
 def runs_of(seconds: Iterable[float]) -> Runs:

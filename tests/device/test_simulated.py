@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from device_farm import DeviceLost, Throttled, Workload
 from device_farm.connectors.simulated import SimulatedConnector
-from device_farm.control import control_workload
 from device_farm.testing import ConnectorConformance
+from device_farm.timing.control import control_workload
 
 EXACT = {"noise_percent": 0, "overhead_ms": 1.0, "gmacs_per_s": 0.001, "node_us": 500}
 

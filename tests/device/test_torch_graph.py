@@ -14,8 +14,8 @@ import torch
 from onnx import TensorProto, helper
 
 from device_farm import ModelError, Workload
-from device_farm.control import control_workload
-from device_farm.torch_graph import to_torch
+from device_farm.connectors.cuda.torch_graph import to_torch
+from device_farm.timing.control import control_workload
 
 NETWORKS = [
     "mobilenetv3_small_050",

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from device_farm import ModelError, TensorSpec, Workload
-from device_farm.control import control_workload
+from device_farm.timing.control import control_workload
 
 
 def model_of(inputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from device_farm import ModelError, Workload
-from device_farm.connectors.cuda import CudaConnector
-from device_farm.control import control_workload
-from device_farm.cuda.loading import float32_math
+from device_farm.connectors.cuda.connector import CudaConnector
+from device_farm.connectors.cuda.loading import float32_math
 from device_farm.testing import ConnectorConformance
+from device_farm.timing.control import control_workload
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 

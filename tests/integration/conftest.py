@@ -20,7 +20,7 @@ import torch
 
 torch.set_num_threads(1)  # the networks are tiny: more threads only wait for each other
 ROOT = Path(__file__).parent.parent.parent
-DONNA = (sys.executable, "-c", "from donna_ray.cli import main; main()")
+DONNA = (sys.executable, "-c", "from donna_ray.cli.main import main; main()")
 SMALLEST = {
     "reference.training.epochs": 3,
     "space.blocks": [

@@ -16,11 +16,11 @@ from typing import Any
 
 import ray
 
-from donna_ray import demand
 from donna_ray.config import DeviceConfig, load_config, shipped_config
-from donna_ray.cost import start_farm
-from donna_ray.run import Run
-from donna_ray.workers import Unit, spread
+from donna_ray.latency.farm import start_farm
+from donna_ray.run.run import Run
+from donna_ray.workers import demand
+from donna_ray.workers.spread import Unit, spread
 from tests.ray_head import RAY
 
 UNITS, PHONE = 60, "phone:pixel-8"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from donna_ray import finetune
 from donna_ray.config import load_config, shipped_config
-from donna_ray.finetune import network_store
+from donna_ray.finetune import step as finetune
+from donna_ray.finetune.step import network_store
 from donna_ray.pipeline import run_steps
-from donna_ray.run import Run
+from donna_ray.run.run import Run
 from tests.integration.conftest import SMALLEST
 
 

@@ -12,11 +12,11 @@ import safetensors.torch
 import torch
 import yaml
 
-from donna_ray.assemble import untrained
 from donna_ray.complexity import complexity
 from donna_ray.config import RunConfig
 from donna_ray.data import load_data
-from donna_ray.reference import build_reference
+from donna_ray.finetune.assemble import untrained
+from donna_ray.reference.step import build_reference
 from donna_ray.report.results import Results
 from donna_ray.space import BlockSpec, build_space
 from tests.command_line import donna_here

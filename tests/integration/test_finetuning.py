@@ -17,17 +17,17 @@ import torch
 import yaml
 from torch import nn
 
-from donna_ray.assemble import block_keys, library_space
 from donna_ray.config import FinetuneRecipe, RunConfig
 from donna_ray.data import load_data
-from donna_ray.finetune import finetune, jobs_of, network_store
-from donna_ray.group import ALONE, Group, current_group
-from donna_ray.library import library_step
-from donna_ray.reference import reference_step
-from donna_ray.run import Run
-from donna_ray.trainer import Trainer
-from donna_ray.training import cross_entropy, seeded
-from donna_ray.workers import Unit, spread
+from donna_ray.finetune.assemble import block_keys, library_space
+from donna_ray.finetune.step import finetune, jobs_of, network_store
+from donna_ray.library.step import library_step
+from donna_ray.reference.step import reference_step
+from donna_ray.run.run import Run
+from donna_ray.training.loop import cross_entropy, seeded
+from donna_ray.training.trainer import Trainer
+from donna_ray.workers.group import ALONE, Group, current_group
+from donna_ray.workers.spread import Unit, spread
 from tests.integration.conftest import train_workers
 
 TOGETHER = FinetuneRecipe(

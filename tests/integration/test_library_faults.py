@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import ray
 
-from donna_ray.artifacts import Artifact
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.errors import DonnaError
-from donna_ray.library import library_step, library_store
-from donna_ray.reference import reference_step
+from donna_ray.library.step import library_step, library_store
+from donna_ray.reference.step import reference_step
 from donna_ray.report.results import Results
-from donna_ray.run import Run
-from donna_ray.unit_queue import UnitQueue
+from donna_ray.run.run import Run
+from donna_ray.storage.artifacts import Artifact
+from donna_ray.workers.queue import UnitQueue
 from tests.integration import faulty_files
 from tests.integration.conftest import SMALLEST, results_of
 

@@ -13,14 +13,14 @@ import pytest
 import yaml
 from ray.cluster_utils import Cluster
 
-from donna_ray import workers
-from donna_ray.assemble import block_keys, library_space
 from donna_ray.config import RunConfig, load_config, shipped_config
-from donna_ray.finetune import finetune, jobs_of, network_store
-from donna_ray.library import library_step, library_store
+from donna_ray.finetune.assemble import block_keys, library_space
+from donna_ray.finetune.step import finetune, jobs_of, network_store
+from donna_ray.library.step import library_step, library_store
 from donna_ray.pipeline import run_steps
-from donna_ray.reference import reference_step
-from donna_ray.run import Run
+from donna_ray.reference.step import reference_step
+from donna_ray.run.run import Run
+from donna_ray.workers import spread as workers
 from tests.integration.conftest import SMALLEST, measurements_in
 from tests.integration.test_library_faults import assert_equal
 from tests.integration.test_workers import cluster, joining, when

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from donna_ray.config import load_config, shipped_config
-from donna_ray.library import library_step, library_store
-from donna_ray.records import RecordStore
-from donna_ray.reference import reference_step
-from donna_ray.run import Run
+from donna_ray.library.step import library_step, library_store
+from donna_ray.reference.step import reference_step
+from donna_ray.run.run import Run
+from donna_ray.storage.records import RecordStore
 from tests.integration.conftest import SMALLEST
 
 

@@ -12,10 +12,10 @@ import yaml
 
 from device_farm import DeviceSpec, Farm, FarmConfig
 from donna_ray.config import DeviceConfig, RunConfig
-from donna_ray.cost import start_farm
+from donna_ray.latency.farm import start_farm
 from donna_ray.pipeline import run_steps
 from donna_ray.report.results import Results
-from donna_ray.run import Run
+from donna_ray.run.run import Run
 from tests.command_line import donna_here
 from tests.integration.conftest import results_of
 

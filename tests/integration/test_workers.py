@@ -17,11 +17,11 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from donna_ray import workers
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.errors import DonnaError
-from donna_ray.run import Run
-from donna_ray.workers import Unit, spread
+from donna_ray.run.run import Run
+from donna_ray.workers import spread as workers
+from donna_ray.workers.spread import Unit, spread
 
 UNITS = 100  # more than are done until the last event, on a slow machine, too
 QUICK = {

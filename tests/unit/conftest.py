@@ -7,10 +7,10 @@ import torch
 
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.data import load_data
-from donna_ray.network import StagedNetwork
-from donna_ray.reference import build_reference
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.reference.step import build_reference
 from donna_ray.space import SearchSpace, build_space
-from donna_ray.training import seeded
+from donna_ray.training.loop import seeded
 
 torch.set_num_threads(1)  # the networks are tiny: more threads only wait for each other
 

@@ -1,0 +1,309 @@
+"""Android phones, by ADB: a program on the phone runs the model, this host times nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import signal
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from device_farm.connector import Connector, DeviceInfo, digest
+from device_farm.connectors.adb.addresses import ADDRESS, find_phones, make_link
+from device_farm.connectors.adb.environment import (
+    Identity,
+    check_cores,
+    condition,
+    identify,
+    measuring_mode,
+    wait_until_cool,
+)
+from device_farm.connectors.adb.keys import default_key_path
+from device_farm.connectors.adb.link import Link
+from device_farm.connectors.adb.models import ModelFolder, PhoneModel
+from device_farm.connectors.adb.runners import AnyRunner, Runner, RunPlan
+from device_farm.connectors.adb.server import DEFAULT_SERVER
+from device_farm.connectors.adb.shell import CommandFailed, Shell
+from device_farm.failures import DeviceError, DeviceLost, ModelError
+from device_farm.timing.control import control_workload
+from device_farm.timing.measurement import Measurement
+from device_farm.timing.protocol import ProtocolSettings, baseline_ms, time_candidate
+from device_farm.workload import Workload
+
+__all__ = ["AdbConnector", "AdbSettings", "PhoneModel"]
+
+_FOLDER = "/data/local/tmp/device-farm"
+_CANNOT_RUN = (126, 127, 128 + signal.SIGILL)
+"""A shell's status if a program is not there, or not for this processor."""
+_CANNOT_LINK = "CANNOT LINK EXECUTABLE"
+"""What Android's linker says if a library is missing or does not fit."""
+_BASELINE_BLOCKS = 12
+"""Each block is a process of its own here, so its figures are nearly independent."""
+
+
+class AdbSettings(ProtocolSettings):
+    """The protocol's settings, the way to the phone, and how it measures.
+
+    How the phone is reached is no part of the settings' identity: phones of one model that are
+    set alike are interchangeable.
+    """
+
+    interleave: bool = False
+    address: str = Field(pattern=ADDRESS, exclude=True)
+    """`HOST:PORT`, `usb:SERIAL` or `server:SERIAL`."""
+    server: str = Field(default=DEFAULT_SERVER, pattern=r"^[^:\s]+:\d{1,5}$", exclude=True)
+    """The adb server of a `server:` address."""
+    key: Path | None = Field(default=None, exclude=True)
+    """This host's private key; by default that of the user's `adb`, or one that is made."""
+    auth_timeout_s: float = Field(default=10.0, gt=0, exclude=True)
+    """Seconds to wait for a person to allow this host."""
+    command_timeout_s: float = Field(default=120.0, gt=0, exclude=True)
+    """Seconds that one block of runs may take, loading the model included."""
+    runner: AnyRunner | None = None
+    """The program that measures; without one the phone can be probed only."""
+    threads: int = Field(default=1, ge=1)
+    cores: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    """Cores that the program is bound to, by taskset; by default the phone's scheduler decides."""
+    max_thermal_status: int = Field(default=0, ge=0, le=6)
+    """Of Android's scale: 0 is none, 1 light throttling."""
+    cool_down_s: float = Field(default=0.0, ge=0, exclude=True)
+    """Seconds to wait for a hot phone before it counts as throttled; a farm waits by itself."""
+    screen: Literal["leave", "on", "off"] = "leave"
+    fixed_performance: bool = False
+    """Android's fixed performance mode: steadier, and slower. Android 11 and newer."""
+
+
+class AdbConnector(Connector[PhoneModel]):
+    """Runs a program on an Android phone, once a block of runs.
+
+    Each call of the program loads the model anew, and its warm-up runs are left out. Files on the
+    phone are in /data/local/tmp/device-farm, named by their hashes; the newest models stay.
+    """
+
+    name: ClassVar[str] = "adb"
+    settings_type: ClassVar[type[ProtocolSettings]] = AdbSettings
+    settings: AdbSettings
+
+    def __init__(self, device: str, settings: Mapping[str, Any]) -> None:
+        super().__init__(device, settings)
+        self._link: Link | None = None
+        self._stager: Link | None = None
+        self._identity: Identity | None = None
+        self._binary: str | None = None
+        self._bound: list[str] | None = None
+        self._models = ModelFolder(f"{_FOLDER}/models")
+        self._prepared: dict[str, PhoneModel] = {}
+        self._closed = False
+
+    @classmethod
+    def discover(cls, places: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+        return {name: dict(settings) for name, settings in find_phones(places).items()}
+
+    def actor_options(self) -> dict[str, Any]:
+        return {"num_cpus": 0}
+
+    def probe(self) -> DeviceInfo:
+        shell = self._shell()
+        found = identify(shell)
+        if self._identity and found != self._identity:
+            self._prepared.clear()
+            self._binary = self._bound = None
+        self._identity = found
+        self._binding(shell)
+        runner = self.settings.runner
+        identity = {"connector": self.name, "runtime": runner.identity if runner else "none"}
+        settings = self.settings.model_dump(mode="json")
+        control = {**identity, **settings, "control": control_workload().digest}
+        return DeviceInfo(
+            name=self.device,
+            model=found.model,
+            host=found.serial,
+            cores=(),
+            settings_digest=digest({**identity, **settings}),
+            control_digest=digest(control),
+            serial=found.serial,
+            **identity,
+        )
+
+    def health(self) -> dict[str, Any]:
+        shell = self._shell()
+        waited = wait_until_cool(
+            shell, self.device, self.settings.max_thermal_status, self.settings.cool_down_s
+        )
+        return {"cool_down_s": round(waited, 1), **condition(shell, self.settings.cores or ())}
+
+    def stage(self, workload: Workload) -> None:
+        """Pushes the model over a connection of its own; over USB there is only one."""
+        if self._closed or self.settings.address.startswith("usb:"):
+            return
+        self._stager = self._stager or self._make_link()
+        self._models.bring(Shell(self._stager), workload, self._runner())
+
+    def prepare(self, workload: Workload) -> PhoneModel:
+        """Also runs the model once, so that one which the program refuses is found out here."""
+        shell, runner = self._shell(), self._runner()
+        known = self._prepared.get(workload.digest)
+        if known and self._models.renew(shell, known.path):
+            return known
+        self._prepared.pop(workload.digest, None)
+        model = self._models.bring(shell, workload, runner)
+        try:
+            self._run(model, 0, 1)
+        finally:
+            with suppress(DeviceError):  # it may be what ended the run
+                control = self._models.path_of(control_workload(), runner)
+                self._models.clean(shell, (model.path, control))
+        self._prepared[workload.digest] = model
+        return model
+
+    def calibrate(self) -> float:
+        control = self.prepare(control_workload())
+        self.health()
+        with self._measuring_mode():
+            runs = partial(self._run, control, self.settings.warmup_runs)
+            return baseline_ms(runs, self._without_warmup(self.settings), _BASELINE_BLOCKS)
+
+    def measure(
+        self,
+        handle: PhoneModel,
+        settings: ProtocolSettings,
+        control_baseline_ms: float | None = None,
+    ) -> Measurement:
+        if settings.interleave and control_baseline_ms is not None:
+            control_model = self.prepare(control_workload())
+            control = partial(self._run, control_model, settings.warmup_runs)
+        else:
+            control = None
+        before = self.health()
+        with self._measuring_mode() as done:
+            timing = time_candidate(
+                partial(self._run, handle, settings.warmup_runs),
+                control,
+                control_baseline_ms,
+                self._without_warmup(settings),
+            )
+        info = self.probe()
+        environment = {
+            "before": before,
+            "after": self.health(),
+            "serial": info.host,
+            "address": self.settings.address,
+            "runtime": info.runtime,
+            "affinity": self._mask(),
+            **done,
+            **timing.control_facts(control_baseline_ms),
+        }
+        return self._measurement(timing, settings, info.model, environment)
+
+    def close(self) -> None:
+        self._closed = True
+        for link in filter(None, (self._link, self._stager)):
+            link.close()
+
+    @staticmethod
+    def _without_warmup(settings: ProtocolSettings) -> ProtocolSettings:
+        """Each call of the program does its own."""
+        return settings.model_copy(update={"warmup_runs": 0})
+
+    def _measuring_mode(self) -> AbstractContextManager[dict[str, Any]]:
+        settings = self.settings
+        return measuring_mode(self._shell(), settings.screen, settings.fixed_performance)
+
+    def _shell(self) -> Shell:
+        if self._closed:
+            raise DeviceLost(f"device {self.device!r} is closed: make a new connector")
+        self._link = self._link or self._make_link()
+        return Shell(self._link)
+
+    def _make_link(self) -> Link:
+        settings = self.settings
+        return make_link(
+            self.device,
+            settings.address,
+            settings.server,
+            settings.key or default_key_path(),
+            settings.auth_timeout_s,
+        )
+
+    def _runner(self) -> Runner:
+        if self.settings.runner is None:
+            raise DeviceError(
+                f"phone {self.device!r} needs a program that measures, but has none: "
+                "set `runner`, with its kind and the path of its binary"
+            )
+        return self.settings.runner
+
+    def _bring_binary(self, shell: Shell) -> str:
+        """Brings the program, once unless it is built anew; returns its path on the phone."""
+        runner = self._runner()
+        key = hashlib.sha256(runner.identity.encode()).hexdigest()[:16]
+        path = f"{_FOLDER}/bin/{key}/{runner.binary.name}"
+        if self._binary != path:
+            for file in (*runner.libraries, runner.binary):
+                target = f"{path.rpartition('/')[0]}/{file.name}"
+                shell.put(file.read_bytes(), target, executable=True)
+            self._binary = path
+        return path
+
+    def _run(self, model: PhoneModel, warmup: int, count: int) -> list[float]:
+        """One call of the program: the seconds of `count` runs.
+
+        Raises:
+            ModelError: The program fails on the model.
+        """
+        runner, shell = self._runner(), self._shell()
+        bound, binary = self._binding(shell), self._bring_binary(shell)
+        results = f"{_FOLDER}/results.{secrets.token_hex(4)}"
+        plan = RunPlan(binary, model.path, results, warmup, count, self.settings.threads)
+        libraries = f"LD_LIBRARY_PATH={binary.rpartition('/')[0]}"
+        command = ["env", libraries, *bound, *runner.command(plan)]
+        try:
+            output = shell.run(command, self.settings.command_timeout_s)
+        except CommandFailed as error:
+            shell.ask("rm", "-f", results)
+            raise self._failure(shell, model, binary, error) from error
+        written = shell.ask("cat", results) or ""
+        shell.ask("rm", "-f", results)
+        return runner.seconds(output, written, plan)
+
+    def _failure(
+        self, shell: Shell, model: PhoneModel, binary: str, error: CommandFailed
+    ) -> DeviceError:
+        """What made the program fail: a file that is gone, the program itself, or the model."""
+        runner = self._runner()
+        for path in (model.path, binary):
+            if shell.ask("test", "-f", path) is None:
+                self._prepared.clear()
+                self._binary = None
+                return DeviceLost(
+                    f"{path} vanished from phone {self.device!r}, and will be brought again: "
+                    "see what removes files there"
+                )
+        if error.status in _CANNOT_RUN or _CANNOT_LINK in error.output:
+            self._binary = None
+            return DeviceError(
+                f"phone {self.device!r} cannot run {runner.binary}: build it for the phone's "
+                f"processor, with its libraries in `libraries` ({error})"
+            )
+        return ModelError(
+            f"{runner.binary.name} on phone {self.device!r} cannot run the model: {error}"
+        )
+
+    def _binding(self, shell: Shell) -> list[str]:
+        """The words that bind a program to the cores, tried once."""
+        if self._bound is None:
+            mask = self._mask()
+            if mask:
+                check_cores(shell, mask)
+            self._bound = ["taskset", mask] if mask else []
+        return self._bound
+
+    def _mask(self) -> str | None:
+        """The cores as taskset takes them: a mask in hex."""
+        cores = self.settings.cores
+        return f"{sum(1 << core for core in set(cores)):x}" if cores else None

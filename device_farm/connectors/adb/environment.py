@@ -1,0 +1,191 @@
+"""A phone's condition: what it is, how hot it is, and what is set while it measures."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from device_farm.connectors.adb.shell import CommandFailed, Shell
+from device_farm.failures import DeviceError, Throttled
+
+__all__ = [
+    "Identity",
+    "check_cores",
+    "condition",
+    "identify",
+    "measuring_mode",
+    "temperatures",
+    "wait_until_cool",
+]
+
+_POLL_S = 2.0
+_OLDEST_API = 26
+_PROPERTIES = (
+    "ro.product.manufacturer",
+    "ro.product.model",
+    "ro.build.version.release",
+    "ro.build.version.sdk",
+    "ro.serialno",
+)
+_CPUFREQ = "/sys/devices/system/cpu/cpu{}/cpufreq/scaling_{}_freq"
+_STATUS = re.compile(r"Thermal Status: (\d+)")
+_TEMPERATURE = re.compile(r"\bTemperature\{mValue=(-?[0-9.]+), mType=(-?\d+), mName=([^,]+),")
+_CURRENT = "Current temperatures from HAL:"
+_STAY_ON = "stay_on_while_plugged_in"
+_FIXED_PERFORMANCE = ("cmd", "power", "set-fixed-performance-mode-enabled")
+_NO_TEMPERATURES = {"6", "7", "8"}
+"""Of android.os.Temperature: the battery's voltage, current and charge."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a phone is."""
+
+    serial: str
+    model: str
+    """Maker, model and Android's version: equal for interchangeable phones."""
+
+
+def identify(shell: Shell) -> Identity:
+    """Asks the phone who it is.
+
+    Raises:
+        DeviceError: It is no Android device, is too old, or cannot be reached.
+    """
+    maker, model, release, version, serial = (shell.ask("getprop", name) for name in _PROPERTIES)
+    if not model or not serial:
+        raise DeviceError(
+            "a phone must tell its model and serial number by getprop, but this one does not: "
+            "is it an Android device?"
+        )
+    if version and version.isdecimal() and int(version) < _OLDEST_API:
+        raise DeviceError(
+            f"a phone must run Android 8 or newer, whose sha256sum tells that files arrived whole, "
+            f"but {maker} {model} runs {release}: update it, or use another one"
+        )
+    return Identity(serial, f"{maker} {model} (Android {release})")
+
+
+def check_cores(shell: Shell, mask: str) -> None:
+    """Makes sure that taskset binds a program to just these cores.
+
+    Args:
+        mask: The cores as taskset takes them, in hex.
+
+    Raises:
+        DeviceError: It does not.
+    """
+    try:
+        told = shell.run(["taskset", mask, "grep", "Cpus_allowed:", "/proc/self/status"])
+    except CommandFailed as error:
+        told, reason = "", str(error)
+    else:
+        reason = told.strip()
+    found = re.search(r"Cpus_allowed:\s*([0-9a-f,]+)", told)
+    if not found or int(found[1].replace(",", ""), 16) != int(mask, 16):
+        raise DeviceError(
+            f"`cores` must be cores that the phone has and that are not shut off, but taskset with "
+            f"their mask {mask} fails or binds to others ({reason}): name others, or none"
+        )
+
+
+def condition(shell: Shell, cores: Sequence[int]) -> dict[str, Any]:
+    """Facts as JSON values; None for what this phone does not tell."""
+    thermal = shell.ask("dumpsys", "thermalservice") or ""
+    battery = shell.ask("dumpsys", "battery") or ""
+    power = shell.ask("dumpsys", "power") or ""
+    status = _STATUS.search(thermal)
+    return {
+        "thermal_status": int(status[1]) if status else None,
+        "temperatures_c": temperatures(thermal),
+        "battery_percent": _number(battery, r"^ *level: (\d+)"),
+        "battery_temperature_c": _number(battery, r"^ *temperature: (-?\d+)", 10),
+        "screen": wake[1] if (wake := re.search(r"mWakefulness=(\w+)", power)) else None,
+        "frequency_khz": {
+            str(core): [
+                _integer(shell.ask("cat", _CPUFREQ.format(core, which))) for which in ("cur", "max")
+            ]
+            for core in cores
+        },
+    }
+
+
+def temperatures(thermal: str) -> dict[str, float]:
+    """Degrees Celsius by sensor, out of `dumpsys thermalservice`.
+
+    The sensors' own values are taken where they are printed, for the cached ones may be old.
+    """
+    cached, told, current = thermal.partition(_CURRENT)
+    found = _TEMPERATURE.findall(current if told else cached)
+    return {name: float(value) for value, kind, name in found if kind not in _NO_TEMPERATURES}
+
+
+def wait_until_cool(shell: Shell, phone: str, max_status: int, cool_down_s: float) -> float:
+    """Waits until the phone's thermal status is low enough; returns the seconds it took.
+
+    A phone that tells no status, as before Android 10, is not waited for.
+
+    Raises:
+        Throttled: It stayed hot for `cool_down_s` seconds.
+    """
+    started = time.monotonic()
+    while True:
+        status = _STATUS.search(shell.ask("dumpsys", "thermalservice") or "")
+        waited = time.monotonic() - started
+        if status is None or int(status[1]) <= max_status:
+            return waited
+        if waited >= cool_down_s:
+            raise Throttled(
+                f"the thermal status of phone {phone!r} must be {max_status} at most, but is "
+                f"{status[1]}: let it cool down, away from the sun and out of its case"
+            )
+        time.sleep(min(_POLL_S, cool_down_s - waited))
+
+
+@contextmanager
+def measuring_mode(shell: Shell, screen: str, fixed_performance: bool) -> Iterator[dict[str, Any]]:
+    """Sets screen and performance mode while it lasts; yields what was done.
+
+    Raises:
+        DeviceError: The phone does not know the mode.
+    """
+    stay_on = shell.ask("settings", "get", "global", _STAY_ON) if screen == "on" else None
+    try:
+        if screen != "leave":
+            key = "KEYCODE_WAKEUP" if screen == "on" else "KEYCODE_SLEEP"
+            shell.run(["input", "keyevent", key])
+        if screen == "on":
+            shell.run(["svc", "power", "stayon", "true"])
+        if fixed_performance:
+            _fix_performance(shell)
+        yield {"screen_set": screen, "fixed_performance": fixed_performance}
+    finally:
+        with suppress(DeviceError):  # it may be what ended the measurement
+            if fixed_performance:
+                shell.ask(*_FIXED_PERFORMANCE, "false")
+            if screen == "on":
+                before = stay_on if stay_on and stay_on.isdecimal() else "0"
+                shell.ask("settings", "put", "global", _STAY_ON, before)
+
+
+def _fix_performance(shell: Shell) -> None:
+    try:
+        shell.run([*_FIXED_PERFORMANCE, "true"])
+    except CommandFailed as error:
+        raise DeviceError(
+            "`fixed_performance` needs Android 11 or newer and a phone that has this mode, "
+            f"but this one refuses it ({error}): set it to false"
+        ) from error
+
+
+def _number(text: str, pattern: str, divisor: int = 1) -> float | None:
+    found = re.search(pattern, text, re.MULTILINE)
+    return int(found[1]) / divisor if found else None
+
+
+def _integer(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() else None

@@ -1,0 +1,64 @@
+"""The models on a phone: brought once, the newest kept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from device_farm.connector import digest
+from device_farm.connectors.adb.runners import Runner
+from device_farm.connectors.adb.shell import Shell
+from device_farm.failures import DeviceLost
+from device_farm.workload import Workload
+
+__all__ = ["ModelFolder", "PhoneModel"]
+
+_KEPT = 20
+_REMOVED_AT_ONCE = 20
+"""Files a command, which must not be too long."""
+
+
+@dataclass(frozen=True)
+class PhoneModel:
+    """A model on the phone."""
+
+    digest: str
+    path: str
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder of the phone. A model's time is that of its last use, by the phone's clock."""
+
+    path: str
+
+    def path_of(self, workload: Workload, runner: Runner) -> str:
+        """Where the model is, or will be, as the runner reads it."""
+        name = digest({"model": workload.digest, "convert": runner.convert})
+        return f"{self.path}/{name if runner.convert else workload.digest}{runner.suffix}"
+
+    def bring(self, shell: Shell, workload: Workload, runner: Runner) -> PhoneModel:
+        """Brings a model, unless it is there, and renews its time.
+
+        Raises:
+            DeviceError: As `Shell.put` and `Runner.converted`.
+        """
+        path = self.path_of(workload, runner)
+        if not runner.convert:
+            shell.put(workload.model, path)
+        elif not self.renew(shell, path):
+            shell.put(runner.converted(workload.model), path)
+        if not self.renew(shell, path):
+            raise DeviceLost(f"{path} vanished from the phone: see what removes files there")
+        return PhoneModel(workload.digest, path)
+
+    def renew(self, shell: Shell, path: str) -> bool:
+        """Says that a model is in use; false if it is not there any more."""
+        return shell.ask("sh", "-c", 'test -f "$1" && touch "$1"', "sh", path) is not None
+
+    def clean(self, shell: Shell, spared: Collection[str]) -> None:
+        """Removes what was not used for longest, but not these paths."""
+        names = (shell.ask("ls", "-1", "-t", self.path) or "").splitlines()
+        old = sorted({f"{self.path}/{name}" for name in names[_KEPT:]} - set(spared))
+        for start in range(0, len(old), _REMOVED_AT_ONCE):
+            shell.ask("rm", "-f", *old[start : start + _REMOVED_AT_ONCE])

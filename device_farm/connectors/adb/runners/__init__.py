@@ -1,0 +1,17 @@
+"""Programs on the phone that run a model and print how long it took."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from device_farm.connectors.adb.runners.base import Runner, RunPlan
+from device_farm.connectors.adb.runners.command import CommandRunner
+from device_farm.connectors.adb.runners.onnxruntime import OnnxRuntimeRunner
+from device_farm.connectors.adb.runners.tflite import TfliteRunner
+
+__all__ = ["AnyRunner", "RunPlan", "Runner"]
+
+AnyRunner = Annotated[OnnxRuntimeRunner | TfliteRunner | CommandRunner, Field(discriminator="kind")]
+"""A runner's settings, told apart by `kind`."""

@@ -1,0 +1,106 @@
+"""Commands on a phone with their exit status, and files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import shlex
+from collections.abc import Sequence
+
+from device_farm.connectors.adb.link import DiskFull, Link
+from device_farm.failures import Busy, DeviceError, DeviceLost
+
+__all__ = ["CommandFailed", "Shell"]
+
+_SHORT_S = 30.0
+_LONGEST_COMMAND = 4000
+"""Bytes; old phones take packets of 4096, and drop the connection on a longer command."""
+
+
+class CommandFailed(DeviceError):
+    """A command ended with a status other than 0."""
+
+    def __init__(self, command: Sequence[str], status: int, output: str) -> None:
+        super().__init__(command, status, output)
+        self.status = status
+        self.output = output
+
+    def __str__(self) -> str:
+        tail = " ".join(self.output.split())[-400:]
+        return f"`{shlex.join(self.args[0])}` ended with status {self.status}: {tail}"
+
+
+class Shell:
+    """Runs commands over a link. Arguments are quoted; nothing else reaches the phone's shell."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def run(self, command: Sequence[str], timeout_s: float = _SHORT_S) -> str:
+        """Runs a command and returns what it printed, standard error included.
+
+        The phone tells no exit status, so the status is printed after a mark. A mark that is
+        missing means that the phone went away in the middle.
+
+        Raises:
+            CommandFailed: The command's status is not 0.
+            DeviceError: As `Link.shell`.
+        """
+        mark = f"--{secrets.token_hex(8)}:"
+        line = f"{shlex.join(command)} </dev/null; s=$?; echo; echo {mark}$s"
+        if len(line.encode()) > _LONGEST_COMMAND:
+            raise DeviceError(
+                f"a command must have {_LONGEST_COMMAND} bytes at most, but {command[0]!r} with "
+                f"its arguments has {len(line.encode())}: shorten the arguments"
+            )
+        text = self._link.shell(line, timeout_s).decode(errors="replace").replace("\r\n", "\n")
+        output, found, status = text.rpartition(mark)
+        if not (found and (number := re.fullmatch(r"(\d+)\n", status))):
+            raise DeviceLost(
+                f"phone {self._link.phone!r} went away while it ran {command[0]!r}: "
+                "check its cable or network"
+            )
+        output = output.removesuffix("\n")
+        if code := int(number[1]):
+            raise CommandFailed(command, code, output)
+        return output
+
+    def ask(self, *command: str) -> str | None:
+        """What a short command printed, stripped; None if it fails or is not there."""
+        try:
+            return self.run(command).strip()
+        except CommandFailed:
+            return None
+
+    def has(self, path: str, sha256: str) -> bool:
+        """Whether a file is there with that content."""
+        return (self.ask("sha256sum", path) or "").split()[:1] == [sha256]
+
+    def put(self, data: bytes, path: str, executable: bool = False) -> None:
+        """Brings a file, unless it is there: pushed under another name, checked, then renamed.
+
+        Raises:
+            Busy: The phone's disk is full.
+            DeviceLost: The file arrived broken.
+            DeviceError: As `Link.push`.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        if self.has(path, sha256):
+            return
+        aside = f"{path}.{secrets.token_hex(4)}.part"
+        self.run(["mkdir", "-p", path.rpartition("/")[0]])
+        try:
+            self._link.push(data, aside, 0o755 if executable else 0o644)
+        except DiskFull as error:
+            self.ask("rm", "-f", aside)
+            raise Busy(
+                f"phone {self._link.phone!r} has no room for {len(data) / 1e6:.1f} MB "
+                f"in {path.rpartition('/')[0]} ({error}): free some of its storage"
+            ) from error
+        if not self.has(aside, sha256):
+            self.ask("rm", "-f", aside)
+            raise DeviceLost(
+                f"{path} arrived broken on phone {self._link.phone!r}: check its cable or network"
+            )
+        self.run(["mv", "-f", aside, path])

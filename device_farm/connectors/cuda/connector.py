@@ -1,0 +1,213 @@
+"""An NVIDIA GPU, through torch, timed by CUDA events.
+
+Each run is timed by a pair of events, after the L2 cache was overwritten, as triton's do_bench
+does it. Without a CUDA graph a run includes the gaps in which the GPU waits for Python to launch
+the next kernel: that is what a server without CUDA graphs pays, and `cuda_graph` what one with
+them does.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import shutil
+import socket
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from device_farm.connector import Connector, DeviceInfo, digest
+from device_farm.connectors.cuda.condition import check_architecture, nvidia_smi, parse_condition
+from device_farm.connectors.cuda.failures import typed_failures
+from device_farm.connectors.cuda.loading import float32_math, load
+from device_farm.connectors.cuda.settings import CudaSettings
+from device_farm.failures import DeviceLost, Throttled
+from device_farm.timing.control import control_workload
+from device_farm.timing.measurement import Measurement
+from device_farm.timing.protocol import ProtocolSettings, baseline_ms, time_candidate
+from device_farm.workload import Workload
+
+# torch is imported where it is used: it takes seconds, and most hosts have no GPU.
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["CudaConnector", "CudaModel", "CudaSettings"]
+
+_MODELS_KEPT = 4
+
+
+@dataclass(frozen=True)
+class CudaModel:
+    """A model on the GPU: one call is one run."""
+
+    digest: str
+    run: Callable[[], object]
+
+
+class CudaConnector(Connector[CudaModel]):
+    """Measures on a GPU that nothing else uses; under Ray it reserves a whole one."""
+
+    name: ClassVar[str] = "cuda"
+    settings_type: ClassVar[type[ProtocolSettings]] = CudaSettings
+    settings: CudaSettings
+
+    def __init__(self, device: str, settings: Mapping[str, Any]) -> None:
+        super().__init__(device, settings)
+        self._prepared: OrderedDict[str, CudaModel] = OrderedDict()
+        self._flush: torch.Tensor | None = None
+        self._closed = False
+
+    @classmethod
+    def discover(cls, places: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+        if shutil.which("nvidia-smi") is None:
+            return {}
+        import torch
+
+        return {f"cuda{index}": {"index": index} for index in range(torch.cuda.device_count())}
+
+    def actor_options(self) -> dict[str, Any]:
+        kind = self.settings.accelerator_type
+        return {"num_cpus": 0, "num_gpus": 1, **({"accelerator_type": kind} if kind else {})}
+
+    def probe(self) -> DeviceInfo:
+        import torch
+
+        with self._failures():
+            properties = self._properties()
+            torch.cuda.synchronize(self.settings.index)  # a failed process must not count as back
+        capability = (properties.major, properties.minor)
+        check_architecture(properties.name, capability, torch.cuda.get_arch_list())
+        identity = {"connector": self.name, "runtime": _runtime()}
+        settings = self.settings.model_dump(mode="json")
+        return DeviceInfo(
+            name=self.device,
+            model=properties.name,
+            host=socket.gethostname(),
+            cores=(),
+            settings_digest=digest({**identity, **settings}),
+            control_digest=digest({**identity, **settings, "control": control_workload().digest}),
+            serial=str(properties.uuid),
+            **identity,
+        )
+
+    def health(self) -> dict[str, Any]:
+        import torch
+
+        uuid = str(self._properties().uuid)
+        found = parse_condition(nvidia_smi(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"))
+        if found.pop("hot"):
+            reasons = ", ".join(found["throttle_reasons"])
+            raise Throttled(
+                f"GPU {self.device!r} must not be slowed down, but is ({reasons}, "
+                f"{found['temperature_c']:g} °C): let it cool down, check its fans and power"
+            )
+        return {**found, "allocated_mb": torch.cuda.memory_allocated(self.settings.index) / 1e6}
+
+    def prepare(self, workload: Workload) -> CudaModel:
+        self.probe()
+        if workload.digest not in self._prepared:
+            while len(self._prepared) >= _MODELS_KEPT:
+                self._prepared.popitem(last=False)
+            with self._failures():
+                self._prepared[workload.digest] = self._load(workload)
+        self._prepared.move_to_end(workload.digest)
+        return self._prepared[workload.digest]
+
+    def calibrate(self) -> float:
+        control = self.prepare(control_workload())
+        with self._failures(), float32_math(self.settings.tf32):
+            return baseline_ms(partial(self._time, control), self.settings)
+
+    def measure(
+        self,
+        handle: CudaModel,
+        settings: ProtocolSettings,
+        control_baseline_ms: float | None = None,
+    ) -> Measurement:
+        control = self.prepare(control_workload()) if settings.interleave else None
+        before = self.health()
+        with self._failures(), float32_math(self.settings.tf32):
+            timing = time_candidate(
+                partial(self._time, handle),
+                partial(self._time, control) if control else None,
+                control_baseline_ms,
+                settings,
+            )
+        environment = {
+            "before": before,
+            "after": self.health(),
+            "runtime": _runtime(),
+            **timing.control_facts(control_baseline_ms),
+        }
+        return self._measurement(timing, settings, self._properties().name, environment)
+
+    def close(self) -> None:
+        self._closed = True
+        self._prepared.clear()
+        self._flush = None
+
+    def _properties(self) -> Any:
+        import torch
+
+        if self._closed:
+            raise DeviceLost(f"device {self.device!r} is closed: make a new connector")
+        count = torch.cuda.device_count()
+        if self.settings.index >= count:
+            raise DeviceLost(
+                f"GPU {self.settings.index} must be one of the {count} that torch sees here: "
+                "check nvidia-smi, and that this torch is a CUDA build"
+            )
+        return torch.cuda.get_device_properties(self.settings.index)
+
+    def _load(self, workload: Workload) -> CudaModel:
+        """Loads a model, a second time without those loaded before if memory runs out."""
+        import torch
+
+        with float32_math(self.settings.tf32):
+            try:
+                return CudaModel(workload.digest, load(workload, self.settings))
+            except torch.OutOfMemoryError:
+                self._prepared.clear()
+            gc.collect()
+            torch.cuda.empty_cache()
+            return CudaModel(workload.digest, load(workload, self.settings))
+
+    def _time(self, model: CudaModel, count: int) -> list[float]:
+        """Seconds of each run, by events on the GPU."""
+        import torch
+
+        with torch.cuda.device(self.settings.index):
+            pairs = [
+                tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(count)
+            ]
+            for start, end in pairs:
+                if self.settings.flush_l2:
+                    self._l2().zero_()
+                start.record()
+                model.run()
+                end.record()
+            torch.cuda.synchronize()
+            return [start.elapsed_time(end) / 1e3 for start, end in pairs]
+
+    def _l2(self) -> torch.Tensor:
+        """A buffer of twice the L2 cache."""
+        import torch
+
+        if self._flush is None:
+            size = 2 * self._properties().L2_cache_size
+            self._flush = torch.empty(size, dtype=torch.int8, device=f"cuda:{self.settings.index}")
+        return self._flush
+
+    def _failures(self) -> AbstractContextManager[None]:
+        return typed_failures(self.device, self.settings.index)
+
+
+def _runtime() -> str:
+    import torch
+
+    version = importlib.metadata.version("torch")
+    cudnn = torch.backends.cudnn.version()
+    return f"torch {version} CUDA {torch.version.cuda} cuDNN {cudnn}"

@@ -1,0 +1,1 @@
+"""Devices shared by many: found, leased, watched, and their measurements kept."""

@@ -1,0 +1,348 @@
+"""The dispatcher: leases devices to measurements, and handles every failure.
+
+Devices that are interchangeable (same model, connector and settings) form a pool with one queue.
+Each device is served by one coroutine, which takes a job, measures it, and takes the next: so a
+device has one lease at a time. Two askers of the same key wait for the same job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+
+from device_farm.cache import MeasurementCache, MeasurementKey
+from device_farm.device_spec import DeviceSpec
+from device_farm.failures import (
+    Decision,
+    DeviceError,
+    DeviceLost,
+    DeviceTimeout,
+    FailurePolicy,
+    Throttled,
+)
+from device_farm.farm.config import HostRule
+from device_farm.farm.drift import ControlCheck
+from device_farm.farm.host_watch import HostWatch
+from device_farm.farm.lease import Lessor, cause_of
+from device_farm.farm.metrics import FarmMetrics
+from device_farm.farm.pool import FIRST_PAUSE_S, Device, DeviceState, Job, Pool
+from device_farm.farm.roster import Roster
+from device_farm.timing.measurement import Measurement
+from device_farm.workload import workload_digest
+
+__all__ = ["DISPATCHER_GROUPS", "FARM_VERSION", "Dispatcher"]
+
+FARM_VERSION = 2
+"""Raised when calls of the actor change: an older farm that still runs is then refused."""
+
+DISPATCHER_GROUPS = {"desk": 100, "askers": 1}
+"""Ray's concurrency groups, which all that waits for measurements does not hold up."""
+
+_LOG = logging.getLogger(__name__)
+_METRICS_PERIOD_S = 5.0
+_PERIOD_S = 1.0
+_T = TypeVar("_T")
+
+
+class Dispatcher:
+    """Runs as an asyncio actor of Ray, and owns the devices' actors: they end with it.
+
+    What is killed is started again by Ray with the same arguments, and what was asked of it is
+    asked again; the cache has what was measured. All that has state runs in one event loop, so it
+    needs no locks: what is of a concurrency group, which has a loop of its own, goes there.
+    """
+
+    def __init__(
+        self,
+        cache_path: Path,
+        policy: FailurePolicy,
+        specs: Sequence[DeviceSpec],
+        rules: Sequence[HostRule] = (),
+    ) -> None:
+        self._cache = MeasurementCache(cache_path)
+        self._policy = policy
+        self._lessor = Lessor(policy)
+        self._control = ControlCheck(policy, self._cache, self._lessor)
+        self._roster = Roster(
+            policy, self._lessor, self._control, lambda device: self._spawn(self._serve(device))
+        )
+        self._loop = asyncio.get_running_loop()
+        self._metrics = FarmMetrics()
+        self._jobs: dict[MeasurementKey, Job] = {}
+        self._askers: dict[Any, asyncio.Future[None]] = {}
+        self._numbers = itertools.count()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._starting = self._spawn(self._start(specs))
+        self._spawn(self._publish())
+        self._spawn(self._tend())
+        self._spawn(HostWatch(rules, self._roster.found, self._roster.looked).run())
+
+    @ray.method(concurrency_group="desk")
+    async def version(self) -> int:
+        """`FARM_VERSION` of the code that runs."""
+        return FARM_VERSION
+
+    async def ready(self) -> None:
+        """Waits for the devices that were named at the start.
+
+        Raises:
+            DeviceError: One of them cannot be reached.
+            ValueError: Two devices would measure on the same core.
+        """
+        for error in await asyncio.shield(self._starting):
+            raise error
+
+    @ray.method(concurrency_group="askers")
+    async def stay(self) -> None:
+        """Never ends: who asked for it has a reference that tells others when it is gone."""
+        await asyncio.Event().wait()
+
+    async def measure(self, model: bytes, name: str, asker: Sequence[Any] = ()) -> dict[str, Any]:
+        """Measures a model on the named device or one of its pool; see `Farm.submit`.
+
+        Args:
+            asker: What the asker's `stay` returned, in a list, for Ray is not to wait for it.
+        """
+        await asyncio.shield(self._starting)
+        device = await self._roster.find(name)
+        await self._roster.await_joined(device)
+        assert device.info is not None
+        key = MeasurementKey(workload_digest(model), device.info.model, device.info.settings_digest)
+        if known := self._cache.get(key):
+            return known.to_json()
+        job = self._jobs.get(key)
+        if job is None or job.result.done():  # given up just now, say
+            job = self._queue(key, model, device.pool)
+        presence = self._presence(asker)
+        job.askers.append(presence)
+        try:
+            # Shielded: an asker that gives up must not take the measurement from the others.
+            return (await asyncio.shield(job.result)).to_json()
+        finally:
+            job.askers.remove(presence)
+
+    @ray.method(concurrency_group="desk")
+    async def status(self) -> list[dict[str, Any]]:
+        """One row a device; see `Farm.status`."""
+        return await self._in_loop(lambda: [d.status() for d in self._roster.devices.values()])
+
+    @ray.method(concurrency_group="desk")
+    async def close(self) -> None:
+        """Ends the devices' processes."""
+        devices = await self._in_loop(lambda: list(self._roster.devices.values()))
+        for device in devices:
+            self._lessor.end(device)
+
+    async def _in_loop(self, call: Callable[[], _T]) -> _T:
+        """Calls in the event loop that has the state."""
+
+        async def run() -> _T:
+            return call()
+
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), self._loop))
+
+    def _presence(self, asker: Sequence[Any]) -> asyncio.Future[None]:
+        """Is done when the asker's process is gone."""
+        if not asker:
+            return self._loop.create_future()
+        [reference] = asker
+        if reference not in self._askers:
+            presence = self._askers[reference] = asyncio.wrap_future(reference.future())
+            presence.add_done_callback(lambda done: done.cancelled() or done.exception())
+            presence.add_done_callback(lambda _: self._askers.pop(reference, None))
+        return self._askers[reference]
+
+    async def _start(self, specs: Sequence[DeviceSpec]) -> list[Exception]:
+        joining = [self._roster.bring(self._roster.add(spec)) for spec in specs]
+        results = await asyncio.gather(*joining, return_exceptions=True)
+        return [result for result in results if isinstance(result, Exception)]
+
+    def _queue(self, key: MeasurementKey, model: bytes, pool: Pool) -> Job:
+        result = asyncio.get_running_loop().create_future()
+        job = self._jobs[key] = Job(next(self._numbers), key, model, result)
+        result.add_done_callback(lambda _: self._forget(job))
+        if pool.all_out():
+            self._roster.revive(pool)
+        pool.jobs.put_nowait(job)
+        return job
+
+    def _forget(self, job: Job) -> None:
+        if self._jobs.get(job.key) is job:
+            del self._jobs[job.key]
+
+    async def _serve(self, device: Device) -> None:
+        """Does the pool's jobs on one device, one after the other, for ever."""
+        while True:
+            await device.in_service.wait()
+            job: Job | None = None
+            try:
+                if self._control.is_due(device):
+                    await self._check(device)
+                elif device.claimed is None:
+                    await self._wait(device)
+                else:
+                    job, device.claimed = device.claimed, None
+                    if self._is_needed(job):
+                        await self._lease(device, job)
+            except Exception as error:
+                _LOG.exception("device %s is parked by a fault of the farm", device.name)
+                self._abandon(device, job, DeviceError(f"a fault of the farm: {error!r}"))
+
+    def _is_needed(self, job: Job) -> bool:
+        """Whether somebody still waits for it, and no other farm has kept it meanwhile."""
+        if all(asker.done() for asker in job.askers):
+            job.result.cancel()
+        elif known := self._cache.get(job.key):
+            job.finish(known)
+        return not job.result.done()
+
+    async def _wait(self, device: Device) -> None:
+        """Takes a job; if there is none for a while, sees to it that the device is there."""
+        try:
+            device.claimed = await asyncio.wait_for(device.pool.jobs.get(), _PERIOD_S)
+        except TimeoutError:
+            await self._roster.look_for(device)
+
+    def _abandon(self, device: Device, job: Job | None, error: DeviceError) -> None:
+        if job is not None:
+            job.fail(error)
+        device.pool.put(device.unfinished())
+        self._roster.take_out(device, error)
+
+    async def _lease(self, device: Device, job: Job) -> None:
+        """One measurement, and what follows from how it ends."""
+        device.state = DeviceState.LEASED
+        device.leases += 1
+        self._metrics.leased(device)
+        try:
+            measurement = await self._measure(device, job)
+        except Exception as error:
+            await self._handle(device, job, cause_of(error, device.name))
+            return
+        device.serve()
+        device.batch.append((job, measurement))
+        if device.control_ms is None:
+            self._settle(device)
+
+    async def _measure(self, device: Device, job: Job) -> Measurement:
+        """Measures a job's model while the next one is staged.
+
+        Raises:
+            DeviceLost: Another device was measured.
+            Exception: See `Lessor.measure`.
+        """
+        if device.pool.jobs.qsize() >= len(device.pool.devices):
+            device.claimed = device.pool.jobs.get_nowait()
+            self._lessor.stage(device, device.claimed.reference)
+        with device.at_work():
+            measurement = await self._lessor.measure(
+                device, job.reference, device.control_baseline_ms
+            )
+        if measurement.device != job.key.model:
+            raise DeviceLost(
+                f"{device.name!r} must be of model {job.key.model!r}, but it measured on "
+                f"{measurement.device!r}: plug the first in again, or start the farm anew"
+            )
+        self._control.note(device, measurement)
+        return measurement
+
+    async def _check(self, device: Device) -> None:
+        """Runs the control: the measurements since the last time count, or are done again."""
+        device.state = DeviceState.LEASED
+        try:
+            with device.at_work():
+                facts = await self._control.check(device)
+        except Exception as error:
+            await self._handle(device, None, cause_of(error, device.name))
+        else:
+            self._settle(device, facts)
+            device.serve()
+
+    def _settle(self, device: Device, facts: dict[str, Any] | None = None) -> None:
+        """Gives out what a device has measured; what another farm has kept meanwhile goes first."""
+        batch, device.batch = device.batch, []
+        if batch:
+            device.pause_s = FIRST_PAUSE_S
+        for job, measurement in batch:
+            measurement.environment.update(facts or {})
+            self._metrics.measured(device)
+            device.done += 1
+            try:
+                kept = self._cache.put(job.key, measurement)
+            except Exception as error:  # the disk is full, say: the asker is to know
+                job.fail(error)
+            else:
+                job.finish(kept)
+
+    async def _handle(self, device: Device, job: Job | None, error: Exception) -> None:
+        """Carries out the policy's decision, and brings the device back into service.
+
+        Args:
+            job: What was measured; None if it was the control.
+        """
+        kind = type(error).__name__
+        device.failures[kind] += 1
+        self._metrics.failed(device, kind)
+        decision = self._policy.decide(error, _attempt(device, job, error))
+        is_lost = isinstance(error, DeviceLost | DeviceTimeout)
+        if decision not in (Decision.DELAY, Decision.RETRY):
+            for moved in [done for done, _ in device.batch] if job is None else [job]:
+                moved.moves += 1
+        if job is None or is_lost or decision in (Decision.PARK, Decision.DELAY):
+            self._give_back(device, device.unfinished(), error)
+        if job is not None and decision is Decision.RAISE:
+            job.fail(error)
+        elif job is not None:
+            self._give_back(device, [job], error)
+        if decision is Decision.PARK or (job is None and decision is Decision.RAISE):
+            is_slow = job is None and isinstance(error, Throttled)
+            state = DeviceState.QUARANTINED if is_slow else DeviceState.PARKED
+            self._roster.take_out(device, error, state)
+        elif decision is Decision.DELAY:
+            device.state = DeviceState.COOLING
+            device.check_first = device.control_ms is not None
+            await asyncio.sleep(self._policy.delay_s)
+            device.serve()
+        elif is_lost:
+            await self._roster.recover(device)
+        else:
+            device.serve()
+
+    def _give_back(self, device: Device, jobs: Iterable[Job], error: Exception) -> None:
+        """Leaves jobs to the pool, but not one that its devices have failed at too often."""
+        limit = self._policy.max_requeues + len(device.pool.devices)
+        for job in jobs:
+            if job.moves > limit:
+                job.fail(error)
+            else:
+                device.pool.put([job])
+
+    async def _tend(self) -> None:
+        while True:
+            await asyncio.sleep(_PERIOD_S)
+            self._roster.retry_named()
+
+    async def _publish(self) -> None:
+        while True:
+            self._metrics.publish([d for d in self._roster.devices.values() if d.info])
+            await asyncio.sleep(_METRICS_PERIOD_S)
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)  # the loop itself holds tasks weakly
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _attempt(device: Device, job: Job | None, error: Exception) -> int:
+    """How often a job, or a device's control and what hangs on it, has failed in this way."""
+    if job is not None:
+        return job.count(error, device)
+    discarded = [done.count(error, device) for done, _ in device.batch]
+    return max(device.bad_checks, *discarded, 1)

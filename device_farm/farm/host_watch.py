@@ -1,0 +1,118 @@
+"""The farm's eyes: an actor on each node, asked once a second for the devices there."""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from device_farm.device_spec import DeviceSpec
+from device_farm.farm.config import HostRule
+from device_farm.farm.host_actor import HostActor, by_resources
+
+__all__ = ["HostWatch"]
+
+_LOG = logging.getLogger(__name__)
+_PERIOD_S = 1.0
+_SCAN_LIMIT_S = 20.0
+
+
+class HostWatch:
+    """Keeps a `HostActor` on each node that a rule names, and tells what they find.
+
+    Each node has a task of its own, so that one that hangs does not blind the others. A host actor
+    that dies is started anew; with its node, it is forgotten.
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[HostRule],
+        on_found: Callable[[DeviceSpec, str], None],
+        looked: asyncio.Event,
+    ) -> None:
+        """Takes the rules, what to call with each device found and its node's id, and an event.
+
+        The event is set when each node was looked at, or did not answer in time.
+        """
+        self._rules = rules
+        self._on_found = on_found
+        self._looked = looked
+        self._nodes: dict[str, dict[str, Any]] = {}
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._seen: set[str] = set()
+
+    async def run(self) -> None:
+        """Looks for ever, if there is a rule."""
+        while self._rules:
+            try:
+                await self._update()
+            except Exception:  # the cluster's head restarts, say; the farm must not go blind
+                _LOG.exception("cannot look for devices; the next try is in %g s", _PERIOD_S)
+            await asyncio.sleep(_PERIOD_S)
+        self._looked.set()
+
+    async def _update(self) -> None:
+        """Has each living node watched, and no other."""
+        nodes = await asyncio.to_thread(ray.nodes)
+        self._nodes = {node["NodeID"]: node for node in nodes if node["Alive"]}
+        for id in self._watches.keys() - self._nodes.keys():
+            self._watches.pop(id).cancel()
+        for id in self._nodes.keys() - self._watches.keys():
+            self._watches[id] = asyncio.get_running_loop().create_task(self._watch(id))
+        self._note_seen()
+
+    def _note_seen(self) -> None:
+        if self._nodes.keys() <= self._seen:
+            self._looked.set()
+
+    async def _watch(self, id: str) -> None:
+        """Looks at one node for ever."""
+        host: Any = None
+        while True:
+            node = self._nodes[id]
+            names = (node["NodeManagerHostname"], node["NodeManagerAddress"], node["NodeName"])
+            rules = [r for r in self._rules if any(fnmatch.fnmatch(n, r.nodes) for n in names)]
+            try:
+                for spec in by_resources(rules, node):
+                    self._on_found(spec, id)
+                if rules:
+                    host = host or _start_host(id)
+                    await self._scan(host, id, rules)
+            except (RayTaskError, TimeoutError) as error:  # asked again in a second
+                _LOG.warning("cannot look for devices on %s: %r", names[0], error)
+            except RayError as error:
+                _LOG.warning("what looks for devices on %s died: %s", names[0], error)
+                host = None
+            except Exception:
+                _LOG.exception("cannot take in the devices of %s", names[0])
+            self._seen.add(id)
+            self._note_seen()
+            await asyncio.sleep(_PERIOD_S)
+
+    async def _scan(self, host: Any, id: str, rules: Sequence[HostRule]) -> None:
+        """Tells what a host finds.
+
+        Raises:
+            RayError: It died.
+            TimeoutError: It does not answer.
+        """
+        found, faults = await asyncio.wait_for(host.scan.remote(rules), _SCAN_LIMIT_S)
+        for spec in found:
+            self._on_found(spec, id)
+        for fault in faults:
+            _LOG.warning("%s", fault)
+
+
+def _start_host(node_id: str) -> Any:
+    actor_class = ray.remote(HostActor).options(
+        num_cpus=0,
+        max_restarts=-1,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+    )
+    return actor_class.remote()

@@ -1,0 +1,118 @@
+"""Calls to the devices' processes, with limits and typed failures."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RaySystemError, RayTaskError, TaskCancelledError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from device_farm.connector import DeviceInfo, make_connector
+from device_farm.failures import DeviceError, DeviceLost, DeviceTimeout, FailurePolicy
+from device_farm.farm.device_actor import STAGE_GROUP, DeviceActor
+from device_farm.farm.pool import Device
+from device_farm.timing.measurement import Measurement
+
+__all__ = ["Lessor", "cause_of"]
+
+
+class Lessor:
+    """Starts the devices' actors and calls them."""
+
+    def __init__(self, policy: FailurePolicy) -> None:
+        self._policy = policy
+
+    async def probe(self, device: Device) -> DeviceInfo:
+        """Probes a device once, and starts its process first if need be.
+
+        Raises:
+            DeviceError: And nothing else.
+        """
+        limit = self._policy.start_limit_s
+        try:
+            if device.actor is None:
+                _start(device)
+            info: DeviceInfo = await asyncio.wait_for(device.actor.probe.remote(), limit)
+        except TimeoutError:
+            self.end(device)  # else the next call would wait behind this one
+            raise DeviceTimeout(
+                f"device {device.name!r} must start within {limit:g} s, but did not: give the "
+                "cluster a free node with the CPUs or GPUs that it needs, or raise "
+                "FailurePolicy.start_limit_s"
+            ) from None
+        except (RayError, ValueError) as error:
+            cause = cause_of(error, device.name)
+            raise cause if isinstance(cause, DeviceError) else DeviceError(str(cause)) from error
+        return info
+
+    async def measure(
+        self, device: Device, model: bytes | ray.ObjectRef, control_baseline_ms: float | None
+    ) -> Measurement:
+        """One measurement. One that does not end in time costs the device's process.
+
+        Raises:
+            DeviceTimeout: It did not end within `FailurePolicy.lease_limit_s`.
+            RayError: See `cause_of`.
+        """
+        call = device.actor.measure.remote(model, control_baseline_ms)
+        return Measurement.from_json(await self._in_time(device, call, "a measurement"))
+
+    async def calibrate(self, device: Device) -> float:
+        """See `Connector.calibrate`, and `measure` for what it raises."""
+        call = device.actor.calibrate.remote()
+        return float(await self._in_time(device, call, "the calibration"))
+
+    async def _in_time(self, device: Device, call: Any, what: str) -> Any:
+        limit = self._policy.lease_limit_s
+        try:
+            return await asyncio.wait_for(call, limit)
+        except TimeoutError:
+            self.restart(device)
+            raise DeviceTimeout(
+                f"{what} must end within {limit:g} s, but one on {device.name!r} "
+                "did not: measure a smaller model, or raise FailurePolicy.lease_limit_s"
+            ) from None
+
+    def stage(self, device: Device, model: ray.ObjectRef) -> None:
+        """Has a model staged, meanwhile; failures show when it is measured."""
+        device.actor.stage.remote(model)
+
+    def restart(self, device: Device) -> None:
+        """Ends a device's process; Ray starts it again."""
+        ray.kill(device.actor, no_restart=False)
+
+    def end(self, device: Device) -> None:
+        """Ends a device's process."""
+        actor, device.actor = device.actor, None
+        if actor is not None:
+            ray.kill(actor)
+
+
+def cause_of(error: Exception, device: str) -> Exception:
+    """What really happened: Ray wraps what an actor raised, and has words of its own for death."""
+    if isinstance(error, RayTaskError):
+        cause: Exception = error.cause
+        return cause
+    if isinstance(error, RaySystemError | TaskCancelledError):  # the process lives
+        return DeviceError(f"a call to device {device!r} failed: {type(error).__name__}: {error}")
+    if isinstance(error, RayError):
+        return DeviceLost(
+            f"the process that holds device {device!r} died ({type(error).__name__}): "
+            "Ray starts it again; if one model keeps killing it, do not measure that model"
+        )
+    return error
+
+
+def _start(device: Device) -> None:
+    spec = device.spec
+    connector = make_connector(spec.connector, spec.name, spec.settings)
+    device.interleave = connector.settings.interleave
+    options: dict[str, Any] = {"num_cpus": 0, **connector.actor_options()}
+    if device.node is not None:
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(device.node, soft=False)
+    # Ray's annotations do not know concurrency groups.
+    in_groups: Any = ray.remote(concurrency_groups={STAGE_GROUP: 1})  # type: ignore[call-overload]
+    actor_class = in_groups(DeviceActor).options(max_restarts=-1, max_task_retries=0, **options)
+    device.actor = actor_class.remote(spec.connector, spec.name, spec.settings)

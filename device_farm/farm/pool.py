@@ -1,0 +1,251 @@
+"""What the dispatcher keeps: devices, pools of interchangeable ones, and jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import ray
+
+from device_farm.cache import MeasurementKey
+from device_farm.connector import DeviceInfo
+from device_farm.device_spec import DeviceSpec
+from device_farm.failures import DeviceError, DeviceLost, DeviceTimeout
+from device_farm.timing.measurement import Measurement
+
+__all__ = ["FIRST_PAUSE_S", "Device", "DeviceState", "Job", "Pool", "pool_key"]
+
+
+FIRST_PAUSE_S = 5.0
+_LONGEST_PAUSE_S = 60.0
+
+
+class DeviceState(enum.Enum):
+    """Where a device is in its life."""
+
+    NEW = "new"
+    """It was found, and is probed and calibrated."""
+    READY = "ready"
+    LEASED = "leased"
+    """It measures."""
+    COOLING = "cooling"
+    """It was throttled, or its speed drifted, and it rests."""
+    LOST = "lost"
+    """It, or its process, went away; it is probed until it is back."""
+    PARKED = "parked"
+    """It waits for a person; it is probed again when it is asked for and no other can help, and
+    now and then while its host sees it or if it is named."""
+    QUARANTINED = "quarantined"
+    """Its speed is not what it was, or not that of its model; it is treated as a parked one."""
+
+    @property
+    def is_out(self) -> bool:
+        """Whether it does no work until it is probed again."""
+        return self in (DeviceState.PARKED, DeviceState.QUARANTINED)
+
+
+@dataclass(order=True)
+class Job:
+    """One measurement to do. Jobs are served in the order of their numbers, repeats included."""
+
+    number: int
+    key: MeasurementKey = field(compare=False)
+    model: bytes = field(compare=False)
+    result: asyncio.Future[Measurement] = field(compare=False)
+    askers: list[asyncio.Future[None]] = field(compare=False, default_factory=list)
+    """Of each that waits for it what is done when it is gone."""
+    moves: int = field(compare=False, default=0)
+    """How often a device that failed gave it back."""
+    failures: Counter[tuple[str, str]] = field(compare=False, default_factory=Counter)
+
+    @cached_property
+    def reference(self) -> Any:
+        """The model in Ray's store, put there once for all processes that get it."""
+        return ray.put(self.model)
+
+    def finish(self, measurement: Measurement) -> None:
+        """Gives the result to the askers."""
+        if not self.result.done():
+            self.result.set_result(measurement)
+
+    def fail(self, error: Exception) -> None:
+        """Tells the askers why there is no result."""
+        if not self.result.done():
+            self.result.set_exception(error)
+
+    def count(self, error: Exception, device: Device) -> int:
+        """Counts a failure; returns how often it has failed so on this device.
+
+        Phones that are unplugged, or hot, one after the other are not the model's fault. One that
+        hangs takes the longest of all: that is counted whatever the device.
+        """
+        kind = type(error).__name__, "" if isinstance(error, DeviceTimeout) else device.name
+        self.failures[kind] += 1
+        return self.failures[kind]
+
+
+@dataclass(eq=False)
+class Pool:
+    """Interchangeable devices and the jobs that any of them may do."""
+
+    devices: list[Device] = field(default_factory=list)
+    jobs: asyncio.PriorityQueue[Job] = field(default_factory=asyncio.PriorityQueue)
+
+    def put(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            self.jobs.put_nowait(job)
+
+    def all_out(self) -> bool:
+        """Whether no device serves, and none is being tried."""
+        return all(device.state.is_out and not device.is_tried for device in self.devices)
+
+    def fail_if_all_out(self) -> None:
+        """Tells those who wait why no device can serve them."""
+        if not self.all_out():
+            return
+        errors = {d.name: d.out_by for d in self.devices if d.out_by}
+        words = "; ".join(f"{name}: {errors[name]}" for name in sorted(errors))
+        while not self.jobs.empty():
+            kind = _kind_of(errors[min(errors)])
+            self.jobs.get_nowait().fail(kind(f"no device can measure this now: {words}"))
+
+
+@dataclass(eq=False)
+class Device:
+    """One device, from when it was found. `info` is known once it was probed."""
+
+    spec: DeviceSpec
+    node: str | None = None
+    """Ray's id of the node that it is attached to; None if any node reaches it."""
+    actor: Any = None
+    """Ray's handle of the `DeviceActor`."""
+    info: DeviceInfo | None = None
+    """What it said when it was probed; None until then, and again if it could not join."""
+    pool: Pool = field(default_factory=Pool)
+    interleave: bool = False
+    control_baseline_ms: float | None = None
+    """The unit of interleaved measurements."""
+    control_ms: float | None = None
+    """The control's latency when the device joined, if it is checked between measurements."""
+    differs_percent: float = 0.0
+    """How far the control was off that of the first device of this model when it joined."""
+    state: DeviceState = DeviceState.NEW
+    out_by: DeviceError | None = None
+    claimed: Job | None = None
+    """The next job, which is being staged."""
+    batch: list[tuple[Job, Measurement]] = field(default_factory=list)
+    """Measured, but the control was not checked since."""
+    batch_limit: int = 0
+    """Measurements after which the control is due; smaller while the device drifts."""
+    bad_checks: int = 0
+    """Runs of the control in a row that failed, or were off."""
+    check_first: bool = False
+    leases: int = 0
+    done: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    temperature_c: float | None = None
+    joined_at: float = field(default_factory=time.monotonic)
+    busy_s: float = 0.0
+    seen_at: float = float("-inf")
+    """When its host saw it last, if a host looks for it."""
+    seen_also_by: str | None = None
+    """Ray's id of another node that sees a device of this name."""
+    retry_at: float = 0.0
+    """When it is tried again, if it is out and is named, or seen by its host."""
+    pause_s: float = FIRST_PAUSE_S
+    """Seconds from when it is out until then; doubled each time, until a measurement counts."""
+    attempt: asyncio.Task[None] | None = None
+    """What brings it into service, or did."""
+    in_service: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether it is one of its pool's devices, if out for now."""
+        return self in self.pool.devices
+
+    @property
+    def is_tried(self) -> bool:
+        return self.attempt is not None and not self.attempt.done()
+
+    @property
+    def may_join(self) -> bool:
+        """Whether it has not joined, but is tried, or is out for it was away."""
+        return not self.is_joined and (
+            self.is_tried or isinstance(self.out_by, DeviceLost | DeviceTimeout)
+        )
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is out, and to be tried again."""
+        return self.state.is_out and not self.is_tried and now > self.retry_at
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Counts the time of a block as busy."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.busy_s += time.monotonic() - started
+
+    def serve(self) -> None:
+        self.state, self.out_by = DeviceState.READY, None
+        self.in_service.set()
+
+    def take_out(self, error: DeviceError, state: DeviceState = DeviceState.PARKED) -> None:
+        self.state, self.out_by = state, error
+        self.retry_at = time.monotonic() + self.pause_s
+        self.pause_s = min(2 * self.pause_s, _LONGEST_PAUSE_S)
+        self.in_service.clear()
+
+    def unfinished(self) -> list[Job]:
+        """Takes the jobs from the device that it has not finished."""
+        jobs = [job for job, _ in self.batch] + ([self.claimed] if self.claimed else [])
+        self.batch, self.claimed = [], None
+        return jobs
+
+    def _remark(self) -> str:
+        if self.seen_also_by is None:
+            return ""
+        return (
+            f"node {self.seen_also_by} also sees a device {self.name!r}, which does not serve "
+            f"beside that of node {self.node}: if they are two, give each a name of its own"
+        )
+
+    def status(self) -> dict[str, Any]:
+        since = max(time.monotonic() - self.joined_at, 1e-9)
+        return {
+            "device": self.name,
+            "model": self.info.model if self.info else "",
+            "connector": self.spec.connector,
+            "state": self.state.value,
+            "message": str(self.out_by or self._remark()),
+            "leases": self.leases,
+            "done": self.done,
+            "failures": dict(self.failures),
+            "queue_length": self.pool.jobs.qsize(),
+            "busy_s": self.busy_s,
+            "busy_share": self.busy_s / since,
+            "differs_percent": self.differs_percent,
+            "temperature_c": self.temperature_c,
+        }
+
+
+def _kind_of(error: DeviceError) -> type[DeviceError]:
+    """The nearest of this package: a third party's may need other arguments."""
+    return next(kind for kind in type(error).__mro__ if kind.__module__ == DeviceError.__module__)
+
+
+def pool_key(info: DeviceInfo) -> tuple[str, str]:
+    """Equal for interchangeable devices."""
+    return info.model, info.settings_digest

@@ -1,0 +1,278 @@
+"""The devices of a farm: how they join, come back when they were away, and are out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from ray.exceptions import RayTaskError
+
+from device_farm.connector import DeviceInfo
+from device_farm.device_spec import DeviceSpec
+from device_farm.failures import DeviceError, DeviceLost, DeviceTimeout, FailurePolicy, Throttled
+from device_farm.farm.drift import ControlCheck
+from device_farm.farm.lease import Lessor, cause_of
+from device_farm.farm.pool import FIRST_PAUSE_S, Device, DeviceState, Pool, pool_key
+
+__all__ = ["Roster"]
+
+_LOG = logging.getLogger(__name__)
+_PROBE_PAUSE_S = 0.25
+_RETRY_PAUSE_S = 1.0
+_AWAY_S = 5.0
+"""A device that its host has not seen for so long was away."""
+
+
+class Roster:
+    """Every device by its name, and the pools of those in service.
+
+    All methods run in one event loop, so they need no locks. A device is tried by one task at a
+    time, `Device.attempt`, which all share who need it.
+    """
+
+    def __init__(
+        self,
+        policy: FailurePolicy,
+        lessor: Lessor,
+        control: ControlCheck,
+        on_join: Callable[[Device], object],
+    ) -> None:
+        """Takes what calls the devices, and what to call with each that joins."""
+        self._policy, self._lessor, self._control = policy, lessor, control
+        self._on_join = on_join
+        self._pools: dict[tuple[str, str], Pool] = {}
+        self.devices: dict[str, Device] = {}
+        self.looked = asyncio.Event()
+        """Set when the hosts have been looked at for the first time."""
+
+    def add(self, spec: DeviceSpec, node: str | None = None) -> Device:
+        """A device that the farm is to have, still to be brought into service."""
+        device = self.devices[spec.name] = Device(spec, node)
+        return device
+
+    async def find(self, name: str) -> Device:
+        """The device of that name, or any of that model; one may be about to be found.
+
+        Raises:
+            ValueError: There is none, or the model's devices have different settings.
+        """
+        device = self._known(name) or await self._coming(name)
+        if device is None:
+            raise ValueError(
+                f"a device must be one of {', '.join(self.devices)}, but got {name!r}: "
+                "correct the name, or give the farm that device"
+            )
+        return device
+
+    def found(self, spec: DeviceSpec, node: str) -> None:
+        """A host sees a device: it joins, or it is back."""
+        now = time.monotonic()
+        device = self.devices.get(spec.name) or self.add(spec, node)
+        was_away = now > device.seen_at + _AWAY_S
+        if device.node not in (None, node):
+            is_idle = device.state.is_out or device.state is DeviceState.LOST
+            if not (was_away and is_idle):
+                self._tell_twin(device, node)
+                return
+            self._lessor.end(device)
+            device.node, device.spec, device.seen_also_by = node, spec, None
+        device.seen_at = now
+        if was_away:
+            device.pause_s, device.retry_at = FIRST_PAUSE_S, 0.0
+        is_new = device.state is DeviceState.NEW and device.attempt is None
+        if is_new or device.is_due(now):
+            self._try(device)
+
+    def retry_named(self) -> None:
+        """Tries those that are out, due, and looked for by no host."""
+        for device in self.devices.values():
+            if device.node is None and device.is_due(time.monotonic()):
+                self._try(device)
+
+    async def look_for(self, device: Device) -> None:
+        """Recovers an idle device that its host has seen, but sees no longer."""
+        if device.seen_at == float("-inf") or time.monotonic() <= device.seen_at + _AWAY_S:
+            return
+        await self.recover(device)
+        if device.state is DeviceState.READY:
+            device.seen_at = time.monotonic()  # it answers, so it is there
+
+    async def bring(self, device: Device) -> None:
+        """Takes a device into service, for the first time or again, if it is not.
+
+        Raises:
+            DeviceError: It cannot be reached, or is too slow; it is out.
+            ValueError: Another device holds its cores, or it is another one; it is out.
+        """
+        if not device.is_joined or device.state.is_out:
+            await asyncio.shield(self._try(device))
+
+    async def await_joined(self, device: Device) -> None:
+        """Brings a device into service; one that is away has `start_limit_s` to come.
+
+        Raises:
+            DeviceError, ValueError: See `bring`.
+        """
+        deadline = time.monotonic() + self._policy.start_limit_s
+        while not device.is_joined:
+            try:
+                await self.bring(device)
+            except (DeviceLost, DeviceTimeout):
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_RETRY_PAUSE_S)
+
+    def revive(self, pool: Pool) -> None:
+        """Tries a pool's devices that are out; when none can serve, its jobs fail with the why."""
+        for device in pool.devices:
+            if device.state.is_out:
+                self._try(device)
+
+    async def recover(self, device: Device) -> None:
+        """Probes a lost device until it is back; it is out if that takes too long."""
+        device.state = DeviceState.LOST
+        deadline = time.monotonic() + self._policy.start_limit_s
+        is_fresh = False
+        while True:
+            try:
+                self._accept(device, await self._lessor.probe(device))
+            except (DeviceError, ValueError) as error:
+                is_away = isinstance(error, DeviceLost | DeviceTimeout)
+                if not is_away or time.monotonic() > deadline:
+                    self.take_out(device, error)
+                    return
+                if not is_fresh and isinstance(error.__cause__, RayTaskError):
+                    is_fresh = True
+                    self._lessor.restart(device)  # the fault may lie in the process
+                await asyncio.sleep(_PROBE_PAUSE_S)
+            else:
+                device.serve()
+                return
+
+    def take_out(
+        self, device: Device, error: Exception, state: DeviceState = DeviceState.PARKED
+    ) -> None:
+        """Ends a device's service; jobs that no other can do fail."""
+        device.take_out(_as_device_error(error), state)
+        device.pool.fail_if_all_out()
+
+    def _known(self, name: str) -> Device | None:
+        """The device of that name, or the one of that model that can serve soonest.
+
+        Raises:
+            ValueError: The model's devices have different settings.
+        """
+        if name in self.devices:
+            return self.devices[name]
+        alike = [d for d in self.devices.values() if d.info and d.info.model == name]
+        if len({pool_key(d.info) for d in alike if d.info and d.is_joined}) > 1:
+            names = ", ".join(d.name for d in alike)
+            raise ValueError(
+                f"devices of one model must have equal settings to be asked for by it, but those "
+                f"of {name!r} differ: name one of {names}"
+            )
+        return min(alike, key=lambda d: (not d.is_joined, d.state.is_out), default=None)
+
+    async def _coming(self, name: str) -> Device | None:
+        """As `_known`, after the first look at the hosts, and when what is away has come."""
+        deadline = time.monotonic() + self._policy.start_limit_s
+        try:
+            await asyncio.wait_for(self.looked.wait(), self._policy.start_limit_s)
+        except TimeoutError:
+            return None
+        while (device := self._known(name)) is None and time.monotonic() < deadline:
+            coming = [self._try(each) for each in self.devices.values() if each.may_join]
+            if not coming:
+                return None
+            await asyncio.wait(coming, timeout=deadline - time.monotonic())
+            if self._known(name) is None:
+                await asyncio.sleep(_RETRY_PAUSE_S)
+        return device
+
+    def _try(self, device: Device) -> asyncio.Task[None]:
+        """The attempt to bring a device into service that is under way, or a new one."""
+        if device.attempt is None or device.attempt.done():
+            device.attempt = asyncio.get_running_loop().create_task(self._attempt(device))
+            device.attempt.add_done_callback(lambda task: self._tried(device, task))
+        return device.attempt
+
+    async def _attempt(self, device: Device) -> None:
+        is_unknown = not device.is_joined or device.state is DeviceState.QUARANTINED
+        try:
+            self._accept(device, await self._lessor.probe(device))
+            if is_unknown:
+                device.state = DeviceState.NEW  # others now see that it is taken
+                await self._control.take_baseline(device)
+        except Exception as error:
+            cause = cause_of(error, device.name)
+            device.failures[type(cause).__name__] += 1
+            is_slow = isinstance(cause, Throttled)
+            state = DeviceState.QUARANTINED if is_slow else DeviceState.PARKED
+            device.take_out(_as_device_error(cause), state)
+            if not device.is_joined or isinstance(cause, DeviceLost):
+                self._lessor.end(device)
+            if not device.is_joined:
+                device.info = None
+            raise cause from error
+        self._join(device)
+
+    def _tried(self, device: Device, attempt: asyncio.Task[None]) -> None:
+        if not attempt.cancelled() and attempt.exception() is not None:
+            _LOG.warning("device %s cannot be used: %s", device.name, device.out_by)
+            device.pool.fail_if_all_out()
+
+    def _join(self, device: Device) -> None:
+        assert device.info is not None
+        device.bad_checks, device.check_first = 0, device.is_joined and bool(device.control_ms)
+        device.serve()
+        if not device.is_joined:
+            device.joined_at = time.monotonic()
+            device.pool = self._pools.setdefault(pool_key(device.info), device.pool)
+            device.pool.devices.append(device)
+            self._on_join(device)
+
+    def _tell_twin(self, device: Device, node: str) -> None:
+        if device.seen_also_by != node:
+            device.seen_also_by = node
+            _LOG.warning("nodes %s and %s both see %s", device.node, node, device.name)
+
+    def _accept(self, device: Device, info: DeviceInfo) -> None:
+        """Takes down what a device says of itself.
+
+        Raises:
+            DeviceError: It is not the one that it was.
+            ValueError: Another device has its cores, or is the same thing.
+        """
+        if device.is_joined and device.info and pool_key(info) != pool_key(device.info):
+            raise DeviceError(f"came back as {info.model}: start the farm anew")
+        _refuse_shared(device, info, self.devices.values())
+        device.info = info
+
+
+def _as_device_error(error: Exception) -> DeviceError:
+    return error if isinstance(error, DeviceError) else DeviceError(str(error))
+
+
+def _refuse_shared(device: Device, info: DeviceInfo, others: Iterable[Device]) -> None:
+    """Refuses a device whose cores, or which itself, another one already is.
+
+    Raises:
+        ValueError: It is so.
+    """
+    for other in others:
+        if other is device or other.info is None or other.state.is_out:
+            continue
+        if info.serial and info.serial == other.info.serial:
+            raise ValueError(
+                f"{device.name!r} and {other.name!r} are two ways to one device, "
+                f"{info.serial}: name it once"
+            )
+        shared = set(info.cores) & set(other.info.cores) if info.host == other.info.host else ()
+        if shared:
+            one, two = sorted((device.name, other.name))
+            raise ValueError(
+                f"each device needs cores of its own, but {one!r} and {two!r} share "
+                f"{sorted(shared)} of {info.host}: set `cores` of each, or start one only"
+            )

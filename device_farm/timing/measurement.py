@@ -1,0 +1,56 @@
+"""The result of measuring one model on one device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+__all__ = ["Measurement"]
+
+_Milliseconds = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class Measurement:
+    """A latency, and all that is needed to judge it.
+
+    Compare two measurements only if `device`, `connector` and `settings` are equal. How the
+    figures come from the runs is told in `device_farm.timing.protocol`.
+    """
+
+    median_ms: _Milliseconds
+    """Milliseconds a run: the latency to report and to compare."""
+    p20_ms: _Milliseconds
+    """Milliseconds a run: the 20th percentile, over blocks if interleaved, else over runs."""
+    p90_ms: _Milliseconds
+    """Milliseconds a run: the 90th percentile, likewise."""
+    n: Annotated[int, Field(ge=1)]
+    """Timed runs of the model, warm-up and control not counted."""
+    ci_percent: Annotated[float, Field(ge=0)]
+    """Half the width of the 95% confidence interval of the blocks' median, in % of `median_ms`."""
+    device: Annotated[str, Field(min_length=1)]
+    """The device's model, such as the name of the CPU: equal for interchangeable devices."""
+    connector: Annotated[str, Field(min_length=1)]
+    settings: dict[str, Any]
+    """All settings of the device and of the protocol, defaults included."""
+    environment: dict[str, Any]
+    """What was true before, during and after: load, affinity, control model, thread time."""
+    simulated: bool
+    """True if no device was measured and the figures come from a latency model."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict that `json.dumps` takes and `from_json` reads."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Measurement:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: A field is missing, unknown, of the wrong type or out of its range.
+        """
+        return TypeAdapter(cls).validate_python(dict(record))

@@ -1,0 +1,1 @@
+"""The command line: `donna`, one module a group of commands."""

@@ -1,0 +1,84 @@
+"""``donna library ls | show | verify | gc``. Imports torch only once a command is run."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+PlaceArgument = Annotated[
+    str,
+    typer.Argument(metavar="RUN_OR_STORE", help="A run folder, or a store's path or URL."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("ls")
+def list_blocks(
+    place: PlaceArgument,
+    stage: Annotated[int | None, typer.Option(min=0, help="This stage only, from 0.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the blocks by stage and NSR: params, MACs, seconds of training, failed or not."""
+    from donna_ray.cli.tables import print_blocks
+    from donna_ray.library.tools import blocks_of, library_of
+
+    blocks = blocks_of(library_of(place).store, stage)
+    print(json.dumps(blocks, indent=2)) if as_json else print_blocks(blocks)
+
+
+@app.command()
+def show(
+    place: PlaceArgument,
+    key: Annotated[str, typer.Argument(help="Of the record, as `ls` prints it.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Print a whole record and its files."""
+    from donna_ray.cli.tables import print_record
+    from donna_ray.library.tools import library_of, record_of
+
+    facts = record_of(library_of(place).store, key)
+    print(json.dumps(facts, indent=2)) if as_json else print_record(facts)
+
+
+@app.command()
+def verify(place: PlaceArgument) -> None:
+    """Read every file of every record; exit with 1 and the keys if any is bad."""
+    from donna_ray.library.tools import bad_records, library_of
+
+    store = library_of(place).store
+    bad = bad_records(store)
+    for key in bad:
+        print(key)
+    print(f"records: {len(store.records())} intact, {len(bad)} torn, altered or half there")
+    if bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    place: PlaceArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing.")] = False,
+) -> None:
+    """Remove what killed processes left, and blocks that no library of the run refers to.
+
+    Blocks are left alone where other runs may use them: in a store outside of the run folder.
+    """
+    from donna_ray.library.tools import collect_garbage, library_of
+
+    _print_garbage(collect_garbage(library_of(place), dry_run=dry_run))
+
+
+def _print_garbage(facts: dict[str, Any]) -> None:
+    verb = "removed" if facts["removed"] else "would remove"
+    for name in facts["stale_files"]:
+        print(f"{verb} file {name}")
+    for key in facts["blocks"]:
+        print(f"{verb} block {key}")
+    if facts["blocks_kept"]:
+        print(f"blocks are kept: {facts['blocks_kept']}")
+    files, blocks = len(facts["stale_files"]), len(facts["blocks"])
+    print(f"{verb} in all: {files} stale files, {blocks} blocks, {facts['bytes'] / 1e6:.3g} MB")

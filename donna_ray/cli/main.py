@@ -1,0 +1,215 @@
+"""`donna`: one subcommand a step. Imports torch and Ray only once the configuration is read."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from donna_ray.cli.export import export
+from donna_ray.cli.library import app as library_app
+from donna_ray.cli.plan import plan
+from donna_ray.cli.predictor import app as predictor_app
+from donna_ray.config import RunConfig, load_config, shipped_config
+from donna_ray.errors import ConfigError, DonnaError, MissingArtifactError, RunLockedError
+from donna_ray.run.folder import run_folder
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Finds neural networks for a given device.",
+)
+config_app = typer.Typer(no_args_is_help=True, help="What a configuration may hold.")
+app.add_typer(config_app, name="config")
+space_app = typer.Typer(no_args_is_help=True, help="The networks that a search chooses from.")
+app.add_typer(space_app, name="space")
+app.command()(export)
+app.command()(plan)
+
+_STEPS = {
+    "reference": "The teacher: a timm model, cut into stem, stages and head.",
+    "library": "The distilled blocks.",
+    "predictor": "Accuracy as a function of the blocks' NSR.",
+    "search": "The front of predicted accuracy and measured latency.",
+    "finetune": "The finetuned and exported networks of the front.",
+    "report": "results.json and report.html.",
+}
+_USE_ERRORS = (ConfigError, MissingArtifactError, RunLockedError)
+
+ConfigArgument = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the folder of an earlier run.")
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="The run folder. [default: runs/NAME]")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Change one value of the configuration."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Start over: forget what the run folder holds.")
+]
+
+
+@app.command()
+def demo(out: OutOption = None, overrides: SetOption = None, fresh: FreshOption = False) -> None:
+    """Run the whole pipeline on scikit-learn's digits and this CPU, in minutes."""
+    _run(shipped_config("demo"), out, overrides, fresh=fresh)
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    out: OutOption = None,
+    overrides: SetOption = None,
+    fresh: FreshOption = False,
+) -> None:
+    """Run the whole pipeline, or go on with it: what is finished is reused."""
+    _run(config, out, overrides, fresh=fresh)
+
+
+@app.command()
+def compress(
+    model: Annotated[str, typer.Argument(help="Any timm model that can be cut.")],
+    data: Annotated[str, typer.Option(help="Images: a folder, a named data set, or `digits`.")],
+    latency_limit: Annotated[
+        str, typer.Option(help="Of the result: `0.8x` the model's own, or `2.5ms`.")
+    ],
+    device: Annotated[str, typer.Option(help="A connector of the device farm.")] = "onnxruntime",
+    weights: Annotated[
+        str, typer.Option(help="`pretrained`, a checkpoint file, or `train`.")
+    ] = "pretrained",
+    out: OutOption = None,
+    overrides: SetOption = None,
+    fresh: FreshOption = False,
+) -> None:
+    """Shrink a model under a latency limit: its own stages with less depth, width and kernels."""
+    values = {
+        "name": f"compress-{model}",
+        "reference.model": model,
+        "reference.weights": weights,
+        "data.source": data,
+        "device.connector": device,
+        "search.latency_limit": latency_limit,
+    }
+    given = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    _run(shipped_config("compress"), out, [*given, *(overrides or [])], fresh=fresh)
+
+
+@space_app.command("show")
+def show_space(
+    config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Print stages, choices, size, and the range of params and MACs; every block is checked."""
+    _, loaded = _configuration(config, overrides)
+
+    from donna_ray.cli.tables import print_space
+    from donna_ray.reference.facts import space_facts
+
+    facts = space_facts(loaded)
+    print(json.dumps(facts, indent=2)) if as_json else print_space(facts)
+
+
+@config_app.command()
+def check(config: ConfigArgument, overrides: SetOption = None) -> None:
+    """Check all of a configuration that can be without the data: values, device, model, blocks."""
+    _, loaded = _configuration(config, overrides)
+
+    from donna_ray.latency.farm import check_device
+    from donna_ray.reference.facts import space_facts
+
+    for scenario in loaded.all_scenarios():
+        check_device(scenario.device)
+    facts = space_facts(loaded)
+    print(f"{config} can be run: {facts['blocks']} blocks, {facts['size']:.3g} networks.")
+
+
+@config_app.command()
+def schema() -> None:
+    """Print the JSON schema of a configuration."""
+    print(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+@config_app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="`demo`, `compress`, `donna_large`, …")] = "demo",
+) -> None:
+    """Print a configuration that comes with the package, as a start for an own one."""
+    path = shipped_config(name)
+    if not path.is_file():
+        known = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
+        raise ConfigError(f"The configuration must be one of {known}, but is {name!r}.")
+    print(path.read_text(), end="")
+
+
+def _add_step(name: str, text: str) -> typer.Typer:
+    group = typer.Typer(no_args_is_help=True, help=text)
+
+    @group.command("build", help=f"Run this step alone, from the artifacts before it. {text}")
+    def build(config: ConfigArgument, out: OutOption = None, overrides: SetOption = None) -> None:
+        _run(config, out, overrides, only=name)
+
+    app.add_typer(group, name=name)
+    return group
+
+
+_groups = {name: _add_step(name, text) for name, text in _STEPS.items()}
+for _name, _more in (("library", library_app), ("predictor", predictor_app)):
+    _groups[_name].registered_commands.extend(_more.registered_commands)
+
+
+@_groups["reference"].command("inspect")
+def inspect_reference(
+    model: Annotated[str, typer.Argument(help="Any name of timm's.")],
+    image_size: Annotated[int | None, typer.Option(min=8, help="Height and width.")] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Of the classifier.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print how a timm model is cut: names, shapes, params and MACs of its parts."""
+    from donna_ray.cli.tables import print_reference
+    from donna_ray.reference.facts import reference_facts
+
+    facts = reference_facts(model, image_size, num_classes)
+    print(json.dumps(facts, indent=2)) if as_json else print_reference(facts)
+
+
+def _run(
+    path: Path,
+    out: Path | None,
+    overrides: list[str] | None,
+    *,
+    fresh: bool = False,
+    only: str | None = None,
+) -> None:
+    folder, config = _configuration(path, overrides)
+    root = run_folder(config, out or folder)
+
+    from donna_ray.pipeline import run_steps
+    from donna_ray.run.run import Run
+
+    with Run(config, root, only=only, fresh=fresh) as run:
+        run_steps(run, only or "report")
+
+
+def _configuration(path: Path, overrides: list[str] | None) -> tuple[Path | None, RunConfig]:
+    """The configuration in a file, or that of an earlier run's folder (given back, too)."""
+    folder = path if path.is_dir() else None
+    return folder, load_config(path / "config.yaml" if folder else path, overrides or [])
+
+
+def main() -> None:
+    """The console script: errors that a user can act on are printed without a traceback."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        app()
+    except DonnaError as error:
+        print(f"donna: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, _USE_ERRORS) else 1)
+    except KeyboardInterrupt:
+        print("donna: stopped; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,78 @@
+"""`donna plan`: time, nodes and price of a run before it is made."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from donna_ray.config import load_config
+from donna_ray.errors import ConfigError
+from donna_ray.run.folder import run_folder
+
+__all__ = ["plan"]
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")],
+    nodes: Annotated[
+        str, typer.Option(help="Numbers of nodes, of the kind that this runs on.")
+    ] = "1,2,4,8,16",
+    price_per_node_hour: Annotated[
+        float | None, typer.Option(min=0, help="In any currency.")
+    ] = None,
+    head_price_per_hour: Annotated[
+        float, typer.Option(min=0, help="Of the head, which is there all the time.")
+    ] = 0.0,
+    idle_minutes: Annotated[
+        float, typer.Option(min=0, help="After which the autoscaler gives an idle node back.")
+    ] = 10.0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The run folder. [default: runs/NAME]")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="Change one value of the configuration."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print what the full run takes on clusters of several sizes, from a few parts of it.
+
+    The reference is made, a few packs, networks and candidates are measured; the run goes on from
+    there. Give it the line's cluster.workers: it keeps the configuration's otherwise.
+    """
+    sizes = _sizes(nodes)
+    loaded = load_config(config, overrides or [])
+    root = run_folder(loaded, out)
+
+    from donna_ray.cli.tables import print_plan
+    from donna_ray.pipeline import check
+    from donna_ray.plan.measure import measured_plan
+    from donna_ray.plan.plan import Rates
+    from donna_ray.run.run import Run
+
+    check(loaded)
+    with Run(loaded, root) as run:
+        made = measured_plan(run)
+    rates = Rates(60 * idle_minutes, price_per_node_hour, head_price_per_hour)
+    lines = [made.line(size).to_json(rates) for size in sizes]
+    if as_json:
+        print(json.dumps(lines, indent=2))
+        return
+    print_plan(lines)
+    head = f"with the head at {head_price_per_hour:g} an hour" if head_price_per_hour else "no head"
+    print(
+        f"Each line presumes its own cluster.workers (--set); here it is {loaded.cluster.workers}. "
+        f"Node-hours and price: nodes that a step asks for, and {idle_minutes:g} minutes idle when "
+        f"it no longer does; {head}; not their boot."
+    )
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(word) for word in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise ConfigError(f"--nodes takes numbers from 1 on such as 1,2,4, not {text!r}.")
+    return sizes

@@ -1,0 +1,201 @@
+"""The reference's features of images: computed in every pass, or kept.
+
+Features number 0 are the stem's output and number n + 1 the output of stage n: float32 on the
+reference's device, (N, C, H, W) in channels-last order or (N, tokens, C).
+"""
+
+import mmap
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from donna_ray.config import RunConfig
+from donna_ray.data import ImageData, Split
+from donna_ray.data.sources import kind_of
+from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.training.loop import device_of, network_input
+
+__all__ = ["ComputedFeatures", "FeatureCache", "FeatureSource", "Features", "check_features"]
+
+Features = dict[int, Tensor]
+"""Of a batch of images, by number."""
+
+_BATCH = 64  # images in a forward of the reference that fills the cache
+
+
+class FeatureSource(Protocol):
+    """Features of a data set's distillation and validation images."""
+
+    def steps(self, batch_size: int) -> int:
+        """Batches of a training pass."""
+        ...
+
+    def training(
+        self, batch_size: int, numbers: Collection[int], *, seed: int, epoch: int, start: int = 0
+    ) -> Iterator[Features]:
+        """One pass over the distillation images, in an order that depends on seed and epoch.
+
+        `start` is the number of the first batch, from 0; those before it are left out.
+        """
+        ...
+
+    def validation(self, batch_size: int, numbers: Collection[int]) -> Iterator[Features]:
+        """One pass over the validation images."""
+        ...
+
+
+def check_features(config: RunConfig) -> None:
+    """Refuse to keep the features of images that are another in every pass.
+
+    Raises:
+        ConfigError: as said.
+    """
+    library, data = config.library, config.data
+    augmented = data.augmentation is not None and kind_of(data.source) != "digits"
+    if library.features != "compute" and augmented:
+        raise ConfigError(
+            f"library.features must be 'compute' with data.augmentation, which makes an image "
+            f"another in every pass, but is {library.features!r} with the augmentation "
+            f"{data.augmentation}. Set data.augmentation to null, or library.features to 'compute'."
+        )
+
+
+class ComputedFeatures:
+    """Decodes the images and runs the reference, no further than needed, in every pass."""
+
+    def __init__(self, reference: StagedNetwork, data: ImageData) -> None:
+        self._reference, self._data = reference, data
+
+    def steps(self, batch_size: int) -> int:
+        """See ``FeatureSource``."""
+        return self._data.distillation.steps(batch_size)
+
+    def training(
+        self, batch_size: int, numbers: Collection[int], *, seed: int, epoch: int, start: int = 0
+    ) -> Iterator[Features]:
+        """See ``FeatureSource``."""
+        split = self._data.distillation
+        for images, _ in split.batches(batch_size, shuffle_seed=seed, epoch=epoch, start=start):
+            yield _forward(self._reference, images, max(numbers))
+
+    def validation(self, batch_size: int, numbers: Collection[int]) -> Iterator[Features]:
+        """See ``FeatureSource``."""
+        for images, _ in self._data.validation.batches(batch_size):
+            yield _forward(self._reference, images, max(numbers))
+
+
+class FeatureCache:
+    """Features of every image as float16, in memory or in files without a name.
+
+    Rounding to float16 changes the NSR of a block by about 1e-3 of itself
+    (`scripts/bench_distill.py`). Such a file ends with its process, however that ends.
+    """
+
+    def __init__(
+        self, training: Sequence[Tensor], validation: Sequence[Tensor], device: torch.device
+    ) -> None:
+        self._training, self._validation, self._device = training, validation, device
+        count = len(training[0])
+        self._order = Split(TensorDataset(torch.arange(count), torch.zeros(count)))
+
+    @classmethod
+    def build(
+        cls, reference: StagedNetwork, data: ImageData, folder: Path | None = None
+    ) -> "FeatureCache":
+        """Run the reference once over the images of calibration and of validation.
+
+        Args:
+            reference: in eval mode.
+            data: without augmentation (``check_features``).
+            folder: a folder on a local disk for the files; None keeps the features in memory.
+
+        Raises:
+            DonnaError: the disk is full, or a feature is too large for float16.
+        """
+        training = _table(reference, data.calibration, folder)
+        return cls(training, _table(reference, data.validation, folder), device_of(reference))
+
+    def steps(self, batch_size: int) -> int:
+        """See ``FeatureSource``."""
+        return self._order.steps(batch_size)
+
+    def training(
+        self, batch_size: int, numbers: Collection[int], *, seed: int, epoch: int, start: int = 0
+    ) -> Iterator[Features]:
+        """See ``FeatureSource``; the order is that of the images when none is broken."""
+        for rows, _ in self._order.batches(batch_size, shuffle_seed=seed, epoch=epoch, start=start):
+            yield {n: self._loaded(self._training[n].index_select(0, rows)) for n in numbers}
+
+    def validation(self, batch_size: int, numbers: Collection[int]) -> Iterator[Features]:
+        """See ``FeatureSource``."""
+        for batches in zip(*(self._validation[n].split(batch_size) for n in numbers), strict=True):
+            yield {n: self._loaded(batch) for n, batch in zip(numbers, batches, strict=True)}
+
+    def _loaded(self, rows: Tensor) -> Tensor:
+        return rows.to(self._device).float().movedim(-1, 1 if rows.ndim == 4 else -1)
+
+
+@torch.no_grad()
+def _forward(reference: StagedNetwork, images: Tensor, last: int) -> Features:
+    """The features up to number `last`."""
+    values = network_input(images, device_of(reference))
+    features = {}
+    for number, part in enumerate(islice((reference.stem, *reference.stages), last + 1)):
+        values = part(values)
+        if values.ndim == 4:
+            values = values.contiguous(memory_format=torch.channels_last)
+        features[number] = values
+    return features
+
+
+def _table(reference: StagedNetwork, split: Split, folder: Path | None) -> list[Tensor]:
+    """(images, H, W, C) or (images, tokens, C) of each number, float16."""
+    shapes = [reference.shapes[0].input, *(shape.output for shape in reference.shapes)]
+    table = [_new_rows(len(split), _channels_last(shape), folder) for shape in shapes]
+    count = 0
+    for images, _ in split.batches(_BATCH):
+        for number, values in _forward(reference, images, len(shapes) - 1).items():
+            rows = values.movedim(1, -1) if values.ndim == 4 else values
+            _fill(table[number][count : count + len(images)], rows, number)
+        count += len(images)
+    return [rows[:count] for rows in table]  # those of broken images stay unused
+
+
+def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[1:], shape[0]) if len(shape) == 3 else shape
+
+
+def _new_rows(count: int, shape: tuple[int, ...], folder: Path | None) -> Tensor:
+    if folder is None:
+        return torch.empty(count, *shape, dtype=torch.float16)
+    size = torch.Size((count, *shape)).numel() * torch.float16.itemsize
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+            mapped = mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        raise DonnaError(
+            f"The features of library.features 'disk' must fit into {folder}, but "
+            f"{size / 2**30:.2f} GiB for a stage cannot be reserved there ({error}). Free space, "
+            "or set library.features to 'compute'."
+        ) from error
+    return torch.frombuffer(mapped, dtype=torch.float16).view(count, *shape)
+
+
+def _fill(rows: Tensor, values: Tensor, number: int) -> None:
+    rows.copy_(values)
+    if not rows.isfinite().all():
+        largest = values.abs().max().item()
+        raise DonnaError(
+            f"Features that are kept must be finite and at most {torch.finfo(rows.dtype).max:g}, "
+            f"but number {number} (0 is the stem's) has {largest:g}. Set library.features to "
+            "'compute'."
+        )

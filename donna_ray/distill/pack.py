@@ -1,0 +1,233 @@
+"""Blockwise knowledge distillation of a pack of blocks in one pass over the data. Plain torch.
+
+One decode and one forward of the reference serve all blocks of the pack, of whatever stages
+(``students`` has the loss).
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from donna_ray.config import LibraryConfig, TrainingConfig
+from donna_ray.data import ImageData
+from donna_ray.distill.features import ComputedFeatures, FeatureCache, Features, FeatureSource
+from donna_ray.distill.students import BlockJob, Course, Student, TrainingState, new_student
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.training.loop import device_of, seeded
+
+__all__ = ["DistilledBlock", "DistilledPack", "distill_pack"]
+
+_CHECK_EVERY = 20  # steps; looking at a loss makes a GPU wait, and so does the clock
+_JUDGED_SHARE = 0.25  # of the steps so far: their losses are what a block in a race is judged by
+
+
+@dataclass(frozen=True)
+class DistilledBlock:
+    """A trained block, in eval mode.
+
+    Attributes:
+        job: what it was made for.
+        block: the block; worthless where it failed.
+        nsr: on the validation images, or, of a block that is stopped early, the mean of the last
+            quarter of its training losses; None where it failed.
+        failure: why its training failed, None where it did not.
+        state: what the training goes on from where it was stopped early.
+    """
+
+    job: BlockJob
+    block: nn.Module
+    nsr: float | None
+    failure: str | None
+    state: TrainingState | None = None
+
+
+@dataclass(frozen=True)
+class DistilledPack:
+    """The blocks of a pack, in the order of the jobs.
+
+    Attributes:
+        seconds: that all of it took.
+        reference_share: of the time of the training steps that went into decoding images and the
+            reference's forward; None if there were too few steps to tell.
+    """
+
+    blocks: list[DistilledBlock]
+    seconds: float
+    reference_share: float | None
+
+
+def distill_pack(
+    reference: StagedNetwork,
+    variance: Sequence[Tensor],
+    jobs: Sequence[BlockJob],
+    data: ImageData,
+    config: LibraryConfig,
+    seed: int,
+    *,
+    cache: FeatureCache | None = None,
+    learning_rate_factor: float = 1.0,
+    share: float = 1.0,
+    states: Mapping[str, TrainingState] = {},
+) -> DistilledPack:
+    """Train the blocks of a pack side by side and measure their NSR.
+
+    A block whose loss is no longer finite is trained no further, and its failure reported; no
+    block's result depends on another. One that was stopped and goes on ends with the bits of one
+    that was not.
+
+    Args:
+        reference: in eval mode, without gradients.
+        variance: of each stage's output, (channels,) each.
+        jobs: the blocks; they leave their input as it is (``check_space``).
+        data: the distillation images, and the held-out ones of the NSR that is recorded.
+        config: the batch size, each family's recipe, and the precision of the training (`fp32` or
+            `bf16`; the loss and the recorded NSR are always of float32).
+        seed: of the images' order and, with the key, of a block's weights and dropout.
+        cache: features of the same data; None computes them.
+        learning_rate_factor: multiplies every peak learning rate.
+        share: of its training after which each block is stopped, over 0 and at most 1.
+        states: what blocks that were stopped before go on from, by key.
+
+    Raises:
+        ValueError: the precision is `auto`, which ``measured_precision`` turns into one.
+    """
+    if config.precision == "auto":
+        raise ValueError("config.precision must be 'fp32' or 'bf16' here, but is 'auto'")
+    started = time.perf_counter()
+    source = ComputedFeatures(reference, data) if cache is None else cache
+    clock = _Clock(device_of(reference))
+    with seeded(seed):
+        students = [
+            new_student(reference, variance, job, seed, states.get(job.key)) for job in jobs
+        ]
+        courses = _courses(students, config, source, learning_rate_factor, share)
+        _train(courses, config, source, seed, clock)
+        for student in students:
+            student.block.eval()
+        if share == 1:
+            sound = [student for student in students if student.failure is None]
+            _evaluate(sound, config.batch_size, source)
+            blocks = [DistilledBlock(one.job, one.block, one.nsr, one.failure) for one in students]
+        else:
+            blocks = _stopped(students, courses)
+    return DistilledPack(blocks, time.perf_counter() - started, clock.share())
+
+
+def _stopped(students: Sequence[Student], courses: Sequence[Course]) -> list[DistilledBlock]:
+    states = {student.job.key: state for course in courses for student, state in course.states()}
+    blocks = []
+    for student in students:
+        judged = student.history[-math.ceil(_JUDGED_SHARE * len(student.history)) :]
+        nsr = sum(judged) / len(judged) if student.failure is None else None
+        state = states.get(student.job.key)
+        blocks.append(DistilledBlock(student.job, student.block, nsr, student.failure, state))
+    return blocks
+
+
+def _courses(
+    students: Iterable[Student],
+    config: LibraryConfig,
+    source: FeatureSource,
+    factor: float,
+    share: float,
+) -> list[Course]:
+    groups: dict[tuple[TrainingConfig, int], list[Student]] = {}
+    for student in students:
+        recipe = config.recipe_of(student.job.spec.family)
+        scaled = recipe.model_copy(update={"learning_rate": factor * recipe.learning_rate})
+        groups.setdefault((scaled, student.start), []).append(student)
+    steps = source.steps(config.batch_size)
+    return [Course(group, recipe, steps, share) for (recipe, _), group in groups.items()]
+
+
+def _train(
+    courses: Sequence[Course],
+    config: LibraryConfig,
+    source: FeatureSource,
+    seed: int,
+    clock: "_Clock",
+) -> None:
+    steps = source.steps(config.batch_size)
+    first, last = min(each.start for each in courses), max(each.stop for each in courses)
+    for epoch in range(first // steps, math.ceil(last / steps)):
+        before = epoch * steps
+        students = [one for each in courses for one in each.going(before + 1, before + steps)]
+        if not students:
+            continue
+        skipped = max(first - before, 0)
+        batches = source.training(
+            config.batch_size, _numbers(students), seed=seed, epoch=epoch, start=skipped
+        )
+        for number, features in clock.timed(batches, before + skipped + 1):
+            for course in courses:
+                course.step(features, number, config.precision)
+            if number % _CHECK_EVERY == 0:
+                _look(students)
+            if number == last:
+                break
+        _look(students)
+
+
+class _Clock:
+    """Which share of the steps' time goes into what is done once for all blocks of a pack.
+
+    Looks at one step in 20, since a GPU must be waited for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._reference = self._blocks = 0.0
+
+    def timed(self, batches: Iterator[Features], first: int) -> Iterator[tuple[int, Features]]:
+        """The batches, with the numbers of their steps."""
+        for number in itertools.count(first):
+            looking = number % _CHECK_EVERY == 2
+            started = self._now() if looking else 0.0
+            features = next(batches, None)
+            if features is None:
+                return
+            ready = self._now() if looking else 0.0
+            yield number, features
+            if looking:
+                self._reference += ready - started
+                self._blocks += self._now() - ready
+
+    def share(self) -> float | None:
+        """Of the reference and the decoding; None without a look."""
+        total = self._reference + self._blocks
+        return self._reference / total if total else None
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def _look(students: Iterable[Student]) -> None:
+    for student in students:
+        student.look()
+
+
+def _numbers(students: Iterable[Student]) -> list[int]:
+    """Of the features that students learn from."""
+    stages = {student.job.stage for student in students}
+    return sorted(stages | {stage + 1 for stage in stages})
+
+
+@torch.no_grad()
+def _evaluate(students: Sequence[Student], batch_size: int, source: FeatureSource) -> None:
+    """Measure the NSR of blocks on all validation images, in eval mode."""
+    if not students:
+        return
+    total, count = torch.zeros(len(students), dtype=torch.float64), 0
+    for features in source.validation(batch_size, _numbers(students)):
+        images = len(features[students[0].job.stage])
+        ratios = torch.stack([student.loss(features) for student in students])
+        total, count = total.to(ratios.device) + images * ratios, count + images
+    for student, ratio in zip(students, (total / count).tolist(), strict=True):
+        student.conclude(ratio)

@@ -1,0 +1,248 @@
+"""Blocks in training: their loss, their optimizers, and their state half-way. Plain torch.
+
+    NSR = 1/C * sum_c  E[(Y_c - B_c)^2] / Var[Y_c]                       (DONNA, equation 1)
+
+Y is the reference's output of a stage, B the block's on the reference's input of that stage. The
+expectation is over images and positions; the variance is the reference's over the training data.
+"""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from donna_ray.config import TrainingConfig
+from donna_ray.distill.features import Features
+from donna_ray.reference.network import StagedNetwork, channel_sums
+from donna_ray.space import BlockSpec, StageShape, build_block
+from donna_ray.training.loop import device_of, optimise
+
+__all__ = [
+    "BlockJob",
+    "Course",
+    "Student",
+    "TrainingState",
+    "inverse_variance",
+    "new_student",
+    "noise_to_signal",
+]
+
+_DEAD_CHANNEL = 1e-6  # share of the largest variance under which a channel carries no signal
+_SLOTS = ("exp_avg", "exp_avg_sq", "step")  # of AdamW's state
+
+
+@dataclass(frozen=True)
+class BlockJob:
+    """A block to distil.
+
+    Attributes:
+        key: of its record; seeds its initial weights, so these do not depend on the pack.
+        stage: number of the stage, from 0.
+        spec: the block.
+    """
+
+    key: str
+    stage: int
+    spec: BlockSpec
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that a block's training goes on from.
+
+    Attributes:
+        steps: that were done.
+        tensors: `block.NAME` of the block's state_dict; `exp_avg.NAME`, `exp_avg_sq.NAME` and
+            `step.NAME` of the optimizer.
+    """
+
+    steps: int
+    tensors: Mapping[str, Tensor]
+
+
+def inverse_variance(variance: Tensor) -> Tensor:
+    """Weights (C,) that make a squared error a noise-to-signal ratio, averaged over channels.
+
+    A channel whose variance is under 1e-6 of the largest carries no signal; its ratio is undefined
+    and it is left out of the mean (a deviation from the equation, for dead channels).
+    """
+    alive = variance > _DEAD_CHANNEL * variance.max()
+    return torch.where(alive, 1 / variance.clamp_min(1e-30), 0) / alive.sum().clamp_min(1)
+
+
+def noise_to_signal(output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """The NSR, a float32 scalar.
+
+    Args:
+        output: of the block, (N, C, H, W) or (N, tokens, C).
+        target: the reference's, float32, same shape.
+        weights: of ``inverse_variance``, (C,).
+    """
+    noise = channel_sums((output.float() - target).square()) * (len(weights) / output.numel())
+    return (noise * weights).sum()
+
+
+@dataclass
+class Student:
+    """A block in training.
+
+    Attributes:
+        weights: of its stage's channels in the NSR.
+        seed: of its random numbers.
+        state: that its training goes on from; None starts it.
+        losses: (step, loss) since they were last looked at.
+        history: the losses that were looked at.
+        nsr: on the validation images, once it is known.
+        failure: why it is trained no further.
+    """
+
+    job: BlockJob
+    block: nn.Module
+    weights: Tensor
+    seed: int
+    state: TrainingState | None = None
+    losses: list[tuple[int, Tensor]] = field(default_factory=list)
+    history: list[float] = field(default_factory=list)
+    nsr: float | None = None
+    failure: str | None = None
+
+    @property
+    def start(self) -> int:
+        """Steps that were done before."""
+        return 0 if self.state is None else self.state.steps
+
+    def loss(self, features: Features) -> Tensor:
+        """The NSR on a batch."""
+        output = self.block(features[self.job.stage])
+        return noise_to_signal(output, features[self.job.stage + 1], self.weights)
+
+    def look(self) -> None:
+        """Find the first loss that is not finite."""
+        values = torch.stack([loss for _, loss in self.losses]).tolist() if self.losses else []
+        for (step, _), value in zip(self.losses, values, strict=True):
+            if not math.isfinite(value) and self.failure is None:
+                self.failure = f"loss became {value} in step {step}"
+        self.history += values
+        self.losses.clear()
+
+    def conclude(self, ratio: float) -> None:
+        """Take the NSR on the validation images."""
+        if math.isfinite(ratio):
+            self.nsr = ratio
+        else:
+            self.failure = f"NSR of the validation images became {ratio}"
+
+
+def new_student(
+    reference: StagedNetwork,
+    variance: Sequence[Tensor],
+    job: BlockJob,
+    seed: int,
+    state: TrainingState | None,
+) -> Student:
+    """A block with new weights, or with those of a state."""
+    device = device_of(reference)
+    derived = hashlib.sha256(f"{seed}/{job.key}".encode()).digest()
+    own_seed = int.from_bytes(derived[:7], "big")
+    block = _new_block(job, reference.shapes[job.stage], own_seed).to(device)
+    if state is not None:
+        block.load_state_dict({name: state.tensors[f"block.{name}"] for name in block.state_dict()})
+    return Student(job, block, inverse_variance(variance[job.stage].to(device)), own_seed, state)
+
+
+def _new_block(job: BlockJob, shape: StageShape, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return build_block(job.spec, shape).to(memory_format=torch.channels_last).train()
+
+
+class Course:
+    """Students of one recipe that have done as many steps, and their optimizer.
+
+    Args:
+        students: at least one.
+        recipe: of all of them.
+        steps: of an epoch.
+        share: of all steps after which it stops.
+
+    Attributes:
+        start: steps that were done before.
+        stop: steps after which it ends.
+
+    Raises:
+        ValueError: the share ends where the students are already, or before.
+    """
+
+    def __init__(
+        self, students: Sequence[Student], recipe: TrainingConfig, steps: int, share: float
+    ) -> None:
+        total = recipe.epochs * steps
+        self.start, self.stop = students[0].start, math.ceil(share * total)
+        if self.start > self.stop or (share < 1 and self.start == self.stop):
+            raise ValueError(f"share {share} ends before the state that has {self.start} steps")
+        self._students = students
+        parameters = [value for student in students for value in student.block.parameters()]
+        self._optimizer, self._schedule = optimise(parameters, recipe, total)
+        if self.start:
+            for student in students:
+                self._restore(student)
+            self._schedule.last_epoch = self.start - 1
+            with warnings.catch_warnings():  # the optimizer made its steps before it was stopped
+                warnings.simplefilter("ignore")
+                self._schedule.step()
+
+    def going(self, first: int, last: int) -> list[Student]:
+        """Those that are trained in some step from `first` to `last`."""
+        return [] if self.start >= last or self.stop < first else self._sound()
+
+    def step(self, features: Features, number: int, precision: str) -> None:
+        """Train each student on a batch; `number` is that of the step, from 1."""
+        if not self.start < number <= self.stop:
+            return
+        self._optimizer.zero_grad(set_to_none=True)
+        for student in self._sound():
+            device = student.weights.device
+            _generator(device).manual_seed(student.seed + number)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                loss = student.loss(features)
+            loss.backward()
+            student.losses.append((number, loss.detach()))
+        self._optimizer.step()
+        if number < self.stop:
+            self._schedule.step()
+
+    def states(self) -> Iterable[tuple[Student, TrainingState]]:
+        """Of the students that did not fail."""
+        for student in self._sound():
+            tensors = {f"block.{name}": value for name, value in student.block.state_dict().items()}
+            for name, parameter in student.block.named_parameters():
+                slots = self._optimizer.state.get(parameter, {})
+                tensors |= {f"{slot}.{name}": slots[slot] for slot in _SLOTS if slot in slots}
+            copies = {name: value.detach().cpu().clone() for name, value in tensors.items()}
+            yield student, TrainingState(self.stop, copies)
+
+    def _sound(self) -> list[Student]:
+        return [student for student in self._students if student.failure is None]
+
+    def _restore(self, student: Student) -> None:
+        assert student.state is not None
+        tensors = student.state.tensors
+        for name, parameter in student.block.named_parameters():
+            if f"step.{name}" in tensors:
+                self._optimizer.state[parameter] = {
+                    "step": tensors[f"step.{name}"].to(parameter.device, copy=True),
+                    **{
+                        slot: torch.empty_like(parameter.detach()).copy_(tensors[f"{slot}.{name}"])
+                        for slot in _SLOTS[:2]
+                    },
+                }
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    """What layers on the device draw random numbers from."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index]
+    return torch.default_generator

@@ -1,0 +1,1 @@
+"""A finetuned network for use elsewhere: weights, ONNX, one Python file, a card."""

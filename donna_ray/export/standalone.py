@@ -1,0 +1,235 @@
+"""A network as one Python file that needs torch, timm and safetensors, but not this package."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import timm
+from torch import Tensor, fx, nn
+
+from donna_ray.errors import DonnaError
+from donna_ray.export.bundle import Bundle
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.space import BlockSpec, StageShape, block_family
+
+__all__ = ["standalone_source"]
+
+_RESERVED = ("Head", "Network", "Stem", "adopt", "load", "model")
+_FREED = re.compile(r";  (?:\w+ = )+None$", re.MULTILINE)  # what torch.fx adds to free memory
+
+_ADOPT = '''
+def adopt(part, model, names):
+    """Give a part the model's modules, parameters and buffers of these names."""
+    for name in names:
+        owner, source, path = part, model, name.split(".")
+        for each in path[:-1]:
+            if not hasattr(owner, each):
+                owner.add_module(each, nn.Module())
+            owner, source = getattr(owner, each), getattr(source, each)
+        value = getattr(source, path[-1])
+        if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+            owner.register_buffer(path[-1], value)
+        else:
+            setattr(owner, path[-1], value)
+'''
+_NETWORK = '''
+class Network(nn.Module):
+    """Normalised images (N, {channels}, {height}, {width}) to logits (N, {classes})."""
+
+    def __init__(self):
+        super().__init__()
+        model = {model}
+        self.stem = {stem}
+        self.stages = nn.Sequential(
+{stages}
+        )
+        self.head = {head}
+
+    def forward(self, images):
+        return self.head(self.stages(self.stem(images)))
+
+
+def load(path=Path(__file__).with_name("weights.safetensors")):
+    """The network with its weights, in eval mode."""
+    network = Network()
+    network.load_state_dict(safetensors.torch.load_file(path))
+    return network.eval()
+'''
+
+
+def standalone_source(
+    title: str,
+    model: nn.Module,
+    name: str,
+    arguments: Mapping[str, Any],
+    reference: StagedNetwork,
+    specs: Sequence[BlockSpec],
+) -> str:
+    """The text of a module with the class `Network` and the function `load`.
+
+    `Network().state_dict()` has the names of the network that ``assemble`` makes of these blocks.
+    Code of this package and of users' block families is copied into it, as far as it is used.
+
+    Args:
+        title: the first line of the module's docstring.
+        model: the timm model.
+        name: timm's, of the model.
+        arguments: that timm's factory makes the model of.
+        reference: its cut, of the same modules.
+        specs: one block a stage.
+
+    Raises:
+        DonnaError: code that has to be copied cannot be (see ``Bundle.add``).
+    """
+    bundle = Bundle()
+    bundle.reserve(*_RESERVED)
+    for line in ("import torch", "import timm", "import safetensors.torch"):
+        bundle.need(line)
+    for line in ("from torch import nn", "from pathlib import Path"):
+        bundle.need(line)
+    factory = _factory(bundle, name)
+    stages = [
+        _call(bundle, spec, shape) for spec, shape in zip(specs, reference.shapes, strict=True)
+    ]
+    original = timm.create_model(name, **arguments)
+    stem, head = (
+        _Part(kind, part, model, original)
+        for kind, part in (("Stem", reference.stem), ("Head", reference.head))
+    )
+    channels, height, width = reference.input_shape
+    body = _NETWORK.format(
+        channels=channels,
+        height=height,
+        width=width,
+        classes=reference.classes,
+        model=f"{factory}{_written(arguments)})",
+        stem=stem.expression,
+        stages="\n".join(f"            {stage}," for stage in stages),
+        head=head.expression,
+    )
+    graphs = [part.definition for part in (stem, head) if part.definition]
+    imports = {line for part in (stem, head) for line in part.imports} - set(bundle.imports)
+    texts = [
+        f'"""{title}"""\n\nfrom __future__ import annotations',
+        "\n".join([*bundle.imports, *sorted(imports)]),
+        "\n\n\n".join(bundle.definitions),
+        "\n\n\n".join([_ADOPT.strip("\n"), *graphs]) if graphs else "",
+        body.strip("\n"),
+    ]
+    return "\n\n\n".join(text.strip("\n") for text in texts if text) + "\n"
+
+
+class _Part:
+    """Stem or head: what of the model's modules it is made.
+
+    Attributes:
+        expression: makes the part of `model`.
+        definition: of the class that this needs, if any.
+        imports: lines that this needs.
+    """
+
+    def __init__(self, kind: str, part: nn.Module, model: nn.Module, original: nn.Module) -> None:
+        self.definition, self.imports = "", set[str]()
+        self._names = {module: name for name, module in model.named_modules()}
+        self._original = original
+        if isinstance(part, fx.GraphModule):
+            self.expression = f"{kind}(model)"
+            self.definition = self._defined(kind, part)
+        elif part in self._names:
+            self.expression = self._module(part)
+        else:
+            modules = "".join(f"            {self._module(each)},\n" for each in part.children())
+            self.expression = (
+                f"nn.Sequential(\n{modules}        )" if modules else "nn.Sequential()"
+            )
+
+    def _module(self, module: nn.Module) -> str:
+        name = self._names[module]
+        if not _has(self._original, name):
+            return _dropout(module)
+        plain = all(each.isidentifier() for each in name.split("."))
+        return f"model.{name}" if plain else f'model.get_submodule("{name}")'
+
+    def _defined(self, kind: str, part: fx.GraphModule) -> str:
+        targets = dict.fromkeys(
+            str(node.target) for node in part.graph.nodes if node.op in ("call_module", "get_attr")
+        )
+        adopted = [name for name in targets if _has(self._original, name)]
+        own = [name for name in targets if name not in adopted]
+        code = part.graph.python_code("self")
+        forward = _FREED.sub("", code.src).strip("\n")
+        self.imports |= set(_imports(code.globals, forward))
+        lines = [
+            f"class {kind}(nn.Module):",
+            "    def __init__(self, model):",
+            "        super().__init__()",
+            f"        adopt(self, model, {adopted})",
+            *(f"        {_made(name, _get(part, name))}" for name in own),
+            "",
+            *(f"    {line}".rstrip() for line in forward.splitlines()),
+        ]
+        return "\n".join(lines)
+
+
+def _factory(bundle: Bundle, name: str) -> str:
+    """The beginning of the call that makes the model, up to its keywords."""
+    entry = timm.model_entrypoint(name)
+    if entry.__module__.partition(".")[0] == "timm":
+        return f'timm.create_model("{name}", '
+    return f"{bundle.add(entry)}("
+
+
+def _call(bundle: Bundle, spec: BlockSpec, shape: StageShape) -> str:
+    function = bundle.add(block_family(spec.family).build)
+    first = ", ".join(map(str, (*shape.channels, shape.stride)))
+    return f"{function}({first}, {_written(dict(spec.options))})"
+
+
+def _written(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+
+
+def _made(name: str, value: Any) -> str:
+    """What the cut has added to the model: dropout that was a function, and constant tensors."""
+    if isinstance(value, Tensor):
+        empty = f"torch.zeros({tuple(value.shape)}, dtype={value.dtype})"
+        return f'self.register_buffer("{name}", {empty})'
+    return f"self.{name} = {_dropout(value)}"
+
+
+def _dropout(module: Any) -> str:
+    if type(module) is not nn.Dropout:
+        raise DonnaError(
+            f"The parts of a reference must be its model's own to be exported, but "
+            f"{type(module).__name__} is not. Report the model as a defect."
+        )
+    return f"nn.Dropout({module.p})"
+
+
+def _imports(names: Mapping[str, Any], code: str) -> Iterator[str]:
+    """Lines that bind the names which torch.fx gives to what its code uses."""
+    for name, value in names.items():
+        if not re.search(rf"\b{name}\b", code):
+            continue
+        if isinstance(value, ModuleType):
+            yield f"import {value.__name__}" + ("" if value.__name__ == name else f" as {name}")
+        elif isinstance(value, float):
+            yield f"from math import {name}"  # inf or nan
+        else:
+            yield f"from {value.__module__} import {value.__qualname__} as {name}"
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    try:
+        _get(model, name)
+    except AttributeError:
+        return False
+    return True
+
+
+def _get(model: nn.Module, name: str) -> Any:
+    value: Any = model
+    for each in name.split("."):
+        value = getattr(value, each)
+    return value

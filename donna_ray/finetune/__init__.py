@@ -1,0 +1,1 @@
+"""Step 5: distilled blocks put together to a network, and networks finetuned end to end."""

@@ -1,0 +1,324 @@
+"""End-to-end finetuning under knowledge distillation, from distilled blocks.
+
+The loss is KL(teacher || student) on logits plus the cross entropy (DONNA, section 3.3).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from donna_ray.complexity import complexity
+from donna_ray.config import FinetuneConfig, FinetuneRecipe, RunConfig, latency_ms
+from donna_ray.data import ImageData, load_data
+from donna_ray.errors import DonnaError
+from donna_ray.finetune.assemble import assemble, block_keys, library_space
+from donna_ray.library.measure import settled_precision
+from donna_ray.library.step import library_store
+from donna_ray.onnx_export import check_onnx_error, export_onnx, onnx_error
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.reference.step import load_reference
+from donna_ray.run.run import Run
+from donna_ray.space import Architecture, BlockSpec, SearchSpace
+from donna_ray.storage.artifacts import Artifact, Files, digest
+from donna_ray.storage.files import folder_in
+from donna_ray.storage.records import RecordStore
+from donna_ray.training.checkpoints import Checkpoints
+from donna_ray.training.loop import Loss, accuracy, device_of, network_input
+from donna_ray.training.trainer import Trainer, calibrating, recalibrate
+from donna_ray.workers.group import Group, current_group
+from donna_ray.workers.spread import Unit, spread
+
+__all__ = [
+    "FinetuneJob",
+    "FinetuneNetwork",
+    "distillation_loss",
+    "finetune",
+    "finetune_step",
+    "jobs_of",
+    "network_files",
+    "network_store",
+    "spread_over",
+    "within_budgets",
+    "work_of",
+]
+
+_CHECKED_IMAGES = 16
+_NETWORKS = "networks"
+
+
+@dataclass(frozen=True)
+class FinetuneJob:
+    """An architecture to finetune.
+
+    Attributes:
+        key: of its record in the network store.
+        architecture_id: see ``SearchSpace.id_of``.
+        specs: its blocks.
+        blocks: the keys of their records in the library.
+    """
+
+    key: str
+    architecture_id: str
+    specs: tuple[BlockSpec, ...]
+    blocks: tuple[str, ...]
+
+
+def network_store(run: Run) -> RecordStore:
+    """Where a run keeps its finetuned networks: record, weights and, beside them, ONNX."""
+    return RecordStore(folder_in(run.shared.place, _NETWORKS))
+
+
+def network_files(run: Run, jobs: Sequence[FinetuneJob]) -> list[Path]:
+    """The files of finetuned networks, in the run folder."""
+    store, folder = network_store(run), run.root / _NETWORKS
+    return [path for job in jobs for path in store.fetch(job.key, folder)]
+
+
+def jobs_of(
+    run: Run,
+    reference: Artifact,
+    keys: Sequence[Sequence[str]],
+    space: SearchSpace,
+    architectures: Sequence[Architecture],
+    recipe: FinetuneRecipe,
+) -> list[FinetuneJob]:
+    """One job an architecture, keyed by all that decides its weights.
+
+    Args:
+        run: whose seed is used, and where the precision is measured if the recipe leaves it open.
+        reference: of ``reference_step``.
+        keys: of the records of the blocks, in the order of the space's choices, a list a stage.
+        space: of the architectures.
+        architectures: to finetune.
+        recipe: how.
+    """
+    training = _settled(run, reference, recipe).model_dump(include=set(FinetuneRecipe.model_fields))
+    jobs = []
+    for architecture in architectures:
+        blocks = [stage[choice] for stage, choice in zip(keys, architecture, strict=True)]
+        inputs = {
+            "reference": reference.digest,
+            "blocks": blocks,
+            "recipe": training,
+            "seed": run.config.seed,
+        }
+        specs = tuple(space.specs(architecture))
+        jobs.append(FinetuneJob(digest(inputs), space.id_of(architecture), specs, tuple(blocks)))
+    return jobs
+
+
+def finetune(
+    run: Run, name: str, reference: Artifact, jobs: Sequence[FinetuneJob], recipe: FinetuneRecipe
+) -> list[dict[str, Any]]:
+    """Finetune the architectures that have no record yet, on Ray Train workers.
+
+    Args:
+        run: for the configuration, the folder and the cluster.
+        name: of the step that asks, for the display.
+        reference: teacher, and source of stem and head.
+        jobs: what to finetune.
+        recipe: how long and how fast.
+
+    Returns:
+        The record of each job, in order: `accuracy` and, of the distilled blocks as they are,
+        `zero_shot_accuracy`, both over all validation images with BatchNorm recalibrated; `params`,
+        `macs`, `onnx_error`, `epochs`, `cost`.
+    """
+    store = network_store(run)
+    missing = [job for job in jobs if store.get(job.key) is None]
+    leftover = {job.key for job in jobs} - {job.key for job in missing}
+    Checkpoints(store.within("unfinished")).remove(*leftover)
+    run.say(f"  {len(jobs) - len(missing)} of {len(jobs)} networks are finetuned already")
+    work = work_of(run, reference, recipe)
+    units = [Unit(job) for job in missing]
+    spread(run, name, "networks", units, work, workers_per_unit=recipe.workers_per_network)
+    return [store.get(job.key) or {} for job in jobs]
+
+
+def work_of(run: Run, reference: Artifact, recipe: FinetuneRecipe) -> "FinetuneNetwork":
+    """What finetunes and stores one network on a worker."""
+    recipe = _settled(run, reference, recipe)
+    blocks, networks = library_store(run), network_store(run)
+    return FinetuneNetwork(run.config, reference, recipe, blocks, networks)
+
+
+def finetune_step(run: Run, reference: Artifact, library: Artifact, search: Artifact) -> Artifact:
+    """Step 5: finetune networks of each front, each to a file of weights and of ONNX.
+
+    They are spread over the front, or chosen by `finetune.budgets`. The result maps an
+    architecture's id to its accuracy and the paths of its files, relative to the run folder.
+    """
+    recipe = run.config.finetune
+    space = library_space(library)
+    fronts = search.result["scenarios"].values()
+    chosen = [point for found in fronts for point in _chosen(found, recipe)]
+    architectures = list(dict.fromkeys(tuple(point["architecture"]) for point in chosen))
+    jobs = jobs_of(run, reference, block_keys(library), space, architectures, recipe)
+    inputs = {"networks": [job.key for job in jobs], "searches": search.result["digests"]}
+
+    def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
+        records = finetune(run, "finetune", reference, jobs, recipe)
+        for record in records:
+            check_onnx_error(record["onnx_error"])
+        networks = {
+            job.architecture_id: {
+                "key": job.key,
+                "accuracy": record["accuracy"],
+                "zero_shot_accuracy": record["zero_shot_accuracy"],
+                "onnx_error": record["onnx_error"],
+                "weights": f"networks/{job.key}.safetensors",
+                "onnx": f"networks/{job.key}.onnx",
+            }
+            for job, record in zip(jobs, records, strict=True)
+        }
+        passes = sum(record["cost"]["image_passes"] for record in records)
+        return {"networks": networks, "cost": {"image_passes": passes}}, network_files(run, jobs)
+
+    return run.step("finetune", inputs, compute)
+
+
+def _chosen(found: dict[str, Any], config: FinetuneConfig) -> list[dict[str, Any]]:
+    front = found["front"]
+    if config.budgets is None:
+        return spread_over(front, config.networks)
+    reference_ms = found["reference_latency"]["median_ms"]
+    return within_budgets(front, [latency_ms(each, reference_ms) for each in config.budgets])
+
+
+def within_budgets(
+    front: Sequence[dict[str, Any]], budgets: Sequence[float]
+) -> list[dict[str, Any]]:
+    """The point of the highest predicted accuracy within each latency in ms; none twice.
+
+    Raises:
+        DonnaError: no point is within one of them.
+    """
+    chosen: dict[str, dict[str, Any]] = {}
+    for budget in budgets:
+        within = [point for point in front if point["latency"]["median_ms"] <= budget]
+        if not within:
+            least = min(point["latency"]["median_ms"] for point in front)
+            raise DonnaError(
+                f"finetune.budgets must be ones that the front has a network for, but is "
+                f"{budget:.4g} ms and the fastest takes {least:.4g} ms. Raise it to at least that."
+            )
+        best = max(within, key=lambda point: point["predicted_accuracy"])
+        chosen[best["id"]] = best
+    return list(chosen.values())
+
+
+def spread_over(front: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """`count` points of a front, evenly spaced in rank and with both ends; all if it has fewer."""
+    if len(front) <= count:
+        return list(front)
+    if count == 1:
+        return [front[len(front) // 2]]
+    ranks = [round(index * (len(front) - 1) / (count - 1)) for index in range(count)]
+    return [front[rank] for rank in ranks]
+
+
+def distillation_loss(teacher: StagedNetwork) -> Loss:
+    """KL divergence from the teacher's distribution, plus the cross entropy with the labels."""
+
+    def loss(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = F.log_softmax(teacher(images), dim=1)
+        divergence = F.kl_div(
+            F.log_softmax(logits, dim=1), target, log_target=True, reduction="batchmean"
+        )
+        return divergence + F.cross_entropy(logits, labels)
+
+    return loss
+
+
+def _settled(run: Run, reference: Artifact, recipe: FinetuneRecipe) -> FinetuneRecipe:
+    """The recipe with its precision decided."""
+    if recipe.precision != "auto":
+        return recipe
+    return recipe.model_copy(update={"precision": settled_precision(run, reference)})
+
+
+class FinetuneNetwork:
+    """Finetunes one architecture on a worker, exports it and stores it."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        reference: Artifact,
+        recipe: FinetuneRecipe,
+        blocks: RecordStore,
+        store: RecordStore,
+    ) -> None:
+        self._config, self._artifact, self._recipe = config, reference, recipe
+        self._blocks, self._store = blocks, store
+        self._checkpoints = Checkpoints(store.within("unfinished"))
+
+    def __call__(self, job: FinetuneJob) -> dict[str, Any]:
+        reference, data = self._loaded
+        group = current_group()
+        network = assemble(reference, job.specs, job.blocks, self._blocks)
+        network.to(device_of(reference))
+
+        def zero_shot() -> float:
+            recalibrate(network, data.calibration)
+            return accuracy(network, data.validation)
+
+        reached = group.from_first(zero_shot)
+        loss = distillation_loss(reference)
+        trainer = Trainer(network, data, self._recipe, self._config.seed, loss, group)
+        self._train(job.key, trainer, group)
+        measured = 2 * (calibrating(data.calibration) + len(data.validation))  # before and after
+        record = {
+            "architecture": job.architecture_id,
+            "blocks": [spec.to_json() for spec in job.specs],
+            "reference": self._artifact.digest,
+            "recipe": self._recipe.model_dump(include=set(FinetuneRecipe.model_fields)),
+            "seed": self._config.seed,
+            "zero_shot_accuracy": reached,
+            "epochs": trainer.epoch,
+            "cost": {"image_passes": trainer.image_passes + measured},
+        }
+        if group.first:
+            self._keep(job.key, trainer.result(), data, record)
+            self._checkpoints.remove(job.key)
+        return {}
+
+    def _train(self, key: str, trainer: Trainer, group: Group) -> None:
+        """All epochs that are left, each followed by a checkpoint but for the last."""
+        checkpoint = group.from_first(lambda: self._checkpoints.newest(key))
+        if checkpoint is not None:
+            self._checkpoints.resume(checkpoint, trainer)
+        while not trainer.finished():
+            trainer.train_epoch()
+            if group.first and not trainer.finished():
+                self._checkpoints.save(key, trainer)
+
+    def _keep(self, key: str, network: nn.Module, data: ImageData, record: dict[str, Any]) -> None:
+        """Measure a finetuned network, export it and store it."""
+        final = accuracy(network, data.validation)
+        network.cpu()
+        images, _ = next(data.validation.batches(_CHECKED_IMAGES))
+        shape = images.shape[1:]
+        model = export_onnx(network, shape)
+        error = onnx_error(model, network, network_input(images, torch.device("cpu")))
+        if not isfinite(error):
+            raise DonnaError(
+                f"A finetuned network must have finite logits, but {record['architecture']} does "
+                "not. Lower the recipe's learning_rate."
+            )
+        measured = {"accuracy": final, **complexity(network, shape), "onnx_error": error}
+        self._store.put(key, record | measured, network.state_dict(), files={"onnx": model})
+
+    @cached_property
+    def _loaded(self) -> tuple[StagedNetwork, ImageData]:
+        reference, _ = load_reference(self._config, self._artifact)
+        if self._config.cluster.gpus_per_worker:
+            reference.to("cuda")
+        return reference, load_data(self._config.data, self._artifact.result["preprocessing"])

@@ -1,0 +1,261 @@
+"""Latency as an objective. The only module that knows the device farm."""
+
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from device_farm import (
+    DeviceError,
+    DeviceLost,
+    DeviceSpec,
+    DeviceTimeout,
+    Farm,
+    ModelError,
+    make_connector,
+)
+from donna_ray.config import DeviceConfig
+from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.workers.demand import demanded
+
+__all__ = [
+    "Latency",
+    "LatencyFarm",
+    "Unmeasured",
+    "check_device",
+    "check_farm",
+    "farm_at_hand",
+    "start_farm",
+    "start_farms",
+]
+
+_DEVICE = "device"
+_LOOK_PAUSE_S = 2.0
+_UNUSABLE = (DeviceError, ValueError, OSError, sqlite3.Error, ray.exceptions.RayError)
+
+Latency = dict[str, Any]
+"""A measurement as plain JSON: median_ms, p20_ms, p90_ms, n, ci_percent, device, …"""
+
+
+def check_device(config: DeviceConfig) -> None:
+    """Refuse a device that cannot exist, before anything is computed for it.
+
+    Raises:
+        ConfigError: an unknown connector, or settings that it does not take.
+    """
+    try:
+        make_connector(config.connector, _DEVICE, config.settings)
+    except ValueError as error:
+        raise ConfigError(f"device: {error}") from None
+
+
+def check_farm(config: DeviceConfig) -> None:
+    """Refuse a served farm that is not there, as soon as the cluster is joined.
+
+    Raises:
+        DonnaError: none of that name is served on the cluster.
+    """
+    if config.farm is not None:
+        _connect(config.farm)
+
+
+def start_farm(
+    config: DeviceConfig, cache_path: Path, say: Callable[[str], None] = print
+) -> "LatencyFarm":
+    """The way to one device; see ``start_farms``."""
+    return start_farms({_DEVICE: config}, cache_path, say)[_DEVICE]
+
+
+def start_farms(
+    devices: Mapping[str, DeviceConfig], cache_path: Path, say: Callable[[str], None] = print
+) -> dict[str, "LatencyFarm"]:
+    """The way to each device, by name, on the Ray cluster that this process is connected to.
+
+    Devices of their own are started, equal ones once. That of a served farm is waited for, as is a
+    node with what `device.resources` names, which `say` is told.
+
+    Raises:
+        DonnaError: a device cannot be used, or a served farm is not there.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(demanded([each.resources for each in devices.values()], say))
+        farms = _all_of(devices, cache_path, say)
+        at_end = stack.pop_all()
+    for farm in farms.values():
+        farm.at_end = at_end
+    return farms
+
+
+def farm_at_hand(config: DeviceConfig) -> "LatencyFarm | None":
+    """The way to a device of a served farm that is there now; None where it would be waited for.
+
+    Raises:
+        DonnaError: the served farm is not there.
+    """
+    if config.farm is None or config.name is None:
+        return None
+    farm = _connect(config.farm)
+    there = config.name in _names(farm)
+    return LatencyFarm(farm, config.name, is_ours=False) if there else None
+
+
+def _all_of(
+    devices: Mapping[str, DeviceConfig], cache_path: Path, say: Callable[[str], None]
+) -> dict[str, "LatencyFarm"]:
+    served = {
+        name: _join(config.farm, config.name, say)
+        for name, config in devices.items()
+        if config.farm is not None and config.name is not None
+    }
+    own = {name: config for name, config in devices.items() if name not in served}
+    return served | _start(own, cache_path)
+
+
+def _start(devices: Mapping[str, DeviceConfig], cache_path: Path) -> dict[str, "LatencyFarm"]:
+    """In one farm, so that none takes another's cores."""
+    if not devices:
+        return {}
+    cache_path.parent.mkdir(parents=True, exist_ok=True)
+    called: dict[str, str] = {}  # a device's configuration to the name that it goes by
+    for name, config in devices.items():
+        called.setdefault(config.model_dump_json(), name)
+    specs = [
+        DeviceSpec(name=name, connector=devices[name].connector, settings=devices[name].settings)
+        for name in called.values()
+    ]
+    try:
+        farm = Farm.start(specs, cache_path)
+    except _UNUSABLE as error:
+        raise DonnaError(f"The device cannot be used: {error}") from error
+    return {
+        name: LatencyFarm(farm, called[config.model_dump_json()], is_ours=True)
+        for name, config in devices.items()
+    }
+
+
+def _join(farm_name: str, name: str, say: Callable[[str], None]) -> "LatencyFarm":
+    farm = _connect(farm_name)
+    _await_device(farm, farm_name, name, say)
+    return LatencyFarm(farm, name, is_ours=False)
+
+
+def _connect(name: str) -> Farm:
+    try:
+        return Farm.connect(name)
+    except (ValueError, ray.exceptions.RayError) as error:
+        raise DonnaError(f"device.farm cannot be joined: {error}") from error
+
+
+def _await_device(farm: Farm, farm_name: str, name: str, say: Callable[[str], None]) -> None:
+    """Wait until a farm has a device of that name or model; it may yet be plugged in."""
+    told = False
+    while name not in (known := _names(farm)):
+        if not told:
+            say(
+                f"  waiting for a device {name!r}, which the farm {farm_name!r} does not have (it "
+                f"has {', '.join(known) or 'none'}): plug it in, or stop and correct device.name"
+            )
+            told = True
+        time.sleep(_LOOK_PAUSE_S)
+
+
+def _names(farm: Farm) -> list[str]:
+    """Names and models of a farm's devices.
+
+    Raises:
+        DonnaError: the farm is no longer there.
+    """
+    try:
+        rows = farm.status()
+    except ray.exceptions.RayError as error:
+        raise DonnaError(f"The device farm stopped: {error}") from error
+    return sorted({row[key] for row in rows for key in ("device", "model")} - {""})
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    """Why a model could not be measured, and whether it is the model's own fault."""
+
+    reason: str
+    of_model: bool
+
+    def outcome(self) -> dict[str, Any]:
+        """As a search takes it."""
+        return {"failure": self.reason, "of_model": self.of_model}
+
+
+class LatencyFarm:
+    """Measures candidates on one device. Picklable: give it to Ray's workers as it is."""
+
+    def __init__(self, farm: Farm, device: str, *, is_ours: bool) -> None:
+        self._farm, self._device, self._is_ours = farm, device, is_ours
+        self._asked: set[Any] = set()
+        self.at_end = ExitStack()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy gives up only what it asked for itself, and ends nothing else."""
+        return {**self.__dict__, "_asked": set(), "at_end": ExitStack()}
+
+    def submit(self, model: bytes) -> Any:
+        """Queue an ONNX model for the device; a reference for ``wait``."""
+        reference = self._farm.submit(model, self._device)
+        self._asked.add(reference)
+        return reference
+
+    def wait(self, references: Sequence[Any]) -> list[Latency]:
+        """The measurements of submitted models, in order.
+
+        Raises:
+            DonnaError: a model could not be measured, and the farm's policy gave up on it.
+        """
+        try:
+            latencies = ray.get(list(references))
+        except ray.exceptions.RayTaskError as error:
+            raise DonnaError(f"A candidate could not be measured: {error.cause}") from error
+        except ray.exceptions.RayError as error:
+            raise DonnaError(f"The device farm stopped while it measured: {error}") from error
+        self._asked.difference_update(references)
+        return latencies
+
+    def settle(self, references: Sequence[Any]) -> list["Latency | Unmeasured"]:
+        """Like ``wait``, but why a model could not be measured in place of its measurement.
+
+        Raises:
+            DonnaError: no device can measure, whatever the model.
+        """
+        ray.wait(list(references), num_returns=len(references))
+        self._asked.difference_update(references)
+        return [self._settled(reference) for reference in references]
+
+    def _settled(self, reference: Any) -> "Latency | Unmeasured":
+        try:
+            return self.wait([reference])[0]
+        except DonnaError as error:
+            cause = getattr(error.__cause__, "cause", None)
+            if isinstance(cause, ModelError | DeviceLost | DeviceTimeout):
+                reason = f"{type(cause).__name__}: {cause}"
+                return Unmeasured(reason, of_model=isinstance(cause, ModelError))
+            raise
+
+    def devices(self) -> int:
+        """How many devices measure for this one's name or model now; 0 where the farm is gone."""
+        try:
+            rows = self._farm.status()
+        except ray.exceptions.RayError:  # which measuring will tell
+            return 0
+        known = [row for row in rows if self._device in (row["device"], row["model"])]
+        return sum(row["state"] in ("ready", "leased", "cooling") for row in known)
+
+    def close(self) -> None:
+        """Stop the farm's actors; a served farm goes on, without what was not waited for."""
+        with self.at_end:
+            if self._is_ours:
+                self._farm.close()
+                return
+            for reference in self._asked:
+                ray.cancel(reference)

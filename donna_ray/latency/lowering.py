@@ -1,0 +1,93 @@
+"""From a candidate to the ONNX model that a device measures, without exporting it.
+
+Each part (stem, a block at its stage, head) is exported once; the model of a candidate is stitched
+from the graphs of its parts. Latency does not depend on the weights: blocks keep initial ones.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+from onnx import compose
+from torch import nn
+
+from donna_ray.onnx_export import export_onnx
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.space import BlockSpec, build_block, record_id, register_modules
+from donna_ray.storage.artifacts import write_atomic
+from donna_ray.training.loop import seeded
+
+__all__ = ["Lowering", "stitch"]
+
+
+class Lowering:
+    """Builds the ONNX models of candidates. Graphs are cached in a folder, shared by processes.
+
+    Args:
+        reference: gives stem, head and the stages' shapes.
+        folder: of the cached graphs.
+        modules: that register the blocks' families, in whatever process it is used.
+    """
+
+    def __init__(self, reference: StagedNetwork, folder: Path, modules: Sequence[str] = ()) -> None:
+        self._reference, self._folder, self._modules = reference, folder, modules
+        self._graphs: dict[str, onnx.ModelProto] = {}
+
+    def model(self, specs: Sequence[BlockSpec]) -> bytes:
+        """The candidate of these blocks as a serialised ONNX model; the same bytes each time."""
+        register_modules(self._modules)
+        reference, last = self._reference, len(specs)
+        head_shape = reference.shapes[-1].output
+        parts = [
+            self._part("stem", reference.stem, reference.input_shape, ("input", "edge0")),
+            *(self._block(number, spec) for number, spec in enumerate(specs)),
+            self._part("head", reference.head, head_shape, (f"edge{last}", "output")),
+        ]
+        return stitch(parts).SerializeToString(deterministic=True)
+
+    def _block(self, number: int, spec: BlockSpec) -> onnx.ModelProto:
+        name = f"stage{number}-{record_id(spec)}"
+        if (known := self._known(name)) is not None:
+            return known
+        shape = self._reference.shapes[number]
+        with seeded(0):
+            block = build_block(spec, shape)
+        return self._export(name, block, shape.input, (f"edge{number}", f"edge{number + 1}"))
+
+    def _part(
+        self, name: str, module: nn.Module, shape: Sequence[int], edges: tuple[str, str]
+    ) -> onnx.ModelProto:
+        known = self._known(name)
+        return known if known is not None else self._export(name, module, shape, edges)
+
+    def _known(self, name: str) -> onnx.ModelProto | None:
+        path = self._folder / f"{name}.onnx"
+        if name not in self._graphs and path.exists():
+            self._graphs[name] = onnx.load_model_from_string(path.read_bytes())
+        return self._graphs.get(name)
+
+    def _export(
+        self, name: str, module: nn.Module, shape: Sequence[int], edges: tuple[str, str]
+    ) -> onnx.ModelProto:
+        part = onnx.load_model_from_string(export_onnx(module, shape, names=edges))
+        prefix = name.partition("-")[0] + "/"
+        part = compose.add_prefix(part, prefix, rename_inputs=False, rename_outputs=False)
+        write_atomic(self._folder / f"{name}.onnx", part.SerializeToString(deterministic=True))
+        self._graphs[name] = part
+        return part
+
+
+def stitch(parts: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
+    """One model of parts in sequence.
+
+    Args:
+        parts: the output of each has the name of the next one's input; all other names differ.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(parts[0])
+    for part in parts[1:]:
+        model.graph.node.extend(part.graph.node)
+        model.graph.initializer.extend(part.graph.initializer)
+    del model.graph.output[:], model.graph.value_info[:]
+    model.graph.output.extend(parts[-1].graph.output)
+    return model

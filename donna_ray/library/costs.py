@@ -1,0 +1,144 @@
+"""What is measured on a worker before a library is distilled: precision, time and memory."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from donna_ray.config import RunConfig
+from donna_ray.distill.precision import step_cost
+from donna_ray.distill.students import BlockJob
+from donna_ray.library.measure import on_worker, settled_precision, worker_kind
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.run.run import Run
+from donna_ray.space import BlockSpec, StageShape, build_block, record_id
+from donna_ray.storage.artifacts import Artifact, Files
+from donna_ray.training.loop import Precision, device_of, seeded
+
+__all__ = ["PackCosts", "decided_precision", "pack_costs", "seconds_of"]
+
+_CPU_PACK = 16
+_LARGEST_PACK = 64  # what a worker's death costs grows with it, what is shared in it no longer does
+_WORTH = 10  # times more blocks than are measured must there be
+_USED_SHARE = 0.8  # of a worker's part of a GPU's memory
+_BYTES = 16  # a parameter in float32, its gradient and AdamW's two moments
+_REPEATS = 3
+
+PackCosts = dict[str, Any]
+"""`pack_size`; `blocks`: stage, family, MACs and seconds of a step of those measured; and `seconds`
+that the measuring took."""
+
+
+def decided_precision(run: Run, reference: Artifact) -> RunConfig:
+    """The configuration with `library.precision` decided."""
+    config = run.config
+    if config.library.precision != "auto":
+        return config
+    decided = {"precision": settled_precision(run, reference)}
+    return config.model_copy(update={"library": config.library.model_copy(update=decided)})
+
+
+def pack_costs(
+    run: Run, config: RunConfig, reference: Artifact, jobs: Sequence[BlockJob], macs: Sequence[int]
+) -> PackCosts:
+    """What packs of these blocks cost: measured where that is worth it or a GPU needs it.
+
+    Of each stage and family the cheapest, the middle and the dearest block do a few training steps.
+    They are not measured if that would be over a tenth of the blocks; MACs then stand for seconds.
+
+    Args:
+        run: for the cluster.
+        config: with its precision decided.
+        reference: the features' source.
+        jobs: the blocks to distil, at least one.
+        macs: of each.
+    """
+    chosen = _representatives(jobs, macs)
+    library, on_gpu = config.library, config.cluster.gpus_per_worker > 0
+    size_is_open = on_gpu and library.pack_size is None
+    if len(jobs) < _WORTH * len(chosen) and not size_is_open:
+        return {"pack_size": library.pack_size or _CPU_PACK, "blocks": [], "seconds": 0.0}
+    samples = [(jobs[index], macs[index]) for index in chosen]
+    inputs = {
+        "reference": reference.digest,
+        "cluster": worker_kind(config),
+        "blocks": [[job.stage, record_id(job.spec), cost] for job, cost in samples],
+        "step": [library.batch_size, library.precision, library.pack_size],
+    }
+
+    def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
+        return on_worker(run, reference, _measured, config, samples), []
+
+    artifact = run.step("library/costs", inputs, compute)
+    return {**artifact.result, "seconds": artifact.seconds}
+
+
+def seconds_of(costs: PackCosts) -> Callable[[BlockJob, int], float]:
+    """The cost of a block, given its MACs: between those measured of its stage and family.
+
+    In seconds of a training step; in MACs where nothing was measured.
+    """
+    curves: dict[tuple[int, str], list[tuple[float, float]]] = defaultdict(list)
+    for stage, family, *point in costs["blocks"]:
+        curves[stage, family].append(tuple(point))
+
+    def seconds(job: BlockJob, macs: int) -> float:
+        curve = sorted(curves[job.stage, job.spec.family]) if curves else []
+        known, times = np.array(curve or [(macs, macs)], dtype=float).T
+        return float(np.interp(macs, known, times))
+
+    return seconds
+
+
+def _representatives(jobs: Sequence[BlockJob], macs: Sequence[int]) -> list[int]:
+    """Indices of the cheapest, the middle and the dearest of each stage and family."""
+    groups: dict[tuple[int, str], list[int]] = defaultdict(list)
+    for index in sorted(range(len(jobs)), key=lambda index: macs[index]):
+        groups[jobs[index].stage, jobs[index].spec.family].append(index)
+    return [
+        index
+        for group in groups.values()
+        for index in sorted({group[0], group[len(group) // 2], group[-1]})
+    ]
+
+
+def _measured(
+    reference: StagedNetwork, config: RunConfig, samples: Sequence[tuple[BlockJob, int]]
+) -> PackCosts:
+    library, device = config.library, device_of(reference)
+    blocks, peak = [], 0
+    for job, macs in samples:
+        shape = reference.shapes[job.stage]
+        seconds, used = _block_cost(job.spec, shape, config, device)
+        blocks.append([job.stage, job.spec.family, macs, seconds])
+        peak = max(peak, used)
+    size = library.pack_size or _CPU_PACK
+    if device.type == "cuda" and library.pack_size is None:
+        total = torch.cuda.get_device_properties(device).total_memory
+        part = _USED_SHARE * min(config.cluster.gpus_per_worker, 1) * total
+        size = _fitting(part - peak - torch.cuda.memory_allocated(device), samples, reference)
+    return {"pack_size": size, "blocks": blocks}
+
+
+def _block_cost(
+    spec: BlockSpec, shape: StageShape, config: RunConfig, device: torch.device
+) -> tuple[float, int]:
+    """Seconds of a training step, and bytes of a GPU's memory at its peak."""
+    library = config.library
+    precision: Precision = "bf16" if library.precision == "bf16" else "fp32"
+    with seeded(0):
+        block = build_block(spec, shape).to(memory_format=torch.channels_last).to(device).train()
+        features = torch.randn(library.batch_size, *shape.input, device=device)
+    if features.ndim == 4:
+        features = features.contiguous(memory_format=torch.channels_last)
+    runs = [step_cost(block, features, precision) for _ in range(_REPEATS + 1)]
+    return min(seconds for seconds, _ in runs[1:]), max(used for _, used in runs)
+
+
+def _fitting(free: float, samples: Sequence[tuple[BlockJob, int]], reference: StagedNetwork) -> int:
+    """How many blocks of the largest measured size fit into so many bytes."""
+    blocks = [build_block(job.spec, reference.shapes[job.stage]) for job, _ in samples]
+    largest = max(sum(value.numel() for value in block.parameters()) for block in blocks)
+    return int(min(max(free // (_BYTES * largest), 1), _LARGEST_PACK))

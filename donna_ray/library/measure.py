@@ -1,0 +1,66 @@
+"""Measurements that are made on a worker, with its threads or its GPU."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import torch
+
+from donna_ray.config import RunConfig
+from donna_ray.distill.precision import measured_precision
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.reference.step import load_reference
+from donna_ray.run.place import SharedFolder
+from donna_ray.run.run import Run
+from donna_ray.storage.artifacts import Artifact, StepFolder
+from donna_ray.training.loop import Precision
+from donna_ray.workers.spread import task_resources
+
+__all__ = ["on_worker", "precision_artifact", "settled_precision", "worker_kind"]
+
+
+def settled_precision(run: Run, reference: Artifact) -> Precision:
+    """What trains faster on a worker, `fp32` or `bf16`: measured there, or as it was measured."""
+    precision: Precision = precision_artifact(run, reference).result["precision"]
+    return precision
+
+
+def precision_artifact(run: Run, reference: Artifact) -> Artifact:
+    """What ``settled_precision`` found, and the seconds that it took."""
+    inputs: dict[str, Any] = {"reference": reference.digest, "cluster": worker_kind(run.config)}
+    folder = StepFolder(run.root, "library/precision", inputs)
+    artifact = folder.load()
+    if artifact is None:
+        started = time.perf_counter()
+        batch = run.config.library.batch_size
+        result = {"precision": on_worker(run, reference, measured_precision, batch)}
+        artifact = folder.commit(result, [], time.perf_counter() - started)
+    return artifact
+
+
+def on_worker(run: Run, reference: Artifact, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of the reference's network, on its device, and the arguments returns."""
+    run.connect()
+    task = ray.remote(_with_network).options(**task_resources(run.config.cluster))
+    return ray.get(task.remote(run.shared, run.config, reference, function, arguments))
+
+
+def worker_kind(config: RunConfig) -> dict[str, Any]:
+    """What of the cluster decides such measurements."""
+    return config.cluster.model_dump(exclude={"workers", "retries", "storage"})
+
+
+def _with_network(
+    shared: SharedFolder,
+    config: RunConfig,
+    reference: Artifact,
+    function: Callable[[StagedNetwork, Any], Any],
+    arguments: tuple[Any, ...],
+) -> Any:
+    shared.check()
+    torch.set_num_threads(max(int(config.cluster.cpus_per_worker), 1))
+    network, _ = load_reference(config, reference)
+    if config.cluster.gpus_per_worker:
+        network.to("cuda")
+    return function(network, *arguments)

@@ -1,0 +1,145 @@
+"""The block library: every block of the space, distilled, with NSR, params, MACs and weights."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from donna_ray.config import RunConfig
+from donna_ray.distill.students import BlockJob
+from donna_ray.errors import DonnaError
+from donna_ray.library.costs import decided_precision
+from donna_ray.library.making import Following, LibraryMaking, Records
+from donna_ray.reference.step import space_of
+from donna_ray.run.run import Run
+from donna_ray.space import BlockSpec, SearchSpace, check_space, record_id
+from donna_ray.storage.artifacts import Artifact, Files, digest
+from donna_ray.storage.records import RecordStore, block_store
+
+__all__ = ["Jobs", "library_jobs", "library_step", "library_store"]
+
+
+def library_store(run: Run) -> RecordStore:
+    """Where a run's distilled blocks are: `library.store`, or a folder of the run."""
+    return block_store(run.shared.place, run.config.library.store)
+
+
+Jobs = Sequence[Sequence[BlockJob]]
+Follow = Callable[[Run, Artifact, SearchSpace, Jobs], Following | None]
+
+
+def library_step(run: Run, reference: Artifact, follow: Follow | None = None) -> Artifact:
+    """Step 2: distil every block that has no record yet, on Ray Train workers.
+
+    With `follow` they also do what it returns, given the run, the reference, the space and the jobs
+    of its blocks: each piece as soon as its blocks are there.
+
+    The result lists, for each stage, the blocks that could be distilled, in the order of the space
+    (spec, record key, NSR, params, MACs); those that failed, with the reason; and those that
+    `library.racing` paused, with their NSR so far.
+
+    Raises:
+        DonnaError: every block of a stage failed.
+    """
+    space = space_of(run.config, reference)
+    config = decided_precision(run, reference)
+    jobs = library_jobs(config, reference, space)
+    store, racing = library_store(run), config.library.racing
+    inputs = {
+        "blocks": [[job.key for job in stage] for stage in jobs],
+        "store": run.config.library.store,
+        **({"racing": racing.model_dump()} if racing else {}),
+    }
+
+    def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
+        following = follow(run, reference, space, jobs) if follow else None
+        making = LibraryMaking(run, config, reference, store, jobs, check_space(space), following)
+        count = sum(map(len, jobs))
+        reused = count - len(making.missing())
+        run.say(f"  {reused} of {count} blocks are there already")
+        paused = making.make()
+        result = _result(space, jobs, store.records(), paused, reused)
+        _check_failures(run, result)
+        _check_size(run.config, result)
+        return result, []
+
+    def intact(artifact: Artifact) -> bool:
+        known = store.records()
+        blocks = (block for stage in artifact.result["stages"] for block in stage)
+        return all(
+            known.get(block["key"], {}).get("weights_sha256") == block["weights_sha256"]
+            for block in blocks
+        )
+
+    return run.step("library", inputs, compute, intact)
+
+
+def library_jobs(
+    config: RunConfig, reference: Artifact, space: SearchSpace
+) -> list[list[BlockJob]]:
+    """One job a block, a list a stage; the configuration has its precision decided."""
+    common = {
+        "reference": reference.digest,
+        "data": config.data.model_dump(exclude={"loader_workers", "download"}),
+        "precision": config.library.precision,
+        "seed": config.seed,
+    }
+
+    def job(number: int, spec: BlockSpec) -> BlockJob:
+        recipe = config.library.recipe_of(spec.family).model_dump()
+        block = {"stage": number, "block": record_id(spec), "recipe": recipe}
+        return BlockJob(digest({**common, **block}), number, spec)
+
+    return [
+        [job(number, spec) for spec in stage.choices] for number, stage in enumerate(space.stages)
+    ]
+
+
+def _result(
+    space: SearchSpace,
+    jobs: Jobs,
+    records: Records,
+    paused: Records,
+    reused: int,
+) -> dict[str, Any]:
+    names = ("key", "block", "nsr", "params", "macs", "weights_sha256")
+    found = [[records[job.key] for job in stage if job.key not in paused] for stage in jobs]
+    good = [[record for record in stage if "failed" not in record] for stage in found]
+    failed = [record for stage in found for record in stage if "failed" in record]
+    every = [*(record for stage in good for record in stage), *paused.values()]
+    return {
+        "shapes": [[stage.shape.input, stage.shape.output] for stage in space.stages],
+        "stages": [[_named(record, *names) for record in stage] for stage in good],
+        "failed": [_named(record, "key", "stage", "block", "failed") for record in failed],
+        "paused": [_named(each, "key", "stage", "block", "nsr") for each in paused.values()],
+        "cost": {
+            "image_passes": round(sum(record["cost"]["image_passes"] for record in every)),
+            "worker_seconds": sum(record["cost"]["seconds"] for record in every),
+            "blocks_reused": reused,
+        },
+    }
+
+
+def _named(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: record[name] for name in names}
+
+
+def _check_size(config: RunConfig, result: Mapping[str, Any]) -> None:
+    size = math.prod(len(stage) for stage in result["stages"])
+    if result["paused"] and size < config.predictor.samples:
+        raise DonnaError(
+            f"The blocks of the library must make at least predictor.samples = "
+            f"{config.predictor.samples} networks, but after the race they make {size}. Raise "
+            "library.racing.margin: what was paused goes on from where it was stopped."
+        )
+
+
+def _check_failures(run: Run, result: Mapping[str, Any]) -> None:
+    for block in result["failed"]:
+        spec = BlockSpec.from_json(block["block"])
+        run.say(f"  {spec} in stage {block['stage']} failed and is left out: {block['failed']}")
+    empty = [number for number, stage in enumerate(result["stages"]) if not stage]
+    if empty:
+        raise DonnaError(
+            f"At least one block of every stage must be distilled, but all of stage {empty[0]} "
+            "failed (see above). Lower library.learning_rate, or change the blocks of this stage."
+        )

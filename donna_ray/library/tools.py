@@ -1,0 +1,187 @@
+"""What ``donna library ls``, ``show``, ``verify`` and ``gc`` tell and do, as plain facts."""
+
+import re
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from donna_ray.config import RunConfig, load_config
+from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.run.run import Run
+from donna_ray.space import BlockSpec
+from donna_ray.storage.index import files_by_key
+from donna_ray.storage.records import PAUSED, RecordStore, block_store
+
+__all__ = ["Library", "bad_records", "blocks_of", "collect_garbage", "library_of", "record_of"]
+
+Facts = dict[str, Any]
+
+_WORD = re.compile(r"[\w-]+")
+
+
+@dataclass(frozen=True)
+class Library:
+    """A store of blocks.
+
+    Attributes:
+        store: the records.
+        run: the run folder that it was named by; None where the store itself was named.
+        config: of that run.
+    """
+
+    store: RecordStore
+    run: Path | None = None
+    config: RunConfig | None = None
+
+
+def library_of(place: str) -> Library:
+    """The store of a run folder (one with a ``config.yaml``), or a store by its path or URL.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if "://" in place:
+        return Library(RecordStore(place))
+    folder = Path(place).expanduser().resolve()
+    if not folder.is_dir():
+        raise ConfigError(
+            f"A library must be a run folder, or a store's path or URL, but {place} is no folder. "
+            "Correct the path."
+        )
+    if not (folder / "config.yaml").is_file():
+        return Library(RecordStore(folder))
+    config = load_config(folder / "config.yaml")
+    store = block_store(config.cluster.place_of(folder), config.library.store)
+    return Library(store, folder, config)
+
+
+def blocks_of(store: RecordStore, stage: int | None = None) -> list[Facts]:
+    """The blocks of a store, by stage and NSR; in each stage those that failed come last.
+
+    Args:
+        store: the records.
+        stage: this one only, from 0.
+
+    Returns:
+        Of each block: key, stage, block in words, nsr, params, macs, seconds (a share of its pack's
+        training), and failed, the reason or None. What a record does not tell is None.
+    """
+    blocks = [
+        {
+            "key": key,
+            "stage": record["stage"],
+            "block": str(BlockSpec.from_json(record["block"])),
+            **{name: record.get(name) for name in ("nsr", "params", "macs")},
+            "seconds": record.get("cost", {}).get("seconds"),
+            "failed": record.get("failed"),
+        }
+        for key, record in store.records().items()
+        if "block" in record and stage in (None, record["stage"])
+    ]
+    return sorted(blocks, key=_by_stage_and_nsr)
+
+
+def bad_records(store: RecordStore) -> list[str]:
+    """Keys of records that are torn, altered or half there, those of paused blocks included."""
+    return [*store.verify(), *(f"{PAUSED}/{key}" for key in store.within(PAUSED).verify())]
+
+
+def record_of(store: RecordStore, key: str) -> Facts:
+    """A record, and name and bytes of each of its files.
+
+    Raises:
+        DonnaError: no intact record has this key.
+    """
+    record = store.get(key)
+    if record is None:
+        raise DonnaError(
+            f"The key must be of an intact record in {store.url}, but {key!r} is not. `donna "
+            "library ls` prints the keys, `donna library verify` those of bad records."
+        )
+    group = files_by_key(store.files())[key]
+    files = [{"name": f"{key}.{suffix}", "bytes": group[suffix].size} for suffix in sorted(group)]
+    return {"record": record, "files": files}
+
+
+def collect_garbage(library: Library, *, dry_run: bool) -> Facts:
+    """Remove what nothing needs: stale files, and blocks that no artifact of the run refers to.
+
+    Blocks are only removed from a store in its run folder, and only those that are older than the
+    run's newest library artifact: younger ones are of a step that is not finished yet.
+
+    Args:
+        library: the store; of a run folder, it is held for the time.
+        dry_run: tell what would be removed, and remove nothing.
+
+    Returns:
+        stale_files (names), blocks (keys), bytes (of both), removed (False in a dry run), and
+        blocks_kept: why no blocks were looked at, or None.
+
+    Raises:
+        ConfigError: the folder holds no record, so that it may be no store.
+        RunLockedError: a process works on the run.
+    """
+    run, config, store = library.run, library.config, library.store
+    held = Run(config, run) if config and run and not dry_run else nullcontext()
+    with held:
+        _check_is_store(library)
+        paused = store.within(PAUSED)
+        stale, stale_paused = store.stale_files(), paused.stale_files()
+        blocks_kept = _why_blocks_are_kept(library)
+        blocks = _abandoned(store, run) if run and not blocks_kept else []
+        files = store.files()
+        groups = files_by_key(files)
+        doomed = {*stale, *(f"{key}.{suffix}" for key in blocks for suffix in groups[key])}
+        left = {name: fact.size for name, fact in paused.files().items() if name in stale_paused}
+        if not dry_run:
+            store.remove_files(stale)
+            paused.remove_files(stale_paused)
+            store.remove(blocks)
+    return {
+        "stale_files": [*stale, *(f"{PAUSED}/{name}" for name in stale_paused)],
+        "blocks": blocks,
+        "bytes": sum(files[name].size for name in doomed if name in files) + sum(left.values()),
+        "blocks_kept": blocks_kept,
+        "removed": not dry_run,
+    }
+
+
+def _by_stage_and_nsr(block: Facts) -> tuple[int, bool, float, str]:
+    nsr = block["nsr"]
+    return block["stage"], nsr is None, nsr or 0.0, block["key"]
+
+
+def _check_is_store(library: Library) -> None:
+    """Files of a folder that holds no record could be anybody's."""
+    store = library.store
+    if (library.run and store.is_within(library.run)) or store.records():
+        return
+    raise ConfigError(
+        f"Only a folder with at least one intact record is known to be a store, but {store.url} "
+        "has none. Correct the path, or remove what is in it yourself."
+    )
+
+
+def _why_blocks_are_kept(library: Library) -> str | None:
+    if library.run is None:
+        return "a store alone does not tell which blocks its runs need; name the run folder"
+    if not library.store.is_within(library.run):
+        return f"{library.store.url} is outside of {library.run}, so other runs may use its blocks"
+    if not _artifacts(library.run):
+        return f"no library of {library.run} is finished yet, so each block may be needed"
+    return None
+
+
+def _abandoned(store: RecordStore, run: Path) -> list[str]:
+    """Keys of blocks without an artifact that refers to them, older than the newest of these."""
+    artifacts = _artifacts(run)
+    needed = {word for path in artifacts for word in _WORD.findall(path.read_text())}
+    newest = max(path.stat().st_mtime for path in artifacts)
+    keys = [key for key in store.records() if key not in needed]
+    files = store.files()
+    return [key for key in keys if (files[f"{key}.json"].modified or newest) < newest]
+
+
+def _artifacts(run: Path) -> list[Path]:
+    return list((run / "library").glob("*/artifact.json"))

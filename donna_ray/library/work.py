@@ -1,0 +1,176 @@
+"""What a worker does with a pack of blocks: it distils them and stores their records."""
+
+import tempfile
+from collections.abc import Collection
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from donna_ray.complexity import complexity
+from donna_ray.config import RunConfig
+from donna_ray.data import load_data
+from donna_ray.distill.features import FeatureCache
+from donna_ray.distill.pack import DistilledBlock, distill_pack
+from donna_ray.distill.students import BlockJob, TrainingState
+from donna_ray.reference.step import load_reference
+from donna_ray.storage.artifacts import Artifact
+from donna_ray.storage.records import Record, RecordStore
+
+__all__ = ["DistillPack"]
+
+_SECOND_CHANCE = 0.1  # of the learning rate, for a block whose loss was not finite
+
+
+class DistillPack:
+    """Distils one pack on a worker and stores its records; the reference is loaded once.
+
+    A block whose loss is not finite is tried once more, at a tenth of the learning rate; if it
+    fails again, that is recorded and not tried again. A pack that does not fit the memory of a GPU
+    is halved until it does.
+
+    Args:
+        config: of the run, its precision decided.
+        reference: of ``reference_step``.
+        store: of the finished blocks.
+        paused: of the states of blocks that were stopped early.
+        started: keys in `paused`, whose training goes on from there.
+        share: of their training after which blocks are stopped, and their states stored.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        reference: Artifact,
+        store: RecordStore,
+        paused: RecordStore,
+        started: Collection[str] = (),
+        share: float = 1.0,
+    ) -> None:
+        self._config, self._artifact = config, reference
+        self._store, self._paused = store, paused
+        self._started, self._share = frozenset(started), share
+        self._reference_shares: list[float] = []
+        self._images = 0
+
+    def __call__(self, jobs: list[BlockJob]) -> dict[str, Any]:
+        """Do a pack; the facts are those that ``LibraryWatch`` takes."""
+        self._reference_shares.clear()
+        self._images = 0
+        stored = {job.key: record for job in jobs if (record := self._stored(job)) is not None}
+        blocks = self._fitting([job for job in jobs if job.key not in stored], 1.0)
+        failed = [block for block in blocks if block.failure is not None]
+        if self._share == 1 and failed:
+            blocks = [block for block in blocks if block.failure is None]
+            again = self._fitting([block.job for block in failed], _SECOND_CHANCE)
+            blocks += again
+            failed = [block for block in again if block.failure is not None]
+        store = self._store if self._share == 1 else self._paused
+        for block in failed:
+            store.put_failed(block.job.key, block.failure or "", self._identity(block.job))
+        shares = self._reference_shares
+        done = [[record["stage"], record.get("nsr")] for record in stored.values()]
+        return {
+            "blocks": done + [[block.job.stage, block.nsr] for block in blocks],
+            "images": self._images,
+            "reference_share": sum(shares) / len(shares) if shares else None,
+        }
+
+    def _stored(self, job: BlockJob) -> Record | None:
+        """What a worker stored that died in the same pack, or was taken for dead."""
+        if self._share == 1:
+            return self._store.get(job.key)
+        record = self._paused.get(job.key)
+        return record if record and record.get("share") == self._share else None
+
+    def _fitting(self, jobs: list[BlockJob], factor: float) -> list[DistilledBlock]:
+        if not jobs:
+            return []
+        try:
+            return self._distil(jobs, factor)
+        except torch.OutOfMemoryError:
+            if len(jobs) == 1:
+                raise
+        torch.cuda.empty_cache()  # behind the except clause, which holds the tensors of the pack
+        half = len(jobs) // 2
+        return self._fitting(jobs[:half], factor) + self._fitting(jobs[half:], factor)
+
+    def _distil(self, jobs: list[BlockJob], factor: float) -> list[DistilledBlock]:
+        """Distil a pack and store the blocks that did not fail."""
+        reference, variance, data, cache = self._loaded
+        before = self._before(jobs)
+        states = {key: state for key, (_, state) in before.items()} if factor == 1 else {}
+        pack = distill_pack(
+            reference,
+            variance,
+            jobs,
+            data,
+            self._config.library,
+            self._config.seed,
+            cache=cache,
+            learning_rate_factor=factor,
+            share=self._share,
+            states=states,
+        )
+        if pack.reference_share is not None:
+            self._reference_shares.append(pack.reference_share)
+        shares = [before[job.key][0]["share"] if job.key in states else 0.0 for job in jobs]
+        images = self._passes(jobs, shares)
+        self._images += images
+        cost = {"seconds": pack.seconds / len(jobs), "image_passes": images / len(jobs)}
+        for block in pack.blocks:
+            if block.failure is None:
+                self._keep(block, cost, before.get(block.job.key, (None,))[0])
+        return pack.blocks
+
+    def _before(self, jobs: list[BlockJob]) -> dict[str, tuple[Record, TrainingState]]:
+        """What was stored when blocks were stopped, by key."""
+        found = {}
+        for key in {job.key for job in jobs} & self._started:
+            record = self._paused.get(key)
+            if record is not None and "failed" not in record:
+                found[key] = record, TrainingState(record["steps"], self._paused.weights(key))
+        return found
+
+    def _keep(self, block: DistilledBlock, cost: dict[str, float], earlier: Record | None) -> None:
+        key, shape = block.job.key, self._loaded[0].shapes[block.job.stage]
+        record = {
+            **self._identity(block.job),
+            **complexity(block.block, shape.input),
+            "nsr": block.nsr,
+            "cost": cost,
+        }
+        if earlier is not None:
+            record["raced"] = {name: earlier[name] for name in ("share", "nsr")}
+            record["cost"] = {name: cost[name] + earlier["cost"][name] for name in cost}
+        if self._share == 1:
+            self._store.put(key, record, block.block.state_dict())
+        else:
+            assert block.state is not None
+            facts = {**record, "share": self._share, "steps": block.state.steps}
+            self._paused.put(key, facts, block.state.tensors)
+
+    def _passes(self, jobs: list[BlockJob], shares: list[float]) -> int:
+        """Images of a pack whose blocks have done these shares of their training before."""
+        data, library = self._loaded[2], self._config.library
+        epochs = max(library.recipe_of(job.spec.family).epochs for job in jobs)
+        trained = round((self._share - min(shares)) * epochs * len(data.distillation))
+        return trained + (len(data.validation) if self._share == 1 else 0)
+
+    def _identity(self, job: BlockJob) -> dict[str, Any]:
+        return {"stage": job.stage, "block": job.spec.to_json()}
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, ...]:
+        config = self._config
+        reference, variance = load_reference(config, self._artifact)
+        if config.cluster.gpus_per_worker:
+            reference.to("cuda")
+        data = load_data(config.data, self._artifact.result["preprocessing"])
+        cache = None
+        if config.library.features != "compute":
+            on_disk = config.library.features == "disk"
+            folder = Path(tempfile.gettempdir()) if on_disk else None
+            cache = FeatureCache.build(reference, data, folder)
+        return reference, variance, data, cache

@@ -1,0 +1,295 @@
+"""What a full run takes on clusters of several sizes, computed from what parts of it took.
+
+All times are in seconds. Blocks are dealt into packs, and packs and networks given to workers, in
+the order of the queue, as in the run itself. Upper bounds: blocks that a race would pause are
+counted, and samples that `predictor.tau_interval` would spare; kept features count as computed. Not
+in it: how long a cloud takes to boot a node.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from donna_ray.config import FinetuneRecipe, RunConfig
+from donna_ray.distill.dealing import packs_of
+from donna_ray.errors import DonnaError
+from donna_ray.predictor.ahead import known_samples
+
+__all__ = [
+    "Block",
+    "Costs",
+    "Images",
+    "Line",
+    "NetworkCost",
+    "PackCost",
+    "Plan",
+    "Rates",
+    "makespan",
+    "node_seconds",
+]
+
+
+@dataclass(frozen=True)
+class PackCost:
+    """Of a pack on a worker: its own time, and a straight line in the sum of its blocks' costs.
+
+    Attributes:
+        own: of a pack, whatever the images.
+        image: of an image in training, but for the blocks: decoding, the reference.
+        block: of an image in training, for each unit of a block's cost.
+        validation_image: of an image of the validation, but for the blocks.
+        validation_block: of an image of the validation, for each unit of a block's cost.
+    """
+
+    own: float
+    image: float
+    block: float
+    validation_image: float
+    validation_block: float
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """Of finetuning a network on a worker, of average size.
+
+    Attributes:
+        own: of a network, whatever the images: built, exported, stored.
+        image: of an image in training, the teacher's forward included.
+        validation_image: of an image in eval mode.
+    """
+
+    own: float
+    image: float
+    validation_image: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What was measured.
+
+    Attributes:
+        reference: the whole step.
+        preparation: of the library: Ray's start, precision and blocks measured on a worker.
+        start: of a step's workers, until they have their first unit and what it needs.
+        pack: see there.
+        network: see there.
+        candidate: of a measurement on the device.
+        lowering: of a block, once in a search.
+        search: of all searches together, whatever the candidates: devices and Ray Tune started.
+    """
+
+    reference: float
+    preparation: float
+    start: float
+    pack: PackCost
+    network: NetworkCost
+    candidate: float
+    lowering: float
+    search: float
+
+
+@dataclass(frozen=True)
+class Images:
+    """How many there are: for training, distillation, validation, and BatchNorm's calibration."""
+
+    train: int
+    distillation: int
+    validation: int
+    calibration: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block to distil.
+
+    Attributes:
+        cost: in the unit of ``PackCost.block``.
+        epochs: of its recipe.
+    """
+
+    cost: float
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What is paid for nodes, besides the time of their work.
+
+    Attributes:
+        idle_s: seconds after which the autoscaler gives an idle node back.
+        node: price of a node for an hour; None leaves prices out.
+        head: price of the head for an hour.
+    """
+
+    idle_s: float
+    node: float | None = None
+    head: float = 0.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One size of the cluster.
+
+    Attributes:
+        nodes: most of them, besides the head.
+        workers: on them; the run has them if its `cluster.workers` says so.
+        seconds: of each step.
+        asked: how many nodes a step asks for: as many as have a worker with something to do.
+    """
+
+    nodes: int
+    workers: int
+    seconds: dict[str, float]
+    asked: dict[str, int]
+
+    @property
+    def total(self) -> float:
+        """Seconds of the run, in which the head is there."""
+        return sum(self.seconds.values())
+
+    def node_hours(self, idle_s: float) -> float:
+        """Hours of all nodes but the head; see ``node_seconds``."""
+        return (
+            node_seconds(list(zip(self.asked.values(), self.seconds.values(), strict=True)), idle_s)
+            / 3600
+        )
+
+    def to_json(self, rates: Rates) -> dict[str, Any]:
+        """As plain JSON, with a price if there is one of a node."""
+        hours = self.node_hours(rates.idle_s)
+        facts: dict[str, Any] = {
+            "nodes": self.nodes,
+            "cluster.workers": self.workers,
+            "seconds": self.seconds,
+            "nodes_asked": self.asked,
+            "total_seconds": self.total,
+            "node_hours": hours,
+        }
+        if rates.node is None:
+            return facts
+        return {**facts, "price": rates.node * hours + rates.head * self.total / 3600}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done, and what its parts cost.
+
+    Attributes:
+        config: of the run.
+        costs: measured.
+        images: of the data.
+        blocks: to be distilled.
+        pack_size: most blocks a pack.
+        workers_per_node: how many find room.
+    """
+
+    config: RunConfig
+    costs: Costs
+    images: Images
+    blocks: Sequence[Block]
+    pack_size: int
+    workers_per_node: int
+
+    def line(self, nodes: int) -> Line:
+        """The run on at most so many nodes, with as many workers as find room on them.
+
+        Raises:
+            DonnaError: so few workers could not train a network together.
+        """
+        workers = nodes * self.workers_per_node
+        self._check(nodes, workers)
+        config = self.config
+        ahead = known_samples(config)
+        later = config.predictor.samples - ahead
+        finetuned = len(config.finetune.budgets or range(config.finetune.networks))
+        finetuned *= len(config.all_scenarios())
+        parts = {
+            "reference": (0, self.costs.reference),
+            "library": self._library(ahead, workers),
+            "predictor": self._networks(later, config.predictor, workers),
+            "search": (0, self._search()),
+            "finetune": self._networks(finetuned, config.finetune, workers),
+        }
+        seconds = {name: part[1] for name, part in parts.items()}
+        asked = {name: -(-part[0] // self.workers_per_node) for name, part in parts.items()}
+        return Line(nodes, workers, seconds, asked)
+
+    def pack_seconds(self, pack: Sequence[Block]) -> float:
+        """One pack on a worker."""
+        cost, images = self.costs.pack, self.images
+        trained = cost.image * max(block.epochs for block in pack)
+        trained += cost.block * sum(block.cost * block.epochs for block in pack)
+        tested = cost.validation_image + cost.validation_block * sum(each.cost for each in pack)
+        return cost.own + images.distillation * trained + images.validation * tested
+
+    def _check(self, nodes: int, workers: int) -> None:
+        for name in ("predictor", "finetune"):
+            together = getattr(self.config, name).workers_per_network
+            if workers < together:
+                raise DonnaError(
+                    f"A cluster must have room for {name}.workers_per_network = {together} workers,"
+                    f" but {nodes} nodes have room for {workers}. Leave this size out of --nodes."
+                )
+
+    def _library(self, ahead: int, workers: int) -> tuple[int, float]:
+        """Workers with something to do, and seconds: packs, then the samples known before."""
+        packs = packs_of(self.blocks, lambda block: block.cost, self.pack_size, workers)
+        units = [self.pack_seconds(pack) for pack in packs]
+        units += [self._network_seconds(self.config.predictor)] * ahead
+        seconds = self.costs.preparation + self.costs.start + makespan(units, workers)
+        return min(workers, len(units)), seconds
+
+    def _networks(self, count: int, recipe: FinetuneRecipe, workers: int) -> tuple[int, float]:
+        """Workers with something to do, and seconds."""
+        if not count:
+            return 0, 0.0
+        together = recipe.workers_per_network
+        groups = min(workers // together, count)
+        units = [self._network_seconds(recipe)] * count
+        return groups * together, self.costs.start + makespan(units, groups)
+
+    def _network_seconds(self, recipe: FinetuneRecipe) -> float:
+        """Before and after its training a network is calibrated and measured, by one worker."""
+        cost, images = self.costs.network, self.images
+        tested = 2 * cost.validation_image * (images.calibration + images.validation)
+        trained = recipe.epochs * images.train * cost.image / recipe.workers_per_network
+        return cost.own + tested + trained
+
+    def _search(self) -> float:
+        """Lowering and measuring go on at once; as if one device measured for all scenarios."""
+        costs, scenarios = self.costs, self.config.all_scenarios()
+        lowered = len(self.blocks) * costs.lowering
+        measured = sum(each.search.evaluations for each in scenarios) * costs.candidate
+        return costs.search + max(lowered, measured)
+
+
+def makespan(durations: Sequence[float], workers: int) -> float:
+    """When the last unit ends, if each worker takes the next one as soon as it is free."""
+    free = [0.0] * min(workers, len(durations))
+    for duration in durations:
+        heapq.heappush(free, heapq.heappop(free) + duration)
+    return max(free, default=0.0)
+
+
+def node_seconds(steps: Sequence[tuple[int, float]], idle_s: float) -> float:
+    """For how long nodes are there, all of them together.
+
+    A node is there while it is asked for, and idle until it is asked for again or given back.
+
+    Args:
+        steps: nodes asked for, and seconds, in the order of the run.
+        idle_s: seconds after which an idle node is given back, also at the end.
+    """
+    total = 0.0
+    for node in range(max(asked for asked, _ in steps)):
+        idle = 0.0  # since it was last asked for
+        there = False
+        for asked, seconds in steps:
+            if node < asked:
+                total += seconds + min(idle, idle_s) * there
+                idle, there = 0.0, True
+            else:
+                idle += seconds
+        total += idle_s
+    return total

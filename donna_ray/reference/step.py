@@ -1,0 +1,296 @@
+"""The reference (teacher): a timm model cut into stem, stages and head.
+
+Stem and head of every candidate are the reference's, and a stage's blocks learn to stand in for the
+reference's own stage (DONNA, section 3.1).
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from donna_ray.complexity import complexity
+from donna_ray.config import ReferenceConfig, RunConfig, TrainingConfig
+from donna_ray.data import ImageData, Split, class_count, image_format, load_data
+from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.reference.cut import cut_model, stage_modules
+from donna_ray.reference.network import StagedNetwork, channel_sums
+from donna_ray.reference.timm_models import create_timm_model, preprocessing_of
+from donna_ray.run.run import Run
+from donna_ray.space import SearchSpace, build_space, register_modules
+from donna_ray.storage.artifacts import Artifact, Files, StepFolder, file_sha256, write_atomic
+from donna_ray.storage.files import Storage, folder_in
+from donna_ray.training.loop import accuracy, seeded, train
+
+__all__ = [
+    "build_reference",
+    "calibrate",
+    "cut_error",
+    "cut_reference",
+    "load_reference",
+    "outline",
+    "reference_step",
+    "space_of",
+]
+
+_WEIGHTS = "weights.safetensors"
+_VARIANCE = "variance.safetensors"
+_CUT_TOLERANCE = 1e-5
+_TRAINING = TrainingConfig(epochs=20)
+
+
+def build_reference(
+    config: RunConfig, *, classes: int | None = None, load_weights: bool = True
+) -> tuple[StagedNetwork, dict[str, Any]]:
+    """Build the model and cut it.
+
+    Args:
+        config: names the model, the data's format and the weights.
+        classes: of the data; None asks the data.
+        load_weights: load what `reference.weights` names (nothing for `train`); else the weights
+            are left random, for a caller that loads them itself.
+
+    Returns:
+        The reference in eval mode, and timm's data configuration of it (input_size, mean, …).
+
+    Raises:
+        ConfigError: timm does not know the model, it cannot be cut, or its weights cannot be had.
+    """
+    known = class_count(config.data) if classes is None else classes
+    model, reference, preprocessing = outline(config, known, load_weights=load_weights)
+    error = cut_error(model, reference)
+    if not error <= _CUT_TOLERANCE:
+        raise DonnaError(
+            f"The cut reference must equal {config.reference.model} to {_CUT_TOLERANCE}, but "
+            f"differs by {error:.2e}. Choose other stages in reference.stages, or another model."
+        )
+    return reference, preprocessing
+
+
+def outline(
+    config: RunConfig, classes: int | None, *, load_weights: bool
+) -> tuple[nn.Module, StagedNetwork, dict[str, Any]]:
+    """The model of a configuration and its cut, which is not compared with it.
+
+    Args:
+        config: names the model, the images' format and the weights.
+        classes: of the data; None is timm's default for the model.
+        load_weights: as in ``build_reference``.
+
+    Returns:
+        The model, the reference of the same modules, and timm's data configuration.
+    """
+    image = image_format(config.data)
+    model = create_timm_model(
+        config.reference,
+        classes=classes,
+        channels=image["channels"],
+        image_size=image["size"],
+        load_weights=load_weights,
+    )
+    preprocessing = preprocessing_of(model, image["channels"], image["size"])
+    reference = cut_reference(model, config.reference, preprocessing["input_size"])
+    return model, reference, preprocessing
+
+
+def cut_reference(model: nn.Module, config: ReferenceConfig, input_shape: Any) -> StagedNetwork:
+    """A timm model as a ``StagedNetwork``, cut where `reference.stages` says or automatically.
+
+    Args:
+        model: shares its modules with the result.
+        config: for `stages`.
+        input_shape: (channels, height, width) of an image.
+
+    Raises:
+        ConfigError: it cannot be cut there, or its features are (height, width, channels).
+    """
+    if getattr(model, "output_fmt", "NCHW") == "NHWC":
+        raise ConfigError(_wrong_layout(config.model))
+    if config.stages is None:
+        stages = stage_modules(model)
+    else:
+        stages = [(each,) if isinstance(each, str) else tuple(each) for each in config.stages]
+    parts = cut_model(model, stages)
+    try:
+        reference = StagedNetwork(*parts, input_shape, names=stages)
+    except Exception as error:
+        raise ConfigError(
+            f"A reference must take images of the size asked for, but {config.model} with "
+            f"{tuple(input_shape)} raised {type(error).__name__}: {error}. Change "
+            "data.image_size (or --image-size)."
+        ) from error
+    _check_layout(model, reference, config.model)
+    return reference
+
+
+def _check_layout(model: nn.Module, reference: StagedNetwork, name: str) -> None:
+    """timm names the channels of the features; where they are last, the first are none of them."""
+    known = {level["num_chs"] for level in getattr(model, "feature_info", None) or ()}
+    for shape in reference.shapes:
+        first, last = shape.output[0], shape.output[-1]
+        if len(shape.output) == 3 and first not in known and last in known and first != last:
+            raise ConfigError(_wrong_layout(name))
+
+
+def _wrong_layout(name: str) -> str:
+    return (
+        "A reference's features must be (channels, height, width) or (tokens, channels), but those "
+        f"of {name} are (height, width, channels). Choose another model."
+    )
+
+
+@torch.no_grad()
+def cut_error(model: nn.Module, reference: StagedNetwork) -> float:
+    """Largest absolute difference of the logits of two random images, in eval mode."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, *reference.input_shape, generator=generator)
+    return (model.eval()(images) - reference.eval()(images)).abs().max().item()
+
+
+def reference_step(run: Run) -> Artifact:
+    """Step 1: build, train where asked to, calibrate.
+
+    The artifact holds the weights and the per-channel variance of every stage's output over the
+    training data; its result the accuracy, the stages' shapes, params and MACs.
+    """
+    config = run.config
+    inputs = {
+        "data": config.data.model_dump(exclude={"loader_workers", "download"}),
+        "reference": config.reference.model_dump(),
+        "checkpoint": _checkpoint_digest(config.reference.weights),
+        "seed": config.seed,
+    }
+    return run.step("reference", inputs, lambda folder: _compute(run, folder))
+
+
+def load_reference(config: RunConfig, artifact: Artifact) -> tuple[StagedNetwork, list[Tensor]]:
+    """The reference of an artifact, in eval mode and without gradients.
+
+    Also registers the block families of the configuration: every worker starts here.
+
+    Returns:
+        The reference and, for each stage, the variance (channels,) of its output.
+    """
+    register_modules(config.space.modules)
+    classes = artifact.result["classes"]
+    reference, _ = build_reference(config, classes=classes, load_weights=False)
+    reference.load_state_dict(safetensors.torch.load(_file(config, artifact, _WEIGHTS)))
+    variance = safetensors.torch.load(_file(config, artifact, _VARIANCE))
+    reference.requires_grad_(False)
+    reference.to(memory_format=torch.channels_last)
+    return reference.eval(), [variance[str(n)] for n in range(len(reference.stages))]
+
+
+def _file(config: RunConfig, artifact: Artifact, name: str) -> bytes:
+    """A file of the reference, on a node that may not see the run folder."""
+    place = config.cluster.place_of(artifact.root)
+    folder = f"{artifact.step}/{artifact.path.name}"
+    data = Storage(folder_in(place, folder)).read(name)
+    if data is None or hashlib.sha256(data).hexdigest() != artifact.files[f"{folder}/{name}"]:
+        raise DonnaError(
+            f"The reference's {name} must be intact in {place}/{folder}, but is missing, torn or "
+            "altered. Give the same command again: it makes what is missing."
+        )
+    return data
+
+
+def space_of(config: RunConfig, artifact: Artifact) -> SearchSpace:
+    """The search space on the stages of a finished reference."""
+    register_modules(config.space.modules)
+    _, reference, _ = outline(config, artifact.result["classes"], load_weights=False)
+    return build_space(config.space, reference.shapes, reference.own())
+
+
+@torch.no_grad()
+def calibrate(reference: StagedNetwork, images: Split) -> list[Tensor]:
+    """Variance of each channel of each stage's output over the images, in one pass.
+
+    Returns:
+        (channels,) a stage, float32; accumulated in float64.
+    """
+    reference.eval()
+    sums: list[Tensor] = []
+    for batch, _ in images.batches(256):
+        outputs = reference.features(batch)[1:]
+        moments = [_moments(output.double()) for output in outputs]
+        sums = [a + b for a, b in zip(sums, moments, strict=True)] if sums else moments
+    return [(squares / count - (total / count) ** 2).float() for count, total, squares in sums]
+
+
+def _moments(output: Tensor) -> Tensor:
+    total, squares = channel_sums(output), channel_sums(output.square())
+    count = torch.full_like(total, output.numel() / len(total))
+    return torch.stack([count, total, squares])
+
+
+def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
+    config = run.config
+    with seeded(config.seed):
+        reference, preprocessing = build_reference(config)
+    data = load_data(config.data, preprocessing)
+    passes = _train(run, reference, data)
+    variance = {str(n): values for n, values in enumerate(calibrate(reference, data.calibration))}
+    state = {name: tensor.contiguous() for name, tensor in reference.state_dict().items()}
+    weights_file, variance_file = folder.path / _WEIGHTS, folder.path / _VARIANCE
+    write_atomic(weights_file, safetensors.torch.save(state))
+    write_atomic(variance_file, safetensors.torch.save(variance))
+    result = {
+        "model": config.reference.model,
+        "classes": data.classes,
+        "preprocessing": preprocessing,
+        "accuracy": accuracy(reference, data.validation),
+        "broken_images": _broken_images(run, data),
+        **complexity(reference, reference.input_shape),
+        "stages": _stage_facts(reference),
+        "weights_sha256": file_sha256(weights_file),
+        "images": {
+            "train": len(data.train),
+            "distillation": len(data.distillation),
+            "validation": len(data.validation),
+        },
+        "cost": {"image_passes": passes + len(data.calibration) + len(data.validation)},
+    }
+    return result, [weights_file, variance_file]
+
+
+def _train(run: Run, reference: StagedNetwork, data: ImageData) -> int:
+    config = run.config.reference
+    recipe = config.training or (_TRAINING if config.weights == "train" else None)
+    if recipe is None:
+        return 0
+    with run.progress("reference", recipe.epochs, "epochs") as progress:
+        train(reference, data.train, recipe, seed=run.config.seed, on_epoch=progress.advance)
+    return recipe.epochs * len(data.train)
+
+
+def _broken_images(run: Run, data: ImageData) -> list[str]:
+    """Names of the images that could not be read, after every split was read."""
+    broken = {**data.train.broken, **data.calibration.broken, **data.validation.broken}
+    if broken:
+        run.say(f"  {len(broken)} images cannot be read and are left out:")
+        for name, reason in sorted(broken.items()):
+            run.say(f"    {name}: {reason}")
+    return sorted(broken)
+
+
+def _stage_facts(reference: StagedNetwork) -> list[dict[str, Any]]:
+    return [
+        {
+            "modules": list(names),
+            "input": shape.input,
+            "output": shape.output,
+            **complexity(stage, shape.input),
+        }
+        for names, stage, shape in zip(
+            reference.names, reference.stages, reference.shapes, strict=True
+        )
+    ]
+
+
+def _checkpoint_digest(weights: str) -> str | None:
+    if weights in ("train", "pretrained"):
+        return None
+    return file_sha256(Path(weights).expanduser())

@@ -1,0 +1,1 @@
+"""One run: its folder, its Ray, its steps, and where its processes meet."""

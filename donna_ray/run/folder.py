@@ -1,0 +1,40 @@
+"""Where a run is kept, on a laptop and in a job of a Ray cluster."""
+
+import os
+from pathlib import Path
+
+from donna_ray.config import RunConfig
+from donna_ray.errors import ConfigError
+from donna_ray.storage.artifacts import digest
+
+__all__ = ["run_folder"]
+
+_IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets for the command of a job
+
+
+def run_folder(config: RunConfig, given: Path | None) -> Path:
+    """The run folder: the one given, or one of the configuration's name in `cluster.storage`.
+
+    Of a storage at a URL it is a working copy in the user's cache; without one it is `runs/NAME`.
+
+    Raises:
+        ConfigError: it would be in a Ray job's copy of its working directory, which does not last.
+    """
+    root = given or _default(config)
+    if _IN_JOB in os.environ and not root.expanduser().is_absolute():
+        raise ConfigError(
+            "In a Ray job the run folder must outlive the job's copy of the working directory, but "
+            f"is {root} in it. Set cluster.storage to a folder that all nodes see, or to a URL "
+            "such as s3://BUCKET/runs; or give an absolute --out."
+        )
+    return root
+
+
+def _default(config: RunConfig) -> Path:
+    storage = config.cluster.storage
+    if storage is None:
+        return Path("runs") / config.name
+    if "://" not in storage:
+        return Path(storage) / config.name
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "donna-ray" / "runs" / digest(storage) / config.name

@@ -1,0 +1,89 @@
+"""A run folder's copy at a URL, from which a command on another host goes on.
+
+``mirror.json`` is written last and names the SHA-256 of every file; a file that does not have it is
+not fetched, so what a torn copy lacks is computed again. One command at a time may use a URL.
+"""
+
+import json
+import uuid
+from pathlib import Path
+
+from donna_ray.run.place import MARK
+from donna_ray.storage.artifacts import file_sha256, read_json, write_atomic, write_json
+from donna_ray.storage.files import Storage, is_temporary
+
+__all__ = ["Mirror"]
+
+_MANIFEST, _SYNCED = "mirror.json", ".mirror.json"
+_NOT_COPIED = ("ray/", "search/graphs/", "library/tensorboard/", "networks/unfinished/")
+_THERE_ALREADY = "networks/"  # workers store them at the URL
+
+
+class Mirror:
+    """The copy.
+
+    Args:
+        root: the run folder.
+        url: of the copy.
+    """
+
+    def __init__(self, root: Path, url: str) -> None:
+        self._root, self._url = root, url
+        self._sums: dict[str, tuple[tuple[int, int], str]] = {}
+
+    def pull(self) -> None:
+        """Fetch the copy, unless this folder made it, and so has all of it or more."""
+        data = Storage(self._url).read(_MANIFEST)
+        manifest = json.loads(data) if data is not None else None
+        if manifest is None or manifest == read_json(self._root / _SYNCED):
+            return
+        local = self._local()
+        for name, sha in manifest["files"].items():
+            if local.get(name) != sha:
+                self.fetch(name, sha)
+        write_json(self._root / _SYNCED, manifest)
+
+    def fetch(self, name: str, sha256: str) -> None:
+        """Fetch one file, if its content at the URL is the one of this SHA-256 (hex)."""
+        folder, file = self._at(name)
+        if folder.sha256(file) == sha256:
+            write_atomic(self._root / name, folder.read(file) or b"")
+
+    def push(self) -> None:
+        """Bring the copy up to date."""
+        local = self._local()
+        before = (read_json(self._root / _SYNCED) or {"files": {}})["files"]
+        for name, sha in local.items():
+            if before.get(name) != sha and not name.startswith(_THERE_ALREADY):
+                folder, file = self._at(name)
+                folder.write(file, (self._root / name).read_bytes())
+        if local == before:
+            return
+        for name in before.keys() - local.keys():
+            folder, file = self._at(name)
+            folder.remove(file)
+        manifest = {"version": uuid.uuid4().hex, "files": local}
+        Storage(self._url).write(_MANIFEST, json.dumps(manifest, indent=2).encode())
+        write_json(self._root / _SYNCED, manifest)
+
+    def _at(self, name: str) -> tuple[Storage, str]:
+        folder, _, file = name.rpartition("/")
+        return Storage(f"{self._url}/{folder}" if folder else self._url), file
+
+    def _local(self) -> dict[str, str]:
+        """SHA-256 of the files that belong to the copy, by relative path."""
+        names = (path.relative_to(self._root).as_posix() for path in self._root.rglob("*"))
+        return {name: self._sum(name) for name in sorted(names) if self._is_copied(name)}
+
+    def _is_copied(self, name: str) -> bool:
+        file = name.rpartition("/")[2]
+        ours = file in (".lock", _SYNCED) or file.startswith(MARK) or is_temporary(file)
+        return not ours and not name.startswith(_NOT_COPIED) and (self._root / name).is_file()
+
+    def _sum(self, name: str) -> str:
+        path = self._root / name
+        status = path.stat()
+        stamp = status.st_size, status.st_mtime_ns
+        if name not in self._sums or self._sums[name][0] != stamp:
+            self._sums[name] = stamp, file_sha256(path)
+        return self._sums[name][1]

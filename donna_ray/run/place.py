@@ -1,0 +1,111 @@
+"""Where the processes of a run meet: the run folder, or a folder at a URL that stands for it.
+
+All nodes of a cluster must see the run folder, on a filesystem that they share. Where they share
+none, `cluster.storage` names a URL: records of blocks and networks are there, and a copy of the run
+folder, from which a command on another host goes on.
+"""
+
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from donna_ray.errors import DonnaError
+from donna_ray.storage.files import Storage
+
+__all__ = ["MARK", "SharedFolder", "check_nodes", "on_this_node"]
+
+MARK = ".seen-"
+"""How the name of a file begins that is there while a command works on the run."""
+
+
+_PATIENCE_S = 60.0
+
+
+class SharedFolder:
+    """That folder, and whether a node sees it. Picklable.
+
+    Args:
+        place: of ``ClusterConfig.place_of``.
+    """
+
+    def __init__(self, place: str | Path) -> None:
+        self.place = place
+        self._storage = Storage(place)
+        self._mark = f"{MARK}{uuid.uuid4().hex[:8]}"
+
+    @contextmanager
+    def marked(self) -> Iterator[None]:
+        """Keep a file there by which nodes tell that they see this folder, and no other one."""
+        self._storage.write(self._mark, b"")
+        try:
+            yield
+        finally:
+            self._storage.remove(self._mark)
+
+    def check(self) -> None:
+        """Refuse a node that does not see the folder; called on that node.
+
+        Raises:
+            DonnaError: with the node, the folder and the remedy.
+        """
+        if self._storage.read(self._mark) is not None:
+            return
+        raise DonnaError(
+            f"All nodes of the cluster must see the run's folder {self._storage.url}, but node "
+            f"{ray.util.get_node_ip_address()} (host {os.uname().nodename}) does not. Put the run "
+            "folder (--out, or cluster.storage) on a filesystem that all nodes mount, or set "
+            "cluster.storage to a URL such as s3://BUCKET/FOLDER."
+        )
+
+
+def check_nodes(shared: SharedFolder) -> None:
+    """``SharedFolder.check`` on the other nodes where workers may come to be.
+
+    A node that leaves meanwhile has no say, nor one that is silent for a minute: workers check
+    again when they begin. Hosts of phones, which offer no CPUs, need not see the folder.
+
+    Raises:
+        DonnaError: one does not see the folder.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] != here and node["Resources"].get("CPU")
+    ]
+    asked = [_check.options(**_on(node)).remote(shared) for node in nodes]
+    answered, _ = ray.wait(asked, num_returns=len(asked) or 1, timeout=_PATIENCE_S)
+    for error in _errors_of(answered):
+        raise error
+
+
+def _errors_of(references: Sequence[Any]) -> Iterator[DonnaError]:
+    for reference in references:
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            if not isinstance(error.cause, DonnaError):
+                raise
+            yield error.cause
+        except ray.exceptions.RayError:
+            continue  # the node is gone
+
+
+def on_this_node() -> dict[str, Any]:
+    """Options that place what coordinates on this node, whose loss ends the run in any case."""
+    return _on(ray.get_runtime_context().get_node_id())
+
+
+def _on(node: str) -> dict[str, Any]:
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _check(shared: SharedFolder) -> None:
+    shared.check()

@@ -1,0 +1,196 @@
+"""One run: its configuration, its folder, its lock, and how a step is computed or reused."""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import yaml
+from rich.console import Console
+
+from donna_ray.config import RunConfig
+from donna_ray.errors import MissingArtifactError, RunLockedError
+from donna_ray.run.mirror import Mirror
+from donna_ray.run.place import MARK, SharedFolder, check_nodes
+from donna_ray.run.progress import Progress
+from donna_ray.run.session import RaySession
+from donna_ray.storage.artifacts import Artifact, Files, StepFolder, write_atomic
+from donna_ray.storage.files import folder_in
+from donna_ray.storage.records import RecordStore
+
+__all__ = ["Run"]
+
+Compute = Callable[[StepFolder], tuple[dict[str, Any], Files]]
+"""Computes a step; returns the result as plain JSON and the files that belong to it."""
+
+_OWN = ("reference", "library", "predictor", "search", "finetune", "ray", "networks")
+_OWN_FILES = ("results.json", "report.html", "config.yaml")
+_RECORDS = ("networks", "networks/unfinished", "library/blocks", "library/blocks/paused")
+
+
+class Run:
+    """A run folder held by this process; a context manager that also stops Ray at its end.
+
+    Args:
+        config: what to run.
+        root: the run folder; made where it is missing.
+        only: the one step that may be computed; the steps before it must have been. None: all.
+        fresh: forget what the folder holds of earlier runs.
+    """
+
+    def __init__(
+        self, config: RunConfig, root: Path, *, only: str | None = None, fresh: bool = False
+    ) -> None:
+        self.config = config
+        self.root = root.expanduser().resolve()
+        self.console = Console(stderr=True, highlight=False)
+        self.ray = RaySession(config.cluster)
+        self.shared = SharedFolder(config.cluster.place_of(self.root))
+        place = self.shared.place
+        self._mirror = Mirror(self.root, place) if isinstance(place, str) else None
+        self._open = ExitStack()
+        self._nodes_are_checked = False
+        self.only, self._fresh = only, fresh
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> "Run":
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.root / ".lock")
+        if self._fresh:
+            _forget(self.root)
+            self._forget_records()
+        elif self._mirror is not None:
+            self._mirror.pull()
+            self._mirror.push()  # what a command that was killed had made
+        shutil.rmtree(self.root / "ray", ignore_errors=True)  # of a process that was killed
+        for left in self.root.glob(f"{MARK}*"):
+            left.unlink(missing_ok=True)
+        self._open.enter_context(self.shared.marked())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.ray.close()
+            if error is None:
+                shutil.rmtree(self.root / "ray", ignore_errors=True)
+            self._copy()
+            self._open.close()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+
+    def connect(self) -> None:
+        """Be connected to Ray, on a cluster whose nodes all see what they must.
+
+        Raises:
+            DonnaError: the cluster does not answer, is too small, or has a node that does not see
+                the run's folder.
+        """
+        self.ray.ensure()
+        if not self._nodes_are_checked:
+            check_nodes(self.shared)
+            self._nodes_are_checked = True
+
+    def step(
+        self,
+        name: str,
+        inputs: dict[str, Any],
+        compute: Compute,
+        intact: Callable[[Artifact], bool] = lambda artifact: True,
+    ) -> Artifact:
+        """The artifact of a step, reused where it is finished under the same inputs.
+
+        Args:
+            name: of the step, or `step/part`.
+            inputs: what it is made from, as plain JSON.
+            compute: makes it.
+            intact: whether what a finished one refers to outside of its own files is still there.
+
+        Raises:
+            MissingArtifactError: it has to be computed, but this run may compute another step only.
+        """
+        folder = StepFolder(self.root, name, inputs)
+        artifact = folder.load()
+        if artifact is not None and intact(artifact):
+            self.say(f"[dim]{name:<10} reused from {self.relative(folder.path)}[/dim]")
+            return artifact
+        step = name.partition("/")[0]
+        if self.only not in (None, step):
+            raise MissingArtifactError(
+                f"Step {self.only!r} needs the finished step {step!r} of the same settings, but "
+                f"{self.root} does not have it. Run `donna {step} build {self.root}` first."
+            )
+        self.remember()
+        folder.path.mkdir(parents=True, exist_ok=True)
+        self.say(f"[bold]{name}[/bold]")
+        started = time.perf_counter()
+        result, files = compute(folder)
+        artifact = folder.commit(result, files, time.perf_counter() - started)
+        self._copy()
+        self.say(f"{name:<10} done in {artifact.seconds:.1f} s")
+        return artifact
+
+    def remember(self) -> None:
+        """Make this configuration the one that the run folder stands for (`config.yaml`)."""
+        text = yaml.safe_dump(self.config.model_dump(), sort_keys=False)
+        write_atomic(self.root / "config.yaml", text.encode())
+
+    def progress(self, name: str, total: int, unit: str) -> Progress:
+        """A display for `total` units of a long step."""
+        return Progress(self.console, name, total, unit)
+
+    def say(self, text: str) -> None:
+        """One line for the person who watches (rich markup)."""
+        self.console.print(text, soft_wrap=True)
+
+    def relative(self, path: Any) -> str:
+        """A path of the run folder as a person would write it."""
+        near = Path(path).is_relative_to(Path.cwd())
+        return os.path.relpath(path) if near else str(path)
+
+    def _copy(self) -> None:
+        if self._mirror is not None:
+            self._mirror.push()
+
+    def _forget_records(self) -> None:
+        """Those at a URL; a store that `library.store` names is not the run's own."""
+        if self._mirror is None:
+            return
+        for folder in _RECORDS:
+            store = RecordStore(folder_in(self.shared.place, folder))
+            store.remove(store.records())
+
+
+def _locked(path: Path) -> IO[str]:
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise RunLockedError(
+            f"A run folder must be used by one process at a time, but {path.parent} is in use by "
+            f"process {holder}. Wait for it, stop it, or choose another --out."
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def _forget(root: Path) -> None:
+    for name in _OWN:
+        shutil.rmtree(root / name, ignore_errors=True)
+    for name in _OWN_FILES:
+        (root / name).unlink(missing_ok=True)

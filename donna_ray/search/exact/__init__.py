@@ -1,0 +1,1 @@
+"""Exact Pareto fronts of what adds up over the stages."""

@@ -1,0 +1,342 @@
+"""The Optuna study behind a search: the search's only state, in journal storage."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import moocore
+import numpy as np
+import optuna
+from optuna.distributions import IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.storages import JournalStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from donna_ray.errors import DonnaError
+from donna_ray.search.study.journal import Journal
+from donna_ray.space import Architecture, SearchSpace
+from donna_ray.storage.artifacts import digest
+
+__all__ = [
+    "Ledger",
+    "Outcome",
+    "architecture_of",
+    "check_outcome",
+    "distributions",
+    "failure_of",
+    "front_of",
+    "maximised",
+    "measured",
+]
+
+_NAME = "donna"
+_MAXIMISE = (True, False)  # accuracy, latency; any other objective is minimised too
+
+Outcome = Mapping[str, Any]
+"""Of one candidate: `values` (accuracy as a fraction, latency in ms, further objectives) and
+`facts` (plain JSON, kept with it), or `failure`: why it could not be measured, and then `of_model`:
+true if the model itself is at fault, whatever the device."""
+
+
+def measured(accuracy: float, latency: Mapping[str, Any], further: Sequence[float] = ()) -> Outcome:
+    """The outcome of a candidate whose measurement (``cost.Latency``) is there."""
+    values = [accuracy, latency["median_ms"], *further]
+    return {"values": values, "facts": {"latency": dict(latency)}}
+
+
+class Ledger:
+    """Candidates asked for, measured and failed: an Optuna study in a journal file.
+
+    optuna-dashboard opens the file, too. A candidate is a running trial from when it is handed out,
+    so one that was in flight when its process died is known to the next.
+
+    Attributes:
+        study: what samplers see.
+        measured: values of each architecture that was measured.
+        failed: the reason of each that could not be.
+        in_flight: id of the running trial of each that is asked for.
+        lost: those of them that were asked for by an earlier process.
+        suspected: those of them that failed, where the device may be at fault; how many times.
+
+    Args:
+        path: of the file; made where it is missing. The caller must be the only process that writes
+            it (a run folder has one holder).
+        space: of the architectures.
+        sampler: what the study is to hold; by default Optuna's own.
+        objectives: names of those beside accuracy and latency.
+
+    Raises:
+        DonnaError: the file is of another space, or of other objectives.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        space: SearchSpace,
+        sampler: BaseSampler | None = None,
+        objectives: Sequence[str] = (),
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._journal = Journal(path)
+        self._storage = JournalStorage(self._journal)
+        self.study: Study = optuna.create_study(
+            storage=self._storage,
+            sampler=sampler,
+            study_name=_NAME,
+            directions=["maximize" if up else "minimize" for up in maximised(2 + len(objectives))],
+            load_if_exists=True,
+        )
+        _check_subject(self.study, space, objectives, path)
+        self._id = self._storage.get_study_id_from_name(_NAME)
+        self._distributions = distributions(space)
+        self.measured: dict[Architecture, tuple[float, ...]] = {}
+        self.failed: dict[Architecture, str] = {}
+        self.in_flight: dict[Architecture, int] = {}
+        self.suspected: dict[Architecture, int] = {}
+        self._excess: dict[Architecture, Mapping[str, float]] = {}
+        self.trials = 0
+        for trial in self.finished_and_running():
+            self._remember(trial)
+        self.lost: list[Architecture] = list(self.in_flight)
+
+    @property
+    def spent(self) -> int:
+        """Distinct candidates that were measured or failed."""
+        return len(self.measured) + len(self.failed)
+
+    def knows(self, architecture: Architecture) -> bool:
+        """It is asked for already, or was."""
+        return (
+            architecture in self.measured
+            or architecture in self.failed
+            or architecture in self.in_flight
+        )
+
+    def finished_and_running(self) -> list[FrozenTrial]:
+        """All trials, by number. Not to be changed."""
+        return self.study.get_trials(deepcopy=False)
+
+    def trials_measured(self) -> list[FrozenTrial]:
+        """The trial of each architecture that was measured, without those answered from it."""
+        return [
+            trial
+            for trial in self.finished_and_running()
+            if trial.state == TrialState.COMPLETE and "repeated" not in trial.user_attrs
+        ]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is written inside is on disk, at once, when this ends."""
+        with self._journal.together():
+            yield
+
+    def ask(self, architecture: Architecture, attributes: Mapping[str, Any] | None = None) -> None:
+        """Write down that a candidate is handed out.
+
+        Args:
+            architecture: not known yet.
+            attributes: of the sampler, for its trial.
+        """
+        trial = self._trial(TrialState.RUNNING, architecture, system_attrs=dict(attributes or {}))
+        self.in_flight[architecture] = self._create(trial)
+
+    def repeat(
+        self, architecture: Architecture, attributes: Mapping[str, Any] | None = None
+    ) -> None:
+        """Answer a sampler that proposes what is measured already, from what is measured."""
+        trial = self._trial(
+            TrialState.COMPLETE,
+            architecture,
+            values=list(self.measured[architecture]),
+            user_attrs={"repeated": True},
+            system_attrs={
+                **_constraint_attributes(self._excess[architecture]),
+                **(attributes or {}),
+            },
+        )
+        self._create(trial)
+
+    def suspect(self, architecture: Architecture) -> int:
+        """Write down that a candidate failed, maybe by the device's fault: it stays in flight.
+
+        Returns:
+            How many times that was so.
+        """
+        times = self.suspected.get(architecture, 0) + 1
+        self.suspected[architecture] = times
+        self._storage.set_trial_user_attr(self.in_flight[architecture], "suspected", times)
+        return times
+
+    def tell(
+        self, architecture: Architecture, outcome: Outcome, excess: Mapping[str, float]
+    ) -> None:
+        """Write down what came of a candidate; nothing if that is known already.
+
+        Args:
+            architecture: handed out by ``ask``.
+            outcome: values that are not finite are a failure.
+            excess: by how much each limit is broken; up to 0 where it is kept.
+        """
+        number = self.in_flight.pop(architecture, None)
+        if number is None:
+            return
+        self.suspected.pop(architecture, None)
+        if architecture in self.lost:
+            self.lost.remove(architecture)
+        failure = failure_of(outcome)
+        if failure is not None:
+            self.failed[architecture] = failure
+            self._storage.set_trial_user_attr(number, "failure", failure)
+            self._storage.set_trial_state_values(number, TrialState.FAIL)
+            return
+        values = [float(each) for each in outcome["values"]]
+        for name, value in outcome.get("facts", {}).items():
+            self._storage.set_trial_user_attr(number, name, value)
+        for name, value in _constraint_attributes(excess).items():
+            self._storage.set_trial_system_attr(number, name, value)
+        self._storage.set_trial_state_values(number, TrialState.COMPLETE, values)
+        self.measured[architecture] = tuple(values)
+        self._excess[architecture] = dict(excess)
+
+    def placeholder(self) -> FrozenTrial:
+        """The next trial as a sampler sees it before it has parameters."""
+        return _unchecked(TrialState.RUNNING, self.trials)
+
+    def _trial(self, state: TrialState, architecture: Architecture, **given: Any) -> FrozenTrial:
+        params = {
+            name: int(each) for name, each in zip(self._distributions, architecture, strict=True)
+        }
+        return _unchecked(state, -1, params=params, distributions=self._distributions, **given)
+
+    def _create(self, trial: FrozenTrial) -> int:
+        self.trials += 1
+        return self._storage.create_new_trial(self._id, template_trial=trial)
+
+    def _remember(self, trial: FrozenTrial) -> None:
+        self.trials += 1
+        architecture = architecture_of(trial.params)
+        if trial.state == TrialState.COMPLETE:
+            self.measured[architecture] = tuple(trial.values)
+            self._excess[architecture] = trial.constraints
+        elif trial.state == TrialState.FAIL:
+            self.failed[architecture] = trial.user_attrs.get("failure", "")
+        else:
+            number = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
+            self.in_flight[architecture] = number
+            if "suspected" in trial.user_attrs:
+                self.suspected[architecture] = trial.user_attrs["suspected"]
+
+
+def _unchecked(state: TrialState, number: int, **given: Any) -> FrozenTrial:
+    """A trial without Optuna's checks, which take longer than all else that is done for it."""
+    now = datetime.now()
+    empty: dict[str, Any] = {
+        name: {}
+        for name in ("params", "distributions", "user_attrs", "system_attrs", "intermediate_values")
+    }
+    return FrozenTrial(
+        number=number,
+        trial_id=-1,
+        state=state,
+        value=None,
+        datetime_start=now,
+        datetime_complete=now if state.is_finished() else None,
+        **(empty | given),
+    )
+
+
+def distributions(space: SearchSpace) -> dict[str, IntDistribution]:
+    """One parameter a stage: the index of its block."""
+    return {
+        f"stage{number}": IntDistribution(0, len(stage.choices) - 1)
+        for number, stage in enumerate(space.stages)
+    }
+
+
+def architecture_of(params: Mapping[str, Any]) -> Architecture:
+    """The architecture of a trial's parameters."""
+    return tuple(params[f"stage{number}"] for number in range(len(params)))
+
+
+def maximised(objectives: int) -> list[bool]:
+    """Whether each objective goes up: only the first one, accuracy, does."""
+    return [*_MAXIMISE, *[False] * (objectives - len(_MAXIMISE))]
+
+
+def front_of(points: Sequence[Sequence[float]]) -> list[int]:
+    """Indices of the points that no other dominates, by the second objective; one of equal points.
+
+    Args:
+        points: the objectives of each (see ``maximised``); at least one point.
+    """
+    values = np.array(points, dtype=float)
+    maximise = maximised(values.shape[1])
+    chosen = moocore.is_nondominated(values, maximise=maximise, keep_weakly=False)
+    return sorted(np.flatnonzero(chosen).tolist(), key=lambda index: points[index][1])
+
+
+def failure_of(outcome: Outcome) -> str | None:
+    """Why a candidate could not be measured; None if it was. Values must be finite."""
+    if "failure" in outcome:
+        return str(outcome["failure"])
+    strange = [each for each in outcome["values"] if not math.isfinite(each)]
+    return f"its value must be finite, but is {strange[0]}" if strange else None
+
+
+def check_outcome(outcome: Outcome, objectives: int) -> None:
+    """Refuse what is no outcome of a candidate.
+
+    Args:
+        objectives: how many values a measured candidate has.
+
+    Raises:
+        DonnaError: with the rule. Values that are not finite are a failure, and so no error.
+    """
+    if "failure" in outcome:
+        return
+    values = outcome.get("values")
+    if not isinstance(values, Sequence | np.ndarray) or len(values) != objectives:
+        raise DonnaError(
+            f"An outcome must have 'failure', or 'values' with {objectives} numbers (accuracy, "
+            f"latency in ms, further objectives), but is {outcome!r}. Correct the evaluator."
+        )
+    strange = [each for each in values if isinstance(each, bool) or not isinstance(each, Real)]
+    if strange:
+        raise DonnaError(
+            f"The values of an outcome must be numbers, but one is {strange[0]!r}. Correct the "
+            "evaluator."
+        )
+    if math.isfinite(values[1]) and values[1] <= 0:
+        raise DonnaError(
+            f"The latency of an outcome must be greater than 0 ms, but is {values[1]}. Correct the "
+            "evaluator, or tell a 'failure'."
+        )
+
+
+def _check_subject(study: Study, space: SearchSpace, objectives: Sequence[str], path: Path) -> None:
+    """Keep what a new study is of; refuse one of something else."""
+    blocks = [[spec.to_json() for spec in stage.choices] for stage in space.stages]
+    subject = {"space": digest(blocks), "objectives": list(objectives)}
+    for name, value in subject.items():
+        kept = study.user_attrs.get(name)
+        if kept is None:
+            study.set_user_attr(name, value)
+        elif kept != value:
+            raise DonnaError(
+                f"A study's journal must be of the {name} that is searched, but {path} is of "
+                f"another ({kept}, not {value}). Give the search another journal, or remove this "
+                "one."
+            )
+
+
+def _constraint_attributes(excess: Mapping[str, float]) -> dict[str, Any]:
+    """What Optuna keeps of constraints with a trial."""
+    if not excess:
+        return {}
+    trial = create_trial(state=TrialState.FAIL, constraints=dict(excess))
+    return dict(trial.system_attrs)

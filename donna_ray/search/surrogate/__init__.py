@@ -1,0 +1,1 @@
+"""The latency of a network, learnt from those that were measured."""

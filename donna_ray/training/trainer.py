@@ -1,0 +1,243 @@
+"""Trains one network epoch by epoch. Plain torch."""
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from donna_ray.config import FinetuneRecipe
+from donna_ray.data import ImageData, Split
+from donna_ray.data.images import derived_seed
+from donna_ray.data.shard import SplitShard
+from donna_ray.errors import DonnaError
+from donna_ray.training.loop import (
+    Loss,
+    Precision,
+    accuracy,
+    descend,
+    device_of,
+    network_input,
+    optimise,
+    seeded,
+    train_epoch,
+)
+from donna_ray.workers.group import ALONE, Group
+
+__all__ = ["Trainer", "calibrating", "recalibrate"]
+
+_BATCH, _BATCHES = 256, 64  # of the images that give BatchNorm its statistics
+
+
+class Trainer:
+    """A network in training.
+
+    Attributes:
+        network: what is trained.
+        epoch: how many epochs are done.
+        image_passes: images that went through the network so far, in training and in the
+            measurements of a patience.
+
+    Args:
+        network: maps images (N, C, H, W) to logits (N, classes); on its device.
+        data: its images for training, calibration and, where the recipe has a patience, validation.
+        recipe: of the training; its precision is settled.
+        seed: of the images' order and of dropout.
+        loss: of a batch.
+        group: the processes that train it together, each with a trainer; all get the first one's
+            weights. BatchNorm has the statistics of a process's part of the batch.
+
+    Raises:
+        ValueError: the precision is `auto`.
+        DonnaError: several processes have fewer images than the batch size.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        data: ImageData,
+        recipe: FinetuneRecipe,
+        seed: int,
+        loss: Loss,
+        group: Group = ALONE,
+    ) -> None:
+        if recipe.precision == "auto":
+            raise ValueError("recipe.precision must be 'fp32' or 'bf16' here, but is 'auto'")
+        self.network = network.to(memory_format=torch.channels_last)
+        self.epoch = 0
+        self._precision: Precision = recipe.precision
+        self._group, self._model, self._images = group, network, data.train
+        if group.size > 1:
+            _check_size(data.train, recipe)
+            self._model = DistributedDataParallel(network, find_unused_parameters=True)
+            self._images = SplitShard.of(data.train, group.rank, group.size)
+        self._data, self._recipe, self._seed, self._loss = data, recipe, seed, loss
+        steps = recipe.epochs * data.train.steps(recipe.batch_size)
+        self._optimizer, self._schedule = optimise(
+            list(network.parameters()), recipe, steps, recipe.schedule
+        )
+        decay = recipe.ema_decay
+        self._average = None if decay is None else ModelEmaV3(network, decay, use_warmup=True)
+        self._best_epoch, self._best_accuracy = 0, -1.0
+        self._best: dict[str, Tensor] = {}
+
+    def finished(self) -> bool:
+        """Whether all epochs are done, or the patience has run out."""
+        patience = self._recipe.patience or self._recipe.epochs
+        return self.epoch == self._recipe.epochs or self.epoch - self._best_epoch >= patience
+
+    @property
+    def image_passes(self) -> int:
+        data = self._data
+        compared = 0
+        if self._recipe.patience is not None:
+            compared = calibrating(data.calibration) + len(data.validation)
+        return self.epoch * (len(data.train) + compared)
+
+    def train_epoch(self) -> None:
+        """Train for one epoch.
+
+        Raises:
+            DonnaError: the loss is no longer finite.
+        """
+        batches = self._images.batches(
+            self._recipe.batch_size, shuffle_seed=self._seed, epoch=self.epoch
+        )
+        seed = derived_seed(self._seed, self.epoch, self._group.rank)
+        train_epoch(
+            self._model, batches, self._loss, self._step, seed=seed, precision=self._precision
+        )
+        self.epoch += 1
+        if self._recipe.patience is not None:
+            self._compare()
+
+    def result(self) -> nn.Module:
+        """What is to be measured and kept, in eval mode, with its BatchNorm recalibrated.
+
+        Of several processes, the first one's; the others need not call it.
+
+        The moving average of the weights if the recipe has one; of the best epoch if it has a
+        patience, else of the last.
+        """
+        module = self.network if self._average is None else self._average.module
+        if self._best:
+            module.load_state_dict(self._best)
+        else:
+            recalibrate(module, self._data.calibration)
+        return module.eval()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the epochs to come depend on: tensors by name, and plain JSON."""
+        optimizer = self._optimizer.state_dict()
+        moments = {
+            f"{index}.{name}": value
+            for index, values in optimizer["state"].items()
+            for name, value in values.items()
+        }
+        average = {} if self._average is None else self._average.module.state_dict()
+        parts = {
+            "network": self.network.state_dict(),
+            "average": average,
+            "best": self._best,
+            "optimizer": moments,
+        }
+        tensors = {
+            f"{part}/{name}": value for part, each in parts.items() for name, value in each.items()
+        }
+        return tensors, {
+            "epoch": self.epoch,
+            "best_epoch": self._best_epoch,
+            "best_accuracy": self._best_accuracy,
+            "groups": optimizer["param_groups"],
+            "schedule": self._schedule.state_dict(),
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """The inverse of ``state``, on a new trainer of the same arguments."""
+        parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "best": {}}
+        moments: dict[int, dict[str, Tensor]] = {}
+        parameters = list(self.network.parameters())
+        for key, value in tensors.items():
+            part, _, name = key.partition("/")
+            if part == "optimizer":
+                index, _, moment = name.partition(".")
+                like = parameters[int(index)]
+                moments.setdefault(int(index), {})[moment] = _laid_out(value, like)
+            else:
+                parts[part][name] = value
+        self.network.load_state_dict(parts["network"])
+        if self._average is not None:
+            self._average.module.load_state_dict(parts["average"])
+        self._best = parts["best"]
+        self._optimizer.load_state_dict({"state": moments, "param_groups": facts["groups"]})
+        self._schedule.load_state_dict(facts["schedule"])
+        self.epoch = facts["epoch"]
+        self._best_epoch, self._best_accuracy = facts["best_epoch"], facts["best_accuracy"]
+
+    def _step(self, loss: Tensor) -> None:
+        descend(loss, self._optimizer, self._schedule)
+        if self._average is not None:
+            self._average.update(self.network, step=self._schedule.last_epoch)
+
+    def _compare(self) -> None:
+        module = self.network if self._average is None else self._average.module
+
+        def measured() -> float:
+            recalibrate(module, self._data.calibration)
+            return accuracy(module, self._data.validation)
+
+        reached = self._group.from_first(measured)
+        if reached > self._best_accuracy:
+            self._best_epoch, self._best_accuracy = self.epoch, reached
+            self._best = {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def _check_size(images: Split, recipe: FinetuneRecipe) -> None:
+    if len(images) < recipe.batch_size:
+        raise DonnaError(
+            f"Where several workers train a network, batch_size must be at most the number of "
+            f"training images ({len(images)}), but is {recipe.batch_size}. Lower it, or set "
+            "workers_per_network to 1."
+        )
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """The value in the parameter's memory format, which a fused optimizer asks for."""
+    if value.shape != parameter.shape:
+        return value  # the count of steps
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value).detach()
+
+
+def calibrating(images: Split) -> int:
+    """How many images ``recalibrate`` takes."""
+    return min(len(images), _BATCH * _BATCHES)
+
+
+def recalibrate(network: nn.Module, images: Split) -> None:
+    """Set the statistics of every BatchNorm to those of its inputs over at most 16,384 images.
+
+    Those that a short training leaves behind are far off (`scripts/bench_batchnorm.py`). All else
+    is in eval mode meanwhile, such as dropout, and the whole network afterwards.
+    """
+    network.eval()
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    tracking = {norm: norm.momentum for norm in norms if norm.running_mean is not None}
+    if not tracking:
+        return
+    device = device_of(network)
+    for norm in tracking:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over batches
+        norm.train()
+    try:
+        with seeded(0), torch.no_grad():
+            for batch, _ in islice(images.batches(_BATCH, shuffle_seed=0), _BATCHES):
+                network(network_input(batch, device))
+    finally:
+        for norm, momentum in tracking.items():
+            norm.momentum = momentum
+        network.eval()

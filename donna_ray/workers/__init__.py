@@ -1,0 +1,1 @@
+"""Units of work spread over the processes of a cluster, past the loss of any of them."""

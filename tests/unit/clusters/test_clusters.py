@@ -1,0 +1,214 @@
+"""The cluster files, against Ray's own schema and KubeRay's fields; nothing is contacted."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import ValidationError
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from tests.unit.clusters.kuberay_fields import RESOURCE, SPECS, faults
+
+ROOT = Path(__file__).parents[3]
+CLUSTERS = ROOT / "clusters"
+CONSTRAINTS = ROOT / "constraints.txt"
+DOCUMENT = ROOT / "docs" / "clusters.md"
+RAY_FILES = ("aws-v100", "gcp", "local", "on-premise")
+MANIFESTS = {"raycluster": "RayCluster", "rayjob": "RayJob"}
+SECRET = re.compile(r"(AKIA|-----BEGIN|secret_?key|password)|token: *[\"']?[0-9a-f]{16}", re.I)
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((CLUSTERS / f"{name}.yaml").read_text())
+
+
+def pod_of(cluster: Any) -> Any:
+    """The pod of a cluster's head, of its specification."""
+    return cluster["headGroupSpec"]["template"]["spec"]
+
+
+def manifest_faults(value: Any) -> list[str]:
+    return faults(value, {**RESOURCE, "spec!": SPECS[value["kind"]]})
+
+
+@pytest.mark.parametrize("name", RAY_FILES)
+def test_ray_accepts_cluster(name: str) -> None:
+    validate_config(prepare_config(read(name)))
+
+
+def test_ray_refuses_what_is_wrong() -> None:
+    config = read("aws-v100")
+    with pytest.raises(ValidationError):
+        validate_config(prepare_config({**config, "max_worker": 3}))
+    config["available_node_types"]["v100_spot"]["min_workers"] = 10
+    with pytest.raises(ValueError, match="max_workers"):
+        validate_config(prepare_config(config))
+
+
+def test_clouds_rest_at_a_head_without_gpu_and_scale_to_spot() -> None:
+    for name in ("aws-v100", "gcp"):
+        config = read(name)
+        types = config["available_node_types"]
+        assert "GPU" not in types[config["head_node_type"]]["resources"]
+        assert all(each.get("min_workers", 0) == 0 for each in types.values())
+        assert types["v100"]["max_workers"] == 1
+        assert types["v100_spot"]["max_workers"] > 1
+        assert types["v100"]["resources"]["accelerator_type:V100"] == 1
+    aws = read("aws-v100")["available_node_types"]
+    assert "InstanceMarketOptions" in aws["v100_spot"]["node_config"]
+    assert "InstanceMarketOptions" not in aws["v100"]["node_config"]
+    gcp = read("gcp")["available_node_types"]
+    assert {"preemptible": True} in gcp["v100_spot"]["node_config"]["scheduling"]
+    assert {"preemptible": True} not in gcp["v100"]["node_config"]["scheduling"]
+
+
+@pytest.mark.parametrize("name", ["aws-v100", "gcp", "on-premise"])
+def test_heads_listen_on_the_loopback_and_ask_for_the_token(name: str) -> None:
+    config = read(name)
+    for kind in ("head", "worker"):
+        command = " ".join(config[f"{kind}_start_ray_commands"])
+        assert "RAY_AUTH_MODE=token" in command
+        assert "0.0.0.0" not in command
+    assert "--dashboard-host=127.0.0.1" in " ".join(config["head_start_ray_commands"])
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+@pytest.mark.parametrize("path", sorted(CLUSTERS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_no_file_holds_a_secret(path: Path) -> None:
+    assert SECRET.search(path.read_text().replace("secretKeyRef", "")) is None
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_manifest_has_fields_of_kuberay(name: str) -> None:
+    manifest = read(f"kuberay/{name}")
+    assert manifest["kind"] == MANIFESTS[name]
+    assert manifest_faults(manifest) == []
+    spec = manifest["spec"].get("rayClusterSpec", manifest["spec"])
+    assert spec["enableInTreeAutoscaling"] is True
+    assert all(group["minReplicas"] == 0 for group in spec["workerGroupSpecs"])
+
+
+def test_faults_of_a_manifest_are_found() -> None:
+    manifest = read("kuberay/raycluster")
+    for change, words in (
+        (lambda spec: spec.update(enableAutoscaling=True), "enableAutoscaling is no field"),
+        (lambda spec: spec["workerGroupSpecs"][0].pop("maxReplicas"), "maxReplicas must be"),
+        (lambda spec: spec["headGroupSpec"].update(rayStartParams={"num-cpus": 0}), "must be str"),
+        (lambda spec: spec["autoscalerOptions"].update(upscalingMode="Fast"), "must be one of"),
+        (lambda spec: spec["autoscalerOptions"].update(version=2), "must be one of"),
+        (lambda spec: spec["authOptions"].update(secret="x"), "secret is no field"),
+        (lambda spec: pod_of(spec).update(serviceAccount="x"), "serviceAccount is no field"),
+        (lambda spec: pod_of(spec)["containers"][0].update(envFrom=[{"secret": {}}]), "no field"),
+    ):
+        broken = copy.deepcopy(manifest)
+        change(broken["spec"])
+        assert any(words in fault for fault in manifest_faults(broken)), words
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_pods_have_kuberays_token_and_an_account_for_the_storage(name: str) -> None:
+    spec = read(f"kuberay/{name}")["spec"]
+    cluster = spec.get("rayClusterSpec", spec)
+    assert cluster["authOptions"] == {"mode": "token"}  # for the submitter and the autoscaler, too
+    assert cluster["autoscalerOptions"]["version"] == "v2"
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert group["template"]["spec"]["serviceAccountName"]
+    assert "1.5.1" in (CLUSTERS / f"kuberay/{name}.yaml").read_text()
+
+
+def test_every_head_gives_a_stopped_job_a_minute() -> None:
+    for name in ("aws-v100", "gcp", "on-premise"):
+        starts = [line for line in read(name)["head_start_ray_commands"] if "--head" in line]
+        assert len(starts) == 1
+        assert "RAY_JOB_STOP_WAIT_TIME_S=60" in starts[0].partition("ray start")[0]
+    above, _, _ = (CLUSTERS / "local.yaml").read_text().partition("ray start --head")
+    assert "RAY_JOB_STOP_WAIT_TIME_S=60" in above
+    for name in MANIFESTS:
+        spec = read(f"kuberay/{name}")["spec"]
+        head = pod_of(spec.get("rayClusterSpec", spec))["containers"][0]
+        assert {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "60"} in head["env"]
+
+
+def test_workers_of_clouds_may_use_the_storage_and_only_the_head_starts_machines() -> None:
+    for name in ("v100_spot", "v100"):
+        accounts = read("gcp")["available_node_types"][name]["node_config"]["serviceAccounts"]
+        assert accounts[0]["email"].startswith("ray-autoscaler-sa-v1@")
+        assert accounts[0]["scopes"] == ["https://www.googleapis.com/auth/cloud-platform"]
+    types = read("aws-v100")["available_node_types"]
+    profiles = {
+        name: each["node_config"]["IamInstanceProfile"]["Name"] for name, each in types.items()
+    }
+    assert profiles["v100"] == profiles["v100_spot"] != profiles["head"]
+    assert "iam:PassRole" in (CLUSTERS / "aws-v100.yaml").read_text()
+
+
+def test_nodes_install_pinned_versions() -> None:
+    pinned = dict(line.split("==") for line in CONSTRAINTS.read_text().splitlines() if "==" in line)
+    commands = {name: read(name)["setup_commands"] for name in ("aws-v100", "gcp", "on-premise")}
+    image = (CLUSTERS / "Dockerfile").read_text().replace("\\\n", " ")
+    commands["Dockerfile"] = image.splitlines()
+    for name, lines in commands.items():
+        (wheel,) = [line for line in lines if "--index-url" in line]
+        for package in ("torch", "torchvision"):
+            (series,) = re.findall(rf"'{package}==(\d+\.\d+)\.\*'", wheel)
+            assert pinned[package].startswith(f"{series}.")
+        assert "/whl/cu126" in wheel
+        (install,) = [line for line in lines if "pip install" in line and "donna-ray" in line]
+        assert re.search(r"pip install .*-c \S*constraints\.txt", install), name
+        assert name == "Dockerfile" or "python3.11 -m venv" in " ".join(lines)
+
+    for lines in (commands["aws-v100"], commands["Dockerfile"]):
+        # One command, with versions whose botocore fits; the fsspec of s3fs is the pinned one.
+        (install,) = [line for line in lines if "boto3==" in line]
+        assert f"s3fs=={pinned['fsspec']}" in install
+    assert read("aws-v100")["head_setup_commands"] == []
+
+
+def test_constraints_of_nodes_leave_out_what_contradicts_their_wheels() -> None:
+    (command,) = [line for line in read("aws-v100")["setup_commands"] if line.startswith("grep")]
+    pattern = re.compile(shlex.split(command)[2])
+    for name in ("gcp", "on-premise"):
+        assert command in read(name)["setup_commands"]
+    assert pattern.pattern in (CLUSTERS / "Dockerfile").read_text()
+    kept = [line for line in CONSTRAINTS.read_text().splitlines() if not pattern.search(line)]
+    assert not [
+        line for line in kept if re.match(r"(torch|nvidia|cuda|triton|python-dateutil)", line)
+    ]
+    assert "ray==2.60.0" in kept
+
+
+def test_fixed_hosts_are_all_started_also_a_fourth() -> None:
+    config = read("on-premise")
+    config["provider"]["worker_ips"].append("10.0.0.22")
+    prepared = prepare_config(config)
+    validate_config(prepared)
+    (node,) = prepared["available_node_types"].values()
+    assert prepared["max_workers"] == node["min_workers"] == node["max_workers"] == 4
+
+
+def test_commands_of_the_document_carry_the_token_and_what_a_run_needs() -> None:
+    text = DOCUMENT.read_text().replace("\\\n", " ")
+    commands = [line for line in text.splitlines() if line.startswith("    ")]
+    for words in ("ray job submit", "ray start --address", "device-farm serve"):
+        found = [line for line in commands if words in line]
+        assert found
+        assert all(f"RAY_AUTH_MODE=token {words}" in line for line in found)
+    assert text.index("ray get-auth-token --generate") < text.index("ray up clusters/")
+    submitted = [line for line in commands if "submit.sh" in line or "ray job submit" in line]
+    assert submitted
+    assert all("--set cluster.storage=" in line for line in submitted)
+    v100 = [line for line in submitted if "s3://" in line]
+    for setting in ("workers=8", "gpus_per_worker=1", "cpus_per_worker=8"):
+        assert all(f"--set cluster.{setting}" in line for line in v100)
+
+
+def test_custom_resources_of_phones_are_json_for_ray_start() -> None:
+    groups = read("kuberay/raycluster")["spec"]["workerGroupSpecs"]
+    (text,) = shlex.split(groups[1]["rayStartParams"]["resources"])
+    assert yaml.safe_load(text) == {"phone:pixel-8": 1}

@@ -1,0 +1,196 @@
+"""A mistake is told at once: the key, the value, the remedy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from donna_ray import pipeline
+from donna_ray.cli import main as cli
+from donna_ray.config import PRESETS, load_config, preset_space, shipped_config
+from donna_ray.errors import ConfigError
+
+BAD_VALUES = [
+    ("serch.a=1", ["serch", "Did you mean search?"]),
+    ("search.evaluation=5", ["search.evaluation", "5", "Did you mean evaluations?"]),
+    ("library.epochs=ten", ["library.epochs", "'ten'", "Change this value"]),
+    ("library.epochs=0", ["library.epochs", "0", "greater than 0"]),
+    ("space.blocks=[]", ["space must have blocks or a preset", "donna_large"]),
+    ("space.preset=huge", ["space.preset must be one of", "micro", "'huge'"]),
+    ("space.stages={0: {block: []}}", ["space.stages.0.block", "Did you mean blocks?"]),
+    ("space.stages={-1: {}}", ["space.stages.-1"]),
+    ("space.blocks=[{family: f, options: {a: [{}]}}]", ["options.a.0 must be a finite number"]),
+    ("space.blocks=[{family: f, options: {a: [.nan]}}]", ["options.a.0 must be a finite number"]),
+    ("space.blocks=[{family: inverted_residual, options: {kernel: []}}]", ["kernel", "[]"]),
+    ("space.blocks=[{family: f, options: {}}]", ["space.blocks.0.options", "{}", "at least one"]),
+    ("space.blocks=[{famly: f, options: {a: [1]}}]", ["blocks.0.famly", "Did you mean family?"]),
+    ("space.blocks=[{options: {a: [1]}}]", ["blocks.0.family must be given", "config schema"]),
+    ("search=5", ["search", "it is 5", "Change this value"]),
+    ("search.latency_limit=2.5", ["search.latency_limit must be milliseconds", "2.5"]),
+    ("search.latency_limit=0x", ["search.latency_limit", "'0x'", "greater than 0"]),
+    ("search.latency_limit=fast", ["search.latency_limit", "'0.8x'", "'fast'"]),
+    ("reference.weights=/no/file", ["reference.weights", "/no/file", "correct the path"]),
+    ("search={strategy: nsga2, evaluations: 3}", ["search", "3", "population of 24", "raise the"]),
+    ("search.params_limit=2.5ms", ["search.params_limit", "'0.5x'", "2.5ms"]),
+    ("search.macs_limit=0", ["search.macs_limit", "0", "greater than"]),
+    ("cluster.storage=sftp://me:pass@host/runs", ["cluster.storage must hold no", "//…@host"]),
+    ("cluster.storage=sftp://me:p/w@host/runs", ["cluster.storage must hold no password"]),
+    ("cluster.storage=https://token@host/runs", ["cluster.storage must hold no password"]),
+    ("cluster.storage=s3://bucket/runs?secret=abc", ["cluster.storage must hold no password"]),
+    ("library.store=sftp://me:pass@host/runs", ["library.store must hold no password", "//…@"]),
+    ("device.resources={phone: 0}", ["device.resources.phone", "greater than 0"]),
+    ("novalue", ["KEY=VALUE", "novalue"]),
+    ("=5", ["KEY=VALUE", "'=5'"]),
+    ("seed=[", ["seed=[", "must be YAML", "Quote it"]),
+    ("seed.x=1", ["seed", "must be a section"]),
+]
+
+
+@pytest.mark.parametrize(("override", "words"), BAD_VALUES)
+def test_mistake_is_named(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(shipped_config("demo"), [override])
+    for word in words:
+        assert word in str(caught.value)
+    assert "pass@" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"), [(None, "does not exist"), ("a: [", "must be YAML"), ("7", "mapping")]
+)
+def test_unreadable_file_is_named(tmp_path: Path, text: str | None, word: str) -> None:
+    path = tmp_path / "search.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=word):
+        load_config(path)
+
+
+def test_override_wins() -> None:
+    config = load_config(shipped_config("demo"), ["seed=7", "device.settings.threads=2"])
+    assert config.seed == 7
+    assert config.device.settings == {"threads": 2}
+
+
+def test_command_ends_with_2_before_torch_and_ray_are_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "search.yaml"
+    path.write_text("space: {blocks: []}\n")
+    program = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print(sorted({'torch', 'ray'} & set(sys.modules))))\n"
+        f"sys.argv = ['donna', 'run', {str(path)!r}, '--out', {str(tmp_path / 'run')!r}]\n"
+        "from donna_ray.cli.main import main\n"
+        "main()\n"
+    )
+    completed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert completed.returncode == 2
+    assert completed.stdout.strip() == "[]"
+    assert completed.stderr.startswith("donna: ")
+    assert "space must have blocks or a preset" in completed.stderr
+    assert "Traceback" not in completed.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(shipped_config("demo"), ["library.epochs=0", "serch=1"])
+    assert "library.epochs" in str(caught.value)
+    assert "serch" in str(caught.value)
+
+
+def test_unknown_shipped_configuration_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"one of compress, demo, donna_large, but is 'domo'"):
+        cli.show("domo")
+
+
+def test_schema_is_json() -> None:
+    program = "import sys; from donna_ray.cli.main import main; main()"
+    completed = subprocess.run(
+        [sys.executable, "-c", program, "config", "schema"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    schema = json.loads(completed.stdout)
+    assert schema["additionalProperties"] is False
+    assert {"reference", "space", "search"} <= set(schema["properties"])
+
+
+def test_every_step_has_a_command() -> None:
+    assert list(cli._STEPS) == list(pipeline.STEPS)
+
+
+def test_latency_limit_is_milliseconds_or_a_multiple() -> None:
+    config = load_config(shipped_config("demo"))
+    assert config.search.latency_limit_ms(4.0) is None
+    for text, limit in (("2.5ms", 2.5), ("0.8x", 3.2), (".5 x", 2.0)):
+        changed = load_config(shipped_config("demo"), [f"search.latency_limit={text}"])
+        assert changed.search.latency_limit_ms(4.0) == pytest.approx(limit)
+
+
+def test_stage_of_the_file_is_changed_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "search.yaml"
+    path.write_text("space: {preset: micro, stages: {0: {options: {kernel: [5]}}}}\n")
+    config = load_config(path, ["space.stages.0.options.expansion=[4]"])
+    assert config.space.stages[0].options == {"kernel": [5], "expansion": [4]}
+
+
+def test_every_shipped_configuration_loads() -> None:
+    for path in shipped_config("demo").parent.glob("*.yaml"):
+        load_config(path)
+    for name in PRESETS:
+        assert name == "compress" or preset_space(name).blocks
+
+
+def test_paths_are_absolute_for_workers_elsewhere() -> None:
+    config = load_config(shipped_config("demo"), ["data.source=images", "space.modules=[a.py, b]"])
+    assert config.data.source == str(Path("images").absolute())
+    assert config.space.modules == [str(Path("a.py").absolute()), "b"]
+    named = load_config(shipped_config("demo"), ["data.source=torch/cifar10"])
+    assert named.data.source == "torch/cifar10"
+
+
+def test_scenarios_say_only_what_differs(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "space: {preset: micro}\n"
+        "search: {evaluations: 50, latency_limit: 0.8x}\n"
+        "device: {settings: {threads: 2}}\n"
+        "scenarios:\n"
+        "  - {name: tight, search: {latency_limit: 2ms}}\n"
+        "  - {name: board, device: {connector: simulated}}\n"
+    )
+    tight, board = load_config(path).all_scenarios()
+    assert (tight.search.evaluations, tight.search.latency_limit) == (50, "2ms")
+    assert tight.device.settings == {"threads": 2}
+    assert (board.search.latency_limit, board.device.connector) == ("0.8x", "simulated")
+    assert load_config(path, ["search.evaluations=60"]).all_scenarios()[0].search.evaluations == 60
+    [only] = load_config(path, ["scenarios=[]"]).all_scenarios()
+    assert (only.name, only.search.evaluations) == ("default", 50)
+
+
+@pytest.mark.parametrize(
+    ("scenarios", "words"),
+    [
+        ("[{name: a}, {name: a}]", "a is there twice"),
+        ("[{name: A b}]", "scenarios.0.name"),
+        ("[{name: graphs}]", "another folder"),
+        ("[{name: a, search: {evaluation: 3}}]", "'a' is not valid: search.evaluation "),
+        (
+            "[{name: a, search: {latency_limit: fast}}]",
+            "search.latency_limit must .*such as '2.5ms'",
+        ),
+        ("[{name: a, search: {objectives: [params]}}]", "set strategy to nsga3"),
+    ],
+)
+def test_faults_of_scenarios_are_told(tmp_path: Path, scenarios: str, words: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"space: {{preset: micro}}\nscenarios: {scenarios}\n")
+    with pytest.raises(ConfigError, match=words):
+        load_config(path)

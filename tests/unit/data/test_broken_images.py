@@ -1,0 +1,130 @@
+"""Images that cannot be read are left out and named; more than 1% of them stop the pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from donna_ray.config import DataConfig
+from donna_ray.data import ImageData, load_data
+from donna_ray.errors import DonnaError
+from tests.unit.data.image_files import (
+    PREPROCESSING,
+    encoded,
+    images_of,
+    labels_of,
+    write_folder,
+    write_shard,
+    write_tar,
+)
+
+BROKEN = {
+    "empty": b"",
+    "text": b"this is no image",
+    "truncated": encoded()[:400],
+}
+
+
+def load(config: DataConfig, workers: int = 0) -> ImageData:
+    return load_data(config.model_copy(update={"loader_workers": workers}), PREPROCESSING)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_files_are_left_out_and_named(workers: int, tmp_path: Path) -> None:
+    config = write_folder(tmp_path, count=150)
+    sound = images_of(load(config).train)
+    for number, content in enumerate(BROKEN.values()):
+        (tmp_path / "train" / "cat" / f"{number:03}.png").write_bytes(content)
+    train = load(config, workers).train
+    assert torch.equal(images_of(train), sound[3:])
+    assert labels_of(train).count(0) == 147
+    assert sorted(train.broken) == ["cat/000.png", "cat/001.png", "cat/002.png"]
+    assert train.broken["cat/000.png"].startswith("UnidentifiedImageError")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_more_than_one_percent_stop_the_pass(workers: int, tmp_path: Path) -> None:
+    config = write_folder(tmp_path, count=50)
+    (tmp_path / "train" / "cat" / "007.png").write_bytes(BROKEN["text"])
+    train = load(config, workers).train
+    assert len(images_of(train)) == 99
+    (tmp_path / "train" / "dog" / "003.png").unlink()
+    with pytest.raises(DonnaError) as caught:
+        images_of(train)
+    for part in ("train_split", "2 (2.0%)", "cat/007.png", "dog/003.png", "Repair or remove"):
+        assert part in str(caught.value)
+
+
+def test_batch_of_broken_images_alone_is_not_yielded(tmp_path: Path) -> None:
+    config = write_folder(tmp_path, count=50)
+    (tmp_path / "train" / "cat" / "000.png").write_bytes(BROKEN["empty"])
+    train = load(config).train
+    assert [len(labels) for _, labels in train.batches(1)] == [1] * 99
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_broken_member_of_a_tar(content: bytes, tmp_path: Path) -> None:
+    names = [f"{label}/{number:02}.jpg" for label in ("cat", "dog") for number in range(50)]
+    members = {name: encoded() for name in names}
+    write_tar(tmp_path / "val.tar", members)
+    write_tar(tmp_path / "train.tar", members | {"dog/05.jpg": content})
+    train = load(DataConfig(source=str(tmp_path), augmentation=None)).train
+    assert len(images_of(train)) == 99
+    assert list(train.broken) == ["dog/05.jpg"]
+
+
+@pytest.mark.parametrize("source", ["torch/folder", "hfds"])
+def test_broken_image_of_a_library(source: str, tmp_path: Path) -> None:
+    write_folder(tmp_path / "images", count=50)
+    (tmp_path / "images" / "train" / "dog" / "004.png").write_bytes(BROKEN["truncated"])
+    root = tmp_path / "images"
+    if source == "hfds":
+        source, root = f"hfds/{root}", tmp_path / "cache"
+    train = load(DataConfig(source=source, root=str(root), augmentation=None)).train
+    assert len(images_of(train)) == 99
+    (name,) = train.broken
+    assert name.endswith("dog/004.png")
+
+
+def write_broken_shard(root: Path, broken: int) -> DataConfig:
+    """150 images, of which the first few are broken."""
+    names = {f"{number:04}.jpg": encoded(number) for number in range(150)}
+    for number in range(broken):
+        names[f"{number:04}.jpg"] = BROKEN["text"]
+    members = {}
+    for name, content in names.items():
+        members |= {name: content, name.replace("jpg", "cls"): b"0"}
+    write_tar(root / "train-0.tar", members)
+    write_shard(root / "val-0.tar", range(5))
+    return DataConfig(
+        source="wds/",
+        root=str(root),
+        train_split="train-0.tar|150",
+        validation_split="val-0.tar|5",
+        classes=2,
+        augmentation=None,
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_sample_of_a_webdataset(workers: int, tmp_path: Path) -> None:
+    train = load(write_broken_shard(tmp_path, broken=1), workers).train
+    assert len(images_of(train)) == 149
+    sizes = [[len(labels) for _, labels in train.batches(n, shuffle_seed=0)] for n in (50, 150)]
+    assert sizes == [[50, 50], [149]]
+    ((name, reason),) = train.broken.items()
+    assert name == "unreadable sample 0 of worker 0"
+    assert "UnidentifiedImageError" in reason
+    with pytest.raises(DonnaError, match=r"2 \(1\.3%\)"):
+        images_of(load(write_broken_shard(tmp_path, broken=2), workers).train)
+
+
+def test_stream_that_cannot_go_on_says_so(tmp_path: Path) -> None:
+    write_folder(tmp_path / "images", count=50)
+    (tmp_path / "images" / "train" / "dog" / "004.png").write_bytes(BROKEN["text"])
+    source, cache = f"hfids/{tmp_path / 'images'}", str(tmp_path / "cache")
+    config = DataConfig(source=source, root=cache, download=True, augmentation=None)
+    with pytest.raises(DonnaError, match="must not stop before its end"):
+        images_of(load(config).train)

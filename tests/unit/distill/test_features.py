@@ -1,0 +1,168 @@
+"""Features that are kept give what computed ones give, for feature maps and for tokens."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from donna_ray.config import DataConfig, LibraryConfig, RunConfig, SpaceConfig
+from donna_ray.data import ImageData, Split, load_data
+from donna_ray.distill.features import ComputedFeatures, FeatureCache, check_features
+from donna_ray.distill.pack import distill_pack
+from donna_ray.distill.students import BlockJob
+from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.reference.step import calibrate
+from donna_ray.space import BlockSpec, SearchSpace, StageShape, build_block
+from tests.unit.data.image_files import PREPROCESSING, encoded, write_split, write_tar
+
+FP32 = LibraryConfig(epochs=4, batch_size=32, precision="fp32")
+TOKENS = BlockSpec.of("transformer", {"depth": 1, "heads": 2, "mlp_ratio": 2, "mixer": "attention"})
+ATTENTION = BlockJob("attention", 1, TOKENS)
+
+
+class Patches(nn.Module):
+    """(N, 1, 16, 16) to (N, 16, 8) tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 8, 4, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(images).flatten(2).transpose(1, 2)
+
+
+class Classifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 10)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.layer(tokens.mean(1))
+
+
+@pytest.fixture(scope="module")
+def few_images(config: RunConfig, reference: StagedNetwork) -> ImageData:
+    data = load_data(config.data, {"input_size": reference.input_shape})
+
+    def first(split: Split, count: int) -> Split:
+        assert isinstance(split.dataset, TensorDataset)
+        return Split(TensorDataset(*split.dataset[:count]))
+
+    train, validation = first(data.train, 100), first(data.validation, 70)
+    return ImageData(train, validation, train, train, data.classes)
+
+
+@pytest.fixture(scope="module")
+def transformer() -> StagedNetwork:
+    torch.manual_seed(0)
+    shape = StageShape((16, 8), (16, 8))
+    stages = [build_block(TOKENS, shape) for _ in range(2)]
+    return StagedNetwork(Patches(), stages, Classifier(), (1, 16, 16)).requires_grad_(False)
+
+
+@pytest.fixture(params=["memory", "disk"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
+    return tmp_path if request.param == "disk" else None
+
+
+def ratios(
+    network: StagedNetwork,
+    jobs: list[BlockJob],
+    data: ImageData,
+    cache: FeatureCache | None = None,
+) -> list[float | None]:
+    variance = calibrate(network, data.calibration)
+    blocks = distill_pack(network, variance, jobs, data, FP32, 0, cache=cache).blocks
+    assert not any(block.failure for block in blocks)
+    return [block.nsr for block in blocks]
+
+
+def test_kept_features_are_the_computed_ones_in_their_order(
+    reference: StagedNetwork, few_images: ImageData, folder: Path | None
+) -> None:
+    computed = ComputedFeatures(reference, few_images)
+    kept = FeatureCache.build(reference, few_images, folder)
+    assert kept.steps(32) == computed.steps(32) == 3
+    for ours, others in [
+        (kept.training(32, [1, 2], seed=3, epoch=2), computed.training(32, [2], seed=3, epoch=2)),
+        (kept.validation(32, [1, 2]), computed.validation(32, [2])),
+    ]:
+        for one, other in zip(ours, others, strict=True):
+            for number in (1, 2):
+                assert one[number].stride() == other[number].stride()
+                torch.testing.assert_close(one[number], other[number], rtol=1e-3, atol=1e-5)
+
+
+def test_kept_features_give_the_same_nsr(
+    reference: StagedNetwork, space: SearchSpace, few_images: ImageData, folder: Path | None
+) -> None:
+    jobs = [BlockJob(f"key{n}", n, stage.choices[7]) for n, stage in enumerate(space.stages)]
+    kept = FeatureCache.build(reference, few_images, folder)
+    computed = ratios(reference, jobs, few_images)
+    assert ratios(reference, jobs, few_images, kept) == pytest.approx(computed, rel=1e-2)
+
+
+def test_kept_tokens_give_the_same_nsr(
+    transformer: StagedNetwork, few_images: ImageData, folder: Path | None
+) -> None:
+    kept = FeatureCache.build(transformer, few_images, folder)
+    computed = ratios(transformer, [ATTENTION], few_images)
+    assert ratios(transformer, [ATTENTION], few_images, kept) == pytest.approx(computed, rel=1e-2)
+
+
+def test_files_of_features_have_no_name(
+    reference: StagedNetwork, few_images: ImageData, tmp_path: Path
+) -> None:
+    kept = FeatureCache.build(reference, few_images, tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert next(kept.validation(8, [0]))[0].isfinite().all()
+
+
+def test_disk_that_cannot_hold_the_features_is_named(
+    reference: StagedNetwork, few_images: ImageData, tmp_path: Path
+) -> None:
+    with pytest.raises(DonnaError, match=r"must fit into .*/none, .* 'compute'"):
+        FeatureCache.build(reference, few_images, tmp_path / "none")
+
+
+@pytest.mark.parametrize("value", [1e6, torch.nan])
+def test_features_beyond_float16_are_refused(
+    transformer: StagedNetwork, few_images: ImageData, value: float
+) -> None:
+    damaged = copy.deepcopy(transformer)
+    next(damaged.stem.parameters()).fill_(value)
+    with pytest.raises(DonnaError, match="finite and at most 65504, but number 0"):
+        FeatureCache.build(damaged, few_images)
+
+
+def test_broken_images_have_no_features(tmp_path: Path) -> None:
+    members = {f"{name}/{n:03}.jpg": encoded(n) for name in ("cat", "dog") for n in range(60)}
+    write_tar(tmp_path / "train.tar", members | {"cat/050.jpg": b"torn"})
+    write_split(tmp_path / "validation", 3)
+    data = load_data(DataConfig(source=str(tmp_path), augmentation=None), PREPROCESSING)
+    stem, head = nn.Conv2d(3, 4, 3), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = StagedNetwork(stem, [nn.Conv2d(4, 4, 3)], head, (3, 16, 16))
+    kept = FeatureCache.build(network, data)
+    batches = list(kept.training(60, [0], seed=0, epoch=0))
+    assert [len(batch[0]) for batch in batches] == [60]  # of 119
+    assert [len(batch[0]) for batch in kept.validation(4, [0])] == [4, 2]
+
+
+@pytest.mark.parametrize("features", ["memory", "disk"])
+def test_features_of_augmented_images_are_not_kept(features: str) -> None:
+    def configured(features: str, data: DataConfig) -> RunConfig:
+        library = LibraryConfig.model_validate({"features": features})
+        return RunConfig(space=SpaceConfig(preset="micro"), data=data, library=library)
+
+    augmented = DataConfig(source="images", augmentation={"hflip": 0.5})
+    with pytest.raises(ConfigError, match=r"library.features must be 'compute'.*hflip.*null"):
+        check_features(configured(features, augmented))
+    check_features(configured("compute", augmented))
+    check_features(configured(features, DataConfig(source="images", augmentation=None)))
+    check_features(configured(features, DataConfig()))  # the digits know no augmentation

@@ -1,0 +1,277 @@
+"""Packs of blocks: the loss against a hand calculation; a block does not depend on its pack."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset, TensorDataset
+
+from donna_ray.config import FamilyRecipe, LibraryConfig, RunConfig
+from donna_ray.data import ImageData, Split, load_data
+from donna_ray.distill.pack import DistilledBlock, distill_pack
+from donna_ray.distill.students import BlockJob, inverse_variance, noise_to_signal
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.reference.step import calibrate
+from donna_ray.space import BlockSpec, SearchSpace, register_block
+
+Distill = Callable[..., list[DistilledBlock]]
+
+FP32 = LibraryConfig(epochs=2, batch_size=32, precision="fp32")
+STEPS = 3  # a pass over few_images
+
+
+class Convolution(nn.Module):
+    """A block whose loss becomes NaN after some training steps."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, steps: int) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(in_channels, out_channels, 3, stride, 1)
+        self.steps, self.count = steps, 0
+
+    def forward(self, features: Tensor) -> Tensor:
+        self.count += self.training
+        return self.layer(features) * (torch.nan if self.count > self.steps else 1)
+
+
+@register_block("testing_nan", ("steps",))
+def turning_nan(in_channels: int, out_channels: int, stride: int, *, steps: int) -> nn.Module:
+    return Convolution(in_channels, out_channels, stride, steps)
+
+
+@register_block("testing_dropout", ("rate",))
+def with_dropout(in_channels: int, out_channels: int, stride: int, *, rate: float) -> nn.Module:
+    layer = nn.Conv2d(in_channels, out_channels, 3, stride, 1)
+    return nn.Sequential(nn.Dropout(rate), layer, nn.BatchNorm2d(out_channels))
+
+
+@register_block("testing_infinite", ("size",))
+def with_infinite_statistics(
+    in_channels: int, out_channels: int, stride: int, *, size: int
+) -> nn.Module:
+    norm = nn.BatchNorm2d(out_channels, momentum=0.0)
+    assert norm.running_mean is not None
+    norm.running_mean.fill_(torch.inf)  # which only the eval mode looks at
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, size, stride, size // 2), norm)
+
+
+@pytest.fixture(scope="module")
+def few_images(config: RunConfig, reference: StagedNetwork) -> ImageData:
+    data = load_data(config.data, {"input_size": reference.input_shape})
+
+    def first(split: Split, count: int) -> Split:
+        assert isinstance(split.dataset, TensorDataset)
+        return Split(TensorDataset(*split.dataset[:count]))
+
+    train, validation = first(data.train, 96), first(data.validation, 64)
+    return ImageData(train, validation, train, train, data.classes)
+
+
+def test_nsr_is_what_the_equation_says() -> None:
+    target = torch.tensor([[[[1.0, 3.0]], [[0.0, 8.0]]]])  # 1 image, 2 channels, 1x2 positions
+    output = torch.tensor([[[[2.0, 3.0]], [[2.0, 8.0]]]])
+    variance = torch.tensor([1.0, 16.0])
+    # channel 0: noise (1 + 0) / 2 over 1; channel 1: noise (4 + 0) / 2 over 16; mean of both
+    expected = (0.5 / 1 + 2.0 / 16) / 2
+    assert noise_to_signal(output, target, inverse_variance(variance)).item() == expected
+
+
+def test_dead_channel_is_left_out_of_the_mean() -> None:
+    weights = inverse_variance(torch.tensor([2.0, 0.0, 4.0]))
+    assert weights.tolist() == [0.25, 0.0, 0.125]
+
+
+def test_reference_stage_has_no_noise_and_variance_is_its_own(
+    reference: StagedNetwork, few_images: ImageData
+) -> None:
+    variances = calibrate(reference, few_images.calibration)
+    images, _ = next(few_images.train.batches(96))
+    features = reference.features(images)
+    for number, variance in enumerate(variances):
+        target = features[number + 1]
+        torch.testing.assert_close(
+            variance, target.var((0, 2, 3), correction=0), rtol=1e-4, atol=1e-7
+        )
+        weights = inverse_variance(variance)
+        assert noise_to_signal(reference.stages[number](features[number]), target, weights) == 0
+        mean = target.mean((0, 2, 3), keepdim=True).expand_as(target)
+        assert noise_to_signal(mean, target, weights).item() == pytest.approx(1, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def distill(reference: StagedNetwork, few_images: ImageData) -> Distill:
+    variance = calibrate(reference, few_images.calibration)
+
+    def distilled(
+        jobs: list[BlockJob], config: LibraryConfig = FP32, **how: Any
+    ) -> list[DistilledBlock]:
+        return distill_pack(reference, variance, jobs, few_images, config, 1, **how).blocks
+
+    return distilled
+
+
+@pytest.fixture(scope="module")
+def jobs(space: SearchSpace) -> list[BlockJob]:
+    return [
+        BlockJob(f"key{index}", stage, space.stages[stage].choices[choice])
+        for index, (stage, choice) in enumerate([(0, 3), (2, 30), (0, 17)])
+    ]
+
+
+def job_of(family: str, **options: Any) -> BlockJob:
+    return BlockJob(family, 1, BlockSpec.of(f"testing_{family}", options))
+
+
+def assert_same(ours: Sequence[DistilledBlock], others: Sequence[DistilledBlock]) -> None:
+    """To the bit."""
+    for one, other in zip(ours, others, strict=True):
+        assert (one.job, one.nsr, one.failure) == (other.job, other.nsr, other.failure)
+        mine, its = one.block.state_dict(), other.block.state_dict()
+        assert all(mine[name].equal(its[name]) for name in mine)
+
+
+def test_pack_trains_each_block_as_if_alone(distill: Distill, jobs: list[BlockJob]) -> None:
+    recipes = {"testing_dropout": FamilyRecipe(epochs=1, learning_rate=1e-3, weight_decay=0.1)}
+    config = FP32.model_copy(update={"recipes": recipes})
+    mixed = [jobs[0], job_of("dropout", rate=0.3), *jobs[1:]]
+    together = distill(mixed, config)
+    assert_same(together, [block for job in mixed for block in distill([job], config)])
+    assert not any(block.block.training for block in together)
+    own = FP32.model_copy(update={"epochs": 1, "learning_rate": 1e-3, "weight_decay": 0.1})
+    assert_same(together[1:2], distill(mixed[1:2], own))
+
+
+def test_same_seed_gives_the_same_bits(distill: Distill, jobs: list[BlockJob]) -> None:
+    assert_same(distill(jobs), distill(jobs))
+
+
+def test_failing_block_stops_and_leaves_the_others_alone(
+    distill: Distill, jobs: list[BlockJob]
+) -> None:
+    failing = job_of("nan", steps=1)
+    together = distill([jobs[0], failing, jobs[1]])
+    assert_same([together[0], together[2]], distill(jobs[:2]))
+    assert (together[1].nsr, together[1].failure) == (None, "loss became nan in step 2")
+    assert isinstance(together[1].block, Convolution)
+    assert together[1].block.count == STEPS  # not in the second epoch
+
+
+def test_all_blocks_may_fail(distill: Distill) -> None:
+    (alone,) = distill([job_of("nan", steps=0)])
+    assert (alone.nsr, alone.failure) == (None, "loss became nan in step 1")
+
+
+def test_block_that_fails_in_eval_mode_alone_is_reported(distill: Distill) -> None:
+    (block,) = distill([job_of("infinite", size=3)])
+    assert (block.nsr, block.failure) == (None, "NSR of the validation images became inf")
+
+
+def test_learning_rate_factor_multiplies_the_learning_rate(
+    distill: Distill, jobs: list[BlockJob]
+) -> None:
+    slow = FP32.model_copy(update={"learning_rate": FP32.learning_rate * 0.5})
+    assert_same(distill(jobs, learning_rate_factor=0.5), distill(jobs, slow))
+    assert distill(jobs)[0].nsr != distill(jobs, slow)[0].nsr
+
+
+@pytest.mark.parametrize("epochs", [1, 5])
+def test_any_number_of_steps_has_a_schedule(distill: Distill, epochs: int) -> None:
+    config = FP32.model_copy(update={"epochs": epochs, "batch_size": 96})  # one step an epoch
+    (block,) = distill([job_of("dropout", rate=0.0)], config)
+    assert block.failure is None
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])  # of 6 steps, an epoch has 3
+def test_stopped_training_goes_on_to_the_same_bits(
+    distill: Distill, jobs: list[BlockJob], share: float
+) -> None:
+    mixed = [*jobs, job_of("dropout", rate=0.3)]
+    stopped = distill(mixed, share=share)
+    states = {block.job.key: block.state for block in stopped}
+    assert {state.steps for state in states.values() if state} == {math.ceil(share * 2 * STEPS)}
+    again = [mixed[3], mixed[0], mixed[1], mixed[2]]  # the packs may be others
+    whole = {block.job: block for block in distill(mixed)}
+    assert_same(distill(again, states=states), [whole[job] for job in again])
+    assert all(block.nsr and block.nsr != whole[block.job].nsr for block in stopped)
+
+
+def test_stopped_and_new_blocks_share_a_pack(distill: Distill, jobs: list[BlockJob]) -> None:
+    (stopped,) = distill(jobs[:1], share=0.5)
+    assert_same(distill(jobs, states={stopped.job.key: stopped.state}), distill(jobs))
+
+
+def test_state_serves_many_times_and_no_earlier_share(
+    distill: Distill, jobs: list[BlockJob]
+) -> None:
+    (stopped,) = distill(jobs[:1], share=0.5)
+    states = {stopped.job.key: stopped.state}
+    assert_same(distill(jobs[:1], states=states), distill(jobs[:1], states=states))
+    with pytest.raises(ValueError, match=r"share 0\.5 ends before the state that has 3 steps"):
+        distill(jobs[:1], share=0.5, states=states)
+
+
+def test_block_that_fails_before_it_is_stopped_has_no_state(
+    distill: Distill, jobs: list[BlockJob]
+) -> None:
+    sound, failing = distill([jobs[0], job_of("nan", steps=1)], share=0.5)
+    assert sound.state is not None
+    assert (failing.nsr, failing.state) == (None, None)
+    assert failing.failure == "loss became nan in step 2"
+
+
+def test_pack_tells_the_share_of_the_reference(
+    reference: StagedNetwork, few_images: ImageData, jobs: list[BlockJob]
+) -> None:
+    variance = calibrate(reference, few_images.calibration)
+    pack = distill_pack(reference, variance, jobs, few_images, FP32, 1)
+    assert pack.reference_share is not None
+    assert 0 < pack.reference_share < 1
+    one_step = FP32.model_copy(update={"epochs": 1, "batch_size": 96})
+    assert distill_pack(reference, variance, jobs, few_images, one_step, 1).reference_share is None
+
+
+def test_distillation_lowers_the_noise(distill: Distill, space: SearchSpace) -> None:
+    job = BlockJob("key", 0, space.stages[0].choices[12])
+    ratios = [
+        distill([job], FP32.model_copy(update={"epochs": epochs}))[0].nsr for epochs in (1, 12)
+    ]
+    assert ratios[0] is not None
+    assert ratios[1] is not None
+    assert ratios[1] < 0.8 * ratios[0]
+
+
+def test_blocks_learn_in_bf16_too(distill: Distill, jobs: list[BlockJob]) -> None:
+    longer = FP32.model_copy(update={"epochs": 12})
+    exact = distill(jobs, longer)
+    rounded = distill(jobs, longer.model_copy(update={"precision": "bf16"}))
+    for one, other in zip(exact, rounded, strict=True):
+        assert other.nsr == pytest.approx(one.nsr, rel=0.2)
+        assert other.nsr != one.nsr
+
+
+def test_undecided_precision_is_refused(distill: Distill, jobs: list[BlockJob]) -> None:
+    with pytest.raises(ValueError, match="'fp32' or 'bf16'"):
+        distill(jobs, LibraryConfig())
+
+
+def test_order_of_a_pass_depends_on_seed_and_epoch_alone(few_images: ImageData) -> None:
+    def labels(seed: int, epoch: int, split: Split) -> list[int]:
+        batches = split.batches(8, shuffle_seed=seed, epoch=epoch)
+        return [int(label) for _, batch in batches for label in batch]
+
+    in_memory = few_images.train
+    one_by_one = Split(Subset(in_memory.dataset, range(len(in_memory))))
+    assert labels(0, 0, in_memory) == labels(0, 0, one_by_one)
+    assert labels(0, 0, in_memory) != labels(0, 1, in_memory)
+    assert labels(0, 0, in_memory) != labels(1, 0, in_memory)
+
+
+def test_a_pass_leaves_out_no_image_but_the_rest(few_images: ImageData) -> None:
+    seen = [len(labels) for _, labels in few_images.train.batches(40, shuffle_seed=0)]
+    assert seen == [40, 40]
+    assert [len(labels) for _, labels in few_images.train.batches(40)] == [40, 40, 16]
+    assert isinstance(few_images.train.dataset, TensorDataset)

@@ -1,0 +1,241 @@
+"""`donna export`: the files give the network's logits, the Python file without this package."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from donna_ray.cli.main import app
+from donna_ray.config import RunConfig
+from donna_ray.errors import DonnaError
+from donna_ray.export.bundle import Bundle
+from donna_ray.export.step import export_network
+from donna_ray.finetune.assemble import untrained
+from donna_ray.onnx_export import export_onnx
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.reference.step import outline
+from donna_ray.space import BlockSpec, register_modules
+from donna_ray.storage.artifacts import StepFolder, file_sha256
+from donna_ray.storage.records import RecordStore
+from donna_ray.training.loop import seeded
+
+LATENCY = {"device": "cpu", "connector": "onnxruntime", "settings": {"threads": 1}, "median_ms": 1}
+INVERTED = BlockSpec.of(
+    "inverted_residual",
+    {"kernel": 3, "expansion": 2, "depth": 1, "activation": "relu", "squeeze_excite": "hard"},
+)
+BASIC = BlockSpec.of(
+    "residual_basic",
+    {"kernel": 3, "ratio": 0.5, "depth": 1, "activation": "relu", "squeeze_excite": True},
+)
+POOLING, ATTENTION = (
+    BlockSpec.of("transformer", {"depth": 1, "heads": 1, "mlp_ratio": 1, "mixer": mixer})
+    for mixer in ("pooling", "attention")
+)
+OWN = """
+    import torch
+    from torch import nn
+    from donna_ray.space import register_block
+    from donna_ray.space.blocks.common import activation_layer, check_one_of
+
+    _SQUEEZE_RATIO = 3  # as another module has it, too
+    SCALES = {}
+    SCALES["two"] = 2.0
+
+    class Scaled(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.scale = SCALES[name] * _SQUEEZE_RATIO
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.scale * x
+
+    @register_block(
+        "NAME", ("kernel",), allowed=lambda kernel: kernel % 2 == 1
+    )
+    def own(in_channels, out_channels, stride, *, kernel):
+        check_one_of("kernel", kernel, (1, 3))
+        convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2)
+        return nn.Sequential(convolution, activation_layer("silu")(), Scaled("two"))
+"""
+
+
+class Finished:
+    """A run folder with one finetuned network, whose weights are random."""
+
+    def __init__(self, root: Path, specs: list[BlockSpec], **values: Any) -> None:
+        self.root, self.id = root, "abcdef0123456789"
+        values = {"space": {"preset": "micro"}, **values}
+        config = RunConfig.model_validate(values)
+        (root / "config.yaml").write_text(yaml.safe_dump(config.model_dump()))
+        register_modules(config.space.modules)
+        classes = 10
+        with seeded(3):
+            _, reference, preprocessing = outline(config, classes, load_weights=False)
+            self.network = untrained(reference, specs).eval()
+        teacher = {"classes": classes, "preprocessing": preprocessing, "accuracy": 0.9}
+        teacher |= {"model": config.reference.model, "weights_sha256": "", "images": {}}
+        inputs = {"reference": config.reference.model_dump(), "data": config.data.model_dump()}
+        made = StepFolder(root, "reference", inputs).commit(teacher, [], 0.0)
+        record = {
+            "architecture": self.id,
+            "blocks": [spec.to_json() for spec in specs],
+            "reference": made.digest,
+            **dict.fromkeys(("accuracy", "zero_shot_accuracy", "params", "macs"), 0.5),
+            **{"epochs": 1, "recipe": {}, "seed": 0},
+        }
+        onnx = export_onnx(self.network, self.network.input_shape)
+        networks = RecordStore(root / "networks")
+        networks.put("key", record, self.network.state_dict(), files={"onnx": onnx})
+        self.finetuned(LATENCY, {self.id: {"key": "key"}, "0123": {"key": "other"}})
+
+    def finetuned(self, latency: dict[str, Any], networks: dict[str, Any]) -> None:
+        """Add a search that measured this, and what was finetuned after it."""
+        front = {"front": [{"id": self.id, "latency": latency}]}
+        search = StepFolder(self.root, "search/default", latency).commit(front, [], 0.0)
+        inputs = {"searches": {"default": search.digest}}
+        StepFolder(self.root, "finetune", inputs).commit({"networks": networks}, [], 0.0)
+
+
+def own_family(path: Path, name: str) -> str:
+    """A file that registers the family under a name; in a process that name has one file."""
+    path.write_text(textwrap.dedent(OWN).replace("NAME", name))
+    return str(path)
+
+
+def loaded(folder: Path) -> Any:
+    """The network of the Python file."""
+    spec = importlib.util.spec_from_file_location("exported_network", folder / "network.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.load()
+
+
+@torch.no_grad()
+def check(folder: Path, network: StagedNetwork, sizes: tuple[int, ...]) -> None:
+    images = torch.randn(3, *network.input_shape, generator=torch.Generator().manual_seed(5))
+    logits = network(images)
+    torch.testing.assert_close(loaded(folder)(images), logits, atol=1e-4, rtol=0)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    for size in sizes:
+        batches = [batch.numpy() for batch in images.split(size)]
+        outputs = [session.run(None, {"input": batch})[0] for batch in batches]
+        np.testing.assert_allclose(np.concatenate(outputs), logits.numpy(), atol=1e-4)
+    tree = ast.parse((folder / "network.py").read_text())
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    roots = {str(name).partition(".")[0] for name in imported}
+    assert roots - set(sys.stdlib_module_names) <= {"torch", "timm", "safetensors"}
+
+
+def test_own_reference_and_own_family(tmp_path: Path) -> None:
+    """By the command line, with the beginning of an id."""
+    own = BlockSpec.of("exported_own", {"kernel": 3})
+    module = own_family(tmp_path / "own.py", "exported_own")
+    space = {"preset": "micro", "modules": [module]}
+    run = Finished(tmp_path, [INVERTED, own, BASIC], space=space)
+    to = tmp_path / "out"
+    done = CliRunner().invoke(app, ["export", str(tmp_path), "abc", "--to", str(to)])
+    assert done.exit_code == 0, done.exception
+    check(to, run.network, (1,))
+    card = json.loads((to / "card.json").read_text())
+    assert (card["architecture"], card["accuracy"]) == (run.id, 0.5)
+    assert card["latency"] == [LATENCY]
+    names = ("weights.safetensors", "model.onnx", "network.py")
+    assert card["files"] == {name: file_sha256(to / name) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "specs"),
+    [
+        ("mobilenetv3_small_050", 32, [INVERTED, BASIC] * 3),
+        ("vit_tiny_patch16_224", 64, [POOLING, ATTENTION] * 2),
+    ],
+)
+def test_timm_reference(model: str, size: int, specs: list[BlockSpec], tmp_path: Path) -> None:
+    """A stem of modules and one of traced code; ONNX for any number of images."""
+    data = {"source": str(tmp_path), "image_size": size}
+    run = Finished(tmp_path, specs, reference={"model": model}, data=data)
+    to = tmp_path / "out"
+    export_network(tmp_path, run.id, to, dynamic_batch=True)
+    check(to, run.network, (1, 3))
+
+
+def test_unknown_id_names_those_that_there_are(tmp_path: Path) -> None:
+    run = Finished(tmp_path, [INVERTED] * 3)
+    for word in ("zzz", ""):
+        with pytest.raises(DonnaError, match=run.id):
+            export_network(tmp_path, word, tmp_path / "out")
+    with pytest.raises(DonnaError, match="missing, torn or altered"):
+        export_network(tmp_path, "0123", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_results_and_latency_of_their_search(tmp_path: Path) -> None:
+    """A newer finetuning of other settings, which results.json does not name."""
+    run = Finished(tmp_path, [INVERTED] * 3)
+    run.finetuned(LATENCY | {"device": "phone"}, {run.id: {"key": "newer"}})
+    with pytest.raises(DonnaError, match="key, newer"):
+        export_network(tmp_path, run.id, tmp_path / "out")
+    point = {"id": run.id, "weights": "networks/key.safetensors", "latency": {"median_ms": 1}}
+    (tmp_path / "results.json").write_text(json.dumps({"scenarios": [{"front": [point]}]}))
+    export_network(tmp_path, run.id, tmp_path / "out")
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert (card["digests"]["network"], card["latency"]) == ("key", [LATENCY])
+
+
+def test_changed_family_is_refused(tmp_path: Path) -> None:
+    """The code that the network is built from gives other logits, then other weights."""
+    path = tmp_path / "own.py"
+    space = {"preset": "micro", "modules": [own_family(path, "changed_own")]}
+    Finished(tmp_path, [BlockSpec.of("changed_own", {"kernel": 3})] * 3, space=space)
+    before = path.read_text()
+    for old, new in (("2.0", "2.5"), ("kernel // 2)", "kernel // 2, bias=False)")):
+        path.write_text(before.replace(old, new))
+        start = "from donna_ray.cli.main import app; app()"  # a process has one code of a family
+        words = ["export", str(tmp_path), "abc", "--to", str(tmp_path / "out")]
+        command = [sys.executable, "-c", start, *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert "has changed" in " ".join(done.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_checkpoint_that_is_gone(tmp_path: Path) -> None:
+    """In a folder whose name looks like a chained URL, too; a failed export leaves no card."""
+    root = tmp_path / "a::b"
+    root.mkdir()
+    run = Finished(root, [INVERTED] * 3)
+    config = yaml.safe_load((root / "config.yaml").read_text())
+    config["reference"]["weights"] = str(tmp_path / "gone.safetensors")
+    (root / "config.yaml").write_text(yaml.safe_dump(config))
+    to = tmp_path / "out"
+    files = export_network(root, run.id, to)
+    assert all(file.is_file() for file in files)
+    (to / "network.py").unlink()
+    (to / "network.py").mkdir()
+    with pytest.raises(OSError, match=r"network\.py"):
+        export_network(root, run.id, to)
+    assert not (to / "card.json").exists()
+
+
+def test_function_in_a_function_cannot_be_bundled() -> None:
+    def build() -> None: ...
+
+    with pytest.raises(DonnaError, match="top level"):
+        Bundle().add(build)

@@ -1,0 +1,393 @@
+"""Finetuning of one network, without Ray: recipes, the moving average, BatchNorm, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+
+from donna_ray.config import FinetuneRecipe, RunConfig
+from donna_ray.data import ImageData, Split, load_data
+from donna_ray.data.images import BrokenImage
+from donna_ray.data.shard import SplitShard
+from donna_ray.errors import DonnaError
+from donna_ray.finetune.assemble import block_keys, untrained
+from donna_ray.finetune.step import (
+    distillation_loss,
+    finetune_step,
+    jobs_of,
+    network_store,
+    within_budgets,
+)
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.run.run import Run
+from donna_ray.space import SearchSpace
+from donna_ray.storage.artifacts import Artifact
+from donna_ray.storage.records import RecordStore
+from donna_ray.training.checkpoints import Checkpoints
+from donna_ray.training.loop import accuracy, cross_entropy, optimise, seeded
+from donna_ray.training.trainer import Trainer, recalibrate
+from tests.unit.finetune.finetuning_process import KEY, RECIPE, new_trainer, train
+
+STEPS = 4
+
+
+@pytest.fixture(scope="session")
+def data(config: RunConfig) -> ImageData:
+    """256 digits to train on, 128 to validate."""
+    digits = load_data(config.data, {"input_size": (1, 16, 16)})
+    train, validation = (
+        Split(TensorDataset(*split.dataset[torch.arange(count)]))  # type: ignore[index]
+        for split, count in ((digits.train, 64 * STEPS), (digits.validation, 128))
+    )
+    return ImageData(train, validation, train, train, digits.classes)
+
+
+@pytest.fixture
+def network(reference: StagedNetwork, space: SearchSpace) -> StagedNetwork:
+    with seeded(1):
+        return untrained(reference, space.specs((0,) * len(space.stages))).requires_grad_(True)
+
+
+def recipe(**values: Any) -> FinetuneRecipe:
+    return FinetuneRecipe.model_validate({"precision": "fp32", **values})
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def trained(trainer: Trainer) -> Trainer:
+    while not trainer.finished():
+        trainer.train_epoch()
+    return trainer
+
+
+def test_network_learns_from_teacher_and_labels(
+    reference: StagedNetwork, network: StagedNetwork, data: ImageData
+) -> None:
+    loss = distillation_loss(reference)
+    trainer = trained(Trainer(network, data, recipe(epochs=4, learning_rate=0.01), 0, loss))
+    assert accuracy(trainer.result(), data.validation) > 0.3
+
+
+def test_augmented_images_train_and_plain_ones_calibrate(
+    network: StagedNetwork, data: ImageData
+) -> None:
+    images, labels = data.train.dataset[torch.arange(len(data.train))]  # type: ignore[index]
+    augmented = Split(TensorDataset(images + 10, labels))
+    levels = []
+
+    def loss(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        levels.append(images.mean().item())
+        return cross_entropy(images, logits, labels)
+
+    trainer = trained(Trainer(network, replace(data, train=augmented), recipe(), 0, loss))
+    assert min(levels) > 5
+    result: Any = trainer.result()
+    plain = result.stem[0](images).mean((0, 2, 3))
+    torch.testing.assert_close(result.stem[1].running_mean, plain)
+
+
+def test_average_is_that_of_the_weights_after_each_step(
+    network: StagedNetwork, data: ImageData
+) -> None:
+    seen: list[dict[str, Tensor]] = []
+
+    def loss(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        seen.append(state_of(network))
+        return cross_entropy(images, logits, labels)
+
+    trainer = trained(Trainer(network, data, recipe(epochs=2, ema_decay=0.5), 0, loss))
+    seen.append(state_of(network))
+    name = "stages.0.0.conv_pw.weight"
+    name = name if name in seen[0] else next(iter(dict(network.named_parameters())))
+    average = seen[1][name]
+    for step, weights in enumerate(seen[2:], start=1):
+        decay = min(0.5, 1 - (1 + step) ** (-2 / 3))  # timm's warm-up
+        average = decay * average + (1 - decay) * weights[name]
+    assert not torch.allclose(average, seen[-1][name])
+    torch.testing.assert_close(trainer.result().state_dict()[name], average)
+
+
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_result_has_statistics_of_its_own_features(
+    network: StagedNetwork, data: ImageData, decay: float | None
+) -> None:
+    trainer = trained(Trainer(network, data, recipe(ema_decay=decay), 0, cross_entropy))
+    result: Any = trainer.result()
+    images = data.calibration.dataset[torch.arange(len(data.calibration))][0]  # type: ignore[index]
+    inputs = result.stem[0](images)  # of the first BatchNorm
+    expected = inputs.mean((0, 2, 3)), inputs.transpose(0, 1).flatten(1).var(1)
+    norm = next(module for module in result.modules() if isinstance(module, nn.BatchNorm2d))
+    torch.testing.assert_close((norm.running_mean, norm.running_var), expected)
+
+
+def test_recalibration_leaves_weights_and_momentum(network: StagedNetwork, data: ImageData) -> None:
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    network.eval()
+    recalibrate(network, data.calibration)
+    assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.1}
+    assert not any(module.training for module in network.modules())
+
+
+def test_dropout_does_not_disturb_recalibration(data: ImageData) -> None:
+    with seeded(0):
+        network = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(1, momentum=0.3))
+    recalibrate(network.train(), data.calibration)
+    images = data.calibration.dataset[torch.arange(len(data.calibration))][0]  # type: ignore[index]
+    norm: Any = network[1]
+    torch.testing.assert_close(norm.running_mean, images.mean((0, 2, 3)))
+    assert norm.momentum == 0.3
+    assert not any(module.training for module in network.modules())
+
+
+def test_schedules() -> None:
+    def rates(name: Any) -> list[float]:
+        parameter = nn.Parameter(torch.zeros(1))
+        optimizer, schedule = optimise([parameter], recipe(learning_rate=0.1), 20, name)
+        found = []
+        for _ in range(20):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        return found
+
+    cosine, cycle = rates("cosine"), rates("one_cycle")
+    expected = 0.05 * (1 + np.cos(np.pi * np.arange(20) / 20))
+    np.testing.assert_allclose(cosine, expected)
+    assert 0 < np.argmax(cycle) < 5
+    assert max(cycle) == pytest.approx(0.1)
+
+
+def test_bf16_is_of_the_forward_only(network: StagedNetwork, data: ImageData) -> None:
+    kinds = set()
+
+    def loss(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        kinds.add(logits.dtype)
+        return cross_entropy(images, logits, labels)
+
+    result = trained(Trainer(network, data, recipe(precision="bf16"), 0, loss)).result()
+    assert kinds == {torch.bfloat16}
+    assert {value.dtype for value in result.parameters()} == {torch.float32}
+    assert 0 <= accuracy(result, data.validation) <= 1
+
+
+def test_patience_stops_and_takes_the_best_epoch(network: StagedNetwork, data: ImageData) -> None:
+    """From the third epoch on the loss makes the network worse."""
+    epoch = 0
+    best: dict[str, Tensor] = {}
+
+    def loss(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(images, logits, labels) * (-1 if epoch >= 2 else 1)
+
+    settings = recipe(epochs=9, patience=2, learning_rate=0.01)
+    trainer = Trainer(network, data, settings, 0, loss)
+    reached = []
+    while not trainer.finished():
+        trainer.train_epoch()
+        epoch = trainer.epoch
+        reached.append(accuracy(network, data.validation))
+        if reached[-1] > max(reached[:-1], default=-1):
+            best = state_of(network)
+    assert trainer.epoch == 1 + int(np.argmax(reached)) + 2 < 9
+    result = trainer.result()
+    assert accuracy(result, data.validation) == max(reached)
+    assert all(torch.equal(value, best[name]) for name, value in result.state_dict().items())
+
+
+def test_loss_that_is_not_finite_is_an_error(network: StagedNetwork, data: ImageData) -> None:
+    def loss(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(images, logits, labels) * float("inf")
+
+    with pytest.raises(DonnaError, match=r"must be finite.*learning_rate"):
+        Trainer(network, data, recipe(), 0, loss).train_epoch()
+
+
+def test_key_names_all_that_decides_the_weights(
+    config: RunConfig, space: SearchSpace, tmp_path: Path
+) -> None:
+    stages = [[{"key": f"{stage}-{n}"} for n in range(32)] for stage in range(3)]
+    library = Artifact("library", tmp_path, {"stages": stages}, {}, 0.0)
+    teacher = Artifact("reference", tmp_path, {"weights": "a"}, {}, 0.0)
+    run = Run(config, tmp_path / "run")
+
+    def key(recipe: FinetuneRecipe, reference: Artifact = teacher) -> str:
+        return jobs_of(run, reference, block_keys(library), space, [(0, 1, 2)], recipe)[0].key
+
+    others = {
+        "epochs": 2,
+        "batch_size": 32,
+        "learning_rate": 0.1,
+        "weight_decay": 0.1,
+        "schedule": "cosine",
+        "ema_decay": 0.9,
+        "precision": "bf16",
+        "patience": 1,
+        "workers_per_network": 2,
+    }
+    assert set(others) == set(FinetuneRecipe.model_fields)
+    keys = {key(recipe(**{name: value})) for name, value in others.items()}
+    keys |= {key(recipe()), key(recipe(), replace(teacher, result={"weights": "b"}))}
+    assert len(keys) == len(others) + 2
+
+
+def test_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "unfinished"
+    command = [sys.executable, "-m", "tests.unit.finetune.finetuning_process", str(folder)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[3])
+    while len(list(folder.glob("*.json"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    checkpoints = Checkpoints(RecordStore(folder))
+    name = checkpoints.newest(KEY)
+    assert name is not None
+    resumed = new_trainer()
+    checkpoints.resume(name, resumed)
+    assert 2 <= resumed.epoch < RECIPE.epochs
+    train(resumed, folder)
+    undisturbed = trained(new_trainer())
+    one, other = resumed.result().state_dict(), undisturbed.result().state_dict()
+    assert all(torch.equal(one[key], other[key]) for key in other)
+    (tensors, facts), (others, other_facts) = resumed.state(), undisturbed.state()
+    assert all(torch.equal(tensors[key], others[key]) for key in tensors | others)
+    assert json.loads(json.dumps(facts)) == json.loads(json.dumps(other_facts))
+
+
+@pytest.mark.parametrize("suffix", ["json", "safetensors"])
+def test_torn_checkpoint_costs_one_more_epoch(tmp_path: Path, suffix: str) -> None:
+    checkpoints, trainer = Checkpoints(RecordStore(tmp_path)), new_trainer()
+    for _ in range(3):
+        trainer.train_epoch()
+        checkpoints.save(KEY, trainer)
+    name = checkpoints.newest(KEY)
+    path = tmp_path / f"{name}.{suffix}"
+    path.write_bytes(path.read_bytes()[:-9])
+    earlier = checkpoints.newest(KEY)
+    assert earlier not in (name, None)
+    resumed = new_trainer()
+    checkpoints.resume(str(earlier), resumed)
+    assert resumed.epoch == 2
+    checkpoints.remove(KEY)
+    assert checkpoints.newest(KEY) is None
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_shards_make_the_batches_of_the_split(data: ImageData, size: int) -> None:
+    how: dict[str, Any] = {"shuffle_seed": 3, "epoch": 1}
+    shards = [SplitShard.of(data.train, rank, size) for rank in range(size)]
+    parts = zip(*(shard.batches(48, **how) for shard in shards), strict=True)
+    for (images, _), part in zip(data.train.batches(48, **how), parts, strict=True):
+        together = torch.cat([each for each, _ in part])
+        assert len(together) == len(images)
+        assert {image.sum().item() for image in together} == {
+            image.sum().item() for image in images
+        }
+
+
+@pytest.mark.parametrize(
+    ("broken", "expected"),
+    [((9, 11), [[1, 3], [5, 7], [5, 7], [13, 15]]), ((1, 3, 5, 7), [[9, 11]] * 3 + [[13, 15]])],
+)
+def test_shard_repeats_a_batch_where_all_images_of_one_are_broken(
+    broken: tuple[int, ...], expected: list[list[int]]
+) -> None:
+    class Images(Dataset[Any]):
+        def __len__(self) -> int:
+            return 400
+
+        def __getitem__(self, index: int) -> Any:
+            if index in broken:
+                return BrokenImage(f"{index}.png", "torn")
+            return torch.full((1, 2, 2), float(index)), index
+
+    split = Split(Images())
+    first, second = (
+        [labels.tolist() for _, labels in SplitShard.of(split, rank, 2).batches(4)]
+        for rank in (0, 1)
+    )
+    assert len(first) == len(second) == 100
+    assert first[2] == [8, 10]
+    assert second[:4] == expected
+
+
+def test_workers_share_a_batch_evenly_and_are_there(config: RunConfig) -> None:
+    with pytest.raises(ValidationError, match="multiple of workers_per_network"):
+        recipe(batch_size=64, workers_per_network=3)
+    values = config.model_dump()
+    values["finetune"]["workers_per_network"] = 4
+    with pytest.raises(ValidationError, match=r"at most cluster\.workers"):
+        RunConfig.model_validate(values)
+
+
+def test_network_whose_onnx_file_differs_is_not_delivered(
+    config: RunConfig, space: SearchSpace, tmp_path: Path
+) -> None:
+    stages = [
+        [
+            {"key": f"{number}-{index}", "block": spec.to_json()}
+            for index, spec in enumerate(choices)
+        ]
+        for number, choices in enumerate(stage.choices for stage in space.stages)
+    ]
+    shapes = [[stage.shape.input, stage.shape.output] for stage in space.stages]
+    architecture = (0,) * len(stages)
+    reference, library, search = (
+        Artifact(name, tmp_path, result, {}, 0.0)
+        for name, result in {
+            "reference": {},
+            "library": {"shapes": shapes, "stages": stages},
+            "search": {
+                "scenarios": {"default": {"front": [{"architecture": architecture}]}},
+                "digests": {"default": ""},
+            },
+        }.items()
+    )
+    settings = config.model_copy(
+        update={"finetune": config.finetune.model_copy(update={"precision": "fp32"})}
+    )
+    with Run(settings, tmp_path) as run:
+        (job,) = jobs_of(
+            run, reference, block_keys(library), space, [architecture], settings.finetune
+        )
+        record = {
+            "accuracy": 0.9,
+            "zero_shot_accuracy": 0.5,
+            "onnx_error": 2e-4,
+            "cost": {"image_passes": 1},
+        }
+        network_store(run).put(job.key, record, {"weight": torch.zeros(1)})
+        with pytest.raises(DonnaError, match=r"differs by 2\.00e-04"):
+            finetune_step(run, reference, library, search)
+        good = record | {"onnx_error": 9e-5}
+        network_store(run).put(job.key, good, {"weight": torch.zeros(1)})
+        result = finetune_step(run, reference, library, search).result
+    assert result["networks"][space.id_of(architecture)]["accuracy"] == 0.9
+
+
+def test_budgets_choose_the_best_network_within_each() -> None:
+    points = [("a", 1.0, 0.5), ("b", 2.0, 0.75), ("c", 4.0, 0.875)]
+    front = [
+        {"id": name, "latency": {"median_ms": ms}, "predicted_accuracy": accuracy}
+        for name, ms, accuracy in points
+    ]
+    assert [each["id"] for each in within_budgets(front, [3.0, 2.0, 9.0])] == ["b", "c"]
+    with pytest.raises(DonnaError, match=r"is 0\.5 ms and the fastest takes 1 ms"):
+        within_budgets(front, [0.5])

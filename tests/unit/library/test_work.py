@@ -1,0 +1,115 @@
+"""What a worker does with a pack, and what is told of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from donna_ray.config import RunConfig
+from donna_ray.data import load_data
+from donna_ray.distill.pack import distill_pack
+from donna_ray.distill.students import BlockJob
+from donna_ray.library import work as library_work
+from donna_ray.library.watch import LibraryWatch
+from donna_ray.library.work import DistillPack
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.reference.step import calibrate
+from donna_ray.space import SearchSpace
+from donna_ray.storage.records import RecordStore
+
+
+@pytest.fixture
+def work(config: RunConfig, reference: StagedNetwork, tmp_path: Path) -> DistillPack:
+    settings = config.library.model_copy(update={"epochs": 1, "precision": "fp32"})
+    config = config.model_copy(update={"library": settings})
+    work = DistillPack(config, None, RecordStore(tmp_path), RecordStore(tmp_path / "paused"))
+    data = load_data(config.data, {"input_size": reference.input_shape})
+    loaded = (reference, calibrate(reference, data.calibration), data, None)
+    work.__dict__["_loaded"] = loaded  # in place of what a finished reference step left
+    return work
+
+
+def jobs_of(space: SearchSpace, count: int) -> list[BlockJob]:
+    choices = space.stages[1].choices
+    return [BlockJob(f"key{number}", 1, choices[number]) for number in range(count)]
+
+
+def test_pack_that_does_not_fit_is_halved(
+    work: DistillPack, space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def limited(
+        reference: Any, variance: Any, jobs: list[BlockJob], *rest: Any, **more: Any
+    ) -> Any:
+        sizes.append(len(jobs))
+        if len(jobs) > 2:
+            raise torch.OutOfMemoryError("a GPU of two blocks")
+        return distill_pack(reference, variance, jobs, *rest, **more)
+
+    monkeypatch.setattr(library_work, "distill_pack", limited)
+    facts = work(jobs_of(space, 5))
+    assert sizes == [5, 2, 3, 1, 2]
+    records = RecordStore(tmp_path).records()
+    assert sorted(records) == [f"key{number}" for number in range(5)]
+    assert [nsr for _, nsr in facts["blocks"]] == [records[f"key{n}"]["nsr"] for n in range(5)]
+
+
+def test_block_that_fits_no_memory_raises(
+    work: DistillPack, space: SearchSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing_fits(*_arguments: Any, **_more: Any) -> Any:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(library_work, "distill_pack", nothing_fits)
+    with pytest.raises(torch.OutOfMemoryError):
+        work(jobs_of(space, 2))
+
+
+def test_paused_block_goes_on_from_its_record(
+    work: DistillPack, space: SearchSpace, tmp_path: Path
+) -> None:
+    jobs = jobs_of(space, 2)
+    store, paused = RecordStore(tmp_path), RecordStore(tmp_path / "paused")
+    work(jobs)
+    whole = store.records()
+    store.remove(whole)
+    work._share = 0.5
+    work(jobs)
+    entered = paused.records()
+    assert sorted(entered) == ["key0", "key1"]
+    assert store.records() == {}
+    work._share, work._started = 1.0, frozenset(entered)
+    work(jobs[:1])
+    (again,) = store.records().values()
+    assert again["nsr"] == whole["key0"]["nsr"]
+    assert again["weights_sha256"] == whole["key0"]["weights_sha256"]
+    assert again["raced"] == {name: entered["key0"][name] for name in ("share", "nsr")}
+    assert again["cost"]["seconds"] > entered["key0"]["cost"]["seconds"]
+    half, both, alone = (
+        each["key0"]["cost"]["image_passes"] for each in (entered, whole, store.records())
+    )
+    assert alone == half + (2 * both - 2 * half)  # a pack of two first, then a pack of one
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("key0.*")}
+    facts = work(jobs)  # a pack that a dead worker had begun
+    assert len(facts["blocks"]) == 2
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("key0.*")} == written
+    assert store.records()["key0"] == again
+
+
+def test_watch_counts_by_stage_and_writes_events(tmp_path: Path) -> None:
+    now = iter([0.0, 1800.0, 3600.0])
+    watch = LibraryWatch([(4, 1), (4, 0)], tmp_path, lambda: next(now))
+    facts = {"blocks": [[0, 0.5], [1, 0.25], [1, None]], "images": 100, "reference_share": 0.2}
+    first = "6 blocks/h; by stage 2/4 (1:00:00 left), 2/4 (0:30:00 left); 1 failed"
+    assert watch(facts) == first
+    more = {"blocks": [[0, 0.5], [0, 0.4]], "images": 10, "reference_share": None}
+    assert watch(more) == "5 blocks/h; by stage 4/4, 2/4 (1:00:00 left); 1 failed"
+    watch.close()
+    (events,) = tmp_path.glob("events.*")
+    content = events.read_bytes()
+    for name in (b"nsr/stage0", b"blocks_per_hour", b"images_per_second", b"reference_share"):
+        assert name in content

@@ -1,0 +1,154 @@
+"""The predictor's step over networks that are finetuned already: rounds, and what they leave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from donna_ray.config import RunConfig
+from donna_ray.finetune.assemble import block_keys, library_space
+from donna_ray.finetune.step import jobs_of, network_store
+from donna_ray.predictor import choice_table, predictor_step
+from donna_ray.predictor.design import design
+from donna_ray.run.run import Run
+from donna_ray.space import SearchSpace, encode
+from donna_ray.storage.artifacts import Artifact
+
+BUDGET = 24
+
+
+@pytest.fixture
+def library(space: SearchSpace, tmp_path: Path) -> Artifact:
+    """Every block of the space, with some NSR."""
+    generator = np.random.default_rng(0)
+    stages = [
+        [
+            {
+                "key": f"{number}-{index}",
+                "block": spec.to_json(),
+                "nsr": float(0.2 * np.exp(generator.normal(0, 0.6))),
+            }
+            for index, spec in enumerate(stage.choices)
+        ]
+        for number, stage in enumerate(space.stages)
+    ]
+    shapes = [[stage.shape.input, stage.shape.output] for stage in space.stages]
+    return Artifact("library", tmp_path, {"shapes": shapes, "stages": stages}, {}, 0.0)
+
+
+def finetuned_run(
+    config: RunConfig, folder: Path, library: Artifact, slope: float = 0.1, **settings: Any
+) -> Run:
+    """A run in whose folder the networks of the whole budget are finetuned.
+
+    Their accuracy falls with the sum of NSR by the slope. No network trains where a record is
+    missing: the reference is none.
+    """
+    predictor = config.predictor.model_copy(
+        update={"samples": BUDGET, "precision": "fp32", **settings}
+    )
+    run = Run(config.model_copy(update={"predictor": predictor}), folder)
+    space, table = spaces_of(library)
+    random = predictor.sampling == "random"
+    architectures = (
+        space.sample(BUDGET, config.seed) if random else design(space, table, BUDGET, config.seed)
+    )
+    jobs = jobs_of(run, reference_of(folder), block_keys(library), space, architectures, predictor)
+    noise = np.random.default_rng(1).normal(0, 0.002, BUDGET)
+    for job, nsr, error in zip(jobs, encode(architectures, table), noise, strict=True):
+        record = {
+            "accuracy": 0.9 - slope * float(nsr.sum()) + error,
+            "zero_shot_accuracy": 0.5,
+            "params": 1,
+            "macs": 1,
+            "cost": {"image_passes": 10},
+        }
+        network_store(run).put(job.key, record, {"weight": torch.zeros(1)})
+    return run
+
+
+def spaces_of(library: Artifact) -> tuple[SearchSpace, list[Any]]:
+    return library_space(library), choice_table(library, "nsr")
+
+
+def reference_of(folder: Path) -> Artifact:
+    return Artifact("reference", folder, {}, {}, 0.0)
+
+
+@pytest.mark.parametrize(("tau_interval", "count"), [(None, BUDGET), (1.9, 16), (0.0001, BUDGET)])
+def test_rounds_end_once_tau_is_known_well_enough(
+    config: RunConfig, library: Artifact, tmp_path: Path, tau_interval: float | None, count: int
+) -> None:
+    with finetuned_run(config, tmp_path, library, tau_interval=tau_interval) as run:
+        result = predictor_step(run, reference_of(tmp_path), library).result
+        assert len(result["samples"]) == count
+        assert result["cost"]["image_passes"] == 10 * count
+        quality = result["quality"]
+        assert quality["predictor"]["kendall_tau"]["value"] > 0.9
+        assert quality["params"]["kendall_tau"]["value"] == 0
+        assert set(quality) == {"predictor", "nsr_sum", "params", "macs", "zero_shot_accuracy"}
+        sample = result["samples"][0]
+        assert sample["predicted_low"] < sample["predicted"] < sample["predicted_high"]
+        again = predictor_step(run, reference_of(tmp_path), library)
+        assert again.reused
+
+
+def test_rounds_go_on_while_tau_may_be_0(
+    config: RunConfig, library: Artifact, tmp_path: Path
+) -> None:
+    with finetuned_run(config, tmp_path, library, slope=0, tau_interval=1.9) as run:
+        result = predictor_step(run, reference_of(tmp_path), library).result
+    assert result["quality"]["predictor"]["kendall_tau"]["low"] <= 0
+    assert len(result["samples"]) == BUDGET
+
+
+def test_random_sampling_takes_what_the_space_samples(
+    config: RunConfig, library: Artifact, tmp_path: Path
+) -> None:
+    space, table = spaces_of(library)
+    sampled = space.sample(BUDGET, config.seed)
+    assert sampled != design(space, table, BUDGET, config.seed)
+    with finetuned_run(config, tmp_path, library, sampling="random") as run:
+        result = predictor_step(run, reference_of(tmp_path), library).result
+    assert [each["id"] for each in result["samples"]] == [space.id_of(each) for each in sampled]
+
+
+def test_predictor_of_a_smaller_space_is_kept(
+    config: RunConfig, library: Artifact, tmp_path: Path
+) -> None:
+    smaller = [stage[:-2] for stage in library.result["stages"]]
+    before = Artifact("library", tmp_path, library.result | {"stages": smaller}, {}, 0.0)
+    with finetuned_run(config, tmp_path, before) as run:
+        fitted = predictor_step(run, reference_of(tmp_path), before)
+        kept = predictor_step(run, reference_of(tmp_path), library)
+        assert kept.reused
+        assert kept.result == fitted.result
+        space, table = spaces_of(library)
+        informed = {space.id_of(each) for each in design(space, table, BUDGET, config.seed)}
+        assert informed != {sample["id"] for sample in kept.result["samples"]}
+
+
+def test_blocks_of_samples_that_were_not_fitted_do_not_matter(
+    config: RunConfig, library: Artifact, tmp_path: Path
+) -> None:
+    space, table = spaces_of(library)
+    samples = design(space, table, BUDGET, config.seed)
+    stage, choice = next(
+        (stage, sample[stage])
+        for sample in samples[16:]
+        for stage in range(len(space.stages))
+        if sample[stage] not in {each[stage] for each in samples[:16]}
+    )
+    stages = [[dict(block) for block in each] for each in library.result["stages"]]
+    stages[stage][choice]["nsr"] *= 1.001
+    other = Artifact("library", tmp_path, library.result | {"stages": stages}, {}, 0.0)
+    with finetuned_run(config, tmp_path, library, tau_interval=1.9) as run:
+        fitted = predictor_step(run, reference_of(tmp_path), library)
+        kept = predictor_step(run, reference_of(tmp_path), other)
+    assert len(fitted.result["samples"]) == 16
+    assert kept.reused
+    assert kept.result == fitted.result

@@ -1,0 +1,177 @@
+"""Any timm model, cut into stem, stages and head, computes what it computed before."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from donna_ray.config import ReferenceConfig
+from donna_ray.errors import ConfigError
+from donna_ray.reference.cut import cut_model, stage_modules
+from donna_ray.reference.facts import reference_facts
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.reference.step import cut_error, cut_reference
+from donna_ray.reference.timm_models import create_timm_model
+from donna_ray.training.loop import seeded
+
+# Of every family: a model, the size of an image, and the number of stages.
+FAMILIES = [
+    ("efficientnet_b0", 64, 7),
+    ("efficientnet_b1", 64, 7),
+    ("efficientnet_b2", 64, 7),
+    ("efficientnet_b3", 64, 7),
+    ("efficientnet_b4", 64, 7),
+    ("efficientnet_lite0", 64, 7),
+    ("tf_efficientnet_b0", 65, 7),
+    ("mobilenetv2_100", 64, 7),
+    ("mobilenetv2_140", 64, 7),
+    ("mobilenetv3_small_100", 64, 6),
+    ("mobilenetv3_large_100", 64, 7),
+    ("mobilenetv4_conv_small", 64, 5),
+    ("mobilenetv4_hybrid_medium", 64, 5),
+    ("mnasnet_100", 64, 7),
+    ("semnasnet_100", 64, 7),
+    ("resnet18", 64, 4),
+    ("resnet50", 64, 4),
+    ("resnext50_32x4d", 64, 4),
+    ("regnetx_002", 64, 4),
+    ("regnety_004", 64, 4),
+    ("convnext_atto", 64, 4),
+    ("convnextv2_atto", 64, 4),
+    ("vit_tiny_patch16_224", 48, 4),
+    ("deit_tiny_patch16_224", 48, 4),
+    ("deit_tiny_distilled_patch16_224", 48, 4),
+    ("mixer_s16_224", 224, 4),
+    ("poolformer_s12", 64, 4),
+    ("densenet121", 64, 4),
+    ("cait_xxs24_224", 64, 4),
+    ("donna_digits", 16, 3),
+    ("donna_micro", 32, 4),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "stages"), FAMILIES, ids=[row[0] for row in FAMILIES])
+def test_parts_compute_what_the_model_does(name: str, size: int, stages: int) -> None:
+    with seeded(0):
+        model = create_timm_model(ReferenceConfig(model=name), classes=7, image_size=size)
+    channels = 1 if name == "donna_digits" else 3
+    reference = cut_reference(model, ReferenceConfig(model=name), (channels, size, size))
+    assert cut_error(model, reference) <= 1e-5
+    assert len(reference.stages) == stages
+    assert reference.classes == 7
+    weights = {id(parameter) for parameter in reference.parameters()}
+    assert weights == {id(parameter) for parameter in model.parameters()}
+
+
+def test_stages_can_be_named() -> None:
+    config = ReferenceConfig(
+        model="resnet18", stages=["layer1.1", ["layer2.0", "layer2.1"], ["layer3.0"]]
+    )
+    model = create_timm_model(config)
+    reference = cut_reference(model, config, (3, 64, 64))
+    assert cut_error(model, reference) <= 1e-5
+    assert [shape.output for shape in reference.shapes] == [
+        (64, 16, 16),
+        (128, 8, 8),
+        (256, 4, 4),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "words"),
+    [
+        ("resnet18", ["layer5"], ["no 'layer5'", "layer1, layer2, layer3, layer4"]),
+        ("resnet18", ["layer1.7"], ["no 'layer1.7'", "layer1 has 0, 1"]),
+        ("resnet18", ["layer2", "layer1"], ["not in the order"]),
+        ("resnet18", ["layer1", "layer1"], ["not in the order"]),
+        ("resnet18", ["layer1.0.conv1", "layer2"], ["also needs maxpool"]),
+        ("vgg11", None, ["names no stages", "reference.stages", "features"]),
+        ("swin_tiny_patch4_window7_224", None, ["(height, width, channels)"]),
+        ("vit_small_patch16_dinov3", None, ["takes 2 tensors"]),
+        ("volo_d1_224", ["network.2", "network.3"], ["(height, width, channels)"]),
+        ("levit_128s", None, ["(3, 64, 64)", "data.image_size"]),
+    ],
+)
+def test_model_that_cannot_be_cut_says_why(
+    name: str, stages: list[str] | None, words: list[str]
+) -> None:
+    size = 224 if name == "volo_d1_224" else 64
+    config = ReferenceConfig(model=name, stages=stages)
+    with pytest.raises(ConfigError) as caught:
+        cut_reference(create_timm_model(config), config, (3, size, size))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_forward_that_cannot_be_traced_is_named() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Sequential(nn.Identity()), nn.Sequential(nn.Identity())
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(images)) if images.sum() > 0 else images
+
+    with pytest.raises(ConfigError, match=r"cannot trace its forward \(TraceError"):
+        cut_model(Branching(), [("a",), ("b",)])
+
+
+def test_stage_between_glue_keeps_the_glue() -> None:
+    class Doubling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return (self.b(self.a(images + 1) * 2) - 3).mean((2, 3))
+
+    model = Doubling()
+    stem, stages, head = cut_model(model, [("a",), ("b",)])
+    network = StagedNetwork(stem, stages, head, (3, 4, 4))
+    images = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(network(images), model(images))
+    torch.testing.assert_close(network.features(images)[0], images + 1)
+
+
+def test_dropout_in_the_forward_still_drops_in_training() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            features = self.b(self.a(images)).mean((2, 3))
+            return nn.functional.dropout(features, p=0.5, training=self.training)
+
+    network = StagedNetwork(*cut_model(Dropping(), [("a",), ("b",)]), (3, 4, 4))
+    images = torch.randn(64, 3, 4, 4)
+    assert (network.eval()(images) != 0).all()
+    share = (network.train()(images) == 0).float().mean().item()
+    assert 0.3 < share < 0.7
+
+
+def test_blocks_of_one_resolution_make_four_stages() -> None:
+    stages = stage_modules(timm.create_model("vit_tiny_patch16_224"))
+    assert stages[0] == ("blocks.0", "blocks.1", "blocks.2")
+    assert [len(stage) for stage in stages] == [3, 3, 3, 3]
+
+
+def test_facts_of_a_reference_add_up() -> None:
+    facts = reference_facts("mobilenetv2_100", image_size=64, classes=10)
+    assert facts["input"] == [3, 64, 64]
+    assert [part["part"] for part in facts["parts"]][:2] == ["stem", "stage 0"]
+    assert sum(part["params"] for part in facts["parts"]) == facts["params"]
+    assert sum(part["macs"] for part in facts["parts"]) == facts["macs"]
+    assert sum(part["share"] for part in facts["parts"]) == pytest.approx(1)
+    assert facts["parts"][2]["stride"] == 2
+    assert facts["parts"][-1]["output"] == [10]
+    assert facts["max_error"] <= 1e-5
+
+
+def test_macs_are_those_that_the_model_is_known_for() -> None:
+    """By the papers, which round, and count pooling and squeezes differently."""
+    papers = {"mobilenetv2_100": 300e6, "efficientnet_b0": 390e6, "resnet50": 4.1e9}
+    for name, known in papers.items():
+        assert reference_facts(name, None, None)["macs"] == pytest.approx(known, rel=0.03)

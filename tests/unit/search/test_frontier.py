@@ -1,0 +1,139 @@
+"""The strategy `frontier`, and the yardstick: limits, failures, threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from threadpoolctl import ThreadpoolController
+
+from donna_ray.search import yardstick as yardstick_module
+from donna_ray.search.exact.front import Cut
+from donna_ray.search.strategies.frontier import Frontier
+from donna_ray.search.strategies.success import success_probability
+from donna_ray.search.study.ledger import Ledger
+from donna_ray.search.surrogate.model import Surrogate
+from donna_ray.search.yardstick import yardstick
+from tests.search_problems import device_of, drive, outcome_of, search_on, toy
+
+
+def test_yardstick_is_not_moved_by_one_bad_candidate() -> None:
+    problem = toy((10, 10, 10))
+    device = device_of(problem)
+    rows = [tuple(row) for row in np.random.default_rng(0).integers(5, size=(40, 3)).tolist()]
+    shares = []
+    for more in ([], [(9, 9, 9)]):
+        asked = [*dict.fromkeys(rows), *more]
+        latency = [device(each) for each in asked]
+        accuracy = problem.accuracy.predict_all(asked)
+        if more:
+            accuracy[-1], latency[-1] = -5.0, latency[-1]
+        rated = yardstick(problem, asked, np.column_stack([accuracy, latency]))
+        assert rated is not None
+        shares.append(rated["hypervolume_share"])
+    assert shares[1] == pytest.approx(shares[0], abs=0.1)
+
+
+def test_yardstick_says_where_its_front_was_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = toy((10, 10, 10), limits={"params": 80.0}, cross=0.01)
+    rows = [tuple(row) for row in np.random.default_rng(0).integers(10, size=(30, 3)).tolist()]
+    values = np.column_stack(
+        [problem.accuracy.predict_all(rows), [device_of(problem)(each) for each in rows]]
+    )
+    whole = yardstick(problem, rows, values)
+    assert whole is not None
+    assert whole["complete"]
+    assert whole["bound_share"] <= whole["hypervolume_share"]
+    monkeypatch.setattr(yardstick_module, "_CUT", Cut(keep=2))
+    cut = yardstick(problem, rows, values)
+    assert cut is not None
+    assert not cut["complete"]
+    assert cut["bound_share"] is None
+
+
+def test_search_and_yardstick_leave_other_cores_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or their linear algebra would disturb a device that is this very CPU."""
+    threads: set[int] = set()
+    for name in ("fit", "uncertain_tables", "tables", "pair_tables", "predict", "held_out"):
+        monkeypatch.setattr(Surrogate, name, _noting(getattr(Surrogate, name), threads))
+    problem = toy((9,) * 4)
+    with ThreadpoolController().limit(limits=2):
+        search = search_on(tmp_path / "journal", problem, evaluations=40)
+        drive(search, device_of(problem))
+        measured = search.ledger.measured
+        assert yardstick(problem, list(measured), np.array(list(measured.values())))
+    assert threads == {1}
+
+
+def _noting(method: Callable[..., Any], threads: set[int]) -> Callable[..., Any]:
+    def noted(*given: Any, **named: Any) -> Any:
+        threads.update(each["num_threads"] for each in ThreadpoolController().info())
+        return method(*given, **named)
+
+    return noted
+
+
+def test_few_networks_within_the_limits_are_measured_whole(tmp_path: Path) -> None:
+    problem = toy((20,) * 4, limits={"params": 23.0})
+    rows = np.array(list(product(range(20), repeat=4)))
+    feasible = set(map(tuple, rows[problem.keeps_limits(rows)].tolist()))
+    assert len(feasible) == 61
+    search = search_on(tmp_path / "journal", problem, evaluations=200)
+    assert set(drive(search, device_of(problem))) == feasible
+
+
+def test_blocks_that_cannot_be_measured_are_avoided(tmp_path: Path) -> None:
+    problem = toy((20,) * 5)
+    device = device_of(problem)
+    search = search_on(tmp_path / "journal", problem, evaluations=160, batch_size=8)
+    works: list[bool] = []
+    while not search.finished:
+        batch = search.ask(8)
+        works += [each[0] < 6 for each in batch]
+        search.tell(
+            (each, outcome_of(problem, each, device(each)) if each[0] < 6 else {"failure": "odd"})
+            for each in batch
+        )
+    assert np.mean(works[40:]) > 0.6
+    assert np.mean(works[100:]) > 0.75
+
+
+def test_success_is_learnt_from_the_blocks_of_what_failed() -> None:
+    measured = [(0, 0), (0, 1), (1, 0), (1, 2)]
+    rows = np.array([[0, 0], [1, 1], [2, 0], [2, 3], [3, 3]])
+    assert success_probability(measured, [], rows).tolist() == [1] * 5
+    chance = success_probability(measured, [(2, 0), (2, 1), (2, 2)], rows)
+    assert chance[[0, 1]].min() > 0.8
+    assert chance[[2, 3]].max() < 0.4
+    assert chance[[2, 3]].max() < chance[4] < 1
+
+
+def test_limit_is_not_given_up_while_a_fast_one_is_in_flight(tmp_path: Path) -> None:
+    free = toy((5, 5, 5))
+    device = device_of(free)
+    every = sorted(product(range(5), repeat=3), key=device)
+    limit = (device(every[0]) + device(every[1])) / 2
+    problem = toy((5, 5, 5), latency_limit_ms=limit)
+    ledger = Ledger(tmp_path / "journal", problem.space)
+    frontier = Frontier(problem, 60, 0)
+    for each in every[:60]:
+        ledger.ask(each)
+    for each in every[1:60]:
+        ledger.tell(each, outcome_of(problem, each, device(each)), {})
+    assert frontier.ask(ledger, 2)
+    assert not frontier.hopeless
+    ledger.tell(every[0], {"failure": "odd"}, {})
+    frontier.ask(ledger, 2)
+    assert frontier.hopeless
+    assert not frontier.ask(ledger, 2)
+    late = every[60]  # faster than was thought
+    ledger.ask(late)
+    ledger.tell(late, outcome_of(problem, late, 0.9 * limit), {})
+    assert frontier.ask(ledger, 2)
+    assert not frontier.hopeless

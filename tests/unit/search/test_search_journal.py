@@ -1,0 +1,81 @@
+"""The journal of a search: what it is of, and what others read in it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from donna_ray.errors import DonnaError
+from donna_ray.search.ask_tell import _gain
+from donna_ray.search.study.ledger import Ledger
+from tests.search_problems import device_of, drive, search_on, toy
+
+
+def test_journal_of_another_space_or_other_objectives_is_refused(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    problem = toy((3, 3))
+    drive(search_on(journal, problem, strategy="random", evaluations=4), device_of(problem))
+    with pytest.raises(DonnaError, match=r"of the space .* Give the search another journal"):
+        search_on(journal, toy((3, 4)))
+    other = replace(problem, objectives=["params"])
+    with pytest.raises(DonnaError, match=r"of the objectives .*\['params'\]"):
+        search_on(journal, other, strategy="nsga2", objectives=["params"])
+    assert search_on(journal, problem).done == 4
+
+
+def test_journal_may_be_a_string(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "folder" / "journal"), toy((3, 3)).space)
+    ledger.ask((0, 0))
+    assert (tmp_path / "folder" / "journal").exists()
+
+
+def test_dashboard_reads_the_journal(tmp_path: Path) -> None:
+    problem = toy((4, 4, 4), limits={"params": 90.0}, latency_limit_ms=2.0)
+    search = search_on(tmp_path / "journal", problem, strategy="nsga2", evaluations=20)
+    drive(search, device_of(problem))
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
+    (name,) = optuna.get_all_study_names(storage)
+    study = optuna.load_study(study_name=name, storage=storage)
+    trials = study.get_trials(states=(TrialState.COMPLETE,))
+    assert len(trials) >= 20
+    for trial in trials:
+        assert trial.constraints["latency_limit_ms"] == pytest.approx(trial.values[1] - 2.0)
+        assert trial.constraints["params_limit"] <= 0
+    assert {direction.name for direction in study.directions} == {"MAXIMIZE", "MINIMIZE"}
+
+
+def test_repeats_keep_the_constraints_of_what_they_repeat(tmp_path: Path) -> None:
+    problem = toy((2, 2, 2), latency_limit_ms=1.0)
+    journal = tmp_path / "journal"
+    config = {"strategy": "nsga2", "evaluations": 30}
+    drive(search_on(journal, problem, **config), device_of(problem), most=7)
+    search = search_on(journal, problem, **config)  # which has the measured ones from the file
+    drive(search, device_of(problem))
+    repeated = [
+        trial
+        for trial in search.ledger.study.get_trials(states=(TrialState.COMPLETE,))
+        if "repeated" in trial.user_attrs
+    ]
+    assert repeated
+    for trial in repeated:
+        assert trial.constraints["latency_limit_ms"] == pytest.approx(trial.values[1] - 1.0)
+
+
+def test_one_bad_candidate_does_not_hide_what_is_gained() -> None:
+    latency = np.linspace(1, 2, 60)
+    values = np.column_stack([0.5 + 0.01 * np.sqrt(latency), latency])
+    bad = values.copy()
+    bad[3] = [0.01, 90.0]  # of no use to anybody
+    assert _gain(bad, None) == pytest.approx(_gain(values, None), rel=0.2)
+
+
+def test_gain_of_a_front_of_one_point_is_told() -> None:
+    values = np.array([[0.5, 1.0], *[[0.4, 2.0]] * 70])
+    assert _gain(values, None) == 0

@@ -1,0 +1,127 @@
+"""Limits on known costs, however tight, and what a configuration says of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from donna_ray.config import SearchConfig
+from donna_ray.errors import DonnaError
+from donna_ray.search.ask_tell import Search, SearchSetup
+from donna_ray.search.strategies.feasible import Feasible
+from donna_ray.search.study.problem import KnownCost, SearchProblem
+from tests.search_problems import device_of, drive, outcome_of, search_on, toy
+
+
+def least_of(problem: SearchProblem, name: str) -> float:
+    cost = problem.known[name]
+    return cost.fixed + sum(float(table.min()) for table in cost.tables)
+
+
+@pytest.mark.parametrize("strategy", ["nsga2", "nsga3", "tpe", "random"])
+def test_tight_limit_is_searched_within(strategy: str, tmp_path: Path) -> None:
+    limit = 3 * least_of(toy((40,) * 6), "params")
+    problem = toy((40,) * 6, limits={"params": limit})
+    search = search_on(tmp_path / "journal", problem, strategy=strategy, evaluations=60)
+    asked = drive(search, device_of(problem))
+    assert len(asked) == len(set(asked)) == 60
+    assert problem.keeps_limits(np.array(asked)).all()
+
+
+@pytest.mark.parametrize("strategy", ["frontier", "nsga2", "random"])
+def test_all_that_keep_the_tightest_limits_are_measured(strategy: str, tmp_path: Path) -> None:
+    free = toy((20,) * 4)
+    small = [np.flatnonzero(table <= 23) for table in free.known["params"].tables]
+    rows = np.array(list(product(*small)))
+    wanted = {
+        tuple(row)
+        for row, total in zip(rows.tolist(), free.known["params"].total(rows), strict=True)
+        if total <= 23
+    }
+    problem = toy((20,) * 4, limits={"params": 23.0})
+    search = search_on(
+        tmp_path / "journal", problem, strategy=strategy, evaluations=len(wanted) + 40
+    )
+    waiting = [
+        batch for batch in (search.ask(12), search.ask(12)) if batch
+    ]  # so that something is in flight at each ask
+    device = device_of(problem)
+    while waiting:
+        batch = waiting.pop(0)
+        search.tell((each, outcome_of(problem, each, device(each))) for each in batch)
+        while len(waiting) < 2 and (new := search.ask(12)):
+            waiting.append(new)
+    assert search.finished
+    found = set(search.ledger.measured)
+    assert found <= wanted
+    assert len(wanted - found) <= (3 if strategy == "frontier" else 0)
+
+
+def test_two_tight_limits_are_searched_within(tmp_path: Path) -> None:
+    free = toy((30,) * 5)
+    limits = {"params": 2.5 * least_of(free, "params"), "macs": 5 * least_of(free, "macs")}
+    problem = toy((30,) * 5, limits=limits)
+    problem.check()
+    search = search_on(tmp_path / "journal", problem, strategy="nsga2", evaluations=60)
+    asked = np.array(drive(search, device_of(problem)))
+    assert len(asked) == 60  # of 89 that there are
+    assert problem.keeps_limits(asked).all()
+
+
+def test_mended_architecture_keeps_the_limits_and_what_it_can() -> None:
+    problem = toy((40,) * 6, limits={"params": 60.0})
+    feasible = Feasible(problem, np.random.default_rng(0))
+    rows = np.random.default_rng(1).integers(40, size=(200, 6))
+    mended = [feasible.mended(tuple(row)) for row in rows.tolist()]
+    assert all(each is not None for each in mended)
+    found = np.array(mended)
+    assert problem.keeps_limits(found).all()
+    assert (found == rows).any(axis=1).mean() > 0.9
+    assert len(set(mended)) > 150
+    kept = mended[0]
+    assert kept is not None
+    assert feasible.mended(kept) == kept
+
+
+def test_limits_that_cannot_be_kept_each_by_itself_are_refused_by_name() -> None:
+    with pytest.raises(DonnaError, match=r"search\.macs_limit must be feasible, but is 5 .*310 "):
+        toy(limits={"macs": 5.0, "params": 2.0}).check()
+    with pytest.raises(DonnaError, match=r"search\.params_limit must be feasible, but is 2 "):
+        toy(limits={"macs": 1e6, "params": 2.0}).check()
+
+
+def test_search_refuses_limits_that_nothing_keeps(tmp_path: Path) -> None:
+    with pytest.raises(DonnaError, match=r"search\.macs_limit must be feasible"):
+        search_on(tmp_path / "journal", toy(limits={"macs": 5.0}))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"latency_limit": "2.5ms"}, r"search\.latency_limit must be kept by the problem"),
+        ({"latency_limit": "0.8x"}, r"search\.latency_limit must be kept by the problem"),
+        ({"params_limit": 90}, r"search\.params_limit must be kept by the problem, but is 90"),
+        ({"macs_limit": "0.5x"}, r"search\.macs_limit must be kept"),
+        ({"objectives": ["params"], "strategy": "nsga2"}, r"search\.objectives must be those"),
+    ],
+)
+def test_problem_that_is_not_that_of_the_configuration_is_refused(
+    config: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DonnaError, match=words):
+        search_on(tmp_path / "journal", toy(), **config)
+
+
+def test_problem_with_the_limits_of_the_configuration_is_taken(tmp_path: Path) -> None:
+    problem = toy(limits={"params": 90.0, "macs": 1000.0}, latency_limit_ms=2.5)
+    for number, config in enumerate(
+        ({"latency_limit": "2.5ms", "params_limit": 90}, {"latency_limit": "0.8x"}, {})
+    ):
+        search_on(tmp_path / str(number), problem, macs_limit="0.5x", **config)
+    other = replace(problem, known={**problem.known, "macs": KnownCost((), 0.0)})
+    with pytest.raises(DonnaError, match=r"search\.macs_limit"):
+        Search(SearchSetup(other, SearchConfig(macs_limit=7), 0, tmp_path / "other"))

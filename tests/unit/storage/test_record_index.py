@@ -1,0 +1,226 @@
+"""Records come from the index where nothing changed; a store that refuses is waited for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from donna_ray.errors import DonnaError
+from donna_ray.storage import files as storage
+from donna_ray.storage.records import RecordStore
+from tests.unit.storage.refusing_files import RefusingFiles
+
+COUNT = """
+import sys
+
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+from donna_ray.storage.records import RecordStore
+
+for line in sys.stdin:
+    store = RecordStore(sys.argv[1])
+    opened.clear()
+    print(len(store.records()))
+    inside = (name for name in opened if name.startswith(sys.argv[1] + "/"))
+    print(*sorted(name.rpartition("/")[2] for name in inside), flush=True)
+"""
+
+
+def fill(store: RecordStore, count: int, numbers: int = 3) -> None:
+    """Put records key0, key1, … of so many numbers each."""
+    for number in range(count):
+        store.put(f"key{number}", {"nsr": number}, {"w": torch.ones(numbers)})
+
+
+@contextmanager
+def listing(folder: Path) -> Iterator[Callable[[], tuple[int, list[str]]]]:
+    """Lists a store in another process: how many records, and which files of it that opened."""
+    command = [sys.executable, "-c", COUNT, str(folder)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        ask, answer = process.stdin, process.stdout
+
+        def list_and_count() -> tuple[int, list[str]]:
+            print("again", file=ask, flush=True)
+            return int(answer.readline()), answer.readline().split()
+
+        yield list_and_count
+
+
+def test_unchanged_records_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RecordStore(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)  # 400 of them take seconds
+        fill(store, 200)
+    with listing(tmp_path) as list_and_count:
+        count, opened = list_and_count()
+        assert count == 200
+        assert len([name for name in opened if not name.startswith(".")]) == 400
+        assert list_and_count() == (200, [".index"])
+        store.put("more", {"nsr": 3}, {"w": torch.ones(3)})
+        store.put_failed("key7", "why", {})
+        store.remove(["key8"])
+        count, opened = list_and_count()
+        assert count == 200
+        assert opened[0].startswith("..index.")
+        assert opened[1:] == [".index", "key7.json", "more.json", "more.safetensors"]
+        assert list_and_count() == (200, [".index"])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda index: None,
+        lambda index: b"",
+        lambda index: index[: len(index) // 2],
+        lambda index: index[:-9] + bytes([index[-9] ^ 1]) + index[-8:],
+        lambda index: b"{}",
+    ],
+)
+def test_bad_index_is_made_again(tmp_path: Path, damage: Callable[[bytes], bytes | None]) -> None:
+    store, index = RecordStore(tmp_path), tmp_path / ".index"
+    fill(store, 5)
+    before, whole = store.records(), index.read_bytes()
+    index.unlink()
+    if (damaged := damage(whole)) is not None:
+        index.write_bytes(damaged)
+    assert store.records() == before
+    assert index.read_bytes() == whole
+
+
+def test_old_index_of_another_writer_is_outdated(tmp_path: Path) -> None:
+    store, index = RecordStore(tmp_path), tmp_path / ".index"
+    fill(store, 3)
+    store.records()
+    old = index.read_bytes()
+    store.put("key1", {"nsr": 7.5}, {"w": torch.zeros(3)})
+    store.remove(["key2"])
+    store.records()
+    index.write_bytes(old)
+    assert {key: record["nsr"] for key, record in store.records().items()} == {
+        "key0": 0,
+        "key1": 7.5,
+    }
+
+
+def test_index_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    fill(store, 3)
+    (tmp_path / ".index").mkdir()  # a rename onto a folder fails, also for root
+    assert len(store.records()) == 3
+    assert len(store.records()) == 3
+    assert not [name for name in store.files() if name.startswith(".")]
+
+
+def test_alteration_without_a_trace_is_found_by_verify(tmp_path: Path) -> None:
+    store, path = RecordStore(tmp_path), tmp_path / "key1.safetensors"
+    fill(store, 3)
+    store.records()
+    status, data = path.stat(), path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert len(store.records()) == 3
+    assert store.verify() == ["key1"]
+    assert list(store.records()) == ["key0", "key2"]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stores wait for three seconds instead of a minute."""
+    monkeypatch.setattr(storage, "PATIENCE", 3.0)
+    monkeypatch.setattr(storage, "LONGEST_WAIT", 0.4)
+
+
+@pytest.fixture
+def refusing(impatient: None) -> Iterator[RecordStore]:
+    """A store on a filesystem that can be told to refuse."""
+    RefusingFiles.reset()
+    yield RecordStore("refusing://user:secret@host/blocks")
+    RefusingFiles.reset()
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), TimeoutError(), RuntimeError("HTTP 503")])
+def test_store_that_refuses_for_a_while_is_waited_for(
+    refusing: RecordStore, error: Exception
+) -> None:
+    started = time.monotonic()
+    RefusingFiles.refuse(1.5, error)
+    refusing.put("key", {"nsr": 1}, {"w": torch.ones(3)}, files={"onnx": b"graph"})
+    assert 1.5 < time.monotonic() - started < 3
+    assert RefusingFiles.refusals > 2
+    assert list(refusing.records()) == ["key"]
+    assert sorted(refusing.files()) == [".index", "key.json", "key.onnx", "key.safetensors"]
+
+
+def test_local_store_that_is_away_for_a_while_is_waited_for(
+    tmp_path: Path, impatient: None
+) -> None:
+    place = tmp_path / "share"
+    place.write_text("not mounted yet")
+    back = threading.Timer(1.0, place.unlink)
+    back.start()
+    RecordStore(place / "blocks").put("key", {"nsr": 1}, {"w": torch.ones(3)})
+    assert list(RecordStore(place / "blocks").records()) == ["key"]
+
+
+def test_store_that_refuses_for_long_is_an_error(refusing: RecordStore) -> None:
+    fill(refusing, 1)
+    RefusingFiles.refuse(60, PermissionError("not yours"))
+    started = time.monotonic()
+    with pytest.raises(DonnaError) as caught:
+        refusing.put("key", {"nsr": 1}, {"w": torch.ones(3)})
+    assert 2 < time.monotonic() - started < 5
+    for words in ("refusing://host/blocks", "key.safetensors", "3 s", "not yours", "same command"):
+        assert words in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert list(refusing.records()) == ["key0"]
+    assert not [name for name in refusing.files() if name.startswith(".")]
+
+
+def test_full_store_is_an_error_at_once(refusing: RecordStore) -> None:
+    fill(refusing, 1)
+    RefusingFiles.refuse(60, OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(DonnaError, match=r"must have room, but is full .* records .* are kept"):
+        refusing.put("key", {"nsr": 1}, {"w": torch.ones(3)})
+    assert RefusingFiles.refusals == 1
+    assert refusing.verify() == []
+    assert refusing.get("key0") is not None
+
+
+@contextmanager
+def mounted(folder: Path, size: str) -> Iterator[None]:
+    """A filesystem in memory of this size; skips the test where none can be mounted."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting takes the rights of root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_keeps_what_is_there(tmp_path: Path) -> None:
+    with mounted(tmp_path, "300k"):
+        store = RecordStore(tmp_path)
+        with pytest.raises(DonnaError, match=r"must have room, but is full .*No space left"):
+            fill(store, 100, numbers=5000)
+        stored = len(store.records())
+        assert 5 < stored < 20
+        assert store.verify() == []
+        assert not [name for name in store.files() if name.startswith(".key")]
+        store.remove(["key0", "key1"])
+        fill(store, 2)
+        assert len(store.records()) == stored

@@ -1,0 +1,152 @@
+"""The queue of units: each is leased to one worker and completed once, whoever dies."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from donna_ray.workers.queue import UnitQueue
+
+
+class Clock:
+    """Seconds that a test moves on."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def queue_of(count: int, clock: Clock | None = None) -> UnitQueue:
+    queue = UnitQueue([1] * count, silence_s=60, clock=clock or Clock())
+    for worker in ("a", "b"):
+        queue.join(worker, f"place of {worker}", f"node of {worker}")
+    return queue
+
+
+def test_units_are_leased_in_order_and_completed_once() -> None:
+    queue = UnitQueue([1, 5, 1])
+    queue.join("a", "0", "node")
+    assert [queue.lease("a"), queue.lease("a"), queue.lease("a"), queue.lease("a")] == [
+        0,
+        1,
+        2,
+        None,
+    ]
+    queue.complete(1, {"n": 1})
+    queue.complete(1, {"n": "again"})
+    assert queue.state() == {"done": 5, "open": 2, "workers": 1}
+    assert not queue.finished()
+    queue.complete(2, {"n": 2})
+    queue.complete(0, {"n": 0})
+    assert queue.finished()
+    assert queue.result() == ([{"n": 0}, {"n": 1}, {"n": 2}], None)
+
+
+def test_a_unit_waits_for_those_before_it() -> None:
+    queue = UnitQueue([1, 1, 0], [(), (), (1,)])
+    queue.join("a", "0", "node")
+    assert [queue.lease("a"), queue.lease("a"), queue.lease("a")] == [0, 1, None]
+    queue.complete(0, {})
+    assert queue.lease("a") is None
+    assert not queue.finished()
+    queue.complete(1, {})
+    assert queue.lease("a") == 2
+    queue.complete(2, {})
+    assert queue.finished()
+
+
+def test_what_is_waited_for_is_taken_back_from_a_silent_worker() -> None:
+    clock = Clock()
+    queue = UnitQueue([1, 0], [(), (0,)], silence_s=60, clock=clock)
+    queue.join("a", "0", "node")
+    queue.join("b", "1", "node")
+    assert queue.lease("a") == 0
+    clock.now = 61
+    assert queue.lease("b") == 0
+
+
+def test_successor_at_a_place_returns_what_was_held() -> None:
+    queue = queue_of(3)
+    assert [queue.lease("a"), queue.lease("b")] == [0, 1]
+    queue.join("c", "place of a", "another node")
+    assert queue.lease("b") == 0
+    assert queue.lease("c") == 2
+
+
+def test_lost_node_returns_what_its_workers_held() -> None:
+    queue = queue_of(2)
+    assert [queue.lease("a"), queue.lease("b")] == [0, 1]
+    queue.lose(["node of a"])
+    assert queue.lease("b") == 0
+    assert queue.lease("b") is None
+
+
+def test_silent_worker_is_taken_for_dead_and_may_still_be_first() -> None:
+    clock = Clock()
+    queue = queue_of(1, clock)
+    assert queue.lease("a") == 0
+    clock.now = 59
+    assert queue.lease("b") is None
+    queue.beat("a")
+    clock.now = 118
+    assert queue.lease("b") is None
+    clock.now = 120
+    assert queue.lease("b") == 0
+    queue.complete(0, {"by": "a"})  # it was only slow
+    queue.complete(0, {"by": "b"})
+    assert queue.result() == ([{"by": "a"}], None)
+
+
+def test_unit_that_raises_ends_the_queue() -> None:
+    queue = queue_of(2)
+    queue.lease("a")
+    queue.fail("first")
+    queue.fail("second")
+    assert queue.finished()
+    assert queue.lease("b") is None
+    assert queue.result() == ([], "first")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 7), st.sampled_from(["lease", "complete", "die"]))))
+def test_whatever_happens_every_unit_is_completed_once(events: list[tuple[int, str]]) -> None:
+    """Eight places; their workers lease, complete and die in any order, then all work on."""
+    queue, held, born = UnitQueue([1] * 20), {}, 0
+    workers: dict[int, str] = {}
+    completed: list[int] = []
+
+    def worker_at(place: int) -> str:
+        nonlocal born
+        if place not in workers:
+            born += 1
+            workers[place] = f"worker {born}"
+            queue.join(workers[place], str(place), "node")
+        return workers[place]
+
+    def complete(place: int) -> None:
+        if place in held:
+            completed.append(held.pop(place))
+            queue.complete(completed[-1], {})
+
+    def lease(place: int) -> None:
+        unit = None if place in held else queue.lease(worker_at(place))
+        if unit is not None:
+            assert unit not in held.values()
+            assert unit not in completed
+            held[place] = unit
+
+    for place, event in events:
+        if event == "die":
+            held.pop(place, None)
+            workers.pop(place, None)
+        else:
+            {"lease": lease, "complete": complete}[event](place)
+    for _ in range(20):
+        for place in range(8):
+            worker_at(place)
+            lease(place)
+            complete(place)
+    assert sorted(completed) == list(range(20))
+    assert queue.finished()
