@@ -54,6 +54,7 @@ class Run:
         place = self.shared.place
         self._mirror = Mirror(self.root, place) if isinstance(place, str) else None
         self._open = ExitStack()
+        self._kept: dict[str, Any] = {}
         self._nodes_are_checked = False
         self.only, self._fresh = only, fresh
         self._lock: IO[str] | None = None
@@ -80,6 +81,9 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         try:
+            for each in reversed(self._kept.values()):
+                each.close()
+            self._kept.clear()
             self.ray.close()
             if error is None:
                 shutil.rmtree(self.root / "ray", ignore_errors=True)
@@ -88,6 +92,12 @@ class Run:
         finally:
             if self._lock is not None:
                 self._lock.close()
+
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """What is made at the first call and kept for later steps; its `close` ends the run."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
 
     def connect(self) -> None:
         """Be connected to Ray, on a cluster whose nodes all see what they must.

@@ -20,7 +20,6 @@ from ray.cluster_utils import Cluster
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.errors import DonnaError
 from donna_ray.run.run import Run
-from donna_ray.workers import spread as workers
 from donna_ray.workers.spread import Unit, spread
 
 UNITS = 100  # more than are done until the last event, on a slow machine, too
@@ -104,7 +103,6 @@ def test_nodes_join_and_leave_and_workers_die(
     cluster: Cluster, node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node joins and takes part; a worker is killed; the first node is lost for ever."""
-    monkeypatch.setattr(workers, "_ENDING_S", 3.0)  # the lost node is waited for until the end
     folder = tmp_path / "notes"
     folder.mkdir()
     joined: list[subprocess.Popen[bytes]] = []
