@@ -23,6 +23,8 @@ from donna_ray.run.run import Run
 from donna_ray.workers.spread import Unit, spread
 
 UNITS = 100  # more than are done until the last event, on a slow machine, too
+pytestmark = pytest.mark.soak
+
 QUICK = {
     "health_check_period_ms": 500,
     "health_check_timeout_ms": 1000,
@@ -168,26 +170,3 @@ def test_node_that_does_not_see_the_run_folder_is_refused(cluster: Cluster, tmp_
         process.wait()
     for words in ("All nodes", str(root), os.uname().nodename, "cluster.storage", "s3://"):
         assert words in str(caught.value)
-
-
-def test_unit_that_raises_stops_the_step(node: Any, tmp_path: Path) -> None:
-    def work(number: int) -> dict[str, Any]:
-        raise ValueError(f"unit {number} is bad")
-
-    with (
-        Run(configuration(workers=1), tmp_path / "run") as run,
-        pytest.raises(DonnaError, match="unit 0 is bad"),
-    ):
-        spread(run, "test", "units", [Unit(number) for number in range(3)], work)
-
-
-def test_worker_that_always_dies_ends_the_step(node: Any, tmp_path: Path) -> None:
-    def work(number: int) -> dict[str, Any]:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return {}
-
-    with (
-        Run(configuration(workers=1, retries=1), tmp_path / "run") as run,
-        pytest.raises(DonnaError, match=r"0 of 3 are done.*cluster\.retries = 1"),
-    ):
-        spread(run, "test", "units", [Unit(number) for number in range(3)], work)
