@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 _NAMED_DATASET = re.compile(r"(torch|hfds|hfids|tfds|wds)/", re.IGNORECASE)
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent / "shipped"
 PRESETS = ("compress", *sorted(path.stem for path in (CONFIGS / "spaces").glob("*.yaml")))
 
 
