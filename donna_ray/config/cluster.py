@@ -25,8 +25,8 @@ class ClusterConfig(Section):
     retries: NonNegativeInt = 3
     storage: FolderOrUrl | None = None
 
-    def place_of(self, root: Path) -> str | Path:
-        """Where the processes of the run in `root` meet: that folder, or one at a URL."""
+    def location_of(self, root: Path) -> str | Path:
+        """The folder that all processes of the run in `root` share: that one, or one at a URL."""
         if self.storage is None or "://" not in self.storage:
             return root
         return f"{self.storage.rstrip('/')}/{root.name}"

@@ -191,7 +191,7 @@ class FamilyRecipe(Section):
 
 
 class RacingConfig(Section):
-    """Pausing blocks that are bad and dear early.
+    """Pausing early the blocks that are bad and expensive.
 
     After `share` of its training a block is paused if another one of its stage costs no more, in
     `macs` or `params`, and has an NSR so far that is lower by more than `margin` (0.1 is 10%).

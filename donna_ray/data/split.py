@@ -1,7 +1,7 @@
 """Passes over the parts of a data set."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -28,6 +28,7 @@ class Split:
         loader_workers: processes that decode; 0 decodes in the caller's.
         name: for messages.
         classes: labels are 0 to classes - 1; None accepts any label.
+        limit: the most images, the first ones; None is all of them.
         broken: why an image could not be read, by its name, of all passes so far.
     """
 
@@ -35,10 +36,16 @@ class Split:
     loader_workers: int = 0
     name: str = "images"
     classes: int | None = None
+    limit: int | None = None
     broken: dict[str, str] = field(default_factory=dict, init=False, compare=False)
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        size = len(self.dataset)  # type: ignore[arg-type]
+        return size if self.limit is None else min(self.limit, size)
+
+    def first(self, limit: int) -> "Split":
+        """Its first images, at most so many."""
+        return replace(self, limit=limit)
 
     def batches(
         self,
@@ -154,6 +161,8 @@ class Split:
         for batch in batches:
             count += len(batch[1])
             yield batch
+            if self.limit is not None and count >= len(self):
+                return
         if not count <= len(self) <= count + len(self.broken):
             raise DonnaError(
                 f"A split must hold as many images as it says, but {self.name} says {len(self)} "

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _DEVICE = "device"
-_LOOK_PAUSE_S = 2.0
+_POLL_S = 2.0
 _UNUSABLE = (DeviceError, ValueError, OSError, sqlite3.Error, ray.exceptions.RayError)
 
 Latency = dict[str, Any]
@@ -77,7 +77,7 @@ def start_farms(
     """The way to each device, by name, on the Ray cluster that this process is connected to.
 
     Devices of their own are started, equal ones once. That of a served farm is waited for, as is a
-    node with what `device.resources` names, which `say` is told.
+    node with what `device.resources` names, which `say` reports.
 
     Raises:
         DonnaError: a device cannot be used, or a served farm is not there.
@@ -153,15 +153,15 @@ def _connect(name: str) -> Farm:
 
 def _await_device(farm: Farm, farm_name: str, name: str, say: Callable[[str], None]) -> None:
     """Wait until a farm has a device of that name or model; it may yet be plugged in."""
-    told = False
+    announced = False
     while name not in (known := _names(farm)):
-        if not told:
+        if not announced:
             say(
                 f"  waiting for a device {name!r}, which the farm {farm_name!r} does not have (it "
                 f"has {', '.join(known) or 'none'}): plug it in, or stop and correct device.name"
             )
-            told = True
-        time.sleep(_LOOK_PAUSE_S)
+            announced = True
+        time.sleep(_POLL_S)
 
 
 def _names(farm: Farm) -> list[str]:
@@ -246,7 +246,7 @@ class LatencyFarm:
         """How many devices measure for this one's name or model now; 0 where the farm is gone."""
         try:
             rows = self._farm.status()
-        except ray.exceptions.RayError:  # which measuring will tell
+        except ray.exceptions.RayError:  # measuring will say so
             return 0
         known = [row for row in rows if self._device in (row["device"], row["model"])]
         return sum(row["state"] in ("ready", "leased", "cooling") for row in known)

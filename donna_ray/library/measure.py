@@ -11,8 +11,8 @@ from donna_ray.config import RunConfig
 from donna_ray.distill.precision import measured_precision
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import load_reference
-from donna_ray.run.place import SharedFolder
 from donna_ray.run.run import Run
+from donna_ray.run.shared_folder import SharedFolder
 from donna_ray.storage.artifacts import Artifact, StepFolder
 from donna_ray.training.loop import Precision
 from donna_ray.workers.spread import task_resources

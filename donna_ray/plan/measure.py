@@ -93,7 +93,7 @@ def _precision_seconds(run: Run, reference: Artifact) -> float:
 
 
 def _light_and_heavy(costs: Sequence[float], size: int) -> list[list[int]]:
-    """The indices of the cheapest and of the dearest pack of this size."""
+    """The indices of the cheapest and of the most expensive pack of this size."""
     order = np.argsort(costs).tolist()
     return [order[:size], order[-size:]]
 
