@@ -29,6 +29,7 @@ class Split:
         name: for messages.
         classes: labels are 0 to classes - 1; None accepts any label.
         limit: the most images, the first ones; None is all of them.
+        part: rank and size of a ``shard``.
         broken: why an image could not be read, by its name, of all passes so far.
     """
 
@@ -37,6 +38,7 @@ class Split:
     name: str = "images"
     classes: int | None = None
     limit: int | None = None
+    part: tuple[int, int] = (0, 1)
     broken: dict[str, str] = field(default_factory=dict, init=False, compare=False)
 
     def __len__(self) -> int:
@@ -46,6 +48,14 @@ class Split:
     def first(self, limit: int) -> "Split":
         """Its first images, at most so many."""
         return replace(self, limit=limit)
+
+    def shard(self, rank: int, size: int) -> "Split":
+        """Every `size`-th image of each batch: together the shards make the batches of the split.
+
+        `batch_size` and the number of steps stay those of the whole batches. Images by index are
+        read by one process only, a stream by all of them.
+        """
+        return replace(self, part=(rank, size))
 
     def batches(
         self,
@@ -70,7 +80,9 @@ class Split:
         """
         if isinstance(self.dataset, ImageStream):
             batches = self._streamed(self.dataset, batch_size, shuffle_seed, epoch)
-            yield from islice(batches, start, None)
+            rank, size = self.part
+            for images, labels in islice(batches, start, None):
+                yield images[rank::size], labels[rank::size]
             return
         order = self._order(batch_size, shuffle_seed, epoch)[start:]
         if isinstance(self.dataset, TensorDataset):
@@ -80,7 +92,8 @@ class Split:
             return
         images_of_pass = SeededPass(self.dataset, shuffle_seed or 0, epoch)
         lists = [indices.tolist() for indices in order]
-        yield from self._loaded(DataLoader(images_of_pass, batch_sampler=lists, **self._how(0)))
+        loader = DataLoader(images_of_pass, batch_sampler=lists, **self._how(0))
+        yield from self._loaded(loader if self.part[1] == 1 else _without_gaps(loader))
 
     def steps(self, batch_size: int) -> int:
         """Batches of a shuffled pass."""
@@ -91,7 +104,9 @@ class Split:
         if shuffle_seed is not None:
             np.random.default_rng([shuffle_seed, epoch]).shuffle(order)
             order = order[: self.steps(batch_size) * batch_size]
-        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        rank, size = self.part
+        starts = range(0, len(order), batch_size)
+        return [order[start : start + batch_size][rank::size] for start in starts]
 
     def _streamed(
         self, stream: ImageStream, batch_size: int, shuffle_seed: int | None, epoch: int
@@ -169,6 +184,24 @@ class Split:
                 f"and gave {count}, besides {len(self.broken)} that cannot be read. Correct the "
                 "number of images in the split, or the files."
             )
+
+
+def _without_gaps(loaded: Iterable[Any]) -> Iterator[Any]:
+    """The batch before again where all images of one are broken: other processes have theirs.
+
+    Before the first sound batch, that one.
+    """
+    last = None
+    leading = []  # what was broken in gaps before it
+    for batch, broken in loaded:
+        if batch is None and last is None:
+            leading.append(broken)
+            continue
+        last = last if batch is None else batch
+        yield from ((last, each) for each in leading)
+        leading.clear()
+        yield last, broken
+    yield from ((None, each) for each in leading)
 
 
 @dataclass(frozen=True)

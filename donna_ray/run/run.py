@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import yaml
@@ -56,11 +55,10 @@ class Run:
         self._open = ExitStack()
         self._nodes_are_checked = False
         self.only, self._fresh = only, fresh
-        self._lock: IO[str] | None = None
 
     def __enter__(self) -> "Run":
         self.root.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.root / ".lock")
+        self._open.enter_context(_locked(self.root / ".lock"))
         if self._fresh:
             _remove_results(self.root)
             self._remove_records()
@@ -73,21 +71,12 @@ class Run:
         self._open.enter_context(self.shared.marked())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        with self._open:
             self.ray.close()
             if error is None:
                 shutil.rmtree(self.root / "ray", ignore_errors=True)
             self._copy()
-            self._open.close()
-        finally:
-            if self._lock is not None:
-                self._lock.close()
 
     def connect(self) -> None:
         """Be connected to Ray, on a cluster whose nodes all see what they must.
