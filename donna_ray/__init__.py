@@ -1,5 +1,116 @@
 """Finds neural networks for a given device: the method of DONNA (ICCV 2021), on Ray.
 
 Moons et al., "Distilling Optimal Neural Networks: Rapid Search in Diverse Spaces",
-arXiv 2012.08859. The command line is in `donna_ray.cli.main`, the steps in `donna_ray.pipeline`.
+arXiv 2012.08859. ``run_steps`` is the whole method (`donna_ray.pipeline` lists its steps), `donna`
+the command line (`donna_ray.cli.main`); ARCHITECTURE.md says what each folder is for.
+
+Names are loaded when they are first used: importing this package imports neither torch nor Ray.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from donna_ray.config import (
+        BlocksConfig,
+        ClusterConfig,
+        DataConfig,
+        DeviceConfig,
+        FinetuneConfig,
+        LibraryConfig,
+        PredictorConfig,
+        ReferenceConfig,
+        RunConfig,
+        SearchConfig,
+        SpaceConfig,
+        load_config,
+        shipped_config,
+    )
+    from donna_ray.errors import ConfigError, DonnaError
+    from donna_ray.export.step import export_network
+    from donna_ray.pipeline import check, run_steps
+    from donna_ray.predictor import AccuracyPredictor
+    from donna_ray.reference.network import StagedNetwork
+    from donna_ray.reference.step import build_reference
+    from donna_ray.run.run import Run
+    from donna_ray.search.ask_tell import Search, SearchSetup
+    from donna_ray.search.exact.cross_terms import AccuracyModel
+    from donna_ray.search.exact.front import exact_front
+    from donna_ray.search.study.problem import KnownCost, SearchProblem
+    from donna_ray.search.tuner import BatchSearcher
+    from donna_ray.space import (
+        BlockSpec,
+        SearchSpace,
+        Stage,
+        StageShape,
+        build_block,
+        build_space,
+        register_block,
+    )
+    from donna_ray.storage.records import RecordStore
+
+__all__ = [
+    "AccuracyModel",
+    "AccuracyPredictor",
+    "BatchSearcher",
+    "BlockSpec",
+    "BlocksConfig",
+    "ClusterConfig",
+    "ConfigError",
+    "DataConfig",
+    "DeviceConfig",
+    "DonnaError",
+    "FinetuneConfig",
+    "KnownCost",
+    "LibraryConfig",
+    "PredictorConfig",
+    "RecordStore",
+    "ReferenceConfig",
+    "Run",
+    "RunConfig",
+    "Search",
+    "SearchConfig",
+    "SearchProblem",
+    "SearchSetup",
+    "SearchSpace",
+    "SpaceConfig",
+    "Stage",
+    "StageShape",
+    "StagedNetwork",
+    "build_block",
+    "build_reference",
+    "build_space",
+    "check",
+    "exact_front",
+    "export_network",
+    "load_config",
+    "register_block",
+    "run_steps",
+    "shipped_config",
+]
+
+_HOMES = {
+    "errors": "ConfigError DonnaError",
+    "export.step": "export_network",
+    "pipeline": "check run_steps",
+    "predictor": "AccuracyPredictor",
+    "reference.network": "StagedNetwork",
+    "reference.step": "build_reference",
+    "run.run": "Run",
+    "search.ask_tell": "Search SearchSetup",
+    "search.exact.cross_terms": "AccuracyModel",
+    "search.exact.front": "exact_front",
+    "search.study.problem": "KnownCost SearchProblem",
+    "search.tuner": "BatchSearcher",
+    "space": "BlockSpec SearchSpace Stage StageShape build_block build_space register_block",
+    "storage.records": "RecordStore",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    homes = (home for home, names in _HOMES.items() if name in names.split())
+    return getattr(importlib.import_module(f"{__name__}.{next(homes, 'config')}"), name)

@@ -1,9 +1,10 @@
 """``donna library ls | show | verify | gc``. Imports torch only once a command is run."""
 
-import json
 from typing import Annotated, Any
 
 import typer
+
+from donna_ray.cli.options import JsonOption, print_facts
 
 __all__ = ["app"]
 
@@ -13,7 +14,6 @@ PlaceArgument = Annotated[
     str,
     typer.Argument(metavar="RUN_OR_STORE", help="A run folder, or a store's path or URL."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("ls")
@@ -26,8 +26,7 @@ def list_blocks(
     from donna_ray.cli.tables import print_blocks
     from donna_ray.library.tools import blocks_of, library_of
 
-    blocks = blocks_of(library_of(place).store, stage)
-    print(json.dumps(blocks, indent=2)) if as_json else print_blocks(blocks)
+    print_facts(blocks_of(library_of(place).store, stage), as_json, print_blocks)
 
 
 @app.command()
@@ -40,8 +39,7 @@ def show(
     from donna_ray.cli.tables import print_record
     from donna_ray.library.tools import library_of, record_of
 
-    facts = record_of(library_of(place).store, key)
-    print(json.dumps(facts, indent=2)) if as_json else print_record(facts)
+    print_facts(record_of(library_of(place).store, key), as_json, print_record)
 
 
 @app.command()

@@ -8,10 +8,16 @@ from typing import Annotated
 
 import typer
 
-from donna_ray.cli.export import export
 from donna_ray.cli.library import app as library_app
+from donna_ray.cli.options import (
+    ConfigArgument,
+    JsonOption,
+    OutOption,
+    RunArgument,
+    SetOption,
+    print_facts,
+)
 from donna_ray.cli.plan import plan
-from donna_ray.cli.predictor import app as predictor_app
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.errors import ConfigError, DonnaError, MissingArtifactError, RunLockedError
 from donna_ray.run.folder import run_folder
@@ -27,7 +33,6 @@ config_app = typer.Typer(no_args_is_help=True, help="What a configuration may ho
 app.add_typer(config_app, name="config")
 space_app = typer.Typer(no_args_is_help=True, help="The networks that a search chooses from.")
 app.add_typer(space_app, name="space")
-app.command()(export)
 app.command()(plan)
 
 _STEPS = {
@@ -40,17 +45,6 @@ _STEPS = {
 }
 _USE_ERRORS = (ConfigError, MissingArtifactError, RunLockedError)
 
-ConfigArgument = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the folder of an earlier run.")
-]
-OutOption = Annotated[
-    Path | None, typer.Option("--out", help="The run folder. [default: runs/NAME]")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="Change one value of the configuration."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 FreshOption = Annotated[
     bool, typer.Option("--fresh", help="Start over: forget what the run folder holds.")
 ]
@@ -101,6 +95,24 @@ def compress(
     _run(shipped_config("compress"), out, [*given, *(overrides or [])], fresh=fresh)
 
 
+@app.command()
+def export(
+    run: RunArgument,
+    architecture: Annotated[
+        str, typer.Argument(metavar="ARCH", help="Id of a finetuned network, or its beginning.")
+    ],
+    to: Annotated[Path, typer.Option("--to", help="The folder to write to.")],
+    dynamic_batch: Annotated[
+        bool, typer.Option("--dynamic-batch", help="ONNX for any number of images, not one.")
+    ] = False,
+) -> None:
+    """Write a finetuned network: weights, ONNX, a Python file that needs timm only, a card."""
+    from donna_ray.export.step import export_network
+
+    for file in export_network(run, architecture, to, dynamic_batch=dynamic_batch):
+        print(file)
+
+
 @space_app.command("show")
 def show_space(
     config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False
@@ -111,8 +123,7 @@ def show_space(
     from donna_ray.cli.tables import print_space
     from donna_ray.reference.facts import space_facts
 
-    facts = space_facts(loaded)
-    print(json.dumps(facts, indent=2)) if as_json else print_space(facts)
+    print_facts(space_facts(loaded), as_json, print_space)
 
 
 @config_app.command()
@@ -159,8 +170,7 @@ def _add_step(name: str, text: str) -> typer.Typer:
 
 
 _groups = {name: _add_step(name, text) for name, text in _STEPS.items()}
-for _name, _more in (("library", library_app), ("predictor", predictor_app)):
-    _groups[_name].registered_commands.extend(_more.registered_commands)
+_groups["library"].registered_commands.extend(library_app.registered_commands)
 
 
 @_groups["reference"].command("inspect")
@@ -174,8 +184,20 @@ def inspect_reference(
     from donna_ray.cli.tables import print_reference
     from donna_ray.reference.facts import reference_facts
 
-    facts = reference_facts(model, image_size, num_classes)
-    print(json.dumps(facts, indent=2)) if as_json else print_reference(facts)
+    print_facts(reference_facts(model, image_size, num_classes), as_json, print_reference)
+
+
+@_groups["predictor"].command()
+def suggest(
+    run: RunArgument,
+    count: Annotated[int, typer.Option(min=1, help="How many architectures.")] = 8,
+    as_json: JsonOption = False,
+) -> None:
+    """Print which architectures to finetune next for the predictor, and what is gained by it."""
+    from donna_ray.cli.tables import print_suggestions
+    from donna_ray.predictor.suggestions import suggestions
+
+    print_facts(suggestions(run, count), as_json, print_suggestions)
 
 
 def _run(

@@ -1,11 +1,11 @@
 """`donna plan`: time, nodes and price of a run before it is made."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from donna_ray.cli.options import JsonOption, OutOption, SetOption, print_facts
 from donna_ray.config import load_config
 from donna_ray.errors import ConfigError
 from donna_ray.run.folder import run_folder
@@ -27,14 +27,9 @@ def plan(
     idle_minutes: Annotated[
         float, typer.Option(min=0, help="After which the autoscaler gives an idle node back.")
     ] = 10.0,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The run folder. [default: runs/NAME]")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="Change one value of the configuration."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    out: OutOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Print what the full run takes on clusters of several sizes, from a few parts of it.
 
@@ -56,16 +51,15 @@ def plan(
         made = measured_plan(run)
     rates = Rates(60 * idle_minutes, price_per_node_hour, head_price_per_hour)
     lines = [made.line(size).to_json(rates) for size in sizes]
-    if as_json:
-        print(json.dumps(lines, indent=2))
-        return
-    print_plan(lines)
-    head = f"with the head at {head_price_per_hour:g} an hour" if head_price_per_hour else "no head"
-    print(
-        f"Each line presumes its own cluster.workers (--set); here it is {loaded.cluster.workers}. "
-        f"Node-hours and price: nodes that a step asks for, and {idle_minutes:g} minutes idle when "
-        f"it no longer does; {head}; not their boot."
-    )
+    print_facts(lines, as_json, print_plan)
+    if not as_json:
+        workers, head = loaded.cluster.workers, head_price_per_hour
+        print(
+            f"Each line presumes its own cluster.workers (--set); here it is {workers}. Node-hours "
+            f"and price: nodes that a step asks for, and {idle_minutes:g} minutes idle when it no "
+            f"longer does; {f'with the head at {head:g} an hour' if head else 'no head'}; not "
+            "their boot."
+        )
 
 
 def _sizes(text: str) -> list[int]:

@@ -3,15 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import (
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from donna_ray.config.values import Section, absolute, without_password
+from donna_ray.config.values import FolderOrUrl, Section
 
 __all__ = ["ClusterConfig"]
 
@@ -29,18 +23,10 @@ class ClusterConfig(Section):
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     accelerator_type: str | None = None
     retries: NonNegativeInt = 3
-    storage: str | None = None
+    storage: FolderOrUrl | None = None
 
-    @field_validator("storage")
-    @classmethod
-    def _storage_is_absolute(cls, storage: str | None) -> str | None:
-        if storage is None:
-            return None
-        path = storage.removeprefix("file://")
-        return without_password(path) if "://" in path else absolute(path)
-
-    def place_of(self, root: Path) -> str | Path:
-        """Where the processes of the run in `root` meet: that folder, or one at a URL."""
+    def location_of(self, root: Path) -> str | Path:
+        """The folder that all processes of the run in `root` share: that one, or one at a URL."""
         if self.storage is None or "://" not in self.storage:
             return root
         return f"{self.storage.rstrip('/')}/{root.name}"

@@ -110,26 +110,19 @@ def _explain(error: Any) -> str:
         return f"{where} must be given, but is missing. `donna config schema` says what it takes."
     if kind == "too_short":
         return f"{where} must not be empty, but is {value!r}. Give at least one entry."
-    return f"{where}: {_lowered(error['msg'])}, but it is {value!r}. Change this value."
-
-
-def _lowered(message: str) -> str:
-    return message[:1].lower() + message[1:]
+    rule = error["msg"][:1].lower() + error["msg"][1:]
+    return f"{where}: {rule}, but it is {value!r}. Change this value."
 
 
 def _known_keys(location: Sequence[str | int]) -> str:
     model: Any = RunConfig
     for part in location[:-1]:
         if isinstance(part, str):
-            model = _section_type(model, part)
+            model = _section_within(model.model_fields[part].annotation)
     known = sorted(model.model_fields)
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     hint = f"Did you mean {close[0]}? " if close else ""
     return f"{hint}Keys here: {', '.join(known)}."
-
-
-def _section_type(model: Any, name: str) -> Any:
-    return _section_within(model.model_fields[name].annotation)
 
 
 def _section_within(annotation: Any) -> Any:

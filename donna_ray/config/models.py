@@ -22,11 +22,8 @@ from donna_ray.config.scenarios import (
     Scenario,
     ScenarioConfig,
     SearchConfig,
-    check_latency_limit,
 )
-from donna_ray.config.values import Section
-from donna_ray.config.values import absolute as _absolute
-from donna_ray.config.values import without_password as _without_password
+from donna_ray.config.values import AbsolutePath, FolderOrUrl, LatencyLimit, Section, absolute
 
 __all__ = [
     "CONFIGS",
@@ -48,7 +45,7 @@ __all__ = [
 ]
 
 _NAMED_DATASET = re.compile(r"(torch|hfds|hfids|tfds|wds)/", re.IGNORECASE)
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent / "shipped"
 PRESETS = ("compress", *sorted(path.stem for path in (CONFIGS / "spaces").glob("*.yaml")))
 
 
@@ -89,23 +86,22 @@ class DataConfig(Section):
     """
 
     source: str = "digits"
-    root: str | None = None
+    root: AbsolutePath | None = None
     download: bool = False
     train_split: str = "train"
     validation_split: str = "validation"
-    unlabelled: str | None = None
+    unlabelled: AbsolutePath | None = None
     classes: Annotated[int, Field(ge=2)] | None = None
     image_size: Annotated[int, Field(ge=8)] | None = None
     augmentation: dict[str, Any] | None = Field(default_factory=dict)
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
     loader_workers: NonNegativeInt = 0
 
-    @field_validator("source", "root", "unlabelled")
+    @field_validator("source")
     @classmethod
-    def _paths_are_absolute(cls, path: str | None) -> str | None:
-        if path is None or path == "digits" or _NAMED_DATASET.match(path):
-            return path
-        return _absolute(path)
+    def _folder_is_absolute(cls, source: str) -> str:
+        named = source == "digits" or _NAMED_DATASET.match(source)
+        return source if named else absolute(source)
 
 
 class ReferenceConfig(Section):
@@ -128,7 +124,7 @@ class ReferenceConfig(Section):
             raise ValueError(
                 "must be 'train', 'pretrained' or a checkpoint file that exists; correct the path"
             )
-        return weights if weights in ("train", "pretrained") else _absolute(weights)
+        return weights if weights in ("train", "pretrained") else absolute(weights)
 
 
 class BlocksConfig(Section):
@@ -174,7 +170,7 @@ class SpaceConfig(Section):
     @field_validator("modules")
     @classmethod
     def _modules_are_absolute(cls, modules: list[str]) -> list[str]:
-        return [_absolute(name) if name.endswith(".py") else name for name in modules]
+        return [absolute(name) if name.endswith(".py") else name for name in modules]
 
     @model_validator(mode="after")
     def _is_not_empty(self) -> "SpaceConfig":
@@ -195,7 +191,7 @@ class FamilyRecipe(Section):
 
 
 class RacingConfig(Section):
-    """Pausing blocks that are bad and dear early.
+    """Pausing early the blocks that are bad and expensive.
 
     After `share` of its training a block is paused if another one of its stage costs no more, in
     `macs` or `params`, and has an NSR so far that is lower by more than `margin` (0.1 is 10%).
@@ -222,17 +218,7 @@ class LibraryConfig(TrainingConfig):
     recipes: dict[str, FamilyRecipe] = Field(default_factory=dict)
     features: Literal["compute", "memory", "disk"] = "compute"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    store: str | None = None
-
-    @field_validator("store")
-    @classmethod
-    def _path_is_absolute(cls, store: str | None) -> str | None:
-        return store if store is None or "://" in store else _absolute(store)
-
-    @field_validator("store")
-    @classmethod
-    def _store_has_no_password(cls, store: str | None) -> str | None:
-        return None if store is None else _without_password(store)
+    store: FolderOrUrl | None = None
 
     def recipe_of(self, family: str) -> TrainingConfig:
         """How blocks of a family are trained."""
@@ -292,14 +278,7 @@ class FinetuneConfig(FinetuneRecipe):
 
     epochs: PositiveInt = 15
     networks: PositiveInt = 3
-    budgets: Annotated[list[str], Field(min_length=1)] | None = None
-
-    @field_validator("budgets")
-    @classmethod
-    def _budgets_are_positive(cls, budgets: list[str] | None) -> list[str] | None:
-        for budget in budgets or []:
-            check_latency_limit(budget)
-        return budgets
+    budgets: Annotated[list[LatencyLimit], Field(min_length=1)] | None = None
 
 
 class RunConfig(Section):

@@ -1,6 +1,5 @@
 """What is searched for: a device, and what its front must keep."""
 
-import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -13,39 +12,22 @@ from pydantic import (
     model_validator,
 )
 
-from donna_ray.config.values import Section
+from donna_ray.config.values import LatencyLimit, Section, limit_of
 
 __all__ = [
     "DeviceConfig",
     "Scenario",
     "ScenarioConfig",
     "SearchConfig",
-    "check_latency_limit",
     "latency_ms",
 ]
-
-_LIMIT = re.compile(r"(\d+(?:\.\d+)?|\.\d+) ?(ms|x)")
-
-
-def check_latency_limit(limit: Any) -> None:
-    """Refuse what is neither milliseconds nor a multiple.
-
-    Raises:
-        ValueError: with the rule.
-    """
-    match = _LIMIT.fullmatch(limit) if isinstance(limit, str) else None
-    if match is None or float(match[1]) == 0:
-        raise ValueError(
-            "must be milliseconds such as '2.5ms', or a multiple of the reference's latency "
-            "such as '0.8x', greater than 0"
-        )
 
 
 def latency_ms(limit: str, reference_ms: float) -> float:
     """A checked limit in milliseconds, given the reference's own latency."""
-    match = _LIMIT.fullmatch(limit)
-    assert match is not None
-    return float(match[1]) * (reference_ms if match[2] == "x" else 1)
+    known = limit_of(limit)
+    assert known is not None
+    return known[0] * (reference_ms if known[1] == "x" else 1)
 
 
 class SearchConfig(Section):
@@ -74,23 +56,15 @@ class SearchConfig(Section):
     crossover_probability: Annotated[float, Field(ge=0, le=1)] = 0.9
     swapping_probability: Annotated[float, Field(ge=0, le=1)] = 0.5
     mutation_probability: Annotated[float, Field(ge=0, le=1)] | None = None
-    latency_limit: str | None = None
+    latency_limit: LatencyLimit | None = None
     params_limit: PositiveInt | str | None = None
     macs_limit: PositiveInt | str | None = None
     objectives: list[Literal["params", "macs"]] = Field(default_factory=list)
 
-    @field_validator("latency_limit", mode="before")
-    @classmethod
-    def _limit_is_positive(cls, limit: Any) -> Any:
-        if limit is not None:
-            check_latency_limit(limit)
-        return limit
-
     @field_validator("params_limit", "macs_limit", mode="before")
     @classmethod
     def _known_limit_is_positive(cls, limit: Any) -> Any:
-        match = _LIMIT.fullmatch(limit) if isinstance(limit, str) else None
-        if isinstance(limit, str) and (match is None or match[2] != "x" or float(match[1]) == 0):
+        if isinstance(limit, str) and (limit_of(limit) or (0, ""))[1] != "x":
             raise ValueError(
                 "must be a whole number such as 2500000, or a multiple of the reference's own such "
                 "as '0.5x', greater than 0"

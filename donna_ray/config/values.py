@@ -1,12 +1,14 @@
-"""What the sections of a configuration have in common."""
+"""What the sections of a configuration have in common: their base, paths and limits."""
 
 import os
 import re
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
-__all__ = ["Section", "absolute", "without_password"]
+__all__ = ["AbsolutePath", "FolderOrUrl", "LatencyLimit", "Section", "absolute", "limit_of"]
 
+_LIMIT = re.compile(r"(\d+(?:\.\d+)?|\.\d+) ?(ms|x)")
 # user:password@, a token before the host of a web address, and ?secret=…
 _PASSWORD = re.compile(r"//[^@]*:[^@]*@|^https?://[^/]*@|://[^?]*\?[^=]*=")
 
@@ -22,11 +24,37 @@ def absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def without_password(url: str) -> str:
-    """A configuration is kept in the run folder, and a job's command in its log."""
-    if _PASSWORD.search(url):
+def limit_of(text: Any) -> tuple[float, str] | None:
+    """Number and unit (`ms` or `x`) of a limit such as `2.5ms`; None if it is not one above 0."""
+    match = _LIMIT.fullmatch(text) if isinstance(text, str) else None
+    return None if match is None or float(match[1]) == 0 else (float(match[1]), match[2])
+
+
+def _checked_latency(limit: Any) -> Any:
+    if limit is not None and limit_of(limit) is None:
+        raise ValueError(
+            "must be milliseconds such as '2.5ms', or a multiple of the reference's latency "
+            "such as '0.8x', greater than 0"
+        )
+    return limit
+
+
+def _folder_or_url(path: str) -> str:
+    path = path.removeprefix("file://")
+    if "://" not in path:
+        return absolute(path)
+    if _PASSWORD.search(path):  # a configuration is kept in the run folder, and in a job's log
         raise ValueError(
             "must hold no password, which would be kept with the run; leave it to the file "
             "system's own configuration (fsspec's, or a role of the nodes)"
         )
-    return url
+    return path
+
+
+AbsolutePath = Annotated[str, AfterValidator(absolute)]
+
+FolderOrUrl = Annotated[str, AfterValidator(_folder_or_url)]
+"""A folder, or any fsspec URL without a password."""
+
+LatencyLimit = Annotated[str, BeforeValidator(_checked_latency)]
+"""Milliseconds (`2.5ms`) or a multiple of the reference's latency (`0.8x`)."""

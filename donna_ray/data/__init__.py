@@ -1,5 +1,8 @@
 """Images and labels: the embedded digits, a user's files, or what timm reads by name.
 
+Entry: `load_data` in `loading.py`. `sources.py` opens a split with timm, `images.py` decodes and
+transforms, `split.py` makes batches, of all images or of a process's part of them.
+
 A `Split` yields batches of images (N, C, H, W), float32 and normalised, and labels (N,), int64. Its
 order and its augmentation are functions of seed and epoch alone, so every worker sees the same. An
 image that cannot be read is left out, counted and named, and more than a few stop the run.

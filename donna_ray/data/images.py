@@ -170,14 +170,14 @@ class _StreamPass(IterableDataset[Sample]):
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         limit = math.inf if self._limit is None else math.ceil(self._limit / workers)
         with _skipped_samples() as reasons:
-            told = 0
+            reported = 0
             for number, (image, label) in enumerate(self._dataset.reader):
                 yield self._transformed(image, worker, number), int(label)
-                yield from _broken(reasons, told, worker)
-                told = len(reasons)
-                if number + 1 + told >= limit:  # shuffling readers would begin anew
+                yield from _broken(reasons, reported, worker)
+                reported = len(reasons)
+                if number + 1 + reported >= limit:  # shuffling readers would begin anew
                     return
-            yield from _broken(reasons, told, worker)
+            yield from _broken(reasons, reported, worker)
 
     def _transformed(self, image: Image.Image, worker: int, number: int) -> Tensor:
         with seeded_generators(self._seed, worker, number):
@@ -200,7 +200,7 @@ class _Reasons(logging.Handler):
 
 @contextmanager
 def _skipped_samples() -> Iterator[list[str]]:
-    """Collect why timm's webdataset reader skips samples; it tells only its log."""
+    """Collect why timm's webdataset reader skips samples; it says so in its log only."""
     handler = _Reasons()
     logger = logging.getLogger(_WEBDATASET_LOGGER)
     logger.addHandler(handler)

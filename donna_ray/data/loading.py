@@ -28,7 +28,7 @@ from donna_ray.errors import ConfigError
 
 __all__ = ["check_data", "class_count", "image_format", "load_data"]
 
-_DIGITS_SIZE = 16  # the digits are 8x8; twice that leaves three stages something to look at
+_DIGITS_SIZE = 16  # the digits are 8x8; twice that is enough for three stages
 _DIGITS_CLASSES = 10
 _DIGITS_SPLIT_SEED = 0  # the split is part of the data: the same for every seed of a run
 _TRIAL_SIZE = 224
@@ -49,7 +49,7 @@ def class_count(config: DataConfig) -> int:
         ConfigError: the data cannot be opened, do not tell, or say something else than
             `data.classes`.
     """
-    return _settled_classes(config, _told_classes(config))
+    return _checked_classes(config, _classes_of_data(config))
 
 
 def check_data(config: DataConfig) -> None:
@@ -110,7 +110,7 @@ def load_data(config: DataConfig, preprocessing: dict[str, Any]) -> ImageData:
 
 
 def _check_digits(config: DataConfig) -> None:
-    _settled_classes(config, _DIGITS_CLASSES)
+    _checked_classes(config, _DIGITS_CLASSES)
     for key in ("augmentation", "unlabelled"):
         if getattr(config, key):
             raise ConfigError(
@@ -157,7 +157,7 @@ def _transforms(config: DataConfig, preprocessing: dict[str, Any]) -> tuple[Tran
     return augmented, plain
 
 
-def _told_classes(config: DataConfig) -> int | None:
+def _classes_of_data(config: DataConfig) -> int | None:
     kind = kind_of(config.source)
     if kind == "digits":
         return _DIGITS_CLASSES
@@ -168,20 +168,20 @@ def _told_classes(config: DataConfig) -> int | None:
     return open_split(config, "train_split").classes()
 
 
-def _settled_classes(config: DataConfig, told: int | None) -> int:
-    if told is None:
+def _checked_classes(config: DataConfig, found: int | None) -> int:
+    if found is None:
         if config.classes is None:
             raise ConfigError(
                 f"data.classes must be given, since {config.source} does not tell how many classes "
                 "it has. Set it to the largest label plus one."
             )
         return config.classes
-    if config.classes not in (None, told):
+    if config.classes not in (None, found):
         raise ConfigError(
             f"data.classes must be what the data have, but it is {config.classes} and "
-            f"{config.source} has {told} classes. Correct or remove it."
+            f"{config.source} has {found} classes. Correct or remove it."
         )
-    return told
+    return found
 
 
 def _open_labelled(config: DataConfig) -> tuple[Source, Source, int]:
@@ -196,7 +196,7 @@ def _open_labelled(config: DataConfig) -> tuple[Source, Source, int]:
         )
     if kind_of(config.source) == "files":
         _check_class_folders(config, names)
-    return train, validation, _settled_classes(config, train.classes())
+    return train, validation, _checked_classes(config, train.classes())
 
 
 def _check_class_folders(config: DataConfig, names: list[Any]) -> None:

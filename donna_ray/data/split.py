@@ -1,7 +1,7 @@
 """Passes over the parts of a data set."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -28,6 +28,8 @@ class Split:
         loader_workers: processes that decode; 0 decodes in the caller's.
         name: for messages.
         classes: labels are 0 to classes - 1; None accepts any label.
+        limit: the most images, the first ones; None is all of them.
+        part: rank and size of a ``shard``.
         broken: why an image could not be read, by its name, of all passes so far.
     """
 
@@ -35,10 +37,25 @@ class Split:
     loader_workers: int = 0
     name: str = "images"
     classes: int | None = None
+    limit: int | None = None
+    part: tuple[int, int] = (0, 1)
     broken: dict[str, str] = field(default_factory=dict, init=False, compare=False)
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        size = len(self.dataset)  # type: ignore[arg-type]
+        return size if self.limit is None else min(self.limit, size)
+
+    def first(self, limit: int) -> "Split":
+        """Its first images, at most so many."""
+        return replace(self, limit=limit)
+
+    def shard(self, rank: int, size: int) -> "Split":
+        """Every `size`-th image of each batch: together the shards make the batches of the split.
+
+        `batch_size` and the number of steps stay those of the whole batches. Images by index are
+        read by one process only, a stream by all of them.
+        """
+        return replace(self, part=(rank, size))
 
     def batches(
         self,
@@ -63,7 +80,9 @@ class Split:
         """
         if isinstance(self.dataset, ImageStream):
             batches = self._streamed(self.dataset, batch_size, shuffle_seed, epoch)
-            yield from islice(batches, start, None)
+            rank, size = self.part
+            for images, labels in islice(batches, start, None):
+                yield images[rank::size], labels[rank::size]
             return
         order = self._order(batch_size, shuffle_seed, epoch)[start:]
         if isinstance(self.dataset, TensorDataset):
@@ -73,7 +92,8 @@ class Split:
             return
         images_of_pass = SeededPass(self.dataset, shuffle_seed or 0, epoch)
         lists = [indices.tolist() for indices in order]
-        yield from self._loaded(DataLoader(images_of_pass, batch_sampler=lists, **self._how(0)))
+        loader = DataLoader(images_of_pass, batch_sampler=lists, **self._how(0))
+        yield from self._loaded(loader if self.part[1] == 1 else _without_gaps(loader))
 
     def steps(self, batch_size: int) -> int:
         """Batches of a shuffled pass."""
@@ -84,7 +104,9 @@ class Split:
         if shuffle_seed is not None:
             np.random.default_rng([shuffle_seed, epoch]).shuffle(order)
             order = order[: self.steps(batch_size) * batch_size]
-        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        rank, size = self.part
+        starts = range(0, len(order), batch_size)
+        return [order[start : start + batch_size][rank::size] for start in starts]
 
     def _streamed(
         self, stream: ImageStream, batch_size: int, shuffle_seed: int | None, epoch: int
@@ -154,12 +176,32 @@ class Split:
         for batch in batches:
             count += len(batch[1])
             yield batch
+            if self.limit is not None and count >= len(self):
+                return
         if not count <= len(self) <= count + len(self.broken):
             raise DonnaError(
                 f"A split must hold as many images as it says, but {self.name} says {len(self)} "
                 f"and gave {count}, besides {len(self.broken)} that cannot be read. Correct the "
                 "number of images in the split, or the files."
             )
+
+
+def _without_gaps(loaded: Iterable[Any]) -> Iterator[Any]:
+    """The batch before again where all images of one are broken: other processes have theirs.
+
+    Before the first sound batch, that one.
+    """
+    last = None
+    leading = []  # what was broken in gaps before it
+    for batch, broken in loaded:
+        if batch is None and last is None:
+            leading.append(broken)
+            continue
+        last = last if batch is None else batch
+        yield from ((last, each) for each in leading)
+        leading.clear()
+        yield last, broken
+    yield from ((None, each) for each in leading)
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,5 @@
-"""A finetuned network for use elsewhere: weights, ONNX, one Python file, a card."""
+"""`donna export`: a finetuned network as files that need neither a run nor this package.
+
+Entry: `export_network` in `step.py` (weights, ONNX, a Python file, a card; all checked).
+`standalone.py` writes the Python file, `bundle.py` gathers the code that it needs.
+"""

@@ -71,7 +71,7 @@ class FinetuneJob:
 
 def network_store(run: Run) -> RecordStore:
     """Where a run keeps its finetuned networks: record, weights and, beside them, ONNX."""
-    return RecordStore(folder_in(run.shared.place, _NETWORKS))
+    return RecordStore(folder_in(run.shared.location, _NETWORKS))
 
 
 def network_files(run: Run, jobs: Sequence[FinetuneJob]) -> list[Path]:

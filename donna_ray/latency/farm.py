@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _DEVICE = "device"
-_LOOK_PAUSE_S = 2.0
+_POLL_S = 2.0
 _UNUSABLE = (DeviceError, ValueError, OSError, sqlite3.Error, ray.exceptions.RayError)
 
 Lend = Callable[[float], bool]
@@ -91,7 +91,7 @@ def start_farms(
     """The way to each device, by name, on the Ray cluster that this process is connected to.
 
     Devices of their own are started, equal ones once. That of a served farm is waited for, as is a
-    node with what `device.resources` names, which `say` is told.
+    node with what `device.resources` names, which `say` reports.
 
     Args:
         devices: by name.
@@ -103,9 +103,13 @@ def start_farms(
     Raises:
         DonnaError: a device cannot be used, or a served farm is not there.
     """
+    served = {name: config for name, config in devices.items() if config.farm is not None}
+    own = {name: config for name, config in devices.items() if config.farm is None}
     with ExitStack() as stack:
         stack.enter_context(demanded([each.resources for each in devices.values()], say))
-        farms = _all_of(devices, cache_path, say, lend)
+        lent = lend(sum(map(_cpus_of, devices.values())))
+        farms = {name: _join(config, say) for name, config in served.items()}
+        farms |= _start(own, cache_path, lent)
         at_end = stack.pop_all()
     for farm in farms.values():
         farm.at_end = at_end
@@ -123,19 +127,6 @@ def farm_at_hand(config: DeviceConfig) -> "LatencyFarm | None":
     farm = _connect(config.farm)
     there = config.name in _names(farm)
     return LatencyFarm(farm, config.name, is_ours=False) if there else None
-
-
-def _all_of(
-    devices: Mapping[str, DeviceConfig], cache_path: Path, say: Callable[[str], None], lend: Lend
-) -> dict[str, "LatencyFarm"]:
-    lent = lend(sum(map(_cpus_of, devices.values())))
-    served = {
-        name: _join(config.farm, config.name, say)
-        for name, config in devices.items()
-        if config.farm is not None and config.name is not None
-    }
-    own = {name: config for name, config in devices.items() if name not in served}
-    return served | _start(own, cache_path, lent)
 
 
 def _cpus_of(config: DeviceConfig) -> float:
@@ -175,12 +166,6 @@ def _start(
     }
 
 
-def _join(farm_name: str, name: str, say: Callable[[str], None]) -> "LatencyFarm":
-    farm = _connect(farm_name)
-    _await_device(farm, farm_name, name, say)
-    return LatencyFarm(farm, name, is_ours=False)
-
-
 def _connect(name: str) -> Farm:
     try:
         return Farm.connect(name)
@@ -188,17 +173,21 @@ def _connect(name: str) -> Farm:
         raise DonnaError(f"device.farm cannot be joined: {error}") from error
 
 
-def _await_device(farm: Farm, farm_name: str, name: str, say: Callable[[str], None]) -> None:
-    """Wait until a farm has a device of that name or model; it may yet be plugged in."""
-    told = False
-    while name not in (known := _names(farm)):
-        if not told:
+def _join(config: DeviceConfig, say: Callable[[str], None]) -> "LatencyFarm":
+    """The way to a served farm's device of that name or model, which may yet be plugged in."""
+    assert config.farm is not None
+    assert config.name is not None
+    farm, announced = _connect(config.farm), False
+    while config.name not in (known := _names(farm)):
+        if not announced:
             say(
-                f"  waiting for a device {name!r}, which the farm {farm_name!r} does not have (it "
-                f"has {', '.join(known) or 'none'}): plug it in, or stop and correct device.name"
+                f"  waiting for a device {config.name!r}, which the farm {config.farm!r} does not "
+                f"have (it has {', '.join(known) or 'none'}): plug it in, or stop and correct "
+                "device.name"
             )
-            told = True
-        time.sleep(_LOOK_PAUSE_S)
+            announced = True
+        time.sleep(_POLL_S)
+    return LatencyFarm(farm, config.name, is_ours=False)
 
 
 def _names(farm: Farm) -> list[str]:
@@ -283,7 +272,7 @@ class LatencyFarm:
         """How many devices measure for this one's name or model now; 0 where the farm is gone."""
         try:
             rows = self._farm.status()
-        except ray.exceptions.RayError:  # which measuring will tell
+        except ray.exceptions.RayError:  # measuring will say so
             return 0
         known = [row for row in rows if self._device in (row["device"], row["model"])]
         return sum(row["state"] in ("ready", "leased", "cooling") for row in known)

@@ -4,7 +4,7 @@ Each part (stem, a block at its stage, head) is exported once; the model of a ca
 from the graphs of its parts. Latency does not depend on the weights: blocks keep initial ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx
@@ -39,42 +39,35 @@ class Lowering:
         reference, last = self._reference, len(specs)
         head_shape = reference.shapes[-1].output
         parts = [
-            self._part("stem", reference.stem, reference.input_shape, ("input", "edge0")),
+            self._graph("stem", lambda: reference.stem, reference.input_shape, ("input", "edge0")),
             *(self._block(number, spec) for number, spec in enumerate(specs)),
-            self._part("head", reference.head, head_shape, (f"edge{last}", "output")),
+            self._graph("head", lambda: reference.head, head_shape, (f"edge{last}", "output")),
         ]
         return stitch(parts).SerializeToString(deterministic=True)
 
     def _block(self, number: int, spec: BlockSpec) -> onnx.ModelProto:
-        name = f"stage{number}-{record_id(spec)}"
-        if (known := self._known(name)) is not None:
-            return known
         shape = self._reference.shapes[number]
-        with seeded(0):
-            block = build_block(spec, shape)
-        return self._export(name, block, shape.input, (f"edge{number}", f"edge{number + 1}"))
 
-    def _part(
-        self, name: str, module: nn.Module, shape: Sequence[int], edges: tuple[str, str]
+        def block() -> nn.Module:
+            with seeded(0):
+                return build_block(spec, shape)
+
+        name, edges = f"stage{number}-{record_id(spec)}", (f"edge{number}", f"edge{number + 1}")
+        return self._graph(name, block, shape.input, edges)
+
+    def _graph(
+        self, name: str, make: Callable[[], nn.Module], shape: Sequence[int], edges: tuple[str, str]
     ) -> onnx.ModelProto:
-        known = self._known(name)
-        return known if known is not None else self._export(name, module, shape, edges)
-
-    def _known(self, name: str) -> onnx.ModelProto | None:
         path = self._folder / f"{name}.onnx"
         if name not in self._graphs and path.exists():
             self._graphs[name] = onnx.load_model_from_string(path.read_bytes())
-        return self._graphs.get(name)
-
-    def _export(
-        self, name: str, module: nn.Module, shape: Sequence[int], edges: tuple[str, str]
-    ) -> onnx.ModelProto:
-        part = onnx.load_model_from_string(export_onnx(module, shape, names=edges))
-        prefix = name.partition("-")[0] + "/"
-        part = compose.add_prefix(part, prefix, rename_inputs=False, rename_outputs=False)
-        write_atomic(self._folder / f"{name}.onnx", part.SerializeToString(deterministic=True))
-        self._graphs[name] = part
-        return part
+        if name not in self._graphs:
+            part = onnx.load_model_from_string(export_onnx(make(), shape, names=edges))
+            prefix = name.partition("-")[0] + "/"
+            part = compose.add_prefix(part, prefix, rename_inputs=False, rename_outputs=False)
+            write_atomic(path, part.SerializeToString(deterministic=True))
+            self._graphs[name] = part
+        return self._graphs[name]
 
 
 def stitch(parts: Sequence[onnx.ModelProto]) -> onnx.ModelProto:

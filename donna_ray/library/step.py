@@ -20,7 +20,7 @@ __all__ = ["Jobs", "library_jobs", "library_step", "library_store"]
 
 def library_store(run: Run) -> RecordStore:
     """Where a run's distilled blocks are: `library.store`, or a folder of the run."""
-    return block_store(run.shared.place, run.config.library.store)
+    return block_store(run.shared.location, run.config.library.store)
 
 
 Jobs = Sequence[Sequence[BlockJob]]

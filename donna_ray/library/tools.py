@@ -52,7 +52,7 @@ def library_of(place: str) -> Library:
     if not (folder / "config.yaml").is_file():
         return Library(RecordStore(folder))
     config = load_config(folder / "config.yaml")
-    store = block_store(config.cluster.place_of(folder), config.library.store)
+    store = block_store(config.cluster.location_of(folder), config.library.store)
     return Library(store, folder, config)
 
 

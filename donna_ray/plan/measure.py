@@ -50,7 +50,9 @@ def measured_plan(run: Run) -> Plan:
     reference = reference_step(run)
     started = time.perf_counter()
     run.connect()
-    connected = time.perf_counter() - started
+    preparation = time.perf_counter() - started
+    if run.config.library.precision == "auto":
+        preparation += precision_artifact(run, reference).seconds
     space = space_of(run.config, reference)
     config = decided_precision(run, reference)
     jobs = [job for stage in library_jobs(config, reference, space) for job in stage]
@@ -58,8 +60,8 @@ def measured_plan(run: Run) -> Plan:
     sizes = pack_costs(run, config, reference, jobs, macs)
     seconds = seconds_of(sizes)
     costs = [seconds(job, cost) for job, cost in zip(jobs, macs, strict=True)]
-    size = min(sizes["pack_size"], len(jobs))
-    packs = _light_and_heavy(costs, size)
+    size, order = min(sizes["pack_size"], len(jobs)), np.argsort(costs).tolist()
+    packs = [order[:size], order[-size:]]  # the cheapest and the most expensive
     start, facts = _measure_on_workers(run, config, reference, space, jobs, packs)
     sums = [sum(costs[index] for index in pack) for pack in packs]
     search, candidate, lowering, kept = _search_costs(run, reference, space)
@@ -68,7 +70,7 @@ def measured_plan(run: Run) -> Plan:
         config=config,
         costs=Costs(
             reference=reference.seconds,
-            preparation=connected + _precision_seconds(run, reference) + sizes["seconds"],
+            preparation=preparation + sizes["seconds"],
             start=start,
             pack=_pack_cost(sums, [each["packs"] for each in facts if "packs" in each]),
             network=_network_cost([each["network"] for each in facts if "network" in each]),
@@ -85,19 +87,6 @@ def measured_plan(run: Run) -> Plan:
         workers_per_node=_workers_per_node(config),
         keeps_workers=kept,
     )
-
-
-def _precision_seconds(run: Run, reference: Artifact) -> float:
-    """That the library's precision took to measure."""
-    if run.config.library.precision != "auto":
-        return 0.0
-    return precision_artifact(run, reference).seconds
-
-
-def _light_and_heavy(costs: Sequence[float], size: int) -> list[list[int]]:
-    """The indices of the cheapest and of the dearest pack of this size."""
-    order = np.argsort(costs).tolist()
-    return [order[:size], order[-size:]]
 
 
 def _measure_on_workers(

@@ -6,7 +6,7 @@ files come from memory where it holds them: a slow disk is not in it.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -16,7 +16,6 @@ import ray
 
 from donna_ray.config import FinetuneRecipe, RunConfig
 from donna_ray.data import ImageData, Split, load_data
-from donna_ray.data.images import Batch
 from donna_ray.distill.pack import distill_pack
 from donna_ray.distill.students import BlockJob
 from donna_ray.errors import DonnaError
@@ -30,7 +29,7 @@ from donna_ray.storage.artifacts import Artifact
 from donna_ray.training.loop import accuracy, device_of, network_input
 from donna_ray.training.trainer import Trainer
 
-__all__ = ["FirstImages", "Passes", "PlanPart", "batches_read", "in_turn"]
+__all__ = ["Passes", "PlanPart", "batches_read", "in_turn"]
 
 _SHORT, _MORE = 2, 6  # batches of a short pass, and how many more a long one has, at least
 _REPEATS = 3
@@ -182,7 +181,7 @@ class PlanPart:
             return _seconds(trainer.train_epoch)
 
         def testing(images: int) -> float:
-            return _seconds(partial(accuracy, network, FirstImages.of(data.validation, images)))
+            return _seconds(partial(accuracy, network, data.validation.first(images)))
 
         training(trained.long), testing(tested.long)
         passes = [partial(training, trained.short), partial(training, trained.long)]
@@ -218,33 +217,10 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-@dataclass(frozen=True)
-class FirstImages(Split):
-    """The first images of a split."""
-
-    limit: int = 0
-
-    @classmethod
-    def of(cls, split: Split, limit: int) -> "FirstImages":
-        """Of a split, at most so many."""
-        return cls(split.dataset, split.loader_workers, split.name, split.classes, limit=limit)
-
-    def __len__(self) -> int:
-        return min(self.limit, super().__len__())
-
-    def _complete(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        count = 0
-        for batch in batches:
-            yield batch
-            count += len(batch[1])
-            if count >= len(self):
-                return
-
-
 def _part_of(data: ImageData, trained: int, tested: int) -> ImageData:
     return replace(
         data,
-        train=FirstImages.of(data.train, trained),
-        distillation=FirstImages.of(data.distillation, trained),
-        validation=FirstImages.of(data.validation, tested),
+        train=data.train.first(trained),
+        distillation=data.distillation.first(trained),
+        validation=data.validation.first(tested),
     )

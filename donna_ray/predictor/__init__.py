@@ -1,4 +1,13 @@
-"""The accuracy predictor: its model, its fit, how far to trust it, and what to finetune next."""
+"""Step 3, the accuracy predictor: accuracy of a network from the NSR of its blocks.
+
+Entry: `predictor_step` in `step.py`, in rounds. `model.py` has `AccuracyPredictor` (a quadratic
+form with intervals, versioned JSON), `fitting.py` fits it by leave-one-out, `quality.py` says how
+good it is, `design.py` chooses what to finetune, `ahead.py` hands random samples to the library
+step, `suggestions.py` is for `donna predictor suggest`.
+
+A predictor is kept while its settings and the NSR of every block that it was fitted to are
+unchanged: a larger space alone does not renew it.
+"""
 
 from donna_ray.predictor.fitting import fit
 from donna_ray.predictor.model import AccuracyPredictor

@@ -3,10 +3,8 @@
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import kendalltau, rankdata, spearmanr
+from scipy.stats import bootstrap, rankdata
 from sklearn.linear_model import LinearRegression
-from sklearn.metrics import r2_score
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
 from donna_ray.predictor.model import Floats
@@ -20,11 +18,11 @@ __all__ = [
     "tau",
 ]
 
-Draws = NDArray[np.int64]
 Estimate = dict[str, float]
 """`value`, and `low` and `high` of its 95% bootstrap interval."""
 
 _RESAMPLES = 1000
+_BATCH = 100  # of them at once, for the memory of all pairs of samples
 
 
 def quality(predicted: Floats, measured: Floats, seed: int) -> dict[str, Estimate]:
@@ -80,80 +78,72 @@ def kendall_tau(predicted: Floats, measured: Floats, seed: int) -> Estimate:
     Returns:
         `value`, `low`, `high`; 0 where all values of one side are equal.
     """
-    return _estimate(tau(predicted, measured), _taus, predicted, measured, seed)
+    return _estimate(_tau, predicted, measured, seed)
 
 
 def tau(predicted: Floats, measured: Floats) -> float:
     """Kendall's tau-b; 0 where all values of one side are equal."""
-    value = float(kendalltau(predicted, measured).statistic)
-    return 0.0 if np.isnan(value) else value
+    return float(_tau(predicted, measured))
 
 
 def _ranking(predicted: Floats, measured: Floats, seed: int) -> dict[str, Estimate]:
-    constant = np.ptp(predicted) == 0 or np.ptp(measured) == 0
-    rho = 0.0 if constant else float(spearmanr(predicted, measured).statistic)
-    return {
-        "kendall_tau": kendall_tau(predicted, measured, seed),
-        "spearman": _estimate(rho, _rhos, predicted, measured, seed),
-    }
+    statistics = {"kendall_tau": _tau, "spearman": _rho}
+    return {name: _estimate(each, predicted, measured, seed) for name, each in statistics.items()}
 
 
 def _closeness(predicted: Floats, measured: Floats, seed: int) -> dict[str, Estimate]:
-    error = float(np.mean((predicted - measured) ** 2))
-    share = 0.0 if np.ptp(measured) == 0 else float(r2_score(measured, predicted))
-    return {
-        "mse": _estimate(error, _errors, predicted, measured, seed),
-        "r2": _estimate(share, _shares, predicted, measured, seed),
-    }
+    statistics = {"mse": _error, "r2": _share}
+    return {name: _estimate(each, predicted, measured, seed) for name, each in statistics.items()}
 
 
 def _estimate(
-    value: float,
-    of_draws: Callable[[Floats, Floats, Draws], Floats],
-    predicted: Floats,
-    measured: Floats,
-    seed: int,
+    statistic: Callable[..., Floats], predicted: Floats, measured: Floats, seed: int
 ) -> Estimate:
-    generator = np.random.default_rng(seed)
-    draws = generator.integers(len(measured), size=(_RESAMPLES, len(measured)))
-    low, high = np.percentile(of_draws(predicted, measured, draws), [2.5, 97.5])
+    low, high = bootstrap(
+        (predicted, measured),
+        statistic,
+        n_resamples=_RESAMPLES,
+        batch=_BATCH,
+        paired=True,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    value = float(statistic(predicted, measured))
     return {"value": value, "low": float(low), "high": float(high)}
 
 
-# One function for all resamples at once, as scipy's take them one by one: a hundred times as long.
-# Each gives (resamples,) from (n,), (n,) and the drawn indices (resamples, n).
+# Statistics of all resamples at once, (..., n) to (...): scipy's and sklearn's own take one after
+# the other, which is a hundred times as long.
 
 
-def _taus(predicted: Floats, measured: Floats, draws: Draws) -> Floats:
-    """A pair counts as often as it was drawn; a sample drawn twice is a tie with itself."""
-    often = np.stack([np.bincount(draw, minlength=len(measured)) for draw in draws]).astype(float)
-    one = np.sign(predicted[:, None] - predicted)
-    other = np.sign(measured[:, None] - measured)
+def _tau(predicted: Floats, measured: Floats, axis: int = -1) -> Floats:
+    one, other = (
+        np.sign(each[..., :, None] - each[..., None, :]) for each in (predicted, measured)
+    )
     agreeing, first, second = (
-        np.einsum("dn,nm,dm->d", often, pairs, often, optimize=True)
-        for pairs in (one * other, one**2, other**2)
+        pairs.sum((axis - 1, axis)) for pairs in (one * other, one**2, other**2)
     )
     return _ratio(agreeing, np.sqrt(first * second))
 
 
-def _rhos(predicted: Floats, measured: Floats, draws: Draws) -> Floats:
-    one, other = (rankdata(values[draws], axis=1) for values in (predicted, measured))
-    one -= one.mean(axis=1, keepdims=True)
-    other -= other.mean(axis=1, keepdims=True)
-    together = (one * other).sum(axis=1)
-    return _ratio(together, np.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1)))
+def _rho(predicted: Floats, measured: Floats, axis: int = -1) -> Floats:
+    one, other = (rankdata(values, axis=axis) for values in (predicted, measured))
+    one -= one.mean(axis=axis, keepdims=True)
+    other -= other.mean(axis=axis, keepdims=True)
+    variances = (one**2).sum(axis=axis) * (other**2).sum(axis=axis)
+    return _ratio((one * other).sum(axis=axis), np.sqrt(variances))
 
 
-def _errors(predicted: Floats, measured: Floats, draws: Draws) -> Floats:
-    errors: Floats = ((predicted - measured) ** 2)[draws].mean(axis=1)
-    return errors
+def _error(predicted: Floats, measured: Floats, axis: int = -1) -> Floats:
+    return np.mean((predicted - measured) ** 2, axis=axis)
 
 
-def _shares(predicted: Floats, measured: Floats, draws: Draws) -> Floats:
-    variances = measured[draws].var(axis=1)
-    left = _ratio(_errors(predicted, measured, draws), variances)
+def _share(predicted: Floats, measured: Floats, axis: int = -1) -> Floats:
+    variances = measured.var(axis=axis)
+    left = _ratio(_error(predicted, measured, axis), variances)
     return np.where(variances > 0, 1 - left, 0.0)
 
 
 def _ratio(upper: Floats, lower: Floats) -> Floats:
+    """0 where the lower one is 0, as where all values of one side are equal."""
     return np.divide(upper, lower, out=np.zeros_like(upper), where=lower > 0)

@@ -186,7 +186,7 @@ def load_reference(config: RunConfig, artifact: Artifact) -> tuple[StagedNetwork
 
 def _file(config: RunConfig, artifact: Artifact, name: str) -> bytes:
     """A file of the reference, on a node that may not see the run folder."""
-    place = config.cluster.place_of(artifact.root)
+    place = config.cluster.location_of(artifact.root)
     folder = f"{artifact.step}/{artifact.path.name}"
     data = Storage(folder_in(place, folder)).read(name)
     if data is None or hashlib.sha256(data).hexdigest() != artifact.files[f"{folder}/{name}"]:

@@ -1,4 +1,9 @@
-"""Step 6: results.json, the truth about a run, and report.html, a view of it."""
+"""Step 6: results.json, the truth about a run, and report.html, a view of it.
+
+Entry: `report_step` in `step.py`. `results.py` has the schema of results.json (docs/results-json.md
+explains it), `html.py` draws the page from results.json alone, with `fronts.py` for a scenario and
+`parts.py` for sections, plots and tables.
+"""
 
 from donna_ray.report.step import report_step
 

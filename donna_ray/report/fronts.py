@@ -9,7 +9,7 @@ from scipy.stats import kendalltau
 from donna_ray.report.parts import BLUE, GREY, INK, ORANGE, plot, section, table
 from donna_ray.report.results import FrontPoint, Results, Scenario
 
-__all__ = ["interval", "scenario_sections"]
+__all__ = ["scenario_sections"]
 
 _LEAST_RANKED = 3  # networks, from which on their order says something
 
@@ -142,7 +142,7 @@ def _words(point: FrontPoint) -> str:
     lines = [
         f"<b>{point.id}</b>",
         f"{point.latency.median_ms:.4f} ms, predicted {point.predicted_accuracy:.2%} "
-        f"{interval(point.predicted_low, point.predicted_high)}{measured}",
+        f"{_interval(point.predicted_low, point.predicted_high)}{measured}",
         *stages,
     ]
     return "<br>".join(lines)
@@ -163,7 +163,7 @@ def _table(scenario: Scenario) -> str:
                 f"{point.latency.median_ms:.4f}",
                 f"{point.latency.p20_ms:.4f} / {point.latency.p90_ms:.4f}",
                 f"{point.predicted_accuracy:.2%}<br>"
-                f"{interval(point.predicted_low, point.predicted_high)}",
+                f"{_interval(point.predicted_low, point.predicted_high)}",
                 "" if point.accuracy is None else f"<b>{point.accuracy:.2%}</b>",
                 f"{point.params:,}",
                 f"{point.macs:,}",
@@ -173,6 +173,5 @@ def _table(scenario: Scenario) -> str:
     return table([*header, "MACs"], rows, text_columns=2)
 
 
-def interval(low: float, high: float) -> str:
-    """Of accuracies."""
+def _interval(low: float, high: float) -> str:
     return f"[{low:.2%}, {high:.2%}]"

@@ -19,15 +19,12 @@ from donna_ray.storage.artifacts import Artifact, write_atomic, write_json
 __all__ = ["report_step"]
 
 _PACKAGES = ("donna-ray", "ray", "torch", "timm", "optuna", "onnx", "onnxruntime", "numpy")
-_SAMPLE = ("id", "predicted", "predicted_low", "predicted_high", "accuracy")
-_SEARCH = ("strategy", "objectives", "candidates", "measured_architectures", "points", "yardstick")
-_LATENCY = ("median_ms", "p20_ms", "p90_ms", "n", "ci_percent")
 
 
 def report_step(run: Run, done: dict[str, Artifact]) -> Artifact:
     """Step 6: write RUN/results.json and RUN/report.html. Always made anew: it takes a second."""
     results = _results(run, done)
-    run.remember()
+    run.write_config()
     files = [run.root / "results.json", run.root / "report.html"]
     write_json(files[0], results.model_dump(mode="json"))
     write_atomic(files[1], render(results).encode())
@@ -37,49 +34,40 @@ def report_step(run: Run, done: dict[str, Artifact]) -> Artifact:
 
 
 def _results(run: Run, done: dict[str, Artifact]) -> Results:
-    config = run.config
+    """What the steps found; facts that the schema does not name are left out."""
     front_of = _FrontTable(run, done)
-    return Results.model_validate(
-        {
-            "version": SCHEMA_VERSION,
-            "name": config.name,
-            "seed": config.seed,
-            "data": config.data.source,
-            "versions": {name: version(name) for name in _PACKAGES}
-            | {"python": platform.python_version()},
-            "reference": _reference(run, done["reference"].result),
-            "library": _library(done),
-            "predictor": _predictor(done["predictor"].result),
-            "scenarios": [
-                {
-                    "name": name,
-                    "device": _device(found["reference_latency"]),
-                    "reference_latency": _latency(found["reference_latency"]),
-                    "search": {key: found[key] for key in _SEARCH},
-                    "front": front_of(found["front"]),
-                }
-                for name, found in done["search"].result["scenarios"].items()
-            ],
-            "cost": {
-                name: {
-                    "seconds": artifact.seconds,
-                    "image_passes": artifact.result["cost"]["image_passes"],
-                    "reused": artifact.reused,
-                }
-                for name, artifact in done.items()
-            },
-        }
-    )
-
-
-def _device(latency: dict[str, Any]) -> dict[str, Any]:
-    facts = {name: latency[name] for name in ("connector", "settings", "simulated")}
-    return {"model": latency["device"], **facts}
+    facts = {
+        "version": SCHEMA_VERSION,
+        "name": run.config.name,
+        "seed": run.config.seed,
+        "data": run.config.data.source,
+        "versions": {name: version(name) for name in _PACKAGES}
+        | {"python": platform.python_version()},
+        "reference": _reference(run, done["reference"].result),
+        "library": _library(done),
+        "predictor": _predictor(done["predictor"].result),
+        "scenarios": [
+            {
+                **found,
+                "name": name,
+                "device": {**latency, "model": latency["device"]},
+                "search": found,
+                "front": front_of(found["front"]),
+            }
+            for name, found in done["search"].result["scenarios"].items()
+            for latency in [found["reference_latency"]]
+        ],
+        "cost": {
+            name: {**step.result["cost"], "seconds": step.seconds, "reused": step.reused}
+            for name, step in done.items()
+        },
+    }
+    return Results.model_validate(facts, extra="ignore")
 
 
 def _reference(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
     return {
-        **{name: facts[name] for name in ("model", "accuracy", "params", "macs", "classes")},
+        **facts,
         "weights": run.config.reference.weights,
         "input": facts["preprocessing"]["input_size"],
         "train_images": facts["images"]["train"],
@@ -88,38 +76,31 @@ def _reference(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _library(done: dict[str, Artifact]) -> dict[str, Any]:
-    stages = []
-    blocks = done["library"].result["stages"]
-    for shape, choices in zip(done["reference"].result["stages"], blocks, strict=True):
-        words = [
-            {name: each[name] for name in ("key", "nsr", "params", "macs")}
-            | {"block": str(BlockSpec.from_json(each["block"]))}
-            for each in choices
-        ]
-        stages.append({"input": shape["input"], "output": shape["output"], "blocks": words})
     facts = done["library"].result
-    size = sum(len(stage["blocks"]) for stage in stages)
+    shapes = done["reference"].result["stages"]
     return {
-        "size": size,
-        "stages": stages,
+        "size": sum(map(len, facts["stages"])),
+        "stages": [
+            {**shape, "blocks": [_block(each) for each in blocks]}
+            for shape, blocks in zip(shapes, facts["stages"], strict=True)
+        ],
         "failed": [{**_block(each), "reason": each["failed"]} for each in facts["failed"]],
-        "paused": [{**_block(each), "nsr": each["nsr"]} for each in facts["paused"]],
+        "paused": [_block(each) for each in facts["paused"]],
     }
 
 
 def _block(facts: dict[str, Any]) -> dict[str, Any]:
-    return {"stage": facts["stage"], "block": str(BlockSpec.from_json(facts["block"]))}
+    return {**facts, "block": str(BlockSpec.from_json(facts["block"]))}
 
 
 def _predictor(facts: dict[str, Any]) -> dict[str, Any]:
     taus = {name: each["kendall_tau"] for name, each in facts["quality"].items()}
     return {
+        **facts,
         "samples": len(facts["samples"]),
-        "library_size": facts["library_size"],
         "kendall_tau": taus.pop("predictor"),
         "baselines": taus,
-        "quality": facts["quality"],
-        "architectures": [{name: sample[name] for name in _SAMPLE} for sample in facts["samples"]],
+        "architectures": facts["samples"],
     }
 
 
@@ -143,16 +124,10 @@ class _FrontTable:
         specs = self._space.specs(tuple(point["architecture"]))
         finetuned = self._networks.get(point["id"], {})
         return {
-            "id": point["id"],
+            **point,
             "blocks": [str(spec) for spec in specs],
-            "predicted_accuracy": point["predicted_accuracy"],
             "predicted_low": low,
             "predicted_high": high,
-            "latency": _latency(point["latency"]),
             **complexity(untrained(self._reference, specs), self._reference.input_shape),
             **{name: finetuned.get(name) for name in ("accuracy", "weights", "onnx")},
         }
-
-
-def _latency(measurement: dict[str, Any]) -> dict[str, Any]:
-    return {name: measurement[name] for name in _LATENCY}

@@ -8,7 +8,7 @@ import json
 import uuid
 from pathlib import Path
 
-from donna_ray.run.place import MARK
+from donna_ray.run.shared_folder import MARK
 from donna_ray.storage.artifacts import file_sha256, read_json, write_atomic, write_json
 from donna_ray.storage.files import Storage, is_temporary
 

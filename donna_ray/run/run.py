@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import yaml
@@ -16,9 +15,9 @@ from rich.console import Console
 from donna_ray.config import RunConfig
 from donna_ray.errors import MissingArtifactError, RunLockedError
 from donna_ray.run.mirror import Mirror
-from donna_ray.run.place import MARK, SharedFolder, check_nodes
 from donna_ray.run.progress import Progress
 from donna_ray.run.session import RaySession
+from donna_ray.run.shared_folder import MARK, SharedFolder, check_nodes
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, write_atomic
 from donna_ray.storage.files import folder_in
 from donna_ray.storage.records import RecordStore
@@ -28,8 +27,8 @@ __all__ = ["Run"]
 Compute = Callable[[StepFolder], tuple[dict[str, Any], Files]]
 """Computes a step; returns the result as plain JSON and the files that belong to it."""
 
-_OWN = ("reference", "library", "predictor", "search", "finetune", "ray", "networks")
-_OWN_FILES = ("results.json", "report.html", "config.yaml")
+_FOLDERS = ("reference", "library", "predictor", "search", "finetune", "ray", "networks")
+_FILES = ("results.json", "report.html", "config.yaml")
 _RECORDS = ("networks", "networks/unfinished", "library/blocks", "library/blocks/paused")
 
 
@@ -50,21 +49,20 @@ class Run:
         self.root = root.expanduser().resolve()
         self.console = Console(stderr=True, highlight=False)
         self.ray = RaySession(config.cluster)
-        self.shared = SharedFolder(config.cluster.place_of(self.root))
-        place = self.shared.place
-        self._mirror = Mirror(self.root, place) if isinstance(place, str) else None
+        self.shared = SharedFolder(config.cluster.location_of(self.root))
+        url = self.shared.location
+        self._mirror = Mirror(self.root, url) if isinstance(url, str) else None
         self._open = ExitStack()
         self._kept: dict[str, Any] = {}
         self._nodes_are_checked = False
         self.only, self._fresh = only, fresh
-        self._lock: IO[str] | None = None
 
     def __enter__(self) -> "Run":
         self.root.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.root / ".lock")
+        self._open.enter_context(_locked(self.root / ".lock"))
         if self._fresh:
-            _forget(self.root)
-            self._forget_records()
+            _remove_results(self.root)
+            self._remove_records()
         elif self._mirror is not None:
             self._mirror.pull()
             self._mirror.push()  # what a command that was killed had made
@@ -74,13 +72,8 @@ class Run:
         self._open.enter_context(self.shared.marked())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        with self._open:
             for each in reversed(self._kept.values()):
                 each.close()
             self._kept.clear()
@@ -88,10 +81,6 @@ class Run:
             if error is None:
                 shutil.rmtree(self.root / "ray", ignore_errors=True)
             self._copy()
-            self._open.close()
-        finally:
-            if self._lock is not None:
-                self._lock.close()
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         """What is made at the first call and kept for later steps; its `close` ends the run."""
@@ -140,7 +129,7 @@ class Run:
                 f"Step {self.only!r} needs the finished step {step!r} of the same settings, but "
                 f"{self.root} does not have it. Run `donna {step} build {self.root}` first."
             )
-        self.remember()
+        self.write_config()
         folder.path.mkdir(parents=True, exist_ok=True)
         self.say(f"[bold]{name}[/bold]")
         started = time.perf_counter()
@@ -150,7 +139,7 @@ class Run:
         self.say(f"{name:<10} done in {artifact.seconds:.1f} s")
         return artifact
 
-    def remember(self) -> None:
+    def write_config(self) -> None:
         """Make this configuration the one that the run folder stands for (`config.yaml`)."""
         text = yaml.safe_dump(self.config.model_dump(), sort_keys=False)
         write_atomic(self.root / "config.yaml", text.encode())
@@ -172,12 +161,12 @@ class Run:
         if self._mirror is not None:
             self._mirror.push()
 
-    def _forget_records(self) -> None:
+    def _remove_records(self) -> None:
         """Those at a URL; a store that `library.store` names is not the run's own."""
         if self._mirror is None:
             return
         for folder in _RECORDS:
-            store = RecordStore(folder_in(self.shared.place, folder))
+            store = RecordStore(folder_in(self.shared.location, folder))
             store.remove(store.records())
 
 
@@ -199,8 +188,8 @@ def _locked(path: Path) -> IO[str]:
     return file
 
 
-def _forget(root: Path) -> None:
-    for name in _OWN:
+def _remove_results(root: Path) -> None:
+    for name in _FOLDERS:
         shutil.rmtree(root / name, ignore_errors=True)
-    for name in _OWN_FILES:
+    for name in _FILES:
         (root / name).unlink(missing_ok=True)

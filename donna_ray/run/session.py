@@ -4,6 +4,8 @@ import logging
 import os
 from collections.abc import Callable
 
+import ray
+
 from donna_ray.config import ClusterConfig
 from donna_ray.errors import DonnaError
 
@@ -31,8 +33,6 @@ class RaySession:
         Raises:
             DonnaError: the named cluster does not answer, or a local one is too small.
         """
-        import ray
-
         if ray.is_initialized():
             return
         # Workers start at nice 15 by default and starve beside any other process; a device that is
@@ -62,14 +62,10 @@ class RaySession:
     def close(self) -> None:
         """Leave the cluster; one that ``ensure`` started is stopped."""
         if self._ours:
-            import ray
-
             ray.shutdown()
             self._ours = False
 
     def _check_size(self) -> None:
-        import ray
-
         needed = self._cluster.workers * self._cluster.cpus_per_worker
         present = ray.cluster_resources().get("CPU", 0)
         if len(ray.nodes()) == 1 and needed > present and "RAY_ADDRESS" not in os.environ:

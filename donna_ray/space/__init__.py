@@ -1,4 +1,14 @@
-"""What can be searched: block specs and families, stages, spaces, architectures."""
+"""What can be searched: block families, the blocks of each stage, and architectures.
+
+Entry: `build_space` in `build.py`, from a configuration and the reference's stages. `block.py` has
+`BlockSpec` (one block) and `BlockFamily` (what builds it), `blocks/` the families of the package,
+`modules.py` loads those of users, `space.py` has `SearchSpace`, `check.py` tries every block before
+training, `costs.py` keeps what it found.
+
+A block of a stage takes and gives the shapes of the reference's stage: (channels, height, width),
+or (tokens, channels). An architecture is a choice index a stage; its id is the digest of its block
+specs, so an extended space keeps old ids.
+"""
 
 from donna_ray.space import blocks
 from donna_ray.space.block import (

@@ -45,7 +45,7 @@ def _register(module: str) -> None:
     if block_families() == before:
         raise ConfigError(
             f"space.modules must name modules that register a block family, but {module} "
-            "registers none. Decorate a build function with donna_ray.space.register_block."
+            "registers none. Decorate a build function with donna_ray.register_block."
         )
 
 

@@ -28,7 +28,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """A product of stages."""
+    """All networks that have one of the choices in every stage."""
 
     stages: tuple[Stage, ...]
 

@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 from donna_ray.config import FinetuneRecipe
 from donna_ray.data import ImageData, Split
 from donna_ray.data.images import derived_seed
-from donna_ray.data.shard import SplitShard
 from donna_ray.errors import DonnaError
 from donna_ray.training.loop import (
     Loss,
@@ -74,7 +73,7 @@ class Trainer:
         if group.size > 1:
             _check_size(data.train, recipe)
             self._model = DistributedDataParallel(network, find_unused_parameters=True)
-            self._images = SplitShard.of(data.train, group.rank, group.size)
+            self._images = data.train.shard(group.rank, group.size)
         self._data, self._recipe, self._seed, self._loss = data, recipe, seed, loss
         steps = recipe.epochs * data.train.steps(recipe.batch_size)
         self._optimizer, self._schedule = optimise(

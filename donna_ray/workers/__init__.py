@@ -1,1 +1,10 @@
-"""Units of work spread over the processes of a cluster, past the loss of any of them."""
+"""Work spread over a cluster by Ray Train: the workers of a run and the queue of their work.
+
+Entry: `spread` in `spread.py`. `train_run.py` has what a worker runs, `queue.py` leases each unit
+of work to one worker and completes it once, `group.py` the processes that do one unit together,
+`demand.py` asks the autoscaler for nodes, for all jobs of a cluster, while the job lives.
+
+A unit stores its results itself, so that it can be done again. Workers never report to Ray Train
+(that would be a barrier); one that dies is restarted alone, and its unit goes back to the queue, as
+when its node is lost or it is silent for a minute. A unit that raises stops the step.
+"""

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.autoscaler.sdk import request_resources
 
-from donna_ray.run.place import on_this_node
+from donna_ray.run.shared_folder import on_this_node
 
 __all__ = ["Demand", "Demands", "demanded"]
 

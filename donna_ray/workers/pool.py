@@ -12,8 +12,8 @@ import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from donna_ray.config import ClusterConfig
-from donna_ray.run.place import on_this_node
 from donna_ray.run.run import Run
+from donna_ray.run.shared_folder import on_this_node
 from donna_ray.workers.board import JobBoard
 from donna_ray.workers.demand import Demand
 from donna_ray.workers.train_run import fit, worker_resources

@@ -13,9 +13,9 @@ from typing import Any
 import ray
 
 from donna_ray.errors import DonnaError
-from donna_ray.run.place import on_this_node
 from donna_ray.run.progress import Progress
 from donna_ray.run.run import Run
+from donna_ray.run.shared_folder import on_this_node
 from donna_ray.workers.pool import WorkerPool, pool_of
 from donna_ray.workers.queue import UnitQueue
 

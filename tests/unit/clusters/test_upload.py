@@ -38,7 +38,11 @@ def test_data_weights_and_runs_stay_here(tmp_path: Path) -> None:
 
 def test_upload_of_this_project_is_small(tmp_path: Path) -> None:
     names = package(ROOT, tmp_path / "project.zip")
-    assert {"donna_ray/cli/main.py", "device_farm/cli.py", "donna_ray/configs/demo.yaml"} <= names
+    assert {
+        "donna_ray/cli/main.py",
+        "device_farm/cli.py",
+        "donna_ray/config/shipped/demo.yaml",
+    } <= names
     assert not [name for name in names if name.startswith(("tests/", "docs/", ".git/"))]
     assert (tmp_path / "project.zip").stat().st_size < LARGEST
 

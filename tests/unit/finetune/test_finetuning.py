@@ -21,7 +21,6 @@ from torch.utils.data import Dataset, TensorDataset
 from donna_ray.config import FinetuneRecipe, RunConfig
 from donna_ray.data import ImageData, Split, load_data
 from donna_ray.data.images import BrokenImage
-from donna_ray.data.shard import SplitShard
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.assemble import block_keys, untrained
 from donna_ray.finetune.step import (
@@ -292,7 +291,7 @@ def test_torn_checkpoint_costs_one_more_epoch(tmp_path: Path, suffix: str) -> No
 @pytest.mark.parametrize("size", [2, 3])
 def test_shards_make_the_batches_of_the_split(data: ImageData, size: int) -> None:
     how: dict[str, Any] = {"shuffle_seed": 3, "epoch": 1}
-    shards = [SplitShard.of(data.train, rank, size) for rank in range(size)]
+    shards = [data.train.shard(rank, size) for rank in range(size)]
     parts = zip(*(shard.batches(48, **how) for shard in shards), strict=True)
     for (images, _), part in zip(data.train.batches(48, **how), parts, strict=True):
         together = torch.cat([each for each, _ in part])
@@ -320,8 +319,7 @@ def test_shard_repeats_a_batch_where_all_images_of_one_are_broken(
 
     split = Split(Images())
     first, second = (
-        [labels.tolist() for _, labels in SplitShard.of(split, rank, 2).batches(4)]
-        for rank in (0, 1)
+        [labels.tolist() for _, labels in split.shard(rank, 2).batches(4)] for rank in (0, 1)
     )
     assert len(first) == len(second) == 100
     assert first[2] == [8, 10]

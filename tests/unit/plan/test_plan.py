@@ -15,7 +15,7 @@ from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.data import Split
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.plan.measure import _pack_cost
-from donna_ray.plan.parts import FirstImages, Passes, in_turn
+from donna_ray.plan.parts import Passes, in_turn
 from donna_ray.plan.plan import (
     Block,
     Costs,
@@ -175,13 +175,13 @@ def test_neither_an_image_nor_a_block_costs_less_than_nothing() -> None:
 
 def test_first_images_of_a_split() -> None:
     split = Split(TensorDataset(torch.arange(50.0), torch.arange(50)))
-    first = FirstImages.of(split, 20)
+    first = split.first(20)
     assert len(first) == 20
     assert first.steps(8) == 2
     labels = [label for _, batch in first.batches(8, shuffle_seed=1) for label in batch.tolist()]
     assert len(labels) == 16
     assert set(labels) <= set(range(20))
-    assert len(FirstImages.of(split, 80)) == 50
+    assert len(split.first(80)) == 50
 
 
 def test_passes_differ_by_full_batches_and_by_all_loaders() -> None:

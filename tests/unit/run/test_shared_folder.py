@@ -11,7 +11,7 @@ from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.run.folder import run_folder
 from donna_ray.run.mirror import Mirror
-from donna_ray.run.place import SharedFolder
+from donna_ray.run.shared_folder import SharedFolder
 from donna_ray.storage.files import Storage
 from donna_ray.storage.records import RecordStore
 
@@ -112,10 +112,10 @@ def test_run_folder_by_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert run_folder(plain, None) == Path("runs/demo")
     assert run_folder(plain, Path("x")) == Path("x")
     assert run_folder(shared, None) == Path("/shared/runs/demo")
-    assert shared.cluster.place_of(Path("/shared/runs/demo")) == Path("/shared/runs/demo")
+    assert shared.cluster.location_of(Path("/shared/runs/demo")) == Path("/shared/runs/demo")
     copy = run_folder(remote, None)
     assert copy.is_relative_to(tmp_path)
-    assert remote.cluster.place_of(copy) == "s3://bucket/runs/demo"
+    assert remote.cluster.location_of(copy) == "s3://bucket/runs/demo"
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert run_folder(remote, None) == copy
     for config, given in ((plain, None), (remote, Path("runs/x"))):

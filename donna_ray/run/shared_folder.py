@@ -1,4 +1,4 @@
-"""Where the processes of a run meet: the run folder, or a folder at a URL that stands for it.
+"""The folder that all processes of a run see: the run folder, or one at a URL in its place.
 
 All nodes of a cluster must see the run folder, on a filesystem that they share. Where they share
 none, `cluster.storage` names a URL: records of blocks and networks are there, and a copy of the run
@@ -23,7 +23,6 @@ __all__ = ["MARK", "SharedFolder", "check_nodes", "on_this_node"]
 MARK = ".seen-"
 """How the name of a file begins that is there while a command works on the run."""
 
-
 _PATIENCE_S = 60.0
 
 
@@ -31,12 +30,12 @@ class SharedFolder:
     """That folder, and whether a node sees it. Picklable.
 
     Args:
-        place: of ``ClusterConfig.place_of``.
+        location: of ``ClusterConfig.location_of``.
     """
 
-    def __init__(self, place: str | Path) -> None:
-        self.place = place
-        self._storage = Storage(place)
+    def __init__(self, location: str | Path) -> None:
+        self.location = location
+        self._storage = Storage(location)
         self._mark = f"{MARK}{uuid.uuid4().hex[:8]}"
 
     @contextmanager
@@ -67,7 +66,7 @@ class SharedFolder:
 def check_nodes(shared: SharedFolder) -> None:
     """``SharedFolder.check`` on the other nodes where workers may come to be.
 
-    A node that leaves meanwhile has no say, nor one that is silent for a minute: workers check
+    A node that is lost meanwhile, or does not answer for a minute, is passed over: workers check
     again when they begin. Hosts of phones, which offer no CPUs, need not see the folder.
 
     Raises:

@@ -1,0 +1,5 @@
+"""`python -m donna_ray` is `donna`."""
+
+from donna_ray.cli.main import main
+
+main()
