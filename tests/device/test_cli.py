@@ -75,7 +75,7 @@ def test_devices_of_a_farm_file(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_farm_is_served_watched_and_ended(
-    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 

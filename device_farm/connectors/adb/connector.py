@@ -15,10 +15,9 @@ from pydantic import Field
 
 from device_farm.connector import Connector, DeviceInfo, digest
 from device_farm.connectors.adb.addresses import ADDRESS, find_phones, make_link
-from device_farm.connectors.adb.environment import (
+from device_farm.connectors.adb.condition import (
     Identity,
     check_cores,
-    condition,
     identify,
     measuring_mode,
     wait_until_cool,
@@ -131,11 +130,10 @@ class AdbConnector(Connector[PhoneModel]):
         )
 
     def health(self) -> dict[str, Any]:
-        shell = self._shell()
-        waited = wait_until_cool(
-            shell, self.device, self.settings.max_thermal_status, self.settings.cool_down_s
+        own = self.settings
+        return wait_until_cool(
+            self._shell(), self.device, own.cores or (), own.max_thermal_status, own.cool_down_s
         )
-        return {"cool_down_s": round(waited, 1), **condition(shell, self.settings.cores or ())}
 
     def stage(self, workload: Workload) -> None:
         """Pushes the model over a connection of its own; over USB there is only one."""
@@ -262,14 +260,13 @@ class AdbConnector(Connector[PhoneModel]):
         plan = RunPlan(binary, model.path, results, warmup, count, self.settings.threads)
         libraries = f"LD_LIBRARY_PATH={binary.rpartition('/')[0]}"
         command = ["env", libraries, *bound, *runner.command(plan)]
+        take = ("sh", "-c", 'cat "$1" 2>/dev/null; rm -f "$1"', "sh", results)
         try:
             output = shell.run(command, self.settings.command_timeout_s)
         except CommandFailed as error:
-            shell.ask("rm", "-f", results)
+            shell.ask(*take)
             raise self._failure(shell, model, binary, error) from error
-        written = shell.ask("cat", results) or ""
-        shell.ask("rm", "-f", results)
-        return runner.seconds(output, written, plan)
+        return runner.seconds(output, shell.ask(*take) or "", plan)
 
     def _failure(
         self, shell: Shell, model: PhoneModel, binary: str, error: CommandFailed
