@@ -14,7 +14,6 @@ import ray
 from farms import descendants, model_number, row, wait_for_state
 
 from device_farm import (
-    AuthRequired,
     DeviceLost,
     DeviceSpec,
     DeviceTimeout,
@@ -23,7 +22,6 @@ from device_farm import (
     FarmConfig,
     Measurement,
     ModelError,
-    Throttled,
 )
 from device_farm.timing.control import control_workload
 from tests.conftest import start_ray
@@ -110,42 +108,17 @@ def test_bad_model_is_not_tried_again(cpu_farm: Farm) -> None:
     assert cpu_farm.measure(model_number(2), "cpu").n > 0
 
 
-def test_failures_that_pass_cost_no_measurement(
-    start: StartFarm, scripted: Callable[..., DeviceSpec]
+def test_failures_that_pass_cost_no_measurement_and_bugs_are_told(
+    start: StartFarm, scripted: Callable[..., DeviceSpec], tmp_path: Path
 ) -> None:
     farm = start(scripted("board", "Throttled", "DeviceLost", "die", "DeviceTimeout"))
     assert farm.measure(MODEL, "board").simulated
     status = row(farm, "board")
     assert status["failures"] == {"Throttled": 1, "DeviceLost": 2, "DeviceTimeout": 1}
     assert (status["state"], status["leases"], status["done"]) == ("ready", 5, 1)
-
-
-def test_failures_that_last_are_told(start: StartFarm, scripted: Callable[..., DeviceSpec]) -> None:
-    lasting: list[tuple[str, int, type[Exception]]] = [
-        ("DeviceTimeout", 2, DeviceTimeout),
-        ("DeviceLost", 4, DeviceLost),
-        ("Throttled", 4, Throttled),
-        ("AuthRequired", 1, AuthRequired),
-        ("bug", 1, ZeroDivisionError),
-    ]
-    acts = [act for act, times, _ in lasting for _ in range(times)]
-    farm = start(scripted("board", *acts), policy=FailurePolicy(delay_s=0.05, control_every=0))
-    leases = 0
-    for number, (act, times, error) in enumerate(lasting):
-        with pytest.raises(error, match=f"board says {act}|a bug"):
-            farm.measure(model_number(number), "board")
-        leases += times
-        assert row(farm, "board")["leases"] == leases
-    assert farm.measure(MODEL, "board").simulated
-
-
-def test_a_hanging_measurement_is_ended(
-    start: StartFarm, scripted: Callable[..., DeviceSpec], tmp_path: Path
-) -> None:
-    farm = start(scripted("board", "hang"), policy=FailurePolicy(lease_limit_s=1, control_every=0))
-    assert farm.measure(MODEL, "board").simulated
-    assert (tmp_path / "board.log").read_text().split() == ["hang", "measure"]
-    assert row(farm, "board")["failures"] == {"DeviceTimeout": 1}
+    (tmp_path / "board.script").write_text("bug")
+    with pytest.raises(ZeroDivisionError, match="a bug in the connector"):
+        farm.measure(model_number(1), "board")
 
 
 def test_unknown_device_lists_the_known(cpu_farm: Farm) -> None:
@@ -192,13 +165,18 @@ def serve(tmp_path: Path) -> Iterator[StartFarm]:
         farm.close()
 
 
-def test_a_calibration_that_hangs_is_ended(
+def test_what_hangs_is_ended(
     serve: StartFarm, scripted: Callable[..., DeviceSpec], tmp_path: Path
 ) -> None:
+    """First the calibration, then a measurement."""
     policy = FailurePolicy(lease_limit_s=1, control_every=2)
     farm = serve(scripted("board", "hang"), policy=policy)
     assert farm.measure(model_number(1), "board").simulated  # the ask has it tried once more
     assert (tmp_path / "board.log").read_text().split()[:2] == ["hang", "measure"]
+    (tmp_path / "board.script").write_text("hang")
+    assert farm.measure(model_number(2), "board").simulated
+    assert (tmp_path / "board.log").read_text().split().count("hang") == 2
+    assert row(farm, "board")["failures"] == {"DeviceTimeout": 2}
 
 
 def test_a_farm_with_too_many_asks_still_tells_its_state(
@@ -230,6 +208,7 @@ def test_what_a_dead_job_asked_for_is_not_measured(
     farm = serve(scripted("board", seconds=0.2))
     address = ray.get_runtime_context().gcs_address
     code = SEARCH.format(address=address, name=tmp_path.name)
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    here = Path(__file__).parent  # with the modules of tests
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=here)
     assert farm.measure(model_number(99), "board").simulated
     assert row(farm, "board")["leases"] < 50

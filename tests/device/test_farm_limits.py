@@ -9,7 +9,15 @@ import pytest
 from farms import model_number, results, row, wait_for_state
 from local_farm import LocalFarm
 
-from device_farm import Busy, DeviceLost, DeviceSpec, FailurePolicy, Throttled
+from device_farm import (
+    AuthRequired,
+    Busy,
+    DeviceLost,
+    DeviceSpec,
+    DeviceTimeout,
+    FailurePolicy,
+    Throttled,
+)
 
 Scripted = Callable[..., DeviceSpec]
 StartLocal = Callable[..., LocalFarm]
@@ -150,3 +158,23 @@ def test_devices_on_one_core_are_refused(local: StartLocal, tmp_path: Path) -> N
     )
     with pytest.raises(ValueError, match=r"'one' and 'other' share \[1\] of here"):
         local(one, other, policy=STEADY).ready()
+
+
+def test_failures_that_last_are_told(local: StartLocal, scripted: Scripted) -> None:
+    lasting: list[tuple[str, int, type[Exception]]] = [
+        ("DeviceTimeout", 2, DeviceTimeout),
+        ("DeviceLost", 4, DeviceLost),
+        ("Throttled", 4, Throttled),
+        ("AuthRequired", 1, AuthRequired),
+        ("bug", 1, ZeroDivisionError),
+    ]
+    acts = [act for act, times, _ in lasting for _ in range(times)]
+    farm = local(scripted("board", *acts), policy=FailurePolicy(delay_s=0.05, control_every=0))
+    farm.ready()
+    leases = 0
+    for number, (act, times, error) in enumerate(lasting):
+        with pytest.raises(error, match=f"board says {act}|a bug"):
+            farm.measure(model_number(number), "board")
+        leases += times
+        assert row(farm, "board")["leases"] == leases
+    assert farm.measure(model_number(9), "board").simulated
