@@ -81,12 +81,12 @@ def check_cores(shell: Shell, mask: str) -> None:
         DeviceError: It does not.
     """
     try:
-        told = shell.run(["taskset", mask, "grep", "Cpus_allowed:", "/proc/self/status"])
+        printed = shell.run(["taskset", mask, "grep", "Cpus_allowed:", "/proc/self/status"])
     except CommandFailed as error:
-        told, reason = "", str(error)
+        printed, reason = "", str(error)
     else:
-        reason = told.strip()
-    found = re.search(r"Cpus_allowed:\s*([0-9a-f,]+)", told)
+        reason = printed.strip()
+    found = re.search(r"Cpus_allowed:\s*([0-9a-f,]+)", printed)
     if not found or int(found[1].replace(",", ""), 16) != int(mask, 16):
         raise DeviceError(
             f"`cores` must be cores that the phone has and that are not shut off, but taskset with "
@@ -99,8 +99,8 @@ def temperatures(thermal: str) -> dict[str, float]:
 
     The sensors' own values are taken where they are printed, for the cached ones may be old.
     """
-    cached, told, current = thermal.partition(_CURRENT)
-    found = _TEMPERATURE.findall(current if told else cached)
+    cached, has_current, current = thermal.partition(_CURRENT)
+    found = _TEMPERATURE.findall(current if has_current else cached)
     return {name: float(value) for value, kind, name in found if kind not in _NO_TEMPERATURES}
 
 
@@ -152,8 +152,8 @@ def _condition(shell: Shell, cores: Sequence[int]) -> dict[str, Any]:
 
 
 @contextmanager
-def measuring_mode(shell: Shell, screen: str, fixed_performance: bool) -> Iterator[dict[str, Any]]:
-    """Sets screen and performance mode while it lasts; yields what was done.
+def measuring_mode(shell: Shell, screen: str, fixed_performance: bool) -> Iterator[None]:
+    """Sets screen and performance mode while it lasts.
 
     Raises:
         DeviceError: The phone does not know the mode.
@@ -167,7 +167,7 @@ def measuring_mode(shell: Shell, screen: str, fixed_performance: bool) -> Iterat
             shell.run(["svc", "power", "stayon", "true"])
         if fixed_performance:
             _fix_performance(shell)
-        yield {"screen_set": screen, "fixed_performance": fixed_performance}
+        yield
     finally:
         with suppress(DeviceError):  # it may be what ended the measurement
             if fixed_performance:
