@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
-import shutil
 import socket
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from device_farm.connector import Connector, DeviceInfo
-from device_farm.connectors.cuda.condition import check_architecture, nvidia_smi, parse_condition
+from device_farm.connectors.cuda.condition import check_architecture, has_driver, read_condition
 from device_farm.connectors.cuda.failures import typed_failures
 from device_farm.connectors.cuda.loading import float32_math, load
 from device_farm.connectors.cuda.settings import CudaSettings
@@ -61,7 +60,7 @@ class CudaConnector(Connector[CudaModel]):
 
     @classmethod
     def discover(cls, places: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-        if shutil.which("nvidia-smi") is None:
+        if not has_driver():
             return {}
         import torch
 
@@ -86,13 +85,12 @@ class CudaConnector(Connector[CudaModel]):
     def health(self) -> dict[str, Any]:
         import torch
 
-        uuid = str(self._properties().uuid)
-        found = parse_condition(nvidia_smi(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"))
+        found = read_condition(str(self._properties().uuid))
         if found.pop("hot"):
             reasons = ", ".join(found["throttle_reasons"])
             raise Throttled(
                 f"GPU {self.device!r} must not be slowed down, but is ({reasons}, "
-                f"{found['temperature_c']:g} °C): let it cool down, check its fans and power"
+                f"{found['temperature_c']} °C): let it cool down, check its fans and power"
             )
         return {**found, "allocated_mb": torch.cuda.memory_allocated(self.settings.index) / 1e6}
 
