@@ -92,7 +92,7 @@ def export_network(
         check_onnx_error(onnx_error(model, module, images, batch_size=size))
     with tempfile.TemporaryDirectory() as name:
         made = Path(name)
-        (made / _WEIGHTS).write_bytes(network.store.weights_path(network.chosen.key).read_bytes())
+        safetensors.torch.save_file(network.store.weights(network.chosen.key), made / _WEIGHTS)
         (made / _ONNX).write_bytes(model)
         (made / _SOURCE).write_text(source, encoding="utf-8")
         _check_source(made, images, module)
@@ -162,7 +162,7 @@ class _Finetuned:
     @torch.no_grad()
     def check_code(self, network: StagedNetwork, images: Tensor) -> None:
         """Raise if the network is not what the finetuning exported; images (N, C, H, W)."""
-        stored = self.store.root / f"{self.chosen.key}.onnx"
+        stored = Path(self.store.url) / f"{self.chosen.key}.onnx"
         error = logits_error(onnx_logits(stored.read_bytes(), images), network(images))
         if not error <= TOLERANCE:
             raise self._other_code(f"its logits differ by {error:.2e}")

@@ -2,8 +2,10 @@
 
 ``mirror.json`` is written last and names the SHA-256 of every file; a file that does not have it is
 not fetched, so what a torn copy lacks is computed again. One command at a time may use a URL.
+fsspec's ``generic.rsync`` knows no such manifest: it tells changed files by size or time alone.
 """
 
+import hashlib
 import json
 import uuid
 from pathlib import Path
@@ -46,8 +48,9 @@ class Mirror:
     def fetch(self, name: str, sha256: str) -> None:
         """Fetch one file, if its content at the URL is the one of this SHA-256 (hex)."""
         folder, file = self._at(name)
-        if folder.sha256(file) == sha256:
-            write_atomic(self._root / name, folder.read(file) or b"")
+        data = folder.read(file)
+        if data is not None and hashlib.sha256(data).hexdigest() == sha256:
+            write_atomic(self._root / name, data)
 
     def push(self) -> None:
         """Bring the copy up to date."""

@@ -1,0 +1,41 @@
+"""What other processes do to a store. Without pytest, whose import would cost each a second."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable
+
+import torch
+
+from donna_ray.storage.records import RecordStore
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([__name__])
+
+_OPENED: list[str] = []
+
+
+def put_all(url: str, numbers: Iterable[int], keys: int) -> None:
+    """Put records whose weights and files all say the same number."""
+    os.fsync = lambda _: None  # it matters where the machine dies, not where a process does
+    store = RecordStore(url)
+    for number in numbers:
+        weights = {"w": torch.full((4000,), float(number))}
+        graph = b"%d" % number * 1000
+        store.put(f"key{number % keys}", {"nsr": number}, weights, files={"onnx": graph})
+
+
+def note_opened_files() -> None:
+    """Note the name of every file that this process opens from now on."""
+    sys.addaudithook(lambda event, args: _OPENED.append(str(args[0])) if event == "open" else None)
+
+
+def list_and_count(folder: str) -> tuple[int, list[str]]:
+    """List a store: how many records, and which files of it that opened."""
+    store = RecordStore(folder)
+    _OPENED.clear()
+    count = len(store.records())
+    inside = (name for name in _OPENED if name.startswith(folder + "/"))
+    return count, sorted(name.rpartition("/")[2] for name in inside)
