@@ -207,7 +207,7 @@ def test_place_must_be_there(tmp_path: Path) -> None:
 
 
 def test_commands_are_those_of_donna(run: Path) -> None:
-    (run / "library" / "blocks" / "a.safetensors").unlink()
+    (run / "library" / "blocks" / "a.safetensors").write_bytes(b"")
     assert donna_here("library", "ls", str(run)).returncode == 0
     assert donna_here("library", "verify", str(run)).returncode == 1
     assert donna_here("library", "ls", str(run / "no-such")).returncode == 2

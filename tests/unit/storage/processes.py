@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 from collections.abc import Iterable
 
 import torch
@@ -13,8 +12,6 @@ from donna_ray.storage.records import RecordStore
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__])
-
-_OPENED: list[str] = []
 
 
 def put_all(url: str, numbers: Iterable[int], keys: int) -> None:
@@ -25,17 +22,3 @@ def put_all(url: str, numbers: Iterable[int], keys: int) -> None:
         weights = {"w": torch.full((4000,), float(number))}
         graph = b"%d" % number * 1000
         store.put(f"key{number % keys}", {"nsr": number}, weights, files={"onnx": graph})
-
-
-def note_opened_files() -> None:
-    """Note the name of every file that this process opens from now on."""
-    sys.addaudithook(lambda event, args: _OPENED.append(str(args[0])) if event == "open" else None)
-
-
-def list_and_count(folder: str) -> tuple[int, list[str]]:
-    """List a store: how many records, and which files of it that opened."""
-    store = RecordStore(folder)
-    _OPENED.clear()
-    count = len(store.records())
-    inside = (name for name in _OPENED if name.startswith(folder + "/"))
-    return count, sorted(name.rpartition("/")[2] for name in inside)

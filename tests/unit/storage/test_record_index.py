@@ -7,7 +7,6 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +16,6 @@ import torch
 from donna_ray.errors import DonnaError
 from donna_ray.storage import files as storage
 from donna_ray.storage.records import RecordStore
-from tests.unit.storage.processes import PROCESSES, list_and_count, note_opened_files
 from tests.unit.storage.refusing_files import RefusingFiles
 
 
@@ -27,26 +25,37 @@ def fill(store: RecordStore, count: int, numbers: int = 3) -> None:
         store.put(f"key{number}", {"nsr": number}, {"w": torch.ones(numbers)})
 
 
+def ruin(path: Path) -> None:
+    """Alter a file without a trace in a listing."""
+    status, data = path.stat(), path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def test_unchanged_records_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = RecordStore(tmp_path)
+    """They are ruined without a trace in the listing: whoever opens one finds no record."""
+    store, index = RecordStore(tmp_path), tmp_path / ".index"
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)  # 200 of them take seconds
         fill(store, 200)
-    with ProcessPoolExecutor(1, PROCESSES, note_opened_files) as pool:
-        count, opened = pool.submit(list_and_count, str(tmp_path)).result()
-        assert count == 200
-        assert len([name for name in opened if not name.startswith(".")]) == 200
-        again = pool.submit(list_and_count, str(tmp_path)).result()
-        assert again == (200, [".index"])
-        store.put("more", {"nsr": 3}, {"w": torch.ones(3)})
-        store.put_failed("key7", "why", {})
-        store.remove(["key8"])
-        count, opened = pool.submit(list_and_count, str(tmp_path)).result()
-        assert count == 200
-        assert opened[0].startswith("..index.")
-        assert opened[1:] == [".index", "key7.safetensors", "more.safetensors"]
-        again = pool.submit(list_and_count, str(tmp_path)).result()
-        assert again == (200, [".index"])
+    before, written = store.records(), index.stat()
+    assert len(before) == 200
+    for path in tmp_path.glob("*.safetensors"):
+        ruin(path)
+    assert store.records() == before
+    assert index.stat() == written
+    store.put("more", {"nsr": 3}, {"w": torch.ones(3)})
+    store.put_failed("key7", "why", {})
+    store.remove(["key8"])
+    after, written = store.records(), index.stat()
+    changed = {key for key, record in after.items() if before.get(key) != record}
+    assert changed == {"more", "key7"}
+    assert before.keys() - after.keys() == {"key8"}
+    assert store.records() == after
+    assert index.stat() == written
+    ruin(tmp_path / "more.safetensors")
+    assert store.records() == after
+    assert len(store.verify()) == 199  # all but key7
 
 
 @pytest.mark.parametrize(
@@ -98,9 +107,7 @@ def test_alteration_without_a_trace_is_found_by_verify(tmp_path: Path) -> None:
     store, path = RecordStore(tmp_path), tmp_path / "key1.safetensors"
     fill(store, 3)
     store.records()
-    status, data = path.stat(), path.read_bytes()
-    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    ruin(path)
     assert len(store.records()) == 3
     assert store.verify() == ["key1"]
     assert list(store.records()) == ["key0", "key2"]

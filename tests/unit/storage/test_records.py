@@ -222,7 +222,7 @@ def test_unknown_filesystem_and_names_are_refused(tmp_path: Path) -> None:
 def test_killed_writers_leave_no_bad_record(tmp_path: Path) -> None:
     """They renew seven keys over and over; what reads must be of one put."""
     store, killed_half_way = RecordStore(tmp_path), 0
-    for first in range(0, 200_000, 10_000):
+    for first in range(0, 80_000, 10_000):
         numbers = range(first, first + 10_000)
         writer = PROCESSES.Process(target=put_all, args=(str(tmp_path), numbers, 7))
         writer.start()
@@ -238,6 +238,7 @@ def test_killed_writers_leave_no_bad_record(tmp_path: Path) -> None:
         assert set(store.records()) == whole
         killed_half_way += bool(store.stale_files(older_than=0))
     assert killed_half_way
+    print("HALF", killed_half_way)
     store.remove_files(store.stale_files(older_than=0))
     assert store.verify() == []
     assert len(store.files()) == 1 + 2 * len(store.records())
