@@ -77,7 +77,8 @@ def folder_in(place: str | Path, folder: str) -> str | Path:
 class Storage:
     """One folder. Picklable; several processes may write different files at once.
 
-    A ``Path`` is on this machine's filesystem, whatever is in it; a string may be a URL.
+    A ``Path`` is on this machine's filesystem, whatever is in it; a string may be a URL. A name may
+    have folders in it, which are made.
 
     A filesystem that refuses is asked again, with growing pauses, for up to a minute. What it does
     then, and at once on a full disk, is a ``DonnaError``.
@@ -190,12 +191,12 @@ class Storage:
         elif _ATOMIC_PUT & ({protocol} if isinstance(protocol, str) else set(protocol)):
             self._filesystem.pipe_file(path, data)
         else:
-            self._filesystem.makedirs(self._folder, exist_ok=True)
             self._write_and_move(path, data)
 
     def _write_and_move(self, path: str, data: bytes) -> None:
         folder, _, name = path.rpartition("/")
         temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}"
+        self._filesystem.makedirs(folder, exist_ok=True)
         try:
             self._filesystem.pipe_file(temporary, data)
             try:

@@ -115,9 +115,11 @@ class RecordStore:
         record = _record_in(self._object(key), key)
         if record is None:
             return None
-        files = {suffix: self._storage.read(f"{key}.{suffix}") for suffix in record["files"]}
-        sums = {suffix: hashlib.sha256(data or b"").hexdigest() for suffix, data in files.items()}
-        return record if sums == record["files"] else None
+        for suffix, expected in record["files"].items():
+            content = self._storage.read(f"{key}.{suffix}")
+            if content is None or hashlib.sha256(content).hexdigest() != expected:
+                return None
+        return record
 
     def weights(self, key: str) -> dict[str, Tensor]:
         """The state dict of a key.
