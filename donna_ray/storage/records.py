@@ -198,8 +198,8 @@ class RecordStore:
     def stale_files(self, older_than: float = 3600.0) -> dict[str, FileFact]:
         """Files by name that belong to no intact record: what killed writers left.
 
-        Temporary files, bad records and all files of a key that no intact record names; not what
-        somebody else put there under a name of their own.
+        Temporary files, and of each key with a ``.safetensors`` or ``.onnx`` the files that no
+        intact record names; not what somebody else put there under other suffixes.
 
         Args:
             older_than: seconds since the last change; younger ones may be a record in the making.
