@@ -16,7 +16,7 @@ PROCESSES.set_forkserver_preload([__name__])
 
 def put_all(url: str, numbers: Iterable[int], keys: int) -> None:
     """Put records whose weights and files all say the same number."""
-    os.fsync = lambda _: None  # it matters where the machine dies, not where a process does
+    os.fsync = lambda fd: None  # it matters where the machine dies, not where a process does
     store = RecordStore(url)
     for number in numbers:
         weights = {"w": torch.full((4000,), float(number))}
