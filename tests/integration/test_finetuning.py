@@ -67,7 +67,7 @@ def test_two_workers_train_as_one_and_go_on_when_one_dies(run: Run, tmp_path: Pa
     written: set[tuple[int, int]] = set()
 
     def watch() -> None:
-        while not killed_at or not (run.root / "networks" / f"{jobs[0].key}.json").exists():
+        while not killed_at or not (run.root / "networks" / f"{jobs[0].key}.safetensors").exists():
             written.update(_checkpoints(unfinished))
             if any(epoch >= 2 for _, epoch in written) and not killed_at:
                 os.kill(max(train_workers(os.getpid())), signal.SIGKILL)
@@ -83,7 +83,7 @@ def test_two_workers_train_as_one_and_go_on_when_one_dies(run: Run, tmp_path: Pa
     assert record["epochs"] == 8
     assert record["accuracy"] > max(0.5, record["zero_shot_accuracy"])
     assert network_store(run).get(jobs[0].key) == record
-    assert not list(unfinished.glob("*.json"))
+    assert not list(unfinished.glob("*.safetensors"))
 
 
 def _check_two_are_as_one(run: Run, tmp_path: Path) -> None:
@@ -108,8 +108,10 @@ def _check_two_are_as_one(run: Run, tmp_path: Path) -> None:
 
 def _checkpoints(unfinished: Path) -> Iterator[tuple[int, int]]:
     """When each was written, in ns, and after which epoch."""
-    for path in unfinished.glob("*.json"):
+    for path in unfinished.glob("*.safetensors"):
         try:
-            yield path.stat().st_mtime_ns, json.loads(path.read_text())["epoch"]
+            written = path.stat().st_mtime_ns
+            with safetensors.safe_open(path, "pt") as file:
+                yield written, json.loads(file.metadata()["record"])["epoch"]
         except FileNotFoundError:
             continue

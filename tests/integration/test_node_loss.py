@@ -47,7 +47,7 @@ def test_what_was_in_flight_is_done_on_the_other_node(
 
     def lose_one() -> None:
         cluster.remove_node(nodes.pop(), allow_graceful=False)
-        stored.update({path: path.stat().st_mtime_ns for path in blocks.glob("*.json")})
+        stored.update({path: path.stat().st_mtime_ns for path in blocks.glob("*.safetensors")})
 
     try:
         with Run(config, root) as run:
@@ -72,7 +72,7 @@ def test_what_was_in_flight_is_done_on_the_other_node(
             assert len(nodes) == 1
             assert [record["epochs"] for record in records] == [EPOCHS] * 3
             assert network_store(run).verify() == []
-            assert not list(unfinished.glob("*.json"))
+            assert not list(unfinished.glob("*.safetensors"))
     finally:
         for node in nodes:
             cluster.remove_node(node)
@@ -80,7 +80,7 @@ def test_what_was_in_flight_is_done_on_the_other_node(
 
 def _files(folder: Path, count: int) -> Callable[[], bool]:
     """Whether that many records are there."""
-    return lambda: len(list(folder.glob("*.json"))) >= count
+    return lambda: len(list(folder.glob("*.safetensors"))) >= count
 
 
 def _lose(cluster: Cluster, nodes: list[Any]) -> None:

@@ -29,7 +29,7 @@ def test_killed_run_goes_on(finished: Path, tmp_path: Path) -> None:
     killed: list[int] = []
 
     def worker_is_killed_and_others_went_on(pid: int) -> bool:
-        records = len(list(blocks.glob("*.json")))
+        records = len(list(blocks.glob("*.safetensors")))
         if records and not killed:
             killed.append(train_workers(pid)[0])
             os.kill(killed[0], signal.SIGKILL)
@@ -37,7 +37,7 @@ def test_killed_run_goes_on(finished: Path, tmp_path: Path) -> None:
 
     kill_when(demo(out), worker_is_killed_and_others_went_on)
     _wait_until_ray_is_gone(out)
-    distilled = {path: path.stat().st_mtime_ns for path in blocks.glob("*.json")}
+    distilled = {path: path.stat().st_mtime_ns for path in blocks.glob("*.safetensors")}
     assert 6 <= len(distilled) <= 12
     assert not (out / "results.json").exists()
 
