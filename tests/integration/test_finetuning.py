@@ -36,7 +36,7 @@ TOGETHER = FinetuneRecipe(
 
 
 @pytest.fixture
-def run(copy_of_finished: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+def run(one_ray: None, copy_of_finished: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     config = yaml.safe_load((copy_of_finished / "config.yaml").read_text())
     with Run(RunConfig.model_validate(config), copy_of_finished) as run:
@@ -56,8 +56,8 @@ def plainly_trained(config: RunConfig, group: Group) -> nn.Module:
     return trainer.result()
 
 
-def test_two_workers_train_as_one_and_go_on_when_one_dies(run: Run, tmp_path: Path) -> None:
-    _check_two_are_as_one(run, tmp_path)
+@pytest.mark.soak
+def test_two_workers_go_on_when_one_dies(run: Run) -> None:
     reference = reference_step(run)
     library = library_step(run, reference)
     space = library_space(library)
@@ -86,7 +86,7 @@ def test_two_workers_train_as_one_and_go_on_when_one_dies(run: Run, tmp_path: Pa
     assert not list(unfinished.glob("*.safetensors"))
 
 
-def _check_two_are_as_one(run: Run, tmp_path: Path) -> None:
+def test_two_workers_train_as_one(run: Run, tmp_path: Path) -> None:
     config = run.config
 
     def work(_payload: int) -> dict[str, Any]:

@@ -95,6 +95,7 @@ def commands_with(word: str) -> list[int]:
     return found
 
 
+@pytest.mark.soak
 def test_stopped_and_killed_jobs_go_on_when_submitted_again(
     head: Head, client: JobSubmissionClient, work: Path, tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ class Worker:
             file.write(f"{index}\n")
 
 
+@pytest.mark.soak
 def test_queue_survives_killed_holders(one_ray: None, tmp_path: Path) -> None:
     """Eight processes; two are killed while they hold a unit, and others take their places."""
     queue = ray.remote(num_cpus=0)(UnitQueue).remote([1] * UNITS)
