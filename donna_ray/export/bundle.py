@@ -116,15 +116,18 @@ class Bundle:
         return candidate
 
     def _emit(self, module: str, statement: ast.stmt) -> None:
-        """Take a statement, behind all that it needs."""
+        """Take a statement behind all that it uses, and before all that alters what it binds."""
         if statement in self._emitted:
             return
         self._emitted.add(statement)
-        bindings = self._bindings(module)
+        bindings, bound = self._bindings(module), dict.fromkeys(_bound(statement))
         used = [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
-        needed = [name for name in (*_bound(statement), *used) if name in bindings]
+        needed = [name for name in used if name in bindings and name not in bound]
         names = {name: self._resolve(module, name) for name in needed}
-        self.definitions.append(_renamed(statement, names))
+        place = len(self.definitions)
+        self.definitions.append("")
+        names |= {name: self._resolve(module, name) for name in bound}
+        self.definitions[place] = _renamed(statement, names)
 
 
 def _parsed(module: str) -> _Bindings:

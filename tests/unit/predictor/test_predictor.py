@@ -169,7 +169,7 @@ def test_bootstrap_intervals_are_those_of_scipy_and_sklearn() -> None:
 
 def test_held_out_predictions_of_noise_are_not_ranked_by_their_means() -> None:
     raw, ranked = [], []
-    for seed in range(12):
+    for seed in range(6):
         generator = np.random.default_rng(seed)
         nsr, noise = generator.uniform(0.1, 1, (24, 4)), generator.normal(0.8, 0.01, 24)
         held_out = fit(nsr, noise)[1]
