@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import TensorDataset
@@ -120,6 +118,9 @@ def _check_digits(config: DataConfig) -> None:
 
 
 def _digits(size: int, validation_fraction: float) -> ImageData:
+    from sklearn.datasets import load_digits  # 2 s that only the digits need
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     pixels = torch.from_numpy(digits.images).float()[:, None] / 16  # grey values are 0 to 16
     images = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear") - 0.5
