@@ -153,7 +153,7 @@ class RecordStore:
         if self.local is not None:
             return [self.local / name for name in names]
         copies = Storage(folder)
-        for name in names:
+        for name in reversed(names):  # the record last
             copies.write(name, self._storage.read(name) or b"")
         return [folder / name for name in names]
 
