@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from donna_ray.errors import ConfigError, DonnaError
     from donna_ray.export.step import export_network
     from donna_ray.pipeline import check, run_steps
-    from donna_ray.predictor import AccuracyPredictor
+    from donna_ray.predictor.model import AccuracyPredictor
     from donna_ray.reference.network import StagedNetwork
     from donna_ray.reference.step import build_reference
     from donna_ray.run.run import Run

@@ -8,12 +8,12 @@ from donna_ray.distill.features import check_features
 from donna_ray.finetune.step import finetune_step
 from donna_ray.latency.farm import check_device, check_farm
 from donna_ray.library.step import library_step
-from donna_ray.predictor import predictor_step
+from donna_ray.predictor.step import predictor_step
 from donna_ray.reference.step import build_reference, reference_step
-from donna_ray.report import report_step
+from donna_ray.report.step import report_step
 from donna_ray.run.run import Run
-from donna_ray.search import search_step
 from donna_ray.search.ahead import measuring_ahead
+from donna_ray.search.step import search_step
 from donna_ray.space import build_space, check_space, register_modules
 from donna_ray.storage.artifacts import Artifact
 

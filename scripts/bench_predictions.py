@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from donna_ray.predictor import fit
+from donna_ray.predictor.fitting import fit
 
 ARCHITECTURES, STAGES, SAMPLES = 1_000_000, 5, 30
 TURNS = 5

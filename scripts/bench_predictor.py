@@ -34,12 +34,11 @@ from rich.console import Console
 
 from donna_ray.config import RunConfig, TrainingConfig
 from donna_ray.data import load_data
-from donna_ray.finetune.assemble import block_keys, library_space, untrained
+from donna_ray.finetune.assemble import block_keys, choice_table, library_space, untrained
 from donna_ray.finetune.step import FinetuneJob, finetune, jobs_of
 from donna_ray.library.step import library_step
-from donna_ray.predictor import choice_table, fit
 from donna_ray.predictor.design import design, information_gain
-from donna_ray.predictor.fitting import predicted_by_fit
+from donna_ray.predictor.fitting import fit, predicted_by_fit
 from donna_ray.predictor.model import Floats
 from donna_ray.predictor.quality import kendall_tau, quality, tau
 from donna_ray.reference.step import build_reference, reference_step

@@ -3,12 +3,15 @@
 import copy
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.space import BlockSpec, SearchSpace, Stage, StageShape, build_block
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.records import RecordStore
 
-__all__ = ["assemble", "block_keys", "library_space", "untrained"]
+__all__ = ["assemble", "block_keys", "choice_table", "library_space", "untrained"]
 
 
 def library_space(library: Artifact) -> SearchSpace:
@@ -24,6 +27,11 @@ def library_space(library: Artifact) -> SearchSpace:
 def block_keys(library: Artifact) -> list[list[str]]:
     """Record keys of the blocks of a library, a list a stage."""
     return [[block["key"] for block in stage] for stage in library.result["stages"]]
+
+
+def choice_table(library: Artifact, name: str) -> list[NDArray[np.float64]]:
+    """A figure of every block (`nsr`, `params`, `macs`): (choices,) a stage."""
+    return [np.array([block[name] for block in stage]) for stage in library.result["stages"]]
 
 
 def untrained(reference: StagedNetwork, specs: Sequence[BlockSpec]) -> StagedNetwork:

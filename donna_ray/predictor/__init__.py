@@ -2,16 +2,8 @@
 
 Entry: `predictor_step` in `step.py`, in rounds. `model.py` has `AccuracyPredictor` (a quadratic
 form with intervals, versioned JSON), `fitting.py` fits it by leave-one-out, `quality.py` says how
-good it is, `design.py` chooses what to finetune, `ahead.py` hands random samples to the library
-step, `suggestions.py` is for `donna predictor suggest`.
+good it is, `design.py` chooses what to finetune, `suggestions.py` is for `donna predictor suggest`.
 
 A predictor is kept while its settings and the NSR of every block that it was fitted to are
 unchanged: a larger space alone does not renew it.
 """
-
-from donna_ray.predictor.fitting import fit
-from donna_ray.predictor.model import AccuracyPredictor
-from donna_ray.predictor.quality import kendall_tau
-from donna_ray.predictor.step import choice_table, predictor_step
-
-__all__ = ["AccuracyPredictor", "choice_table", "fit", "kendall_tau", "predictor_step"]

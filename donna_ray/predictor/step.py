@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from donna_ray.config import PredictorConfig
-from donna_ray.finetune.assemble import block_keys, library_space
+from donna_ray.finetune.assemble import block_keys, choice_table, library_space
 from donna_ray.finetune.step import FinetuneJob, finetune, jobs_of, network_files
 from donna_ray.predictor.design import design
 from donna_ray.predictor.fitting import fit
@@ -17,7 +17,7 @@ from donna_ray.run.run import Run
 from donna_ray.space import Architecture, encode
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, finished_inputs, write_json
 
-__all__ = ["choice_table", "first_round", "predictor_step"]
+__all__ = ["predictor_step"]
 
 _FIRST_ROUND = 16  # samples; the interval of tau over fewer tells little
 _ROUND = 8
@@ -82,7 +82,7 @@ def _finetuned(
 ) -> list[dict[str, Any]]:
     """Records of the first jobs: as many as it takes for `predictor.tau_interval`."""
     config = run.config.predictor
-    sizes = [*range(min(first_round(config), len(jobs)), len(jobs), _ROUND), len(jobs)]
+    sizes = [*range(min(_first_round(config), len(jobs)), len(jobs), _ROUND), len(jobs)]
     records: list[dict[str, Any]] = []
     for size in sizes:
         records = finetune(run, "predictor", reference, jobs[:size], config)
@@ -91,7 +91,7 @@ def _finetuned(
     return records
 
 
-def first_round(config: PredictorConfig) -> int:
+def _first_round(config: PredictorConfig) -> int:
     """How many samples are finetuned whatever comes of them: all, or those of the first round."""
     return config.samples if config.tau_interval is None else min(_FIRST_ROUND, config.samples)
 
@@ -165,8 +165,3 @@ def _baselines(records: Sequence[Mapping[str, Any]], nsr: Floats) -> dict[str, F
     names = ("params", "macs", "zero_shot_accuracy")
     known = {name: np.array([record[name] for record in records], dtype=float) for name in names}
     return {"nsr_sum": -nsr.sum(axis=1), **known}
-
-
-def choice_table(library: Artifact, name: str) -> list[Floats]:
-    """A figure of every block (`nsr`, `params`, `macs`): (choices,) a stage."""
-    return [np.array([block[name] for block in stage]) for stage in library.result["stages"]]

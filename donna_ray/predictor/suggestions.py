@@ -8,10 +8,10 @@ import yaml
 
 from donna_ray.config import RunConfig, load_config
 from donna_ray.errors import ConfigError, MissingArtifactError
-from donna_ray.finetune.assemble import library_space
+from donna_ray.finetune.assemble import choice_table, library_space
 from donna_ray.library.step import library_step
 from donna_ray.predictor.design import suggest
-from donna_ray.predictor.step import choice_table, predictor_step
+from donna_ray.predictor.step import predictor_step
 from donna_ray.reference.step import reference_step
 from donna_ray.run.run import Run
 from donna_ray.storage.artifacts import Artifact, StepFolder, finished_inputs

@@ -4,7 +4,3 @@ Entry: `report_step` in `step.py`. `results.py` has the schema of results.json (
 explains it), `html.py` draws the page from results.json alone, with `fronts.py` for a scenario and
 `parts.py` for sections, plots and tables.
 """
-
-from donna_ray.report.step import report_step
-
-__all__ = ["report_step"]

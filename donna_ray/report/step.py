@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from donna_ray.complexity import complexity
-from donna_ray.finetune.assemble import library_space, untrained
-from donna_ray.predictor import AccuracyPredictor, choice_table
+from donna_ray.finetune.assemble import choice_table, library_space, untrained
+from donna_ray.predictor.model import AccuracyPredictor
 from donna_ray.reference.step import load_reference
 from donna_ray.report.html import render
 from donna_ray.report.results import SCHEMA_VERSION, Results

@@ -9,10 +9,10 @@ import numpy as np
 from donna_ray.complexity import complexity
 from donna_ray.config import Scenario, SearchConfig
 from donna_ray.errors import DonnaError
-from donna_ray.finetune.assemble import library_space
+from donna_ray.finetune.assemble import choice_table, library_space
 from donna_ray.latency.farm import Latency
 from donna_ray.latency.lowering import Lowering
-from donna_ray.predictor import AccuracyPredictor, choice_table
+from donna_ray.predictor.model import AccuracyPredictor
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.run.run import Run
 from donna_ray.search.ask_tell import Search, SearchSetup

@@ -47,6 +47,7 @@ _OBJECT, _OTHERS = "safetensors", {"onnx"}
 _EARLIER = "json"  # where the record was before it was in the header
 _METADATA = "__metadata__"  # of a safetensors header
 _KEY = re.compile(r"[\w-]+")
+_DIGEST = re.compile(r"[0-9a-f]{16}")  # see ``artifacts.digest``
 
 
 class RecordStore:
@@ -198,8 +199,8 @@ class RecordStore:
     def stale_files(self, older_than: float = 3600.0) -> dict[str, FileFact]:
         """Files by name that belong to no intact record: what killed writers left.
 
-        Temporary files, and of each key with a ``.safetensors`` or ``.onnx`` the files that no
-        intact record names; not what somebody else put there under other suffixes.
+        Temporary files, and of each key that has a ``.safetensors`` or is a digest the files that no
+        intact record names; not what somebody else put there under names of their own.
 
         Args:
             older_than: seconds since the last change; younger ones may be a record in the making.
@@ -207,7 +208,7 @@ class RecordStore:
         known, files = self.records(), self._storage.listing()
         stale = [name for name in files if is_temporary(name)]
         for key, group in files_by_key(files).items():
-            if any(f"{key}.{suffix}" in group for suffix in (_OBJECT, *_OTHERS)):
+            if f"{key}.{_OBJECT}" in group or _DIGEST.fullmatch(key):
                 stale += group.keys() - set(_names(key, known[key]) if key in known else ())
         limit = time.time() - older_than
         return {

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from donna_ray.predictor import AccuracyPredictor
-from donna_ray.predictor.model import Floats, transformed
+from donna_ray.predictor.model import AccuracyPredictor, Floats, transformed
 from donna_ray.search.exact.front import (
     Cut,
     ExactFront,

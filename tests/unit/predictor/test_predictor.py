@@ -11,11 +11,16 @@ from scipy.stats import kendalltau, spearmanr
 from sklearn.metrics import r2_score
 
 from donna_ray.errors import DonnaError
-from donna_ray.predictor import AccuracyPredictor, fit, kendall_tau
 from donna_ray.predictor.design import design, suggest
-from donna_ray.predictor.fitting import predicted_by_fit
-from donna_ray.predictor.model import Floats
-from donna_ray.predictor.quality import baseline_quality, held_out_quality, quality, tau
+from donna_ray.predictor.fitting import fit, predicted_by_fit
+from donna_ray.predictor.model import AccuracyPredictor, Floats
+from donna_ray.predictor.quality import (
+    baseline_quality,
+    held_out_quality,
+    kendall_tau,
+    quality,
+    tau,
+)
 from donna_ray.space import SearchSpace, encode
 
 DATA = Path(__file__).parent

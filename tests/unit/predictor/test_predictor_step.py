@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from donna_ray.config import RunConfig
-from donna_ray.finetune.assemble import block_keys, library_space
+from donna_ray.finetune.assemble import block_keys, choice_table, library_space
 from donna_ray.finetune.step import jobs_of, network_store
-from donna_ray.predictor import choice_table, predictor_step
 from donna_ray.predictor.design import design
+from donna_ray.predictor.step import predictor_step
 from donna_ray.run.run import Run
 from donna_ray.space import SearchSpace, encode
 from donna_ray.storage.artifacts import Artifact

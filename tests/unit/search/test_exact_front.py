@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from donna_ray.predictor import AccuracyPredictor
+from donna_ray.predictor.model import AccuracyPredictor
 from donna_ray.search.exact.accuracy import AccuracyModel, accuracy_front
 from donna_ray.search.exact.front import Cut, exact_front, nondominated
 

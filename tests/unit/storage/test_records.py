@@ -164,23 +164,25 @@ def test_removed_keys_are_gone(store: RecordStore) -> None:
 
 
 def test_stale_files_are_those_of_no_record(store: RecordStore) -> None:
-    fill(store, "good", "bad", "half")
+    half = "0123456789abcdef"  # a digest, as keys are
+    fill(store, "good", "bad", half)
     store.put_failed("failed", "why", {})
     write(store, "bad.onnx", b"altered")
     write(store, "failed.onnx", b"from before it failed")
     write(store, ".key.safetensors.0123abcd", b"{")
     write(store, "README.md", b"mine")
     write(store, "package.json", b"{}")
+    write(store, "mine.onnx", b"mine, too")
     filesystem, path = fsspec.url_to_fs(store.url)
-    filesystem.rm_file(f"{path}/half.safetensors")
+    filesystem.rm_file(f"{path}/{half}.safetensors")
     assert store.stale_files() == {}
     stale = store.stale_files(older_than=0)
     assert sorted(stale) == [
         ".key.safetensors.0123abcd",
+        f"{half}.onnx",
         "bad.onnx",
         "bad.safetensors",
         "failed.onnx",
-        "half.onnx",
     ]
     assert stale["bad.onnx"].size == len(b"altered")
     store.remove_files(stale)
