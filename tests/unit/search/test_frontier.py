@@ -12,7 +12,6 @@ import pytest
 from threadpoolctl import ThreadpoolController
 
 from donna_ray.search import yardstick as yardstick_module
-from donna_ray.search.exact.front import Cut
 from donna_ray.search.strategies.frontier import Frontier
 from donna_ray.search.strategies.success import success_probability
 from donna_ray.search.study.ledger import Ledger
@@ -47,7 +46,7 @@ def test_yardstick_says_where_its_front_was_cut(monkeypatch: pytest.MonkeyPatch)
     whole = yardstick(problem, rows, values)
     assert whole is not None
     assert whole["complete"]
-    monkeypatch.setattr(yardstick_module, "_CUT", Cut(keep=2))
+    monkeypatch.setattr(yardstick_module, "_MOST", 40)
     cut = yardstick(problem, rows, values)
     assert cut is not None
     assert not cut["complete"]
@@ -126,13 +125,13 @@ def test_limit_is_not_given_up_while_a_fast_one_is_in_flight(tmp_path: Path) -> 
     for each in every[1:60]:
         ledger.tell(each, outcome_of(problem, each, device(each)), {})
     assert frontier.ask(ledger, 2)
-    assert not frontier.hopeless
+    assert not frontier.infeasible
     ledger.tell(every[0], {"failure": "odd"}, {})
     frontier.ask(ledger, 2)
-    assert frontier.hopeless
+    assert frontier.infeasible
     assert not frontier.ask(ledger, 2)
     late = every[60]  # faster than was thought
     ledger.ask(late)
     ledger.tell(late, outcome_of(problem, late, 0.9 * limit), {})
     assert frontier.ask(ledger, 2)
-    assert not frontier.hopeless
+    assert not frontier.infeasible
