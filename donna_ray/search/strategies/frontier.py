@@ -3,10 +3,9 @@
 1. A design: candidates spread over the front of accuracy and MACs, and those that tell most about
    all others' latency. Without a predictor it is the same, so it can be measured before.
 2. Again and again: the surrogate is fitted to the measurements; the exact front of predicted
-   accuracy and the surrogate's latency, and that with each block as fast as it may well be, are
-   the candidates, and those that evolve from them and from the measured front by exchanging single
-   stages and by crossing neighbours. Of them a batch is taken one by one by the expected gain of
-   hypervolume, as if those in flight, and those taken before, had the latency that is expected.
+   accuracy and the surrogate's latency, and architectures that differ from it in one stage, are the
+   candidates. Of them a batch is taken one by one by the expected gain of hypervolume, as if those
+   in flight, and those taken before, had the latency that is expected.
 
 Nothing is kept but the ledger's trials: another process goes on from them.
 """
@@ -59,11 +58,10 @@ class Frontier:
 
     def __init__(self, problem: SearchProblem, evaluations: int, seed: int) -> None:
         self._problem, self._seed = problem, seed
+        self._sizes = [len(stage.choices) for stage in problem.space.stages]
         self._surrogate = Surrogate(problem.features)
-        stages = len(problem.space.stages)
         share = int(_DESIGN_SHARE * evaluations)
-        self._design_size = max(min(_DESIGN_PER_STAGE * stages, share), 4)
-        self._design: list[Architecture] | None = None
+        self._design_size = max(min(_DESIGN_PER_STAGE * len(self._sizes), share), 4)
         self._fitted_to = 0
         self.infeasible = False
 
@@ -73,37 +71,34 @@ class Frontier:
             self.infeasible = False
         if self.infeasible:
             return []
-        with one_thread():
-            chosen = self._propose(ledger, count)
-        for architecture in chosen:
-            ledger.ask(architecture)
-        return chosen
-
-    def _propose(self, ledger: Ledger, count: int) -> list[Architecture]:
         generator = np.random.default_rng([self._seed, ledger.trials])
-        chosen = self._of_design(ledger, count)
-        wanted = count - len(chosen)
-        if wanted and len(ledger.measured) >= 2:
-            self._fit(ledger)
-            pool = self._pool(ledger, chosen, generator)
-            chosen += self._best(ledger, chosen, pool, wanted)
-        if len(chosen) < count:  # the design is in flight, or failed, or the pool is used up
-            chosen += self._random(ledger, chosen, count - len(chosen), generator)
-        return chosen
+        asked: list[Architecture] = []
 
-    def _of_design(self, ledger: Ledger, count: int) -> list[Architecture]:
-        if ledger.trials >= self._design_size:
+        def hand_out(architectures: Sequence[Architecture]) -> None:
+            for architecture in architectures[: count - len(asked)]:
+                ledger.ask(architecture)
+                asked.append(architecture)
+
+        with one_thread():
+            hand_out(self._of_design(ledger))
+            if len(asked) < count and len(ledger.measured) >= 2:
+                self._fit(ledger)
+                hand_out(self._best(ledger, self._pool(ledger, generator), count - len(asked)))
+            if len(asked) < count:  # the design is in flight, or failed, or the pool is used up
+                hand_out(self._random(ledger, generator))
+        return asked
+
+    def _of_design(self, ledger: Ledger) -> list[Architecture]:
+        left = self._design_size - ledger.trials
+        if left <= 0:
             return []
-        if self._design is None:
-            self._design = self._spread()
-        left = [each for each in self._design if not ledger.knows(each)]
-        left = self._likely_to_work(ledger, left)
-        return left[: min(count, self._design_size - ledger.trials)]
+        unknown = [each for each in self._spread if not ledger.knows(each)]
+        return self._likely_to_work(ledger, unknown)[:left]
 
     def design(self) -> list[Architecture]:
         """What is asked for first."""
         with one_thread():
-            return self._spread()[: self._design_size]
+            return self._spread[: self._design_size]
 
     @cached_property
     def _proxy_front(self) -> Indices:
@@ -114,11 +109,11 @@ class Frontier:
         every = [np.arange(len(each)) for each in tables]
         return self._exact(list(tables), problem.rough or problem.accuracy, every)
 
+    @cached_property
     def _spread(self) -> list[Architecture]:
         """The design: half of it along the front of proxies, half by variance; and some more."""
         front, count = self._proxy_front, self._design_size
-        rows = np.linspace(0, len(front) - 1, min(len(front), (count + 1) // 2)).round().astype(int)
-        along = front[rows]
+        along = thinned(front, (count + 1) // 2)
         pool = self._samples(_DESIGN_POOL, np.random.default_rng([self._seed, 2**32 - 1]))
         order = self._surrogate.spread_out(pool, along, count)
         # The ends first, so that the range is known early; then both halves in turn.
@@ -130,35 +125,25 @@ class Frontier:
         """Architectures that keep the limits, at random; all of a small space; maybe none.
 
         Where limits leave too few of those drawn, the others are reached by exchanging single
-        stages of the exact front's networks.
+        stages of the exact front's networks, and of the smallest ones.
         """
-        sizes = [len(stage.choices) for stage in self._problem.space.stages]
-        keeps = self._problem.keeps_limits
+        sizes, keeps = self._sizes, self._problem.keeps_limits
         if self._problem.space.size <= _WHOLE:
-            rows = np.array(list(product(*map(range, sizes))))
-            rows = generator.permutation(rows)
+            rows = generator.permutation(np.array(list(product(*map(range, sizes)))))
             return rows[keeps(rows)][:count]
         rows = generator.integers(sizes, size=(4 * count, len(sizes)))
         rows = rows[keeps(rows)][:count]
         if len(rows) < count and self._problem.limited:
-            rows = spread_from(np.concatenate([rows, self._proxy_front]), sizes, keeps, count)
+            rows = np.concatenate([rows, self._proxy_front, self._problem.fewest])
+            rows = spread_from(rows, sizes, keeps, count)
         return rows[:count]
 
-    def _random(
-        self,
-        ledger: Ledger,
-        chosen: Sequence[Architecture],
-        count: int,
-        generator: np.random.Generator,
-    ) -> list[Architecture]:
+    def _random(self, ledger: Ledger, generator: np.random.Generator) -> list[Architecture]:
         """Of those that are not known, first the ones that are likely to work."""
-        known = ledger.spent + len(ledger.in_flight) + len(chosen)
-        rows = map(tuple, self._samples(_DESIGN_POOL + known, generator).tolist())
-        taken = set(chosen)
-        fresh = [each for each in dict.fromkeys(rows) if not ledger.knows(each)]
-        fresh = [each for each in fresh if each not in taken]
-        likely = self._likely_to_work(ledger, fresh)
-        return list(dict.fromkeys([*likely, *fresh]))[:count]
+        known = ledger.spent + len(ledger.in_flight)
+        rows = dict.fromkeys(map(tuple, self._samples(_DESIGN_POOL + known, generator).tolist()))
+        unknown = [each for each in rows if not ledger.knows(each)]
+        return list(dict.fromkeys([*self._likely_to_work(ledger, unknown), *unknown]))
 
     def _likely_to_work(
         self, ledger: Ledger, candidates: Sequence[Architecture]
@@ -190,9 +175,7 @@ class Frontier:
         columns = zip(usable, front.architectures.T, strict=True)
         return np.stack([kept[own] for kept, own in columns], axis=1)
 
-    def _pool(
-        self, ledger: Ledger, chosen: Sequence[Architecture], generator: np.random.Generator
-    ) -> Indices:
+    def _pool(self, ledger: Ledger, generator: np.random.Generator) -> Indices:
         """Candidates that are not known, without blocks that nearly always fail.
 
         Of a small space all, else the surrogate's exact front and what is near it.
@@ -207,20 +190,15 @@ class Frontier:
             front = thinned(self._exact(tables, self._problem.accuracy, usable), _FRONT)
             near = exchanged(front, usable, _NEAR, generator)
             rows = np.concatenate([front, near[self._problem.keeps_limits(near)]])
-        taken = set(chosen)
-        fresh = dict.fromkeys(map(tuple, rows.tolist()))
-        left = [row for row in fresh if row not in taken and not ledger.knows(row)]
-        return np.array(left, dtype=np.int64).reshape(-1, rows.shape[1])
+        unknown = [row for row in map(tuple, rows.tolist()) if not ledger.knows(row)]
+        return np.array(list(dict.fromkeys(unknown)), dtype=np.int64).reshape(-1, len(self._sizes))
 
     def _usable(self, ledger: Ledger) -> list[Indices]:
         """Blocks of each stage without those that nearly always fail; all where none is left."""
-        sizes = [len(stage.choices) for stage in self._problem.space.stages]
-        chances = block_success([*ledger.measured], [*ledger.failed], sizes)
+        chances = block_success([*ledger.measured], [*ledger.failed], self._sizes)
         return [np.flatnonzero(each >= min(_USELESS, each.max())) for each in chances]
 
-    def _best(
-        self, ledger: Ledger, chosen: Sequence[Architecture], pool: Indices, count: int
-    ) -> list[Architecture]:
+    def _best(self, ledger: Ledger, pool: Indices, count: int) -> list[Architecture]:
         """Candidates of the pool, one by one, by the gain of hypervolume that is expected.
 
         One that may fail gains nothing if it does.
@@ -230,15 +208,12 @@ class Frontier:
         limit = self._problem.latency_limit_ms
         accuracy = self._problem.accuracy.predict(pool)
         mean, deviation = self._surrogate.predict(pool)
-        believed = self._believed(ledger, chosen)
-        stairs = Stairs.over(believed, np.column_stack([accuracy, mean]), limit)
+        stairs = Stairs.over(self._believed(ledger), np.column_stack([accuracy, mean]), limit)
         works = success_probability(ledger.measured, ledger.failed, pool)
         score = works * expected_gain(accuracy, mean, deviation, stairs)
         if limit is not None:
-            self._check_limit(ledger, [*chosen, *map(tuple, pool.tolist())], limit)
-        heap = [
-            (-gain, fast, row) for row, (gain, fast) in enumerate(zip(score, mean, strict=True))
-        ]
+            self._check_limit(ledger, pool, limit)
+        heap = list(zip(-score, mean, range(len(pool)), strict=True))
         heapq.heapify(heap)
         taken: list[int] = []
         while heap and len(taken) < count:
@@ -253,22 +228,20 @@ class Frontier:
             stairs = stairs.joined(float(accuracy[row]), float(mean[row]))
         return [tuple(row) for row in pool[taken].tolist()]
 
-    def _believed(self, ledger: Ledger, chosen: Sequence[Architecture]) -> Floats:
+    def _believed(self, ledger: Ledger) -> Floats:
         """(accuracy, latency) as the surrogate has it of all that is measured or asked for."""
-        rows = np.array([*ledger.measured, *ledger.in_flight, *chosen])
+        rows = np.array([*ledger.measured, *ledger.in_flight])
         mean, _ = self._surrogate.predict(rows, deviation=False)
         return np.column_stack([self._problem.accuracy.predict(rows), mean])
 
-    def _check_limit(
-        self, ledger: Ledger, others: Sequence[Architecture], limit: float
-    ) -> None:
+    def _check_limit(self, ledger: Ledger, pool: Indices, limit: float) -> None:
         """Notes that no candidate is likely to keep the limit, when the fastest are measured.
 
         Those in flight may still keep it.
         """
         if self._kept_limit(ledger) or len(ledger.measured) < self._design_size:
             return
-        mean, deviation = self._surrogate.predict(np.array([*ledger.in_flight, *others]))
+        mean, deviation = self._surrogate.predict(np.array([*ledger.in_flight, *pool]))
         likely = ndtr((limit - mean) / np.maximum(deviation, 1e-12 * limit))
         self.infeasible = bool(likely.max() < _UNLIKELY)
 
