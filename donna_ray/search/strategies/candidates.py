@@ -56,8 +56,9 @@ def spread_from(
     step = max(_AT_ONCE // sum(sizes), 1)
     found, gone_through = _distinct(rows), 0
     while gone_through < len(found) < count:
-        near = _neighbours(found[gone_through : gone_through + step], sizes)
-        gone_through += step
+        rows = found[gone_through : gone_through + step]
+        gone_through += len(rows)
+        near = _neighbours(rows, sizes)
         found = _distinct(np.concatenate([found, near[kept(near)]]))
     return found
 
