@@ -19,7 +19,11 @@ tune_fixed_s                Tune's start and end, which the two figures above le
 exact_front_20x1000_s       of 20 stages of 1,000 blocks; likewise 5 of 384, in ms
 
     python scripts/bench_search.py
+    python scripts/bench_search.py --laws [--cells cells.csv]
     python scripts/bench_search.py --device [--measurements 150] [--seeds 3]
+
+With --laws: `frontier` and `nsga2` (population 24) on each law of `search_problem.py`, and on
+measured cells, where they are given: the mean of 3 seeds after 60, 130 and 260 measurements.
 
 With --device: frontier and nsga2 on this CPU, with the preset `micro` and a made-up accuracy, which
 rises with a block's MACs; the networks of both fronts are measured again by a long protocol, and
@@ -48,11 +52,15 @@ from pymoo.optimize import minimize
 from rich.console import Console
 from rich.table import Table
 from search_problem import (
+    FORMS,
     SyntheticProblem,
+    TabulatedProblem,
     corner_of,
     hypervolume,
+    make_form,
     make_other_problem,
     make_problem,
+    read_cells,
     true_front,
 )
 
@@ -67,16 +75,24 @@ SEEDS = 5
 POPULATION = 50
 DEVICES, SECONDS, BATCH, MEASURED = 4, 0.2, 20, 400
 CHEAP, CHEAP_BATCH = 6000, 50
+BUDGETS = (60, 130, 260)
+
+Law = SyntheticProblem | TabulatedProblem
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", action="store_true")
+    parser.add_argument("--laws", action="store_true")
+    parser.add_argument("--cells", type=Path)
     parser.add_argument("--measurements", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.device:
         figures = compare_on_this_cpu(arguments.measurements, arguments.seeds)
+    elif arguments.laws:
+        with tempfile.TemporaryDirectory() as folder:
+            figures = quality_by_law(Path(folder), arguments.seeds, arguments.cells)
     else:
         law = make_problem(seed=0)
         with tempfile.TemporaryDirectory() as folder:
@@ -89,11 +105,11 @@ def main() -> None:
     print(json.dumps({name: round(value, 5) for name, value in figures.items()}))
 
 
-def problem_of(law: SyntheticProblem) -> SearchProblem:
+def problem_of(law: Law) -> SearchProblem:
     return SearchProblem(law.space, law.accuracy, {"macs": KnownCost(tuple(law.macs))})
 
 
-def shares_of(law: SyntheticProblem) -> Callable[[Indices, Sequence[int]], dict[int, float]]:
+def shares_of(law: Law) -> Callable[[Indices, Sequence[int]], dict[int, float]]:
     """Hypervolume of the first candidates as they truly are, in parts of that of the true front."""
     front = true_front(law)
     corner = corner_of(front)
@@ -135,11 +151,37 @@ def quality(law: SyntheticProblem, folder: Path) -> dict[str, float]:
     return figures
 
 
+def quality_by_law(folder: Path, seeds: int, cells: Path | None) -> dict[str, float]:
+    laws: dict[str, Law] = {"made": make_problem(0), "draw": make_problem(1)}
+    laws |= {"other": make_other_problem(3)}
+    laws |= {form: make_form(form, number) for number, form in enumerate(FORMS, 10)}
+    if cells is not None:
+        for column in ("pixel3_ms", "titan_rtx_ms"):
+            laws[column] = read_cells(cells, column)
+    figures = {}
+    for name, law in laws.items():
+        shares = shares_of(law)
+        for strategy in ("frontier", "nsga2"):
+            own = folder / name / strategy
+            found = [
+                shares(searched(law, own, strategy, BUDGETS[-1], seed, population=24), BUDGETS)
+                for seed in range(seeds)
+            ]
+            for size in BUDGETS:
+                figures[f"{name}_{strategy}_hv_{size}"] = statistics.mean(x[size] for x in found)
+    return figures
+
+
 def searched(
-    law: SyntheticProblem, folder: Path, strategy: str, evaluations: int, seed: int
+    law: Law,
+    folder: Path,
+    strategy: str,
+    evaluations: int,
+    seed: int,
+    population: int = POPULATION,
 ) -> Indices:
     """Candidates in the order of measurement; two batches of 20 are in flight at any time."""
-    config = SearchConfig(strategy=strategy, evaluations=evaluations, population=POPULATION)
+    config = SearchConfig(strategy=strategy, evaluations=evaluations, population=population)
     search = Search(SearchSetup(problem_of(law), config, seed, folder / f"{strategy}{seed}"))
     generator = np.random.default_rng(seed)
     waiting = [search.ask(BATCH), search.ask(BATCH)]
@@ -152,7 +194,7 @@ def searched(
 
 
 def outcomes(
-    law: SyntheticProblem, batch: Sequence[Any], generator: np.random.Generator
+    law: Law, batch: Sequence[Any], generator: np.random.Generator
 ) -> list[dict[str, Any]]:
     rows = np.array(batch)
     values = np.column_stack([law.accuracy.predict(rows), law.measure(rows, generator)])

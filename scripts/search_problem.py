@@ -1,12 +1,19 @@
-"""A search problem that is made up, to compare strategies on: 5 stages of 384 blocks.
+"""Search problems to compare strategies on.
 
-Blocks are those of the paper's large space. Latency is what a device that is not additive would
-show: each block has its own, by its options and by itself, and two neighbouring stages have
-something in common (a change of the kernel's size or of the activation costs, and large blocks
-share a cache). A measurement has 2% noise.
+The first is made up: 5 stages of 384 blocks, those of the paper's large space. Latency is what a
+device that is not additive would show: each block has its own, by its options and by itself, and
+two neighbouring stages have something in common (a change of the kernel's size or of the activation
+costs, and large blocks share a cache). A measurement has 2% noise.
+
+The others have a table of latency over all architectures: 16 of these blocks in each of 5 stages
+under laws of other forms, and cells that were really measured.
 """
 
+import csv
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
 
 import moocore
 import numpy as np
@@ -15,9 +22,10 @@ from donna_ray.config import preset_space
 from donna_ray.predictor.model import Floats
 from donna_ray.search.exact.accuracy import AccuracyModel
 from donna_ray.search.exact.front import Indices, nondominated
-from donna_ray.space import SearchSpace, Stage, StageShape, block_family
+from donna_ray.space import BlockSpec, SearchSpace, Stage, StageShape, block_family
 
 STAGES = 5
+SMALL = 16  # blocks a stage where all architectures are looked at
 NOISE = 0.02
 BASE_MS = 0.5
 """Stem, head and overhead."""
@@ -104,6 +112,110 @@ def make_other_problem(seed: int) -> SyntheticProblem:
     return replace(problem, own_ms=own, pair_ms=pairs)
 
 
+@dataclass(frozen=True)
+class TabulatedProblem:
+    """A space that is small enough for a table of all its architectures.
+
+    Attributes:
+        space: of the table.
+        accuracy: likewise.
+        macs: of every choice, (choices,) a stage.
+        table: latency in ms of every architecture, an axis a stage.
+    """
+
+    space: SearchSpace
+    accuracy: AccuracyModel
+    macs: list[Floats]
+    table: Floats
+
+    def latency(self, architectures: Indices) -> Floats:
+        """Without noise, in ms."""
+        found: Floats = self.table[tuple(architectures.T)]
+        return found
+
+    def measure(self, architectures: Indices, generator: np.random.Generator) -> Floats:
+        """With noise, in ms."""
+        return self.latency(architectures) * generator.normal(1, NOISE, len(architectures))
+
+    def front(self) -> Floats:
+        """(latency, accuracy) rows, by looking at all architectures."""
+        architectures = np.indices(self.table.shape).reshape(self.table.ndim, -1).T
+        latency, accuracy = self.table.ravel(), self.accuracy.predict(architectures)
+        rows = front_rows(accuracy, latency)
+        return np.column_stack([latency[rows], accuracy[rows]])
+
+
+FORMS: dict[str, Callable[[list[Floats], np.random.Generator], Floats]] = {
+    "product": lambda own, _: np.exp(_joined([np.log(1 + each) / 2 for each in own])),
+    "tick": lambda own, _: np.ceil(4 * (BASE_MS + _joined(own))) / 4,  # of a timer: 0.25 ms
+    "roofline": lambda own, generator: (
+        BASE_MS
+        + np.maximum(
+            _joined(own), _joined([np.exp(generator.normal(-0.6, 0.5, len(each))) for each in own])
+        )
+    ),
+    "pairs": lambda own, generator: np.maximum(1 + _joined(own) + _any_pairs(generator), 0.1),
+    "cross": lambda own, _: BASE_MS + _joined(own),  # the accuracy does not add up
+}
+"""Latency of all architectures, from what each block takes in each stage."""
+
+
+def make_form(form: str, seed: int) -> TabulatedProblem:
+    """16 blocks a stage of one draw of the first problem, under a law of another form."""
+    law, generator = make_problem(seed), np.random.default_rng([seed, 2])
+    kept = [np.sort(generator.choice(len(own), SMALL, replace=False)) for own in law.own_ms]
+    stages = zip(law.space.stages, kept, strict=True)
+    space = SearchSpace(
+        tuple(replace(each, choices=tuple(each.choices[k] for k in some)) for each, some in stages)
+    )
+    cross = np.triu(np.abs(generator.normal(0, 6, (STAGES, STAGES))), 1) * (form == "cross")
+    accuracy = replace(law.accuracy.of_some(kept), cross=cross)
+    own, macs = (
+        [table[some] for table, some in zip(tables, kept, strict=True)]
+        for tables in (law.own_ms, law.macs)
+    )
+    return TabulatedProblem(space, accuracy, macs, FORMS[form](own, generator))
+
+
+def read_cells(path: Path, column: str) -> TabulatedProblem:
+    """NAS-Bench-201's cells as they were measured on a device, with an accuracy that is made up.
+
+    Args:
+        path: CSV with `edges`, six digits of an edge's operation each (none, skip, conv 1x1,
+            conv 3x3, average pool 3x3), and columns of latencies in ms.
+        column: of the device.
+    """
+    table = np.empty((5,) * 6)
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            table[tuple(map(int, row["edges"]))] = float(row[column])
+    names = ("none", "skip", "conv1", "conv3", "pool3")
+    blocks = tuple(BlockSpec.of("edge", {"operation": each}) for each in names)
+    space = SearchSpace((Stage(StageShape((16, 32, 32), (16, 32, 32)), blocks),) * 6)
+    generator = np.random.default_rng(0)
+    worth = 0.05 * np.array([0, 0.6, 0.8, 1.0, 0.5])
+    gains = tuple(
+        worth * generator.uniform(0.5, 1.5) + generator.normal(0, 0.004, 5) for _ in range(6)
+    )
+    macs = [np.array([0.0, 0.0, 1.0, 9.0, 0.0])] * 6
+    return TabulatedProblem(space, AccuracyModel(0.5, gains, gains, np.zeros((6, 6))), macs, table)
+
+
+def _joined(tables: list[Floats]) -> Floats:
+    """Sums over the stages for all architectures, an axis a stage."""
+    total: Floats = np.asarray(sum(np.ix_(*tables)), dtype=float)
+    return total
+
+
+def _any_pairs(generator: np.random.Generator) -> Floats:
+    """What any two stages have in common, neighbours or not."""
+    total = np.zeros((SMALL,) * STAGES)
+    for pair in combinations(range(STAGES), 2):
+        shape = [SMALL if number in pair else 1 for number in range(STAGES)]
+        total = total + generator.normal(0, 0.12, shape)
+    return total
+
+
 def _size(options: dict) -> float:
     """Work of a block, in parts of the largest."""
     kernel = 1 + 0.06 * options["kernel"] ** 2 / 9
@@ -144,12 +256,14 @@ def front_rows(accuracy: Floats, latency: Floats) -> Indices:
     return nondominated(accuracy, latency[:, None])
 
 
-def true_front(problem: SyntheticProblem) -> Floats:
+def true_front(problem: SyntheticProblem | TabulatedProblem) -> Floats:
     """The front itself, (latency, accuracy) rows: exact, by dynamic programming over the chain.
 
     A partial architecture matters to the rest by its last block alone, so each last block has a
     skyline of its own.
     """
+    if isinstance(problem, TabulatedProblem):
+        return problem.front()
     gains, own = problem.accuracy.gains, problem.own_ms
     fronts = [
         np.array([[gain, BASE_MS + cost]]) for gain, cost in zip(gains[0], own[0], strict=True)

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import moocore
 import numpy as np
 
 from donna_ray.config import SearchConfig, latency_ms
 from donna_ray.errors import DonnaError
 from donna_ray.predictor.model import Floats
+from donna_ray.search.exact.hypervolume import hypervolume, reference_point
 from donna_ray.search.strategies.frontier import Frontier
 from donna_ray.search.strategies.sampler import Sampled
-from donna_ray.search.study.ledger import Ledger, Outcome, check_outcome, failure_of, maximised
+from donna_ray.search.study.ledger import Ledger, Outcome, check_outcome, failure_of
 from donna_ray.search.study.problem import SearchProblem
 from donna_ray.space import Architecture
 
@@ -32,7 +32,7 @@ class Strategy(Protocol):
     threads at once.
     """
 
-    hopeless: bool
+    infeasible: bool
     """The limit on latency cannot be kept, by all that is known: nothing more is asked."""
 
     def ask(self, ledger: Ledger, count: int) -> list[Architecture]:
@@ -89,8 +89,6 @@ class Search:
         self.ledger = Ledger(setup.journal, setup.problem.space, objectives=objectives)
         self.broken: str | None = None
         self._strategy = _strategy(setup, self.ledger.trials)
-        if isinstance(self._strategy, Sampled):
-            self.ledger.study.sampler = self._strategy.sampler
         suspected = self.ledger.suspected
         self._waiting = [each for each in self.ledger.lost if each not in suspected]
         self._doubted = list(suspected)  # by an earlier process
@@ -140,11 +138,11 @@ class Search:
         Raises:
             DonnaError: an outcome is none (see ``check_outcome``); then nothing is told.
         """
-        told = list(outcomes)
-        for _, outcome in told:
+        given = list(outcomes)
+        for _, outcome in given:
             check_outcome(outcome, 2 + len(self.setup.problem.objectives))
         with self.ledger.together():
-            for architecture, outcome in told:
+            for architecture, outcome in given:
                 self._tell(architecture, outcome)
             self._settle_at_end()
 
@@ -234,8 +232,8 @@ class Search:
         return found
 
     def _enough(self) -> bool:
-        """The strategy has given up, or too little is gained a measurement."""
-        if self._strategy.hopeless:  # unless one in flight should keep the limit after all
+        """The limit cannot be kept, or too little is gained a measurement."""
+        if self._strategy.infeasible:  # unless one in flight should keep the limit after all
             return True
         least = self.setup.config.min_gain
         if least is not None and len(self.ledger.measured) >= 2 * _GAIN_OVER:
@@ -267,12 +265,13 @@ def _check_agreement(config: SearchConfig, problem: SearchProblem) -> None:
         cost = problem.known.get(name)
         carried[f"{name}_limit"] = None if cost is None else cost.limit
     for name, limit in carried.items():
-        told = getattr(config, name)
-        number = _number(told)
-        if told is not None and (limit is None or (number is not None and number != limit)):
+        configured = getattr(config, name)
+        number = _number(configured)
+        if configured is not None and (limit is None or (number is not None and number != limit)):
             raise DonnaError(
-                f"search.{name} must be kept by the problem, but is {told!r}, and the problem's "
-                f"limit is {limit}. Set SearchProblem.latency_limit_ms, or KnownCost.limit."
+                f"search.{name} must be kept by the problem, but is {configured!r}, and the "
+                f"problem's limit is {limit}. Set SearchProblem.latency_limit_ms, or "
+                "KnownCost.limit."
             )
 
 
@@ -290,21 +289,6 @@ def _gain(values: Floats, limit: float | None) -> float:
         values: (n, objectives), accuracy, latency and others, in the order of measurement.
         limit: on latency.
     """
-    maximise = maximised(values.shape[1])
-    corner = _corner(values, maximise)
-    if limit is not None:
-        corner[1] = min(corner[1], limit)
-    volumes = [
-        moocore.hypervolume(rows, ref=corner, maximise=maximise)
-        for rows in (values[:-_GAIN_OVER], values)
-    ]
-    return float("inf") if not volumes[1] else (1 - volumes[0] / volumes[1]) / _GAIN_OVER
-
-
-def _corner(values: Floats, maximise: Sequence[bool]) -> Floats:
-    """A tenth beyond the worst of the front in each objective: of its extent, or of the value."""
-    front = values[moocore.is_nondominated(values, maximise=maximise)]
-    low, high = front.min(axis=0), front.max(axis=0)
-    margin = 0.1 * np.where(high > low, high - low, np.abs(high))
-    corner: Floats = np.where(maximise, low - margin, high + margin)
-    return corner
+    reference = reference_point(values, limit)
+    before, now = (hypervolume(rows, reference) for rows in (values[:-_GAIN_OVER], values))
+    return float("inf") if not now else (1 - before / now) / _GAIN_OVER

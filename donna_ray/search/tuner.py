@@ -41,7 +41,7 @@ __all__ = [
 # A trial mostly waits for the device, which may have taken every CPU: it must start all the same.
 _TRIAL_RESOURCES: dict[str, float] = {"memory": 512 * 2**20}
 _TRIALS = 2  # of a search: while one batch is measured the next is lowered
-_LOOK_S = 10.0  # after which devices are counted again
+_DEVICES_S = 10.0  # after which devices are counted again
 _HELD_S = 60.0  # without a result, after which what Tune was to start again is proposed anew
 _TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # whose verbose=0 still prints a table
@@ -192,12 +192,12 @@ class SeveralSearches(Searcher):
         self._searchers = dict(searchers)
         self._devices = dict(devices or {})
         self._most: dict[str, int] = {}
-        self._looked = float("-inf")
+        self._counted_at = float("-inf")
         self._owners: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> Any:
         """A batch of the search that has the fewest under way; see ``BatchSearcher.suggest``."""
-        self._look()
+        self._count_devices()
         under_way = Counter(self._owners.values())
         proposals: list[Any] = []
         for name in sorted(self._searchers, key=lambda each: under_way[each]):
@@ -227,11 +227,11 @@ class SeveralSearches(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """See ``save``."""
 
-    def _look(self) -> None:
-        """Count the devices: one may have been plugged in."""
-        if time.monotonic() - self._looked < _LOOK_S:
+    def _count_devices(self) -> None:
+        """One may have been plugged in."""
+        if time.monotonic() - self._counted_at < _DEVICES_S:
             return
-        self._looked = time.monotonic()
+        self._counted_at = time.monotonic()
         for name, searcher in self._searchers.items():
             devices = self._devices[name]() if name in self._devices else 1
             batches = math.ceil(devices / searcher.search.setup.config.batch_size)
@@ -298,13 +298,14 @@ def evaluate_with_tune(
     """Run Ray Tune until no searcher proposes anything more.
 
     Args:
-        searchers: propose and are told, by name; one whose batches always fail is `broken` then.
+        searchers: by name; one whose batches always fail is `broken` then.
         evaluators: of each; they go to every evaluating actor.
         storage: folder of Tune's own files.
         devices: see ``SeveralSearches``.
 
     Raises:
-        DonnaError: it was interrupted, or batches could not be started; what was told is kept.
+        DonnaError: it was interrupted, or batches could not be started; all results so far are
+            kept.
     """
     results = _tuned(
         trainable_of(evaluators),

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import moocore
 import numpy as np
 from scipy.stats import kendalltau
 
 from donna_ray.predictor.model import Floats
 from donna_ray.search.exact.accuracy import accuracy_front
-from donna_ray.search.exact.front import Cut, Indices
+from donna_ray.search.exact.front import Indices
+from donna_ray.search.exact.hypervolume import hypervolume, reference_point
 from donna_ray.search.strategies.candidates import informative
 from donna_ray.search.study.problem import SearchProblem
 from donna_ray.search.surrogate.model import Surrogate
@@ -19,8 +19,7 @@ from donna_ray.space import Architecture
 __all__ = ["yardstick"]
 
 _LEAST = 5  # measurements, from which on a model says something
-_CUT = Cut(keep=5000, above=5_000_000)  # of the exact front with limits on several costs
-_MARGIN = 0.1  # of the exact front's extent, that the corner lies beyond it
+_MOST = 2_000_000  # partial architectures of an exact front with limits on several costs
 
 
 def yardstick(
@@ -37,8 +36,8 @@ def yardstick(
         values: (n, objectives), their accuracy, latency in ms and others, which do not count here.
 
     Returns:
-        `hypervolume_share` (of the search's front, in parts of that of the model's exact front; None
-        where no architecture keeps the limits), `exact_front` (points of the model's front),
+        `hypervolume_share` (of the search's front, in parts of that of the model's exact front;
+        None where no architecture keeps the limits), `exact_front` (points of the model's front),
         `complete` (the skyline was not cut), `error_percent` (mean absolute error of the model at
         measurements that it was not fitted to, in percent of the latency) and `kendall_tau` of the
         same. None with too few measurements.
@@ -57,32 +56,18 @@ def _rated(problem: SearchProblem, rows: Indices, values: Floats) -> dict[str, A
     costs, room = problem.cost_tables(tables)
     if problem.latency_limit_ms is not None:
         room[0] = problem.latency_limit_ms - constant
-    front = accuracy_front(problem.accuracy, costs, room, objectives=1, cut=_CUT)
+    front = accuracy_front(problem.accuracy, costs, room, objectives=1, most=_MOST)
     exact = np.column_stack([front.gain, front.costs[:, 0] + constant])
-    corner = _corner(exact, problem.latency_limit_ms)
-    own, most_possible = (_volume(each, corner) for each in (values, exact))
+    own = possible = 0.0
+    if len(front):
+        reference = reference_point(exact, problem.latency_limit_ms)
+        own, possible = (hypervolume(each, reference) for each in (values, exact))
     held_out, latency = surrogate.held_out(), values[kept, 1]
     tau = float(kendalltau(held_out, latency).statistic)
     return {
-        "hypervolume_share": own / most_possible if most_possible else None,
+        "hypervolume_share": own / possible if possible else None,
         "exact_front": len(exact),
         "complete": front.complete,
         "error_percent": float(100 * np.mean(np.abs(held_out - latency) / latency)),
         "kendall_tau": tau if np.isfinite(tau) else None,
     }
-
-
-def _corner(exact: Floats, limit: float | None) -> tuple[float, float]:
-    """A tenth of the extent beyond the exact front, whatever was measured; within the limit."""
-    if not len(exact):
-        return 0.0, 0.0
-    low, high = exact.min(axis=0), exact.max(axis=0)
-    margin = _MARGIN * np.maximum(high - low, 1e-6 * np.abs(high))
-    latency = float(high[1] + margin[1])
-    return float(low[0] - margin[0]), latency if limit is None else min(latency, limit)
-
-
-def _volume(points: Floats, corner: tuple[float, float]) -> float:
-    if not len(points):
-        return 0.0
-    return float(moocore.hypervolume(points, ref=corner, maximise=[True, False]))

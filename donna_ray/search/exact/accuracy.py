@@ -14,7 +14,6 @@ import numpy as np
 
 from donna_ray.predictor.model import AccuracyPredictor, Floats, transformed
 from donna_ray.search.exact.front import (
-    Cut,
     ExactFront,
     Indices,
     exact_front,
@@ -113,7 +112,7 @@ def accuracy_front(
     limits: Sequence[float] | None = None,
     *,
     objectives: int | None = None,
-    cut: Cut | None = None,
+    most: int | None = None,
 ) -> ExactFront:
     """The front of accuracy and of costs that add up; the arguments are those of ``exact_front``.
 
@@ -122,7 +121,7 @@ def accuracy_front(
     """
 
     def front_of(gains: Sequence[Floats]) -> ExactFront:
-        return exact_front(gains, costs, limits, objectives=objectives, cut=cut)
+        return exact_front(gains, costs, limits, objectives=objectives, most=most)
 
     front = _ranked(accuracy, [front_of(accuracy.gains)], objectives)
     if accuracy.adds_up:

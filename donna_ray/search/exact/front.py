@@ -14,24 +14,10 @@ from numpy.typing import NDArray
 
 from donna_ray.predictor.model import Floats
 
-__all__ = ["Cut", "ExactFront", "Indices", "exact_front", "nondominated", "thinned"]
+__all__ = ["ExactFront", "Indices", "exact_front", "nondominated", "thinned"]
 
 Indices = NDArray[np.int64]
 _SLACK = 1e-12  # of a limit, relative: sums of floats
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Keeps the number of partial architectures within bounds.
-
-    Attributes:
-        keep: how many of a stage's skyline are kept, spread over it, from where it is first cut.
-        above: it is first cut where more than this many would have to be looked at for the next
-            stage: those of the skyline times the stage's choices.
-    """
-
-    keep: int
-    above: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,7 +46,7 @@ def exact_front(
     limits: Sequence[float] | None = None,
     *,
     objectives: int | None = None,
-    cut: Cut | None = None,
+    most: int | None = None,
 ) -> ExactFront:
     """The front of the sums of a gain and of costs; of equal points one.
 
@@ -70,8 +56,9 @@ def exact_front(
         limits: (costs,), what a sum may be at most; inf for no limit.
         objectives: how many of the costs are objectives; the others are only limited. By default
             all.
-        cut: when and how to leave partial architectures out; by default never, which with one cost
-            is quick and with more may be very many.
+        most: partial architectures to look at in any stage. Where there would be more, only some of
+            the skyline, evenly spread, are kept. By default any number, which with one cost is
+            quick and with more may be very many.
 
     Returns:
         Without points if no architecture keeps the limits.
@@ -82,7 +69,7 @@ def exact_front(
     bound = np.full(count, np.inf) if limits is None else np.asarray(limits, dtype=float)
     used = _used_costs(tables, bound, wanted)
     kept = [table[:, used] for table in tables]
-    architectures, gain, complete = _merge(gains, kept, bound[used], cut)
+    architectures, gain, complete = _merge(gains, kept, bound[used], most)
     totals = _sums(tables, architectures)
     rows = nondominated(gain, totals[:, :wanted])
     return ExactFront(architectures[rows], gain[rows], totals[rows], complete)
@@ -118,7 +105,7 @@ def _used_costs(tables: Sequence[Floats], bound: Floats, objectives: int) -> Ind
 
 
 def _merge(
-    gains: Sequence[Floats], tables: Sequence[Floats], bound: Floats, cut: Cut | None
+    gains: Sequence[Floats], tables: Sequence[Floats], bound: Floats, most: int | None
 ) -> tuple[Indices, Floats, bool]:
     """The skyline over all stages: architectures, gains, and whether none was left out."""
     least = np.array([table.min(axis=0) for table in tables])
@@ -133,10 +120,8 @@ def _merge(
         total = (gain[:, None] + own_gain[choices]).ravel()
         allowed = np.flatnonzero((summed + still <= room).all(axis=1))
         rows = allowed[nondominated(total[allowed], summed[allowed])]
-        if cut is not None and len(rows) > cut.keep:
-            complete = complete and len(rows) * more <= cut.above
-            if not complete:
-                rows = thinned(rows, cut.keep)
+        if most is not None and len(rows) * more > most:
+            rows, complete = thinned(rows, max(most // more, 2)), False
         gain, cost = total[rows], summed[rows]
         steps.append((rows // len(choices), choices[rows % len(choices)]))
     return _traced(steps, len(gain)), gain, complete

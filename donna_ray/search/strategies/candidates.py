@@ -1,67 +1,17 @@
-"""Arrays of architectures, (n, stages) of choice indices: thinned, exchanged, crossed, picked."""
+"""Architectures picked out of many: measurements to fit to, and those within limits."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from donna_ray.predictor.model import Floats
-from donna_ray.search.exact.front import Indices
+from donna_ray.search.exact.front import Indices, thinned
 
-__all__ = ["crossed", "exchanged", "informative", "nearest", "spread_from", "thinned", "unique"]
+__all__ = ["exchanged", "informative", "spread_from"]
 
 _FITTED = 1000  # measurements of a fit, at most: it costs their cube
 _NEAR = 700  # of them, those nearest to the front
 _AT_ONCE = 200_000  # architectures looked at together
-
-
-def thinned(rows: Indices, count: int) -> Indices:
-    """`count` rows, evenly spread, the ends among them; all if there are fewer."""
-    if len(rows) <= count:
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
-
-
-def unique(rows: Indices, *, in_order: bool = False) -> Indices:
-    """The rows without repetitions, by a hash of 64 bits: much quicker than by their columns.
-
-    In any order, or the first ones in theirs.
-    """
-    factors = np.random.default_rng(0).integers(2**63, size=rows.shape[1], dtype=np.uint64)
-    keys = ((rows.astype(np.uint64) + 1) * (2 * factors + 1)).sum(axis=1)
-    first = np.unique(keys, return_index=True)[1]
-    return rows[np.sort(first) if in_order else first]
-
-
-def nearest(accuracy: Floats, latency: Floats, count: int) -> Indices:
-    """The points nearest to their front: by how much faster another of their accuracy is."""
-    order = np.lexsort((latency, -accuracy))
-    fastest = np.minimum.accumulate(latency[order])
-    behind = np.empty(len(order))
-    behind[order] = latency[order] - fastest
-    if len(order) <= count:
-        return order
-    found: Indices = np.argpartition(behind, count)[:count]
-    return found
-
-
-def exchanged(rows: Indices, kept: Sequence[Indices]) -> Indices:
-    """Every architecture with any one stage's block in place of its own."""
-    found = []
-    for number, choices in enumerate(kept):
-        near = np.repeat(rows, len(choices), axis=0)
-        near[:, number] = np.tile(choices, len(rows))
-        found.append(near)
-    return np.concatenate(found)
-
-
-def crossed(rows: Indices, accuracy: Floats, count: int, generator: np.random.Generator) -> Indices:
-    """`count` children of architectures that are near each other on the front."""
-    order = rows[np.argsort(accuracy)]
-    first = generator.integers(len(rows), size=count)
-    second = np.clip(first + generator.integers(-8, 9, size=count), 0, len(rows) - 1)
-    from_first = generator.random((count, rows.shape[1])) < 0.5
-    children: Indices = np.where(from_first, order[first], order[second])
-    return children
 
 
 def informative(accuracy: Floats, latency: Floats) -> Indices:
@@ -71,9 +21,25 @@ def informative(accuracy: Floats, latency: Floats) -> Indices:
     """
     if len(accuracy) <= _FITTED:
         return np.arange(len(accuracy))
-    near = nearest(accuracy, latency, _NEAR)
-    rest = np.setdiff1d(np.arange(len(accuracy)), near)
-    return np.sort(np.concatenate([near, thinned(rest, _FITTED - _NEAR)]))
+    order = np.lexsort((latency, -accuracy))
+    behind = np.empty(len(order))  # how much faster another of at least this accuracy is
+    behind[order] = latency[order] - np.minimum.accumulate(latency[order])
+    near, rest = np.split(np.argsort(behind, kind="stable"), [_NEAR])
+    return np.sort(np.concatenate([near, thinned(np.sort(rest), _FITTED - _NEAR)]))
+
+
+def exchanged(
+    rows: Indices, choices: Sequence[Indices], count: int, generator: np.random.Generator
+) -> Indices:
+    """`count` of some architectures, each with another block in one stage, at random."""
+    if not len(rows):
+        return rows
+    near = rows[generator.integers(len(rows), size=count)]
+    stages = generator.integers(len(choices), size=count)
+    for number, usable in enumerate(choices):
+        here = np.flatnonzero(stages == number)
+        near[here, number] = generator.choice(usable, size=len(here))
+    return near
 
 
 def spread_from(
@@ -87,11 +53,26 @@ def spread_from(
         kept: whether each of some architectures may be gone through, (n,).
         count: how many are enough. Fewer only if no more are reached.
     """
-    choices = [np.arange(size) for size in sizes]
     step = max(_AT_ONCE // sum(sizes), 1)
-    found, gone_through = unique(rows, in_order=True), 0
+    found, gone_through = _distinct(rows), 0
     while gone_through < len(found) < count:
-        near = exchanged(found[gone_through : gone_through + step], choices)
-        gone_through += step
-        found = unique(np.concatenate([found, near[kept(near)]]), in_order=True)
+        rows = found[gone_through : gone_through + step]
+        gone_through += len(rows)
+        near = _neighbours(rows, sizes)
+        found = _distinct(np.concatenate([found, near[kept(near)]]))
     return found
+
+
+def _neighbours(rows: Indices, sizes: Sequence[int]) -> Indices:
+    """Every architecture with any one stage's block in place of its own."""
+    found = []
+    for number, size in enumerate(sizes):
+        near = np.repeat(rows, size, axis=0)
+        near[:, number] = np.tile(np.arange(size), len(rows))
+        found.append(near)
+    return np.concatenate(found)
+
+
+def _distinct(rows: Indices) -> Indices:
+    """The rows without repetitions, in their order."""
+    return rows[np.sort(np.unique(rows, axis=0, return_index=True)[1])]

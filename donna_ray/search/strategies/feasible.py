@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from donna_ray.search.exact.front import Indices
-from donna_ray.search.strategies.candidates import exchanged
+from donna_ray.search.strategies.candidates import spread_from
 from donna_ray.search.study.ledger import Ledger
 from donna_ray.search.study.problem import SearchProblem
 from donna_ray.space import Architecture
@@ -29,7 +28,7 @@ class Feasible:
         self._room = np.array(room[1:]) + _SLACK * np.abs(room[1:])
         self._least = np.array([table.min(axis=0) for table in self._tables])
 
-    def mended(self, architecture: Architecture) -> Architecture | None:
+    def repaired(self, architecture: Architecture) -> Architecture | None:
         """The same where it keeps the limits; else with as many of its blocks as have room.
 
         Stages are gone through in a random order; a block that leaves too little room for the least
@@ -50,26 +49,14 @@ class Feasible:
         return tuple(chosen) if self._problem.keeps_limits(np.array([chosen]))[0] else None
 
     def unknown(self, ledger: Ledger, count: int) -> list[Architecture]:
-        """Up to `count` that a ledger does not know, each a known one with one stage exchanged.
+        """Up to `count` that a ledger does not know, reached from known ones by exchanging stages.
 
         With one limit there are none only if all networks that keep it are known: a way of single
         exchanges leads from the smallest network to each.
         """
         known = np.array([*ledger.measured, *ledger.failed, *ledger.in_flight], dtype=np.int64)
         rows = np.concatenate([self._problem.fewest, known.reshape(-1, len(self._tables))])
-        found: dict[Architecture, None] = {}
-        for row in self._generator.permutation(rows):
-            near = self._generator.permutation(self._near(row))
-            fresh = (each for each in map(tuple, near.tolist()) if each not in found)
-            new = next((each for each in fresh if not ledger.knows(each)), None)
-            if new is not None:
-                found[new] = None
-            if len(found) == count:
-                break
-        return list(found)
-
-    def _near(self, row: Indices) -> Indices:
-        """An architecture, and each that keeps the limits with another block in one stage."""
-        choices = [np.arange(len(table)) for table in self._tables]
-        rows = np.concatenate([row[None], exchanged(row[None], choices)])
-        return rows[self._problem.keeps_limits(rows)]
+        sizes = [len(table) for table in self._tables]
+        near = spread_from(rows, sizes, self._problem.keeps_limits, len(rows) + count)
+        fresh = map(tuple, self._generator.permutation(near).tolist())
+        return [each for each in fresh if not ledger.knows(each)][:count]

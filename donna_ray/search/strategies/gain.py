@@ -7,10 +7,9 @@ from scipy.special import ndtr
 
 from donna_ray.predictor.model import Floats
 from donna_ray.search.exact.front import nondominated
+from donna_ray.search.exact.hypervolume import reference_point
 
 __all__ = ["Stairs", "expected_gain"]
-
-_MARGIN = 0.1  # of the front's extent, that its corner lies beyond it
 
 
 @dataclass(frozen=True)
@@ -28,13 +27,8 @@ class Stairs:
     @classmethod
     def over(cls, points: Floats, candidates: Floats, limit: float | None) -> "Stairs":
         """Of (accuracy, latency) rows; the corner is beyond their and the candidates' front."""
-        both = np.concatenate([points, candidates])
-        extent = both[nondominated(both[:, 0], both[:, 1:2])]
-        low, high = extent.min(axis=0), extent.max(axis=0)
-        margin = _MARGIN * np.maximum(high - low, 1e-6 * np.abs(high))
-        corner = high[1] + margin[1] if limit is None else min(high[1] + margin[1], limit)
-        empty = cls(np.array([-np.inf, corner]), np.array([low[0] - margin[0]]))
-        return empty._with(points)
+        accuracy, latency = reference_point(np.concatenate([points, candidates]), limit)
+        return cls(np.array([-np.inf, latency]), np.array([accuracy]))._with(points)
 
     def joined(self, accuracy: float, latency: float) -> "Stairs":
         """With one point more."""

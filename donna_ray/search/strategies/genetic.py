@@ -9,6 +9,7 @@ are done once a batch and once a generation. That also is quicker: 1,078 candida
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseGASampler, NSGAIIISampler, NSGAIISampler
@@ -26,9 +27,10 @@ GENERATION = "donna:generation"
 class GeneticSampler(BaseGASampler):
     """A genetic sampler of Optuna that counts generations itself; see the module."""
 
-    _sizes: Counter[int] = Counter()  # complete trials of each generation
-    _parents_of = -1
-    _parents: list[FrozenTrial] = []  # noqa: RUF012
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._sizes: Counter[int] = Counter()  # complete trials of each generation
+        self._parents_of, self._parents = -1, list[FrozenTrial]()
 
     @property
     def generation(self) -> int:

@@ -17,19 +17,19 @@ from donna_ray.space import Architecture
 __all__ = ["Sampled"]
 
 _DRAWS = 1000  # in a row that bring nothing new, after which a sampler has converged
-_MENDED = 100  # that break a limit and, once mended, are known; then single stages are exchanged
+_REPAIRS = 100  # of draws that break a limit, to networks that are known; then stages are exchanged
 
 
 class Sampled:
     """Candidates that an Optuna sampler draws.
 
-    One that breaks a limit on a known cost is mended (see ``Feasible``). One that is measured
+    One that breaks a limit on a known cost is repaired (see ``Feasible``). One that is measured
     already is answered from that; one that is in flight, or that failed, is drawn again. The
     sampler has converged when a thousand draws in a row bring nothing to measure. Where draws break
     a limit it has not: then networks that are known get another block in one stage.
 
     Attributes:
-        hopeless: always False.
+        infeasible: always False.
 
     Args:
         problem: what is searched.
@@ -39,14 +39,14 @@ class Sampled:
         trials: so far.
     """
 
-    hopeless = False
+    infeasible = False
 
     def __init__(
         self, problem: SearchProblem, config: SearchConfig, seed: int, trials: int
     ) -> None:
         state = np.random.SeedSequence([seed, trials]).generate_state(1)
-        self.sampler = _SAMPLERS[config.strategy](config, int(state[0]))
-        self._genetic = self.sampler if isinstance(self.sampler, GeneticSampler) else None
+        self._sampler = _SAMPLERS[config.strategy](config, int(state[0]))
+        self._genetic = self._sampler if isinstance(self._sampler, GeneticSampler) else None
         generator = np.random.default_rng([seed, trials, 1])
         self._feasible = Feasible(problem, generator) if problem.limited else None
         self._distributions: dict[str, BaseDistribution] = dict(distributions(problem.space))
@@ -62,12 +62,12 @@ class Sampled:
         if self._genetic:
             self._genetic.count(ledger.finished_and_running())
         asked: list[Architecture] = []
-        draws = mended = 0
-        while len(asked) < count and draws < _DRAWS and mended < _MENDED:
+        draws = repairs = 0
+        while len(asked) < count and draws < _DRAWS and repairs < _REPAIRS:
             attributes = self._attributes()
             drawn = self._draw(ledger, attributes)
-            architecture = self._feasible.mended(drawn) if self._feasible else drawn
-            draws, mended = draws + (architecture == drawn), mended + (architecture != drawn)
+            architecture = self._feasible.repaired(drawn) if self._feasible else drawn
+            draws, repairs = draws + (architecture == drawn), repairs + (architecture != drawn)
             if architecture in ledger.measured:
                 ledger.repeat(architecture, attributes)
                 if self._genetic:
@@ -75,8 +75,8 @@ class Sampled:
             elif architecture is not None and not ledger.knows(architecture):
                 ledger.ask(architecture, attributes)
                 asked.append(architecture)
-                draws = mended = 0
-        if self._feasible and mended:
+                draws = repairs = 0
+        if self._feasible and repairs:
             asked += self._exchanged(self._feasible, ledger, count - len(asked))
         return asked
 
@@ -92,11 +92,11 @@ class Sampled:
     def _draw(self, ledger: Ledger, attributes: dict[str, Any]) -> Architecture:
         study, trial = ledger.study, ledger.placeholder()
         trial.system_attrs = attributes
-        self.sampler.before_trial(study, trial)
-        params = self.sampler.sample_relative(study, trial, self._searched)
+        self._sampler.before_trial(study, trial)
+        params = self._sampler.sample_relative(study, trial, self._searched)
         for name, distribution in self._distributions.items():
             if name not in params:
-                params[name] = self.sampler.sample_independent(study, trial, name, distribution)
+                params[name] = self._sampler.sample_independent(study, trial, name, distribution)
         return architecture_of({name: int(params[name]) for name in self._distributions})
 
 

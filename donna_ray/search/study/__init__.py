@@ -1,1 +1,3 @@
-"""What is searched, and what was asked and told, on disk."""
+"""What a search knows: ``problem.SearchProblem`` (what is searched, and its limits) and
+``ledger.Ledger`` (candidates and their outcomes, an Optuna study in a journal file).
+"""

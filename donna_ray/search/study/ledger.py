@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import IntDistribution
-from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -28,12 +26,10 @@ __all__ = [
     "check_outcome",
     "distributions",
     "failure_of",
-    "maximised",
     "measured",
 ]
 
 _NAME = "donna"
-_MAXIMISE = (True, False)  # accuracy, latency; any other objective is minimised too
 
 Outcome = Mapping[str, Any]
 """Of one candidate: `values` (accuracy as a fraction, latency in ms, further objectives) and
@@ -65,28 +61,20 @@ class Ledger:
         path: of the file; made where it is missing. The caller must be the only process that writes
             it (a run folder has one holder).
         space: of the architectures.
-        sampler: what the study is to hold; by default Optuna's own.
         objectives: names of those beside accuracy and latency.
 
     Raises:
         DonnaError: the file is of another space, or of other objectives.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        space: SearchSpace,
-        sampler: BaseSampler | None = None,
-        objectives: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, path: Path, space: SearchSpace, objectives: Sequence[str] = ()) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._journal = Journal(path)
         self._storage = JournalStorage(self._journal)
         self.study: Study = optuna.create_study(
             storage=self._storage,
-            sampler=sampler,
             study_name=_NAME,
-            directions=["maximize" if up else "minimize" for up in maximised(2 + len(objectives))],
+            directions=["maximize", "minimize", *["minimize"] * len(objectives)],
             load_if_exists=True,
         )
         _check_subject(self.study, space, objectives, path)
@@ -140,24 +128,22 @@ class Ledger:
             architecture: not known yet.
             attributes: of the sampler, for its trial.
         """
-        trial = self._trial(TrialState.RUNNING, architecture, system_attrs=dict(attributes or {}))
-        self.in_flight[architecture] = self._create(trial)
+        self.in_flight[architecture] = self._create(
+            TrialState.RUNNING, architecture, system_attrs=dict(attributes or {})
+        )
 
     def repeat(
         self, architecture: Architecture, attributes: Mapping[str, Any] | None = None
     ) -> None:
         """Answer a sampler that proposes what is measured already, from what is measured."""
-        trial = self._trial(
+        self._create(
             TrialState.COMPLETE,
             architecture,
             values=list(self.measured[architecture]),
+            constraints=dict(self._excess[architecture]),
             user_attrs={"repeated": True},
-            system_attrs={
-                **_constraint_attributes(self._excess[architecture]),
-                **(attributes or {}),
-            },
+            system_attrs=dict(attributes or {}),
         )
-        self._create(trial)
 
     def suspect(self, architecture: Architecture) -> int:
         """Write down that a candidate failed, maybe by the device's fault: it stays in flight.
@@ -195,7 +181,8 @@ class Ledger:
         values = [float(each) for each in outcome["values"]]
         for name, value in outcome.get("facts", {}).items():
             self._storage.set_trial_user_attr(number, name, value)
-        for name, value in _constraint_attributes(excess).items():
+        constrained = create_trial(state=TrialState.FAIL, constraints=dict(excess))
+        for name, value in constrained.system_attrs.items():
             self._storage.set_trial_system_attr(number, name, value)
         self._storage.set_trial_state_values(number, TrialState.COMPLETE, values)
         self.measured[architecture] = tuple(values)
@@ -203,15 +190,16 @@ class Ledger:
 
     def placeholder(self) -> FrozenTrial:
         """The next trial as a sampler sees it before it has parameters."""
-        return _unchecked(TrialState.RUNNING, self.trials)
+        trial = create_trial(state=TrialState.RUNNING)
+        trial.number = self.trials
+        return trial
 
-    def _trial(self, state: TrialState, architecture: Architecture, **given: Any) -> FrozenTrial:
-        params = {
-            name: int(each) for name, each in zip(self._distributions, architecture, strict=True)
-        }
-        return _unchecked(state, -1, params=params, distributions=self._distributions, **given)
-
-    def _create(self, trial: FrozenTrial) -> int:
+    def _create(self, state: TrialState, architecture: Architecture, **given: Any) -> int:
+        """The id of a new trial."""
+        params = dict(zip(self._distributions, map(int, architecture), strict=True))
+        trial = create_trial(
+            state=state, params=params, distributions=dict(self._distributions), **given
+        )
         self.trials += 1
         return self._storage.create_new_trial(self._id, template_trial=trial)
 
@@ -230,24 +218,6 @@ class Ledger:
                 self.suspected[architecture] = trial.user_attrs["suspected"]
 
 
-def _unchecked(state: TrialState, number: int, **given: Any) -> FrozenTrial:
-    """A trial without Optuna's checks, which take longer than all else that is done for it."""
-    now = datetime.now()
-    empty: dict[str, Any] = {
-        name: {}
-        for name in ("params", "distributions", "user_attrs", "system_attrs", "intermediate_values")
-    }
-    return FrozenTrial(
-        number=number,
-        trial_id=-1,
-        state=state,
-        value=None,
-        datetime_start=now,
-        datetime_complete=now if state.is_finished() else None,
-        **(empty | given),
-    )
-
-
 def distributions(space: SearchSpace) -> dict[str, IntDistribution]:
     """One parameter a stage: the index of its block."""
     return {
@@ -259,11 +229,6 @@ def distributions(space: SearchSpace) -> dict[str, IntDistribution]:
 def architecture_of(params: Mapping[str, Any]) -> Architecture:
     """The architecture of a trial's parameters."""
     return tuple(params[f"stage{number}"] for number in range(len(params)))
-
-
-def maximised(objectives: int) -> list[bool]:
-    """Whether each objective goes up: only the first one, accuracy, does."""
-    return [*_MAXIMISE, *[False] * (objectives - len(_MAXIMISE))]
 
 
 def failure_of(outcome: Outcome) -> str | None:
@@ -318,11 +283,3 @@ def _check_subject(study: Study, space: SearchSpace, objectives: Sequence[str], 
                 f"another ({kept}, not {value}). Give the search another journal, or remove this "
                 "one."
             )
-
-
-def _constraint_attributes(excess: Mapping[str, float]) -> dict[str, Any]:
-    """What Optuna keeps of constraints with a trial."""
-    if not excess:
-        return {}
-    trial = create_trial(state=TrialState.FAIL, constraints=dict(excess))
-    return dict(trial.system_attrs)

@@ -1,1 +1,1 @@
-"""The latency of a network, learnt from those that were measured."""
+"""The latency of any network, learnt from those that were measured: ``model.Surrogate``."""

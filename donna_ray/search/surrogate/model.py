@@ -18,7 +18,6 @@ more, and from 200 on half as many more.
 Callers limit the threads of the linear algebra (``one_thread``).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -124,18 +123,6 @@ class Surrogate:
         ]
         return fit.centre + fit.spread * CONSTANT * float(fit.weights.sum()), tables
 
-    def uncertain_tables(self) -> tuple[list[Floats], list[Floats]]:
-        """Those of ``tables``, and the standard deviation of each block's part, in ms."""
-        fit = self._known()
-        tables, deviations = [], []
-        for number in range(len(self._blocks)):
-            shared = self._stage(number)
-            tables.append(fit.spread * (shared.T @ fit.weights))
-            work = np.exp(self._scales[-5]) * (self._shared[number] ** 2).sum(axis=1)
-            variance = work + self._own_variance(number) - _explained(fit.factor, shared)
-            deviations.append(fit.spread * np.sqrt(np.maximum(variance, 0)))
-        return tables, deviations
-
     def predict(self, architectures: Indices, *, deviation: bool = True) -> tuple[Floats, Floats]:
         """Expected latency (m,) in ms of architectures (m, stages), and its standard deviation.
 
@@ -152,21 +139,6 @@ class Surrogate:
         prior = self._prior_variance(architectures, work, common)
         variance = prior - _explained(fit.factor, shared)
         return mean, fit.spread * np.sqrt(np.maximum(variance, 0))
-
-    def pair_tables(self, kept: Sequence[Indices]) -> list[Floats]:
-        """What neighbours have in common, in ms: (kept, kept) for stages 0 and 1, 1 and 2, ….
-
-        Args:
-            kept: the choices of each stage that it is wanted for.
-        """
-        fit = self._known()
-        if self._neighbour is None:
-            return []
-        sums = fit.common.T @ fit.weights
-        width = self._neighbour[0].shape[1]
-        weights = fit.spread * np.exp(self._scales[-2]) * sums.reshape(width, width)
-        rows = [table[each] for table, each in zip(self._neighbour, kept, strict=True)]
-        return [first @ weights @ second.T for first, second in pairwise(rows)]
 
     def held_out(self) -> Floats:
         """Latency (n,) in ms of the measured ones, each predicted by a fit without it.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from donna_ray.predictor.model import AccuracyPredictor
 from donna_ray.search.exact.accuracy import AccuracyModel, accuracy_front
-from donna_ray.search.exact.front import Cut, exact_front, nondominated
+from donna_ray.search.exact.front import exact_front, nondominated
 
 Tables = list[list[tuple[int, ...]]]
 
@@ -58,24 +58,24 @@ def test_front_is_that_of_all_architectures(drawn: Tables, objectives: int, limi
 
 
 def test_cut_front_says_so_and_keeps_its_ends() -> None:
-    gains = [np.arange(50.0)] * 2
-    costs = [np.arange(50.0)[:, None] ** 2] * 2
-    whole, cut = exact_front(gains, costs), exact_front(gains, costs, cut=Cut(keep=10))
+    gains = [np.arange(20.0)] * 3
+    costs = [np.arange(20.0)[:, None] ** 2] * 3
+    whole, cut = exact_front(gains, costs), exact_front(gains, costs, most=40)
     assert whole.complete
     assert not cut.complete
-    assert len(cut) <= 10 < len(whole)
+    assert len(cut) <= 40 < len(whole)
     assert cut.gain[[0, -1]].tolist() == whole.gain[[0, -1]].tolist()
 
 
-def test_front_is_cut_only_above_the_number_given() -> None:
+def test_front_is_cut_only_where_there_are_more_than_the_number_given() -> None:
     generator = np.random.default_rng(0)
     gains, costs = list(generator.random((3, 20))), list(generator.random((3, 20, 2)))
     whole = exact_front(gains, costs)
-    assert exact_front(gains, costs, cut=Cut(5, above=10_000)).complete
-    assert len(exact_front(gains, costs, cut=Cut(5, above=10_000))) == len(whole) > 5
-    cut = exact_front(gains, costs, cut=Cut(5, above=100))
-    assert not cut.complete
-    assert len(cut) <= 5
+    looked_at = 20 * len(exact_front(gains[:2], costs[:2]))  # in the last stage, which has the most
+    enough, less = (exact_front(gains, costs, most=most) for most in (looked_at, looked_at - 1))
+    assert enough.complete
+    assert len(enough) == len(whole) > 5
+    assert not less.complete
 
 
 def test_limit_that_nothing_keeps_leaves_no_front() -> None:

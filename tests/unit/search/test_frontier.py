@@ -12,7 +12,6 @@ import pytest
 from threadpoolctl import ThreadpoolController
 
 from donna_ray.search import yardstick as yardstick_module
-from donna_ray.search.exact.front import Cut
 from donna_ray.search.strategies.frontier import Frontier
 from donna_ray.search.strategies.success import success_probability
 from donna_ray.search.study.ledger import Ledger
@@ -47,7 +46,7 @@ def test_yardstick_says_where_its_front_was_cut(monkeypatch: pytest.MonkeyPatch)
     whole = yardstick(problem, rows, values)
     assert whole is not None
     assert whole["complete"]
-    monkeypatch.setattr(yardstick_module, "_CUT", Cut(keep=2))
+    monkeypatch.setattr(yardstick_module, "_MOST", 40)
     cut = yardstick(problem, rows, values)
     assert cut is not None
     assert not cut["complete"]
@@ -59,7 +58,7 @@ def test_search_and_yardstick_leave_other_cores_alone(
 ) -> None:
     """Or their linear algebra would disturb a device that is this very CPU."""
     threads: set[int] = set()
-    for name in ("fit", "uncertain_tables", "tables", "pair_tables", "predict", "held_out"):
+    for name in ("fit", "tables", "predict", "spread_out", "held_out"):
         monkeypatch.setattr(Surrogate, name, _noting(getattr(Surrogate, name), threads))
     problem = toy((9,) * 4)
     with ThreadpoolController().limit(limits=2):
@@ -90,7 +89,7 @@ def test_few_networks_within_the_limits_are_measured_whole(tmp_path: Path) -> No
 def test_blocks_that_cannot_be_measured_are_avoided(tmp_path: Path) -> None:
     problem = toy((20,) * 5)
     device = device_of(problem)
-    search = search_on(tmp_path / "journal", problem, evaluations=160, batch_size=8)
+    search = search_on(tmp_path / "journal", problem, seed=1, evaluations=160, batch_size=8)
     works: list[bool] = []
     while not search.finished:
         batch = search.ask(8)
@@ -126,13 +125,13 @@ def test_limit_is_not_given_up_while_a_fast_one_is_in_flight(tmp_path: Path) -> 
     for each in every[1:60]:
         ledger.tell(each, outcome_of(problem, each, device(each)), {})
     assert frontier.ask(ledger, 2)
-    assert not frontier.hopeless
+    assert not frontier.infeasible
     ledger.tell(every[0], {"failure": "odd"}, {})
     frontier.ask(ledger, 2)
-    assert frontier.hopeless
+    assert frontier.infeasible
     assert not frontier.ask(ledger, 2)
     late = every[60]  # faster than was thought
     ledger.ask(late)
     ledger.tell(late, outcome_of(problem, late, 0.9 * limit), {})
     assert frontier.ask(ledger, 2)
-    assert not frontier.hopeless
+    assert not frontier.infeasible

@@ -56,9 +56,7 @@ def test_all_that_keep_the_tightest_limits_are_measured(strategy: str, tmp_path:
         while len(waiting) < 2 and (new := search.ask(12)):
             waiting.append(new)
     assert search.finished
-    found = set(search.ledger.measured)
-    assert found <= wanted
-    assert len(wanted - found) <= (3 if strategy == "frontier" else 0)
+    assert set(search.ledger.measured) == wanted
 
 
 def test_two_tight_limits_are_searched_within(tmp_path: Path) -> None:
@@ -72,19 +70,19 @@ def test_two_tight_limits_are_searched_within(tmp_path: Path) -> None:
     assert problem.keeps_limits(asked).all()
 
 
-def test_mended_architecture_keeps_the_limits_and_what_it_can() -> None:
+def test_repaired_architecture_keeps_the_limits_and_what_it_can() -> None:
     problem = toy((40,) * 6, limits={"params": 60.0})
     feasible = Feasible(problem, np.random.default_rng(0))
     rows = np.random.default_rng(1).integers(40, size=(200, 6))
-    mended = [feasible.mended(tuple(row)) for row in rows.tolist()]
-    assert all(each is not None for each in mended)
-    found = np.array(mended)
+    repaired = [feasible.repaired(tuple(row)) for row in rows.tolist()]
+    assert all(each is not None for each in repaired)
+    found = np.array(repaired)
     assert problem.keeps_limits(found).all()
     assert (found == rows).any(axis=1).mean() > 0.9
-    assert len(set(mended)) > 150
-    kept = mended[0]
+    assert len(set(repaired)) > 150
+    kept = repaired[0]
     assert kept is not None
-    assert feasible.mended(kept) == kept
+    assert feasible.repaired(kept) == kept
 
 
 def test_limits_that_cannot_be_kept_each_by_itself_are_refused_by_name() -> None:
