@@ -16,10 +16,10 @@ from device_farm.connector import check_settings, connector_type, make_connector
 from device_farm.device_spec import DeviceSpec
 from device_farm.failures import FailurePolicy
 
-__all__ = ["COUNTED", "FarmConfig", "HostRule", "default_cache", "load_farm_config"]
+__all__ = ["RAY_RESOURCES", "FarmConfig", "HostRule", "default_cache", "load_farm_config"]
 
 
-COUNTED = {"cuda": "GPU", "onnxruntime": "CPU"}
+RAY_RESOURCES = {"cuda": "GPU", "onnxruntime": "CPU"}
 """Connectors whose devices Ray counts as resources of a node."""
 
 
@@ -121,7 +121,7 @@ def _refuse_overlap(rules: Sequence[HostRule]) -> None:
         ValueError: There are such.
     """
     for one, other in itertools.combinations(rules, 2):
-        if one.connector != other.connector or one.connector not in COUNTED:
+        if one.connector != other.connector or one.connector not in RAY_RESOURCES:
             continue
         kinds = {rule.settings.get("accelerator_type") for rule in (one, other)}
         meet = fnmatch.fnmatch(one.nodes, other.nodes) or fnmatch.fnmatch(other.nodes, one.nodes)
