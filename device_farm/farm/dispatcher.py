@@ -205,7 +205,8 @@ class Dispatcher:
     async def _take_job(self, device: Device) -> None:
         """Takes a job; if there is none for a while, sees to it that the device is there."""
         try:
-            device.staged_job = await asyncio.wait_for(device.pool.jobs.get(), _PERIOD_S)
+            async with asyncio.timeout(_PERIOD_S):  # `wait_for` may swallow a cancellation
+                device.staged_job = await device.pool.jobs.get()
         except TimeoutError:
             await self._roster.check_presence(device)
 

@@ -102,7 +102,8 @@ class HostWatch:
             RayError: It died.
             TimeoutError: It does not answer.
         """
-        found, faults = await asyncio.wait_for(host.scan.remote(rules), _SCAN_LIMIT_S)
+        async with asyncio.timeout(_SCAN_LIMIT_S):  # `wait_for` may swallow a cancellation
+            found, faults = await host.scan.remote(rules)
         for spec in found:
             self._on_found(spec, id)
         for fault in faults:
