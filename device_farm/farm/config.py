@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from device_farm.connector import check_settings, connector_type, make_connector
+from device_farm.connector import check_settings, connector_type, faults_in_words, make_connector
 from device_farm.device_spec import DeviceSpec
 from device_farm.failures import FailurePolicy
 
@@ -97,11 +97,8 @@ def load_farm_config(path: Path) -> FarmConfig:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} must be YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, but got {fault['input']!r}"
-            for fault in error.errors()
-        )
-        raise ValueError(f"{path}: {faults}. See docs/device-farm.md") from error
+        words = faults_in_words(error.errors())
+        raise ValueError(f"{path}: {words}. See docs/device-farm.md") from error
     if not config.devices and not config.hosts:
         raise ValueError(f"{path} must name `devices`, or `hosts` that look for some")
     for device in config.devices:
