@@ -24,7 +24,7 @@ RAY_RESOURCES = {"cuda": "GPU", "onnxruntime": "CPU"}
 
 
 def default_cache() -> Path:
-    """Where measurements are kept unless told otherwise."""
+    """Where measurements are kept by default."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return folder / "device-farm" / "cache.sqlite"
 
