@@ -35,6 +35,7 @@ __all__ = [
     "connector_names",
     "connector_type",
     "digest",
+    "faults_in_words",
     "make_connector",
 ]
 
@@ -95,7 +96,10 @@ class Connector(ABC, Generic[HandleT]):
             ValueError: A setting is unknown, of the wrong type or out of its range.
         """
         self.device = device
-        self.settings = _validated(self.settings_type, device, settings)
+        try:
+            self.settings = self.settings_type.model_validate(dict(settings))
+        except ValidationError as error:
+            raise _unusable(f"device {device!r}", self.settings_type, error.errors()) from error
         self._closed = False
 
     @classmethod
@@ -283,14 +287,12 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: No such kind of device is known, or a setting is unusable.
     """
+    settings_type = connector_type(name).settings_type
     try:
-        connector_type(name).settings_type.model_validate(dict(settings))
+        settings_type.model_validate(dict(settings))
     except ValidationError as error:
-        faults = [fault for fault in error.errors() if fault["type"] != "missing"]
-        if faults:
-            raise _unusable(
-                f"{name!r} devices", connector_type(name).settings_type, faults
-            ) from error
+        if faults := [fault for fault in error.errors() if fault["type"] != "missing"]:
+            raise _unusable(f"{name!r} devices", settings_type, faults) from error
 
 
 def digest(facts: Mapping[str, Any]) -> str:
@@ -299,23 +301,17 @@ def digest(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _validated(
-    settings_type: type[ProtocolSettings], device: str, settings: Mapping[str, Any]
-) -> ProtocolSettings:
-    try:
-        return settings_type.model_validate(dict(settings))
-    except ValidationError as error:
-        raise _unusable(f"device {device!r}", settings_type, error.errors()) from error
+def faults_in_words(faults: Sequence[ErrorDetails]) -> str:
+    """What pydantic refuses, each with its key and the value."""
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}, "
+        f"but got {fault['input']!r}"
+        for fault in faults
+    )
 
 
 def _unusable(
     whose: str, settings_type: type[ProtocolSettings], faults: Sequence[ErrorDetails]
 ) -> ValueError:
-    words = "; ".join(
-        f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}, "
-        f"but got {fault['input']!r}"
-        for fault in faults
-    )
-    return ValueError(
-        f"settings of {whose}: {words}. Known: {', '.join(settings_type.model_fields)}"
-    )
+    known = ", ".join(settings_type.model_fields)
+    return ValueError(f"settings of {whose}: {faults_in_words(faults)}. Known: {known}")

@@ -93,7 +93,8 @@ class FailurePolicy:
     0 for never. Until then its measurements are not given out."""
     max_drift_percent: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
     """How far the control may be off. Beyond it the measurements since the last check are done
-    again, and the device rests as one that is throttled; between devices of one model it is told.
+    again, and the device rests as one that is throttled; a device that differs so much from the
+    first of its model does not serve.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012

@@ -1,1 +1,4 @@
-"""The kinds of device that come with the farm, one module each."""
+"""The kinds of device, each a `device_farm.connector.Connector`.
+
+`onnxruntime` is this host, `cuda` an NVIDIA GPU, `adb` an Android phone, `simulated` none.
+"""

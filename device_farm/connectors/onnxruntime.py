@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -61,19 +62,16 @@ class PreparedModel:
     thread_s: float = 0.0
     """CPU seconds of the calling thread: less than `wall_s` if it was kept from running."""
 
-    def run(self, count: int) -> list[float]:
-        """Does `count` runs and returns the wall-clock seconds of each.
+    def run(self, count: int, by_cpu_clock: bool = False) -> list[float]:
+        """Does `count` runs and returns the seconds of each.
+
+        Args:
+            by_cpu_clock: CPU seconds of the calling thread, where waiting is left out; else those
+                of the wall clock.
 
         Raises:
             ModelError: The model fails at run time.
         """
-        return self._run(count)[0]
-
-    def run_by_cpu_clock(self, count: int) -> list[float]:
-        """Like `run`, but returns the CPU seconds of the calling thread: waiting is left out."""
-        return self._run(count)[1]
-
-    def _run(self, count: int) -> tuple[list[float], list[float]]:
         try:
             wall, thread = self._time(count)
         except Exception as error:  # ONNX Runtime's errors share no base class
@@ -82,7 +80,7 @@ class PreparedModel:
             ) from error
         self.wall_s += sum(wall)
         self.thread_s += sum(thread)
-        return wall, thread
+        return thread if by_cpu_clock else wall
 
     def _time(self, count: int) -> tuple[list[float], list[float]]:
         """Seconds of each run by the wall clock, and by the calling thread's CPU clock."""
@@ -201,7 +199,7 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
         return interleave and self.settings.threads == 1 and self.settings.provider == _CPU
 
     def _runs(self, model: PreparedModel, interleave: bool) -> Runs:
-        return model.run_by_cpu_clock if self._by_cpu_clock(interleave) else model.run
+        return partial(model.run, by_cpu_clock=self._by_cpu_clock(interleave))
 
     def _prepared_control(self) -> PreparedModel:
         if self._control is None:

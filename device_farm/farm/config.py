@@ -12,19 +12,19 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from device_farm.connector import check_settings, connector_type, make_connector
+from device_farm.connector import check_settings, connector_type, faults_in_words, make_connector
 from device_farm.device_spec import DeviceSpec
 from device_farm.failures import FailurePolicy
 
-__all__ = ["COUNTED", "FarmConfig", "HostRule", "default_cache", "load_farm_config"]
+__all__ = ["RAY_RESOURCES", "FarmConfig", "HostRule", "default_cache", "load_farm_config"]
 
 
-COUNTED = {"cuda": "GPU", "onnxruntime": "CPU"}
+RAY_RESOURCES = {"cuda": "GPU", "onnxruntime": "CPU"}
 """Connectors whose devices Ray counts as resources of a node."""
 
 
 def default_cache() -> Path:
-    """Where measurements are kept unless told otherwise."""
+    """Where measurements are kept by default."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return folder / "device-farm" / "cache.sqlite"
 
@@ -97,11 +97,8 @@ def load_farm_config(path: Path) -> FarmConfig:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} must be YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, but got {fault['input']!r}"
-            for fault in error.errors()
-        )
-        raise ValueError(f"{path}: {faults}. See docs/device-farm.md") from error
+        words = faults_in_words(error.errors())
+        raise ValueError(f"{path}: {words}. See docs/device-farm.md") from error
     if not config.devices and not config.hosts:
         raise ValueError(f"{path} must name `devices`, or `hosts` that look for some")
     for device in config.devices:
@@ -121,7 +118,7 @@ def _refuse_overlap(rules: Sequence[HostRule]) -> None:
         ValueError: There are such.
     """
     for one, other in itertools.combinations(rules, 2):
-        if one.connector != other.connector or one.connector not in COUNTED:
+        if one.connector != other.connector or one.connector not in RAY_RESOURCES:
             continue
         kinds = {rule.settings.get("accelerator_type") for rule in (one, other)}
         meet = fnmatch.fnmatch(one.nodes, other.nodes) or fnmatch.fnmatch(other.nodes, one.nodes)

@@ -41,7 +41,7 @@ __all__ = ["DISPATCHER_GROUPS", "FARM_VERSION", "Dispatcher"]
 FARM_VERSION = 2
 """Raised when calls of the actor change: an older farm that still runs is then refused."""
 
-DISPATCHER_GROUPS = {"desk": 100, "askers": 1}
+DISPATCHER_GROUPS = {"status": 100, "presence": 1}
 """Ray's concurrency groups, which all that waits for measurements does not hold up."""
 
 _LOG = logging.getLogger(__name__)
@@ -80,10 +80,10 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._starting = self._spawn(self._start(specs))
         self._spawn(self._publish())
-        self._spawn(self._tend())
-        self._spawn(HostWatch(rules, self._roster.found, self._roster.looked).run())
+        self._spawn(self._retry_named_devices())
+        self._spawn(HostWatch(rules, self._roster.report_found, self._roster.first_scan).run())
 
-    @ray.method(concurrency_group="desk")
+    @ray.method(concurrency_group="status")
     async def version(self) -> int:
         """`FARM_VERSION` of the code that runs."""
         return FARM_VERSION
@@ -98,7 +98,7 @@ class Dispatcher:
         for error in await asyncio.shield(self._starting):
             raise error
 
-    @ray.method(concurrency_group="askers")
+    @ray.method(concurrency_group="presence")
     async def stay(self) -> None:
         """Never ends: who asked for it has a reference that tells others when it is gone."""
         await asyncio.Event().wait()
@@ -127,12 +127,12 @@ class Dispatcher:
         finally:
             job.askers.remove(presence)
 
-    @ray.method(concurrency_group="desk")
+    @ray.method(concurrency_group="status")
     async def status(self) -> list[dict[str, Any]]:
         """One row a device; see `Farm.status`."""
         return await self._in_loop(lambda: [d.status() for d in self._roster.devices.values()])
 
-    @ray.method(concurrency_group="desk")
+    @ray.method(concurrency_group="status")
     async def close(self) -> None:
         """Ends the devices' processes."""
         devices = await self._in_loop(lambda: list(self._roster.devices.values()))
@@ -159,7 +159,7 @@ class Dispatcher:
         return self._askers[reference]
 
     async def _start(self, specs: Sequence[DeviceSpec]) -> list[Exception]:
-        joining = [self._roster.bring(self._roster.add(spec)) for spec in specs]
+        joining = [self._roster.bring_into_service(self._roster.add(spec)) for spec in specs]
         results = await asyncio.gather(*joining, return_exceptions=True)
         return [result for result in results if isinstance(result, Exception)]
 
@@ -168,7 +168,7 @@ class Dispatcher:
         job = self._jobs[key] = Job(next(self._numbers), key, model, result)
         result.add_done_callback(lambda _: self._forget(job))
         if pool.all_out():
-            self._roster.revive(pool)
+            self._roster.retry_pool(pool)
         pool.jobs.put_nowait(job)
         return job
 
@@ -184,15 +184,15 @@ class Dispatcher:
             try:
                 if self._control.is_due(device):
                     await self._check(device)
-                elif device.claimed is None:
-                    await self._wait(device)
+                elif device.staged_job is None:
+                    await self._take_job(device)
                 else:
-                    job, device.claimed = device.claimed, None
+                    job, device.staged_job = device.staged_job, None
                     if self._is_needed(job):
                         await self._lease(device, job)
             except Exception as error:
                 _LOG.exception("device %s is parked by a fault of the farm", device.name)
-                self._abandon(device, job, DeviceError(f"a fault of the farm: {error!r}"))
+                self._park_by_bug(device, job, DeviceError(f"a fault of the farm: {error!r}"))
 
     def _is_needed(self, job: Job) -> bool:
         """Whether somebody still waits for it, and no other farm has kept it meanwhile."""
@@ -202,14 +202,15 @@ class Dispatcher:
             job.finish(known)
         return not job.result.done()
 
-    async def _wait(self, device: Device) -> None:
+    async def _take_job(self, device: Device) -> None:
         """Takes a job; if there is none for a while, sees to it that the device is there."""
         try:
-            device.claimed = await asyncio.wait_for(device.pool.jobs.get(), _PERIOD_S)
+            async with asyncio.timeout(_PERIOD_S):  # `wait_for` may swallow a cancellation
+                device.staged_job = await device.pool.jobs.get()
         except TimeoutError:
-            await self._roster.look_for(device)
+            await self._roster.check_presence(device)
 
-    def _abandon(self, device: Device, job: Job | None, error: DeviceError) -> None:
+    def _park_by_bug(self, device: Device, job: Job | None, error: DeviceError) -> None:
         if job is not None:
             job.fail(error)
         device.pool.put(device.unfinished())
@@ -223,12 +224,12 @@ class Dispatcher:
         try:
             measurement = await self._measure(device, job)
         except Exception as error:
-            await self._handle(device, job, cause_of(error, device.name))
+            await self._carry_out_policy(device, job, cause_of(error, device.name))
             return
         device.serve()
         device.batch.append((job, measurement))
         if device.control_ms is None:
-            self._settle(device)
+            self._release_batch(device)
 
     async def _measure(self, device: Device, job: Job) -> Measurement:
         """Measures a job's model while the next one is staged.
@@ -238,8 +239,8 @@ class Dispatcher:
             Exception: See `Lessor.measure`.
         """
         if device.pool.jobs.qsize() >= len(device.pool.devices):
-            device.claimed = device.pool.jobs.get_nowait()
-            self._lessor.stage(device, device.claimed.reference)
+            device.staged_job = device.pool.jobs.get_nowait()
+            self._lessor.stage(device, device.staged_job.reference)
         with device.at_work():
             measurement = await self._lessor.measure(
                 device, job.reference, device.control_baseline_ms
@@ -249,7 +250,7 @@ class Dispatcher:
                 f"{device.name!r} must be of model {job.key.model!r}, but it measured on "
                 f"{measurement.device!r}: plug the first in again, or start the farm anew"
             )
-        self._control.note(device, measurement)
+        self._control.note_temperature(device, measurement)
         return measurement
 
     async def _check(self, device: Device) -> None:
@@ -259,12 +260,12 @@ class Dispatcher:
             with device.at_work():
                 facts = await self._control.check(device)
         except Exception as error:
-            await self._handle(device, None, cause_of(error, device.name))
+            await self._carry_out_policy(device, None, cause_of(error, device.name))
         else:
-            self._settle(device, facts)
+            self._release_batch(device, facts)
             device.serve()
 
-    def _settle(self, device: Device, facts: dict[str, Any] | None = None) -> None:
+    def _release_batch(self, device: Device, facts: dict[str, Any] | None = None) -> None:
         """Gives out what a device has measured; what another farm has kept meanwhile goes first."""
         batch, device.batch = device.batch, []
         if batch:
@@ -280,7 +281,7 @@ class Dispatcher:
             else:
                 job.finish(kept)
 
-    async def _handle(self, device: Device, job: Job | None, error: Exception) -> None:
+    async def _carry_out_policy(self, device: Device, job: Job | None, error: Exception) -> None:
         """Carries out the policy's decision, and brings the device back into service.
 
         Args:
@@ -293,7 +294,7 @@ class Dispatcher:
         is_lost = isinstance(error, DeviceLost | DeviceTimeout)
         if decision not in (Decision.DELAY, Decision.RETRY):
             for moved in [done for done, _ in device.batch] if job is None else [job]:
-                moved.moves += 1
+                moved.requeues += 1
         if job is None or is_lost or decision in (Decision.PARK, Decision.DELAY):
             self._give_back(device, device.unfinished(), error)
         if job is not None and decision is Decision.RAISE:
@@ -318,12 +319,12 @@ class Dispatcher:
         """Leaves jobs to the pool, but not one that its devices have failed at too often."""
         limit = self._policy.max_requeues + len(device.pool.devices)
         for job in jobs:
-            if job.moves > limit:
+            if job.requeues > limit:
                 job.fail(error)
             else:
                 device.pool.put([job])
 
-    async def _tend(self) -> None:
+    async def _retry_named_devices(self) -> None:
         while True:
             await asyncio.sleep(_PERIOD_S)
             self._roster.retry_named()
@@ -345,4 +346,4 @@ def _attempt(device: Device, job: Job | None, error: Exception) -> int:
     if job is not None:
         return job.count(error, device)
     discarded = [done.count(error, device) for done, _ in device.batch]
-    return max(device.bad_checks, *discarded, 1)
+    return max(device.failed_checks, *discarded, 1)

@@ -47,9 +47,11 @@ class ControlCheck:
             )
         elif self._policy.control_every:
             device.batch_limit = self._policy.control_every
-            device.control_ms = await self._comparable(device, f"{info.control_digest} alone")
+            device.control_ms = await self._compare_with_first(
+                device, f"{info.control_digest} alone"
+            )
 
-    async def _comparable(self, device: Device, control: str) -> float:
+    async def _compare_with_first(self, device: Device, control: str) -> float:
         """The control's latency in ms on a device, which must be that of its model.
 
         A run of it may be disturbed: of three one must be near; the first device of a model is
@@ -80,7 +82,7 @@ class ControlCheck:
         """Whether the device has to run the control before anything else."""
         if device.control_ms is None:
             return False
-        is_idle = device.claimed is None and device.pool.jobs.empty()
+        is_idle = device.staged_job is None and device.pool.jobs.empty()
         is_full = len(device.batch) >= device.batch_limit
         return device.check_first or (bool(device.batch) and (is_idle or is_full))
 
@@ -92,7 +94,7 @@ class ControlCheck:
             Exception: The device fails.
         """
         assert device.control_ms is not None
-        device.bad_checks += 1  # until it passed: a control that fails is no better
+        device.failed_checks += 1  # until it passed: a control that fails is no better
         now = await self._measure(device)
         drift = 100 * (now / device.control_ms - 1)
         device.check_first = False
@@ -103,12 +105,12 @@ class ControlCheck:
                 f"to {self._policy.max_drift_percent:g}%, but takes {now:.3f} ms: let the device "
                 "rest, end what else runs on it, and see its temperature"
             )
-        device.bad_checks = 0
+        device.failed_checks = 0
         if device.batch:
             device.batch_limit = min(2 * device.batch_limit, self._policy.control_every)
         return {"control_baseline_ms": device.control_ms, "control_drift_percent": drift}
 
-    def note(self, device: Device, measurement: Measurement) -> None:
+    def note_temperature(self, device: Device, measurement: Measurement) -> None:
         """Takes from a measurement what it tells about the device."""
         after = measurement.environment.get("after") or {}
         temperatures = [*(after.get("temperatures_c") or {}).values(), after.get("temperature_c")]

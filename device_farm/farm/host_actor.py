@@ -7,7 +7,7 @@ from typing import Any
 
 from device_farm.connector import connector_type
 from device_farm.device_spec import DeviceSpec
-from device_farm.farm.config import COUNTED, HostRule
+from device_farm.farm.config import RAY_RESOURCES, HostRule
 
 __all__ = ["HostActor", "by_resources"]
 
@@ -19,7 +19,7 @@ class HostActor:
         """The devices that can be reached from here now, and what is wrong with rules."""
         found, faults = [], []
         for rule in rules:
-            if rule.connector in COUNTED:
+            if rule.connector in RAY_RESOURCES:
                 continue
             try:
                 reached = connector_type(rule.connector).discover(rule.places)
@@ -42,7 +42,7 @@ def by_resources(rules: Sequence[HostRule], node: dict[str, Any]) -> list[Device
     host, resources = node["NodeManagerHostname"], node["Resources"]
     found = []
     for rule in rules:
-        count = int(resources.get(COUNTED.get(rule.connector, ""), 0))
+        count = int(resources.get(RAY_RESOURCES.get(rule.connector, ""), 0))
         kind = rule.settings.get("accelerator_type")
         if kind is not None and f"accelerator_type:{kind}" not in resources:
             continue

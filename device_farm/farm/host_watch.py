@@ -34,7 +34,7 @@ class HostWatch:
         self,
         rules: Sequence[HostRule],
         on_found: Callable[[DeviceSpec, str], None],
-        looked: asyncio.Event,
+        first_scan: asyncio.Event,
     ) -> None:
         """Takes the rules, what to call with each device found and its node's id, and an event.
 
@@ -42,7 +42,7 @@ class HostWatch:
         """
         self._rules = rules
         self._on_found = on_found
-        self._looked = looked
+        self._first_scan = first_scan
         self._nodes: dict[str, dict[str, Any]] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._seen: set[str] = set()
@@ -55,7 +55,7 @@ class HostWatch:
             except Exception:  # the cluster's head restarts, say; the farm must not go blind
                 _LOG.exception("cannot look for devices; the next try is in %g s", _PERIOD_S)
             await asyncio.sleep(_PERIOD_S)
-        self._looked.set()
+        self._first_scan.set()
 
     async def _update(self) -> None:
         """Has each living node watched, and no other."""
@@ -69,7 +69,7 @@ class HostWatch:
 
     def _note_seen(self) -> None:
         if self._nodes.keys() <= self._seen:
-            self._looked.set()
+            self._first_scan.set()
 
     async def _watch(self, id: str) -> None:
         """Looks at one node for ever."""
@@ -102,7 +102,8 @@ class HostWatch:
             RayError: It died.
             TimeoutError: It does not answer.
         """
-        found, faults = await asyncio.wait_for(host.scan.remote(rules), _SCAN_LIMIT_S)
+        async with asyncio.timeout(_SCAN_LIMIT_S):  # `wait_for` may swallow a cancellation
+            found, faults = await host.scan.remote(rules)
         for spec in found:
             self._on_found(spec, id)
         for fault in faults:

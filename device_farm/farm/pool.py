@@ -61,7 +61,7 @@ class Job:
     result: asyncio.Future[Measurement] = field(compare=False)
     askers: list[asyncio.Future[None]] = field(compare=False, default_factory=list)
     """Of each that waits for it what is done when it is gone."""
-    moves: int = field(compare=False, default=0)
+    requeues: int = field(compare=False, default=0)
     """How often a device that failed gave it back."""
     failures: Counter[tuple[str, str]] = field(compare=False, default_factory=Counter)
 
@@ -104,13 +104,13 @@ class Pool:
 
     def all_out(self) -> bool:
         """Whether no device serves, and none is being tried."""
-        return all(device.state.is_out and not device.is_tried for device in self.devices)
+        return all(device.state.is_out and not device.is_being_tried for device in self.devices)
 
     def fail_if_all_out(self) -> None:
         """Tells those who wait why no device can serve them."""
         if not self.all_out():
             return
-        errors = {d.name: d.out_by for d in self.devices if d.out_by}
+        errors = {d.name: d.out_reason for d in self.devices if d.out_reason}
         words = "; ".join(f"{name}: {errors[name]}" for name in sorted(errors))
         while not self.jobs.empty():
             kind = _kind_of(errors[min(errors)])
@@ -137,14 +137,14 @@ class Device:
     differs_percent: float = 0.0
     """How far the control was off that of the first device of this model when it joined."""
     state: DeviceState = DeviceState.NEW
-    out_by: DeviceError | None = None
-    claimed: Job | None = None
+    out_reason: DeviceError | None = None
+    staged_job: Job | None = None
     """The next job, which is being staged."""
     batch: list[tuple[Job, Measurement]] = field(default_factory=list)
     """Measured, but the control was not checked since."""
     batch_limit: int = 0
     """Measurements after which the control is due; smaller while the device drifts."""
-    bad_checks: int = 0
+    failed_checks: int = 0
     """Runs of the control in a row that failed, or were off."""
     check_first: bool = False
     leases: int = 0
@@ -155,7 +155,7 @@ class Device:
     busy_s: float = 0.0
     seen_at: float = float("-inf")
     """When its host saw it last, if a host looks for it."""
-    seen_also_by: str | None = None
+    duplicate_on: str | None = None
     """Ray's id of another node that sees a device of this name."""
     retry_at: float = 0.0
     """When it is tried again, if it is out and is named, or seen by its host."""
@@ -175,19 +175,19 @@ class Device:
         return self in self.pool.devices
 
     @property
-    def is_tried(self) -> bool:
+    def is_being_tried(self) -> bool:
         return self.attempt is not None and not self.attempt.done()
 
     @property
     def may_join(self) -> bool:
         """Whether it has not joined, but is tried, or is out for it was away."""
         return not self.is_joined and (
-            self.is_tried or isinstance(self.out_by, DeviceLost | DeviceTimeout)
+            self.is_being_tried or isinstance(self.out_reason, DeviceLost | DeviceTimeout)
         )
 
     def is_due(self, now: float) -> bool:
         """Whether it is out, and to be tried again."""
-        return self.state.is_out and not self.is_tried and now > self.retry_at
+        return self.state.is_out and not self.is_being_tried and now > self.retry_at
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -199,26 +199,26 @@ class Device:
             self.busy_s += time.monotonic() - started
 
     def serve(self) -> None:
-        self.state, self.out_by = DeviceState.READY, None
+        self.state, self.out_reason = DeviceState.READY, None
         self.in_service.set()
 
     def take_out(self, error: DeviceError, state: DeviceState = DeviceState.PARKED) -> None:
-        self.state, self.out_by = state, error
+        self.state, self.out_reason = state, error
         self.retry_at = time.monotonic() + self.pause_s
         self.pause_s = min(2 * self.pause_s, _LONGEST_PAUSE_S)
         self.in_service.clear()
 
     def unfinished(self) -> list[Job]:
         """Takes the jobs from the device that it has not finished."""
-        jobs = [job for job, _ in self.batch] + ([self.claimed] if self.claimed else [])
-        self.batch, self.claimed = [], None
+        jobs = [job for job, _ in self.batch] + ([self.staged_job] if self.staged_job else [])
+        self.batch, self.staged_job = [], None
         return jobs
 
     def _remark(self) -> str:
-        if self.seen_also_by is None:
+        if self.duplicate_on is None:
             return ""
         return (
-            f"node {self.seen_also_by} also sees a device {self.name!r}, which does not serve "
+            f"node {self.duplicate_on} also sees a device {self.name!r}, which does not serve "
             f"beside that of node {self.node}: if they are two, give each a name of its own"
         )
 
@@ -229,7 +229,7 @@ class Device:
             "model": self.info.model if self.info else "",
             "connector": self.spec.connector,
             "state": self.state.value,
-            "message": str(self.out_by or self._remark()),
+            "message": str(self.out_reason or self._remark()),
             "leases": self.leases,
             "done": self.done,
             "failures": dict(self.failures),

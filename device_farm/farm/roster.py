@@ -44,7 +44,7 @@ class Roster:
         self._on_join = on_join
         self._pools: dict[tuple[str, str], Pool] = {}
         self.devices: dict[str, Device] = {}
-        self.looked = asyncio.Event()
+        self.first_scan = asyncio.Event()
         """Set when the hosts have been looked at for the first time."""
 
     def add(self, spec: DeviceSpec, node: str | None = None) -> Device:
@@ -58,7 +58,7 @@ class Roster:
         Raises:
             ValueError: There is none, or the model's devices have different settings.
         """
-        device = self._known(name) or await self._coming(name)
+        device = self._known(name) or await self._await_found(name)
         if device is None:
             raise ValueError(
                 f"a device must be one of {', '.join(self.devices)}, but got {name!r}: "
@@ -66,7 +66,7 @@ class Roster:
             )
         return device
 
-    def found(self, spec: DeviceSpec, node: str) -> None:
+    def report_found(self, spec: DeviceSpec, node: str) -> None:
         """A host sees a device: it joins, or it is back."""
         now = time.monotonic()
         device = self.devices.get(spec.name) or self.add(spec, node)
@@ -74,10 +74,10 @@ class Roster:
         if device.node not in (None, node):
             is_idle = device.state.is_out or device.state is DeviceState.LOST
             if not (was_away and is_idle):
-                self._tell_twin(device, node)
+                self._warn_of_duplicate(device, node)
                 return
             self._lessor.end(device)
-            device.node, device.spec, device.seen_also_by = node, spec, None
+            device.node, device.spec, device.duplicate_on = node, spec, None
         device.seen_at = now
         if was_away:
             device.pause_s, device.retry_at = FIRST_PAUSE_S, 0.0
@@ -91,7 +91,7 @@ class Roster:
             if device.node is None and device.is_due(time.monotonic()):
                 self._try(device)
 
-    async def look_for(self, device: Device) -> None:
+    async def check_presence(self, device: Device) -> None:
         """Recovers an idle device that its host has seen, but sees no longer."""
         if device.seen_at == float("-inf") or time.monotonic() <= device.seen_at + _AWAY_S:
             return
@@ -99,7 +99,7 @@ class Roster:
         if device.state is DeviceState.READY:
             device.seen_at = time.monotonic()  # it answers, so it is there
 
-    async def bring(self, device: Device) -> None:
+    async def bring_into_service(self, device: Device) -> None:
         """Takes a device into service, for the first time or again, if it is not.
 
         Raises:
@@ -113,18 +113,18 @@ class Roster:
         """Brings a device into service; one that is away has `start_limit_s` to come.
 
         Raises:
-            DeviceError, ValueError: See `bring`.
+            DeviceError, ValueError: see `bring_into_service`.
         """
         deadline = time.monotonic() + self._policy.start_limit_s
         while not device.is_joined:
             try:
-                await self.bring(device)
+                await self.bring_into_service(device)
             except (DeviceLost, DeviceTimeout):
                 if time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(_RETRY_PAUSE_S)
 
-    def revive(self, pool: Pool) -> None:
+    def retry_pool(self, pool: Pool) -> None:
         """Tries a pool's devices that are out; when none can serve, its jobs fail with the why."""
         for device in pool.devices:
             if device.state.is_out:
@@ -175,11 +175,11 @@ class Roster:
             )
         return min(alike, key=lambda d: (not d.is_joined, d.state.is_out), default=None)
 
-    async def _coming(self, name: str) -> Device | None:
+    async def _await_found(self, name: str) -> Device | None:
         """As `_known`, after the first look at the hosts, and when what is away has come."""
         deadline = time.monotonic() + self._policy.start_limit_s
         try:
-            await asyncio.wait_for(self.looked.wait(), self._policy.start_limit_s)
+            await asyncio.wait_for(self.first_scan.wait(), self._policy.start_limit_s)
         except TimeoutError:
             return None
         while (device := self._known(name)) is None and time.monotonic() < deadline:
@@ -195,7 +195,7 @@ class Roster:
         """The attempt to bring a device into service that is under way, or a new one."""
         if device.attempt is None or device.attempt.done():
             device.attempt = asyncio.get_running_loop().create_task(self._attempt(device))
-            device.attempt.add_done_callback(lambda task: self._tried(device, task))
+            device.attempt.add_done_callback(lambda task: self._attempt_ended(device, task))
         return device.attempt
 
     async def _attempt(self, device: Device) -> None:
@@ -218,14 +218,14 @@ class Roster:
             raise cause from error
         self._join(device)
 
-    def _tried(self, device: Device, attempt: asyncio.Task[None]) -> None:
+    def _attempt_ended(self, device: Device, attempt: asyncio.Task[None]) -> None:
         if not attempt.cancelled() and attempt.exception() is not None:
-            _LOG.warning("device %s cannot be used: %s", device.name, device.out_by)
+            _LOG.warning("device %s cannot be used: %s", device.name, device.out_reason)
             device.pool.fail_if_all_out()
 
     def _join(self, device: Device) -> None:
         assert device.info is not None
-        device.bad_checks, device.check_first = 0, device.is_joined and bool(device.control_ms)
+        device.failed_checks, device.check_first = 0, device.is_joined and bool(device.control_ms)
         device.serve()
         if not device.is_joined:
             device.joined_at = time.monotonic()
@@ -233,9 +233,9 @@ class Roster:
             device.pool.devices.append(device)
             self._on_join(device)
 
-    def _tell_twin(self, device: Device, node: str) -> None:
-        if device.seen_also_by != node:
-            device.seen_also_by = node
+    def _warn_of_duplicate(self, device: Device, node: str) -> None:
+        if device.duplicate_on != node:
+            device.duplicate_on = node
             _LOG.warning("nodes %s and %s both see %s", device.node, node, device.name)
 
     def _accept(self, device: Device, info: DeviceInfo) -> None:

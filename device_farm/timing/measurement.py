@@ -19,7 +19,7 @@ class Measurement:
     """A latency, and all that is needed to judge it.
 
     Compare two measurements only if `device`, `connector` and `settings` are equal. How the
-    figures come from the runs is told in `device_farm.timing.protocol`.
+    figures come from the runs is described in `device_farm.timing.protocol`.
     """
 
     median_ms: _Milliseconds

@@ -78,7 +78,7 @@ class Farm:
             specs = [spec(name) for name in names]
             self.dispatcher = Dispatcher(path / "cache.sqlite", policy, specs)
         self.roster = self.dispatcher._roster
-        self.roster.looked.set()
+        self.roster.first_scan.set()
 
     def device(self, name: str) -> Device:
         return self.roster.devices[name]
@@ -89,7 +89,7 @@ class Farm:
     def see(self, *names: str) -> None:
         """A host sees devices."""
         for name in names:
-            self.roster.found(spec(name), "node")
+            self.roster.report_found(spec(name), "node")
 
     def pass_time(self) -> None:
         """Until the next try of those that are out."""

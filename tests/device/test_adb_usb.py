@@ -74,10 +74,10 @@ def test_one_that_may_not_be_opened_is_told(device: usb.Device, link: Link) -> N
 
 
 def test_one_that_is_held_is_told(device: usb.Device, link: Link) -> None:
-    device.claimed = usb.USBErrorBusy()
+    device.staged_job = usb.USBErrorBusy()
     with pytest.raises(Busy, match="adb kill-server"):
         link.shell("true", 5)
-    device.claimed = usb.USBErrorNoDevice()
+    device.staged_job = usb.USBErrorNoDevice()
     with pytest.raises(DeviceLost, match="check its cable"):
         link.shell("true", 5)
 

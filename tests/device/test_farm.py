@@ -29,7 +29,7 @@ from tests.conftest import start_ray
 pytestmark = pytest.mark.usefixtures("one_ray")
 
 StartFarm = Callable[..., Farm]
-POLICY = FailurePolicy(delay_s=0.2, start_limit_s=30, control_every=0)
+POLICY = FailurePolicy(delay_s=0.2, control_every=0)
 MODEL = control_workload().model
 CPU = DeviceSpec(name="cpu", connector="onnxruntime", settings={"threads": 1, "blocks": 4})
 

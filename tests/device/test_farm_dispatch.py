@@ -94,7 +94,7 @@ def test_a_device_that_only_its_probe_likes_is_tried_less_and_less(tmp_path: Pat
             with pytest.raises(Busy):
                 await farm.measure()
             assert farm.device("a").pause_s == pause
-            await farm.roster.bring(farm.device("a"))
+            await farm.roster.bring_into_service(farm.device("a"))
         del farm.lessor.measures["a"]
         await farm.measure()
         assert farm.device("a").pause_s == 5
@@ -173,7 +173,7 @@ def test_a_device_back_from_quarantine_is_compared_anew(tmp_path: Path) -> None:
             await farm.measure()
         assert farm.state("a") == "quarantined"
         control[0] = 2.08  # within 5% of the first
-        await farm.roster.bring(farm.device("a"))
+        await farm.roster.bring_into_service(farm.device("a"))
         assert farm.device("a").control_ms == 2.08
 
     run(test)
@@ -185,7 +185,7 @@ def test_by_model_the_device_that_can_serve_answers(tmp_path: Path) -> None:
         farm.lessor.measures = {"slow": taking(0.2, 4.0), "good": taking(0.001)}
         await farm.until(lambda: farm.state("good") == "ready")
         await farm.until(lambda: farm.state("slow") == "quarantined")
-        trying = asyncio.create_task(farm.roster.bring(farm.device("slow")))
+        trying = asyncio.create_task(farm.roster.bring_into_service(farm.device("slow")))
         await asyncio.sleep(0.05)
         assert await farm.measure() == 2.0
         trying.cancel()
@@ -300,7 +300,7 @@ def test_two_devices_of_one_name_are_told(tmp_path: Path) -> None:
         farm = Farm(tmp_path)
         farm.see("a")
         await farm.until(lambda: farm.state("a") == "ready")
-        farm.roster.found(farm.device("a").spec, "another")
+        farm.roster.report_found(farm.device("a").spec, "another")
         assert "another also sees a device 'a'" in farm.device("a").status()["message"]
 
     run(test)

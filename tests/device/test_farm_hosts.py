@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from device_farm import FailurePolicy, Farm, FarmConfig, HostRule
 from device_farm.connectors.adb.keys import load_signer
 
-LIMITS = FailurePolicy(delay_s=0.2, start_limit_s=60, control_every=0)
+LIMITS = FailurePolicy(delay_s=0.2, control_every=0)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from device_farm.farm import dispatcher, host_watch, roster
 Serve = Callable[..., Farm]
 StartLocal = Callable[..., LocalFarm]
 MODEL = "Acme A1 (Android 14)"
-LIMITS = FailurePolicy(delay_s=0.2, start_limit_s=30, control_every=3, max_drift_percent=50)
+LIMITS = FailurePolicy(delay_s=0.2, control_every=3, max_drift_percent=50)
 
 
 @pytest.fixture

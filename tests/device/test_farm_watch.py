@@ -40,16 +40,18 @@ def test_a_host_that_hangs_or_died_blinds_no_other(monkeypatch: pytest.MonkeyPat
         return SimpleNamespace(scan=SimpleNamespace(remote=scan))
 
     async def test() -> None:
-        looked = asyncio.Event()
-        watch = HostWatch([HostRule(connector="adb")], lambda _, node: seen.append(node), looked)
+        first_scan = asyncio.Event()
+        watch = HostWatch(
+            [HostRule(connector="adb")], lambda _, node: seen.append(node), first_scan
+        )
         task = asyncio.create_task(watch.run())
         async with asyncio.timeout(10):
             while len(seen) < 3 or starts["died"] < 3:
                 await asyncio.sleep(0.01)
-            assert not looked.is_set()  # one has not answered yet
+            assert not first_scan.is_set()  # one has not answered yet
             monkeypatch.setattr(host_watch, "_SCAN_LIMIT_S", 0.01)
             nodes.remove(nodes[0])
-            await looked.wait()
+            await first_scan.wait()
         task.cancel()
 
     nodes = [node("hangs"), node("died"), node("works")]

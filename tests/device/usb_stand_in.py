@@ -69,8 +69,8 @@ class Handle:
         return False
 
     def claimInterface(self, interface: int) -> None:
-        if self._device.claimed is not None:
-            raise self._device.claimed
+        if self._device.staged_job is not None:
+            raise self._device.staged_job
 
     def releaseInterface(self, interface: int) -> None: ...
 
@@ -103,7 +103,7 @@ class Device:
     port: int
     opened: USBError | None = None
     """What opening it raises."""
-    claimed: USBError | None = None
+    staged_job: USBError | None = None
     """What claiming it raises."""
     setting: Setting = field(default_factory=Setting)
 

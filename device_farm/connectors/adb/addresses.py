@@ -12,7 +12,7 @@ from pathlib import Path
 from device_farm.connectors.adb.keys import load_signer
 from device_farm.connectors.adb.link import Link
 from device_farm.connectors.adb.server import DEFAULT_SERVER, ServerLink, list_phones
-from device_farm.connectors.adb.wire import WireLink, tcp_transport, usb_transport
+from device_farm.connectors.adb.wire import MendedTcpTransport, WireLink, usb_transport
 from device_farm.failures import DeviceError
 
 __all__ = ["ADDRESS", "find_phones", "make_link"]
@@ -31,7 +31,6 @@ def make_link(phone: str, address: str, server: str, key: Path, auth_timeout_s: 
     Raises:
         DeviceError: The key of this host cannot be used.
     """
-    kind, _, rest = address.rpartition(":")
     if address.startswith("server:"):
         return ServerLink(address.removeprefix("server:"), server)
     try:
@@ -44,7 +43,8 @@ def make_link(phone: str, address: str, server: str, key: Path, auth_timeout_s: 
     if address.startswith("usb:"):
         serial = address.removeprefix("usb:")
         return WireLink(phone, lambda: usb_transport(serial), signer, auth_timeout_s)
-    return WireLink(phone, lambda: tcp_transport(kind, int(rest)), signer, auth_timeout_s)
+    host, _, port = address.rpartition(":")
+    return WireLink(phone, lambda: MendedTcpTransport(host, int(port)), signer, auth_timeout_s)
 
 
 def find_phones(places: Sequence[str]) -> dict[str, dict[str, str]]:

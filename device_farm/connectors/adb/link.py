@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from adb_shell import exceptions as adb_errors
 
-from device_farm.failures import DeviceError, DeviceLost, DeviceTimeout
+from device_farm.failures import AuthRequired, DeviceError, DeviceLost, DeviceTimeout
 
-__all__ = ["DiskFull", "Link", "push_failure"]
+__all__ = ["DiskFull", "Link", "push_failure", "unknown_host"]
 
 _TIMEOUTS = (adb_errors.TcpTimeoutException, adb_errors.AdbTimeoutError)
 _LOSSES = (
@@ -107,3 +107,12 @@ def push_failure(phone: str, path: str, reason: str) -> Exception:
     if "No space left" in reason or "quota exceeded" in reason:
         return DiskFull(reason)
     return DeviceError(f"phone {phone!r} refuses the file {path} ({reason}): check that folder")
+
+
+def unknown_host(phone: str, fingerprint: str = "") -> AuthRequired:
+    """The failure of a phone that was never allowed to talk to this host."""
+    shown = f" with the fingerprint {fingerprint}" if fingerprint else ""
+    return AuthRequired(
+        f"phone {phone!r} does not know this computer: unlock it, and tap 'Always allow from this "
+        f"computer' and 'Allow' in the dialog 'Allow USB debugging?'{shown}"
+    )

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from device_farm.connectors.adb.link import Link, push_failure
-from device_farm.failures import AuthRequired, Busy, DeviceLost, DeviceTimeout
+from device_farm.connectors.adb.link import Link, push_failure, unknown_host
+from device_farm.failures import Busy, DeviceLost, DeviceTimeout
 
 __all__ = ["DEFAULT_SERVER", "ServerLink", "list_phones"]
 
@@ -135,10 +135,7 @@ def _exactly(connection: socket.socket, count: int) -> bytes:
 
 def _refusal(phone: str, reason: str) -> Exception:
     if "unauthorized" in reason or "authorizing" in reason:
-        return AuthRequired(
-            f"phone {phone!r} does not know this computer: unlock it, and tap 'Always allow from "
-            "this computer' and 'Allow' in the dialog 'Allow USB debugging?'"
-        )
+        return unknown_host(phone)
     if "permissions" in reason:
         return Busy(
             f"the adb server must be allowed to open phone {phone!r}, but is not ({reason}): "

@@ -1,1 +1,6 @@
-"""NVIDIA GPUs: how a model is loaded there, what they say of themselves, and how they fail."""
+"""NVIDIA GPUs, through torch.
+
+`connector` is the entry, `settings` how it measures. `loading` brings a model onto the GPU, out
+of the ONNX graph by `torch_graph`; `condition` says by NVML whether heat slows the GPU down;
+`failures` makes the farm's failures of torch's errors.
+"""

@@ -14,4 +14,4 @@ from device_farm.connectors.adb.runners.tflite import TfliteRunner
 __all__ = ["AnyRunner", "RunPlan", "Runner"]
 
 AnyRunner = Annotated[OnnxRuntimeRunner | TfliteRunner | CommandRunner, Field(discriminator="kind")]
-"""A runner's settings, told apart by `kind`."""
+"""A runner's settings; `kind` says which one."""
