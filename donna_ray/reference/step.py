@@ -208,7 +208,7 @@ def space_of(config: RunConfig, artifact: Artifact) -> SearchSpace:
     """The search space on the stages of a finished reference."""
     register_modules(config.space.modules)
     _, reference, _ = outline(config, artifact.result["classes"], load_weights=False)
-    return build_space(config.space, reference.shapes, reference.own())
+    return build_space(config.space, reference.shapes, reference.own_blocks())
 
 
 @torch.no_grad()
