@@ -14,6 +14,7 @@ import importlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Generic, TypeVar
@@ -21,8 +22,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from device_farm.failures import DeviceLost
+from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
-from device_farm.timing.protocol import ProtocolSettings, Timing
+from device_farm.timing.protocol import ProtocolSettings, Runs, time_candidate
 from device_farm.workload import Workload
 
 __all__ = [
@@ -93,6 +96,7 @@ class Connector(ABC, Generic[HandleT]):
         """
         self.device = device
         self.settings = _validated(self.settings_type, device, settings)
+        self._closed = False
 
     @classmethod
     @abstractmethod
@@ -169,25 +173,72 @@ class Connector(ABC, Generic[HandleT]):
     def close(self) -> None:
         """Releases the device. Idempotent; any other method then raises `DeviceLost`."""
 
-    def _measurement(
+    def _check_open(self) -> None:
+        """Raises DeviceLost after `close`."""
+        if self._closed:
+            raise DeviceLost(f"device {self.device!r} is closed: make a new connector")
+
+    def _info(
         self,
-        timing: Timing,
-        settings: ProtocolSettings,
         model: str,
-        environment: Mapping[str, Any],
+        runtime: str,
+        host: str,
+        cores: tuple[int, ...] = (),
+        serial: str = "",
+        control_settings: Sequence[str] | None = None,
+    ) -> DeviceInfo:
+        """What `probe` returns, with the digests.
+
+        Args:
+            control_settings: The settings that the control's latency depends on; by default all.
+        """
+        identity = {"connector": self.name, "runtime": runtime}
+        settings = self.settings.model_dump(mode="json")
+        control = {key: settings[key] for key in control_settings or settings}
+        return DeviceInfo(
+            name=self.device,
+            model=model,
+            host=host,
+            cores=cores,
+            settings_digest=digest({**identity, **settings}),
+            control_digest=digest({**identity, **control, "control": control_workload().digest}),
+            serial=serial,
+            **identity,
+        )
+
+    def _timed(
+        self,
+        candidate: Runs,
+        control: Runs | None,
+        control_baseline_ms: float | None,
+        settings: ProtocolSettings,
+        within: AbstractContextManager[object] | None = None,
         simulated: bool = False,
     ) -> Measurement:
-        """The record of a timing on a device of this `DeviceInfo.model`."""
+        """What `measure` returns; the connector adds its own facts to the environment.
+
+        Args:
+            within: Entered while the runs are timed, but not while health is asked for.
+        """
+        before = self.health()
+        with within or nullcontext():
+            timing = time_candidate(candidate, control, control_baseline_ms, settings)
+        info = self.probe()  # afterwards: if it is another device now, the record says so
         return Measurement(
             median_ms=timing.median_ms,
             p20_ms=timing.p20_ms,
             p90_ms=timing.p90_ms,
             n=timing.n,
             ci_percent=timing.ci_percent,
-            device=model,
+            device=info.model,
             connector=self.name,
             settings={**self.settings.model_dump(mode="json"), **settings.model_dump(mode="json")},
-            environment=dict(environment),
+            environment={
+                "before": before,
+                "after": self.health(),
+                "runtime": info.runtime,
+                **timing.control_facts(control_baseline_ms),
+            },
             simulated=simulated,
         )
 

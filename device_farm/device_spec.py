@@ -20,3 +20,5 @@ class DeviceSpec(BaseModel):
     """One of `device_farm.connector_names()`."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """What the connector's `settings_type` takes."""
+    reserve: bool = True
+    """Whether Ray reserves the CPUs or GPUs that it needs; False where its user holds them."""

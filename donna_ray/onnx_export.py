@@ -12,14 +12,7 @@ from torch import Tensor, nn
 
 from donna_ray.errors import DonnaError
 
-__all__ = [
-    "TOLERANCE",
-    "check_onnx_error",
-    "export_onnx",
-    "logits_error",
-    "onnx_error",
-    "onnx_logits",
-]
+__all__ = ["TOLERANCE", "check_onnx_error", "export_onnx", "logits_error", "onnx_error"]
 
 TOLERANCE = 1e-4
 """Of ``logits_error``, between two ways to compute a network."""
@@ -63,14 +56,6 @@ def export_onnx(
     return file.getvalue()
 
 
-def onnx_logits(model: bytes, images: Tensor, *, batch_size: int = 1) -> Tensor:
-    """What ONNX Runtime gives for images (N, C, H, W), `batch_size` fed at once: (N, classes)."""
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    batches = (batch.numpy() for batch in images.split(batch_size))
-    outputs = [session.run(None, {"input": batch})[0] for batch in batches]
-    return torch.from_numpy(np.concatenate(outputs))
-
-
 @torch.no_grad()
 def onnx_error(model: bytes, network: nn.Module, images: Tensor, *, batch_size: int = 1) -> float:
     """``logits_error`` of ONNX Runtime's logits against torch's.
@@ -81,7 +66,10 @@ def onnx_error(model: bytes, network: nn.Module, images: Tensor, *, batch_size: 
         images: (N, C, H, W).
         batch_size: how many are fed at once.
     """
-    return logits_error(onnx_logits(model, images, batch_size=batch_size), network(images))
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    batches = (batch.numpy() for batch in images.split(batch_size))
+    outputs = [session.run(None, {"input": batch})[0] for batch in batches]
+    return logits_error(torch.from_numpy(np.concatenate(outputs)), network(images))
 
 
 def logits_error(logits: Tensor, expected: Tensor) -> float:

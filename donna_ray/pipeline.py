@@ -9,7 +9,6 @@ from donna_ray.finetune.step import finetune_step
 from donna_ray.latency.farm import check_device, check_farm
 from donna_ray.library.step import library_step
 from donna_ray.predictor import predictor_step
-from donna_ray.predictor.ahead import samples_ahead
 from donna_ray.reference.step import build_reference, reference_step
 from donna_ray.report import report_step
 from donna_ray.run.run import Run
@@ -26,9 +25,7 @@ STEPS: dict[str, Callable[[Run, Done], Artifact]] = {
     # 1. A timm model, trained or loaded, cut into stem, stages and head.
     "reference": lambda run, done: reference_step(run),
     # 2. Every block of the space, distilled from the reference's stage.
-    "library": lambda run, done: library_step(
-        run, done["reference"], None if run.only else samples_ahead
-    ),
+    "library": lambda run, done: library_step(run, done["reference"]),
     # 3. Sampled architectures, finetuned; accuracy as a function of their blocks' NSR.
     "predictor": lambda run, done: predictor_step(
         run, done["reference"], done["library"], measuring_ahead

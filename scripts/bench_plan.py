@@ -6,9 +6,6 @@ machine's own noise: other work on it between plan and run shows as an error.
 
     python scripts/bench_plan.py [--set A.B=C …]
 
-With `--set predictor.sampling=random` the library step finetunes the samples as well: the two steps
-are to be read as one there, and are one in the JSON.
-
 The last line is JSON, of the run after its reference: `plan_error` is |predicted - real| / real of
 the whole (target: 0.2); `plan_error_summed` the sum of |predicted - real| of the steps / real, in
 which errors of opposite sign do not cancel; `plan_error_by_step` has the sign of each.
@@ -26,7 +23,6 @@ from pathlib import Path
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.pipeline import STEPS, check
 from donna_ray.plan.measure import measured_plan
-from donna_ray.predictor.ahead import known_samples
 from donna_ray.run.run import Run
 from donna_ray.storage.artifacts import Artifact
 
@@ -55,12 +51,6 @@ def made(config: RunConfig, folder: Path) -> Seconds:
     return seconds
 
 
-def distilled_with_samples(seconds: Seconds) -> Seconds:
-    """With library and predictor as one step, for samples that are finetuned in both."""
-    rest = {name: value for name, value in seconds.items() if name not in ("library", "predictor")}
-    return {"library+predictor": seconds["library"] + seconds["predictor"], **rest}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--set", action="append", default=[], dest="sets")
@@ -83,8 +73,6 @@ def main() -> None:
         )
     print(f"the plan took {planning:.0f} s, its reference included")
     print(f"other load before: {load:.1f} processes; after, with this: {os.getloadavg()[0]:.1f}")
-    if known_samples(config):
-        predicted, real = distilled_with_samples(predicted), distilled_with_samples(real)
     off = sum(abs(predicted[name] - real[name]) for name in real)
     figures = {
         "plan_error": abs(whole[1] / whole[2] - 1),

@@ -13,7 +13,7 @@ import numpy as np
 
 from donna_ray.config import preset_space
 from donna_ray.predictor.model import Floats
-from donna_ray.search.exact.cross_terms import AccuracyModel
+from donna_ray.search.exact.accuracy import AccuracyModel
 from donna_ray.search.exact.front import Indices, nondominated
 from donna_ray.space import SearchSpace, Stage, StageShape, block_family
 

@@ -3,11 +3,46 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 _cache = tempfile.TemporaryDirectory(prefix="donna-ray-cache-")  # removed at the end
 os.environ["XDG_CACHE_HOME"] = _cache.name
 settings.register_profile("shared host", deadline=None)  # where time says nothing
 settings.load_profile("shared host")
+
+ROOT = Path(__file__).parent.parent
+MODULES = (ROOT, ROOT / "tests" / "device")
+"""Where workers find the modules of tests, and the connector that one of them registers."""
+
+
+@pytest.fixture(scope="session")
+def _stopped_at_the_end() -> Iterator[None]:
+    yield
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
+@pytest.fixture
+def one_ray(_stopped_at_the_end: None) -> None:
+    """A local Ray that all tests share; started again where a test has stopped it for its own."""
+    start_ray()
+
+
+def start_ray() -> None:
+    """Starts it, if it does not run."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        paths = [*map(str, MODULES), os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)

@@ -10,7 +10,7 @@ import numpy as np
 
 from donna_ray.config import SearchConfig
 from donna_ray.search.ask_tell import Search, SearchSetup
-from donna_ray.search.exact.cross_terms import AccuracyModel
+from donna_ray.search.exact.accuracy import AccuracyModel
 from donna_ray.search.study.ledger import Outcome, measured
 from donna_ray.search.study.problem import KnownCost, SearchProblem
 from donna_ray.space import Architecture, BlockSpec, SearchSpace, Stage, StageShape

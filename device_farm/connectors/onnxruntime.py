@@ -18,11 +18,11 @@ import numpy as np
 import onnxruntime
 from pydantic import Field, model_validator
 
-from device_farm.connector import Connector, DeviceInfo, digest
+from device_farm.connector import Connector, DeviceInfo
 from device_farm.failures import DeviceError, DeviceLost, ModelError
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
-from device_farm.timing.protocol import ProtocolSettings, Runs, baseline_ms, time_candidate
+from device_farm.timing.protocol import ProtocolSettings, Runs, baseline_ms
 from device_farm.workload import Workload
 
 __all__ = ["OnnxRuntimeConnector", "OnnxRuntimeSettings", "PreparedModel"]
@@ -122,7 +122,6 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
         super().__init__(device, settings)
         self._prepared: OrderedDict[str, PreparedModel] = OrderedDict()
         self._control: PreparedModel | None = None
-        self._closed = False
 
     @classmethod
     def discover(cls, places: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
@@ -135,18 +134,13 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
     def probe(self) -> DeviceInfo:
         cores = self._cores()
         self._check_provider()
-        identity = {"connector": self.name, "runtime": _runtime()}
-        settings = self.settings.model_dump(mode="json")
         placed_by = ("threads", "cores", "provider", "provider_options")
-        placement = {key: settings[key] for key in placed_by}
-        return DeviceInfo(
-            name=self.device,
-            model=self._model(),
-            host=socket.gethostname(),
-            cores=cores,
-            settings_digest=digest({**identity, **settings}),
-            control_digest=digest({**identity, **placement, "control": control_workload().digest}),
-            **identity,
+        return self._info(
+            self._model(),
+            f"onnxruntime {onnxruntime.__version__}",
+            socket.gethostname(),
+            cores,
+            control_settings=placed_by,
         )
 
     def health(self) -> dict[str, Any]:
@@ -180,28 +174,23 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
     ) -> Measurement:
         cores = self._cores()
         control = self._prepared_control() if settings.interleave else None
-        before = self.health()
         handle.wall_s = handle.thread_s = 0.0
-        with _pinned(cores):
-            timing = time_candidate(
-                self._runs(handle, settings.interleave),
-                self._runs(control, settings.interleave) if control else None,
-                control_baseline_ms,
-                settings,
-            )
+        measurement = self._timed(
+            self._runs(handle, settings.interleave),
+            self._runs(control, settings.interleave) if control else None,
+            control_baseline_ms,
+            settings,
+            _pinned(cores),
+        )
         slowdown = handle.wall_s / max(handle.thread_s, 1e-9)
-        environment = {
-            "before": before,
-            "after": self.health(),
-            "affinity": list(cores),
-            "runtime": _runtime(),
-            "providers": handle.session.get_providers(),
-            "clock": "thread" if self._by_cpu_clock(settings.interleave) else "wall",
-            "wall_over_thread_time": slowdown,
-            "oversubscribed": slowdown > _OVERSUBSCRIBED,
-            **timing.control_facts(control_baseline_ms),
-        }
-        return self._measurement(timing, settings, self._model(), environment)
+        measurement.environment.update(
+            affinity=list(cores),
+            providers=handle.session.get_providers(),
+            clock="thread" if self._by_cpu_clock(settings.interleave) else "wall",
+            wall_over_thread_time=slowdown,
+            oversubscribed=slowdown > _OVERSUBSCRIBED,
+        )
+        return measurement
 
     def close(self) -> None:
         self._closed = True
@@ -233,8 +222,7 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
 
     def _cores(self) -> tuple[int, ...]:
         """The cores of the threads, in their order; raises if this process may not use them."""
-        if self._closed:
-            raise DeviceLost(f"device {self.device!r} is closed: make a new connector")
+        self._check_open()
         usable = sorted(os.sched_getaffinity(0))
         cores = self.settings.cores or tuple(usable[-self.settings.threads :])
         if len(cores) < self.settings.threads or not set(cores) <= set(usable):
@@ -288,10 +276,6 @@ def _pinned(cores: tuple[int, ...]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-def _runtime() -> str:
-    return f"onnxruntime {onnxruntime.__version__}"
 
 
 def _cpu_model() -> str:

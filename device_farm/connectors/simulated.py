@@ -24,10 +24,10 @@ from pydantic import Field
 
 from device_farm import failures
 from device_farm.connector import Connector, DeviceInfo, digest
-from device_farm.failures import DeviceLost, ModelError
+from device_farm.failures import ModelError
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
-from device_farm.timing.protocol import ProtocolSettings, Runs, baseline_ms, time_candidate
+from device_farm.timing.protocol import ProtocolSettings, Runs, baseline_ms
 from device_farm.workload import Workload
 
 __all__ = ["SimulatedConnector", "SimulatedModel", "SimulatedSettings"]
@@ -84,7 +84,6 @@ class SimulatedConnector(Connector[SimulatedModel]):
         self._random = np.random.default_rng([self.settings.seed, name])
         self._clock_s = 0.0
         self._measurements = 0
-        self._closed = False
 
     @classmethod
     def discover(cls, places: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
@@ -95,17 +94,7 @@ class SimulatedConnector(Connector[SimulatedModel]):
 
     def probe(self) -> DeviceInfo:
         self._check_open()
-        identity = {"connector": self.name, "runtime": "latency model"}
-        settings = self.settings.model_dump(mode="json")
-        return DeviceInfo(
-            name=self.device,
-            model=self._model(),
-            host="none",
-            cores=(),
-            settings_digest=digest({**identity, **settings}),
-            control_digest=digest({**identity, **settings, "control": control_workload().digest}),
-            **identity,
-        )
+        return self._info(f"{self.settings.model} (simulated)", "latency model", "none")
 
     def health(self) -> dict[str, Any]:
         self._check_open()
@@ -127,31 +116,23 @@ class SimulatedConnector(Connector[SimulatedModel]):
     ) -> Measurement:
         self._check_open()
         time.sleep(self.settings.seconds_per_measurement)
-        self._fail_as_told()
-        timing = time_candidate(
+        self._raise_fault()
+        return self._timed(
             self._runs(handle),
             self._runs(self.prepare(control_workload())) if settings.interleave else None,
             control_baseline_ms,
             settings,
+            simulated=True,
         )
-        environment = {**self.health(), **timing.control_facts(control_baseline_ms)}
-        return self._measurement(timing, settings, self._model(), environment, simulated=True)
 
     def close(self) -> None:
         self._closed = True
 
-    def _model(self) -> str:
-        return f"{self.settings.model} (simulated)"
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise DeviceLost(f"device {self.device!r} is closed: make a new connector")
-
-    def _fail_as_told(self) -> None:
+    def _raise_fault(self) -> None:
         number, self._measurements = self._measurements, self._measurements + 1
-        told = self.settings.faults_at.get(number)
+        scheduled = self.settings.faults_at.get(number)
         drawn = [kind for kind, p in self.settings.faults.items() if self._random.random() < p]
-        for kind in filter(None, [told, *drawn]):
+        for kind in filter(None, [scheduled, *drawn]):
             raise getattr(failures, kind)(f"device {self.device!r} simulates this failure")
 
     def _runs(self, model: SimulatedModel) -> Runs:

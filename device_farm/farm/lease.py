@@ -109,7 +109,8 @@ def _start(device: Device) -> None:
     spec = device.spec
     connector = make_connector(spec.connector, spec.name, spec.settings)
     device.interleave = connector.settings.interleave
-    options: dict[str, Any] = {"num_cpus": 0, **connector.actor_options()}
+    needed = connector.actor_options() if spec.reserve else {}
+    options: dict[str, Any] = {"num_cpus": 0, **needed}
     if device.node is not None:
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(device.node, soft=False)
     # Ray's annotations do not know concurrency groups.

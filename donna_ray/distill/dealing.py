@@ -11,9 +11,9 @@ Item = TypeVar("Item")
 def packs_of(
     items: Sequence[Item], cost: Callable[[Item], float], size: int, workers: int
 ) -> list[list[Item]]:
-    """Packs of at most `size`, the dearest first, as many for each worker.
+    """Packs of at most `size`, the most expensive first, as many for each worker.
 
-    The dearest item goes to the cheapest pack that has room (the longest-processing-time rule,
+    The most expensive item goes to the cheapest pack that has room (longest processing time first,
     Graham 1969), so the packs cost about the same; the number of packs is a multiple of the
     workers, so that none is idle while another has its last pack.
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from donna_ray.config import LibraryConfig, TrainingConfig
 from donna_ray.data import ImageData
 from donna_ray.distill.features import ComputedFeatures, FeatureCache, Features, FeatureSource
-from donna_ray.distill.students import BlockJob, Course, Student, TrainingState, new_student
+from donna_ray.distill.students import BlockJob, Cohort, Student, TrainingState, new_student
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.training.loop import device_of, seeded
 
 __all__ = ["DistilledBlock", "DistilledPack", "distill_pack"]
 
-_CHECK_EVERY = 20  # steps; looking at a loss makes a GPU wait, and so does the clock
+_CHECK_EVERY = 20  # steps; to read a loss makes a GPU wait, and so does the clock
 _JUDGED_SHARE = 0.25  # of the steps so far: their losses are what a block in a race is judged by
 
 
@@ -105,8 +105,10 @@ def distill_pack(
         students = [
             new_student(reference, variance, job, seed, states.get(job.key)) for job in jobs
         ]
-        courses = _courses(students, config, source, learning_rate_factor, share)
-        _train(courses, config, source, seed, clock)
+        cohorts = _cohorts(students, config, source, learning_rate_factor, share)
+        for number, features in _steps(cohorts, config, source, seed, clock):
+            for cohort in cohorts:
+                cohort.train_step(features, number, config.precision)
         for student in students:
             student.block.eval()
         if share == 1:
@@ -114,12 +116,12 @@ def distill_pack(
             _evaluate(sound, config.batch_size, source)
             blocks = [DistilledBlock(one.job, one.block, one.nsr, one.failure) for one in students]
         else:
-            blocks = _stopped(students, courses)
+            blocks = _stopped(students, cohorts)
     return DistilledPack(blocks, time.perf_counter() - started, clock.share())
 
 
-def _stopped(students: Sequence[Student], courses: Sequence[Course]) -> list[DistilledBlock]:
-    states = {student.job.key: state for course in courses for student, state in course.states()}
+def _stopped(students: Sequence[Student], cohorts: Sequence[Cohort]) -> list[DistilledBlock]:
+    states = {student.job.key: state for cohort in cohorts for student, state in cohort.states()}
     blocks = []
     for student in students:
         judged = student.history[-math.ceil(_JUDGED_SHARE * len(student.history)) :]
@@ -129,34 +131,35 @@ def _stopped(students: Sequence[Student], courses: Sequence[Course]) -> list[Dis
     return blocks
 
 
-def _courses(
+def _cohorts(
     students: Iterable[Student],
     config: LibraryConfig,
     source: FeatureSource,
     factor: float,
     share: float,
-) -> list[Course]:
+) -> list[Cohort]:
     groups: dict[tuple[TrainingConfig, int], list[Student]] = {}
     for student in students:
         recipe = config.recipe_of(student.job.spec.family)
         scaled = recipe.model_copy(update={"learning_rate": factor * recipe.learning_rate})
         groups.setdefault((scaled, student.start), []).append(student)
     steps = source.steps(config.batch_size)
-    return [Course(group, recipe, steps, share) for (recipe, _), group in groups.items()]
+    return [Cohort(group, recipe, steps, share) for (recipe, _), group in groups.items()]
 
 
-def _train(
-    courses: Sequence[Course],
+def _steps(
+    cohorts: Sequence[Cohort],
     config: LibraryConfig,
     source: FeatureSource,
     seed: int,
     clock: "_Clock",
-) -> None:
+) -> Iterator[tuple[int, Features]]:
+    """The numbers of the steps from 1, and their features; losses are checked now and then."""
     steps = source.steps(config.batch_size)
-    first, last = min(each.start for each in courses), max(each.stop for each in courses)
+    first, last = min(each.start for each in cohorts), max(each.stop for each in cohorts)
     for epoch in range(first // steps, math.ceil(last / steps)):
         before = epoch * steps
-        students = [one for each in courses for one in each.going(before + 1, before + steps)]
+        students = [one for each in cohorts for one in each.trained_in(before + 1, before + steps)]
         if not students:
             continue
         skipped = max(first - before, 0)
@@ -164,19 +167,18 @@ def _train(
             config.batch_size, _numbers(students), seed=seed, epoch=epoch, start=skipped
         )
         for number, features in clock.timed(batches, before + skipped + 1):
-            for course in courses:
-                course.step(features, number, config.precision)
+            yield number, features
             if number % _CHECK_EVERY == 0:
-                _look(students)
+                _check_losses(students)
             if number == last:
                 break
-        _look(students)
+        _check_losses(students)
 
 
 class _Clock:
     """Which share of the steps' time goes into what is done once for all blocks of a pack.
 
-    Looks at one step in 20, since a GPU must be waited for.
+    Times one step in 20, since a GPU must be waited for.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -186,19 +188,19 @@ class _Clock:
     def timed(self, batches: Iterator[Features], first: int) -> Iterator[tuple[int, Features]]:
         """The batches, with the numbers of their steps."""
         for number in itertools.count(first):
-            looking = number % _CHECK_EVERY == 2
-            started = self._now() if looking else 0.0
+            timed = number % _CHECK_EVERY == 2
+            started = self._now() if timed else 0.0
             features = next(batches, None)
             if features is None:
                 return
-            ready = self._now() if looking else 0.0
+            ready = self._now() if timed else 0.0
             yield number, features
-            if looking:
+            if timed:
                 self._reference += ready - started
                 self._blocks += self._now() - ready
 
     def share(self) -> float | None:
-        """Of the reference and the decoding; None without a look."""
+        """Of the reference and the decoding; None if no step was timed."""
         total = self._reference + self._blocks
         return self._reference / total if total else None
 
@@ -208,9 +210,9 @@ class _Clock:
         return time.perf_counter()
 
 
-def _look(students: Iterable[Student]) -> None:
+def _check_losses(students: Iterable[Student]) -> None:
     for student in students:
-        student.look()
+        student.check_losses()
 
 
 def _numbers(students: Iterable[Student]) -> list[int]:
@@ -230,4 +232,4 @@ def _evaluate(students: Sequence[Student], batch_size: int, source: FeatureSourc
         ratios = torch.stack([student.loss(features) for student in students])
         total, count = total.to(ratios.device) + images * ratios, count + images
     for student, ratio in zip(students, (total / count).tolist(), strict=True):
-        student.conclude(ratio)
+        student.set_nsr(ratio)

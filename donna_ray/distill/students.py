@@ -23,7 +23,7 @@ from donna_ray.training.loop import device_of, optimise
 
 __all__ = [
     "BlockJob",
-    "Course",
+    "Cohort",
     "Student",
     "TrainingState",
     "inverse_variance",
@@ -94,8 +94,8 @@ class Student:
         weights: of its stage's channels in the NSR.
         seed: of its random numbers.
         state: that its training goes on from; None starts it.
-        losses: (step, loss) since they were last looked at.
-        history: the losses that were looked at.
+        losses: (step, loss) since they were last checked.
+        history: the losses that were checked.
         nsr: on the validation images, once it is known.
         failure: why it is trained no further.
     """
@@ -120,8 +120,8 @@ class Student:
         output = self.block(features[self.job.stage])
         return noise_to_signal(output, features[self.job.stage + 1], self.weights)
 
-    def look(self) -> None:
-        """Find the first loss that is not finite."""
+    def check_losses(self) -> None:
+        """Find the first loss that is not finite among those since the last check."""
         values = torch.stack([loss for _, loss in self.losses]).tolist() if self.losses else []
         for (step, _), value in zip(self.losses, values, strict=True):
             if not math.isfinite(value) and self.failure is None:
@@ -129,7 +129,7 @@ class Student:
         self.history += values
         self.losses.clear()
 
-    def conclude(self, ratio: float) -> None:
+    def set_nsr(self, ratio: float) -> None:
         """Take the NSR on the validation images."""
         if math.isfinite(ratio):
             self.nsr = ratio
@@ -159,7 +159,7 @@ def _new_block(job: BlockJob, shape: StageShape, seed: int) -> nn.Module:
     return build_block(job.spec, shape).to(memory_format=torch.channels_last).train()
 
 
-class Course:
+class Cohort:
     """Students of one recipe that have done as many steps, and their optimizer.
 
     Args:
@@ -194,11 +194,11 @@ class Course:
                 warnings.simplefilter("ignore")
                 self._schedule.step()
 
-    def going(self, first: int, last: int) -> list[Student]:
+    def trained_in(self, first: int, last: int) -> list[Student]:
         """Those that are trained in some step from `first` to `last`."""
         return [] if self.start >= last or self.stop < first else self._sound()
 
-    def step(self, features: Features, number: int, precision: str) -> None:
+    def train_step(self, features: Features, number: int, precision: str) -> None:
         """Train each student on a batch; `number` is that of the step, from 1."""
         if not self.start < number <= self.stop:
             return

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +16,11 @@ from donna_ray.space import BlockSpec, StageShape, block_family
 
 __all__ = ["standalone_source"]
 
-_RESERVED = ("Head", "Network", "Stem", "adopt", "load", "model")
+_IMPORTS = (
+    *("import safetensors.torch", "import timm", "import torch"),
+    *("from pathlib import Path", "from torch import nn"),
+)
+_NAMES = ("Head", "Network", "Stem", "adopt", "load", "model")
 _FREED = re.compile(r";  (?:\w+ = )+None$", re.MULTILINE)  # what torch.fx adds to free memory
 
 _ADOPT = '''
@@ -82,94 +87,32 @@ def standalone_source(
     Raises:
         DonnaError: code that has to be copied cannot be (see ``Bundle.add``).
     """
-    bundle = Bundle()
-    bundle.reserve(*_RESERVED)
-    for line in ("import torch", "import timm", "import safetensors.torch"):
-        bundle.need(line)
-    for line in ("from torch import nn", "from pathlib import Path"):
-        bundle.need(line)
+    bundle = Bundle(_IMPORTS, _NAMES)
     factory = _factory(bundle, name)
     stages = [
         _call(bundle, spec, shape) for spec, shape in zip(specs, reference.shapes, strict=True)
     ]
-    original = timm.create_model(name, **arguments)
-    stem, head = (
-        _Part(kind, part, model, original)
+    original = timm.create_model(name, **arguments)  # without what the cut has added
+    (stem, stem_class), (head, head_class) = (
+        _part(bundle, kind, part, model, original)
         for kind, part in (("Stem", reference.stem), ("Head", reference.head))
     )
     channels, height, width = reference.input_shape
-    body = _NETWORK.format(
+    network = _NETWORK.format(
         channels=channels,
         height=height,
         width=width,
         classes=reference.classes,
         model=f"{factory}{_written(arguments)})",
-        stem=stem.expression,
+        stem=stem,
         stages="\n".join(f"            {stage}," for stage in stages),
-        head=head.expression,
+        head=head,
     )
-    graphs = [part.definition for part in (stem, head) if part.definition]
-    imports = {line for part in (stem, head) for line in part.imports} - set(bundle.imports)
-    texts = [
-        f'"""{title}"""\n\nfrom __future__ import annotations',
-        "\n".join([*bundle.imports, *sorted(imports)]),
-        "\n\n\n".join(bundle.definitions),
-        "\n\n\n".join([_ADOPT.strip("\n"), *graphs]) if graphs else "",
-        body.strip("\n"),
-    ]
-    return "\n\n\n".join(text.strip("\n") for text in texts if text) + "\n"
-
-
-class _Part:
-    """Stem or head: what of the model's modules it is made.
-
-    Attributes:
-        expression: makes the part of `model`.
-        definition: of the class that this needs, if any.
-        imports: lines that this needs.
-    """
-
-    def __init__(self, kind: str, part: nn.Module, model: nn.Module, original: nn.Module) -> None:
-        self.definition, self.imports = "", set[str]()
-        self._names = {module: name for name, module in model.named_modules()}
-        self._original = original
-        if isinstance(part, fx.GraphModule):
-            self.expression = f"{kind}(model)"
-            self.definition = self._defined(kind, part)
-        elif part in self._names:
-            self.expression = self._module(part)
-        else:
-            modules = "".join(f"            {self._module(each)},\n" for each in part.children())
-            self.expression = (
-                f"nn.Sequential(\n{modules}        )" if modules else "nn.Sequential()"
-            )
-
-    def _module(self, module: nn.Module) -> str:
-        name = self._names[module]
-        if not _has(self._original, name):
-            return _dropout(module)
-        plain = all(each.isidentifier() for each in name.split("."))
-        return f"model.{name}" if plain else f'model.get_submodule("{name}")'
-
-    def _defined(self, kind: str, part: fx.GraphModule) -> str:
-        targets = dict.fromkeys(
-            str(node.target) for node in part.graph.nodes if node.op in ("call_module", "get_attr")
-        )
-        adopted = [name for name in targets if _has(self._original, name)]
-        own = [name for name in targets if name not in adopted]
-        code = part.graph.python_code("self")
-        forward = _FREED.sub("", code.src).strip("\n")
-        self.imports |= set(_imports(code.globals, forward))
-        lines = [
-            f"class {kind}(nn.Module):",
-            "    def __init__(self, model):",
-            "        super().__init__()",
-            f"        adopt(self, model, {adopted})",
-            *(f"        {_made(name, _get(part, name))}" for name in own),
-            "",
-            *(f"    {line}".rstrip() for line in forward.splitlines()),
-        ]
-        return "\n".join(lines)
+    start = f'"""{title}"""\n\nfrom __future__ import annotations\n\n'
+    texts = [start + "\n".join(sorted(bundle.imports)), *bundle.definitions]
+    if stem_class or head_class:
+        texts += [_ADOPT, stem_class, head_class]
+    return "\n\n\n".join(text.strip("\n") for text in (*texts, network) if text) + "\n"
 
 
 def _factory(bundle: Bundle, name: str) -> str:
@@ -188,6 +131,44 @@ def _call(bundle: Bundle, spec: BlockSpec, shape: StageShape) -> str:
 
 def _written(arguments: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+
+
+def _part(
+    bundle: Bundle, kind: str, part: nn.Module, model: nn.Module, original: nn.Module
+) -> tuple[str, str]:
+    """What makes the stem or head of `model`; the class that this needs, if any."""
+    if isinstance(part, fx.GraphModule):
+        return f"{kind}(model)", _traced(bundle, kind, part, original)
+    names = {module: name for name, module in model.named_modules()}
+
+    def written(module: nn.Module) -> str:
+        known = _has(original, names[module])
+        return f'model.get_submodule("{names[module]}")' if known else _dropout(module)
+
+    if part in names:
+        return written(part), ""
+    return f"nn.Sequential({', '.join(map(written, part.children()))})", ""
+
+
+def _traced(bundle: Bundle, kind: str, part: fx.GraphModule, original: nn.Module) -> str:
+    """The class of a part whose code torch.fx has written."""
+    nodes = (node for node in part.graph.nodes if node.op in ("call_module", "get_attr"))
+    targets = list(dict.fromkeys(str(node.target) for node in nodes))
+    adopted = [name for name in targets if _has(original, name)]
+    own = [name for name in targets if name not in adopted]
+    code = part.graph.python_code("self")
+    forward = _FREED.sub("", code.src).strip("\n")
+    bundle.imports.update(_imports(code.globals, forward))
+    lines = [
+        f"class {kind}(nn.Module):",
+        "    def __init__(self, model):",
+        "        super().__init__()",
+        f"        adopt(self, model, {adopted})",
+        *(f"        {_made(name, attrgetter(name)(part))}" for name in own),
+        "",
+        *(f"    {line}".rstrip() for line in forward.splitlines()),
+    ]
+    return "\n".join(lines)
 
 
 def _made(name: str, value: Any) -> str:
@@ -222,14 +203,7 @@ def _imports(names: Mapping[str, Any], code: str) -> Iterator[str]:
 
 def _has(model: nn.Module, name: str) -> bool:
     try:
-        _get(model, name)
+        attrgetter(name)(model)
     except AttributeError:
         return False
     return True
-
-
-def _get(model: nn.Module, name: str) -> Any:
-    value: Any = model
-    for each in name.split("."):
-        value = getattr(value, each)
-    return value

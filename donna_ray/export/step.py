@@ -1,6 +1,5 @@
 """Exports a finetuned network of a run: weights, ONNX, a Python file and a card, all checked."""
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,6 @@ from donna_ray.onnx_export import (
     export_onnx,
     logits_error,
     onnx_error,
-    onnx_logits,
 )
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import outline
@@ -38,6 +36,7 @@ from donna_ray.storage.artifacts import (
     finished_inputs,
     read_json,
     write_atomic,
+    write_json,
 )
 from donna_ray.storage.records import Record, RecordStore
 
@@ -46,16 +45,15 @@ __all__ = ["export_network"]
 _WEIGHTS, _ONNX, _SOURCE, _CARD = "weights.safetensors", "model.onnx", "network.py", "card.json"
 _IMAGES = 3
 _PACKAGES = ("donna-ray", "torch", "timm", "safetensors", "onnx")
-_LOAD = """
+_RUN = """
 import sys
 import safetensors.torch, torch
 sys.modules["donna_ray"] = None  # to import it is an error
-folder, images, logits = sys.argv[1:]
-sys.path.insert(0, folder)
+sys.path.insert(0, "")
 import network
 with torch.no_grad():
-    output = network.load()(safetensors.torch.load_file(images)["images"])
-safetensors.torch.save_file({"logits": output.contiguous()}, logits)
+    output = network.load()(safetensors.torch.load_file("images")["images"])
+safetensors.torch.save_file({"logits": output.contiguous()}, "logits")
 """
 
 
@@ -65,8 +63,9 @@ def export_network(
     """Write a finetuned network of a run for others to use.
 
     It is built from the code that is there now, and must give the logits of the ONNX model that the
-    finetuning kept (of random images; ``logits_error`` up to 1e-4). So must the new ONNX model and
-    the Python file, the latter in a process of its own where this package cannot be imported.
+    finetuning kept (of random images; ``logits_error`` up to 1e-4), which is the one written for
+    one image. So must an ONNX model for any number of them, and the Python file in a process of its
+    own where this package cannot be imported.
 
     Args:
         root: the run folder.
@@ -86,57 +85,57 @@ def export_network(
     network = _Finetuned.find(root, architecture)
     module, source = network.build()
     images = torch.randn(_IMAGES, *module.input_shape, generator=torch.Generator().manual_seed(0))
-    network.check_code(module, images)
-    model = export_onnx(module, module.input_shape, dynamic_batch=dynamic_batch)
-    for size in (1, _IMAGES) if dynamic_batch else (1,):
-        check_onnx_error(onnx_error(model, module, images, batch_size=size))
+    model = network.checked_onnx(module, images)
+    if dynamic_batch:
+        model = export_onnx(module, module.input_shape, dynamic_batch=True)
+        for size in (1, _IMAGES):
+            check_onnx_error(onnx_error(model, module, images, batch_size=size))
     with tempfile.TemporaryDirectory() as name:
         made = Path(name)
-        (made / _WEIGHTS).write_bytes(network.store.weights_path(network.chosen.key).read_bytes())
+        (made / _WEIGHTS).write_bytes(network.store.weights_path(network.key).read_bytes())
         (made / _ONNX).write_bytes(model)
         (made / _SOURCE).write_text(source, encoding="utf-8")
         _check_source(made, images, module)
         files = (_WEIGHTS, _ONNX, _SOURCE)
-        card = network.card() | {
-            "dynamic_batch": dynamic_batch,
-            "files": {file: file_sha256(made / file) for file in files},
-        }
-        (made / _CARD).write_text(json.dumps(card, indent=2, allow_nan=False) + "\n")
+        sums = {file: file_sha256(made / file) for file in files}
         (folder / _CARD).unlink(missing_ok=True)  # a card is there only with the files it is of
-        for file in (*files, _CARD):
+        for file in files:
             write_atomic(folder / file, (made / file).read_bytes())
+    card = network.card() | {"dynamic_batch": dynamic_batch, "files": sums}
+    write_json(folder / _CARD, card)
     return [folder / file for file in (*files, _CARD)]
 
 
 @dataclass(frozen=True)
 class _Finetuned:
-    """A finetuned network and what it was made from."""
+    """A finetuned network and what it was made from; its latency as its search measured it."""
 
-    chosen: "_Choice"
+    key: str
+    latency: list[dict[str, Any]]
     record: Record
     store: RecordStore
     config: RunConfig
     reference: Artifact
 
     @classmethod
-    def find(cls, root: Path, architecture: str) -> "_Finetuned":
+    def find(cls, root: Path, beginning: str) -> "_Finetuned":
         # where the reference's weights came from says nothing here, and a checkpoint may be gone
         config = load_config(root / "config.yaml", ["reference.weights=train"])
-        chosen = _choose(root, architecture)
-        key, store = chosen.key, RecordStore(root / "networks")
-        record = store.get(key)
-        found = None if record is None else _reference(root, record["reference"])
-        if record is None or "onnx" not in record["files"] or found is None:
+        name, key, latency = _choose(root, beginning)
+        store = RecordStore(root / "networks")
+        record = store.get(key) or {"files": {}}
+        artifacts = _finished(root, "reference")
+        found = [each for each in artifacts if each[1].digest == record.get("reference")]
+        if "onnx" not in record["files"] or not found:
             raise DonnaError(
-                f"The network {chosen.architecture} must have its record and its reference in "
-                f"{root}, but one is missing, torn or altered. Run the same command again "
-                "(`donna run`)."
+                f"The network {name} must have its record and its reference in {root}, but one is "
+                "missing, torn or altered. Run the same command again (`donna run`)."
             )
-        inputs, reference = found
+        inputs, reference = found[0]
         model = ReferenceConfig.model_validate({**inputs["reference"], "weights": "train"})
         data = DataConfig.model_validate(inputs["data"])
         config = config.model_copy(update={"reference": model, "data": data})
-        return cls(chosen, record, store, config, reference)
+        return cls(key, latency, record, store, config, reference)
 
     def build(self) -> tuple[StagedNetwork, str]:
         """The network with its weights, in eval mode, and its source as one Python file."""
@@ -146,7 +145,7 @@ class _Finetuned:
         specs = [BlockSpec.from_json(block) for block in self.record["blocks"]]
         network = untrained(reference, specs)
         try:
-            network.load_state_dict(self.store.weights(self.chosen.key))
+            network.load_state_dict(self.store.weights(self.key))
         except RuntimeError as error:
             raise self._other_code(f"its weights do not fit: {error}") from error
         image = image_format(config.data)
@@ -160,16 +159,17 @@ class _Finetuned:
         return network.requires_grad_(False).eval(), source
 
     @torch.no_grad()
-    def check_code(self, network: StagedNetwork, images: Tensor) -> None:
-        """Raise if the network is not what the finetuning exported; images (N, C, H, W)."""
-        stored = self.store.root / f"{self.chosen.key}.onnx"
-        error = logits_error(onnx_logits(stored.read_bytes(), images), network(images))
+    def checked_onnx(self, network: StagedNetwork, images: Tensor) -> bytes:
+        """What the finetuning exported; raises if the network is another. Images (N, C, H, W)."""
+        model = (self.store.root / f"{self.key}.onnx").read_bytes()
+        error = onnx_error(model, network, images)
         if not error <= TOLERANCE:
             raise self._other_code(f"its logits differ by {error:.2e}")
+        return model
 
     def _other_code(self, difference: str) -> DonnaError:
         return DonnaError(
-            f"A network must be built as it was finetuned (networks/{self.chosen.key}.onnx, logits "
+            f"A network must be built as it was finetuned (networks/{self.key}.onnx, logits "
             f"to {TOLERANCE}), but the code of a block family or timm has changed since the "
             f"finetuning: {difference}. Bring that code back (results.json names timm's version), "
             "or make the run again from the start (`donna run --fresh`)."
@@ -186,30 +186,23 @@ class _Finetuned:
             "version": 1,
             "run": self.config.name,
             **{name: self.record[name] for name in names},
-            "latency": self.chosen.latencies,
+            "latency": self.latency,
             "data": self.config.data.model_dump(exclude={"loader_workers", "download"}),
             "images": teacher["images"],
             "classes": teacher["classes"],
             "preprocessing": teacher["preprocessing"],
             "reference": {name: teacher[name] for name in ("model", "accuracy", "weights_sha256")},
-            "digests": {"network": self.chosen.key, "reference": self.reference.digest},
+            "digests": {"network": self.key, "reference": self.reference.digest},
             "packages": {name: version(name) for name in _PACKAGES},
         }
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """Which network of a run: its id, its key, and its latency as its search measured it."""
+def _choose(root: Path, beginning: str) -> tuple[str, str, list[dict[str, Any]]]:
+    """Id, key and latency of the one network whose id begins so.
 
-    architecture: str
-    key: str
-    latencies: list[dict[str, Any]]
-
-
-def _choose(root: Path, beginning: str) -> _Choice:
-    """The network that results.json names; where it names none of this id, the only one."""
-    named = _named(root)
-    finetuned = list(_finished(root, "finetune"))
+    The key is that of results.json or, where it does not name the network, its only one.
+    """
+    named, finetuned = _named(root), list(_finished(root, "finetune"))
     names = set(named).union(*(artifact.result["networks"] for _, artifact in finetuned))
     matches = [name for name in names if name.startswith(beginning)]
     if len(matches) != 1:
@@ -233,7 +226,7 @@ def _choose(root: Path, beginning: str) -> _Choice:
         )
     key = next(iter(searches)) if point is None else PurePosixPath(point["weights"]).stem
     shown = {} if point is None else point["latency"]
-    return _Choice(name, key, _latencies(root, name, searches.get(key, []), shown))
+    return name, key, _latency(root, name, searches.get(key, []), shown)
 
 
 def _named(root: Path) -> dict[str, dict[str, Any]]:
@@ -246,20 +239,18 @@ def _named(root: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _latencies(
-    root: Path, architecture: str, searches: list[str], shown: dict[str, Any]
+def _latency(
+    root: Path, name: str, searches: list[str], shown: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """What the search measured that the network is of; `shown`: that of results.json."""
-    scenarios = sorted(path.name for path in (root / "search").glob("*") if path.is_dir())
-    found = {
-        artifact.digest: point["latency"]
-        for scenario in scenarios
-        for _, artifact in _finished(root, f"search/{scenario}")
-        for point in artifact.result["front"]
-        if point["id"] == architecture
+    """What one of these searches measured, as `shown` in results.json; none where none did."""
+    fronts = {
+        artifact.digest: artifact.result["front"]
+        for folder in (root / "search").glob("*/")
+        for _, artifact in _finished(root, f"search/{folder.name}")
     }
-    measured = [found[search] for search in searches if search in found]
-    return [each for each in measured if shown.items() <= each.items()][:1]
+    points = (point for search in searches for point in fronts.get(search, []))
+    measured = (point["latency"] for point in points if point["id"] == name)
+    return [latency for latency in measured if shown.items() <= latency.items()][:1]
 
 
 def _finished(root: Path, step: str) -> Iterator[tuple[dict[str, Any], Artifact]]:
@@ -270,28 +261,26 @@ def _finished(root: Path, step: str) -> Iterator[tuple[dict[str, Any], Artifact]
             yield inputs, artifact
 
 
-def _reference(root: Path, digest: str) -> tuple[dict[str, Any], Artifact] | None:
-    reference = _finished(root, "reference")
-    return next((found for found in reference if found[1].digest == digest), None)
-
-
 @torch.no_grad()
 def _check_source(folder: Path, images: Tensor, network: StagedNetwork) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        given, logits = Path(name, "images"), Path(name, "logits")
-        safetensors.torch.save_file({"images": images}, given)
-        command = [sys.executable, "-c", _LOAD, str(folder), str(given), str(logits)]
-        done = subprocess.run(command, capture_output=True, check=False)
-        if done.returncode:
-            reason = done.stderr.decode(errors="replace").strip()[-2000:]
-            raise DonnaError(
-                "The Python file of a network must build it without this package, but raised: "
-                f"{reason}\nA block family must need no more than functions "
-                "and classes at the top level of its file. Change it, or report this as a defect."
-            )
-        error = logits_error(safetensors.torch.load_file(logits)["logits"], network(images))
+    error = logits_error(_logits_alone(folder, images), network(images))
     if not error <= TOLERANCE:
         raise DonnaError(
             f"The Python file of a network must give its logits to {TOLERANCE}, but differs by "
             f"{error:.2e}. Report this as a defect."
         )
+
+
+def _logits_alone(folder: Path, images: Tensor) -> Tensor:
+    """What the Python file gives for images (N, C, H, W) in a process without this package."""
+    safetensors.torch.save_file({"images": images}, folder / "images")
+    command = [sys.executable, "-c", _RUN]
+    done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip()[-2000:]
+        raise DonnaError(
+            "The Python file of a network must build it without this package, but raised: "
+            f"{reason}\nA block family must need no more than functions "
+            "and classes at the top level of its file. Change it, or report this as a defect."
+        )
+    return safetensors.torch.load_file(folder / "logits")["logits"]

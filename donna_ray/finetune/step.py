@@ -46,7 +46,6 @@ __all__ = [
     "network_store",
     "spread_over",
     "within_budgets",
-    "work_of",
 ]
 
 _CHECKED_IMAGES = 16
@@ -136,17 +135,11 @@ def finetune(
     leftover = {job.key for job in jobs} - {job.key for job in missing}
     Checkpoints(store.within("unfinished")).remove(*leftover)
     run.say(f"  {len(jobs) - len(missing)} of {len(jobs)} networks are finetuned already")
-    work = work_of(run, reference, recipe)
+    blocks = library_store(run)
+    work = FinetuneNetwork(run.config, reference, _settled(run, reference, recipe), blocks, store)
     units = [Unit(job) for job in missing]
     spread(run, name, "networks", units, work, workers_per_unit=recipe.workers_per_network)
     return [store.get(job.key) or {} for job in jobs]
-
-
-def work_of(run: Run, reference: Artifact, recipe: FinetuneRecipe) -> "FinetuneNetwork":
-    """What finetunes and stores one network on a worker."""
-    recipe = _settled(run, reference, recipe)
-    blocks, networks = library_store(run), network_store(run)
-    return FinetuneNetwork(run.config, reference, recipe, blocks, networks)
 
 
 def finetune_step(run: Run, reference: Artifact, library: Artifact, search: Artifact) -> Artifact:

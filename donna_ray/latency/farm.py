@@ -1,5 +1,6 @@
 """Latency as an objective. The only module that knows the device farm."""
 
+import math
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,13 @@ _DEVICE = "device"
 _POLL_S = 2.0
 _UNUSABLE = (DeviceError, ValueError, OSError, sqlite3.Error, ray.exceptions.RayError)
 
+Lend = Callable[[float], bool]
+
+
+def _nothing(_cpus: float) -> bool:
+    return False
+
+
 Latency = dict[str, Any]
 """A measurement as plain JSON: median_ms, p20_ms, p90_ms, n, ci_percent, device, …"""
 
@@ -65,19 +73,32 @@ def check_farm(config: DeviceConfig) -> None:
 
 
 def start_farm(
-    config: DeviceConfig, cache_path: Path, say: Callable[[str], None] = print
+    config: DeviceConfig,
+    cache_path: Path,
+    say: Callable[[str], None] = print,
+    lend: Lend = _nothing,
 ) -> "LatencyFarm":
     """The way to one device; see ``start_farms``."""
-    return start_farms({_DEVICE: config}, cache_path, say)[_DEVICE]
+    return start_farms({_DEVICE: config}, cache_path, say, lend)[_DEVICE]
 
 
 def start_farms(
-    devices: Mapping[str, DeviceConfig], cache_path: Path, say: Callable[[str], None] = print
+    devices: Mapping[str, DeviceConfig],
+    cache_path: Path,
+    say: Callable[[str], None] = print,
+    lend: Lend = _nothing,
 ) -> dict[str, "LatencyFarm"]:
     """The way to each device, by name, on the Ray cluster that this process is connected to.
 
     Devices of their own are started, equal ones once. That of a served farm is waited for, as is a
     node with what `device.resources` names, which `say` reports.
+
+    Args:
+        devices: by name.
+        cache_path: of the measurements of devices of their own.
+        say: told what is waited for.
+        lend: called once with the CPUs of this host that the devices need, infinite where they need
+            more than that; True if the caller holds as many and they are to use those.
 
     Raises:
         DonnaError: a device cannot be used, or a served farm is not there.
@@ -86,8 +107,9 @@ def start_farms(
     own = {name: config for name, config in devices.items() if config.farm is None}
     with ExitStack() as stack:
         stack.enter_context(demanded([each.resources for each in devices.values()], say))
+        lent = lend(sum(map(_cpus_of, devices.values())))
         farms = {name: _join(config, say) for name, config in served.items()}
-        farms |= _start(own, cache_path)
+        farms |= _start(own, cache_path, lent)
         at_end = stack.pop_all()
     for farm in farms.values():
         farm.at_end = at_end
@@ -107,7 +129,17 @@ def farm_at_hand(config: DeviceConfig) -> "LatencyFarm | None":
     return LatencyFarm(farm, config.name, is_ours=False) if there else None
 
 
-def _start(devices: Mapping[str, DeviceConfig], cache_path: Path) -> dict[str, "LatencyFarm"]:
+def _cpus_of(config: DeviceConfig) -> float:
+    """What a device needs of this host, if no more than CPUs; else infinite."""
+    if config.farm is not None or config.resources:
+        return math.inf
+    options = make_connector(config.connector, _DEVICE, config.settings).actor_options()
+    return math.inf if options.get("num_gpus") else float(options.get("num_cpus", 0))
+
+
+def _start(
+    devices: Mapping[str, DeviceConfig], cache_path: Path, lent: bool
+) -> dict[str, "LatencyFarm"]:
     """In one farm, so that none takes another's cores."""
     if not devices:
         return {}
@@ -116,7 +148,12 @@ def _start(devices: Mapping[str, DeviceConfig], cache_path: Path) -> dict[str, "
     for name, config in devices.items():
         called.setdefault(config.model_dump_json(), name)
     specs = [
-        DeviceSpec(name=name, connector=devices[name].connector, settings=devices[name].settings)
+        DeviceSpec(
+            name=name,
+            connector=devices[name].connector,
+            settings=devices[name].settings,
+            reserve=not lent,
+        )
         for name in called.values()
     ]
     try:

@@ -45,7 +45,7 @@ def pack_costs(
 ) -> PackCosts:
     """What packs of these blocks cost: measured where that is worth it or a GPU needs it.
 
-    Of each stage and family the cheapest, the middle and the dearest block do a few training steps.
+    Of each stage and family the cheapest, the middle and the most expensive block do a few steps.
     They are not measured if that would be over a tenth of the blocks; MACs then stand for seconds.
 
     Args:
@@ -93,7 +93,7 @@ def seconds_of(costs: PackCosts) -> Callable[[BlockJob, int], float]:
 
 
 def _representatives(jobs: Sequence[BlockJob], macs: Sequence[int]) -> list[int]:
-    """Indices of the cheapest, the middle and the dearest of each stage and family."""
+    """Indices of the cheapest, the middle and the most expensive of each stage and family."""
     groups: dict[tuple[int, str], list[int]] = defaultdict(list)
     for index in sorted(range(len(jobs)), key=lambda index: macs[index]):
         groups[jobs[index].stage, jobs[index].spec.family].append(index)

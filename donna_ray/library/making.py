@@ -1,9 +1,8 @@
 """The blocks of a library on the workers: distilled to the end, or raced for a part of it first."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 from donna_ray.config import RacingConfig, RunConfig
@@ -18,24 +17,9 @@ from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.records import PAUSED, RecordStore
 from donna_ray.workers.spread import Unit, spread
 
-__all__ = ["Following", "LibraryMaking", "Records"]
+__all__ = ["LibraryMaking", "Records"]
 
 Records = Mapping[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Following:
-    """What workers do as soon as the blocks that it needs are there, while others are distilled.
-
-    Attributes:
-        name: of the pieces of work, in the plural, for the display.
-        pieces: each with the keys of the blocks that it needs.
-        work: called with a piece on a worker; it stores its results itself.
-    """
-
-    name: str
-    pieces: Sequence[tuple[Any, Sequence[str]]]
-    work: Callable[[Any], object]
 
 
 class LibraryMaking:
@@ -51,7 +35,6 @@ class LibraryMaking:
         store: of the finished blocks.
         jobs: all blocks, a list a stage.
         costs: `params` and `macs` of each.
-        following: what is begun before all blocks are there.
     """
 
     def __init__(
@@ -62,11 +45,9 @@ class LibraryMaking:
         store: RecordStore,
         jobs: Sequence[Sequence[BlockJob]],
         costs: Sequence[Sequence[Mapping[str, int]]],
-        following: Following | None = None,
     ) -> None:
         self._run, self._config, self._reference, self._store = run, config, reference, store
-        self._paused = store.within(PAUSED)
-        self._jobs, self._following = jobs, following
+        self._paused, self._jobs = store.within(PAUSED), jobs
         stages = zip(jobs, costs, strict=True)
         self._costs = {job.key: cost for stage in stages for job, cost in zip(*stage, strict=True)}
 
@@ -83,8 +64,7 @@ class LibraryMaking:
             jobs = [job for job in self.missing() if job.key not in paused]
             if not jobs:
                 break
-            started = self._paused.records()
-            self._spread("library", jobs, self._following, left_out=paused, started=started)
+            self._distil("library", jobs, self._paused.records(), 1.0, left_out=paused)
         self._paused.remove(set(self._paused.records()) & set(self._store.records()))
         return paused
 
@@ -98,7 +78,8 @@ class LibraryMaking:
         entered = self._paused.records()
         jobs = [job for job in self.missing() if not _entered(entered.get(job.key), rules)]
         shorter = [key for key, record in entered.items() if record.get("share", 1) < rules.share]
-        self._spread("library race", jobs, None, share=rules.share, started=shorter)
+        if jobs:
+            self._distil("library race", jobs, shorter, rules.share)
         known, entered = self._store.records(), self._paused.records()
         raced = entered | {key: record.get("raced", {}) for key, record in known.items()}
         lost: set[str] = set()
@@ -117,16 +98,15 @@ class LibraryMaking:
                 fields[job.stage, epochs].append(Entrant(job.key, record["nsr"], cost))
         return list(fields.values())
 
-    def _spread(
+    def _distil(
         self,
         name: str,
         jobs: Sequence[BlockJob],
-        following: Following | None,
+        started: Collection[str],
+        share: float,
         left_out: Collection[str] = (),
-        **how: Any,
     ) -> None:
-        if not jobs:
-            return
+        """Distil blocks for a share of their training; `started` ones go on from their states."""
         run, config = self._run, self._config
         macs = [self._costs[job.key]["macs"] for job in jobs]
         costs = pack_costs(run, config, self._reference, jobs, macs)
@@ -140,60 +120,12 @@ class LibraryMaking:
         totals = [sum(job.key not in left_out for job in stage) for stage in self._jobs]
         open_ = Counter(job.stage for job in jobs)
         done = [(total, total - open_[number]) for number, total in enumerate(totals)]
+        work = DistillPack(config, self._reference, self._store, self._paused, started, share)
+        units = [Unit(pack, weight=len(pack)) for pack in packs]
         with closing(LibraryWatch(done, run.root / "library" / "tensorboard" / name)) as watch:
-            distil = DistillPack(config, self._reference, self._store, self._paused, **how)
-            work = _Work(distil, following.work if following else None)
-            units = [Unit(pack, weight=len(pack)) for pack in packs]
-            units += _followers(following, packs) if following else []
-            spread(run, name, "blocks", units, work, _Words(watch, following))
+            spread(run, name, "blocks", units, work, watch)
 
 
 def _entered(record: Mapping[str, Any] | None, rules: RacingConfig) -> bool:
     """A block took part in a race of this length, or failed in one."""
     return record is not None and ("failed" in record or record["share"] == rules.share)
-
-
-@dataclass(frozen=True)
-class _Piece:
-    payload: Any
-
-
-def _followers(following: Following, packs: Sequence[Sequence[BlockJob]]) -> list[Unit]:
-    """Behind the packs: a worker that is free distils, as long as there is anything to distil."""
-    homes = {job.key: number for number, pack in enumerate(packs) for job in pack}
-    return [
-        Unit(_Piece(piece), weight=0, after=frozenset(homes[key] for key in keys if key in homes))
-        for piece, keys in following.pieces
-    ]
-
-
-class _Work:
-    """Does a pack or a piece of what follows; the facts are those of a pack."""
-
-    def __init__(self, distil: DistillPack, follow: Callable[[Any], object] | None) -> None:
-        self._distil, self._follow = distil, follow
-
-    def __call__(self, payload: Any) -> dict[str, Any]:
-        if not isinstance(payload, _Piece):
-            return self._distil(payload)
-        assert self._follow is not None
-        self._follow(payload.payload)
-        return {}
-
-
-class _Words:
-    """The line of the display: that of the packs, and how much of what follows is done."""
-
-    def __init__(self, watch: LibraryWatch, following: Following | None) -> None:
-        self._watch, self._following = watch, following
-        self._line, self._done = "", 0
-
-    def __call__(self, facts: dict[str, Any]) -> str:
-        if facts:
-            self._line = self._watch(facts)
-        else:
-            self._done += 1
-        if self._following is None:
-            return self._line
-        total = len(self._following.pieces)
-        return f"{self._line}; {self._done}/{total} {self._following.name}"

@@ -2,20 +2,16 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
-
-import ray
-import torch
 
 from donna_ray.config import RunConfig
 from donna_ray.distill.precision import measured_precision
-from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import load_reference
 from donna_ray.run.run import Run
-from donna_ray.run.shared_folder import SharedFolder
 from donna_ray.storage.artifacts import Artifact, StepFolder
 from donna_ray.training.loop import Precision
-from donna_ray.workers.spread import task_resources
+from donna_ray.workers.spread import Unit, spread
 
 __all__ = ["on_worker", "precision_artifact", "settled_precision", "worker_kind"]
 
@@ -40,10 +36,12 @@ def precision_artifact(run: Run, reference: Artifact) -> Artifact:
 
 
 def on_worker(run: Run, reference: Artifact, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of the reference's network, on its device, and the arguments returns."""
-    run.connect()
-    task = ray.remote(_with_network).options(**task_resources(run.config.cluster))
-    return ray.get(task.remote(run.shared, run.config, reference, function, arguments))
+    """What a function of the reference's network, on a worker's device, and the arguments returns.
+
+    It must be plain JSON. The other workers wait meanwhile.
+    """
+    unit, work = Unit(arguments), _WithNetwork(run.config, reference, function)
+    return spread(run, "measuring", "measurement", [unit], work)[0]["found"]
 
 
 def worker_kind(config: RunConfig) -> dict[str, Any]:
@@ -51,16 +49,14 @@ def worker_kind(config: RunConfig) -> dict[str, Any]:
     return config.cluster.model_dump(exclude={"workers", "retries", "storage"})
 
 
-def _with_network(
-    shared: SharedFolder,
-    config: RunConfig,
-    reference: Artifact,
-    function: Callable[[StagedNetwork, Any], Any],
-    arguments: tuple[Any, ...],
-) -> Any:
-    shared.check()
-    torch.set_num_threads(max(int(config.cluster.cpus_per_worker), 1))
-    network, _ = load_reference(config, reference)
-    if config.cluster.gpus_per_worker:
-        network.to("cuda")
-    return function(network, *arguments)
+@dataclass(frozen=True)
+class _WithNetwork:
+    config: RunConfig
+    reference: Artifact
+    function: Callable[..., Any]
+
+    def __call__(self, arguments: tuple[Any, ...]) -> dict[str, Any]:
+        network, _ = load_reference(self.config, self.reference)
+        if self.config.cluster.gpus_per_worker:
+            network.to("cuda")
+        return {"found": self.function(network, *arguments)}

@@ -1,14 +1,14 @@
 """The block library: every block of the space, distilled, with NSR, params, MACs and weights."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from donna_ray.config import RunConfig
 from donna_ray.distill.students import BlockJob
 from donna_ray.errors import DonnaError
 from donna_ray.library.costs import decided_precision
-from donna_ray.library.making import Following, LibraryMaking, Records
+from donna_ray.library.making import LibraryMaking, Records
 from donna_ray.reference.step import space_of
 from donna_ray.run.run import Run
 from donna_ray.space import BlockSpec, SearchSpace, check_space, record_id
@@ -24,14 +24,10 @@ def library_store(run: Run) -> RecordStore:
 
 
 Jobs = Sequence[Sequence[BlockJob]]
-Follow = Callable[[Run, Artifact, SearchSpace, Jobs], Following | None]
 
 
-def library_step(run: Run, reference: Artifact, follow: Follow | None = None) -> Artifact:
+def library_step(run: Run, reference: Artifact) -> Artifact:
     """Step 2: distil every block that has no record yet, on Ray Train workers.
-
-    With `follow` they also do what it returns, given the run, the reference, the space and the jobs
-    of its blocks: each piece as soon as its blocks are there.
 
     The result lists, for each stage, the blocks that could be distilled, in the order of the space
     (spec, record key, NSR, params, MACs); those that failed, with the reason; and those that
@@ -51,8 +47,7 @@ def library_step(run: Run, reference: Artifact, follow: Follow | None = None) ->
     }
 
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
-        following = follow(run, reference, space, jobs) if follow else None
-        making = LibraryMaking(run, config, reference, store, jobs, check_space(space), following)
+        making = LibraryMaking(run, config, reference, store, jobs, check_space(space))
         count = sum(map(len, jobs))
         reused = count - len(making.missing())
         run.say(f"  {reused} of {count} blocks are there already")

@@ -1,7 +1,7 @@
 """What a worker does with a pack of blocks: it distils them and stores their records."""
 
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from donna_ray.complexity import complexity
 from donna_ray.config import RunConfig
 from donna_ray.data import load_data
 from donna_ray.distill.features import FeatureCache
-from donna_ray.distill.pack import DistilledBlock, distill_pack
+from donna_ray.distill.pack import DistilledBlock, DistilledPack, distill_pack
 from donna_ray.distill.students import BlockJob, TrainingState
 from donna_ray.reference.step import load_reference
 from donna_ray.storage.artifacts import Artifact
@@ -51,31 +51,33 @@ class DistillPack:
         self._config, self._artifact = config, reference
         self._store, self._paused = store, paused
         self._started, self._share = frozenset(started), share
-        self._reference_shares: list[float] = []
-        self._images = 0
 
-    def __call__(self, jobs: list[BlockJob]) -> dict[str, Any]:
+    def __call__(self, jobs: Sequence[BlockJob]) -> dict[str, Any]:
         """Do a pack; the facts are those that ``LibraryWatch`` takes."""
-        self._reference_shares.clear()
-        self._images = 0
-        stored = {job.key: record for job in jobs if (record := self._stored(job)) is not None}
-        blocks = self._fitting([job for job in jobs if job.key not in stored], 1.0)
-        failed = [block for block in blocks if block.failure is not None]
-        if self._share == 1 and failed:
-            blocks = [block for block in blocks if block.failure is None]
-            again = self._fitting([block.job for block in failed], _SECOND_CHANCE)
-            blocks += again
-            failed = [block for block in again if block.failure is not None]
-        store = self._store if self._share == 1 else self._paused
-        for block in failed:
-            store.put_failed(block.job.key, block.failure or "", self._identity(block.job))
-        shares = self._reference_shares
-        done = [[record["stage"], record.get("nsr")] for record in stored.values()]
-        return {
-            "blocks": done + [[block.job.stage, block.nsr] for block in blocks],
-            "images": self._images,
-            "reference_share": sum(shares) / len(shares) if shares else None,
-        }
+        known = {job.key: record for job in jobs if (record := self._stored(job)) is not None}
+        blocks = [[record["stage"], record.get("nsr")] for record in known.values()]
+        images, shares = 0, list[float | None]()
+        waiting = [([job for job in jobs if job.key not in known], 1.0)]
+        while waiting:
+            some, factor = waiting.pop()
+            before = self._before(some) if factor == 1 else {}
+            pack = self._fitting(some, factor, before)
+            if pack is None:
+                half = len(some) // 2
+                waiting += [(some[half:], factor), (some[:half], factor)]
+                continue
+            images += self._keep(pack, before)
+            shares.append(pack.reference_share)
+            failed = [block for block in pack.blocks if block.failure is not None]
+            if self._share == 1 and factor == 1:
+                waiting += [([block.job for block in failed], _SECOND_CHANCE)]
+                pack.blocks[:] = [block for block in pack.blocks if block.failure is None]
+            else:
+                self._keep_failed(failed)
+            blocks += [[block.job.stage, block.nsr] for block in pack.blocks]
+        known_shares = [share for share in shares if share is not None]
+        share = sum(known_shares) / len(known_shares) if known_shares else None
+        return {"blocks": blocks, "images": images, "reference_share": share}
 
     def _stored(self, job: BlockJob) -> Record | None:
         """What a worker stored that died in the same pack, or was taken for dead."""
@@ -84,48 +86,34 @@ class DistillPack:
         record = self._paused.get(job.key)
         return record if record and record.get("share") == self._share else None
 
-    def _fitting(self, jobs: list[BlockJob], factor: float) -> list[DistilledBlock]:
+    def _fitting(
+        self, jobs: Sequence[BlockJob], factor: float, before: "_Before"
+    ) -> DistilledPack | None:
+        """The distilled pack; None where the device has no memory for it."""
         if not jobs:
-            return []
+            return DistilledPack([], 0.0, None)
+        reference, variance, data, cache = self._loaded
         try:
-            return self._distil(jobs, factor)
+            return distill_pack(
+                reference,
+                variance,
+                jobs,
+                data,
+                self._config.library,
+                self._config.seed,
+                cache=cache,
+                learning_rate_factor=factor,
+                share=self._share,
+                states={key: state for key, (_, state) in before.items()},
+            )
         except torch.OutOfMemoryError:
             if len(jobs) == 1:
                 raise
         torch.cuda.empty_cache()  # behind the except clause, which holds the tensors of the pack
-        half = len(jobs) // 2
-        return self._fitting(jobs[:half], factor) + self._fitting(jobs[half:], factor)
+        return None
 
-    def _distil(self, jobs: list[BlockJob], factor: float) -> list[DistilledBlock]:
-        """Distil a pack and store the blocks that did not fail."""
-        reference, variance, data, cache = self._loaded
-        before = self._before(jobs)
-        states = {key: state for key, (_, state) in before.items()} if factor == 1 else {}
-        pack = distill_pack(
-            reference,
-            variance,
-            jobs,
-            data,
-            self._config.library,
-            self._config.seed,
-            cache=cache,
-            learning_rate_factor=factor,
-            share=self._share,
-            states=states,
-        )
-        if pack.reference_share is not None:
-            self._reference_shares.append(pack.reference_share)
-        shares = [before[job.key][0]["share"] if job.key in states else 0.0 for job in jobs]
-        images = self._passes(jobs, shares)
-        self._images += images
-        cost = {"seconds": pack.seconds / len(jobs), "image_passes": images / len(jobs)}
-        for block in pack.blocks:
-            if block.failure is None:
-                self._keep(block, cost, before.get(block.job.key, (None,))[0])
-        return pack.blocks
-
-    def _before(self, jobs: list[BlockJob]) -> dict[str, tuple[Record, TrainingState]]:
-        """What was stored when blocks were stopped, by key."""
+    def _before(self, jobs: Sequence[BlockJob]) -> "_Before":
+        """Records and states that were stored when blocks were stopped, by key."""
         found = {}
         for key in {job.key for job in jobs} & self._started:
             record = self._paused.get(key)
@@ -133,10 +121,24 @@ class DistillPack:
                 found[key] = record, TrainingState(record["steps"], self._paused.weights(key))
         return found
 
-    def _keep(self, block: DistilledBlock, cost: dict[str, float], earlier: Record | None) -> None:
+    def _keep(self, pack: DistilledPack, before: "_Before") -> int:
+        """Store the blocks that did not fail; returns the images that the pack took."""
+        jobs = [block.job for block in pack.blocks]
+        if not jobs:
+            return 0
+        images = self._passes(jobs, before)
+        cost = {"seconds": pack.seconds / len(jobs), "image_passes": images / len(jobs)}
+        for block in pack.blocks:
+            if block.failure is None:
+                self._keep_block(block, cost, before.get(block.job.key, (None,))[0])
+        return images
+
+    def _keep_block(
+        self, block: DistilledBlock, cost: dict[str, float], earlier: Record | None
+    ) -> None:
         key, shape = block.job.key, self._loaded[0].shapes[block.job.stage]
         record = {
-            **self._identity(block.job),
+            **_identity(block.job),
             **complexity(block.block, shape.input),
             "nsr": block.nsr,
             "cost": cost,
@@ -148,18 +150,21 @@ class DistillPack:
             self._store.put(key, record, block.block.state_dict())
         else:
             assert block.state is not None
-            facts = {**record, "share": self._share, "steps": block.state.steps}
-            self._paused.put(key, facts, block.state.tensors)
+            state = {**record, "share": self._share, "steps": block.state.steps}
+            self._paused.put(key, state, block.state.tensors)
 
-    def _passes(self, jobs: list[BlockJob], shares: list[float]) -> int:
-        """Images of a pack whose blocks have done these shares of their training before."""
+    def _keep_failed(self, blocks: Sequence[DistilledBlock]) -> None:
+        store = self._store if self._share == 1 else self._paused
+        for block in blocks:
+            store.put_failed(block.job.key, block.failure or "", _identity(block.job))
+
+    def _passes(self, jobs: Sequence[BlockJob], before: "_Before") -> int:
+        """Images of a pack, less those of the training that its blocks have done before."""
         data, library = self._loaded[2], self._config.library
         epochs = max(library.recipe_of(job.spec.family).epochs for job in jobs)
-        trained = round((self._share - min(shares)) * epochs * len(data.distillation))
+        done = min(before[job.key][0]["share"] if job.key in before else 0.0 for job in jobs)
+        trained = round((self._share - done) * epochs * len(data.distillation))
         return trained + (len(data.validation) if self._share == 1 else 0)
-
-    def _identity(self, job: BlockJob) -> dict[str, Any]:
-        return {"stage": job.stage, "block": job.spec.to_json()}
 
     @cached_property
     def _loaded(self) -> tuple[Any, ...]:
@@ -174,3 +179,10 @@ class DistillPack:
             folder = Path(tempfile.gettempdir()) if on_disk else None
             cache = FeatureCache.build(reference, data, folder)
         return reference, variance, data, cache
+
+
+_Before = dict[str, tuple[Record, TrainingState]]
+
+
+def _identity(job: BlockJob) -> dict[str, Any]:
+    return {"stage": job.stage, "block": job.spec.to_json()}

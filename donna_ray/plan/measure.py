@@ -31,6 +31,7 @@ from donna_ray.search.tuner import evaluate_nothing
 from donna_ray.space import SearchSpace, check_space
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.training.trainer import calibrating
+from donna_ray.workers.pool import fitting, pool_of
 from donna_ray.workers.spread import Unit, spread
 from donna_ray.workers.train_run import worker_resources
 
@@ -63,7 +64,7 @@ def measured_plan(run: Run) -> Plan:
     packs = [order[:size], order[-size:]]  # the cheapest and the most expensive
     start, facts = _measure_on_workers(run, config, reference, space, jobs, packs)
     sums = [sum(costs[index] for index in pack) for pack in packs]
-    search, candidate, lowering = _search_costs(run, reference, space)
+    search, candidate, lowering, kept = _search_costs(run, reference, space)
     run.say(f"  its parts were measured in {time.perf_counter() - started:.0f} s")
     return Plan(
         config=config,
@@ -84,6 +85,7 @@ def measured_plan(run: Run) -> Plan:
         ],
         pack_size=size,
         workers_per_node=_workers_per_node(config),
+        keeps_workers=kept,
     )
 
 
@@ -155,8 +157,11 @@ def _network_cost(networks: Sequence[dict[str, float]]) -> NetworkCost:
     return NetworkCost(own, image, tested)
 
 
-def _search_costs(run: Run, reference: Artifact, space: SearchSpace) -> tuple[float, float, float]:
-    """Seconds of a search without candidates, of one on the device, and of lowering a block."""
+def _search_costs(
+    run: Run, reference: Artifact, space: SearchSpace
+) -> tuple[float, float, float, bool]:
+    """Seconds of a search without candidates, of one on the device, and of lowering a block; and
+    whether the workers are kept meanwhile."""
     teacher, _ = load_reference(run.config, reference)
     count = min(_CANDIDATES, space.size)
     candidates = [tuple(space.specs(each)) for each in space.sample(count, run.config.seed)]
@@ -168,9 +173,8 @@ def _search_costs(run: Run, reference: Artifact, space: SearchSpace) -> tuple[fl
         lowered = (time.perf_counter() - started) / len(blocks)
         started = time.perf_counter()
         evaluate_nothing(run.root / "ray" / "plan-search")
-        farm = start_farm(
-            run.config.all_scenarios()[0].device, Path(folder) / "measurements.sqlite", run.say
-        )
+        device, cache = run.config.all_scenarios()[0].device, Path(folder) / "measurements.sqlite"
+        farm = start_farm(device, cache, run.say, pool_of(run).lend)
         try:
             farm.wait([farm.submit(models[0])])  # as the reference is measured first
             begun = time.perf_counter()
@@ -178,7 +182,7 @@ def _search_costs(run: Run, reference: Artifact, space: SearchSpace) -> tuple[fl
             measured = (time.perf_counter() - begun) / max(count - 1, 1)
         finally:
             farm.close()
-    return begun - started, measured, lowered
+    return begun - started, measured, lowered, pool_of(run).is_running
 
 
 def _images(config: RunConfig, reference: Artifact) -> Images:
@@ -195,11 +199,7 @@ def _workers_per_node(config: RunConfig) -> int:
     """How many workers fit on the node that has most room for them."""
     needed = worker_resources(config.cluster)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fitting = (
-        min(int(node.get(name, 0) / amount + 1e-6) for name, amount in needed.items())
-        for node in nodes
-    )
-    most = max(fitting, default=0)
+    most = max((fitting(needed, node) for node in nodes), default=0)
     if not most:
         raise DonnaError(
             f"A node must have room for a worker ({needed}), but none of {nodes} has. Lower "

@@ -14,7 +14,6 @@ from typing import Any
 from donna_ray.config import FinetuneRecipe, RunConfig
 from donna_ray.distill.dealing import packs_of
 from donna_ray.errors import DonnaError
-from donna_ray.predictor.ahead import known_samples
 
 __all__ = [
     "Block",
@@ -71,7 +70,7 @@ class Costs:
     Attributes:
         reference: the whole step.
         preparation: of the library: Ray's start, precision and blocks measured on a worker.
-        start: of a step's workers, until they have their first unit and what it needs.
+        start: of the workers, until they have their first unit and what it needs.
         pack: see there.
         network: see there.
         candidate: of a measurement on the device.
@@ -182,6 +181,7 @@ class Plan:
         blocks: to be distilled.
         pack_size: most blocks a pack.
         workers_per_node: how many find room.
+        keeps_workers: on one node, workers wait while the device measures, and go on after it.
     """
 
     config: RunConfig
@@ -190,6 +190,7 @@ class Plan:
     blocks: Sequence[Block]
     pack_size: int
     workers_per_node: int
+    keeps_workers: bool = False
 
     def line(self, nodes: int) -> Line:
         """The run on at most so many nodes, with as many workers as find room on them.
@@ -200,16 +201,17 @@ class Plan:
         workers = nodes * self.workers_per_node
         self._check(nodes, workers)
         config = self.config
-        ahead = known_samples(config)
-        later = config.predictor.samples - ahead
         finetuned = len(config.finetune.budgets or range(config.finetune.networks))
         finetuned *= len(config.all_scenarios())
+        samples, together = config.predictor.samples, config.predictor.workers_per_network
+        kept = self.keeps_workers and nodes == 1
+        kept = kept and config.finetune.workers_per_network == together
         parts = {
             "reference": (0, self.costs.reference),
-            "library": self._library(ahead, workers),
-            "predictor": self._networks(later, config.predictor, workers),
+            "library": self._library(workers),
+            "predictor": self._networks(samples, config.predictor, workers, together > 1),
             "search": (0, self._search()),
-            "finetune": self._networks(finetuned, config.finetune, workers),
+            "finetune": self._networks(finetuned, config.finetune, workers, not kept),
         }
         seconds = {name: part[1] for name, part in parts.items()}
         asked = {name: -(-part[0] // self.workers_per_node) for name, part in parts.items()}
@@ -232,22 +234,21 @@ class Plan:
                     f" but {nodes} nodes have room for {workers}. Leave this size out of --nodes."
                 )
 
-    def _library(self, ahead: int, workers: int) -> tuple[int, float]:
-        """Workers with something to do, and seconds: packs, then the samples known before."""
+    def _library(self, workers: int) -> tuple[int, float]:
+        """Workers with something to do, and seconds."""
         packs = packs_of(self.blocks, lambda block: block.cost, self.pack_size, workers)
         units = [self.pack_seconds(pack) for pack in packs]
-        units += [self._network_seconds(self.config.predictor)] * ahead
         seconds = self.costs.preparation + self.costs.start + makespan(units, workers)
         return min(workers, len(units)), seconds
 
-    def _networks(self, count: int, recipe: FinetuneRecipe, workers: int) -> tuple[int, float]:
-        """Workers with something to do, and seconds."""
-        if not count:
-            return 0, 0.0
+    def _networks(
+        self, count: int, recipe: FinetuneRecipe, workers: int, started: bool
+    ) -> tuple[int, float]:
+        """Workers with something to do, and seconds; whether they are started for it."""
         together = recipe.workers_per_network
         groups = min(workers // together, count)
         units = [self._network_seconds(recipe)] * count
-        return groups * together, self.costs.start + makespan(units, groups)
+        return groups * together, self.costs.start * started + makespan(units, groups)
 
     def _network_seconds(self, recipe: FinetuneRecipe) -> float:
         """Before and after its training a network is calibrated and measured, by one worker."""

@@ -80,12 +80,7 @@ def _search_text(scenario: Scenario) -> str:
     if rated.hypervolume_share is not None:
         text += (
             f" Their front has {rated.hypervolume_share:.1%} of the hypervolume of the exact front "
-            "of an additive latency model"
-        )
-        text += (
-            f" ({rated.bound_share:.1%} of its bound)."
-            if rated.bound_share not in (None, rated.hypervolume_share)
-            else "."
+            "of an additive latency model."
         )
     return f"{text} That model is off the measured latencies by {rated.error_percent:.1f}%."
 

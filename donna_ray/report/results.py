@@ -23,7 +23,7 @@ __all__ = [
     "Yardstick",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Shape = tuple[int, int, int]
 FeatureShape = tuple[int, int, int] | tuple[int, int]  # of a map, or (tokens, channels)
@@ -157,14 +157,13 @@ class Predictor(_Part):
 class Yardstick(_Part):
     """The search's front against the exact front of a latency model that adds up.
 
-    `hypervolume_share`: of that front, or `bound_share` of one that no architecture is beyond by
-    the model; null where no architecture is within the limits, `bound_share` also where the exact
-    front with its limits was too large to be `complete`. `error_percent` and `kendall_tau`:
-    of the model, at measurements left out of its fit; tau is null where all are equal.
+    `hypervolume_share`: of that front; null where no architecture is within the limits.
+    `exact_front`: its points. `complete`: false where, with its limits, it was too large to be
+    computed whole. `error_percent` and `kendall_tau`: of the model, at measurements left out of its
+    fit; tau is null where all are equal.
     """
 
     hypervolume_share: float | None
-    bound_share: float | None
     exact_front: int
     complete: bool
     error_percent: float
@@ -231,7 +230,7 @@ class Cost(_Part):
 class Results(_Part):
     """results.json."""
 
-    version: Literal[2]
+    version: Literal[3]
     name: str
     seed: int
     data: str

@@ -53,6 +53,7 @@ class Run:
         url = self.shared.location
         self._mirror = Mirror(self.root, url) if isinstance(url, str) else None
         self._open = ExitStack()
+        self._kept: dict[str, Any] = {}
         self._nodes_are_checked = False
         self.only, self._fresh = only, fresh
 
@@ -73,10 +74,19 @@ class Run:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         with self._open:
+            for each in reversed(self._kept.values()):
+                each.close()
+            self._kept.clear()
             self.ray.close()
             if error is None:
                 shutil.rmtree(self.root / "ray", ignore_errors=True)
             self._copy()
+
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """What is made at the first call and kept for later steps; its `close` ends the run."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
 
     def connect(self) -> None:
         """Be connected to Ray, on a cluster whose nodes all see what they must.

@@ -16,8 +16,9 @@ from donna_ray.predictor import AccuracyPredictor, choice_table
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.run.run import Run
 from donna_ray.search.ask_tell import Search, SearchSetup
-from donna_ray.search.exact.cross_terms import AccuracyModel
-from donna_ray.search.study.ledger import architecture_of, front_of
+from donna_ray.search.exact.accuracy import AccuracyModel
+from donna_ray.search.exact.front import nondominated
+from donna_ray.search.study.ledger import architecture_of
 from donna_ray.search.study.problem import KnownCost, SearchProblem
 from donna_ray.search.tuner import BatchSearcher
 from donna_ray.search.yardstick import yardstick
@@ -157,8 +158,10 @@ def _front(
         for each, latency in zip(candidates, latencies, strict=True)
         if limit_ms is None or latency <= limit_ms
     ]
-    points = [
-        (each["predicted_accuracy"], each["latency"]["median_ms"], *each["further"])
-        for each in feasible
-    ]
-    return [feasible[index] for index in front_of(points)]
+    points = np.array(
+        [
+            (each["predicted_accuracy"], each["latency"]["median_ms"], *each["further"])
+            for each in feasible
+        ]
+    )
+    return [feasible[row] for row in nondominated(points[:, 0], points[:, 1:])]

@@ -24,6 +24,7 @@ from donna_ray.search.scenario import (
 )
 from donna_ray.search.tuner import BatchSearcher, FarmEvaluator, evaluate_with_tune
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, write_json
+from donna_ray.workers.pool import pool_of
 
 __all__ = ["search_step"]
 
@@ -129,7 +130,8 @@ class _Searches:
             problem.check()
         run.connect()
         cache = run.root / "search" / "measurements.sqlite"
-        served = start_farms({each.name: each.device for each in self._missing}, cache, run.say)
+        devices = {each.name: each.device for each in self._missing}
+        served = start_farms(devices, cache, run.say, pool_of(run).lend)
         try:
             latencies = self._reference_latencies(teacher, served)
             lowering = lowering_of(run, self._reference, teacher)
@@ -140,8 +142,8 @@ class _Searches:
                 problem = replace(problems[name], latency_limit_ms=limit)
                 searchers[name] = searcher_of(scenario, problem, run.config.seed, folders[name])
                 evaluators[name] = FarmEvaluator(problem, lowering, served[name])
-            devices = {name: farm.devices for name, farm in served.items()}
-            self._run_tune(searchers, evaluators, devices)
+            counts = {name: farm.devices for name, farm in served.items()}
+            self._run_tune(searchers, evaluators, counts)
         finally:
             for farm in served.values():
                 farm.close()

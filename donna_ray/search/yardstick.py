@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from donna_ray.predictor.model import Floats
-from donna_ray.search.exact.cross_terms import bounded_front
+from donna_ray.search.exact.accuracy import accuracy_front
 from donna_ray.search.exact.front import Cut, Indices
 from donna_ray.search.strategies.candidates import informative
 from donna_ray.search.study.problem import SearchProblem
@@ -37,12 +37,11 @@ def yardstick(
         values: (n, objectives), their accuracy, latency in ms and others, which do not count here.
 
     Returns:
-        `hypervolume_share` (of the search's front, in parts of that of the model's exact front),
-        `bound_share` (the same of the bound where the predictor has cross terms; else equal; None
-        where the skyline was cut, so that something may be beyond it), `exact_front` (points of the
-        model's front), `complete` (the skyline was not cut), `error_percent` (mean absolute error
-        of the model at measurements that it was not fitted to, in percent of the latency) and
-        `kendall_tau` of the same. None with too few measurements.
+        `hypervolume_share` (of the search's front, in parts of that of the model's exact front; None
+        where no architecture keeps the limits), `exact_front` (points of the model's front),
+        `complete` (the skyline was not cut), `error_percent` (mean absolute error of the model at
+        measurements that it was not fitted to, in percent of the latency) and `kendall_tau` of the
+        same. None with too few measurements.
     """
     if len(architectures) < _LEAST:
         return None
@@ -58,21 +57,16 @@ def _rated(problem: SearchProblem, rows: Indices, values: Floats) -> dict[str, A
     costs, room = problem.cost_tables(tables)
     if problem.latency_limit_ms is not None:
         room[0] = problem.latency_limit_ms - constant
-    fronts = bounded_front(problem.accuracy, costs, room, objectives=1, cut=_CUT)
-    exact, bound = (
-        np.column_stack([each.gain, each.costs[:, 0] + constant])
-        for each in (fronts.front, fronts.bound)
-    )
-    complete = fronts.bound.complete and fronts.front.complete
+    front = accuracy_front(problem.accuracy, costs, room, objectives=1, cut=_CUT)
+    exact = np.column_stack([front.gain, front.costs[:, 0] + constant])
     corner = _corner(exact, problem.latency_limit_ms)
-    own, most_possible, bounded = (_volume(each, corner) for each in (values, exact, bound))
+    own, most_possible = (_volume(each, corner) for each in (values, exact))
     held_out, latency = surrogate.held_out(), values[kept, 1]
     tau = float(kendalltau(held_out, latency).statistic)
     return {
         "hypervolume_share": own / most_possible if most_possible else None,
-        "bound_share": own / bounded if bounded and complete else None,
         "exact_front": len(exact),
-        "complete": complete,
+        "complete": front.complete,
         "error_percent": float(100 * np.mean(np.abs(held_out - latency) / latency)),
         "kendall_tau": tau if np.isfinite(tau) else None,
     }

@@ -1,7 +1,7 @@
 """The queue from which workers take units of work: each is leased to one, and completed once."""
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 __all__ = ["SILENCE_S", "UnitQueue"]
@@ -20,7 +20,6 @@ class UnitQueue:
 
     Args:
         weights: of the units, for the progress.
-        after: of each unit, those that have to be completed before it is leased; by default none.
         silence_s: seconds without a sign of life after which a worker is taken for dead.
         clock: seconds that only grow.
     """
@@ -28,20 +27,17 @@ class UnitQueue:
     def __init__(
         self,
         weights: Sequence[int],
-        after: Sequence[Collection[int]] | None = None,
         *,
         silence_s: float = SILENCE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._weights = list(weights)
-        self._after = [frozenset(each) for each in after or [()] * len(weights)]
         self._silence_s, self._clock = silence_s, clock
         self._pending = list(range(len(weights)))
         self._leased: dict[int, str] = {}
         self._facts: dict[int, dict[str, Any]] = {}  # in the order in which they came
         self._places: dict[str, str] = {}
         self._nodes: dict[str, str] = {}
-        self._reservations: dict[str, set[str]] = {}
         self._heard: dict[str, float] = {}
         self._error: str | None = None
 
@@ -53,14 +49,6 @@ class UnitQueue:
             self._forget(before)
         self.beat(worker)
 
-    def reserve(self, wave: str, reservation: str) -> None:
-        """A worker's wave holds resources under this name."""
-        self._reservations.setdefault(wave, set()).add(reservation)
-
-    def reservations(self, wave: str) -> set[str]:
-        """Under what names a wave has held resources."""
-        return self._reservations.get(wave, set())
-
     def beat(self, worker: str) -> None:
         """A sign of life."""
         self._heard[worker] = self._clock()
@@ -71,17 +59,14 @@ class UnitQueue:
             self._forget(worker)
 
     def lease(self, worker: str) -> int | None:
-        """The next unit for a worker; None while all that is left is leased, or waits for that."""
+        """The next unit for a worker; None while all that is left is leased."""
         self.beat(worker)
-        if self._error:
-            return None
-        index = self._next()
-        if index is None:
+        if not self._pending:
             self._take_back()
-            index = self._next()
-        if index is not None:
-            self._pending.remove(index)
-            self._leased[index] = worker
+        if self._error or not self._pending:
+            return None
+        index = self._pending.pop(0)
+        self._leased[index] = worker
         return index
 
     def complete(self, index: int, facts: dict[str, Any]) -> None:
@@ -114,10 +99,6 @@ class UnitQueue:
     def result(self) -> tuple[list[dict[str, Any]], str | None]:
         """Facts of the completed units in the order of the units, and the error if one raised."""
         return [self._facts[index] for index in sorted(self._facts)], self._error
-
-    def _next(self) -> int | None:
-        completed = self._facts.keys()
-        return next((each for each in self._pending if self._after[each] <= completed), None)
 
     def _take_back(self) -> None:
         oldest = self._clock() - self._silence_s

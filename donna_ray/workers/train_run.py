@@ -1,7 +1,7 @@
-"""One Ray Train run whose workers take units from a queue.
+"""One Ray Train run: workers that take units from one queue after the other, until the run ends.
 
-The processes that coordinate a run import no more than this module, which leaves torch to the
-workers (0.2 GB and a second each, against 1 GB and 5 seconds).
+The process that coordinates it imports no more than this module, which leaves torch to the workers
+(0.2 GB and a second, against 1 GB and 5 seconds).
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,30 +57,23 @@ def _process_group() -> BackendConfig:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def fit(
-    cluster: ClusterConfig,
-    storage: Path,
-    wave: str,
-    size: int,
-    arguments: dict[str, Any],
-    together: bool,
+    cluster: ClusterConfig, storage: Path, size: int, arguments: dict[str, Any], together: bool
 ) -> None:
     """One Ray Train run, in a process of its own so that it can be ended whatever it waits for.
 
     Args:
         cluster: what a worker takes, and how often workers may die.
         storage: a folder for Ray Train.
-        wave: its name, for the workers' places in the queue.
         size: number of workers.
-        arguments: `queue`, the UnitQueue actor; `payloads_and_work`, a reference to the units'
-            payloads and to what is called with each; `shared`, the SharedFolder that a worker's
-            node must see.
+        arguments: `board`, the JobBoard actor; `shared`, the SharedFolder that a worker's node must
+            see; `wave`, the name of this run.
         together: the workers do each unit together, in a process group of torch.
     """
     storage.mkdir(parents=True, exist_ok=True)
     threads = max(int(cluster.cpus_per_worker), 1)
     DataParallelTrainer(
         _worker_loop,
-        train_loop_config={**arguments, "wave": wave, "threads": threads},
+        train_loop_config={**arguments, "threads": threads},
         backend_config=_process_group() if together else _IndependentConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=size,
@@ -96,55 +90,89 @@ def fit(
 
 
 def _worker_loop(arguments: dict[str, Any]) -> None:
-    """Runs on each worker until the queue is finished. Never reports: that would be a barrier.
+    """Runs on each worker until the board is closed. Never reports: that would be a barrier.
 
-    Of workers that work together, the first one deals with the queue.
+    Of workers that work together, the first one deals with the board and the queues.
     """
     import torch
 
     from donna_ray.workers.group import current_group
 
     torch.set_num_threads(arguments["threads"])
-    queue, group = arguments["queue"], current_group()
+    board, wave, group = arguments["board"], arguments["wave"], current_group()
+    reserved = ray.util.get_current_placement_group()
+    if reserved is not None:
+        ray.get(board.reserve.remote(wave, reserved.id.hex()))
+    place = f"{wave}/{ray.train.get_context().get_world_rank()}"
+    number = 0
+    while (job := _next_job(board, number, group)) is not None:
+        number, queue, payloads_and_work = job
+        _do_units(queue, payloads_and_work, place, group, arguments["shared"])
+
+
+def _next_job(board: Any, after: int, group: Any) -> Any:
+    """Waits for the job after this one: its number, its queue, its payloads and work. None: leave.
+
+    It goes from process to process as bytes, since torch cannot pickle what is Ray's.
+    """
+
+    def job() -> bytes:
+        while True:
+            found = ray.get(board.next_job.remote(after))
+            if found != "none yet":
+                return ray.cloudpickle.dumps(found)
+
+    return ray.cloudpickle.loads(group.from_first(job))
+
+
+def _do_units(queue: Any, payloads_and_work: Any, place: str, group: Any, shared: Any) -> None:
+    """Take units from a queue until it is finished."""
+    worker = uuid.uuid4().hex
     try:
-        arguments["shared"].check()
+        shared.check()
     except DonnaError as error:
         ray.get(queue.fail.remote(str(error)))
         return
-    payloads, work = ray.get(arguments["payloads_and_work"])
-    worker = uuid.uuid4().hex
-    if group.first:
-        place = f"{arguments['wave']}/{ray.train.get_context().get_world_rank()}"
-        node = ray.get_runtime_context().get_node_id()
-        ray.get(queue.join.remote(worker, place, node))
-        reserved = ray.util.get_current_placement_group()
-        if reserved is not None:
-            ray.get(queue.reserve.remote(arguments["wave"], reserved.id.hex()))
-        threading.Thread(target=_beat, args=(queue, worker), daemon=True).start()
-    while (index := group.from_first(lambda: _next_unit(queue, worker))) is not None:
-        try:
-            facts = work(payloads[index])
-        except Exception as error:
-            if group.size > 1 and not isinstance(error, DonnaError):
-                raise  # it may be that another one died: Ray Train starts all of them again
-            ray.get(queue.fail.remote(traceback.format_exc()))
-            return
-        if group.first:
-            ray.get(queue.complete.remote(index, facts))
+    payloads, work = ray.get(payloads_and_work)
+    with _joined(queue, worker, place) if group.first else contextlib.nullcontext():
+        while (index := group.from_first(lambda: _next_unit(queue, worker))) is not None:
+            try:
+                facts = work(payloads[index])
+            except Exception as error:
+                if group.size > 1 and not isinstance(error, DonnaError):
+                    raise  # it may be that another one died: Ray Train starts all of them again
+                ray.get(queue.fail.remote(traceback.format_exc()))
+                return
+            if group.first:
+                with contextlib.suppress(ray.exceptions.RayActorError):  # nobody waits for it
+                    ray.get(queue.complete.remote(index, facts))
+
+
+@contextlib.contextmanager
+def _joined(queue: Any, worker: str, place: str) -> Iterator[None]:
+    """Be one of the queue's workers, with signs of life from a thread."""
+    left = threading.Event()
+
+    def beat() -> None:
+        with contextlib.suppress(ray.exceptions.RayError):  # the queue ends with its step
+            while not left.wait(_BEAT_S):
+                ray.get(queue.beat.remote(worker))
+
+    with contextlib.suppress(ray.exceptions.RayActorError):
+        ray.get(queue.join.remote(worker, place, ray.get_runtime_context().get_node_id()))
+    threading.Thread(target=beat, daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
 
 
 def _next_unit(queue: Any, worker: str) -> int | None:
-    """Waits for a unit; None when the queue is finished."""
-    while not ray.get(queue.finished.remote()):
-        index: int | None = ray.get(queue.lease.remote(worker))
-        if index is not None:
-            return index
-        time.sleep(_POLL_S)
+    """Waits for a unit; None when the queue is finished, or gone with its step."""
+    with contextlib.suppress(ray.exceptions.RayActorError):
+        while not ray.get(queue.finished.remote()):
+            index: int | None = ray.get(queue.lease.remote(worker))
+            if index is not None:
+                return index
+            time.sleep(_POLL_S)
     return None
-
-
-def _beat(queue: Any, worker: str) -> None:
-    with contextlib.suppress(ray.exceptions.RayError):  # the queue ends with the step
-        while True:
-            time.sleep(_BEAT_S)
-            ray.get(queue.beat.remote(worker))

@@ -1,41 +1,32 @@
-"""A real local Ray for a module, and a third party's connector installed for it."""
+"""Farms without Ray, scripted devices, and phones. A third party's connector is installed here."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from local_farm import LocalFarm, without_ray
 from phone import Adb, Phone
 
-from device_farm import DeviceSpec
-
-HERE = Path(__file__).parent
+from device_farm import DeviceSpec, FailurePolicy
 
 
-@pytest.fixture(scope="module")  # the tests of other folders have a Ray of their own
-def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    import ray
+@pytest.fixture
+def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LocalFarm]]:
+    """Starts farms without Ray; they share a cache."""
+    without_ray(monkeypatch)
+    farms: list[LocalFarm] = []
 
-    site = tmp_path_factory.mktemp("site")
-    distribution = site / "scripted-1.0.dist-info"
-    distribution.mkdir()
-    (distribution / "METADATA").write_text("Name: scripted\nVersion: 1.0\n")
-    (distribution / "entry_points.txt").write_text(
-        "[device_farm.connectors]\nscripted = scripted_connector:ScriptedConnector\n"
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        for path in (HERE.parent.parent, HERE, site):
-            patch.syspath_prepend(path)
-        paths = [str(site), str(HERE), str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")]
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
-        patch.setenv("RAY_worker_niceness", "0")
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield
-        ray.shutdown()
+    def start(*devices: DeviceSpec, policy: FailurePolicy, **more: Any) -> LocalFarm:
+        farms.append(LocalFarm(tmp_path / "cache.sqlite", policy, devices, **more))
+        return farms[-1]
+
+    yield start
+    for farm in farms:
+        farm.close()
 
 
 @pytest.fixture

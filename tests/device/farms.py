@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from local_farm import LocalFarm
 from onnx import TensorProto, helper, numpy_helper
 
 from device_farm import Farm
@@ -24,12 +27,17 @@ def model_number(number: int) -> bytes:
     return model.SerializeToString()
 
 
-def row(farm: Farm, device: str) -> dict[str, Any]:
+def results(asked: Sequence[Future[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Of models that were submitted to a local farm."""
+    return [each.result(60) for each in asked]
+
+
+def row(farm: Farm | LocalFarm, device: str) -> dict[str, Any]:
     [found] = [row for row in farm.status() if row["device"] == device]
     return found
 
 
-def wait_for_state(farm: Farm, device: str, state: str) -> None:
+def wait_for_state(farm: Farm | LocalFarm, device: str, state: str) -> None:
     deadline = time.monotonic() + 30
     while row(farm, device)["state"] != state:
         assert time.monotonic() < deadline, farm.status()

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
+from local_farm import without_ray
 
 from device_farm.connector import DeviceInfo
 from device_farm.device_spec import DeviceSpec
 from device_farm.failures import FailurePolicy
-from device_farm.farm import dispatcher, pool
+from device_farm.farm import dispatcher
 from device_farm.farm.dispatcher import Dispatcher
-from device_farm.farm.pool import Device, Job
+from device_farm.farm.pool import Device
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
 
@@ -71,12 +71,9 @@ class Farm:
 
     def __init__(self, path: Path, names: Sequence[str] = (), **limits: Any) -> None:
         self.lessor = ScriptedLessor()
-        quiet = SimpleNamespace(
-            **{name: lambda *_: None for name in ("leased", "failed", "measured", "publish")}
-        )
         with pytest.MonkeyPatch.context() as patch:
+            without_ray(patch)
             patch.setattr(dispatcher, "Lessor", lambda _: self.lessor)
-            patch.setattr(dispatcher, "FarmMetrics", lambda: quiet)
             policy = FailurePolicy(**{"control_every": 0, **limits})
             specs = [spec(name) for name in names]
             self.dispatcher = Dispatcher(path / "cache.sqlite", policy, specs)
@@ -107,8 +104,3 @@ class Farm:
         async with asyncio.timeout(10):
             while not fact():
                 await asyncio.sleep(0.01)
-
-
-def without_ray(patch: pytest.MonkeyPatch) -> None:
-    """The models of jobs do not go into Ray's store."""
-    patch.setattr(pool.Job, "reference", cast(Any, property(lambda job: cast(Job, job).model)))

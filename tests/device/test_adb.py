@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from phone import Phone, perf_test
+from phone import Phone, perf_test, quick_perf_test
 
 from device_farm import DeviceError, DeviceLost, ModelError, Throttled, Workload
 from device_farm.connectors.adb.connector import AdbConnector
@@ -34,7 +34,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with this host's key and its program."""
     folder = tmp_path_factory.mktemp("host")
     load_signer(folder / "adbkey")
-    perf_test(folder)
+    quick_perf_test(folder)
     return folder
 
 
@@ -73,8 +73,12 @@ class TestConformance(ConnectorConformance):
         connector.close()
 
 
-def test_measures_with_all_that_is_needed_to_judge_it(phone: Phone, host: Path) -> None:
-    more = {"cores": [0], "screen": "on", "fixed_performance": True}
+def test_measures_with_all_that_is_needed_to_judge_it(
+    phone: Phone, host: Path, tmp_path: Path
+) -> None:
+    """Here ONNX Runtime really runs."""
+    runner = {"kind": "onnxruntime_perf_test", "binary": str(perf_test(tmp_path))}
+    more = {"cores": [0], "screen": "on", "fixed_performance": True, "runner": runner}
     connector = AdbConnector("phone", settings(phone, host, **more))
     measurement = connector.measure(connector.prepare(control_workload()), BRIEF)
     assert (measurement.n, measurement.device) == (6, "Acme A1 (Android 14)")
@@ -94,6 +98,7 @@ def test_measures_with_all_that_is_needed_to_judge_it(phone: Phone, host: Path) 
 
 
 def test_everything_is_brought_once(phone: Phone, connector: AdbConnector, host: Path) -> None:
+    shutil.rmtree(phone.tmp / "device-farm/bin", ignore_errors=True)
     connector.stage(control_workload())
     model = phone.tmp / f"device-farm/models/{control_workload().digest}.onnx"
     staged = model.stat()

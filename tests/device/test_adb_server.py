@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from phone import Adb, Phone, perf_test
+from phone import Adb, Phone, quick_perf_test
 
 from device_farm import AuthRequired, Busy, DeviceError, DeviceLost, DeviceTimeout
 from device_farm.connectors.adb.connector import AdbConnector
@@ -80,7 +80,7 @@ def test_an_unknown_key_waits_for_the_person(phone: Phone, adb: Adb) -> None:
 def test_measures(phone: Phone, adb: Adb, tmp_path: Path) -> None:
     adb("connect", phone.address)
     [(name, reach)] = AdbConnector.discover([f"server:{adb.server}"]).items()
-    runner = {"kind": "onnxruntime_perf_test", "binary": str(perf_test(tmp_path))}
+    runner = {"kind": "onnxruntime_perf_test", "binary": str(quick_perf_test(tmp_path))}
     connector = AdbConnector(name, {**reach, "runner": runner})
     brief = ProtocolSettings(blocks=2, runs_per_block=2, interleave=False)
     assert connector.measure(connector.prepare(control_workload()), brief).n == 4

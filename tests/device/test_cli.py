@@ -1,17 +1,20 @@
-"""The command line, as a process."""
+"""The command line: by its entry in this process, and as processes where that is the point."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
+from device_farm.cli import main
 from device_farm.timing.control import control_workload
 
-MAIN = "from device_farm.cli import main; main()"
+Run = Callable[..., CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -26,18 +29,35 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def device_farm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", MAIN, *map(str, arguments)]
+@pytest.fixture
+def device_farm(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., CompletedProcess[str]]:
+    """Runs the command `device-farm` in this process."""
+
+    def run(*arguments: str | Path) -> CompletedProcess[str]:
+        words = ["device-farm", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return CompletedProcess(words, int(str(ended.value.code or 0)), printed.out, printed.err)
+
+    return run
+
+
+def as_a_process(*arguments: str | Path) -> CompletedProcess[str]:
+    command = [sys.executable, "-m", "device_farm", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def test_list() -> None:
+def test_list(device_farm: Run) -> None:
     [device] = [d for d in json.loads(device_farm("list", "--json").stdout) if d["name"] == "cpu"]
     assert device["connector"] == "onnxruntime"
     assert device["model"] in " ".join(device_farm("probe", "cpu").stdout.split())
 
 
-def test_bench_prints_one_json_object(model: Path) -> None:
+def test_bench_prints_one_json_object(device_farm: Run, model: Path) -> None:
     first, second = (json.loads(device_farm("bench", model, "--json").stdout) for _ in range(2))
     assert first.keys() == {
         "median_ms",
@@ -56,11 +76,11 @@ def test_bench_prints_one_json_object(model: Path) -> None:
     assert baseline == second["environment"]["control_baseline_ms"]
 
 
-def test_bench_prints_a_table(model: Path) -> None:
+def test_bench_prints_a_table(device_farm: Run, model: Path) -> None:
     assert "median" in device_farm("bench", model).stdout
 
 
-def test_devices_of_a_farm_file(model: Path, tmp_path: Path) -> None:
+def test_devices_of_a_farm_file(device_farm: Run, model: Path, tmp_path: Path) -> None:
     path = tmp_path / "farm.yaml"
     phone = {"name": "phone", "connector": "adb", "settings": {"address": "127.0.0.1:1"}}
     path.write_text(json.dumps({"devices": [{"name": "sim", "connector": "simulated"}, phone]}))
@@ -75,19 +95,18 @@ def test_devices_of_a_farm_file(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_farm_is_served_watched_and_ended(
-    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     path = tmp_path / "farm.yaml"
     path.write_text(json.dumps({"devices": [{"name": "sim", "connector": "simulated"}]}))
-    assert "there must be a farm" in device_farm("watch").stderr
-    assert "is up, with 1 named" in device_farm("serve", path).stdout
-    [row] = json.loads(device_farm("watch", "--json").stdout)
+    assert "is up, with 1 named" in as_a_process("serve", path).stdout
+    [row] = json.loads(as_a_process("watch", "--json").stdout)
     assert (row["device"], row["model"]) == ("sim", "board (simulated)")
-    assert device_farm("serve", path, "--stop").returncode == 0
-    assert "there must be a farm" in device_farm("watch").stderr
+    assert as_a_process("serve", path, "--stop").returncode == 0
+    assert "there must be a farm" in as_a_process("watch").stderr
 
 
 @pytest.mark.parametrize(
@@ -100,9 +119,19 @@ def test_a_farm_is_served_watched_and_ended(
         (["bench", "MODEL", "--threads", "0"], "threads"),
     ],
 )
-def test_errors_are_one_message(model: Path, arguments: list[str], words: str) -> None:
+def test_errors_are_one_message(
+    device_farm: Run, model: Path, arguments: list[str], words: str
+) -> None:
     result = device_farm(*(str(model) if word == "MODEL" else word for word in arguments))
     assert result.returncode == 2
     assert result.stdout == ""
     assert words in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_package_is_the_command() -> None:
+    """`python -m device_farm`, where the console script is not on the PATH."""
+    result = as_a_process("bench", "nothing.onnx")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+    assert "nothing.onnx" in result.stderr

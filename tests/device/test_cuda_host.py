@@ -9,12 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import pynvml
 import pytest
 import torch
 
-from device_farm import Busy, DeviceError, DeviceLost, ModelError, Workload
+from device_farm import Busy, DeviceError, DeviceLost, ModelError, Throttled, Workload
 from device_farm.connectors.cuda import connector as cuda
-from device_farm.connectors.cuda.condition import check_architecture, parse_condition
+from device_farm.connectors.cuda.condition import check_architecture, read_condition
 from device_farm.connectors.cuda.connector import CudaConnector
 from device_farm.connectors.cuda.failures import memory_failure, typed_failures
 from device_farm.connectors.cuda.loading import captured, float32_math
@@ -35,21 +36,61 @@ def test_v100_is_told_which_wheel_it_needs() -> None:
         check_architecture("GPU", (13, 0), CU130[:-1])
 
 
-def test_condition_of_a_gpu() -> None:
-    well = parse_condition("580.82.07, 1980, 2619, 118.25, 41, 0x0000000000000004\n")
-    assert well == {
-        "driver": "580.82.07",
-        "sm_mhz": 1980,
-        "memory_mhz": 2619,
-        "power_w": 118.25,
-        "temperature_c": 41,
-        "throttle_reasons": ["power cap"],
-        "hot": False,
+def driver(patch: pytest.MonkeyPatch, reasons: int, temperature_c: int, **raises: Any) -> None:
+    """Has NVML report a GPU; `raises` names readings of it that fail, and how."""
+    readings: dict[str, Any] = {
+        "Init": lambda: None,
+        "SystemGetDriverVersion": lambda: "580.82.07",
+        "DeviceGetHandleByUUID": lambda uuid: {"GPU-1": "gpu"}[uuid],
+        "DeviceGetClockInfo": lambda _, kind: {1: 1980, 2: 2619}[kind],
+        "DeviceGetPowerUsage": lambda _: 118_250,
+        "DeviceGetTemperature": lambda _, sensor: {0: temperature_c}[sensor],
+        "DeviceGetCurrentClocksThrottleReasons": lambda _: reasons,
+        **{name: MagicMock(side_effect=error) for name, error in raises.items()},
     }
-    hot = parse_condition("580.82.07, 900, 2619, [N/A], 91, 0x0000000000000060\n")
+    for name, reading in readings.items():
+        patch.setattr(pynvml, f"nvml{name}", reading)
+
+
+def test_condition_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver(monkeypatch, reasons=0x4, temperature_c=41)
+    assert (
+        read_condition("1")
+        == read_condition("GPU-1")
+        == {
+            "driver": "580.82.07",
+            "sm_mhz": 1980,
+            "memory_mhz": 2619,
+            "power_w": 118.25,
+            "temperature_c": 41,
+            "throttle_reasons": ["power cap"],
+            "hot": False,
+        }
+    )
+    no_sensor = pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+    driver(monkeypatch, reasons=0x60, temperature_c=91, DeviceGetPowerUsage=no_sensor)
+    hot = read_condition("1")
     assert hot["hot"]
     assert hot["power_w"] is None
     assert len(hot["throttle_reasons"]) == 2
+
+
+def test_a_gpu_that_the_driver_has_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+    driver(monkeypatch, reasons=0, temperature_c=41, DeviceGetTemperature=lost)
+    with pytest.raises(DeviceLost, match=r"condition of GPU 1, but does not .*: see nvidia-smi"):
+        read_condition("1")
+
+
+def test_a_hot_gpu_is_throttled(pretended: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda index: 5e6)
+    connector = CudaConnector("gpu", {})
+    driver(monkeypatch, reasons=0x4, temperature_c=41)
+    health = connector.health()
+    assert (health["temperature_c"], health["allocated_mb"]) == (41, 5)
+    driver(monkeypatch, reasons=0x20, temperature_c=91)
+    with pytest.raises(Throttled, match=r"thermal slowdown by software, 91 °C\): let it cool"):
+        connector.health()
 
 
 def test_ray_gives_a_whole_gpu() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,20 +14,19 @@ import ray
 from farms import descendants, model_number, row, wait_for_state
 
 from device_farm import (
-    AuthRequired,
-    Busy,
     DeviceLost,
     DeviceSpec,
     DeviceTimeout,
     FailurePolicy,
     Farm,
+    FarmConfig,
     Measurement,
     ModelError,
-    Throttled,
 )
 from device_farm.timing.control import control_workload
+from tests.conftest import start_ray
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("one_ray")
 
 StartFarm = Callable[..., Farm]
 POLICY = FailurePolicy(delay_s=0.2, start_limit_s=30, control_every=0)
@@ -47,7 +48,9 @@ def start(tmp_path: Path) -> Iterator[StartFarm]:
 
 
 @pytest.fixture(scope="module")
-def cpu_farm(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+def cpu_farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+    """For the tests of this module that leave it as it was."""
+    start_ray()
     farm = Farm.start([CPU], tmp_path_factory.mktemp("farm") / "cache.sqlite")
     yield farm
     farm.close()
@@ -63,6 +66,9 @@ def test_measures_this_cpu_once_for_all_askers(start: StartFarm) -> None:
     assert (status["state"], status["leases"], status["done"]) == ("ready", 1, 1)
     assert (status["failures"], status["queue_length"], status["message"]) == ({}, 0, "")
     farm.close()
+    farm.close()
+    with pytest.raises(ray.exceptions.RayActorError):
+        farm.status()
     again = start(CPU)
     assert again.measure(MODEL, "cpu").to_json() == first
     assert row(again, "cpu")["leases"] == 0
@@ -102,101 +108,22 @@ def test_bad_model_is_not_tried_again(cpu_farm: Farm) -> None:
     assert cpu_farm.measure(model_number(2), "cpu").n > 0
 
 
-def test_failures_that_pass_cost_no_measurement(
-    start: StartFarm, scripted: Callable[..., DeviceSpec]
+def test_failures_that_pass_cost_no_measurement_and_bugs_are_told(
+    start: StartFarm, scripted: Callable[..., DeviceSpec], tmp_path: Path
 ) -> None:
     farm = start(scripted("board", "Throttled", "DeviceLost", "die", "DeviceTimeout"))
     assert farm.measure(MODEL, "board").simulated
     status = row(farm, "board")
     assert status["failures"] == {"Throttled": 1, "DeviceLost": 2, "DeviceTimeout": 1}
     assert (status["state"], status["leases"], status["done"]) == ("ready", 5, 1)
-
-
-def test_failures_that_last_are_told(start: StartFarm, scripted: Callable[..., DeviceSpec]) -> None:
-    lasting: list[tuple[str, int, type[Exception]]] = [
-        ("DeviceTimeout", 2, DeviceTimeout),
-        ("DeviceLost", 4, DeviceLost),
-        ("Throttled", 4, Throttled),
-        ("AuthRequired", 1, AuthRequired),
-        ("bug", 1, ZeroDivisionError),
-    ]
-    acts = [act for act, times, _ in lasting for _ in range(times)]
-    farm = start(scripted("board", *acts), policy=FailurePolicy(delay_s=0.05, control_every=0))
-    leases = 0
-    for number, (act, times, error) in enumerate(lasting):
-        with pytest.raises(error, match=f"board says {act}|a bug"):
-            farm.measure(model_number(number), "board")
-        leases += times
-        assert row(farm, "board")["leases"] == leases
-    assert farm.measure(MODEL, "board").simulated
-
-
-def test_a_parked_device_leaves_its_work_to_its_like(
-    start: StartFarm, scripted: Callable[..., DeviceSpec], tmp_path: Path
-) -> None:
-    farm = start(scripted("one", "AuthRequired"), scripted("two"))
-    results = ray.get([farm.submit(model_number(n), "one") for n in range(6)])
-    assert len(results) == 6
-    wait_for_state(farm, "one", "parked")
-    assert row(farm, "one")["message"] == "one says AuthRequired"
-    assert row(farm, "two")["done"] == 6
-
-
-def test_all_parked_fails_with_what_to_do_until_it_is_done(
-    start: StartFarm, scripted: Callable[..., DeviceSpec], tmp_path: Path
-) -> None:
-    farm = start(scripted("one", "Busy"), scripted("two", "Busy"))
-    away = [tmp_path / "one.away", tmp_path / "two.away"]
-    for path in away:
-        path.touch()
-    asked = [farm.submit(model_number(n), "one") for n in range(4)]
-    with pytest.raises(Busy, match=r"one: one says Busy; two: two says Busy"):
-        ray.get(asked[0])
-    for reference in asked[1:]:
-        with pytest.raises(Busy, match=r"one: one says Busy; two: two says Busy"):
-            ray.get(reference)
-    with pytest.raises(Busy, match=r"one: close the other program; two: close"):
-        farm.measure(MODEL, "two")
-    away[1].unlink()
-    assert farm.measure(MODEL, "one").simulated
-    assert [r["state"] for r in farm.status()] == ["parked", "ready"]
-
-
-def test_a_lost_device_that_stays_away_is_parked(
-    start: StartFarm, scripted: Callable[..., DeviceSpec], tmp_path: Path
-) -> None:
-    farm = start(scripted("board", "DeviceLost"))
-    (tmp_path / "board.away").touch()
-    with pytest.raises(Busy, match="close the other program"):
-        farm.measure(MODEL, "board")
-    assert row(farm, "board")["state"] == "parked"
-
-
-def test_a_hanging_measurement_is_ended(
-    start: StartFarm, scripted: Callable[..., DeviceSpec], tmp_path: Path
-) -> None:
-    farm = start(scripted("board", "hang"), policy=FailurePolicy(lease_limit_s=2, control_every=0))
-    assert farm.measure(MODEL, "board").simulated
-    assert (tmp_path / "board.log").read_text().split() == ["hang", "measure"]
-    assert row(farm, "board")["failures"] == {"DeviceTimeout": 1}
+    (tmp_path / "board.script").write_text("bug")
+    with pytest.raises(ZeroDivisionError, match="a bug in the connector"):
+        farm.measure(model_number(1), "board")
 
 
 def test_unknown_device_lists_the_known(cpu_farm: Farm) -> None:
     with pytest.raises(ValueError, match="one of cpu, but got 'phone'"):
         cpu_farm.measure(MODEL, "phone")
-
-
-def test_devices_on_one_core_are_refused(start: StartFarm, tmp_path: Path) -> None:
-    one, other = (
-        DeviceSpec(
-            name=name,
-            connector="scripted",
-            settings={"folder": str(tmp_path), "cores": cores},
-        )
-        for name, cores in (("one", [0, 1]), ("other", [1, 2]))
-    )
-    with pytest.raises(ValueError, match=r"'one' and 'other' share \[1\] of here"):
-        start(one, other)
 
 
 def test_a_device_that_cannot_be_reached_is_told_at_start(start: StartFarm) -> None:
@@ -224,9 +151,64 @@ def test_unusable_devices_are_refused_at_start(
         start(*devices)
 
 
-def test_closed_farm_answers_no_more(start: StartFarm, scripted: Callable[..., DeviceSpec]) -> None:
-    farm = start(scripted("board"))
-    farm.close()
-    farm.close()
-    with pytest.raises(ray.exceptions.RayActorError):
-        farm.status()
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[StartFarm]:
+    farms: list[Farm] = []
+
+    def serve_farm(*devices: DeviceSpec, policy: FailurePolicy = POLICY) -> Farm:
+        config = FarmConfig(cache=tmp_path / "cache.sqlite", devices=devices, limits=policy)
+        farms.append(Farm.serve(config, tmp_path.name))
+        return farms[-1]
+
+    yield serve_farm
+    for farm in farms:
+        farm.close()
+
+
+def test_what_hangs_is_ended(
+    serve: StartFarm, scripted: Callable[..., DeviceSpec], tmp_path: Path
+) -> None:
+    """First the calibration, then a measurement."""
+    policy = FailurePolicy(lease_limit_s=1, control_every=2)
+    farm = serve(scripted("board", "hang"), policy=policy)
+    assert farm.measure(model_number(1), "board").simulated  # the ask has it tried once more
+    assert (tmp_path / "board.log").read_text().split()[:2] == ["hang", "measure"]
+    (tmp_path / "board.script").write_text("hang")
+    assert farm.measure(model_number(2), "board").simulated
+    assert (tmp_path / "board.log").read_text().split().count("hang") == 2
+    assert row(farm, "board")["failures"] == {"DeviceTimeout": 2}
+
+
+def test_a_farm_with_too_many_asks_still_tells_its_state(
+    serve: StartFarm, scripted: Callable[..., DeviceSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_farm.farm.farm._CONCURRENT_CALLS", 2)
+    farm = serve(scripted("board", seconds=60))
+    asked = [farm.submit(model_number(number), "board") for number in range(4)]
+    [record] = ray.get(farm._dispatcher.status.remote(), timeout=30)
+    assert record["device"] == "board"
+    for reference in asked:
+        ray.cancel(reference)
+
+
+SEARCH = """
+import ray
+from device_farm import Farm
+from farms import model_number
+ray.init(address={address!r}, log_to_driver=False)
+farm = Farm.connect({name!r})
+asked = [farm.submit(model_number(number), "board") for number in range(50)]
+ray.get(asked[0])
+"""
+
+
+def test_what_a_dead_job_asked_for_is_not_measured(
+    serve: StartFarm, scripted: Callable[..., DeviceSpec], tmp_path: Path
+) -> None:
+    farm = serve(scripted("board", seconds=0.2))
+    address = ray.get_runtime_context().gcs_address
+    code = SEARCH.format(address=address, name=tmp_path.name)
+    here = Path(__file__).parent  # with the modules of tests
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=here)
+    assert farm.measure(model_number(99), "board").simulated
+    assert row(farm, "board")["leases"] < 50

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_lessor import Farm, info, record, without_ray
+from local_farm import without_ray
+from scripted_lessor import Farm, info, record
 
 from device_farm import Busy, DeviceError, DeviceLost, Measurement, MeasurementCache
 from device_farm.connector import DeviceInfo

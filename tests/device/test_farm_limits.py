@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import ray
-from farms import model_number, row, wait_for_state
+from farms import model_number, results, row, wait_for_state
+from local_farm import LocalFarm
 
-from device_farm import DeviceLost, DeviceSpec, FailurePolicy, Farm, FarmConfig, Throttled
-
-pytestmark = pytest.mark.usefixtures("ray_session")
+from device_farm import (
+    AuthRequired,
+    Busy,
+    DeviceLost,
+    DeviceSpec,
+    DeviceTimeout,
+    FailurePolicy,
+    Throttled,
+)
 
 Scripted = Callable[..., DeviceSpec]
+StartLocal = Callable[..., LocalFarm]
+STEADY = FailurePolicy(delay_s=0.2, start_limit_s=30, control_every=0)
 BASELINE = ["measure"] * 3
 POLICY = FailurePolicy(delay_s=0.01, start_limit_s=30, control_every=2, max_delays=2)
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Farm]]:
-    farms: list[Farm] = []
-
-    def serve_farm(*devices: DeviceSpec, policy: FailurePolicy = POLICY) -> Farm:
-        config = FarmConfig(cache=tmp_path / "cache.sqlite", devices=devices, limits=policy)
-        farms.append(Farm.serve(config, tmp_path.name))
-        return farms[-1]
-
-    yield serve_farm
-    for farm in farms:
-        farm.close()
 
 
 def acts(folder: Path, name: str) -> list[str]:
@@ -39,9 +31,9 @@ def acts(folder: Path, name: str) -> list[str]:
 
 
 def test_a_control_that_always_fails_ends(
-    serve: Callable[..., Farm], scripted: Scripted, tmp_path: Path
+    local: StartLocal, scripted: Scripted, tmp_path: Path
 ) -> None:
-    farm = serve(scripted("board", *BASELINE, *["measure", "DeviceLost"] * 20))
+    farm = local(scripted("board", *BASELINE, *["measure", "DeviceLost"] * 20), policy=POLICY)
     with pytest.raises(DeviceLost, match="no device can measure this now: board: board says"):
         farm.measure(model_number(1), "board")
     assert row(farm, "board")["state"] == "parked"
@@ -49,12 +41,12 @@ def test_a_control_that_always_fails_ends(
 
 
 def test_batches_get_smaller_where_speed_drifts(
-    serve: Callable[..., Farm], scripted: Scripted, tmp_path: Path
+    local: StartLocal, scripted: Scripted, tmp_path: Path
 ) -> None:
     """The baseline; two jobs and a control that is off; then one at a time, with a control each."""
     rests = [*BASELINE, *["measure"] * 2, "slow"] + ["measure"] * 2 + ["slow"]
-    farm = serve(scripted("board", *rests, seconds=0.2))
-    records = ray.get([farm.submit(model_number(number), "board") for number in range(3)])
+    farm = local(scripted("board", *rests, seconds=0.05), policy=POLICY)
+    records = results([farm.submit(model_number(number), "board") for number in range(3)])
     assert [record["median_ms"] for record in records] == [2.0] * 3
     status = row(farm, "board")
     assert (status["failures"], status["done"]) == ({"Throttled": 2}, 3)
@@ -62,10 +54,10 @@ def test_batches_get_smaller_where_speed_drifts(
 
 
 def test_a_device_that_drifts_with_every_job_is_quarantined(
-    serve: Callable[..., Farm], scripted: Scripted
+    local: StartLocal, scripted: Scripted
 ) -> None:
     """Its control is well after each rest, and off after each measurement."""
-    farm = serve(scripted("board", *BASELINE, *["measure", "slow", "measure"] * 20))
+    farm = local(scripted("board", *BASELINE, *["measure", "slow", "measure"] * 20), policy=POLICY)
     with pytest.raises(Throttled, match=r"no device can .* must take 2.000 ms to 5%"):
         farm.measure(model_number(1), "board")
     assert row(farm, "board")["state"] == "quarantined"
@@ -73,10 +65,10 @@ def test_a_device_that_drifts_with_every_job_is_quarantined(
 
 
 def test_what_was_measured_before_a_device_got_hot_is_measured_again(
-    serve: Callable[..., Farm], scripted: Scripted, tmp_path: Path
+    local: StartLocal, scripted: Scripted, tmp_path: Path
 ) -> None:
-    farm = serve(scripted("board", *BASELINE, "measure", "Throttled"))
-    ray.get([farm.submit(model_number(number), "board") for number in range(2)])
+    farm = local(scripted("board", *BASELINE, "measure", "Throttled"), policy=POLICY)
+    results([farm.submit(model_number(number), "board") for number in range(2)])
     cool = ["measure"]  # the control, before anything else
     assert acts(tmp_path, "board") == [
         *[*BASELINE, "measure", "Throttled"],
@@ -84,12 +76,10 @@ def test_what_was_measured_before_a_device_got_hot_is_measured_again(
     ]
 
 
-def test_losing_many_devices_is_not_the_models_fault(
-    serve: Callable[..., Farm], scripted: Scripted
-) -> None:
+def test_losing_many_devices_is_not_the_models_fault(local: StartLocal, scripted: Scripted) -> None:
     policy = FailurePolicy(max_requeues=1, control_every=0)
     names = ["one", "two", "three", "four"]
-    farm = serve(*(scripted(name, "DeviceLost") for name in names), policy=policy)
+    farm = local(*(scripted(name, "DeviceLost") for name in names), policy=policy)
     for name in names:
         wait_for_state(farm, name, "ready")
     assert farm.measure(model_number(1), "one").simulated
@@ -97,11 +87,11 @@ def test_losing_many_devices_is_not_the_models_fault(
 
 
 def test_a_device_that_comes_back_finds_its_core_taken(
-    serve: Callable[..., Farm], scripted: Scripted, tmp_path: Path
+    local: StartLocal, scripted: Scripted, tmp_path: Path
 ) -> None:
-    policy = FailurePolicy(control_every=0)
+    policy = STEADY
     (tmp_path / "late.away").touch()
-    farm = serve(
+    farm = local(
         scripted("early", "Busy", cores=[0]), scripted("late", cores=[0, 1]), policy=policy
     )
     with pytest.raises(Exception, match="early says Busy"):
@@ -113,45 +103,78 @@ def test_a_device_that_comes_back_finds_its_core_taken(
     assert row(farm, "early")["state"] == "parked"
 
 
-def test_a_calibration_that_hangs_is_ended(
-    serve: Callable[..., Farm], scripted: Scripted, tmp_path: Path
+def test_a_parked_device_leaves_its_work_to_its_like(
+    local: StartLocal, scripted: Scripted, tmp_path: Path
 ) -> None:
-    policy = FailurePolicy(lease_limit_s=1, control_every=2)
-    farm = serve(scripted("board", "hang"), policy=policy)
-    assert farm.measure(model_number(1), "board").simulated  # the ask has it tried once more
-    assert acts(tmp_path, "board")[:2] == ["hang", "measure"]
+    farm = local(scripted("one", "AuthRequired"), scripted("two"), policy=STEADY)
+    farm.ready()
+    records = results([farm.submit(model_number(n), "one") for n in range(6)])
+    assert len(records) == 6
+    wait_for_state(farm, "one", "parked")
+    assert row(farm, "one")["message"] == "one says AuthRequired"
+    assert row(farm, "two")["done"] == 6
 
 
-def test_a_farm_with_too_many_asks_still_tells_its_state(
-    serve: Callable[..., Farm], scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+def test_all_parked_fails_with_what_to_do_until_it_is_done(
+    local: StartLocal, scripted: Scripted, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("device_farm.farm.farm._CONCURRENT_CALLS", 2)
-    farm = serve(scripted("board", seconds=60), policy=FailurePolicy(control_every=0))
-    asked = [farm.submit(model_number(number), "board") for number in range(4)]
-    [record] = ray.get(farm._dispatcher.status.remote(), timeout=30)
-    assert record["device"] == "board"
-    for reference in asked:
-        ray.cancel(reference)
+    farm = local(scripted("one", "Busy"), scripted("two", "Busy"), policy=STEADY)
+    farm.ready()
+    away = [tmp_path / "one.away", tmp_path / "two.away"]
+    for path in away:
+        path.touch()
+    asked = [farm.submit(model_number(n), "one") for n in range(4)]
+    with pytest.raises(Busy, match=r"one: one says Busy; two: two says Busy"):
+        asked[0].result(60)
+    for reference in asked[1:]:
+        with pytest.raises(Busy, match=r"one: one says Busy; two: two says Busy"):
+            reference.result(60)
+    with pytest.raises(Busy, match=r"one: close the other program; two: close"):
+        farm.measure(model_number(9), "two")
+    away[1].unlink()
+    assert farm.measure(model_number(9), "one").simulated
+    assert [r["state"] for r in farm.status()] == ["parked", "ready"]
 
 
-SEARCH = """
-import ray
-from device_farm import Farm
-from farms import model_number
-ray.init(address={address!r}, log_to_driver=False)
-farm = Farm.connect({name!r})
-asked = [farm.submit(model_number(number), "board") for number in range(50)]
-ray.get(asked[0])
-"""
-
-
-def test_what_a_dead_job_asked_for_is_not_measured(
-    serve: Callable[..., Farm], scripted: Scripted, tmp_path: Path
+def test_a_lost_device_that_stays_away_is_parked(
+    local: StartLocal, scripted: Scripted, tmp_path: Path
 ) -> None:
-    policy = FailurePolicy(control_every=0)
-    farm = serve(scripted("board", seconds=0.2), policy=policy)
-    address = ray.get_runtime_context().gcs_address
-    code = SEARCH.format(address=address, name=tmp_path.name)
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-    assert farm.measure(model_number(99), "board").simulated
-    assert row(farm, "board")["leases"] < 50
+    farm = local(scripted("board", "DeviceLost"), policy=STEADY)
+    farm.ready()
+    (tmp_path / "board.away").touch()
+    with pytest.raises(Busy, match="close the other program"):
+        farm.measure(model_number(9), "board")
+    assert row(farm, "board")["state"] == "parked"
+
+
+def test_devices_on_one_core_are_refused(local: StartLocal, tmp_path: Path) -> None:
+    one, other = (
+        DeviceSpec(
+            name=name,
+            connector="scripted",
+            settings={"folder": str(tmp_path), "cores": cores},
+        )
+        for name, cores in (("one", [0, 1]), ("other", [1, 2]))
+    )
+    with pytest.raises(ValueError, match=r"'one' and 'other' share \[1\] of here"):
+        local(one, other, policy=STEADY).ready()
+
+
+def test_failures_that_last_are_told(local: StartLocal, scripted: Scripted) -> None:
+    lasting: list[tuple[str, int, type[Exception]]] = [
+        ("DeviceTimeout", 2, DeviceTimeout),
+        ("DeviceLost", 4, DeviceLost),
+        ("Throttled", 4, Throttled),
+        ("AuthRequired", 1, AuthRequired),
+        ("bug", 1, ZeroDivisionError),
+    ]
+    acts = [act for act, times, _ in lasting for _ in range(times)]
+    farm = local(scripted("board", *acts), policy=FailurePolicy(delay_s=0.05, control_every=0))
+    farm.ready()
+    leases = 0
+    for number, (act, times, error) in enumerate(lasting):
+        with pytest.raises(error, match=f"board says {act}|a bug"):
+            farm.measure(model_number(number), "board")
+        leases += times
+        assert row(farm, "board")["leases"] == leases
+    assert farm.measure(model_number(9), "board").simulated

@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 import ray
-from farms import descendants, model_number, row, wait_for_state
+from farms import descendants, model_number, results, row, wait_for_state
+from local_farm import LocalFarm
 from phone import Phone, command_settings
 
 from device_farm import DeviceSpec, FailurePolicy, Farm, FarmConfig, HostRule, Measurement
 from device_farm.connectors.adb.keys import load_signer
-
-pytestmark = pytest.mark.usefixtures("ray_session")
+from device_farm.farm import dispatcher, host_watch, roster
 
 Serve = Callable[..., Farm]
+StartLocal = Callable[..., LocalFarm]
 MODEL = "Acme A1 (Android 14)"
 LIMITS = FailurePolicy(delay_s=0.2, start_limit_s=30, control_every=3, max_drift_percent=50)
 
@@ -34,7 +35,7 @@ def phones(tmp_path: Path) -> Iterator[list[Phone]]:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
+def serve(one_ray: None, tmp_path: Path) -> Iterator[Serve]:
     farms: list[Farm] = []
 
     def serve_farm(**config: Any) -> Farm:
@@ -48,10 +49,20 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 
 @pytest.fixture
+def local_serve(local: StartLocal, monkeypatch: pytest.MonkeyPatch) -> StartLocal:
+    """Starts farms without Ray that look for phones, and try those that are out, in a hurry."""
+    monkeypatch.setattr(host_watch, "_PERIOD_S", 0.3)
+    monkeypatch.setattr(dispatcher, "_PERIOD_S", 0.2)
+    monkeypatch.setattr(roster, "_AWAY_S", 1.0)
+    monkeypatch.setattr(roster, "FIRST_PAUSE_S", 0.2)
+    return lambda **config: local(policy=LIMITS, rules=config["hosts"])
+
+
+@pytest.fixture
 def look(tmp_path: Path) -> Callable[..., HostRule]:
     """Makes the rule that looks for phones at these places."""
     load_signer(tmp_path / "adbkey")
-    settings = command_settings(tmp_path, seconds=0.03)
+    settings = command_settings(tmp_path, seconds=0.02)
 
     def rule(*places: str, **more: Any) -> HostRule:
         return HostRule(connector="adb", places=places, settings={**settings, **more})
@@ -77,22 +88,22 @@ def process(title: str) -> int:
 
 
 def test_phones_come_and_go_in_a_running_search(
-    phones: list[Phone], serve: Serve, look: Callable[..., HostRule]
+    phones: list[Phone], local_serve: StartLocal, look: Callable[..., HostRule]
 ) -> None:
     leaving, staying, coming = phones
     coming.kill()
-    farm = serve(hosts=[look(*(phone.address for phone in phones))])
+    farm = local_serve(hosts=[look(*(phone.address for phone in phones))])
     wait_for(lambda: len(farm.status()) == 2)
     for phone in (leaving, staying):
         wait_for_state(farm, phone.address, "ready")
-    asked = [farm.submit(model_number(number), MODEL) for number in range(16)]
+    asked = [farm.submit(model_number(number), MODEL) for number in range(10)]
     wait_for_state(farm, leaving.address, "leased")
     leaving.kill()
     coming.start()
-    records = ray.get(asked)
-    assert [record["median_ms"] for record in records] == [2.0] * 16
+    records = results(asked)
+    assert [record["median_ms"] for record in records] == [2.0] * 10
     assert row(farm, leaving.address)["failures"]["DeviceLost"] >= 1
-    more = itertools.count(16)
+    more = itertools.count(10)
     wait_for(lambda: serial(farm.measure(model_number(next(more)), MODEL)) == "SERIAL2")
     wait_for_state(farm, leaving.address, "lost")
     leaving.start()
@@ -100,11 +111,11 @@ def test_phones_come_and_go_in_a_running_search(
 
 
 def test_a_phone_waits_for_its_person(
-    phones: list[Phone], serve: Serve, look: Callable[..., HostRule]
+    phones: list[Phone], local_serve: StartLocal, look: Callable[..., HostRule]
 ) -> None:
     phone = phones[0]
     phone.trust()
-    farm = serve(hosts=[look(phone.address, auth_timeout_s=0.5)])
+    farm = local_serve(hosts=[look(phone.address, auth_timeout_s=0.5)])
     wait_for(lambda: len(farm.status()) == 1)
     wait_for_state(farm, phone.address, "parked")
     assert "tap 'Always allow" in row(farm, phone.address)["message"]
@@ -113,10 +124,10 @@ def test_a_phone_waits_for_its_person(
 
 
 def test_two_ways_to_one_phone_are_one_device(
-    phones: list[Phone], serve: Serve, look: Callable[..., HostRule]
+    phones: list[Phone], local_serve: StartLocal, look: Callable[..., HostRule]
 ) -> None:
     address = phones[0].address
-    farm = serve(hosts=[look(address, address.replace("127.0.0.1", "localhost"))])
+    farm = local_serve(hosts=[look(address, address.replace("127.0.0.1", "localhost"))])
     wait_for(lambda: sorted(each["state"] for each in farm.status()) == ["parked", "ready"])
     [parked] = [each for each in farm.status() if each["state"] == "parked"]
     assert "two ways to one device, SERIAL0: name it once" in parked["message"]
@@ -133,16 +144,16 @@ def test_nothing_is_lost_when_the_farm_and_a_host_are_killed(
     )
     # Asked for before a host has found it, as again by the dispatcher that is started anew.
     assert farm.measure(model_number(100), MODEL).median_ms == 2.0
-    asked = [farm.submit(model_number(number), "sim") for number in range(40)]
-    on_phone = [farm.submit(model_number(number), MODEL) for number in range(200, 208)]
+    asked = [farm.submit(model_number(number), "sim") for number in range(24)]
+    on_phone = [farm.submit(model_number(number), MODEL) for number in range(200, 203)]
     wait_for(lambda: row(farm, "sim")["done"] > 5)
     before = row(farm, "sim")["done"]
     os.kill(process("Dispatcher"), signal.SIGKILL)
     records = ray.get(asked)
-    assert [record["median_ms"] for record in ray.get(on_phone)] == [2.0] * 8
-    assert len(records) == 40
+    assert [record["median_ms"] for record in ray.get(on_phone)] == [2.0] * 3
+    assert len(records) == 24
     assert all(record["simulated"] for record in records)
-    assert row(farm, "sim")["done"] <= 40 - before  # what was measured is not measured again
+    assert row(farm, "sim")["done"] <= 24 - before  # what was measured is not measured again
     os.kill(process("HostActor"), signal.SIGKILL)
     wait_for(lambda: len(farm.status()) == 2)
     wait_for_state(farm, phone.address, "ready")
@@ -157,6 +168,6 @@ def test_a_second_job_joins_the_farm(serve: Serve) -> None:
     assert row(second, "sim")["leases"] == 1
 
 
-def test_a_farm_that_is_not_there_is_told() -> None:
+def test_a_farm_that_is_not_there_is_told(one_ray: None) -> None:
     with pytest.raises(ValueError, match="there must be a farm 'none'"):
         Farm.connect("none")

@@ -1,4 +1,4 @@
-"""The demo at its smallest, as a user runs it; one Ray for commands that run in this process."""
+"""The demo at its smallest, as a user runs it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 
 torch.set_num_threads(1)  # the networks are tiny: more threads only wait for each other
@@ -123,24 +122,6 @@ def measurements_in(path: Path) -> int:
             return int(database.execute("select count(*) from measurements").fetchone()[0])
     except sqlite3.OperationalError:
         return 0
-
-
-@pytest.fixture(scope="session")
-def _stopped_at_the_end() -> Iterator[None]:
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture
-def one_ray(_stopped_at_the_end: None) -> None:
-    """A local Ray that tests share; started again where a test has stopped it for its own."""
-    if ray.is_initialized():
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]  # workers import tests' modules
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
-        patch.setenv("RAY_worker_niceness", "0")
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 
 
 @pytest.fixture(scope="session")

@@ -20,10 +20,11 @@ from ray.cluster_utils import Cluster
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.errors import DonnaError
 from donna_ray.run.run import Run
-from donna_ray.workers import spread as workers
 from donna_ray.workers.spread import Unit, spread
 
 UNITS = 100  # more than are done until the last event, on a slow machine, too
+pytestmark = pytest.mark.soak
+
 QUICK = {
     "health_check_period_ms": 500,
     "health_check_timeout_ms": 1000,
@@ -104,7 +105,6 @@ def test_nodes_join_and_leave_and_workers_die(
     cluster: Cluster, node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node joins and takes part; a worker is killed; the first node is lost for ever."""
-    monkeypatch.setattr(workers, "_ENDING_S", 3.0)  # the lost node is waited for until the end
     folder = tmp_path / "notes"
     folder.mkdir()
     joined: list[subprocess.Popen[bytes]] = []
@@ -170,26 +170,3 @@ def test_node_that_does_not_see_the_run_folder_is_refused(cluster: Cluster, tmp_
         process.wait()
     for words in ("All nodes", str(root), os.uname().nodename, "cluster.storage", "s3://"):
         assert words in str(caught.value)
-
-
-def test_unit_that_raises_stops_the_step(node: Any, tmp_path: Path) -> None:
-    def work(number: int) -> dict[str, Any]:
-        raise ValueError(f"unit {number} is bad")
-
-    with (
-        Run(configuration(workers=1), tmp_path / "run") as run,
-        pytest.raises(DonnaError, match="unit 0 is bad"),
-    ):
-        spread(run, "test", "units", [Unit(number) for number in range(3)], work)
-
-
-def test_worker_that_always_dies_ends_the_step(node: Any, tmp_path: Path) -> None:
-    def work(number: int) -> dict[str, Any]:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return {}
-
-    with (
-        Run(configuration(workers=1, retries=1), tmp_path / "run") as run,
-        pytest.raises(DonnaError, match=r"0 of 3 are done.*cluster\.retries = 1"),
-    ):
-        spread(run, "test", "units", [Unit(number) for number in range(3)], work)

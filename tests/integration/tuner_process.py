@@ -16,7 +16,7 @@ from donna_ray.latency.farm import start_farm
 from donna_ray.latency.lowering import Lowering
 from donna_ray.reference.step import build_reference
 from donna_ray.search.ask_tell import SearchSetup
-from donna_ray.search.exact.cross_terms import AccuracyModel
+from donna_ray.search.exact.accuracy import AccuracyModel
 from donna_ray.search.study.problem import SearchProblem
 from donna_ray.search.tuner import BatchSearcher, FarmEvaluator, trainable_of
 from donna_ray.space import build_space

@@ -13,12 +13,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from device_farm.connector import Connector, DeviceInfo, digest
+from device_farm.connector import Connector, DeviceInfo
 from device_farm.connectors.adb.addresses import ADDRESS, find_phones, make_link
-from device_farm.connectors.adb.environment import (
+from device_farm.connectors.adb.condition import (
     Identity,
     check_cores,
-    condition,
     identify,
     measuring_mode,
     wait_until_cool,
@@ -32,7 +31,7 @@ from device_farm.connectors.adb.shell import CommandFailed, Shell
 from device_farm.failures import DeviceError, DeviceLost, ModelError
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
-from device_farm.timing.protocol import ProtocolSettings, baseline_ms, time_candidate
+from device_farm.timing.protocol import ProtocolSettings, baseline_ms
 from device_farm.workload import Workload
 
 __all__ = ["AdbConnector", "AdbSettings", "PhoneModel"]
@@ -98,7 +97,6 @@ class AdbConnector(Connector[PhoneModel]):
         self._bound: list[str] | None = None
         self._models = ModelFolder(f"{_FOLDER}/models")
         self._prepared: dict[str, PhoneModel] = {}
-        self._closed = False
 
     @classmethod
     def discover(cls, places: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
@@ -116,26 +114,14 @@ class AdbConnector(Connector[PhoneModel]):
         self._identity = found
         self._binding(shell)
         runner = self.settings.runner
-        identity = {"connector": self.name, "runtime": runner.identity if runner else "none"}
-        settings = self.settings.model_dump(mode="json")
-        control = {**identity, **settings, "control": control_workload().digest}
-        return DeviceInfo(
-            name=self.device,
-            model=found.model,
-            host=found.serial,
-            cores=(),
-            settings_digest=digest({**identity, **settings}),
-            control_digest=digest(control),
-            serial=found.serial,
-            **identity,
-        )
+        runtime = runner.identity if runner else "none"
+        return self._info(found.model, runtime, found.serial, serial=found.serial)
 
     def health(self) -> dict[str, Any]:
-        shell = self._shell()
-        waited = wait_until_cool(
-            shell, self.device, self.settings.max_thermal_status, self.settings.cool_down_s
+        own = self.settings
+        return wait_until_cool(
+            self._shell(), self.device, own.cores or (), own.max_thermal_status, own.cool_down_s
         )
-        return {"cool_down_s": round(waited, 1), **condition(shell, self.settings.cores or ())}
 
     def stage(self, workload: Workload) -> None:
         """Pushes the model over a connection of its own; over USB there is only one."""
@@ -179,26 +165,23 @@ class AdbConnector(Connector[PhoneModel]):
             control = partial(self._run, control_model, settings.warmup_runs)
         else:
             control = None
-        before = self.health()
-        with self._measuring_mode() as done:
-            timing = time_candidate(
-                partial(self._run, handle, settings.warmup_runs),
-                control,
-                control_baseline_ms,
-                self._without_warmup(settings),
-            )
-        info = self.probe()
-        environment = {
-            "before": before,
-            "after": self.health(),
-            "serial": info.host,
-            "address": self.settings.address,
-            "runtime": info.runtime,
-            "affinity": self._mask(),
-            **done,
-            **timing.control_facts(control_baseline_ms),
-        }
-        return self._measurement(timing, settings, info.model, environment)
+        measurement = self._timed(
+            partial(self._run, handle, settings.warmup_runs),
+            control,
+            control_baseline_ms,
+            self._without_warmup(settings),
+            self._measuring_mode(),
+        )
+        assert self._identity is not None
+        measurement.settings.update(warmup_runs=settings.warmup_runs)
+        measurement.environment.update(
+            serial=self._identity.serial,
+            address=self.settings.address,
+            affinity=self._mask(),
+            screen_set=self.settings.screen,
+            fixed_performance=self.settings.fixed_performance,
+        )
+        return measurement
 
     def close(self) -> None:
         self._closed = True
@@ -210,13 +193,12 @@ class AdbConnector(Connector[PhoneModel]):
         """Each call of the program does its own."""
         return settings.model_copy(update={"warmup_runs": 0})
 
-    def _measuring_mode(self) -> AbstractContextManager[dict[str, Any]]:
+    def _measuring_mode(self) -> AbstractContextManager[None]:
         settings = self.settings
         return measuring_mode(self._shell(), settings.screen, settings.fixed_performance)
 
     def _shell(self) -> Shell:
-        if self._closed:
-            raise DeviceLost(f"device {self.device!r} is closed: make a new connector")
+        self._check_open()
         self._link = self._link or self._make_link()
         return Shell(self._link)
 
@@ -262,14 +244,13 @@ class AdbConnector(Connector[PhoneModel]):
         plan = RunPlan(binary, model.path, results, warmup, count, self.settings.threads)
         libraries = f"LD_LIBRARY_PATH={binary.rpartition('/')[0]}"
         command = ["env", libraries, *bound, *runner.command(plan)]
+        take = ("sh", "-c", 'cat "$1" 2>/dev/null; rm -f "$1"', "sh", results)
         try:
             output = shell.run(command, self.settings.command_timeout_s)
         except CommandFailed as error:
-            shell.ask("rm", "-f", results)
+            shell.ask(*take)
             raise self._failure(shell, model, binary, error) from error
-        written = shell.ask("cat", results) or ""
-        shell.ask("rm", "-f", results)
-        return runner.seconds(output, written, plan)
+        return runner.seconds(output, shell.ask(*take) or "", plan)
 
     def _failure(
         self, shell: Shell, model: PhoneModel, binary: str, error: CommandFailed

@@ -1,32 +1,30 @@
-"""What a GPU says of itself, by torch and by nvidia-smi."""
+"""A GPU's condition: whether torch has code for it, and by NVML whether heat slows it down."""
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import pynvml
 
 from device_farm.failures import DeviceError, DeviceLost
 
-__all__ = ["check_architecture", "nvidia_smi", "parse_condition"]
+__all__ = ["check_architecture", "has_driver", "read_condition"]
 
-_QUERY = {
-    "driver": "driver_version",
-    "sm_mhz": "clocks.sm",
-    "memory_mhz": "clocks.mem",
-    "power_w": "power.draw",
-    "temperature_c": "temperature.gpu",
-    "throttle_reasons": "clocks_throttle_reasons.active",
-}
 _REASONS = {
-    0x2: "applications clocks setting",
-    0x4: "power cap",
-    0x8: "hardware slowdown",
-    0x20: "thermal slowdown by software",
-    0x40: "thermal slowdown by hardware",
-    0x80: "power brake",
+    pynvml.nvmlClocksThrottleReasonApplicationsClocksSetting: "applications clocks setting",
+    pynvml.nvmlClocksThrottleReasonSwPowerCap: "power cap",
+    pynvml.nvmlClocksThrottleReasonHwSlowdown: "hardware slowdown",
+    pynvml.nvmlClocksThrottleReasonSwThermalSlowdown: "thermal slowdown by software",
+    pynvml.nvmlClocksThrottleReasonHwThermalSlowdown: "thermal slowdown by hardware",
+    pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown: "power brake",
 }
-_HOT = 0x8 | 0x20 | 0x40 | 0x80
+_HOT = (
+    pynvml.nvmlClocksThrottleReasonHwSlowdown
+    | pynvml.nvmlClocksThrottleReasonSwThermalSlowdown
+    | pynvml.nvmlClocksThrottleReasonHwThermalSlowdown
+    | pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown
+)
 
 
 def check_architecture(name: str, capability: tuple[int, int], built_for: Sequence[str]) -> None:
@@ -63,39 +61,52 @@ def check_architecture(name: str, capability: tuple[int, int], built_for: Sequen
     )
 
 
-def parse_condition(line: str) -> dict[str, Any]:
-    """Reads one line of nvidia-smi: clocks, power, temperature; None for what it does not tell."""
-    found: dict[str, Any] = {}
-    for key, text in zip(_QUERY, line.strip().split(", "), strict=True):
-        try:
-            found[key] = int(text, 16) if text.startswith("0x") else float(text)
-        except ValueError:
-            found[key] = text if key == "driver" else None
-    bits = int(found["throttle_reasons"] or 0)
-    found["throttle_reasons"] = [words for bit, words in _REASONS.items() if bits & bit]
-    found["hot"] = bool(bits & _HOT)
-    return found
+def has_driver() -> bool:
+    """Whether this host has NVIDIA's driver; quicker than importing torch."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return False
+    return True
 
 
-def nvidia_smi(uuid: str) -> str:
-    """A line of the GPU's condition, for `parse_condition`.
+def read_condition(uuid: str) -> dict[str, Any]:
+    """Driver, clocks in MHz, watts, degrees Celsius and why the GPU is slowed down, by NVML.
+
+    None for what this GPU does not report; `hot` is true where heat or power slow it down.
+
+    Args:
+        uuid: As torch has it, `GPU-` in front or not.
 
     Raises:
-        DeviceLost: nvidia-smi does not tell it.
+        DeviceLost: The driver does not know the GPU, or does not answer.
     """
-    query = ",".join(_QUERY.values())
-    command = ["nvidia-smi", f"--id={uuid}", f"--query-gpu={query}"]
     try:
-        done = subprocess.run(
-            [*command, "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
+        pynvml.nvmlInit()
+        gpu = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")
+        power_mw = _known(pynvml.nvmlDeviceGetPowerUsage, gpu)
+        reasons = _known(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, gpu) or 0
+        return {
+            "driver": pynvml.nvmlSystemGetDriverVersion(),
+            "sm_mhz": _known(pynvml.nvmlDeviceGetClockInfo, gpu, pynvml.NVML_CLOCK_SM),
+            "memory_mhz": _known(pynvml.nvmlDeviceGetClockInfo, gpu, pynvml.NVML_CLOCK_MEM),
+            "power_w": None if power_mw is None else power_mw / 1e3,
+            "temperature_c": _known(
+                pynvml.nvmlDeviceGetTemperature, gpu, pynvml.NVML_TEMPERATURE_GPU
+            ),
+            "throttle_reasons": [words for bit, words in _REASONS.items() if reasons & bit],
+            "hot": bool(reasons & _HOT),
+        }
+    except pynvml.NVMLError as error:
         raise DeviceLost(
-            f"nvidia-smi must tell the condition of {uuid}, but does not ({error}): "
-            "check the driver"
+            f"NVIDIA's driver must report the condition of GPU {uuid}, but does not ({error}): "
+            "see nvidia-smi"
         ) from error
-    return done.stdout
+
+
+def _known(read: Callable[..., int], *args: Any) -> int | None:
+    """What NVML reports; None if this GPU has no such sensor."""
+    try:
+        return read(*args)
+    except pynvml.NVMLError_NotSupported:
+        return None

@@ -10,24 +10,23 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
-import shutil
 import socket
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from device_farm.connector import Connector, DeviceInfo, digest
-from device_farm.connectors.cuda.condition import check_architecture, nvidia_smi, parse_condition
+from device_farm.connector import Connector, DeviceInfo
+from device_farm.connectors.cuda.condition import check_architecture, has_driver, read_condition
 from device_farm.connectors.cuda.failures import typed_failures
 from device_farm.connectors.cuda.loading import float32_math, load
 from device_farm.connectors.cuda.settings import CudaSettings
 from device_farm.failures import DeviceLost, Throttled
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
-from device_farm.timing.protocol import ProtocolSettings, baseline_ms, time_candidate
+from device_farm.timing.protocol import ProtocolSettings, baseline_ms
 from device_farm.workload import Workload
 
 # torch is imported where it is used: it takes seconds, and most hosts have no GPU.
@@ -58,11 +57,10 @@ class CudaConnector(Connector[CudaModel]):
         super().__init__(device, settings)
         self._prepared: OrderedDict[str, CudaModel] = OrderedDict()
         self._flush: torch.Tensor | None = None
-        self._closed = False
 
     @classmethod
     def discover(cls, places: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-        if shutil.which("nvidia-smi") is None:
+        if not has_driver():
             return {}
         import torch
 
@@ -80,29 +78,19 @@ class CudaConnector(Connector[CudaModel]):
             torch.cuda.synchronize(self.settings.index)  # a failed process must not count as back
         capability = (properties.major, properties.minor)
         check_architecture(properties.name, capability, torch.cuda.get_arch_list())
-        identity = {"connector": self.name, "runtime": _runtime()}
-        settings = self.settings.model_dump(mode="json")
-        return DeviceInfo(
-            name=self.device,
-            model=properties.name,
-            host=socket.gethostname(),
-            cores=(),
-            settings_digest=digest({**identity, **settings}),
-            control_digest=digest({**identity, **settings, "control": control_workload().digest}),
-            serial=str(properties.uuid),
-            **identity,
+        return self._info(
+            properties.name, _runtime(), socket.gethostname(), serial=str(properties.uuid)
         )
 
     def health(self) -> dict[str, Any]:
         import torch
 
-        uuid = str(self._properties().uuid)
-        found = parse_condition(nvidia_smi(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"))
+        found = read_condition(str(self._properties().uuid))
         if found.pop("hot"):
             reasons = ", ".join(found["throttle_reasons"])
             raise Throttled(
                 f"GPU {self.device!r} must not be slowed down, but is ({reasons}, "
-                f"{found['temperature_c']:g} °C): let it cool down, check its fans and power"
+                f"{found['temperature_c']} °C): let it cool down, check its fans and power"
             )
         return {**found, "allocated_mb": torch.cuda.memory_allocated(self.settings.index) / 1e6}
 
@@ -118,7 +106,7 @@ class CudaConnector(Connector[CudaModel]):
 
     def calibrate(self) -> float:
         control = self.prepare(control_workload())
-        with self._failures(), float32_math(self.settings.tf32):
+        with self._measuring():
             return baseline_ms(partial(self._time, control), self.settings)
 
     def measure(
@@ -128,21 +116,13 @@ class CudaConnector(Connector[CudaModel]):
         control_baseline_ms: float | None = None,
     ) -> Measurement:
         control = self.prepare(control_workload()) if settings.interleave else None
-        before = self.health()
-        with self._failures(), float32_math(self.settings.tf32):
-            timing = time_candidate(
-                partial(self._time, handle),
-                partial(self._time, control) if control else None,
-                control_baseline_ms,
-                settings,
-            )
-        environment = {
-            "before": before,
-            "after": self.health(),
-            "runtime": _runtime(),
-            **timing.control_facts(control_baseline_ms),
-        }
-        return self._measurement(timing, settings, self._properties().name, environment)
+        return self._timed(
+            partial(self._time, handle),
+            partial(self._time, control) if control else None,
+            control_baseline_ms,
+            settings,
+            self._measuring(),
+        )
 
     def close(self) -> None:
         self._closed = True
@@ -152,8 +132,7 @@ class CudaConnector(Connector[CudaModel]):
     def _properties(self) -> Any:
         import torch
 
-        if self._closed:
-            raise DeviceLost(f"device {self.device!r} is closed: make a new connector")
+        self._check_open()
         count = torch.cuda.device_count()
         if self.settings.index >= count:
             raise DeviceLost(
@@ -200,6 +179,11 @@ class CudaConnector(Connector[CudaModel]):
             size = 2 * self._properties().L2_cache_size
             self._flush = torch.empty(size, dtype=torch.int8, device=f"cuda:{self.settings.index}")
         return self._flush
+
+    @contextmanager
+    def _measuring(self) -> Iterator[None]:
+        with self._failures(), float32_math(self.settings.tf32):
+            yield
 
     def _failures(self) -> AbstractContextManager[None]:
         return typed_failures(self.device, self.settings.index)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from donna_ray.predictor.model import Floats
 
-__all__ = ["Cut", "ExactFront", "Indices", "exact_front", "nondominated"]
+__all__ = ["Cut", "ExactFront", "Indices", "exact_front", "nondominated", "thinned"]
 
 Indices = NDArray[np.int64]
 _SLACK = 1e-12  # of a limit, relative: sums of floats
@@ -52,12 +52,6 @@ class ExactFront:
 
     def __len__(self) -> int:
         return len(self.gain)
-
-    def take(self, rows: Indices) -> "ExactFront":
-        """Some of the points."""
-        return ExactFront(
-            self.architectures[rows], self.gain[rows], self.costs[rows], self.complete
-        )
 
 
 def exact_front(
@@ -101,8 +95,6 @@ def nondominated(gain: Floats, costs: Floats) -> Indices:
         gain: (n,), up.
         costs: (n, costs), down.
     """
-    if costs.shape[1] == 1:
-        return _staircase(gain, costs[:, 0])
     if not len(gain):
         return np.empty(0, dtype=np.int64)
     points = np.column_stack([-gain, costs])
@@ -110,12 +102,11 @@ def nondominated(gain: Floats, costs: Floats) -> Indices:
     return rows[np.lexsort((-gain[rows], costs[rows, 0]))]
 
 
-def _staircase(gain: Floats, cost: Floats) -> Indices:
-    order = np.lexsort((-gain, cost))
-    sorted_gain = gain[order]
-    before = np.maximum.accumulate(sorted_gain)[:-1]
-    better = np.concatenate([np.ones(min(len(order), 1), bool), sorted_gain[1:] > before])
-    return order[better]
+def thinned(rows: Indices, count: int) -> Indices:
+    """`count` rows, evenly spread, the ends among them; all if there are fewer."""
+    if len(rows) <= count:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
 
 
 def _used_costs(tables: Sequence[Floats], bound: Floats, objectives: int) -> Indices:
@@ -145,7 +136,7 @@ def _merge(
         if cut is not None and len(rows) > cut.keep:
             complete = complete and len(rows) * more <= cut.above
             if not complete:
-                rows = rows[np.linspace(0, len(rows) - 1, cut.keep).round().astype(int)]
+                rows = thinned(rows, cut.keep)
         gain, cost = total[rows], summed[rows]
         steps.append((rows // len(choices), choices[rows % len(choices)]))
     return _traced(steps, len(gain)), gain, complete

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from donna_ray.predictor.model import Floats
-from donna_ray.search.exact.cross_terms import AccuracyModel, bounded_front
+from donna_ray.search.exact.accuracy import AccuracyModel, accuracy_front
 from donna_ray.search.exact.front import Cut, Indices, nondominated
 from donna_ray.search.strategies.candidates import (
     crossed,
@@ -198,8 +198,8 @@ class Frontier:
         """
         tables, room = self._problem.cost_tables(latency)
         tables = [table[kept] for table, kept in zip(tables, usable, strict=True)]
-        fronts = bounded_front(accuracy.of_some(usable), tables, room, objectives=1, cut=_CUT)
-        columns = zip(usable, fronts.front.architectures.T, strict=True)
+        front = accuracy_front(accuracy.of_some(usable), tables, room, objectives=1, cut=_CUT)
+        columns = zip(usable, front.architectures.T, strict=True)
         return np.stack([kept[own] for kept, own in columns], axis=1)
 
     def _pool(

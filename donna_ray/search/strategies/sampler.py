@@ -9,7 +9,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from donna_ray.config import SearchConfig
 from donna_ray.search.strategies.feasible import Feasible
-from donna_ray.search.strategies.genetic import GENERATION, Generation, GeneticSampler, nsga2, nsga3
+from donna_ray.search.strategies.genetic import GENERATION, GeneticSampler, nsga2, nsga3
 from donna_ray.search.study.ledger import Ledger, architecture_of, distributions
 from donna_ray.search.study.problem import SearchProblem
 from donna_ray.space import Architecture
@@ -46,21 +46,21 @@ class Sampled:
     ) -> None:
         state = np.random.SeedSequence([seed, trials]).generate_state(1)
         self.sampler = _SAMPLERS[config.strategy](config, int(state[0]))
-        self._is_genetic = isinstance(self.sampler, GeneticSampler)
-        self._generation = Generation(config.population)
-        luck = np.random.default_rng([seed, trials, 1])
-        self._feasible = Feasible(problem, luck) if problem.limited else None
+        self._genetic = self.sampler if isinstance(self.sampler, GeneticSampler) else None
+        generator = np.random.default_rng([seed, trials, 1])
+        self._feasible = Feasible(problem, generator) if problem.limited else None
         self._distributions: dict[str, BaseDistribution] = dict(distributions(problem.space))
         # Drawn together; TPE draws stage by stage, as only so it heeds what is in flight.
         self._searched = {
             name: each
             for name, each in self._distributions.items()
-            if self._is_genetic and not each.single()
+            if self._genetic and not each.single()
         }
 
     def ask(self, ledger: Ledger, count: int) -> list[Architecture]:
         """Hands out up to `count` architectures; fewer if the sampler has converged."""
-        self._count(ledger)
+        if self._genetic:
+            self._genetic.count(ledger.finished_and_running())
         asked: list[Architecture] = []
         draws = mended = 0
         while len(asked) < count and draws < _DRAWS and mended < _MENDED:
@@ -69,9 +69,9 @@ class Sampled:
             architecture = self._feasible.mended(drawn) if self._feasible else drawn
             draws, mended = draws + (architecture == drawn), mended + (architecture != drawn)
             if architecture in ledger.measured:
-                self._generation.repeat(ledger.trials)
                 ledger.repeat(architecture, attributes)
-                self._tell_generation()
+                if self._genetic:
+                    self._genetic.count_one()
             elif architecture is not None and not ledger.knows(architecture):
                 ledger.ask(architecture, attributes)
                 asked.append(architecture)
@@ -87,7 +87,7 @@ class Sampled:
         return found
 
     def _attributes(self) -> dict[str, Any]:
-        return {GENERATION: self._generation.number} if self._is_genetic else {}
+        return {GENERATION: self._genetic.generation} if self._genetic else {}
 
     def _draw(self, ledger: Ledger, attributes: dict[str, Any]) -> Architecture:
         study, trial = ledger.study, ledger.placeholder()
@@ -98,15 +98,6 @@ class Sampled:
             if name not in params:
                 params[name] = self.sampler.sample_independent(study, trial, name, distribution)
         return architecture_of({name: int(params[name]) for name in self._distributions})
-
-    def _count(self, ledger: Ledger) -> None:
-        if self._is_genetic:
-            self._generation.update(ledger.finished_and_running())
-            self._tell_generation()
-
-    def _tell_generation(self) -> None:
-        if isinstance(self.sampler, GeneticSampler):
-            self.sampler.current = self._generation.number
 
 
 _SAMPLERS: dict[str, Callable[[SearchConfig, int], BaseSampler]] = {

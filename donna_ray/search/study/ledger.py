@@ -8,7 +8,6 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import moocore
 import numpy as np
 import optuna
 from optuna.distributions import IntDistribution
@@ -29,7 +28,6 @@ __all__ = [
     "check_outcome",
     "distributions",
     "failure_of",
-    "front_of",
     "maximised",
     "measured",
 ]
@@ -266,18 +264,6 @@ def architecture_of(params: Mapping[str, Any]) -> Architecture:
 def maximised(objectives: int) -> list[bool]:
     """Whether each objective goes up: only the first one, accuracy, does."""
     return [*_MAXIMISE, *[False] * (objectives - len(_MAXIMISE))]
-
-
-def front_of(points: Sequence[Sequence[float]]) -> list[int]:
-    """Indices of the points that no other dominates, by the second objective; one of equal points.
-
-    Args:
-        points: the objectives of each (see ``maximised``); at least one point.
-    """
-    values = np.array(points, dtype=float)
-    maximise = maximised(values.shape[1])
-    chosen = moocore.is_nondominated(values, maximise=maximise, keep_weakly=False)
-    return sorted(np.flatnonzero(chosen).tolist(), key=lambda index: points[index][1])
 
 
 def failure_of(outcome: Outcome) -> str | None:

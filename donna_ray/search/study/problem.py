@@ -8,7 +8,7 @@ import numpy as np
 
 from donna_ray.errors import DonnaError
 from donna_ray.predictor.model import Floats
-from donna_ray.search.exact.cross_terms import AccuracyModel
+from donna_ray.search.exact.accuracy import AccuracyModel
 from donna_ray.search.exact.front import ExactFront, Indices, exact_front
 from donna_ray.search.surrogate.block_features import BlockFeatures
 from donna_ray.space import SearchSpace

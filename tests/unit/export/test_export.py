@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -21,13 +20,14 @@ from typer.testing import CliRunner
 from donna_ray.cli.main import app
 from donna_ray.config import RunConfig
 from donna_ray.errors import DonnaError
+from donna_ray.export import step
 from donna_ray.export.bundle import Bundle
 from donna_ray.export.step import export_network
 from donna_ray.finetune.assemble import untrained
 from donna_ray.onnx_export import export_onnx
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import outline
-from donna_ray.space import BlockSpec, register_modules
+from donna_ray.space import BlockSpec, block_family, register_modules
 from donna_ray.storage.artifacts import StepFolder, file_sha256
 from donna_ray.storage.records import RecordStore
 from donna_ray.training.loop import seeded
@@ -54,6 +54,7 @@ OWN = """
     _SQUEEZE_RATIO = 3  # as another module has it, too
     SCALES = {}
     SCALES["two"] = 2.0
+    BIAS = True
 
     class Scaled(nn.Module):
         def __init__(self, name: str) -> None:
@@ -68,7 +69,9 @@ OWN = """
     )
     def own(in_channels, out_channels, stride, *, kernel):
         check_one_of("kernel", kernel, (1, 3))
-        convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2)
+        convolution = nn.Conv2d(
+            in_channels, out_channels, kernel, stride, kernel // 2, bias=BIAS
+        )
         return nn.Sequential(convolution, activation_layer("silu")(), Scaled("two"))
 """
 
@@ -126,6 +129,14 @@ def loaded(folder: Path) -> Any:
     return module.load()
 
 
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python file is checked in this process: its own takes seconds to start, and one test
+    has it."""
+    run = torch.no_grad()(lambda folder, images: loaded(folder)(images))
+    monkeypatch.setattr(step, "_logits_alone", run)
+
+
 @torch.no_grad()
 def check(folder: Path, network: StagedNetwork, sizes: tuple[int, ...]) -> None:
     images = torch.randn(3, *network.input_shape, generator=torch.Generator().manual_seed(5))
@@ -144,7 +155,7 @@ def check(folder: Path, network: StagedNetwork, sizes: tuple[int, ...]) -> None:
 
 
 def test_own_reference_and_own_family(tmp_path: Path) -> None:
-    """By the command line, with the beginning of an id."""
+    """By the command line, with the beginning of an id; the Python file in its own process."""
     own = BlockSpec.of("exported_own", {"kernel": 3})
     module = own_family(tmp_path / "own.py", "exported_own")
     space = {"preset": "micro", "modules": [module]}
@@ -167,6 +178,7 @@ def test_own_reference_and_own_family(tmp_path: Path) -> None:
         ("vit_tiny_patch16_224", 64, [POOLING, ATTENTION] * 2),
     ],
 )
+@pytest.mark.usefixtures("in_process")
 def test_timm_reference(model: str, size: int, specs: list[BlockSpec], tmp_path: Path) -> None:
     """A stem of modules and one of traced code; ONNX for any number of images."""
     data = {"source": str(tmp_path), "image_size": size}
@@ -186,6 +198,7 @@ def test_unknown_id_names_those_that_there_are(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("in_process")
 def test_weights_of_results_and_latency_of_their_search(tmp_path: Path) -> None:
     """A newer finetuning of other settings, which results.json does not name."""
     run = Finished(tmp_path, [INVERTED] * 3)
@@ -199,23 +212,23 @@ def test_weights_of_results_and_latency_of_their_search(tmp_path: Path) -> None:
     assert (card["digests"]["network"], card["latency"]) == ("key", [LATENCY])
 
 
-def test_changed_family_is_refused(tmp_path: Path) -> None:
+def test_changed_family_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code that the network is built from gives other logits, then other weights."""
-    path = tmp_path / "own.py"
-    space = {"preset": "micro", "modules": [own_family(path, "changed_own")]}
+    module = own_family(tmp_path / "own.py", "changed_own")
+    space = {"preset": "micro", "modules": [module]}
     Finished(tmp_path, [BlockSpec.of("changed_own", {"kernel": 3})] * 3, space=space)
-    before = path.read_text()
-    for old, new in (("2.0", "2.5"), ("kernel // 2)", "kernel // 2, bias=False)")):
-        path.write_text(before.replace(old, new))
-        start = "from donna_ray.cli.main import app; app()"  # a process has one code of a family
-        words = ["export", str(tmp_path), "abc", "--to", str(tmp_path / "out")]
-        command = [sys.executable, "-c", start, *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode != 0
-        assert "has changed" in " ".join(done.stderr.split())
+    code = sys.modules[block_family("changed_own").build.__module__]
+    with monkeypatch.context() as changed:
+        changed.setitem(code.SCALES, "two", 2.5)
+        with pytest.raises(DonnaError, match=r"has changed .*its logits differ"):
+            export_network(tmp_path, "abc", tmp_path / "out")
+    monkeypatch.setattr(code, "BIAS", False)
+    with pytest.raises(DonnaError, match=r"has changed .*its weights do not fit"):
+        export_network(tmp_path, "abc", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("in_process")
 def test_checkpoint_that_is_gone(tmp_path: Path) -> None:
     """In a folder whose name looks like a chained URL, too; a failed export leaves no card."""
     root = tmp_path / "a::b"

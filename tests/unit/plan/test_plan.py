@@ -41,7 +41,7 @@ COSTS = Costs(
 IMAGES = Images(train=1000, distillation=2000, validation=100, calibration=200)
 
 
-def plan(blocks: list[Block], **sets: Any) -> Plan:
+def plan(blocks: list[Block], *, keeps_workers: bool = False, **sets: Any) -> Plan:
     values = {
         "predictor.samples": 6,
         "predictor.epochs": 1,
@@ -51,7 +51,8 @@ def plan(blocks: list[Block], **sets: Any) -> Plan:
     }
     texts = [f"{key}={json.dumps(value)}" for key, value in {**values, **sets}.items()]
     config: RunConfig = load_config(shipped_config("demo"), texts)
-    return Plan(config, COSTS, IMAGES, blocks, pack_size=2, workers_per_node=2)
+    sizes = {"pack_size": 2, "workers_per_node": 2}
+    return Plan(config, COSTS, IMAGES, blocks, **sizes, keeps_workers=keeps_workers)
 
 
 def test_pack_counts_images_epochs_and_blocks() -> None:
@@ -70,8 +71,8 @@ def test_line_adds_the_steps_of_the_run() -> None:
     assert one.seconds["library"] == pytest.approx(5 + 10 + 2 * pack)
     assert two.seconds["library"] == pytest.approx(5 + 10 + pack)
     network = 2 + 2 * 0.01 * 300 + 1000 * 0.04
-    assert one.seconds["predictor"] == pytest.approx(10 + 3 * network)
-    assert two.seconds["predictor"] == pytest.approx(10 + 2 * network)
+    assert one.seconds["predictor"] == pytest.approx(3 * network)
+    assert two.seconds["predictor"] == pytest.approx(2 * network)
     assert one.seconds["finetune"] == pytest.approx(10 + 2 * (network + 4000 * 0.04))
     assert one.seconds["search"] == two.seconds["search"] == 8 + 200 * 0.5
     assert one.total == pytest.approx(100 + 108 + sum(one.seconds[n] for n in TRAINING))
@@ -91,18 +92,18 @@ def test_node_hours_are_of_the_nodes_that_a_step_asks_for() -> None:
         {
             "reference": 100,
             "library": 5 + 10 + 31.75,
-            "predictor": 10 + 48,
+            "predictor": 48,
             "search": 8 + 200 * 0.5,
             "finetune": 10 + 208,
         }
     )
-    assert 3600 * line.node_hours(0) == pytest.approx(4 * 46.75 + 3 * 58 + 2 * 218)
+    assert 3600 * line.node_hours(0) == pytest.approx(4 * 46.75 + 3 * 48 + 2 * 218)
     # with a minute's patience the first two nodes wait a minute of the search, too
-    first_two = 46.75 + 58 + 60 + 218 + 60
-    third, fourth = 46.75 + 58 + 60, 46.75 + 60
+    first_two = 46.75 + 48 + 60 + 218 + 60
+    third, fourth = 46.75 + 48 + 60, 46.75 + 60
     assert 3600 * line.node_hours(60) == pytest.approx(2 * first_two + third + fourth)
     facts = line.to_json(Rates(60, node=3.6, head=1.8))
-    assert facts["price"] == pytest.approx(1157 / 1000 + 530.75 / 2000)
+    assert facts["price"] == pytest.approx(1127 / 1000 + 520.75 / 2000)
     assert facts["cluster.workers"] == 8
     assert "price" not in line.to_json(Rates(60))
 
@@ -115,21 +116,16 @@ def test_an_idle_node_stays_until_it_is_asked_for_or_given_back() -> None:
     assert node_seconds([(0, 100.0)], 25) == 0
 
 
-def test_random_samples_are_finetuned_by_the_library_step() -> None:
-    later, ahead = plan(EIGHT).line(1), plan(EIGHT, **{"predictor.sampling": "random"}).line(1)
+def test_workers_are_started_for_the_first_step_that_has_work() -> None:
+    kept, ended = plan(EIGHT, keeps_workers=True), plan(EIGHT)
     # a pack of two blocks: 1 + 2000 (0.01 + 0.5 x 0.02) + 100 (0.005 + 0.25 x 0.02) = 42
-    assert later.seconds["library"] == pytest.approx(5 + 10 + 2 * 42)
-    assert later.seconds["predictor"] == pytest.approx(10 + 3 * 48)
-    assert ahead.seconds["library"] == pytest.approx(5 + 10 + 2 * 42 + 3 * 48)
-    assert (ahead.seconds["predictor"], ahead.asked["predictor"]) == (0, 0)
-    sets = {
-        "predictor.sampling": "random",
-        "predictor.samples": 20,
-        "predictor.tau_interval": 0.3,
-    }
-    rounds = plan(EIGHT, **sets).line(1)
-    assert rounds.seconds["library"] == pytest.approx(5 + 10 + 2 * 42 + 8 * 48)
-    assert rounds.seconds["predictor"] == pytest.approx(10 + 2 * 48)
+    assert ended.line(1).seconds["library"] == pytest.approx(5 + 10 + 2 * 42)
+    assert ended.line(1).seconds["predictor"] == pytest.approx(3 * 48)
+    finetuning = ended.line(1).seconds["finetune"]
+    assert kept.line(1).seconds["finetune"] == pytest.approx(finetuning - 10)
+    assert kept.line(2).seconds["finetune"] == ended.line(2).seconds["finetune"]
+    groups = {"predictor.workers_per_network": 2}  # these are started as groups
+    assert plan(EIGHT, **groups).line(1).seconds["predictor"] > 10
 
 
 def test_networks_of_several_workers_ask_for_nodes_and_need_them() -> None:
@@ -226,7 +222,7 @@ def test_table_and_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split()[:2] == ["nodes", "cluster.workers"]
     assert [row.split()[:2] for row in rows] == [["1", "2"], ["4", "8"]]
-    assert "58 s on 3" in rows[1]
+    assert "48 s on 3" in rows[1]
     for text in ("0", "1,x", ""):
         with pytest.raises(ConfigError, match="--nodes"):
             _sizes(text)

@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+from donna_ray.complexity import complexity
 from donna_ray.config import ReferenceConfig
 from donna_ray.errors import ConfigError
 from donna_ray.reference.cut import cut_model, stage_modules
@@ -19,9 +20,6 @@ from donna_ray.training.loop import seeded
 # Of every family: a model, the size of an image, and the number of stages.
 FAMILIES = [
     ("efficientnet_b0", 64, 7),
-    ("efficientnet_b1", 64, 7),
-    ("efficientnet_b2", 64, 7),
-    ("efficientnet_b3", 64, 7),
     ("efficientnet_b4", 64, 7),
     ("efficientnet_lite0", 64, 7),
     ("tf_efficientnet_b0", 65, 7),
@@ -99,7 +97,7 @@ def test_model_that_cannot_be_cut_says_why(
 ) -> None:
     size = 224 if name == "volo_d1_224" else 64
     config = ReferenceConfig(model=name, stages=stages)
-    with pytest.raises(ConfigError) as caught:
+    with torch.device("meta"), pytest.raises(ConfigError) as caught:
         cut_reference(create_timm_model(config), config, (3, size, size))
     for word in words:
         assert word in str(caught.value)
@@ -174,4 +172,6 @@ def test_macs_are_those_that_the_model_is_known_for() -> None:
     """By the papers, which round, and count pooling and squeezes differently."""
     papers = {"mobilenetv2_100": 300e6, "efficientnet_b0": 390e6, "resnet50": 4.1e9}
     for name, known in papers.items():
-        assert reference_facts(name, None, None)["macs"] == pytest.approx(known, rel=0.03)
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        assert complexity(model, (3, 224, 224))["macs"] == pytest.approx(known, rel=0.03)

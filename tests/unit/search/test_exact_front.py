@@ -1,4 +1,4 @@
-"""The exact front and the bound with cross terms, against all architectures of small spaces."""
+"""The exact front, and the one with cross terms, against all architectures of small spaces."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from donna_ray.predictor import AccuracyPredictor
-from donna_ray.search.exact.cross_terms import AccuracyModel, bounded_front
+from donna_ray.search.exact.accuracy import AccuracyModel, accuracy_front
 from donna_ray.search.exact.front import Cut, exact_front, nondominated
 
 Tables = list[list[tuple[int, ...]]]
@@ -93,36 +93,18 @@ def model(seed: int, choices: tuple[int, ...], cross: float) -> AccuracyModel:
 
 
 @settings(max_examples=60)
-@given(st.integers(0, 10_000), st.floats(0, 2))
-def test_bound_is_above_every_architecture(seed: int, cross: float) -> None:
+@given(st.integers(0, 10_000), st.floats(0, 1))
+def test_front_with_cross_terms_has_true_accuracies(seed: int, cross: float) -> None:
     accuracy = model(seed, (4, 3, 5), cross)
-    rows = np.array(list(product(range(4), range(3), range(5))))
-    constant, gains = accuracy.upper_bound()
-    above = constant + sum(gain[rows[:, number]] for number, gain in enumerate(gains))
-    slack = above - accuracy.predict(rows)
-    assert slack.min() > -1e-9
+    costs = [np.random.default_rng(seed).random((count, 1)) for count in (4, 3, 5)]
+    front = accuracy_front(accuracy, costs)
+    np.testing.assert_array_equal(front.gain, accuracy.predict(front.architectures))
+    assert len(nondominated(front.gain, front.costs)) == len(front) > 0
     if cross == 0:
-        assert slack.max() < 1e-9
+        assert np.allclose(front.gain, accuracy.constant + exact_front(accuracy.gains, costs).gain)
 
 
-@settings(max_examples=60)
-@given(st.integers(0, 10_000), st.floats(0.1, 1))
-def test_no_architecture_is_beyond_the_bounds_front(seed: int, cross: float) -> None:
-    accuracy, choices = model(seed, (4, 3, 5), cross), (4, 3, 5)
-    costs = [np.random.default_rng(seed).random((count, 1)) for count in choices]
-    found = bounded_front(accuracy, costs)
-    rows = np.array(list(product(*map(range, choices))))
-    total = sum(table[rows[:, number], 0] for number, table in enumerate(costs))
-    for value, cost in zip(accuracy.predict(rows), total, strict=True):
-        below = found.bound.costs[:, 0] <= cost + 1e-9
-        assert found.bound.gain[below].max() >= value - 1e-9
-    front = found.front
-    assert np.allclose(front.gain, accuracy.predict(front.architectures))
-    assert len(nondominated(front.gain, front.costs)) == len(front)
-
-
-def test_repaired_front_is_nearly_that_of_all_architectures() -> None:
-    """Over many models: the exchange finds what tangents miss."""
+def test_front_with_cross_terms_is_nearly_that_of_all_architectures() -> None:
     choices, missing = (6, 6, 6, 6), []
     rows = np.array(list(product(*map(range, choices))))
     for seed in range(20):
@@ -131,7 +113,7 @@ def test_repaired_front_is_nearly_that_of_all_architectures() -> None:
         total = np.asarray(sum(table[rows[:, n], 0] for n, table in enumerate(costs)))
         true = accuracy.predict(rows)
         best = nondominated(true, total[:, None])
-        found = set(map(tuple, bounded_front(accuracy, costs).front.architectures.tolist()))
+        found = set(map(tuple, accuracy_front(accuracy, costs).architectures.tolist()))
         missing.append(np.mean([tuple(row) not in found for row in rows[best].tolist()]))
     assert np.mean(missing) < 0.05
 

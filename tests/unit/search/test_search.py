@@ -21,7 +21,7 @@ from donna_ray.latency.lowering import Lowering, stitch
 from donna_ray.onnx_export import check_onnx_error, export_onnx, onnx_error
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import build_reference
-from donna_ray.search.study.ledger import front_of
+from donna_ray.search.exact.front import nondominated
 from donna_ray.space import SearchSpace
 
 Points = st.lists(
@@ -37,7 +37,8 @@ def test_front_is_what_no_point_dominates(points: list[tuple[float, float]]) -> 
             a >= accuracy and b <= latency and (a, b) != (accuracy, latency) for a, b in points
         )
 
-    front = [points[index] for index in front_of(points)]
+    accuracies, latencies = np.array(points).T
+    front = [points[row] for row in nondominated(accuracies, latencies[:, None])]
     assert set(front) == {point for point in points if not dominated(*point)}
     assert [latency for _, latency in front] == sorted({latency for _, latency in front})
 

@@ -44,29 +44,6 @@ def test_units_are_leased_in_order_and_completed_once() -> None:
     assert queue.result() == ([{"n": 0}, {"n": 1}, {"n": 2}], None)
 
 
-def test_a_unit_waits_for_those_before_it() -> None:
-    queue = UnitQueue([1, 1, 0], [(), (), (1,)])
-    queue.join("a", "0", "node")
-    assert [queue.lease("a"), queue.lease("a"), queue.lease("a")] == [0, 1, None]
-    queue.complete(0, {})
-    assert queue.lease("a") is None
-    assert not queue.finished()
-    queue.complete(1, {})
-    assert queue.lease("a") == 2
-    queue.complete(2, {})
-    assert queue.finished()
-
-
-def test_what_is_waited_for_is_taken_back_from_a_silent_worker() -> None:
-    clock = Clock()
-    queue = UnitQueue([1, 0], [(), (0,)], silence_s=60, clock=clock)
-    queue.join("a", "0", "node")
-    queue.join("b", "1", "node")
-    assert queue.lease("a") == 0
-    clock.now = 61
-    assert queue.lease("b") == 0
-
-
 def test_successor_at_a_place_returns_what_was_held() -> None:
     queue = queue_of(3)
     assert [queue.lease("a"), queue.lease("b")] == [0, 1]

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from device_farm.failures import DeviceError, ModelError
 
-__all__ = ["RunPlan", "Runner", "file_digest", "no_figures"]
+__all__ = ["RunPlan", "Runner", "Unit", "file_digest"]
 
+Unit = Literal["s", "ms", "us", "ns"]
+_SECONDS: Mapping[Unit, float] = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _CONVERSION_LIMIT_S = 600
 
 
@@ -71,16 +76,38 @@ class Runner(BaseModel, ABC):
     def command(self, plan: RunPlan) -> list[str]:
         """The words of one call."""
 
+    @property
     @abstractmethod
-    def seconds(self, output: str, results: str, plan: RunPlan) -> list[float]:
-        """Seconds of each of `plan.runs` runs.
+    def readings(self) -> list[tuple[str, Unit]]:
+        """Regular expressions whose one group is a latency, with its unit; the best is the last."""
 
-        A program that tells a statistic only has it for each run: then a block of runs counts by
-        that statistic, and p20 and p90 are those over blocks.
+    def seconds(self, output: str, results: str, plan: RunPlan) -> list[float]:
+        """Seconds of each of `plan.runs` runs, out of what was printed and written.
+
+        The first of `readings` that has a figure for each run, warm-up first or left out, counts.
+        Else it is the last of them that is found, and its last figure, a statistic of the runs
+        say, counts for each run: then p20 and p90 are those over blocks.
 
         Raises:
-            DeviceError: The program's output holds no figures.
+            DeviceError: There are no figures.
         """
+        statistic: list[float] = []
+        for pattern, unit in self.readings:
+            found = re.findall(pattern, f"{output}\n{results}", re.MULTILINE)
+            try:
+                figures = [float(each) * _SECONDS[unit] for each in found]
+            except ValueError:
+                continue
+            if len(figures) in (plan.runs, plan.warmup + plan.runs):
+                return figures[-plan.runs :]
+            statistic = figures[-1:] or statistic
+        if statistic:
+            return statistic * plan.runs
+        tail = " ".join(output.split())[-400:]
+        raise DeviceError(
+            f"{self.binary.name} printed no latency that runner {self.kind!r} can read: "
+            f"check the kind of runner and the program's version; it printed: {tail!r}"
+        )
 
     def converted(self, onnx: bytes) -> bytes:
         """The model as the program reads it.
@@ -93,14 +120,14 @@ class Runner(BaseModel, ABC):
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder, "model.onnx"), Path(folder, f"model{self.suffix}")
             source.write_bytes(onnx)
-            places = {"{onnx}": str(source), "{output}": str(target)}
+            places = {"onnx": source, "output": target}
             return _convert([filled(word, places) for word in self.convert], target)
 
 
-def filled(word: str, places: dict[str, str]) -> str:
-    """A word of a template with its places filled in."""
+def filled(word: str, places: Mapping[str, object]) -> str:
+    """A word of a template with its {places} filled in."""
     for place, value in places.items():
-        word = word.replace(place, value)
+        word = word.replace(f"{{{place}}}", str(value))
     return word
 
 
@@ -130,12 +157,3 @@ def file_digest(path: Path) -> str:
 def _file_digest(path: Path, mtime_ns: int, size: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def no_figures(runner: Runner, output: str) -> DeviceError:
-    """The failure of an output that cannot be read."""
-    tail = " ".join(output.split())[-400:]
-    return DeviceError(
-        f"{runner.binary.name} printed no latency that runner {runner.kind!r} can read: "
-        f"check the kind of runner and the program's version; it printed: {tail!r}"
-    )

@@ -7,11 +7,9 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from device_farm.connectors.adb.runners.base import Runner, RunPlan, filled, no_figures
+from device_farm.connectors.adb.runners.base import Runner, RunPlan, Unit, filled
 
 __all__ = ["CommandRunner"]
-
-_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
 class CommandRunner(Runner):
@@ -23,7 +21,7 @@ class CommandRunner(Runner):
     filled in. A word stays one word, whatever is in it."""
     pattern: str
     """Finds a latency in what the program prints or writes to {results}, as its one group."""
-    unit: Literal["s", "ms", "us", "ns"]
+    unit: Unit
     extension: str = ".onnx"
 
     @field_validator("pattern")
@@ -42,18 +40,8 @@ class CommandRunner(Runner):
         return self.extension
 
     def command(self, plan: RunPlan) -> list[str]:
-        places = {f"{{{name}}}": str(value) for name, value in vars(plan).items()}
-        return [*(filled(word, places) for word in self.command_line), *self.arguments]
+        return [*(filled(word, vars(plan)) for word in self.command_line), *self.arguments]
 
-    def seconds(self, output: str, results: str, plan: RunPlan) -> list[float]:
-        """As many figures as runs, warm-up first, are those of the runs; else the last counts."""
-        found = re.findall(self.pattern, f"{output}\n{results}", re.MULTILINE)
-        try:
-            figures = [float(each) * _UNITS[self.unit] for each in found]
-        except ValueError:
-            figures = []
-        if not figures:
-            raise no_figures(self, output)
-        if len(figures) in (plan.runs, plan.warmup + plan.runs):
-            return figures[-plan.runs :]
-        return [figures[-1]] * plan.runs
+    @property
+    def readings(self) -> list[tuple[str, Unit]]:
+        return [(self.pattern, self.unit)]

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
-from device_farm.connectors.adb.runners.base import Runner, RunPlan, no_figures
+from device_farm.connectors.adb.runners.base import Runner, RunPlan, Unit
 
 __all__ = ["OnnxRuntimeRunner"]
 
-_ROW = re.compile(r"^[^,\n]*,([0-9.eE+-]+),\d+,\d+,\d+\r?$", re.MULTILINE)
-"""A line of the results file: model, seconds, peak memory, CPU usage, number of the run."""
-_P50 = re.compile(r"P50 Latency(?:: | is )([0-9.eE+-]+) ?s")
-
 
 class OnnxRuntimeRunner(Runner):
-    """One sequential session; made-up inputs; the results file tells the seconds of each run."""
+    """One sequential session; made-up inputs; the results file has the seconds of each run."""
 
     kind: Literal["onnxruntime_perf_test"] = "onnxruntime_perf_test"
     provider: str = "cpu"
@@ -23,21 +18,14 @@ class OnnxRuntimeRunner(Runner):
 
     def command(self, plan: RunPlan) -> list[str]:
         """99 is the level of all graph optimizations."""
-        options = f"-I -m times -s -y 1 -o 99 -r {plan.warmup + plan.runs} -x {plan.threads}"
-        return [
-            plan.binary,
-            *options.split(),
-            "-e",
-            self.provider,
-            *self.arguments,
-            plan.model,
-            plan.results,
-        ]
+        options = f"-I -m times -s -y 1 -o 99 -r {plan.warmup + plan.runs} -x {plan.threads} -e"
+        files = (plan.model, plan.results)
+        return [plan.binary, *options.split(), self.provider, *self.arguments, *files]
 
-    def seconds(self, output: str, results: str, plan: RunPlan) -> list[float]:
-        rows = [float(row) for row in _ROW.findall(results)]
-        if len(rows) == plan.warmup + plan.runs:
-            return rows[plan.warmup :]
-        if found := _P50.findall(results) or _P50.findall(output):
-            return [float(found[-1])] * plan.runs
-        raise no_figures(self, output)
+    @property
+    def readings(self) -> list[tuple[str, Unit]]:
+        """Lines of the file (model, seconds, peak memory, CPU usage, number), and the median."""
+        return [
+            (r"^[^,\n]*,([0-9.eE+-]+),\d+,\d+,\d+\r?$", "s"),
+            (r"P50 Latency(?:: | is )([0-9.eE+-]+) ?s", "s"),
+        ]

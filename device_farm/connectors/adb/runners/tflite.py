@@ -7,15 +7,15 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from device_farm.connectors.adb.runners.base import Runner, RunPlan, no_figures
+from device_farm.connectors.adb.runners.base import Runner, RunPlan, Unit
 
 __all__ = ["TfliteRunner"]
 
 _COUNT = re.compile(r"^(?:INFO: )?count=[1-9].*", re.MULTILINE)
 """A line of statistics in microseconds: of the warm-up, then of the runs. If all runs took the same
-time, which one run does, it has their `curr` alone; newer versions tell the median too."""
-_STATISTIC_US = {name: re.compile(rf"\b{name}=([0-9.eE+-]+)") for name in ("median", "avg", "curr")}
-_AVERAGE = re.compile(r"Inference \(avg\): ([0-9.eE+-]+)( ms)?")
+time, which one run does, it has their `curr` alone; newer versions print the median too."""
+_STATISTICS = ("curr", "avg", "median")
+_NUMBER = "([0-9.eE+-]+)"
 
 
 class TfliteRunner(Runner):
@@ -38,26 +38,17 @@ class TfliteRunner(Runner):
 
     def command(self, plan: RunPlan) -> list[str]:
         """Its least times are set to 0: they go before the number of runs."""
-        options = {
-            "graph": plan.model,
-            "num_runs": plan.runs,
-            "min_secs": 0,
-            "warmup_runs": plan.warmup,
-            "warmup_min_secs": 0,
-            "num_threads": plan.threads,
-        }
-        return [
-            plan.binary,
-            *(f"--{name}={value}" for name, value in options.items()),
-            *self.arguments,
-        ]
+        amount = f"--num_runs={plan.runs} --min_secs=0 --warmup_runs={plan.warmup}"
+        options = f"{amount} --warmup_min_secs=0 --num_threads={plan.threads}".split()
+        return [plan.binary, f"--graph={plan.model}", *options, *self.arguments]
+
+    @property
+    def readings(self) -> list[tuple[str, Unit]]:
+        average = rf"Inference \(avg\): {_NUMBER}"
+        found: list[tuple[str, Unit]] = [(f"{average}$", "us"), (f"{average} ms", "ms")]
+        return found + [(rf"^(?:INFO: )?count=.*\b{name}={_NUMBER}", "us") for name in _STATISTICS]
 
     def seconds(self, output: str, results: str, plan: RunPlan) -> list[float]:
-        if lines := _COUNT.findall(output):
-            for statistic in _STATISTIC_US.values():
-                if found := statistic.search(lines[-1]):
-                    return [float(found[1]) / 1e6] * plan.runs
-        if averages := _AVERAGE.findall(output):
-            value, milliseconds = averages[-1]
-            return [float(value) / (1e3 if milliseconds else 1e6)] * plan.runs
-        raise no_figures(self, output)
+        """See `Runner.seconds`; of the statistics only the last, those of the runs, count."""
+        last = _COUNT.findall(output)[-1:]
+        return super().seconds("\n".join([_COUNT.sub("", output), *last]), results, plan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from device_farm.connectors.adb.environment import temperatures
+from device_farm.connectors.adb.condition import temperatures
 
 ANDROID_15 = """IsStatusOverride: false
 Thermal Status: 0

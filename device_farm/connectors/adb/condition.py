@@ -1,4 +1,4 @@
-"""A phone's condition: what it is, how hot it is, and what is set while it measures."""
+"""A phone's condition: what it is, how hot it may be, and what is set while it measures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from device_farm.failures import DeviceError, Throttled
 __all__ = [
     "Identity",
     "check_cores",
-    "condition",
     "identify",
     "measuring_mode",
     "temperatures",
@@ -31,6 +30,8 @@ _PROPERTIES = (
     "ro.build.version.sdk",
     "ro.serialno",
 )
+_SERVICES = ("thermalservice", "battery", "power")
+_MARK = "--end-of-answer--"
 _CPUFREQ = "/sys/devices/system/cpu/cpu{}/cpufreq/scaling_{}_freq"
 _STATUS = re.compile(r"Thermal Status: (\d+)")
 _TEMPERATURE = re.compile(r"\bTemperature\{mValue=(-?[0-9.]+), mType=(-?\d+), mName=([^,]+),")
@@ -56,7 +57,7 @@ def identify(shell: Shell) -> Identity:
     Raises:
         DeviceError: It is no Android device, is too old, or cannot be reached.
     """
-    maker, model, release, version, serial = (shell.ask("getprop", name) for name in _PROPERTIES)
+    maker, model, release, version, serial = _answers(shell, "getprop", _PROPERTIES)
     if not model or not serial:
         raise DeviceError(
             "a phone must tell its model and serial number by getprop, but this one does not: "
@@ -80,12 +81,12 @@ def check_cores(shell: Shell, mask: str) -> None:
         DeviceError: It does not.
     """
     try:
-        told = shell.run(["taskset", mask, "grep", "Cpus_allowed:", "/proc/self/status"])
+        printed = shell.run(["taskset", mask, "grep", "Cpus_allowed:", "/proc/self/status"])
     except CommandFailed as error:
-        told, reason = "", str(error)
+        printed, reason = "", str(error)
     else:
-        reason = told.strip()
-    found = re.search(r"Cpus_allowed:\s*([0-9a-f,]+)", told)
+        reason = printed.strip()
+    found = re.search(r"Cpus_allowed:\s*([0-9a-f,]+)", printed)
     if not found or int(found[1].replace(",", ""), 16) != int(mask, 16):
         raise DeviceError(
             f"`cores` must be cores that the phone has and that are not shut off, but taskset with "
@@ -93,11 +94,47 @@ def check_cores(shell: Shell, mask: str) -> None:
         )
 
 
-def condition(shell: Shell, cores: Sequence[int]) -> dict[str, Any]:
+def temperatures(thermal: str) -> dict[str, float]:
+    """Degrees Celsius by sensor, out of `dumpsys thermalservice`.
+
+    The sensors' own values are taken where they are printed, for the cached ones may be old.
+    """
+    cached, has_current, current = thermal.partition(_CURRENT)
+    found = _TEMPERATURE.findall(current if has_current else cached)
+    return {name: float(value) for value, kind, name in found if kind not in _NO_TEMPERATURES}
+
+
+def wait_until_cool(
+    shell: Shell, phone: str, cores: Sequence[int], max_status: int, cool_down_s: float
+) -> dict[str, Any]:
+    """Waits until the phone's thermal status is low enough; returns its condition then.
+
+    A phone that tells no status, as before Android 10, is not waited for.
+
+    Returns:
+        JSON values, the seconds waited among them; None for what this phone does not tell.
+
+    Raises:
+        Throttled: It stayed hot for `cool_down_s` seconds.
+    """
+    started = time.monotonic()
+    while True:
+        found = _condition(shell, cores)
+        waited = time.monotonic() - started
+        status = found["thermal_status"]
+        if status is None or status <= max_status:
+            return {"cool_down_s": round(waited, 1), **found}
+        if waited >= cool_down_s:
+            raise Throttled(
+                f"the thermal status of phone {phone!r} must be {max_status} at most, but is "
+                f"{status}: let it cool down, away from the sun and out of its case"
+            )
+        time.sleep(min(_POLL_S, cool_down_s - waited))
+
+
+def _condition(shell: Shell, cores: Sequence[int]) -> dict[str, Any]:
     """Facts as JSON values; None for what this phone does not tell."""
-    thermal = shell.ask("dumpsys", "thermalservice") or ""
-    battery = shell.ask("dumpsys", "battery") or ""
-    power = shell.ask("dumpsys", "power") or ""
+    thermal, battery, power = _answers(shell, "dumpsys", _SERVICES)
     status = _STATUS.search(thermal)
     return {
         "thermal_status": int(status[1]) if status else None,
@@ -114,41 +151,9 @@ def condition(shell: Shell, cores: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def temperatures(thermal: str) -> dict[str, float]:
-    """Degrees Celsius by sensor, out of `dumpsys thermalservice`.
-
-    The sensors' own values are taken where they are printed, for the cached ones may be old.
-    """
-    cached, told, current = thermal.partition(_CURRENT)
-    found = _TEMPERATURE.findall(current if told else cached)
-    return {name: float(value) for value, kind, name in found if kind not in _NO_TEMPERATURES}
-
-
-def wait_until_cool(shell: Shell, phone: str, max_status: int, cool_down_s: float) -> float:
-    """Waits until the phone's thermal status is low enough; returns the seconds it took.
-
-    A phone that tells no status, as before Android 10, is not waited for.
-
-    Raises:
-        Throttled: It stayed hot for `cool_down_s` seconds.
-    """
-    started = time.monotonic()
-    while True:
-        status = _STATUS.search(shell.ask("dumpsys", "thermalservice") or "")
-        waited = time.monotonic() - started
-        if status is None or int(status[1]) <= max_status:
-            return waited
-        if waited >= cool_down_s:
-            raise Throttled(
-                f"the thermal status of phone {phone!r} must be {max_status} at most, but is "
-                f"{status[1]}: let it cool down, away from the sun and out of its case"
-            )
-        time.sleep(min(_POLL_S, cool_down_s - waited))
-
-
 @contextmanager
-def measuring_mode(shell: Shell, screen: str, fixed_performance: bool) -> Iterator[dict[str, Any]]:
-    """Sets screen and performance mode while it lasts; yields what was done.
+def measuring_mode(shell: Shell, screen: str, fixed_performance: bool) -> Iterator[None]:
+    """Sets screen and performance mode while it lasts.
 
     Raises:
         DeviceError: The phone does not know the mode.
@@ -162,7 +167,7 @@ def measuring_mode(shell: Shell, screen: str, fixed_performance: bool) -> Iterat
             shell.run(["svc", "power", "stayon", "true"])
         if fixed_performance:
             _fix_performance(shell)
-        yield {"screen_set": screen, "fixed_performance": fixed_performance}
+        yield
     finally:
         with suppress(DeviceError):  # it may be what ended the measurement
             if fixed_performance:
@@ -180,6 +185,13 @@ def _fix_performance(shell: Shell) -> None:
             "`fixed_performance` needs Android 11 or newer and a phone that has this mode, "
             f"but this one refuses it ({error}): set it to false"
         ) from error
+
+
+def _answers(shell: Shell, tool: str, names: Sequence[str]) -> list[str]:
+    """What a tool prints about each name; all in one command, for each costs a round trip."""
+    loop = f'for name; do {tool} "$name" 2>/dev/null; echo {_MARK}; done'
+    printed = shell.run(["sh", "-c", loop, "sh", *names])
+    return [each.strip() for each in printed.split(_MARK)[: len(names)]]
 
 
 def _number(text: str, pattern: str, divisor: int = 1) -> float | None:

@@ -1,0 +1,190 @@
+"""The Ray Train workers of a run: started for its first step that has work, kept for the others.
+
+They come in waves, a Ray Train run each: the first has as many workers as fit the cluster at once,
+and one more starts whenever a node has joined, until there are `cluster.workers`.
+"""
+
+import time
+import uuid
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from donna_ray.config import ClusterConfig
+from donna_ray.run.run import Run
+from donna_ray.run.shared_folder import on_this_node
+from donna_ray.workers.board import JobBoard
+from donna_ray.workers.demand import Demand
+from donna_ray.workers.train_run import fit, worker_resources
+
+__all__ = ["WorkerPool", "fitting", "pool_of"]
+
+_SETTLING_S = 60.0  # until a started wave holds its resources, or has been waiting long enough
+_NOTICE_S = 30.0
+
+
+class WorkerPool:
+    """Workers that do the jobs of a run one after the other, independently or in groups.
+
+    Attributes:
+        failure: why the last wave that failed did.
+
+    Args:
+        run: for the cluster's shape and the folder of Ray's own files.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.failure: Exception | None = None
+        self._run, self._cluster = run, run.config.cluster
+        self._group_size = 1
+        self._board: Any = None
+        self._queue: Any = None
+        self._wanted = 0  # workers that the job under way has use for
+        self._started = 0
+        self._waves: dict[Any, tuple[str, int]] = {}  # by their end: name, and number of workers
+        self._demand = Demand()
+        self._dead: set[str] = set()
+        self._changed = self._noticed = time.monotonic()
+
+    def begin(self, queue: Any, payloads_and_work: Any, units: int, group_size: int) -> None:
+        """Have the workers do the units of a queue; more of them start where they have use.
+
+        Args:
+            queue: the ``UnitQueue`` actor.
+            payloads_and_work: a reference to the units' payloads and what is called with each.
+            units: how many there are.
+            group_size: so many workers do a unit together. Where that changes, others start.
+        """
+        if group_size != self._group_size:
+            self.close()
+            self._group_size = group_size
+        if self._board is None:
+            actor: Any = ray.remote(num_cpus=0)(JobBoard)
+            self._board = actor.options(max_concurrency=1000, **on_this_node()).remote()
+        ray.get(self._board.post.remote(queue, [payloads_and_work]))
+        self._queue, self._demand = queue, Demand()
+        self._reap()
+        self._started = self._running()
+        self._wanted = group_size * min(self._cluster.workers // group_size, units)
+
+    def tend(self) -> bool:
+        """Start workers where there is room; False if all have ended before the work has."""
+        self._reap()
+        dead = {node["NodeID"] for node in ray.nodes() if not node["Alive"]} - self._dead
+        if dead:
+            self._dead |= dead
+            ray.get(self._queue.lose.remote(list(dead)))
+        if self._started < self._wanted and self._settled():
+            room = _room(self._cluster) // self._group_size * self._group_size
+            self._start(min(room, self._wanted - self._started))
+        return bool(self._waves) or self._started < self._wanted
+
+    def end_job(self) -> None:
+        """No more nodes are asked for; the workers that are there wait for the next job."""
+        self._demand.close()
+
+    def lend(self, cpus: float) -> bool:
+        """Whether the workers' own CPUs can be used, by who needs so many on this host, until the
+        next job; else the workers are ended, so that theirs are free.
+
+        Workers that wait take no time of a CPU, but Ray gives what they reserved to nobody else. On
+        several nodes they are ended, so that an autoscaler may give nodes back.
+        """
+        alone = sum(node["Alive"] for node in ray.nodes()) == 1
+        if alone and cpus <= self._running() * self._cluster.cpus_per_worker:
+            return True
+        self.close()
+        return False
+
+    @property
+    def is_running(self) -> bool:
+        """There are workers."""
+        return bool(self._waves)
+
+    def close(self) -> None:
+        """End the workers, whatever they do."""
+        self._demand.close()
+        if self._board is None:
+            return
+        ray.get(self._board.close.remote())
+        for reference, (wave, _) in self._waves.items():
+            ray.cancel(reference, force=True)
+            self._give_back(wave)
+        ray.kill(self._board)
+        self._board, self._waves = None, {}
+
+    def _give_back(self, wave: str) -> None:
+        """Free what a killed run has reserved, and end its workers.
+
+        Ray Train itself does so only where the cluster has a dashboard; else it is kept until the
+        job ends, and the next step waits for it.
+        """
+        for name in ray.get(self._board.reservations.remote(wave)):
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
+
+    def _running(self) -> int:
+        return sum(size for _, size in self._waves.values())
+
+    def _reap(self) -> None:
+        """Forget waves that have ended."""
+        ended, _ = ray.wait([*self._waves], num_returns=len(self._waves) or 1, timeout=0)
+        for reference in ended:
+            del self._waves[reference]
+            try:
+                ray.get(reference)
+            except ray.exceptions.RayError as error:
+                self.failure = error
+
+    def _settled(self) -> bool:
+        joined = ray.get(self._queue.state.remote())["workers"] * self._group_size
+        return joined >= self._started or time.monotonic() - self._changed > _SETTLING_S
+
+    def _start(self, count: int) -> None:
+        together = self._group_size > 1
+        for size in [self._group_size] * (count // self._group_size) if together else [count]:
+            if size:
+                self._start_wave(size, together)
+        if self._started < self._wanted:
+            self._demand.ask([worker_resources(self._cluster)] * self._wanted)
+            self._notice()
+
+    def _start_wave(self, size: int, together: bool) -> None:
+        wave = uuid.uuid4().hex[:8]
+        storage = self._run.root / "ray" / f"workers-{wave}"
+        arguments = {"board": self._board, "shared": self._run.shared, "wave": wave}
+        task = fit.options(**on_this_node())
+        reference = task.remote(self._cluster, storage, size, arguments, together)
+        self._waves[reference] = wave, size
+        self._started += size
+        self._changed = time.monotonic()
+
+    def _notice(self) -> None:
+        if self._waves or time.monotonic() - self._noticed < _NOTICE_S:
+            return
+        self._noticed = time.monotonic()
+        self._run.say(
+            f"  waiting for room for a worker ({worker_resources(self._cluster)}); free in the "
+            f"cluster: {ray.available_resources()}"
+        )
+
+
+def pool_of(run: Run) -> WorkerPool:
+    """The run's own."""
+    pool: WorkerPool = run.kept("workers", lambda: WorkerPool(run))
+    return pool
+
+
+def _room(cluster: ClusterConfig) -> int:
+    """How many workers fit now: into what is free, on nodes that are large enough."""
+    needed = worker_resources(cluster)
+    if cluster.accelerator_type:
+        needed[f"accelerator_type:{cluster.accelerator_type}"] = 0.001  # what Ray itself reserves
+    free = ray.available_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return min(fitting(needed, free), sum(fitting(needed, node) for node in nodes))
+
+
+def fitting(needed: dict[str, float], present: dict[str, float]) -> int:
+    """How many times resources fit into others, by Ray's names."""
+    return min(int(present.get(name, 0) / amount + 1e-6) for name, amount in needed.items())
