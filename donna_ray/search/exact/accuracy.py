@@ -14,7 +14,14 @@ import numpy as np
 
 from donna_ray.predictor import AccuracyPredictor
 from donna_ray.predictor.model import Floats, transformed
-from donna_ray.search.exact.front import Cut, ExactFront, Indices, exact_front, nondominated, thinned
+from donna_ray.search.exact.front import (
+    Cut,
+    ExactFront,
+    Indices,
+    exact_front,
+    nondominated,
+    thinned,
+)
 from donna_ray.space import Architecture
 
 __all__ = ["AccuracyModel", "accuracy_front"]
