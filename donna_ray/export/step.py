@@ -92,7 +92,7 @@ def export_network(
             check_onnx_error(onnx_error(model, module, images, batch_size=size))
     with tempfile.TemporaryDirectory() as name:
         made = Path(name)
-        (made / _WEIGHTS).write_bytes(network.store.weights_path(network.key).read_bytes())
+        safetensors.torch.save_file(network.store.weights(network.key), made / _WEIGHTS)
         (made / _ONNX).write_bytes(model)
         (made / _SOURCE).write_text(source, encoding="utf-8")
         _check_source(made, images, module)
@@ -161,7 +161,7 @@ class _Finetuned:
     @torch.no_grad()
     def checked_onnx(self, network: StagedNetwork, images: Tensor) -> bytes:
         """What the finetuning exported; raises if the network is another. Images (N, C, H, W)."""
-        model = (self.store.root / f"{self.key}.onnx").read_bytes()
+        model = (Path(self.store.url) / f"{self.key}.onnx").read_bytes()
         error = onnx_error(model, network, images)
         if not error <= TOLERANCE:
             raise self._other_code(f"its logits differ by {error:.2e}")

@@ -76,8 +76,7 @@ def network_store(run: Run) -> RecordStore:
 
 def network_files(run: Run, jobs: Sequence[FinetuneJob]) -> list[Path]:
     """The files of finetuned networks, in the run folder."""
-    store, folder = network_store(run), run.root / _NETWORKS
-    return [path for job in jobs for path in store.fetch(job.key, folder)]
+    return network_store(run).fetch([job.key for job in jobs], run.root / _NETWORKS)
 
 
 def jobs_of(

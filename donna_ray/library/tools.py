@@ -1,6 +1,7 @@
 """What ``donna library ls``, ``show``, ``verify`` and ``gc`` tell and do, as plain facts."""
 
 import re
+from collections import ChainMap
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from donna_ray.config import RunConfig, load_config
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.run.run import Run
 from donna_ray.space import BlockSpec
-from donna_ray.storage.index import files_by_key
+from donna_ray.storage.index import Group, files_by_key
 from donna_ray.storage.records import PAUSED, RecordStore, block_store
 
 __all__ = ["Library", "bad_records", "blocks_of", "collect_garbage", "library_of", "record_of"]
@@ -33,6 +34,12 @@ class Library:
     store: RecordStore
     run: Path | None = None
     config: RunConfig | None = None
+
+    @property
+    def is_in_run(self) -> bool:
+        """The store is of this run alone: in its folder."""
+        local = self.store.local
+        return bool(self.run and local and local.resolve().is_relative_to(self.run.resolve()))
 
 
 def library_of(place: str) -> Library:
@@ -100,7 +107,7 @@ def record_of(store: RecordStore, key: str) -> Facts:
             "library ls` prints the keys, `donna library verify` those of bad records."
         )
     group = files_by_key(store.files())[key]
-    files = [{"name": f"{key}.{suffix}", "bytes": group[suffix].size} for suffix in sorted(group)]
+    files = [{"name": name, "bytes": fact.size} for name, fact in sorted(group.items())]
     return {"record": record, "files": files}
 
 
@@ -129,19 +136,15 @@ def collect_garbage(library: Library, *, dry_run: bool) -> Facts:
         paused = store.within(PAUSED)
         stale, stale_paused = store.stale_files(), paused.stale_files()
         blocks_kept = _why_blocks_are_kept(library)
-        blocks = _abandoned(store, run) if run and not blocks_kept else []
-        files = store.files()
-        groups = files_by_key(files)
-        doomed = {*stale, *(f"{key}.{suffix}" for key in blocks for suffix in groups[key])}
-        left = {name: fact.size for name, fact in paused.files().items() if name in stale_paused}
+        blocks = _abandoned(store, run) if run and not blocks_kept else {}
+        doomed = ChainMap(stale, *blocks.values())
         if not dry_run:
-            store.remove_files(stale)
+            store.remove_files(doomed)
             paused.remove_files(stale_paused)
-            store.remove(blocks)
     return {
         "stale_files": [*stale, *(f"{PAUSED}/{name}" for name in stale_paused)],
-        "blocks": blocks,
-        "bytes": sum(files[name].size for name in doomed if name in files) + sum(left.values()),
+        "blocks": list(blocks),
+        "bytes": sum(fact.size for fact in (*doomed.values(), *stale_paused.values())),
         "blocks_kept": blocks_kept,
         "removed": not dry_run,
     }
@@ -155,7 +158,7 @@ def _by_stage_and_nsr(block: Facts) -> tuple[int, bool, float, str]:
 def _check_is_store(library: Library) -> None:
     """Files of a folder that holds no record could be anybody's."""
     store = library.store
-    if (library.run and store.is_within(library.run)) or store.records():
+    if library.is_in_run or store.records():
         return
     raise ConfigError(
         f"Only a folder with at least one intact record is known to be a store, but {store.url} "
@@ -166,21 +169,24 @@ def _check_is_store(library: Library) -> None:
 def _why_blocks_are_kept(library: Library) -> str | None:
     if library.run is None:
         return "a store alone does not tell which blocks its runs need; name the run folder"
-    if not library.store.is_within(library.run):
+    if not library.is_in_run:
         return f"{library.store.url} is outside of {library.run}, so other runs may use its blocks"
     if not _artifacts(library.run):
         return f"no library of {library.run} is finished yet, so each block may be needed"
     return None
 
 
-def _abandoned(store: RecordStore, run: Path) -> list[str]:
-    """Keys of blocks without an artifact that refers to them, older than the newest of these."""
+def _abandoned(store: RecordStore, run: Path) -> dict[str, Group]:
+    """Files, by key, of blocks that no artifact refers to and that are older than the newest."""
     artifacts = _artifacts(run)
     needed = {word for path in artifacts for word in _WORD.findall(path.read_text())}
     newest = max(path.stat().st_mtime for path in artifacts)
-    keys = [key for key in store.records() if key not in needed]
-    files = store.files()
-    return [key for key in keys if (files[f"{key}.json"].modified or newest) < newest]
+    known, groups = store.records(), files_by_key(store.files())
+    return {
+        key: groups[key]
+        for key in sorted(known.keys() & groups.keys() - needed)
+        if all((fact.modified or newest) < newest for fact in groups[key].values())
+    }
 
 
 def _artifacts(run: Path) -> list[Path]:

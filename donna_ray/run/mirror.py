@@ -2,8 +2,10 @@
 
 ``mirror.json`` is written last and names the SHA-256 of every file; a file that does not have it is
 not fetched, so what a torn copy lacks is computed again. One command at a time may use a URL.
+fsspec's ``generic.rsync`` knows no such manifest: it tells changed files by size or time alone.
 """
 
+import hashlib
 import json
 import uuid
 from pathlib import Path
@@ -28,47 +30,37 @@ class Mirror:
     """
 
     def __init__(self, root: Path, url: str) -> None:
-        self._root, self._url = root, url
+        self._root, self._copy = root, Storage(url)
         self._sums: dict[str, tuple[tuple[int, int], str]] = {}
 
     def pull(self) -> None:
         """Fetch the copy, unless this folder made it, and so has all of it or more."""
-        data = Storage(self._url).read(_MANIFEST)
+        data = self._copy.read(_MANIFEST)
         manifest = json.loads(data) if data is not None else None
         if manifest is None or manifest == read_json(self._root / _SYNCED):
             return
         local = self._local()
         for name, sha in manifest["files"].items():
             if local.get(name) != sha:
-                self.fetch(name, sha)
+                data = self._copy.read(name)
+                if data is not None and hashlib.sha256(data).hexdigest() == sha:
+                    write_atomic(self._root / name, data)
         write_json(self._root / _SYNCED, manifest)
-
-    def fetch(self, name: str, sha256: str) -> None:
-        """Fetch one file, if its content at the URL is the one of this SHA-256 (hex)."""
-        folder, file = self._at(name)
-        if folder.sha256(file) == sha256:
-            write_atomic(self._root / name, folder.read(file) or b"")
 
     def push(self) -> None:
         """Bring the copy up to date."""
         local = self._local()
         before = (read_json(self._root / _SYNCED) or {"files": {}})["files"]
-        for name, sha in local.items():
-            if before.get(name) != sha and not name.startswith(_THERE_ALREADY):
-                folder, file = self._at(name)
-                folder.write(file, (self._root / name).read_bytes())
         if local == before:
             return
+        for name, sha in local.items():
+            if before.get(name) != sha and not name.startswith(_THERE_ALREADY):
+                self._copy.write(name, (self._root / name).read_bytes())
         for name in before.keys() - local.keys():
-            folder, file = self._at(name)
-            folder.remove(file)
+            self._copy.remove(name)
         manifest = {"version": uuid.uuid4().hex, "files": local}
-        Storage(self._url).write(_MANIFEST, json.dumps(manifest, indent=2).encode())
+        self._copy.write(_MANIFEST, json.dumps(manifest, indent=2).encode())
         write_json(self._root / _SYNCED, manifest)
-
-    def _at(self, name: str) -> tuple[Storage, str]:
-        folder, _, file = name.rpartition("/")
-        return Storage(f"{self._url}/{folder}" if folder else self._url), file
 
     def _local(self) -> dict[str, str]:
         """SHA-256 of the files that belong to the copy, by relative path."""

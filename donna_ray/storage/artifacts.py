@@ -136,17 +136,9 @@ class StepFolder:
         manifest = read_json(self.path / _MANIFEST)
         if not isinstance(manifest, dict) or "checksum" not in manifest:
             return None
-        checksum = manifest.pop("checksum")
-        if checksum != digest(manifest) or not self._files_are_intact(manifest["files"]):
+        if manifest.pop("checksum") != digest(manifest):
             return None
-        return Artifact(
-            step=self.step,
-            path=self.path,
-            result=manifest["result"],
-            files=manifest["files"],
-            seconds=manifest["seconds"],
-            reused=True,
-        )
+        return self._artifact(manifest, reused=True) if self._is_intact(manifest) else None
 
     def commit(self, result: dict[str, Any], files: Files, seconds: float) -> Artifact:
         """Declare the step finished.
@@ -156,21 +148,19 @@ class StepFolder:
             files: what belongs to the artifact, anywhere in the run folder.
             seconds: wall time of the computation.
         """
-        names = sorted((file.relative_to(self._root).as_posix(), file) for file in files)
-        sums = {name: file_sha256(file) for name, file in names}
-        manifest = {
-            "step": self.step,
-            "inputs": self.inputs,
-            "result": result,
-            "files": sums,
-            "seconds": seconds,
-        }
-        manifest = json.loads(canonical_json(manifest))
+        sums = {file.relative_to(self._root).as_posix(): file_sha256(file) for file in files}
+        facts = {"step": self.step, "inputs": self.inputs, "result": result, "files": sums}
+        manifest = json.loads(canonical_json({**facts, "seconds": seconds}))
         write_json(self.path / _MANIFEST, manifest | {"checksum": digest(manifest)})
-        return Artifact(self.step, self.path, manifest["result"], sums, seconds)
+        return self._artifact(manifest, reused=False)
 
-    def _files_are_intact(self, files: dict[str, str]) -> bool:
+    def _artifact(self, manifest: dict[str, Any], *, reused: bool) -> Artifact:
+        facts = {name: manifest[name] for name in ("step", "result", "files", "seconds")}
+        return Artifact(path=self.path, reused=reused, **facts)
+
+    def _is_intact(self, manifest: dict[str, Any]) -> bool:
+        files = manifest["files"].items()
         try:
-            return all(file_sha256(self._root / name) == sha for name, sha in files.items())
+            return all(file_sha256(self._root / name) == sha for name, sha in files)
         except FileNotFoundError:
             return False

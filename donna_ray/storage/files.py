@@ -11,25 +11,28 @@ Credentials and endpoints come from fsspec's own configuration.
 """
 
 import errno
-import hashlib
 import os
-import random
 import re
 import stat
-import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from tenacity import (
+    Retrying,
+    retry_if_exception,
+    stop_before_delay,
+    wait_random_exponential,
+)
 
 from donna_ray.errors import ConfigError, DonnaError
-from donna_ray.storage.artifacts import file_sha256, write_atomic
+from donna_ray.storage.artifacts import write_atomic
 
 __all__ = ["FileFact", "Storage", "folder_in", "is_temporary"]
 
@@ -37,7 +40,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 PATIENCE = 60.0  # seconds for which a store that refuses is asked again
-FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds between two attempts; each is twice the one before
+FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds at most between two attempts: doubled each time
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ATOMIC_PUT = {"abfs", "abfss", "az", "gcs", "gs", "memory", "oss", "s3", "s3a"}
@@ -74,7 +77,8 @@ def folder_in(place: str | Path, folder: str) -> str | Path:
 class Storage:
     """One folder. Picklable; several processes may write different files at once.
 
-    A ``Path`` is on this machine's filesystem, whatever is in it; a string may be a URL.
+    A ``Path`` is on this machine's filesystem, whatever is in it; a string may be a URL. A name may
+    have folders in it, which are made.
 
     A filesystem that refuses is asked again, with growing pauses, for up to a minute. What it does
     then, and at once on a full disk, is a ``DonnaError``.
@@ -88,42 +92,45 @@ class Storage:
     """
 
     def __init__(self, url: str | Path) -> None:
-        filesystem, path = _filesystem(url)
-        self.local = Path(path) if isinstance(filesystem, LocalFileSystem) else None
-        self.url = path if self.local else re.sub(r"//[^/@]*@", "//", str(url))
-        self._files: _Files = _Local(self.local) if self.local else _Remote(filesystem, path)
+        self._filesystem, self._folder = _filesystem(url)
+        is_local = isinstance(self._filesystem, LocalFileSystem)
+        self.local = Path(self._folder) if is_local else None
+        self.url = self._folder if self.local else re.sub(r"//[^/@]*@", "//", str(url))
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None where there is none of this name."""
-        return self._read("read", name, lambda: self._files.read(name))
-
-    def sha256(self, name: str) -> str | None:
-        """SHA-256 of a file in hex; None where there is none of this name."""
-        return self._read("read", name, lambda: self._files.sha256(name))
+        return self._or_none(
+            "read", name, lambda: bytes(self._filesystem.cat_file(self._path(name)))
+        )
 
     def listing(self) -> dict[str, FileFact]:
         """Every file of the folder (not of folders in it); none where the folder is missing."""
-        return self._read("listed", "its files", self._files.listing) or {}
+        list_files = self._list_local if self.local else self._list_remote
+        return self._or_none("listed", "its files", list_files) or {}
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, whole or not at all."""
-        self._patiently("written", name, lambda: self._files.write(name, data))
+        self._patiently("written", name, lambda: self._write(self._path(name), data))
 
     def write_derived(self, name: str, data: bytes) -> None:
         """Write a file that can be made again: one attempt, and a refusal is no error."""
-        with suppress(OSError):
-            self._files.write(name, data)
+        with suppress(Exception):
+            self._write(self._path(name), data)
 
     def remove(self, name: str) -> None:
         """Remove a file; nothing where there is none of this name."""
-        self._read("removed", name, lambda: self._files.remove(name))
+        self._or_none("removed", name, lambda: self._filesystem.rm_file(self._path(name)))
 
     def map(self, function: Callable[[T], U], items: Iterable[T]) -> list[U]:
         """The function of each item, in order; on threads where the filesystem allows them."""
-        with ThreadPoolExecutor(self._files.threads) as pool:
+        threaded = self.local or self._filesystem.async_impl  # FTP's client, say, bears one
+        with ThreadPoolExecutor(_THREADS if threaded else 1) as pool:
             return list(pool.map(function, items))
 
-    def _read(self, verb: str, name: str, action: Callable[[], T]) -> T | None:
+    def _path(self, name: str) -> str:
+        return f"{self._folder}/{name}"
+
+    def _or_none(self, verb: str, name: str, action: Callable[[], T]) -> T | None:
         def none_where_missing() -> T | None:
             with suppress(FileNotFoundError):
                 return action()
@@ -132,118 +139,64 @@ class Storage:
         return self._patiently(verb, name, none_where_missing)
 
     def _patiently(self, verb: str, name: str, action: Callable[[], T]) -> T:
-        deadline, wait = time.monotonic() + PATIENCE, FIRST_WAIT
-        while True:
-            try:
-                return action()
-            except OSError as error:
-                if error.errno in _FULL:
-                    raise self._full(name, error) from error
-                if time.monotonic() + wait > deadline:
-                    raise self._refused(verb, name, error) from error
-            time.sleep(wait * random.uniform(0.5, 1))  # workers are not to come back all at once
-            wait = min(2 * wait, LONGEST_WAIT)
+        attempts = Retrying(
+            retry=retry_if_exception(_may_pass),
+            wait=wait_random_exponential(FIRST_WAIT, LONGEST_WAIT),
+            stop=stop_before_delay(PATIENCE),
+            reraise=True,
+        )
+        try:
+            return attempts(action)
+        except Exception as error:  # clients have their own, such as gcsfs's `HttpError`
+            raise self._error(verb, name, error) from error
 
-    def _full(self, name: str, error: OSError) -> DonnaError:
+    def _error(self, verb: str, name: str, error: Exception) -> DonnaError:
+        if _may_pass(error):
+            rule = (
+                f"let {name} be {verb}, but refused for {PATIENCE:.0f} s ({type(error).__name__}: "
+                f"{error}). See to its network, permissions and credentials"
+            )
+        else:
+            rule = f"have room, but is full ({error}; file {name}). Make room"
         return DonnaError(
-            f"The store {self.url} must have room, but is full ({error}; file {name}). Make room, "
-            "then give the same command again: all records that were stored before are kept, and "
-            "it goes on from them."
+            f"The store {self.url} must {rule}, then give the same command again: all records that "
+            "were stored before are kept, and it goes on from them."
         )
 
-    def _refused(self, verb: str, name: str, error: OSError) -> DonnaError:
-        return DonnaError(
-            f"The store {self.url} must let {name} be {verb}, but refused for {PATIENCE:.0f} s "
-            f"({type(error).__name__}: {error}). See to its network, permissions and credentials, "
-            "then give the same command again: all records that were stored before are kept, and "
-            "it goes on from them."
-        )
-
-
-class _Files(Protocol):
-    """One attempt of each; all raise ``OSError``, ``FileNotFoundError`` among them."""
-
-    threads: int
-
-    def read(self, name: str) -> bytes: ...
-    def sha256(self, name: str) -> str: ...
-    def listing(self) -> dict[str, FileFact]: ...
-    def write(self, name: str, data: bytes) -> None: ...
-    def remove(self, name: str) -> None: ...
-
-
-class _Local:
-    threads = _THREADS
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def read(self, name: str) -> bytes:
-        return (self._folder / name).read_bytes()
-
-    def sha256(self, name: str) -> str:
-        return file_sha256(self._folder / name)
-
-    def listing(self) -> dict[str, FileFact]:
+    def _list_local(self) -> dict[str, FileFact]:
+        """fsspec's own listing fails where a file goes while it is made."""
         facts = {}
         with os.scandir(self._folder) as entries:
             for entry in entries:
-                try:
+                with suppress(FileNotFoundError):  # a temporary file, renamed by now
                     status = entry.stat()
-                except FileNotFoundError:  # a temporary file, renamed by now
-                    continue
-                if stat.S_ISREG(status.st_mode):
-                    stamp = str(status.st_mtime_ns)
-                    facts[entry.name] = FileFact(status.st_size, stamp, status.st_mtime)
+                    if stat.S_ISREG(status.st_mode):
+                        stamp = str(status.st_mtime_ns)
+                        facts[entry.name] = FileFact(status.st_size, stamp, status.st_mtime)
         return facts
 
-    def write(self, name: str, data: bytes) -> None:
-        write_atomic(self._folder / name, data)
-
-    def remove(self, name: str) -> None:
-        (self._folder / name).unlink()
-
-
-class _Remote:
-    def __init__(self, filesystem: Any, folder: str) -> None:
-        self._filesystem, self._folder = filesystem, folder
-        protocol = filesystem.protocol
-        names = {protocol} if isinstance(protocol, str) else set(protocol)
-        self._atomic_put = bool(names & _ATOMIC_PUT)
-        self.threads = _THREADS if filesystem.async_impl else 1  # FTP's client, say, bears one
-
-    def read(self, name: str) -> bytes:
-        with _os_errors():
-            return bytes(self._filesystem.cat_file(self._path(name)))
-
-    def sha256(self, name: str) -> str:
-        return hashlib.sha256(self.read(name)).hexdigest()
-
-    def listing(self) -> dict[str, FileFact]:
-        with _os_errors():
-            self._filesystem.invalidate_cache(self._folder)
-            entries = self._filesystem.ls(self._folder, detail=True)
+    def _list_remote(self) -> dict[str, FileFact]:
+        self._filesystem.invalidate_cache(self._folder)
+        entries = self._filesystem.ls(self._folder, detail=True)
         return {
             entry["name"].rpartition("/")[2]: _fact(entry)
             for entry in entries
             if entry["type"] == "file"
         }
 
-    def write(self, name: str, data: bytes) -> None:
-        with _os_errors():
-            if self._atomic_put:
-                self._filesystem.pipe_file(self._path(name), data)
-            else:
-                self._filesystem.makedirs(self._folder, exist_ok=True)
-                self._write_and_move(self._path(name), data)
-
-    def remove(self, name: str) -> None:
-        with _os_errors():
-            self._filesystem.rm_file(self._path(name))
+    def _write(self, path: str, data: bytes) -> None:
+        protocol = self._filesystem.protocol
+        if self.local:
+            write_atomic(Path(path), data)
+        elif _ATOMIC_PUT & ({protocol} if isinstance(protocol, str) else set(protocol)):
+            self._filesystem.pipe_file(path, data)
+        else:
+            self._write_and_move(path, data)
 
     def _write_and_move(self, path: str, data: bytes) -> None:
         folder, _, name = path.rpartition("/")
         temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}"
+        self._filesystem.makedirs(folder, exist_ok=True)
         try:
             self._filesystem.pipe_file(temporary, data)
             try:
@@ -256,19 +209,9 @@ class _Remote:
                 self._filesystem.rm_file(temporary)
             raise
 
-    def _path(self, name: str) -> str:
-        return f"{self._folder}/{name}"
 
-
-@contextmanager
-def _os_errors() -> Iterator[None]:
-    """Errors of a filesystem's client, such as gcsfs's ``HttpError``, as what they are to us."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, Exception) and getattr(error, "errno", None) not in _FULL
 
 
 def _filesystem(url: str | Path) -> tuple[Any, str]:
@@ -292,12 +235,10 @@ def _fact(entry: dict[str, Any]) -> FileFact:
 
 
 def _seconds(changed: datetime | float | str | None) -> float | None:
-    if isinstance(changed, str):
-        try:
-            changed = datetime.fromisoformat(changed)
-        except ValueError:
-            return None
-    if isinstance(changed, datetime):
-        zoned = changed if changed.tzinfo else changed.replace(tzinfo=UTC)
-        return zoned.timestamp()
-    return changed
+    if changed is None or isinstance(changed, int | float):
+        return changed
+    try:
+        moment = datetime.fromisoformat(str(changed))
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

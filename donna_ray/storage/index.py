@@ -12,23 +12,14 @@ from typing import Any, NamedTuple
 
 from donna_ray.storage.files import FileFact
 
-__all__ = [
-    "INDEX",
-    "Entry",
-    "Group",
-    "dump_index",
-    "files_by_key",
-    "load_index",
-    "stamp_of",
-    "unchanged",
-]
+__all__ = ["INDEX", "Entry", "Group", "dump_index", "files_by_key", "load_index", "stamp_of"]
 
 INDEX = ".index"
-_VERSION = 1
+_VERSION = b"2"
 _SUM_BYTES = 32
 
-Group = Mapping[str, FileFact]
-"""The files of one key, by suffix."""
+Group = dict[str, FileFact]
+"""Files by name."""
 
 
 class Entry(NamedTuple):
@@ -38,13 +29,13 @@ class Entry(NamedTuple):
     record: dict[str, Any]
 
 
-def files_by_key(files: Group) -> dict[str, dict[str, FileFact]]:
-    """A listing by key, then by suffix; without temporary files and the index (a leading dot)."""
-    groups: dict[str, dict[str, FileFact]] = {}
+def files_by_key(files: Group) -> dict[str, Group]:
+    """A listing by key: what precedes the first dot. Temporary files and the index have none."""
+    groups: dict[str, Group] = {}
     for name, fact in files.items():
-        key, dot, suffix = name.partition(".")
+        key, dot, _ = name.partition(".")
         if key and dot:
-            groups.setdefault(key, {})[suffix] = fact
+            groups.setdefault(key, {})[name] = fact
     return groups
 
 
@@ -52,30 +43,22 @@ def stamp_of(group: Group) -> str:
     """One text for the files of a key; empty where the filesystem does not tell what changed."""
     if any(fact.stamp is None for fact in group.values()):
         return ""
-    return ";".join(sorted(f"{suffix} {fact.size} {fact.stamp}" for suffix, fact in group.items()))
-
-
-def unchanged(known: Mapping[str, Entry], groups: Mapping[str, Group]) -> dict[str, Entry]:
-    """The entries that hold: all files of the key are as they were when it was verified."""
-    return {
-        key: entry
-        for key, entry in known.items()
-        if key in groups and entry.stamp and entry.stamp == stamp_of(groups[key])
-    }
+    return ";".join(sorted(f"{name} {fact.size} {fact.stamp}" for name, fact in group.items()))
 
 
 def load_index(data: bytes | None) -> dict[str, Entry]:
     """The entries by key; none where the index is missing, torn, altered or of another version."""
-    if data is None or hashlib.sha256(data[_SUM_BYTES:]).digest() != data[:_SUM_BYTES]:
+    if data is None or data[:_SUM_BYTES] != _sum(data[_SUM_BYTES:]):
         return {}
-    content = json.loads(zlib.decompress(data[_SUM_BYTES:]))
-    if content["version"] != _VERSION:
-        return {}
-    return {key: Entry(*entry) for key, entry in content["entries"].items()}
+    entries = json.loads(zlib.decompress(data[_SUM_BYTES:]))
+    return {key: Entry(*entry) for key, entry in entries.items()}
 
 
 def dump_index(entries: Mapping[str, Entry]) -> bytes:
-    """SHA-256 of the rest, then zlib of JSON."""
-    content = json.dumps({"version": _VERSION, "entries": entries}, separators=(",", ":"))
-    body = zlib.compress(content.encode(), level=1)
-    return hashlib.sha256(body).digest() + body
+    """SHA-256 of the version and the rest, then zlib of JSON."""
+    body = zlib.compress(json.dumps(entries, separators=(",", ":")).encode(), level=1)
+    return _sum(body) + body
+
+
+def _sum(body: bytes) -> bytes:
+    return hashlib.sha256(_VERSION + body).digest()

@@ -1,12 +1,13 @@
-"""A store of trained modules on any fsspec path: one JSON record and one safetensors file a key.
+"""A store of trained modules on any fsspec path; a record and its tensors are one object.
 
-    <key>.json          the record; names size and SHA-256 of the others, with a checksum of itself
-    <key>.safetensors   the weights; a block whose training failed has none
-    <key>.<suffix>      other files of the record, such as <key>.onnx
-    .index              see ``record_index``
+    <key>.safetensors   the tensors, and in the metadata of its header the record: canonical JSON
+                        with the SHA-256 of the tensors' bytes and a checksum of the whole header.
+                        The record of work that failed has no tensors
+    <key>.onnx          another file of the record, which has its SHA-256
+    .index              see ``index``
 
-The record is written last, and every file as atomically as the filesystem can (``storage``). So a
-record that reads is a record of finished work. One that is torn or altered, or of which a file is
+The object is written last and at once, as atomically as the filesystem can (``files``). So a record
+that reads is a record of finished work. One that is torn or altered, or of which another file is
 missing, torn or altered, is no record: its work is done again.
 """
 
@@ -14,7 +15,8 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,6 @@ from donna_ray.storage.index import (
     files_by_key,
     load_index,
     stamp_of,
-    unchanged,
 )
 
 __all__ = ["PAUSED", "Record", "RecordStore", "block_store"]
@@ -42,8 +43,10 @@ Record = dict[str, Any]
 PAUSED = "paused"
 """The folder of a block store that holds the states of blocks that were stopped early."""
 
-_RECORD, _WEIGHTS = "json", "safetensors"
-_KEY, _SUFFIX = re.compile(r"[\w-]+"), re.compile(r"[\w.-]+")
+_OBJECT, _OTHERS = "safetensors", {"onnx"}
+_EARLIER = "json"  # where the record was before it was in the header
+_METADATA = "__metadata__"  # of a safetensors header
+_KEY = re.compile(r"[\w-]+")
 
 
 class RecordStore:
@@ -64,31 +67,17 @@ class RecordStore:
 
     def within(self, folder: str) -> "RecordStore":
         """The store in a folder of this one."""
-        return RecordStore(folder_in(self._storage.local or self._place, folder))
+        return RecordStore(folder_in(self.local or self._place, folder))
 
     @property
     def url(self) -> str:
-        """The folder, for people."""
+        """The folder, for people; a path where it is on a local one."""
         return self._storage.url
 
     @property
-    def root(self) -> Path:
-        """The folder of a store on a local path.
-
-        Raises:
-            DonnaError: the store is elsewhere.
-        """
-        if self._storage.local is None:
-            raise DonnaError(
-                f"Only a store on a local path has paths, but this one is {self.url}. Read it "
-                "through its methods, or set library.store to a path."
-            )
+    def local(self) -> Path | None:
+        """The folder on this machine's filesystem; None where it is on another one."""
         return self._storage.local
-
-    def is_within(self, folder: Path) -> bool:
-        """The store is on a local path in this folder."""
-        local = self._storage.local
-        return local is not None and local.resolve().is_relative_to(folder.resolve())
 
     def put(
         self,
@@ -101,26 +90,17 @@ class RecordStore:
 
         Args:
             key: letters, digits, ``-`` and ``_``.
-            record: plain JSON; ``key``, ``weights_sha256``, ``weights_bytes`` and ``files`` are
+            record: plain JSON; ``key``, ``weights_sha256`` and ``files`` (SHA-256 by suffix) are
                 added.
             state_dict: the weights.
             files: what else belongs to the record, by suffix: ``{"onnx": …}`` is ``<key>.onnx``.
         """
         _check_names(key, files)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-        weights = safetensors.torch.save(tensors)
-        self._storage.write(f"{key}.{_WEIGHTS}", weights)
         for suffix, content in files.items():
             self._storage.write(f"{key}.{suffix}", content)
-        facts = {
-            "weights_sha256": hashlib.sha256(weights).hexdigest(),
-            "weights_bytes": len(weights),
-            "files": {
-                suffix: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-                for suffix, content in files.items()
-            },
-        }
-        self._write_record(key, {**record, **facts})
+        sums = {suffix: hashlib.sha256(content).hexdigest() for suffix, content in files.items()}
+        data = _object({**record, "key": key, "files": sums}, state_dict)
+        self._storage.write(f"{key}.{_OBJECT}", data)
 
     def put_failed(self, key: str, reason: str, record: Mapping[str, Any]) -> None:
         """Store that the work of a key failed, so that it is not tried again.
@@ -128,18 +108,18 @@ class RecordStore:
         ``get`` and ``records`` give the record, with the reason under ``failed``; it has no weights
         and no files.
         """
-        _check_names(key, ())
-        self._write_record(key, {**record, "failed": reason, "files": {}})
+        self.put(key, {**record, "failed": reason}, {})
 
     def get(self, key: str) -> Record | None:
-        """The record of a key; None where it or a file of it is missing, torn or altered."""
-        record = self._record(key)
+        """The record of a key; None where any of its files is missing, torn or altered."""
+        record = _record_in(self._object(key), key)
         if record is None:
             return None
-        intact = (
-            self._storage.sha256(f"{key}.{suffix}") == sha for suffix, sha in _sums(record).items()
-        )
-        return record if all(intact) else None
+        for suffix, expected in record["files"].items():
+            content = self._storage.read(f"{key}.{suffix}")
+            if content is None or hashlib.sha256(content).hexdigest() != expected:
+                return None
+        return record
 
     def weights(self, key: str) -> dict[str, Tensor]:
         """The state dict of a key.
@@ -147,50 +127,35 @@ class RecordStore:
         Raises:
             DonnaError: no intact record has this key, or its training failed.
         """
-        record = self._record(key) or {}
+        data = self._object(key)
+        record = _record_in(data, key)
+        if record is None:
+            raise self._no_record(key)
         if "failed" in record:
             raise DonnaError(
                 f"The record {key} in {self.url} must have weights, but its training failed: "
                 f"{record['failed']}. Leave it out, or remove its record and train it again."
             )
-        data = self._storage.read(f"{key}.{_WEIGHTS}") if record else None
-        if data is None or hashlib.sha256(data).hexdigest() != record["weights_sha256"]:
-            raise DonnaError(
-                f"The record {key} must be intact in {self.url}, but it is missing, torn or "
-                "altered. Run the step that makes it again: it renews only such records."
-            )
         return safetensors.torch.load(data)
 
-    def weights_path(self, key: str) -> Path:
-        """Where the weights of a key are, on a local path."""
-        return self.root / f"{key}.{_WEIGHTS}"
-
-    def paths(self, key: str) -> tuple[Path, ...]:
-        """The files of a key on a local path: its record, then weights and others if it has any.
+    def fetch(self, keys: Iterable[str], folder: Path) -> list[Path]:
+        """The files of records, on a local path: the store's own, or copies in this folder.
 
         Raises:
-            DonnaError: the record is missing, torn or altered, or the store is elsewhere.
+            DonnaError: a record, or a file of it, is missing, torn or altered.
         """
-        root, record = self.root, self._record(key)
-        if record is None:
-            raise DonnaError(
-                f"The record {key} must be in {self.url}, but it is missing, torn or altered. Run "
-                "the step that makes it again: it renews only such records."
-            )
-        return tuple(root / f"{key}.{suffix}" for suffix in (_RECORD, *_sums(record)))
-
-    def fetch(self, key: str, folder: Path) -> tuple[Path, ...]:
-        """``paths`` of a key in a local folder: the store's own, or one to which it is copied.
-
-        Raises:
-            DonnaError: the record, or a file of it, is missing, torn or altered.
-        """
-        if self._storage.local is not None:
-            return self.paths(key)
-        record, copy = self._record(key) or {}, Storage(folder)
-        for suffix in (*_sums(record), _RECORD):
-            copy.write(f"{key}.{suffix}", self._storage.read(f"{key}.{suffix}") or b"")
-        return RecordStore(folder).paths(key)
+        known = self.records()
+        names: list[str] = []
+        for key in keys:
+            if key not in known:
+                raise self._no_record(key)
+            names += _names(key, known[key])
+        if self.local is not None:
+            return [self.local / name for name in names]
+        copies = Storage(folder)
+        for name in names:
+            copies.write(name, self._storage.read(name) or b"")
+        return [folder / name for name in names]
 
     def records(self) -> dict[str, Record]:
         """Every intact record by key, in one listing.
@@ -201,7 +166,11 @@ class RecordStore:
         files = self._storage.listing()
         groups = files_by_key(files)
         known = load_index(self._storage.read(INDEX)) if INDEX in files else {}
-        entries = unchanged(known, groups)
+        entries = {
+            key: entry
+            for key, entry in known.items()
+            if entry.stamp and entry.stamp == stamp_of(groups.get(key, {}))
+        }
         renewed = self._verified({key: groups[key] for key in groups if key not in entries})
         if renewed or len(entries) < len(known):
             self._storage.write_derived(INDEX, dump_index(entries | renewed))
@@ -215,75 +184,64 @@ class RecordStore:
         groups = files_by_key(self._storage.listing())
         intact = self._verified(groups)
         self._storage.write_derived(INDEX, dump_index(intact))
-        return sorted(key for key in groups if _RECORD in groups[key] and key not in intact)
+        return sorted(_with_object(groups) - intact.keys())
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Remove all files of these keys, the records first; a key without files is passed over."""
+        """Remove all files of these keys; a key without files is passed over."""
         groups = files_by_key(self._storage.listing())
-        names = [_removal_order(key, groups[key]) for key in keys if key in groups]
-        self._storage.map(self.remove_files, names)
+        self.remove_files(name for key in keys for name in groups.get(key, ()))
 
     def files(self) -> dict[str, FileFact]:
         """Every file of the folder by name, whatever it belongs to."""
         return self._storage.listing()
 
-    def stale_files(self, older_than: float = 3600.0) -> list[str]:
-        """Names of files that belong to no intact record: what killed writers left behind.
+    def stale_files(self, older_than: float = 3600.0) -> dict[str, FileFact]:
+        """Files by name that belong to no intact record: what killed writers left.
 
-        Temporary files, weights without a record, bad records with all their files; not what
-        somebody else put there under a name of their own.
+        Temporary files, and of each key with a ``.safetensors`` or ``.onnx`` the files that no
+        intact record names; not what somebody else put there under other suffixes.
 
         Args:
             older_than: seconds since the last change; younger ones may be a record in the making.
         """
-        files = self._storage.listing()
-        named = {
-            f"{key}.{suffix}"
-            for key, record in self.records().items()
-            for suffix in (_RECORD, *_sums(record))
-        }
-        candidates = [name for name in files if is_temporary(name)]
+        known, files = self.records(), self._storage.listing()
+        stale = [name for name in files if is_temporary(name)]
         for key, group in files_by_key(files).items():
-            names = [name for name in _removal_order(key, group) if name not in named]
-            candidates += names if names and self._is_ours(key, group) else []
+            if any(f"{key}.{suffix}" in group for suffix in (_OBJECT, *_OTHERS)):
+                stale += group.keys() - set(_names(key, known[key]) if key in known else ())
         limit = time.time() - older_than
-        return [
-            name
-            for name in candidates
+        return {
+            name: files[name]
+            for name in stale
             if (modified := files[name].modified) is not None and modified <= limit
-        ]
+        }
 
-    def remove_files(self, names: Sequence[str]) -> None:
-        """Remove files by name, in order."""
-        for name in names:
-            self._storage.remove(name)
+    def remove_files(self, names: Iterable[str]) -> None:
+        """Remove files by name; one that is not there is passed over."""
+        self._storage.map(self._storage.remove, names)
 
-    def _write_record(self, key: str, record: Mapping[str, Any]) -> None:
-        body = {"key": key} | json.loads(canonical_json({**record, "key": key}))
-        text = json.dumps(body | {"checksum": digest(body)}, indent=2)
-        self._storage.write(f"{key}.{_RECORD}", (text + "\n").encode())
-
-    def _record(self, key: str) -> Record | None:
-        """The record, whatever its files are; None where it is missing, torn or altered."""
-        data = self._storage.read(f"{key}.{_RECORD}")
-        return None if data is None else _parsed(key, data)
+    def _object(self, key: str) -> bytes:
+        return self._storage.read(f"{key}.{_OBJECT}") or b""
 
     def _verified(self, groups: Mapping[str, Group]) -> dict[str, Entry]:
         """The intact records among these, for the index."""
-        keys = [key for key, group in groups.items() if _RECORD in group]
-        records = self._storage.map(self.get, keys)
-        return {
-            key: Entry(stamp_of(groups[key]), record)
-            for key, record in zip(keys, records, strict=True)
-            if record is not None
-        }
+        keys = sorted(_with_object(groups))
+        records = zip(keys, self._storage.map(self.get, keys), strict=True)
+        intact = {key: Entry(stamp_of(groups[key]), record) for key, record in records if record}
+        if any(f"{key}.{_EARLIER}" in groups[key] for key in keys if key not in intact):
+            warnings.warn(
+                f"The records of {self.url} must be single files, but some are of an earlier "
+                f"version (KEY.{_EARLIER} beside KEY.{_OBJECT}). They are not read, and the step "
+                "that made them makes them again.",
+                stacklevel=2,
+            )
+        return intact
 
-    def _is_ours(self, key: str, group: Group) -> bool:
-        """The files of a key without an intact record are this store's, not a user's."""
-        if _WEIGHTS in group:
-            return True
-        data = self._storage.read(f"{key}.{_RECORD}") if _RECORD in group else None
-        return f'"key": "{key}"'.encode() in (data or b"")
+    def _no_record(self, key: str) -> DonnaError:
+        return DonnaError(
+            f"The record {key} must be intact in {self.url}, but it is missing, torn or altered. "
+            "Run the step that makes it again: it renews only such records."
+        )
 
 
 def block_store(place: str | Path, url: str | None) -> RecordStore:
@@ -292,35 +250,52 @@ def block_store(place: str | Path, url: str | None) -> RecordStore:
 
 
 def _check_names(key: str, suffixes: Iterable[str]) -> None:
-    if not _KEY.fullmatch(key):
+    if not _KEY.fullmatch(key) or not _OTHERS.issuperset(suffixes):
         raise DonnaError(
-            f"A record's key must be letters, digits, - and _, but is {key!r}. Use a digest."
+            f"A record's key must be letters, digits, - and _, and each suffix of its files one "
+            f"of {sorted(_OTHERS)}, but got {key!r} and {list(suffixes)}. Use a digest as key."
         )
-    for suffix in suffixes:
-        if not _SUFFIX.fullmatch(suffix) or suffix in (_RECORD, _WEIGHTS):
-            raise DonnaError(
-                f"The suffix of a record's file must be letters, digits, -, _ and dots, and "
-                f"neither {_RECORD} nor {_WEIGHTS}, but is {suffix!r}. Choose another."
-            )
 
 
-def _parsed(key: str, data: bytes) -> Record | None:
+def _object(record: Record, tensors: Mapping[str, Tensor]) -> bytes:
+    """A safetensors file with the record in its header."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header, body = _parts(safetensors.torch.save(tensors))
+    facts = {"weights_sha256": hashlib.sha256(body).hexdigest()}
+    record = json.loads(canonical_json(record | facts))
+    text = canonical_json(record | {"checksum": digest([record, header])})
+    return safetensors.torch.save(tensors, {"record": text})
+
+
+def _record_in(data: bytes, key: str) -> Record | None:
+    """The record in a safetensors file of this key; None where any byte of it is not as written."""
     try:
-        record: Any = json.loads(data)
-        intact = isinstance(record, dict) and record.pop("checksum", None) == digest(record)
-    except ValueError:
+        header, body = _parts(data)
+        record: Record = json.loads(header.pop(_METADATA)["record"])
+        intact = (
+            record.pop("checksum") == digest([record, header])
+            and record["key"] == key
+            and record["weights_sha256"] == hashlib.sha256(body).hexdigest()
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):  # no safetensors, or not of a store
         return None
-    return record if intact and record.get("key") == key else None
+    return record if intact else None
 
 
-def _sums(record: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of the files that a record names, by suffix."""
-    weights = {_WEIGHTS: record["weights_sha256"]} if "weights_sha256" in record else {}
-    return weights | {name: each["sha256"] for name, each in record.get("files", {}).items()}
+def _parts(data: bytes) -> tuple[dict[str, Any], memoryview]:
+    """The header of a safetensors file, and the bytes of its tensors.
+
+    Its first 8 bytes are the header's length (little-endian), and the header is JSON.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(data[8:end]), memoryview(data)[end:]
 
 
-def _removal_order(key: str, group: Group) -> list[str]:
-    """Names of a key's files: the record first, so that none is left without its files, and the
-    weights last, so that what an interruption leaves is still known to be stale."""
-    order = sorted(group, key=lambda suffix: (suffix != _RECORD, suffix == _WEIGHTS))
-    return [f"{key}.{suffix}" for suffix in order]
+def _names(key: str, record: Record) -> list[str]:
+    """Names of a record's files."""
+    return [f"{key}.{suffix}" for suffix in (_OBJECT, *record["files"])]
+
+
+def _with_object(groups: Mapping[str, Group]) -> set[str]:
+    """Keys whose files may be a record."""
+    return {key for key, group in groups.items() if f"{key}.{_OBJECT}" in group}

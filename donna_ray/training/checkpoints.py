@@ -7,7 +7,7 @@ __all__ = ["Checkpoints"]
 
 
 class Checkpoints:
-    """Checkpoints by key: safetensors and a checksummed record each. Picklable.
+    """Checkpoints by key, a record each. Picklable.
 
     The last two epochs are kept, so that one is intact whenever the process dies.
 

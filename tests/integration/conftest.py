@@ -48,6 +48,13 @@ SMALLEST = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """These tests share a finished run and a Ray, so one of pytest-xdist's processes has all."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("integration"))
+
+
 def words_of_demo(out: Path, *more: str) -> list[str]:
     """The arguments of `donna` for the smallest demo."""
     sets = [f"--set={key}={json.dumps(value)}" for key, value in SMALLEST.items()]
@@ -126,7 +133,7 @@ def measurements_in(path: Path) -> int:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of an undisturbed smallest demo."""
+    """The run folder of an undisturbed smallest demo, in a process and on a Ray of its own."""
     out = tmp_path_factory.mktemp("finished") / "run"
     completed = donna(demo(out))
     assert completed.returncode == 0, completed.stderr

@@ -68,7 +68,7 @@ def _refusal(store: Path) -> int:
     except FileNotFoundError:
         return 0
     log = store.with_suffix(".refused")
-    if not log.exists() and len(list(store.glob("*.json"))) < planned["after"]:
+    if not log.exists() and len(list(store.glob("*.safetensors"))) < planned["after"]:
         return 0
     with log.open("a+") as file:  # O_APPEND: lines of several processes do not mix
         file.seek(0)

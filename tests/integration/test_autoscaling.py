@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.ray_head import ROOT, Head, free_ports, ray_head, run
@@ -22,6 +23,7 @@ FAKE_HEAD = {
 IDLE_S = 3
 
 
+@pytest.mark.soak
 def test_cluster_grows_by_demand_and_shrinks_and_a_phone_host_is_waited_for(tmp_path: Path) -> None:
     """From no worker's node to the two of clusters/local.yaml, and back, also after SIGKILL."""
     (gcs,) = free_ports(1)

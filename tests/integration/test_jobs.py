@@ -95,6 +95,7 @@ def commands_with(word: str) -> list[int]:
     return found
 
 
+@pytest.mark.soak
 def test_stopped_and_killed_jobs_go_on_when_submitted_again(
     head: Head, client: JobSubmissionClient, work: Path, tmp_path: Path
 ) -> None:
@@ -102,7 +103,7 @@ def test_stopped_and_killed_jobs_go_on_when_submitted_again(
     blocks = storage / "demo" / "library" / "blocks"
     process = submit(head, work, *sets(storage))
     try:
-        while len(list(blocks.glob("*.json"))) < 2:
+        while len(list(blocks.glob("*.safetensors"))) < 2:
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.05)
         (job,) = [each.submission_id for each in client.list_jobs()]
@@ -115,18 +116,18 @@ def test_stopped_and_killed_jobs_go_on_when_submitted_again(
     assert process.returncode == 3, output
     assert "search.yaml can be run: 12 blocks, 64 networks" in output
     assert ended(client, job).status == JobStatus.STOPPED
-    stored = {path: path.stat().st_mtime_ns for path in blocks.glob("*.json")}
+    stored = {path: path.stat().st_mtime_ns for path in blocks.glob("*.safetensors")}
     assert 2 <= len(stored) < 12
     assert not list((storage / "demo").glob(".seen-*"))  # it ended in order
 
     killed = donna(client, work, "library", "build", "search.yaml", *sets(storage))
-    while len(list(blocks.glob("*.json"))) < len(stored) + 2:
+    while len(list(blocks.glob("*.safetensors"))) < len(stored) + 2:
         assert not client.get_job_status(killed).is_terminal(), client.get_job_logs(killed)
         time.sleep(0.05)
     for pid in commands_with(str(storage)):
         os.kill(pid, signal.SIGKILL)
     assert ended(client, killed).status == JobStatus.FAILED
-    stored = {path: path.stat().st_mtime_ns for path in blocks.glob("*.json")}
+    stored = {path: path.stat().st_mtime_ns for path in blocks.glob("*.safetensors")}
 
     again = donna(client, work, "library", "build", "search.yaml", *sets(storage))
     info = ended(client, again)
@@ -139,7 +140,7 @@ def test_stopped_and_killed_jobs_go_on_when_submitted_again(
     assert "library    done in" in logs
     for log in (client.get_job_logs(job), logs):
         assert not CONTROL.search(log)
-    assert len(list(blocks.glob("*.json"))) == 12
+    assert len(list(blocks.glob("*.safetensors"))) == 12
     assert all(path.stat().st_mtime_ns == changed for path, changed in stored.items())
 
 

@@ -77,7 +77,7 @@ def test_full_disk_stops_a_run_that_goes_on_and_waits_for_its_store(
         library(begun, storage)
     for words in (f"faulty://{store}", "No space left", "Make room", "same command", "are kept"):
         assert words in str(caught.value)
-    stored = {path: path.stat().st_mtime_ns for path in store.glob("*.json")}
+    stored = {path: path.stat().st_mtime_ns for path in store.glob("*.safetensors")}
     assert 4 <= len(stored) <= 5  # the other worker was perhaps about to store its own
     assert not list(begun.glob("library/*/artifact.json"))
 
@@ -124,6 +124,7 @@ class Worker:
             file.write(f"{index}\n")
 
 
+@pytest.mark.soak
 def test_queue_survives_killed_holders(one_ray: None, tmp_path: Path) -> None:
     """Eight processes; two are killed while they hold a unit, and others take their places."""
     queue = ray.remote(num_cpus=0)(UnitQueue).remote([1] * UNITS)

@@ -20,7 +20,6 @@ from donna_ray.library.step import library_step, library_store
 from donna_ray.pipeline import run_steps
 from donna_ray.reference.step import reference_step
 from donna_ray.run.run import Run
-from donna_ray.workers import spread as workers
 from tests.integration.conftest import SMALLEST, measurements_in
 from tests.integration.test_library_faults import assert_equal
 from tests.integration.test_workers import cluster, joining, when
@@ -30,10 +29,10 @@ __all__ = ["cluster"]  # the fixture
 EPOCHS = 12
 
 
+@pytest.mark.soak
 def test_what_was_in_flight_is_done_on_the_other_node(
-    cluster: Cluster, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, finished: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(workers, "_ENDING_S", 3.0)  # the lost nodes are waited for until the end
     values = SMALLEST | {"library.pack_size": 1, "library.epochs": 1}
     config = load_config(
         shipped_config("demo"), [f"{key}={json.dumps(value)}" for key, value in values.items()]
@@ -47,7 +46,7 @@ def test_what_was_in_flight_is_done_on_the_other_node(
 
     def lose_one() -> None:
         cluster.remove_node(nodes.pop(), allow_graceful=False)
-        stored.update({path: path.stat().st_mtime_ns for path in blocks.glob("*.json")})
+        stored.update({path: path.stat().st_mtime_ns for path in blocks.glob("*.safetensors")})
 
     try:
         with Run(config, root) as run:
@@ -72,7 +71,7 @@ def test_what_was_in_flight_is_done_on_the_other_node(
             assert len(nodes) == 1
             assert [record["epochs"] for record in records] == [EPOCHS] * 3
             assert network_store(run).verify() == []
-            assert not list(unfinished.glob("*.json"))
+            assert not list(unfinished.glob("*.safetensors"))
     finally:
         for node in nodes:
             cluster.remove_node(node)
@@ -80,13 +79,14 @@ def test_what_was_in_flight_is_done_on_the_other_node(
 
 def _files(folder: Path, count: int) -> Callable[[], bool]:
     """Whether that many records are there."""
-    return lambda: len(list(folder.glob("*.json"))) >= count
+    return lambda: len(list(folder.glob("*.safetensors"))) >= count
 
 
 def _lose(cluster: Cluster, nodes: list[Any]) -> None:
     cluster.remove_node(nodes.pop(), allow_graceful=False)
 
 
+@pytest.mark.soak
 def test_a_search_goes_on_where_its_device_was_lost(
     cluster: Cluster, finished: Path, tmp_path: Path
 ) -> None:

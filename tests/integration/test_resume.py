@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from donna_ray.config import shipped_config
 from donna_ray.report.results import Results
+from tests.command_line import donna_here
 from tests.integration.conftest import (
+    DONNA,
+    SMALLEST,
     demo,
     donna,
     kill_when,
@@ -21,6 +26,33 @@ from tests.integration.conftest import (
 )
 
 
+def test_killed_library_goes_on(one_ray: None, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished / "reference", out / "reference")
+    blocks = out / "library" / "blocks"
+    sets = [f"--set={key}={json.dumps(value)}" for key, value in SMALLEST.items()]
+    words = ["library", "build", str(shipped_config("demo")), "--out", str(out), *sets]
+
+    kill_when([*DONNA, *words], lambda _pid: len(list(blocks.glob("*.safetensors"))) >= 4)
+    _wait_until_ray_is_gone(out)
+    stored = {path: path.stat().st_mtime_ns for path in blocks.glob("*.safetensors")}
+    assert 4 <= len(stored) < 12
+    assert not list((out / "library").glob("*/artifact.json"))
+
+    completed = donna_here(*words)
+    assert completed.returncode == 0, completed.stderr
+    assert f"{len(stored)} of 12 blocks are there already" in completed.stderr
+    assert all(path.stat().st_mtime_ns == changed for path, changed in stored.items())
+    (artifact,) = (out / "library").glob("*/artifact.json")
+    stages = json.loads(artifact.read_text())["result"]["stages"]
+    undisturbed = Results.model_validate(results_of(finished)).library.stages
+    for one, other in zip(stages, undisturbed, strict=True):
+        assert [block["nsr"] for block in one] == pytest.approx(
+            [block.nsr for block in other.blocks], rel=1e-3
+        )
+
+
+@pytest.mark.soak
 def test_killed_run_goes_on(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     for done in ("reference", "networks"):  # those of the predictor; no kill falls into it
@@ -29,7 +61,7 @@ def test_killed_run_goes_on(finished: Path, tmp_path: Path) -> None:
     killed: list[int] = []
 
     def worker_is_killed_and_others_went_on(pid: int) -> bool:
-        records = len(list(blocks.glob("*.json")))
+        records = len(list(blocks.glob("*.safetensors")))
         if records and not killed:
             killed.append(train_workers(pid)[0])
             os.kill(killed[0], signal.SIGKILL)
@@ -37,7 +69,7 @@ def test_killed_run_goes_on(finished: Path, tmp_path: Path) -> None:
 
     kill_when(demo(out), worker_is_killed_and_others_went_on)
     _wait_until_ray_is_gone(out)
-    distilled = {path: path.stat().st_mtime_ns for path in blocks.glob("*.json")}
+    distilled = {path: path.stat().st_mtime_ns for path in blocks.glob("*.safetensors")}
     assert 6 <= len(distilled) <= 12
     assert not (out / "results.json").exists()
 

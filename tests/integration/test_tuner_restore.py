@@ -77,6 +77,7 @@ def test_batches_that_raise_stop_their_search_alone_and_spoil_nothing(
     assert not any(sum(each) % 2 for each in ledger.measured)
 
 
+@pytest.mark.soak
 def test_killed_tuner_is_restored_without_loss_or_repetition(tmp_path: Path) -> None:
     first = _process(tmp_path, "new")
     try:

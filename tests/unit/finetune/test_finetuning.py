@@ -288,15 +288,15 @@ def test_stopped_training_goes_on_to_the_same_weights(data: ImageData, tmp_path:
     assert json.loads(json.dumps(facts)) == json.loads(json.dumps(other_facts))
 
 
-@pytest.mark.parametrize("suffix", ["json", "safetensors"])
-def test_torn_checkpoint_costs_one_more_epoch(data: ImageData, tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("length", [99, -9])
+def test_torn_checkpoint_costs_one_more_epoch(data: ImageData, tmp_path: Path, length: int) -> None:
     checkpoints, trainer = Checkpoints(RecordStore(tmp_path)), new_trainer(data)
     for _ in range(3):
         trainer.train_epoch()
         checkpoints.save(KEY, trainer)
     name = checkpoints.newest(KEY)
-    path = tmp_path / f"{name}.{suffix}"
-    path.write_bytes(path.read_bytes()[:-9])
+    path = tmp_path / f"{name}.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
     earlier = checkpoints.newest(KEY)
     assert earlier not in (name, None)
     resumed = new_trainer(data)

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from donna_ray.cli.library import app
 from donna_ray.config import RunConfig
 from donna_ray.errors import ConfigError, DonnaError, RunLockedError
+from donna_ray.library.tools import Library
 from donna_ray.storage.artifacts import StepFolder
 from donna_ray.storage.records import RecordStore
 from tests.command_line import donna_here
@@ -54,7 +55,7 @@ def make_library(run: Path, store: RecordStore, keys: list[str]) -> None:
     """A finished artifact of the library step that refers to these blocks."""
     folder = StepFolder(run, "library", {"blocks": [keys]})
     folder.path.mkdir(parents=True)
-    files = [path for key in keys for path in store.paths(key)] if store.is_within(run) else []
+    files = store.fetch(keys, run) if Library(store, run).is_in_run else []
     folder.commit({"stages": [[{"key": key} for key in keys]]}, files, 1.0)
 
 
@@ -107,7 +108,7 @@ def test_show_prints_record_and_files(run: Path) -> None:
     facts = json.loads(donna_library("show", str(run), "a", "--json").output)
     store = RecordStore(run / "library" / "blocks")
     assert facts["record"] == store.get("a")
-    sizes = {path.name: path.stat().st_size for path in store.paths("a")}
+    sizes = {path.name: path.stat().st_size for path in store.fetch(["a"], run)}
     assert {file["name"]: file["bytes"] for file in facts["files"]} == sizes
     text = donna_library("show", str(run), "a").output
     assert "nsr: 0.2" in text
@@ -134,11 +135,11 @@ def test_verify_names_bad_records(run: Path) -> None:
 def test_gc_removes_stale_files_and_unneeded_blocks(run: Path) -> None:
     folder = run / "library" / "blocks"
     store = RecordStore(folder)
-    (folder / ".a.json.01234567").write_bytes(b"{")
+    (folder / ".a.onnx.01234567").write_bytes(b"{")
     (folder / "orphan.safetensors").write_bytes(b"x" * 100_000)
     (folder / "young.safetensors").write_bytes(b"x")
-    make_old(folder, ".a.json.01234567", "orphan.safetensors")
-    make_old(folder, *(path.name for key in "abcd" for path in store.paths(key)))
+    make_old(folder, ".a.onnx.01234567", "orphan.safetensors")
+    make_old(folder, *(path.name for path in store.fetch("abcd", folder)))
     make_library(run, store, ["a", "b", "d"])
     put_block(store, "unfinished", 0, 0.5)
     before = {path.name: path.stat().st_size for path in folder.iterdir()}
@@ -147,7 +148,7 @@ def test_gc_removes_stale_files_and_unneeded_blocks(run: Path) -> None:
     lines = donna_library("gc", str(run)).output.splitlines()
     assert sorted(lines[:-1]) == [
         "removed block c",
-        "removed file .a.json.01234567",
+        "removed file .a.onnx.01234567",
         "removed file orphan.safetensors",
     ]
     freed = sum(before.values()) - sum(before[name] for name in remaining(folder) & set(before))
@@ -191,6 +192,14 @@ def test_gc_waits_for_no_run_and_touches_no_other_folder(run: Path, tmp_path: Pa
     assert remaining(downloads) == {"model.safetensors"}
 
 
+def test_store_of_a_run_is_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Library(RecordStore("here"), tmp_path).is_in_run
+    assert not Library(RecordStore("here"), tmp_path / "elsewhere").is_in_run
+    assert not Library(RecordStore("memory://a"), tmp_path).is_in_run
+    assert not Library(RecordStore("here")).is_in_run
+
+
 def test_place_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run folder, or .* no-such is no folder"):
         donna_library("ls", "no-such")
@@ -198,7 +207,7 @@ def test_place_must_be_there(tmp_path: Path) -> None:
 
 
 def test_commands_are_those_of_donna(run: Path) -> None:
-    (run / "library" / "blocks" / "a.safetensors").unlink()
+    (run / "library" / "blocks" / "a.safetensors").write_bytes(b"")
     assert donna_here("library", "ls", str(run)).returncode == 0
     assert donna_here("library", "verify", str(run)).returncode == 1
     assert donna_here("library", "ls", str(run / "no-such")).returncode == 2

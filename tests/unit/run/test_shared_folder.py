@@ -13,7 +13,6 @@ from donna_ray.run.folder import run_folder
 from donna_ray.run.mirror import Mirror
 from donna_ray.run.shared_folder import SharedFolder
 from donna_ray.storage.files import Storage
-from donna_ray.storage.records import RecordStore
 
 URL = "memory://storage/run"
 
@@ -91,17 +90,6 @@ def test_torn_copy_is_not_fetched(tmp_path: Path) -> None:
     Storage(URL).write("torn", b"2")
     Mirror(tmp_path / "there", URL).pull()
     assert texts(tmp_path / "there") == {"good": "1"}
-
-
-def test_record_is_fetched_to_a_folder(tmp_path: Path) -> None:
-    store = RecordStore(f"{URL}/networks")
-    store.put("a", {"accuracy": 0.5}, {}, files={"onnx": b"graph"})
-    paths = store.fetch("a", tmp_path)
-    assert [path.name for path in paths] == ["a.json", "a.safetensors", "a.onnx"]
-    assert (RecordStore(tmp_path).get("a") or {})["accuracy"] == 0.5
-    assert RecordStore(tmp_path).fetch("a", tmp_path / "unused") == paths
-    with pytest.raises(DonnaError, match="b must be in"):
-        store.fetch("b", tmp_path)
 
 
 def test_run_folder_by_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
