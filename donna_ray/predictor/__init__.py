@@ -2,8 +2,7 @@
 
 Entry: `predictor_step` in `step.py`, in rounds. `model.py` has `AccuracyPredictor` (a quadratic
 form with intervals, versioned JSON), `fitting.py` fits it by leave-one-out, `quality.py` says how
-good it is, `design.py` chooses what to finetune, `ahead.py` hands random samples to the library
-step, `suggestions.py` is for `donna predictor suggest`.
+good it is, `design.py` chooses what to finetune, `suggestions.py` is for `donna predictor suggest`.
 
 A predictor is kept while its settings and the NSR of every block that it was fitted to are
 unchanged: a larger space alone does not renew it.

@@ -77,6 +77,8 @@ def test_every_folder_says_what_is_in_it() -> None:
         for folder in {file.parent for file in (ROOT / package).rglob("*.py")}:
             text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
             assert text, f"{folder / '__init__.py'} needs a docstring: what is in the folder"
+            gone = [name for name in FILE.findall(text) if not (folder / name).is_file()]
+            assert not gone, f"{folder / '__init__.py'} names {gone}, which are not there"
 
 
 def test_documents_name_files_that_exist() -> None:
