@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from donna_ray.reference.step import build_reference
     from donna_ray.run.run import Run
     from donna_ray.search.ask_tell import Search, SearchSetup
-    from donna_ray.search.exact.cross_terms import AccuracyModel
+    from donna_ray.search.exact.accuracy import AccuracyModel
     from donna_ray.search.exact.front import exact_front
     from donna_ray.search.study.problem import KnownCost, SearchProblem
-    from donna_ray.search.tuner import BatchSearcher
+    from donna_ray.search.tuner import BatchSearcher, candidates_of
     from donna_ray.space import (
         BlockSpec,
         SearchSpace,
@@ -82,6 +82,7 @@ __all__ = [
     "build_block",
     "build_reference",
     "build_space",
+    "candidates_of",
     "check",
     "exact_front",
     "export_network",
@@ -100,10 +101,10 @@ _HOMES = {
     "reference.step": "build_reference",
     "run.run": "Run",
     "search.ask_tell": "Search SearchSetup",
-    "search.exact.cross_terms": "AccuracyModel",
+    "search.exact.accuracy": "AccuracyModel",
     "search.exact.front": "exact_front",
     "search.study.problem": "KnownCost SearchProblem",
-    "search.tuner": "BatchSearcher",
+    "search.tuner": "BatchSearcher candidates_of",
     "space": "BlockSpec SearchSpace Stage StageShape build_block build_space register_block",
     "storage.records": "RecordStore",
 }

@@ -55,7 +55,7 @@ def check(config: RunConfig) -> None:
     check_features(config)
     register_modules(config.space.modules)
     reference, _ = build_reference(config, load_weights=False)
-    space = build_space(config.space, reference.shapes, reference.own())
+    space = build_space(config.space, reference.shapes, reference.own_blocks())
     check_space(space)
     space.sample(config.predictor.samples, config.seed)
 

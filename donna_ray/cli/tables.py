@@ -1,4 +1,4 @@
-"""The facts of ``overview``, ``library_tools`` and ``predictor`` as tables for a terminal."""
+"""What the rooms below find, as tables for a terminal."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ _NUMBERS = ("stride", "params", "MACs", "share", "NSR", "seconds", "bytes", *_FA
 
 
 def print_reference(facts: Facts) -> None:
-    """The result of ``overview.reference_facts``."""
+    """The result of ``reference.facts.reference_facts``."""
     console = _console()
     console.print(
         f"{facts['model']}: input {_shape(facts['input'])}, {facts['classes']} classes, "
@@ -81,7 +81,7 @@ def _duration(seconds: float) -> str:
 
 
 def print_space(facts: Facts) -> None:
-    """The result of ``overview.space_facts``."""
+    """The result of ``reference.facts.space_facts``."""
     console = _console()
     for number, stage in enumerate(facts["stages"]):
         own = {True: ", the reference's own block among them", False: "", None: ""}[stage["own"]]
@@ -115,7 +115,7 @@ def print_space(facts: Facts) -> None:
 
 
 def print_blocks(blocks: Sequence[Facts]) -> None:
-    """The result of ``library_tools.blocks_of``."""
+    """The result of ``library.tools.blocks_of``."""
     rows = [
         (
             str(block["stage"]),
@@ -137,7 +137,7 @@ def print_blocks(blocks: Sequence[Facts]) -> None:
 
 
 def print_record(facts: Facts) -> None:
-    """The result of ``library_tools.record_of``."""
+    """The result of ``library.tools.record_of``."""
     console = _console()
     for name, value in facts["record"].items():
         console.print(f"{name}: {json.dumps(value)}", markup=False)
@@ -146,7 +146,7 @@ def print_record(facts: Facts) -> None:
 
 
 def print_suggestions(facts: Facts) -> None:
-    """The result of ``predictor.suggestions``."""
+    """The result of ``predictor.suggestions.suggestions``."""
     rows = [
         (
             each["id"],

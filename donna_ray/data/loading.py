@@ -233,7 +233,7 @@ def _is_tar(path: Path) -> bool:
 def _unlabelled_path(config: DataConfig) -> Path | None:
     if config.unlabelled is None:
         return None
-    path = Path(config.unlabelled).expanduser()
+    path = Path(config.unlabelled)
     if not (path.is_dir() or (path.suffix == ".tar" and _is_tar(path))):
         raise ConfigError(
             f"data.unlabelled must be a folder or a .tar of images, but {path} is neither. Correct "

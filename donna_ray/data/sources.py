@@ -133,7 +133,7 @@ def _root_folder(config: DataConfig) -> Path:
         prefixes = ", ".join(f"{name}/" for name in _NAMED)
         rule = f"data.source must be 'digits', a folder, or begin with one of {prefixes}"
         folder = config.source
-    root = Path(folder).expanduser()
+    root = Path(folder)
     if not root.is_dir():
         raise ConfigError(
             f"{rule}, but there is no folder {root}. Correct the path, or create the folder with "
@@ -171,11 +171,10 @@ def _open_stream(config: DataConfig, split: str) -> Source:
 
 
 def _open_named(config: DataConfig, split: str, shuffled: bool, seed: int) -> Any:
-    root = None if config.root is None else os.path.expanduser(config.root)
     try:
         return create_dataset(
             config.source,
-            root=root,
+            root=config.root,
             split=split,
             search_split=False,
             is_training=shuffled,
@@ -211,8 +210,7 @@ def _check_root(kind: str, config: DataConfig) -> None:
 
 
 def _check_shards(config: DataConfig, shards: Sequence[str]) -> None:
-    root = os.path.expanduser(config.root or "")
-    paths = [os.path.join(root, shard) for shard in shards]
+    paths = [os.path.join(config.root or "", shard) for shard in shards]
     missing = [path for path in paths if ":" not in path and not Path(path).is_file()]
     if missing:
         raise ConfigError(

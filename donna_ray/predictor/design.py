@@ -13,11 +13,11 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.preprocessing import StandardScaler
+from sklearn.pipeline import make_pipeline
 
 from donna_ray.errors import DonnaError
-from donna_ray.predictor.fitting import PRODUCT_WEIGHT
-from donna_ray.predictor.model import Floats, terms, transformed
+from donna_ray.predictor.fitting import standardised_terms
+from donna_ray.predictor.model import Floats
 from donna_ray.space import Architecture, SearchSpace, encode
 
 __all__ = ["Suggestion", "design", "information_gain", "suggest"]
@@ -96,10 +96,12 @@ def information_gain(
     Yields:
         Index, and the fall of variance and interval as in ``Suggestion``.
     """
-    features = _Features(candidates[:typical])
-    rows, space = features(candidates), features(candidates[:typical])
-    covariance = features.prior_covariance()
-    for row in features(finetuned):
+    scaling = make_pipeline(*standardised_terms("log", 2, candidates.shape[1]))
+    scaling.fit(candidates[:typical])
+    rows = _with_constant(scaling.transform(candidates))
+    space = rows[:typical]
+    covariance = np.diag([1 / _PRIOR_OF_CONSTANT, *[1 / _PRIOR] * (rows.shape[1] - 1)])
+    for row in _with_constant(scaling.transform(finetuned)) if len(finetuned) else ():
         covariance = _updated(covariance, row)
     moments = space.T @ space / typical
     variance, width = _uncertainty(space, covariance)
@@ -129,28 +131,8 @@ def _corners(nsr: Sequence[Floats], seed: int) -> list[Architecture]:
     return [tuple(row) for row in rows.tolist()]
 
 
-class _Features:
-    """The terms of second order of log NSR, standardised over the space, a constant first."""
-
-    def __init__(self, typical: Floats) -> None:
-        self._inner = StandardScaler().fit(transformed(typical, "log"))
-        self._outer = StandardScaler().fit(self._terms(typical))
-        self._stages = typical.shape[1]
-
-    def __call__(self, nsr: Floats) -> Floats:
-        if not len(nsr):
-            return np.empty((0, 1 + self._outer.n_features_in_))
-        scaled = self._outer.transform(self._terms(nsr))
-        scaled[:, self._stages :] *= PRODUCT_WEIGHT
-        return np.hstack([np.ones((len(nsr), 1)), scaled])
-
-    def prior_covariance(self) -> Floats:
-        precision = np.full(1 + self._outer.n_features_in_, _PRIOR)
-        precision[0] = _PRIOR_OF_CONSTANT
-        return np.diag(1 / precision)
-
-    def _terms(self, nsr: Floats) -> Floats:
-        return terms(self._inner.transform(transformed(nsr, "log")), 2)[:, 1:]
+def _with_constant(rows: Floats) -> Floats:
+    return np.hstack([np.ones((len(rows), 1)), rows])
 
 
 def _updated(covariance: Floats, row: Floats) -> Floats:

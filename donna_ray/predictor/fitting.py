@@ -1,7 +1,7 @@
 """Fits the predictor; leave-one-out cross-validation chooses its terms and its regularisation."""
 
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from scipy.stats import t as student
@@ -20,11 +20,10 @@ from donna_ray.predictor.model import (
     transformed,
 )
 
-__all__ = ["PRODUCT_WEIGHT", "fit", "predicted_by_fit"]
+__all__ = ["fit", "predicted_by_fit", "standardised_terms"]
 
-PRODUCT_WEIGHT = 0.2
-"""Of a standardised term of second order, so that the ridge holds it to 0 25 times as strongly."""
-
+_PRODUCT_WEIGHT = 0.2
+# of a standardised term of second order, so that the ridge holds it to 0 25 times as strongly
 _ALPHAS = np.logspace(-3, 3, 13)  # of the ridge
 _CONFIDENCE = 0.95
 
@@ -64,31 +63,38 @@ def predicted_by_fit(nsr: Floats, accuracy: Floats, others: Floats) -> Floats:
 def _best(nsr: Floats, accuracy: Floats) -> Pipeline:
     with config_context(skip_parameter_validation=True):  # which takes a third of the time
         fitted = [
-            _pipeline(transform, order, nsr.shape[1]).fit(nsr, accuracy)
+            make_pipeline(
+                *standardised_terms(transform, order, nsr.shape[1]), RidgeCV(_ALPHAS)
+            ).fit(nsr, accuracy)
             for transform in get_args(Transform)
             for order in (1, 2)
         ]
-    return max(fitted, key=lambda pipeline: pipeline[-1].best_score_)
+    return max(fitted, key=lambda pipeline: pipeline[-1].best_score_)  # leave-one-out, closed form
 
 
-def _pipeline(transform: Transform, order: int, stages: int) -> Pipeline:
+def standardised_terms(transform: Transform, order: int, stages: int) -> list[Any]:
+    """What turns NSR (n, stages) into the terms that are fitted, each with mean 0.
+
+    Returns:
+        scikit-learn's transformers, in sequence: transform, standardise, multiply out, standardise,
+        weigh the products down.
+    """
     products = stages * (stages + 1) // 2 if order == 2 else 0
-    weights = np.concatenate([np.ones(stages), np.full(products, PRODUCT_WEIGHT)])
-    return make_pipeline(
+    weights = np.concatenate([np.ones(stages), np.full(products, _PRODUCT_WEIGHT)])
+    return [
         FunctionTransformer(transformed, kw_args={"transform": transform}),
         StandardScaler(),
         PolynomialFeatures(order, include_bias=False),
         StandardScaler(),
         FunctionTransformer(partial(np.multiply, weights)),
-        RidgeCV(_ALPHAS),  # by leave-one-out, in closed form
-    )
+    ]
 
 
 def _as_predictor(pipeline: Pipeline, nsr: Floats, residuals: Floats) -> AccuracyPredictor:
     """The fitted pipeline as plain numbers, with its uncertainty.
 
     Args:
-        pipeline: of ``_pipeline``.
+        pipeline: ``standardised_terms`` and a ridge.
         nsr: (samples, stages) that it was fitted to.
         residuals: (samples,), measured accuracy less that predicted without the sample.
     """

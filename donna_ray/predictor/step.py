@@ -21,7 +21,7 @@ __all__ = ["predictor_step"]
 
 _FIRST_ROUND = 16  # samples; the interval of tau over fewer tells little
 _ROUND = 8
-_GUESS = ("predicted", "predicted_low", "predicted_high")
+_PREDICTED = ("predicted", "predicted_low", "predicted_high")
 _FACTS = ("accuracy", "zero_shot_accuracy", "params", "macs")
 
 
@@ -150,7 +150,7 @@ def _result(
         "predictor": predictor.to_json(),
         "samples": [
             {"id": job.architecture_id, "key": job.key, "nsr": list(row)}
-            | dict(zip(_GUESS, guess.tolist(), strict=True))
+            | dict(zip(_PREDICTED, guess.tolist(), strict=True))
             | {name: record[name] for name in _FACTS}
             for job, row, guess, record in zip(jobs, nsr, guesses, records, strict=True)
         ],

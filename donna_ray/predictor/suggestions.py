@@ -12,7 +12,7 @@ from donna_ray.finetune.assemble import choice_table, library_space
 from donna_ray.library.step import library_step
 from donna_ray.predictor.design import suggest
 from donna_ray.predictor.step import predictor_step
-from donna_ray.reference.step import reference_step
+from donna_ray.reference.step import reference_inputs, reference_step
 from donna_ray.run.run import Run
 from donna_ray.storage.artifacts import Artifact, StepFolder, finished_inputs
 
@@ -75,24 +75,20 @@ def _configuration(path: Path) -> tuple[RunConfig, str]:
 def _reference(run: Run, weights: str) -> Artifact:
     """The finished reference; one of a checkpoint that is gone by the other inputs."""
     config = run.config
+    model = config.reference.model_copy(update={"weights": weights})
+    given = config.model_copy(update={"reference": model})
     if weights in ("train", "pretrained") or Path(weights).is_file():
-        model = config.reference.model_copy(update={"weights": weights})
-        run.config = config.model_copy(update={"reference": model})
+        run.config = given
         return reference_step(run)
-    wanted = {
-        "data": config.data.model_dump(exclude={"loader_workers", "download"}),
-        "reference": config.reference.model_dump() | {"weights": weights},
-        "seed": config.seed,
-    }
-    found = []
-    for inputs in finished_inputs(run.root, "reference"):
-        artifact = StepFolder(run.root, "reference", inputs).load()
-        rest = {name: value for name, value in inputs.items() if name != "checkpoint"}
-        if artifact is not None and rest == wanted:
-            found.append(artifact)
-    if len(found) != 1:
+    found = [
+        StepFolder(run.root, "reference", inputs).load()
+        for inputs in finished_inputs(run.root, "reference")
+        if reference_inputs(given, inputs["checkpoint"]) == inputs
+    ]
+    whole = [artifact for artifact in found if artifact is not None]
+    if len(whole) != 1:
         raise MissingArtifactError(
             f"A run whose checkpoint {weights} is gone must have one finished reference of it, but "
-            f"{run.root} has {len(found)}. Put the checkpoint back."
+            f"{run.root} has {len(whole)}. Put the checkpoint back."
         )
-    return found[0]
+    return whole[0]

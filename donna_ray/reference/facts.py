@@ -74,7 +74,7 @@ def space_facts(config: RunConfig) -> Facts:
     """
     register_modules(config.space.modules)
     _, reference, _ = outline(config, _class_count(config), load_weights=False)
-    space = build_space(config.space, reference.shapes, reference.own())
+    space = build_space(config.space, reference.shapes, reference.own_blocks())
     costs = check_space(space)
     fixed = [
         [complexity(reference.stem, reference.input_shape)],
@@ -89,7 +89,7 @@ def space_facts(config: RunConfig) -> Facts:
         "macs": _range("macs", [*costs, *fixed]),
         "stages": [
             _stage(reference, space, number, own, costs[number])
-            for number, own in enumerate(reference.own())
+            for number, own in enumerate(reference.own_blocks())
         ],
         "families": [
             {"name": family.name, "options": list(family.options), "builtin": family.builtin}
@@ -117,7 +117,7 @@ def _parts(reference: StagedNetwork) -> list[Facts]:
             reference.names,
             reference.stages,
             shapes,
-            reference.own(),
+            reference.own_blocks(),
         ),
         _part("head", (), reference.head, head, None),
     ]

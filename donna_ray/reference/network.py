@@ -52,7 +52,7 @@ class StagedNetwork(nn.Module):
             features.append(stage(features[-1]))
         return features
 
-    def own(self) -> list[BlockSpec | None]:
+    def own_blocks(self) -> list[BlockSpec | None]:
         """Each stage in words of a block family; None where it is of no registered kind."""
         return [_described(stage) for stage in self.stages]
 

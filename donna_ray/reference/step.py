@@ -32,6 +32,7 @@ __all__ = [
     "cut_reference",
     "load_reference",
     "outline",
+    "reference_inputs",
     "reference_step",
     "space_of",
 ]
@@ -156,14 +157,20 @@ def reference_step(run: Run) -> Artifact:
     The artifact holds the weights and the per-channel variance of every stage's output over the
     training data; its result the accuracy, the stages' shapes, params and MACs.
     """
-    config = run.config
-    inputs = {
+    weights = run.config.reference.weights
+    checkpoint = None if weights in ("train", "pretrained") else file_sha256(Path(weights))
+    inputs = reference_inputs(run.config, checkpoint)
+    return run.step("reference", inputs, lambda folder: _compute(run, folder))
+
+
+def reference_inputs(config: RunConfig, checkpoint: str | None) -> dict[str, Any]:
+    """What a reference is made from; `checkpoint` is the SHA-256 of the file of its weights."""
+    return {
         "data": config.data.model_dump(exclude={"loader_workers", "download"}),
         "reference": config.reference.model_dump(),
-        "checkpoint": _checkpoint_digest(config.reference.weights),
+        "checkpoint": checkpoint,
         "seed": config.seed,
     }
-    return run.step("reference", inputs, lambda folder: _compute(run, folder))
 
 
 def load_reference(config: RunConfig, artifact: Artifact) -> tuple[StagedNetwork, list[Tensor]]:
@@ -201,7 +208,7 @@ def space_of(config: RunConfig, artifact: Artifact) -> SearchSpace:
     """The search space on the stages of a finished reference."""
     register_modules(config.space.modules)
     _, reference, _ = outline(config, artifact.result["classes"], load_weights=False)
-    return build_space(config.space, reference.shapes, reference.own())
+    return build_space(config.space, reference.shapes, reference.own_blocks())
 
 
 @torch.no_grad()
@@ -288,9 +295,3 @@ def _stage_facts(reference: StagedNetwork) -> list[dict[str, Any]]:
             reference.names, reference.stages, reference.shapes, strict=True
         )
     ]
-
-
-def _checkpoint_digest(weights: str) -> str | None:
-    if weights in ("train", "pretrained"):
-        return None
-    return file_sha256(Path(weights).expanduser())

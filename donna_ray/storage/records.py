@@ -199,8 +199,8 @@ class RecordStore:
     def stale_files(self, older_than: float = 3600.0) -> dict[str, FileFact]:
         """Files by name that belong to no intact record: what killed writers left.
 
-        Temporary files, and of each key that has a ``.safetensors`` or is a digest the files that no
-        intact record names; not what somebody else put there under names of their own.
+        Temporary files, and of each key that has a ``.safetensors`` or is a digest the files that
+        no intact record names; not what somebody else put there under names of their own.
 
         Args:
             older_than: seconds since the last change; younger ones may be a record in the making.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from importlib.util import resolve_name
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 REST = "the rest"
+FILE = re.compile(r"`([\w/]+\.py)`")
 FLOORS = {  # from the lowest to the highest; rooms of one floor do not import each other
     "donna_ray": "errors, complexity | config, onnx_export, storage | data, run, space | workers | "
     "training | reference | distill, latency | library | finetune | export, predictor | "
@@ -75,6 +77,18 @@ def test_every_folder_says_what_is_in_it() -> None:
         for folder in {file.parent for file in (ROOT / package).rglob("*.py")}:
             text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
             assert text, f"{folder / '__init__.py'} needs a docstring: what is in the folder"
+            gone = [name for name in FILE.findall(text) if not (folder / name).is_file()]
+            assert not gone, f"{folder / '__init__.py'} names {gone}, which are not there"
+
+
+def test_documents_name_files_that_exist() -> None:
+    folders = ("donna_ray", "device_farm", "scripts", "tests")
+    files = [str(file) for folder in folders for file in (ROOT / folder).rglob("*.py")]
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    named = {(name, doc.name) for doc in documents for name in FILE.findall(doc.read_text())}
+    assert ("distill/racing.py", "ARCHITECTURE.md") in named
+    for name, document in named:
+        assert any(file.endswith(f"/{name}") for file in files), f"{document} names {name}"
 
 
 @pytest.mark.parametrize(
