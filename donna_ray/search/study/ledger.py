@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 from optuna.distributions import IntDistribution
 from optuna.storages import JournalStorage
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from donna_ray.errors import DonnaError
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _NAME = "donna"
+_UP, _DOWN = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 
 Outcome = Mapping[str, Any]
 """Of one candidate: `values` (accuracy as a fraction, latency in ms, further objectives) and
@@ -74,7 +75,7 @@ class Ledger:
         self.study: Study = optuna.create_study(
             storage=self._storage,
             study_name=_NAME,
-            directions=["maximize", "minimize", *["minimize"] * len(objectives)],
+            directions=[_UP, _DOWN, *[_DOWN] * len(objectives)],
             load_if_exists=True,
         )
         _check_subject(self.study, space, objectives, path)
