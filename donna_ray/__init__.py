@@ -96,7 +96,7 @@ _HOMES = {
     "errors": "ConfigError DonnaError",
     "export.step": "export_network",
     "pipeline": "check run_steps",
-    "predictor": "AccuracyPredictor",
+    "predictor.model": "AccuracyPredictor",
     "reference.network": "StagedNetwork",
     "reference.step": "build_reference",
     "run.run": "Run",
