@@ -1,8 +1,8 @@
-"""The blocks of a library on the workers: distilled to the end, or raced for a part of it first."""
+"""What the workers do for a library, in rounds: a race over a part of the training, the rest."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from donna_ray.config import RacingConfig, RunConfig
@@ -15,21 +15,34 @@ from donna_ray.library.work import DistillPack
 from donna_ray.run.run import Run
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.records import PAUSED, RecordStore
-from donna_ray.workers.spread import Unit, spread
+from donna_ray.workers.spread import Unit
 
 __all__ = ["LibraryMaking", "Records"]
 
 Records = Mapping[str, Mapping[str, Any]]
 
 
+@dataclass(frozen=True)
+class Round:
+    """What ``spread`` is called with: the step's name for the display, packs, work, display."""
+
+    name: str
+    units: Sequence[Unit]
+    work: DistillPack
+    watch: LibraryWatch
+
+
 class LibraryMaking:
-    """Distils blocks that have no record yet.
+    """What is to be done for the blocks that have no record yet.
 
     The states of blocks that were stopped early are records of their own, in the folder `paused` of
     the store; a finished block's is removed.
 
+    Attributes:
+        paused: the records of blocks that the race has paused.
+
     Args:
-        run: for the cluster and the display.
+        run: for the cluster.
         config: with its precision decided.
         reference: of ``reference_step``.
         store: of the finished blocks.
@@ -48,6 +61,7 @@ class LibraryMaking:
     ) -> None:
         self._run, self._config, self._reference, self._store = run, config, reference, store
         self._paused, self._jobs = store.within(PAUSED), jobs
+        self.paused: Records = {}
         stages = zip(jobs, costs, strict=True)
         self._costs = {job.key: cost for stage in stages for job, cost in zip(*stage, strict=True)}
 
@@ -56,30 +70,34 @@ class LibraryMaking:
         known = self._store.records()
         return [job for stage in self._jobs for job in stage if job.key not in known]
 
-    def make(self) -> Records:
-        """Distil what is missing, but for what the race pauses; the records of these."""
+    def rounds(self) -> Iterator[Round]:
+        """One after the other; each must have been done before the next one is asked for."""
         racing = self._config.library.racing
         while True:  # a winner of the race that fails later beats nobody
-            paused = self._race(racing) if racing else {}
-            jobs = [job for job in self.missing() if job.key not in paused]
+            if racing:
+                yield from self._race(racing)
+                self.paused = self._losers(racing)
+            jobs = [job for job in self.missing() if job.key not in self.paused]
             if not jobs:
                 break
-            self._distil("library", jobs, self._paused.records(), 1.0, left_out=paused)
+            yield self._round("library", jobs, self._paused.records(), 1.0)
         self._paused.remove(set(self._paused.records()) & set(self._store.records()))
-        return paused
 
-    def _race(self, rules: RacingConfig) -> Records:
-        """Distil the missing blocks for a part; the records of those that are paused then.
+    def _race(self, rules: RacingConfig) -> Iterator[Round]:
+        """The missing blocks for a part of their training, if there are any."""
+        entered = self._paused.records()
+        jobs = [job for job in self.missing() if not _entered(entered.get(job.key), rules)]
+        shorter = [key for key, record in entered.items() if record.get("share", 1) < rules.share]
+        if jobs:
+            yield self._round("library race", jobs, shorter, rules.share)
+
+    def _losers(self, rules: RacingConfig) -> Records:
+        """The records of those that are paused.
 
         Blocks whose recipes have as many epochs race each other, a stage at a time. A block that
         failed takes no part; one that fails in the race is not paused, for it gets its second
         chance when it is distilled to the end.
         """
-        entered = self._paused.records()
-        jobs = [job for job in self.missing() if not _entered(entered.get(job.key), rules)]
-        shorter = [key for key, record in entered.items() if record.get("share", 1) < rules.share]
-        if jobs:
-            self._distil("library race", jobs, shorter, rules.share)
         known, entered = self._store.records(), self._paused.records()
         raced = entered | {key: record.get("raced", {}) for key, record in known.items()}
         lost: set[str] = set()
@@ -98,15 +116,10 @@ class LibraryMaking:
                 fields[job.stage, epochs].append(Entrant(job.key, record["nsr"], cost))
         return list(fields.values())
 
-    def _distil(
-        self,
-        name: str,
-        jobs: Sequence[BlockJob],
-        started: Collection[str],
-        share: float,
-        left_out: Collection[str] = (),
-    ) -> None:
-        """Distil blocks for a share of their training; `started` ones go on from their states."""
+    def _round(
+        self, name: str, jobs: Sequence[BlockJob], started: Collection[str], share: float
+    ) -> Round:
+        """Blocks for a share of their training; `started` ones go on from their states."""
         run, config = self._run, self._config
         macs = [self._costs[job.key]["macs"] for job in jobs]
         costs = pack_costs(run, config, self._reference, jobs, macs)
@@ -117,13 +130,15 @@ class LibraryMaking:
             costs["pack_size"],
             config.cluster.workers,
         )
-        totals = [sum(job.key not in left_out for job in stage) for stage in self._jobs]
+        totals = [sum(job.key not in self.paused for job in stage) for stage in self._jobs]
         open_ = Counter(job.stage for job in jobs)
         done = [(total, total - open_[number]) for number, total in enumerate(totals)]
-        work = DistillPack(config, self._reference, self._store, self._paused, started, share)
-        units = [Unit(pack, weight=len(pack)) for pack in packs]
-        with closing(LibraryWatch(done, run.root / "library" / "tensorboard" / name)) as watch:
-            spread(run, name, "blocks", units, work, watch)
+        return Round(
+            name,
+            [Unit(pack, weight=len(pack)) for pack in packs],
+            DistillPack(config, self._reference, self._store, self._paused, started, share),
+            LibraryWatch(done, run.root / "library" / "tensorboard" / name),
+        )
 
 
 def _entered(record: Mapping[str, Any] | None, rules: RacingConfig) -> bool:

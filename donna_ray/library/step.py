@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 from donna_ray.config import RunConfig
@@ -14,6 +15,7 @@ from donna_ray.run.run import Run
 from donna_ray.space import BlockSpec, SearchSpace, check_space, record_id
 from donna_ray.storage.artifacts import Artifact, Files, digest
 from donna_ray.storage.records import RecordStore, block_store
+from donna_ray.workers.spread import spread
 
 __all__ = ["Jobs", "library_jobs", "library_step", "library_store"]
 
@@ -51,8 +53,10 @@ def library_step(run: Run, reference: Artifact) -> Artifact:
         count = sum(map(len, jobs))
         reused = count - len(making.missing())
         run.say(f"  {reused} of {count} blocks are there already")
-        paused = making.make()
-        result = _result(space, jobs, store.records(), paused, reused)
+        for each in making.rounds():
+            with closing(each.watch):
+                spread(run, each.name, "blocks", each.units, each.work, each.watch)
+        result = _result(space, jobs, store.records(), making.paused, reused)
         _check_failures(run, result)
         _check_size(run.config, result)
         return result, []

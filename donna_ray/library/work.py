@@ -60,9 +60,27 @@ class DistillPack:
         waiting = [([job for job in jobs if job.key not in known], 1.0)]
         while waiting:
             some, factor = waiting.pop()
+            if not some:
+                continue
             before = self._before(some) if factor == 1 else {}
-            pack = self._fitting(some, factor, before)
-            if pack is None:
+            reference, variance, data, cache = self._loaded
+            torch.cuda.empty_cache()  # of a pack that did not fit
+            try:
+                pack = distill_pack(
+                    reference,
+                    variance,
+                    some,
+                    data,
+                    self._config.library,
+                    self._config.seed,
+                    cache=cache,
+                    learning_rate_factor=factor,
+                    share=self._share,
+                    states={key: state for key, (_, state) in before.items()},
+                )
+            except torch.OutOfMemoryError:
+                if len(some) == 1:
+                    raise
                 half = len(some) // 2
                 waiting += [(some[half:], factor), (some[:half], factor)]
                 continue
@@ -75,9 +93,7 @@ class DistillPack:
             else:
                 self._keep_failed(failed)
             blocks += [[block.job.stage, block.nsr] for block in pack.blocks]
-        known_shares = [share for share in shares if share is not None]
-        share = sum(known_shares) / len(known_shares) if known_shares else None
-        return {"blocks": blocks, "images": images, "reference_share": share}
+        return {"blocks": blocks, "images": images, "reference_share": _mean(shares)}
 
     def _stored(self, job: BlockJob) -> Record | None:
         """What a worker stored that died in the same pack, or was taken for dead."""
@@ -85,32 +101,6 @@ class DistillPack:
             return self._store.get(job.key)
         record = self._paused.get(job.key)
         return record if record and record.get("share") == self._share else None
-
-    def _fitting(
-        self, jobs: Sequence[BlockJob], factor: float, before: "_Before"
-    ) -> DistilledPack | None:
-        """The distilled pack; None where the device has no memory for it."""
-        if not jobs:
-            return DistilledPack([], 0.0, None)
-        reference, variance, data, cache = self._loaded
-        try:
-            return distill_pack(
-                reference,
-                variance,
-                jobs,
-                data,
-                self._config.library,
-                self._config.seed,
-                cache=cache,
-                learning_rate_factor=factor,
-                share=self._share,
-                states={key: state for key, (_, state) in before.items()},
-            )
-        except torch.OutOfMemoryError:
-            if len(jobs) == 1:
-                raise
-        torch.cuda.empty_cache()  # behind the except clause, which holds the tensors of the pack
-        return None
 
     def _before(self, jobs: Sequence[BlockJob]) -> "_Before":
         """Records and states that were stored when blocks were stopped, by key."""
@@ -186,3 +176,9 @@ _Before = dict[str, tuple[Record, TrainingState]]
 
 def _identity(job: BlockJob) -> dict[str, Any]:
     return {"stage": job.stage, "block": job.spec.to_json()}
+
+
+def _mean(shares: Sequence[float | None]) -> float | None:
+    """Of those that are known."""
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(known) if known else None

@@ -38,6 +38,8 @@ class RaySession:
         # Workers start at nice 15 by default and starve beside any other process; a device that is
         # being timed must not.
         os.environ.setdefault("RAY_worker_niceness", "0")
+        # Most processes of a run only coordinate and take no CPU; Ray warns of more than 4 a CPU.
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
         try:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as error:
