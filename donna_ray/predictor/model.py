@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.preprocessing import PolynomialFeatures
 
 from donna_ray.errors import DonnaError
 
@@ -160,8 +159,9 @@ def terms(z: Floats, order: int) -> Floats:
         z: (n, stages).
         order: 1 or 2.
     """
-    products: Floats = PolynomialFeatures(order).fit_transform(z)
-    return products
+    # As sklearn's PolynomialFeatures, which takes seconds to import in every process of a search.
+    products = [z[:, [stage]] * z[:, stage:] for stage in range(z.shape[1])] if order == 2 else []
+    return np.hstack([np.ones((len(z), 1)), z, *products])
 
 
 def transformed(nsr: Floats, transform: Transform, floor: float = NSR_FLOOR) -> Floats:
