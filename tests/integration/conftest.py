@@ -45,14 +45,18 @@ SMALLEST = {
     "finetune.epochs": 1,
     "finetune.precision": "fp32",
     "finetune.networks": 3,
+    "cluster.workers": 1,
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for its marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """These tests share a finished run and a Ray, so one of pytest-xdist's processes has all."""
+    """Those that share a finished run are in one of pytest-xdist's processes, the others in one."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("integration"))
+            fixtures = getattr(item, "fixturenames", ())
+            group = "finished run" if "finished" in fixtures else "one Ray"
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def words_of_demo(out: Path, *more: str) -> list[str]:
@@ -135,7 +139,7 @@ def measurements_in(path: Path) -> int:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of an undisturbed smallest demo, in a process and on a Ray of its own."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    completed = donna(demo(out))
+    completed = donna([*demo(out), "--set=cluster.workers=2"])
     assert completed.returncode == 0, completed.stderr
     return out
 

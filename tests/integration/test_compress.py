@@ -13,11 +13,10 @@ from tests.integration.conftest import results_of
 
 SMALL = {
     "reference.training": {"epochs": 3},
-    "library.pack_size": 32,
-    "predictor.samples": 6,
+    "library": {"pack_size": 32, "epochs": 1, "precision": "fp32"},
+    "predictor": {"samples": 6, "precision": "fp32"},
     "search.evaluations": 24,
-    "finetune.epochs": 1,
-    "finetune.networks": 1,
+    "finetune": {"epochs": 1, "networks": 1, "precision": "fp32"},
     "cluster.workers": 1,
 }
 

@@ -52,7 +52,7 @@ def work(tmp_path: Path) -> Path:
 
 def sets(storage: Path) -> list[str]:
     values = SMALLEST | {"library.epochs": 8, "library.pack_size": 1}
-    values |= {"cluster.storage": str(storage)}
+    values |= {"cluster.storage": str(storage), "cluster.workers": 2}
     return [f"--set={key}={json.dumps(value)}" for key, value in values.items()]
 
 

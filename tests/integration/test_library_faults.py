@@ -41,7 +41,8 @@ def begun(finished: Path, tmp_path: Path) -> Path:
 def configuration(storage: Path) -> RunConfig:
     """The smallest demo, kept on a filesystem that can be told to refuse."""
     sets = [f"{key}={json.dumps(value)}" for key, value in SMALLEST.items()]
-    return load_config(shipped_config("demo"), [*sets, f"cluster.storage=faulty://{storage}"])
+    more = [f"cluster.storage=faulty://{storage}", "cluster.workers=2"]
+    return load_config(shipped_config("demo"), [*sets, *more])
 
 
 def library(root: Path, storage: Path) -> Artifact:

@@ -33,7 +33,7 @@ EPOCHS = 12
 def test_what_was_in_flight_is_done_on_the_other_node(
     cluster: Cluster, finished: Path, tmp_path: Path
 ) -> None:
-    values = SMALLEST | {"library.pack_size": 1, "library.epochs": 1}
+    values = SMALLEST | {"library.pack_size": 1, "library.epochs": 1, "cluster.workers": 2}
     config = load_config(
         shipped_config("demo"), [f"{key}={json.dumps(value)}" for key, value in values.items()]
     )

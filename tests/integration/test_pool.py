@@ -42,6 +42,11 @@ def noting(folder: Path, fatal: int | None = None) -> Callable[[int], dict[str, 
     return work
 
 
+def dying(number: int) -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {"number": number}
+
+
 def begun(folder: Path) -> Counter[int]:
     """How many processes began each unit."""
     return Counter(int(path.name.split("-")[0]) for path in folder.iterdir())
@@ -62,8 +67,8 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def test_workers_are_kept_replaced_lent_and_ended(one_ray: None, tmp_path: Path) -> None:
-    with Run(configuration(workers=2), tmp_path / "run") as run:
+def test_workers_are_kept_replaced_lent_and_ended_and_die(one_ray: None, tmp_path: Path) -> None:
+    with Run(configuration(workers=2, retries=1), tmp_path / "run") as run:
         first = workers_that_do(run, tmp_path / "first", 16)
         assert len(first) == 2
         after = workers_that_do(run, tmp_path / "killed", 16, fatal=5)
@@ -77,16 +82,7 @@ def test_workers_are_kept_replaced_lent_and_ended(one_ray: None, tmp_path: Path)
         until(lambda: ray.available_resources().get("CPU") == 2)
         again = workers_that_do(run, tmp_path / "again", 8)
         assert not again & (after | first)
+        units = [Unit(number) for number in range(3)]
+        with pytest.raises(DonnaError, match=r"0 of 3 are done.*cluster\.retries = 1"):
+            spread(run, "test", "units", units, dying)
     until(lambda: ray.available_resources().get("CPU") == 2)
-
-
-def test_worker_that_always_dies_ends_the_step(one_ray: None, tmp_path: Path) -> None:
-    def work(number: int) -> dict[str, Any]:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return {}
-
-    with (
-        Run(configuration(workers=1, retries=1), tmp_path / "run") as run,
-        pytest.raises(DonnaError, match=r"0 of 3 are done.*cluster\.retries = 1"),
-    ):
-        spread(run, "test", "units", [Unit(number) for number in range(3)], work)

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from donna_ray.config import load_config, shipped_config
 from donna_ray.library.step import library_step, library_store
 from donna_ray.reference.step import reference_step
@@ -22,6 +24,7 @@ def raced(root: Path, **rules: float) -> tuple[dict[str, Any], RecordStore]:
         return library_step(run, reference_step(run)).result, library_store(run)
 
 
+@pytest.mark.soak
 def test_paused_blocks_are_resumed_under_other_rules(one_ray: None, copy_of_finished: Path) -> None:
     first, store = raced(copy_of_finished, share=0.5, margin=0.0)
     paused = RecordStore(f"{store.url}/paused")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -41,7 +42,9 @@ def test_killed_library_goes_on(one_ray: None, finished: Path, tmp_path: Path) -
 
     completed = donna_here(*words)
     assert completed.returncode == 0, completed.stderr
-    assert f"{len(stored)} of 12 blocks are there already" in completed.stderr
+    reused = re.search(r"(\d+) of 12 blocks are there already", completed.stderr)
+    assert reused is not None, completed.stderr
+    assert int(reused[1]) >= len(stored)  # workers of a killed driver store what they are at
     assert all(path.stat().st_mtime_ns == changed for path, changed in stored.items())
     (artifact,) = (out / "library").glob("*/artifact.json")
     stages = json.loads(artifact.read_text())["result"]["stages"]
@@ -67,7 +70,8 @@ def test_killed_run_goes_on(finished: Path, tmp_path: Path) -> None:
             os.kill(killed[0], signal.SIGKILL)
         return records >= 6
 
-    kill_when(demo(out), worker_is_killed_and_others_went_on)
+    two = [*demo(out), "--set=cluster.workers=2"]
+    kill_when(two, worker_is_killed_and_others_went_on)
     _wait_until_ray_is_gone(out)
     distilled = {path: path.stat().st_mtime_ns for path in blocks.glob("*.safetensors")}
     assert 6 <= len(distilled) <= 12

@@ -7,6 +7,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from donna_ray.report.results import Results
@@ -66,6 +67,7 @@ def test_each_scenario_has_its_front(one_ray: None, copy_of_finished: Path) -> N
     assert "measured already" not in again.stderr
 
 
+@pytest.mark.soak
 def test_a_limit_that_cannot_be_kept_costs_the_others_nothing(
     one_ray: None, copy_of_finished: Path
 ) -> None:

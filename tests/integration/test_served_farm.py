@@ -14,10 +14,8 @@ from device_farm import DeviceSpec, Farm, FarmConfig
 from donna_ray.config import DeviceConfig, RunConfig
 from donna_ray.latency.farm import start_farm
 from donna_ray.pipeline import run_steps
-from donna_ray.report.results import Results
 from donna_ray.run.run import Run
 from tests.command_line import donna_here
-from tests.integration.conftest import results_of
 
 MODEL = "board (simulated)"
 
@@ -52,12 +50,11 @@ def test_a_run_measures_on_a_served_farm_and_begins_while_networks_are_trained(
         run_steps(run, "predictor")
         ahead = farm.status()[0]["done"]
         assert ahead >= 5  # the design: a quarter of 20 evaluations
-        run_steps(run)
-    results = Results.model_validate(results_of(copy_of_finished))
-    assert results.scenarios[0].device.simulated
+        found = run_steps(run, "search").result["scenarios"]["default"]
+    assert found["reference_latency"]["simulated"]
     [row] = farm.status()
     assert (row["state"], row["done"]) == ("ready", row["leases"])
-    others = results.scenarios[0].search.candidates - 5
+    others = found["candidates"] - 5
     assert row["done"] <= ahead + others + 2  # and the reference, the control
 
 

@@ -62,6 +62,7 @@ def test_the_documented_search_in_a_plain_tuner_runs(
     assert "the smallest: [0 0 0 0]" in capsys.readouterr().out
 
 
+@pytest.mark.soak
 def test_batches_that_raise_stop_their_search_alone_and_spoil_nothing(
     one_ray: None, tmp_path: Path
 ) -> None:

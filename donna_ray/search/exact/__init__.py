@@ -1,3 +1,5 @@
-"""Exact fronts of what adds up over the stages: ``front.exact_front``, and with a predictor that
-has cross terms ``accuracy.accuracy_front``. ``hypervolume`` rates a front.
+"""Exact fronts of objectives that are sums over the stages.
+
+Entry: `exact_front` in `front.py`; `accuracy_front` in `accuracy.py` where the predictor has products
+of two stages as well. `hypervolume.py` rates a front.
 """

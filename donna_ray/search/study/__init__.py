@@ -1,3 +1,5 @@
-"""What a search knows: ``problem.SearchProblem`` (what is searched, and its limits) and
-``ledger.Ledger`` (candidates and their outcomes, an Optuna study in a journal file).
+"""What a search knows.
+
+`problem.py` is what is searched, with its limits; `ledger.py` the candidates and their outcomes, an
+Optuna study in the file that `journal.py` keeps.
 """

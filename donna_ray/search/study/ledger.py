@@ -39,7 +39,7 @@ true if the model itself is at fault, whatever the device."""
 
 
 def measured(accuracy: float, latency: Mapping[str, Any], further: Sequence[float] = ()) -> Outcome:
-    """The outcome of a candidate whose measurement (``cost.Latency``) is there."""
+    """The outcome of a candidate whose measurement (``latency.farm.Latency``) is there."""
     values = [accuracy, latency["median_ms"], *further]
     return {"values": values, "facts": {"latency": dict(latency)}}
 

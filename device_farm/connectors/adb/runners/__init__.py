@@ -1,4 +1,7 @@
-"""Programs on the phone that run a model and print how long it took."""
+"""Programs on the phone that run a model and print how long it took.
+
+`base` is what they share; `onnxruntime`, `tflite`, and `command` for a program of one's own.
+"""
 
 from __future__ import annotations
 
