@@ -38,7 +38,7 @@ from device_farm.workload import workload_digest
 
 __all__ = ["DISPATCHER_GROUPS", "FARM_VERSION", "Dispatcher"]
 
-FARM_VERSION = 2
+FARM_VERSION = 3
 """Raised when calls of the actor change: an older farm that still runs is then refused."""
 
 DISPATCHER_GROUPS = {"status": 100, "presence": 1}

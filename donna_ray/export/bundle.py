@@ -78,6 +78,9 @@ class Bundle:
             statements = self._bindings(module)[name]
             if isinstance(statements[0], _Import):
                 self._names[key] = self._imported(module, statements[0])
+                for statement in statements[1:]:
+                    if not isinstance(statement, _Import):
+                        self._emit(module, statement)
             else:
                 self._names[key] = self._allocate(name, key)
                 for statement in statements:

@@ -62,7 +62,8 @@ class DistillPack:
             some, factor = waiting.pop()
             if not some:
                 continue
-            before = self._before(some) if factor == 1 else {}
+            before = self._before(some)
+            resumed = before if factor == 1 else {}
             reference, variance, data, cache = self._loaded
             torch.cuda.empty_cache()  # of a pack that did not fit
             try:
@@ -76,7 +77,7 @@ class DistillPack:
                     cache=cache,
                     learning_rate_factor=factor,
                     share=self._share,
-                    states={key: state for key, (_, state) in before.items()},
+                    states={key: state for key, (_, state) in resumed.items()},
                 )
             except torch.OutOfMemoryError:
                 if len(some) == 1:
@@ -84,7 +85,7 @@ class DistillPack:
                 half = len(some) // 2
                 waiting += [(some[half:], factor), (some[:half], factor)]
                 continue
-            images += self._keep(pack, before)
+            images += self._keep(pack, before, resumed)
             shares.append(pack.reference_share)
             failed = [block for block in pack.blocks if block.failure is not None]
             if self._share == 1 and factor == 1:
@@ -111,12 +112,12 @@ class DistillPack:
                 found[key] = record, TrainingState(record["steps"], self._paused.weights(key))
         return found
 
-    def _keep(self, pack: DistilledPack, before: "_Before") -> int:
+    def _keep(self, pack: DistilledPack, before: "_Before", resumed: "_Before") -> int:
         """Store the blocks that did not fail; returns the images that the pack took."""
         jobs = [block.job for block in pack.blocks]
         if not jobs:
             return 0
-        images = self._passes(jobs, before)
+        images = self._passes(jobs, resumed)
         cost = {"seconds": pack.seconds / len(jobs), "image_passes": images / len(jobs)}
         for block in pack.blocks:
             if block.failure is None:

@@ -110,6 +110,7 @@ def _measure_on_workers(
     if recipe.precision == "auto":
         precision = settled_precision(run, reference)
         recipe = recipe.model_copy(update={"precision": precision})
+    pool_of(run).close()  # all are to start and measure at once
     started = time.perf_counter()
     part = PlanPart(config, reference, recipe)
     facts = spread(run, "plan", "parts", [Unit(each) for each in payloads], part)

@@ -74,10 +74,10 @@ class Run:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         with self._open:
-            for each in reversed(self._kept.values()):
-                each.close()
-            self._kept.clear()
-            self.ray.close()
+            with ExitStack() as closing:  # what was made last is closed first, Ray at the end
+                closing.callback(self.ray.close)
+                for each in self._kept.values():
+                    closing.callback(each.close)
             if error is None:
                 shutil.rmtree(self.root / "ray", ignore_errors=True)
             self._copy()

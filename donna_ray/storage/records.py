@@ -16,7 +16,7 @@ import json
 import re
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,12 @@ class RecordStore:
 
     def get(self, key: str) -> Record | None:
         """The record of a key; None where any of its files is missing, torn or altered."""
+        record = self._intact(key)
+        if record is None and self._storage.read(f"{key}.{_EARLIER}") is not None:
+            warnings.warn(self._earlier_version(), stacklevel=2)
+        return record
+
+    def _intact(self, key: str) -> Record | None:
         record = _record_in(self._object(key), key)
         if record is None:
             return None
@@ -139,7 +145,7 @@ class RecordStore:
             )
         return safetensors.torch.load(data)
 
-    def fetch(self, keys: Iterable[str], folder: Path) -> list[Path]:
+    def fetch(self, keys: Sequence[str], folder: Path) -> list[Path]:
         """The files of records, on a local path: the store's own, or copies in this folder.
 
         Raises:
@@ -156,6 +162,10 @@ class RecordStore:
         copies = Storage(folder)
         for name in reversed(names):  # the record last
             copies.write(name, self._storage.read(name) or b"")
+        copied = RecordStore(folder)
+        for key in keys:
+            if copied.get(key) is None:
+                raise self._no_record(key)
         return [folder / name for name in names]
 
     def records(self) -> dict[str, Record]:
@@ -200,7 +210,8 @@ class RecordStore:
         """Files by name that belong to no intact record: what killed writers left.
 
         Temporary files, and of each key that has a ``.safetensors`` or is a digest the files that
-        no intact record names; not what somebody else put there under names of their own.
+        no intact record names; not what somebody else put there under names of their own, nor
+        records of an earlier version, which its runs may need.
 
         Args:
             older_than: seconds since the last change; younger ones may be a record in the making.
@@ -208,7 +219,8 @@ class RecordStore:
         known, files = self.records(), self._storage.listing()
         stale = [name for name in files if is_temporary(name)]
         for key, group in files_by_key(files).items():
-            if f"{key}.{_OBJECT}" in group or _DIGEST.fullmatch(key):
+            earlier = key not in known and f"{key}.{_EARLIER}" in group
+            if not earlier and (f"{key}.{_OBJECT}" in group or _DIGEST.fullmatch(key)):
                 stale += group.keys() - set(_names(key, known[key]) if key in known else ())
         limit = time.time() - older_than
         return {
@@ -227,18 +239,22 @@ class RecordStore:
     def _verified(self, groups: Mapping[str, Group]) -> dict[str, Entry]:
         """The intact records among these, for the index."""
         keys = sorted(_with_object(groups))
-        records = zip(keys, self._storage.map(self.get, keys), strict=True)
+        records = zip(keys, self._storage.map(self._intact, keys), strict=True)
         intact = {key: Entry(stamp_of(groups[key]), record) for key, record in records if record}
         if any(f"{key}.{_EARLIER}" in groups[key] for key in keys if key not in intact):
-            warnings.warn(
-                f"The records of {self.url} must be single files, but some are of an earlier "
-                f"version (KEY.{_EARLIER} beside KEY.{_OBJECT}). They are not read, and the step "
-                "that made them makes them again.",
-                stacklevel=2,
-            )
+            warnings.warn(self._earlier_version(), stacklevel=2)
         return intact
 
+    def _earlier_version(self) -> str:
+        return (
+            f"The records of {self.url} must be single files, but some are of an earlier version "
+            f"(KEY.{_EARLIER} beside KEY.{_OBJECT}). They are not read, and the step that made "
+            "them makes them again."
+        )
+
     def _no_record(self, key: str) -> DonnaError:
+        if self._storage.read(f"{key}.{_EARLIER}") is not None:
+            return DonnaError(self._earlier_version())
         return DonnaError(
             f"The record {key} must be intact in {self.url}, but it is missing, torn or altered. "
             "Run the step that makes it again: it renews only such records."

@@ -6,6 +6,7 @@ and one more starts whenever a node has joined, until there are `cluster.workers
 
 import time
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -22,6 +23,8 @@ __all__ = ["WorkerPool", "fitting", "pool_of"]
 
 _SETTLING_S = 60.0  # until a started wave holds its resources, or has been waiting long enough
 _NOTICE_S = 30.0
+_LEAVING_S = 10.0  # for workers that wait to leave by themselves; then they are killed
+_STARTING_S = 60.0  # for those that have yet to tell what they hold, so that it can be freed
 
 
 class WorkerPool:
@@ -45,6 +48,9 @@ class WorkerPool:
         self._waves: dict[Any, tuple[str, int]] = {}  # by their end: name, and number of workers
         self._demand = Demand()
         self._dead: set[str] = set()
+        self._lost = False  # a node, since the workers were started
+        self._ended = 0  # waves, since the job began
+        self._idle = True
         self._changed = self._noticed = time.monotonic()
 
     def begin(self, queue: Any, payloads_and_work: Any, units: int, group_size: int) -> None:
@@ -56,33 +62,42 @@ class WorkerPool:
             units: how many there are.
             group_size: so many workers do a unit together. Where that changes, others start.
         """
-        if group_size != self._group_size:
-            self.close()
+        if group_size != self._group_size or self._lost:
+            self._end(self._patience_s())
             self._group_size = group_size
         if self._board is None:
+            self._dead, self._lost = _dead_nodes(), False
             actor: Any = ray.remote(num_cpus=0)(JobBoard)
             self._board = actor.options(max_concurrency=1000, **on_this_node()).remote()
         ray.get(self._board.post.remote(queue, [payloads_and_work]))
-        self._queue, self._demand = queue, Demand()
+        self._queue, self._demand, self._idle = queue, Demand(), False
         self._reap()
-        self._started = self._running()
+        self._started, self._ended = self._running(), 0
         self._wanted = group_size * min(self._cluster.workers // group_size, units)
 
     def tend(self) -> bool:
-        """Start workers where there is room; False if all have ended before the work has."""
+        """Start workers where there is room; False if they died more than `cluster.retries` times
+        in this job."""
         self._reap()
-        dead = {node["NodeID"] for node in ray.nodes() if not node["Alive"]} - self._dead
-        if dead:
+        if dead := _dead_nodes() - self._dead:
             self._dead |= dead
+            self._lost = True
             ray.get(self._queue.lose.remote(list(dead)))
+        if max(ray.get(self._queue.deaths.remote()), self._ended) > self._cluster.retries:
+            return False
         if self._started < self._wanted and self._settled():
             room = _room(self._cluster) // self._group_size * self._group_size
             self._start(min(room, self._wanted - self._started))
         return bool(self._waves) or self._started < self._wanted
 
     def end_job(self) -> None:
-        """No more nodes are asked for; the workers that are there wait for the next job."""
+        """No more nodes are asked for; the workers that are there wait for the next job.
+
+        Where a node was lost they are ended before that: the places on it would stay empty.
+        """
         self._demand.close()
+        with suppress(ray.exceptions.RayError):
+            self._idle = ray.get(self._queue.state.remote())["open"] == 0
 
     def lend(self, cpus: float) -> bool:
         """Whether the workers' own CPUs can be used, by who needs so many on this host, until the
@@ -91,10 +106,11 @@ class WorkerPool:
         Workers that wait take no time of a CPU, but Ray gives what they reserved to nobody else. On
         several nodes they are ended, so that an autoscaler may give nodes back.
         """
+        self._reap()
         alone = sum(node["Alive"] for node in ray.nodes()) == 1
-        if alone and cpus <= self._running() * self._cluster.cpus_per_worker:
+        if alone and self._idle and cpus <= self._running() * self._cluster.cpus_per_worker:
             return True
-        self.close()
+        self._end(self._patience_s())
         return False
 
     @property
@@ -104,24 +120,27 @@ class WorkerPool:
 
     def close(self) -> None:
         """End the workers, whatever they do."""
+        self._end(_LEAVING_S if self._idle else 0.0)
+
+    def _end(self, patience_s: float) -> None:
+        """End the workers; those that wait leave by themselves, and Ray Train tidies up."""
         self._demand.close()
         if self._board is None:
             return
-        ray.get(self._board.close.remote())
-        for reference, (wave, _) in self._waves.items():
-            ray.cancel(reference, force=True)
-            self._give_back(wave)
-        ray.kill(self._board)
+        board, waves = self._board, self._waves
         self._board, self._waves = None, {}
+        with suppress(ray.exceptions.RayError):  # the board, or the cluster, is gone
+            ray.get(board.close.remote())
+            _, left = ray.wait([*waves], num_returns=len(waves) or 1, timeout=patience_s)
+            for reference in left:
+                ray.cancel(reference, force=True)
+            for wave, _ in waves.values():
+                _give_back(board, wave)
+            ray.kill(board)
 
-    def _give_back(self, wave: str) -> None:
-        """Free what a killed run has reserved, and end its workers.
-
-        Ray Train itself does so only where the cluster has a dashboard; else it is kept until the
-        job ends, and the next step waits for it.
-        """
-        for name in ray.get(self._board.reservations.remote(wave)):
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
+    def _patience_s(self) -> float:
+        """For workers to leave; those of a lost node never do."""
+        return _LEAVING_S if self._lost else _STARTING_S
 
     def _running(self) -> int:
         return sum(size for _, size in self._waves.values())
@@ -130,7 +149,10 @@ class WorkerPool:
         """Forget waves that have ended."""
         ended, _ = ray.wait([*self._waves], num_returns=len(self._waves) or 1, timeout=0)
         for reference in ended:
-            del self._waves[reference]
+            wave, size = self._waves.pop(reference)
+            self._started -= size
+            self._ended += 1
+            _give_back(self._board, wave)
             try:
                 ray.get(reference)
             except ray.exceptions.RayError as error:
@@ -167,6 +189,20 @@ class WorkerPool:
             f"  waiting for room for a worker ({worker_resources(self._cluster)}); free in the "
             f"cluster: {ray.available_resources()}"
         )
+
+
+def _give_back(board: Any, wave: str) -> None:
+    """Free what a run that has ended has reserved, and end its workers.
+
+    Ray Train itself does so only where the cluster has a dashboard; else it is kept until the job
+    ends, and the next step waits for it.
+    """
+    for name in ray.get(board.reservations.remote(wave)):
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
+
+
+def _dead_nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
 
 
 def pool_of(run: Run) -> WorkerPool:

@@ -40,14 +40,20 @@ class UnitQueue:
         self._nodes: dict[str, str] = {}
         self._heard: dict[str, float] = {}
         self._error: str | None = None
+        self._deaths = 0
 
     def join(self, worker: str, place: str, node: str) -> None:
         """A worker starts at a place, on a node; what the one before it held goes back."""
         before = self._places.get(place)
         self._places[place], self._nodes[worker] = worker, node
         if before is not None:
+            self._deaths += 1
             self._forget(before)
         self.beat(worker)
+
+    def deaths(self) -> int:
+        """How many workers were replaced."""
+        return self._deaths
 
     def beat(self, worker: str) -> None:
         """A sign of life."""

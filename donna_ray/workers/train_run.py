@@ -25,6 +25,7 @@ __all__ = ["fit", "worker_resources"]
 
 _POLL_S = 0.3
 _BEAT_S = 5.0
+_JOBS = 10  # of a run, at most: each may cost `cluster.retries` deaths, which the pool counts
 
 
 def worker_resources(cluster: ClusterConfig) -> dict[str, float]:
@@ -84,7 +85,7 @@ def fit(
         run_config=ray.train.RunConfig(
             name="train",
             storage_path=str(storage),
-            failure_config=ray.train.FailureConfig(max_failures=cluster.retries),
+            failure_config=ray.train.FailureConfig(max_failures=_JOBS * cluster.retries),
         ),
     ).fit()
 
@@ -131,7 +132,8 @@ def _do_units(queue: Any, payloads_and_work: Any, place: str, group: Any, shared
     try:
         shared.check()
     except DonnaError as error:
-        ray.get(queue.fail.remote(str(error)))
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            ray.get(queue.fail.remote(str(error)))
         return
     payloads, work = ray.get(payloads_and_work)
     with _joined(queue, worker, place) if group.first else contextlib.nullcontext():
@@ -139,9 +141,11 @@ def _do_units(queue: Any, payloads_and_work: Any, place: str, group: Any, shared
             try:
                 facts = work(payloads[index])
             except Exception as error:
-                if group.size > 1 and not isinstance(error, DonnaError):
-                    raise  # it may be that another one died: Ray Train starts all of them again
-                ray.get(queue.fail.remote(traceback.format_exc()))
+                if group.size == 1 or isinstance(error, DonnaError):
+                    with contextlib.suppress(ray.exceptions.RayActorError):
+                        ray.get(queue.fail.remote(traceback.format_exc()))
+                if group.size > 1:
+                    raise  # all start again, in step; another one may have died
                 return
             if group.first:
                 with contextlib.suppress(ray.exceptions.RayActorError):  # nobody waits for it

@@ -46,6 +46,13 @@ def test_litert_tells_an_average_only(tmp_path: Path) -> None:
         runner.seconds("count=0\n", "", plan(2))
 
 
+def test_runs_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
+    runner = OnnxRuntimeRunner(binary=perf_test(tmp_path))
+    rows = "".join(f"m,0.00{number},1,2,{number}\n" for number in range(1, 6))
+    with pytest.raises(DeviceError, match="printed no latency"):
+        runner.seconds("", rows, plan(9))
+
+
 def test_a_program_built_anew_has_another_digest(tmp_path: Path) -> None:
     program = perf_test(tmp_path)
     runner = OnnxRuntimeRunner(binary=program)

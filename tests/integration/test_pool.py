@@ -74,10 +74,10 @@ def test_workers_are_kept_replaced_lent_and_ended_and_die(one_ray: None, tmp_pat
         after = workers_that_do(run, tmp_path / "killed", 16, fatal=5)
         assert begun(tmp_path / "killed") == Counter(range(16)) + Counter([5])  # it alone, again
         assert len(after | first) == 3  # and one who took its place
-        with pytest.raises(DonnaError, match="unit -1 is bad"):
-            spread(run, "test", "units", [Unit(-1)], noting(tmp_path / "first"))
         assert pool_of(run).lend(2)  # what needs the CPUs of this host may have them
         assert workers_that_do(run, tmp_path / "lent", 8) <= after | first
+        with pytest.raises(DonnaError, match="unit -1 is bad"):
+            spread(run, "test", "units", [Unit(-1)], noting(tmp_path / "first"))
         assert not pool_of(run).lend(math.inf)  # such as one that needs a GPU
         until(lambda: ray.available_resources().get("CPU") == 2)
         again = workers_that_do(run, tmp_path / "again", 8)

@@ -1,7 +1,7 @@
 """Android phones, over ADB.
 
-`connector` is the entry. `condition` waits until a phone is cool (Android's thermal status), and has its
-screen and performance mode; `models` are the models kept on a phone, `runners` the programs that
-measure there. `shell` runs commands and brings files over a `link`: a `wire` (TCP or `usb`, by
+`connector` is the entry. `condition` waits until a phone is cool (Android's thermal status), and
+has its screen and performance mode; `models` are the models kept on a phone, `runners` the programs
+that measure there. `shell` runs commands and brings files over a `link`: a `wire` (TCP or `usb`, by
 adb-shell with the key of `keys`), or through an adb `server`. `addresses` finds phones.
 """

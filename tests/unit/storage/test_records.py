@@ -173,6 +173,9 @@ def test_stale_files_are_those_of_no_record(store: RecordStore) -> None:
     write(store, "README.md", b"mine")
     write(store, "package.json", b"{}")
     write(store, "mine.onnx", b"mine, too")
+    earlier = "fedcba9876543210"  # of a version that kept the record beside the weights
+    write(store, f"{earlier}.json", b"{}")
+    write(store, f"{earlier}.safetensors", safetensors.torch.save({"w": torch.ones(3)}))
     filesystem, path = fsspec.url_to_fs(store.url)
     filesystem.rm_file(f"{path}/{half}.safetensors")
     assert store.stale_files() == {}
@@ -188,7 +191,8 @@ def test_stale_files_are_those_of_no_record(store: RecordStore) -> None:
     store.remove_files(stale)
     assert store.stale_files(older_than=0) == {}
     assert set(store.records()) == {"good", "failed"}
-    assert {"README.md", "package.json"} <= set(store.files())
+    kept = {"README.md", "package.json", "mine.onnx"}
+    assert kept | {f"{earlier}.json", f"{earlier}.safetensors"} <= set(store.files())
 
 
 def test_files_of_records_are_fetched_to_a_path(store: RecordStore, tmp_path: Path) -> None:

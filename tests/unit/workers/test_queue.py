@@ -48,6 +48,7 @@ def test_successor_at_a_place_returns_what_was_held() -> None:
     queue = queue_of(3)
     assert [queue.lease("a"), queue.lease("b")] == [0, 1]
     queue.join("c", "place of a", "another node")
+    assert queue.deaths() == 1
     assert queue.lease("b") == 0
     assert queue.lease("c") == 2
 

@@ -100,7 +100,8 @@ class Runner(BaseModel, ABC):
                 continue
             if len(figures) in (plan.runs, plan.warmup + plan.runs):
                 return figures[-plan.runs :]
-            statistic = figures[-1:] or statistic
+            if len(figures) <= 2:  # of the warm-up, too; more are runs, and some are missing
+                statistic = figures[-1:] or statistic
         if statistic:
             return statistic * plan.runs
         tail = " ".join(output.split())[-400:]
