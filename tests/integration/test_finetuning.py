@@ -39,6 +39,7 @@ TOGETHER = FinetuneRecipe(
 def run(one_ray: None, copy_of_finished: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     config = yaml.safe_load((copy_of_finished / "config.yaml").read_text())
+    config["cluster"]["workers"] = 2
     with Run(RunConfig.model_validate(config), copy_of_finished) as run:
         yield run
 
