@@ -129,11 +129,12 @@ class WorkerPool:
             return
         board, waves = self._board, self._waves
         self._board, self._waves = None, {}
-        with suppress(ray.exceptions.RayError):  # the board, or the cluster, is gone
+        with suppress(ray.exceptions.RayError):  # the board is gone: its workers are killed
             ray.get(board.close.remote())
-            _, left = ray.wait([*waves], num_returns=len(waves) or 1, timeout=patience_s)
-            for reference in left:
-                ray.cancel(reference, force=True)
+        _, left = ray.wait([*waves], num_returns=len(waves) or 1, timeout=patience_s)
+        for reference in left:
+            ray.cancel(reference, force=True)
+        with suppress(ray.exceptions.RayError):
             for wave, _ in waves.values():
                 _give_back(board, wave)
             ray.kill(board)
