@@ -27,8 +27,8 @@ class RaySession:
     def ensure(self) -> None:
         """Be connected to Ray.
 
-        Joins the cluster that RAY_ADDRESS names or that `ray start` made on this host; starts a
-        local one otherwise.
+        Joins the cluster that RAY_ADDRESS names or that `ray start` made on this host; starts one
+        otherwise, and in any case where RAY_ADDRESS is "local".
 
         Raises:
             DonnaError: the named cluster does not answer, or a local one is too small.
@@ -59,7 +59,7 @@ class RaySession:
     @staticmethod
     def joins() -> bool:
         """Whether there is a cluster that is named, as in every Ray job."""
-        return "RAY_ADDRESS" in os.environ
+        return os.environ.get("RAY_ADDRESS", "local") != "local"
 
     def close(self) -> None:
         """Leave the cluster; one that ``ensure`` started is stopped."""
@@ -70,7 +70,7 @@ class RaySession:
     def _check_size(self) -> None:
         needed = self._cluster.workers * self._cluster.cpus_per_worker
         present = ray.cluster_resources().get("CPU", 0)
-        if len(ray.nodes()) == 1 and needed > present and "RAY_ADDRESS" not in os.environ:
+        if len(ray.nodes()) == 1 and needed > present and not self.joins():
             raise DonnaError(
                 f"cluster.workers x cpus_per_worker must fit this machine, but needs {needed:g} of "
                 f"{present:g} CPUs. Lower cluster.workers, or cluster.cpus_per_worker to a part."

@@ -71,9 +71,11 @@ def demo(out: Path) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """A user's environment, without a cluster to join; torch is to have one thread."""
-    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return {**kept, "OMP_NUM_THREADS": "1"}
+    """A user's environment, for a Ray of its own; torch is to have one thread.
+
+    Without a word, a run joins the newest cluster of this host, which may be another test's.
+    """
+    return {**os.environ, "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"}
 
 
 def donna(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
