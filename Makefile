@@ -33,6 +33,7 @@ bench: $(INSTALLED)
 	$(BIN)/python scripts/bench_space.py
 	$(BIN)/python scripts/bench_batchnorm.py
 	$(BIN)/python scripts/bench_predictions.py
+	$(BIN)/python scripts/bench_regret.py
 	$(BIN)/python scripts/bench_samples.py
 	$(BIN)/python scripts/bench_farm.py
 	$(BIN)/python scripts/bench_search.py

@@ -1,7 +1,7 @@
 """How many predictions a fitted predictor makes in a second, in one call on one core.
 
 Prints a table and, last, one JSON line. The floor is the multiplication of the NSR (architectures,
-stages) with a matrix of the stages, which no quadratic form does without.
+stages) with a matrix of the stages.
 """
 
 import json

@@ -215,10 +215,6 @@ def _figures(
         for name in ("params", "macs", "zero_shot_accuracy")
     }
     return {
-        "terms": {
-            "transform": predictor.transform,
-            "second_order": bool(np.any(np.array(predictor.quadratic))),
-        },
         "quality": quality(predicted, measured, options.seed),
         "baselines": {
             name: kendall_tau(values, measured, options.seed) for name, values in figures.items()

@@ -52,7 +52,6 @@ def rows_of(results: dict[str, Any]) -> list[tuple[str, str]]:
     accuracies = [each["first"] for each in held_out]
     noise = median(abs(each["first"] - each["second"]) for each in held_out)
     quality = results["quality"]
-    order = "second" if results["terms"]["second_order"] else "first"
     ratios = ", ".join(str(each["ratio"]) for each in results["finetune_epoch_ratios"])
     return [
         ("accuracy of the reference", f"{results['reference_accuracy']:.2%}"),
@@ -69,7 +68,6 @@ def rows_of(results: dict[str, Any]) -> list[tuple[str, str]]:
             (f"Kendall tau of {name}", _estimate(each))
             for name, each in results["baselines"].items()
         ),
-        ("terms", f"{order} order of the {results['terms']['transform']}"),
         ("samples needed, informed", str(short["samples_informed"])),
         ("samples needed, random", str(short["samples_random"])),
         (

@@ -60,7 +60,7 @@ def _problem(space: SearchSpace) -> SearchProblem:
         -0.05 * (stage.max() / stage) ** 0.5 * np.exp(generator.normal(0, 0.1, len(stage)))
         for stage in tables["macs"]
     )
-    accuracy = AccuracyModel(0.9, gains, gains, np.zeros((len(gains),) * 2))
+    accuracy = AccuracyModel(0.9, gains)
     return SearchProblem(
         space, accuracy, {name: KnownCost(table) for name, table in tables.items()}
     )

@@ -86,7 +86,7 @@ def make_problem(seed: int) -> SyntheticProblem:
         worth = np.array([_worth(each) for each in options]) * np.where(grouped, 1.1, 1.0)
         quality = np.exp(generator.normal(0, 0.12, len(choices)))
         gains.append(-0.03 * generator.uniform(0.5, 1.5) * worth * quality)
-    accuracy = AccuracyModel(0.78, tuple(gains), tuple(gains), np.zeros((STAGES, STAGES)))
+    accuracy = AccuracyModel(0.78, tuple(gains))
     return SyntheticProblem(space, accuracy, macs, own, [_common(options, size)] * (STAGES - 1))
 
 
@@ -155,7 +155,6 @@ FORMS: dict[str, Callable[[list[Floats], np.random.Generator], Floats]] = {
         )
     ),
     "pairs": lambda own, generator: np.maximum(1 + _joined(own) + _any_pairs(generator), 0.1),
-    "cross": lambda own, _: BASE_MS + _joined(own),  # the accuracy does not add up
 }
 """Latency of all architectures, from what each block takes in each stage."""
 
@@ -168,8 +167,8 @@ def make_form(form: str, seed: int) -> TabulatedProblem:
     space = SearchSpace(
         tuple(replace(each, choices=tuple(each.choices[k] for k in some)) for each, some in stages)
     )
-    cross = np.triu(np.abs(generator.normal(0, 6, (STAGES, STAGES))), 1) * (form == "cross")
-    accuracy = replace(law.accuracy.of_some(kept), cross=cross)
+    gains = [table[some] for table, some in zip(law.accuracy.gains, kept, strict=True)]
+    accuracy = replace(law.accuracy, gains=tuple(gains))
     own, macs = (
         [table[some] for table, some in zip(tables, kept, strict=True)]
         for tables in (law.own_ms, law.macs)
@@ -198,7 +197,7 @@ def read_cells(path: Path, column: str) -> TabulatedProblem:
         worth * generator.uniform(0.5, 1.5) + generator.normal(0, 0.004, 5) for _ in range(6)
     )
     macs = [np.array([0.0, 0.0, 1.0, 9.0, 0.0])] * 6
-    return TabulatedProblem(space, AccuracyModel(0.5, gains, gains, np.zeros((6, 6))), macs, table)
+    return TabulatedProblem(space, AccuracyModel(0.5, gains), macs, table)
 
 
 def _joined(tables: list[Floats]) -> Floats:

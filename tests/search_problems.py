@@ -23,7 +23,6 @@ def toy(
     choices: tuple[int, ...] = (6, 6, 6),
     *,
     seed: int = 0,
-    cross: float = 0.0,
     limits: dict[str, float] | None = None,
     latency_limit_ms: float | None = None,
 ) -> SearchProblem:
@@ -36,8 +35,7 @@ def toy(
     macs = tuple(100.0 * np.arange(1, count + 1) for count in choices)
     params = tuple(generator.integers(1, 50, count).astype(float) for count in choices)
     factors = tuple(np.sort(generator.random(count)) for count in choices)
-    terms = np.triu(generator.normal(0, cross, (len(choices),) * 2), 1)
-    accuracy = AccuracyModel(0.5, tuple(0.1 * each for each in factors), factors, terms)
+    accuracy = AccuracyModel(0.5, tuple(0.1 * each for each in factors))
     known = {
         name: KnownCost(tables, 10.0, (limits or {}).get(name))
         for name, tables in (("macs", macs), ("params", params))

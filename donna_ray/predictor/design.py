@@ -13,11 +13,9 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.pipeline import make_pipeline
 
 from donna_ray.errors import DonnaError
-from donna_ray.predictor.fitting import standardised_terms
-from donna_ray.predictor.model import Floats
+from donna_ray.predictor.model import Floats, shaped, standardised
 from donna_ray.space import Architecture, SearchSpace, encode
 
 __all__ = ["Suggestion", "design", "information_gain", "suggest"]
@@ -96,12 +94,16 @@ def information_gain(
     Yields:
         Index, and the fall of variance and interval as in ``Suggestion``.
     """
-    scaling = make_pipeline(*standardised_terms("log", 2, candidates.shape[1]))
-    scaling.fit(candidates[:typical])
-    rows = _with_constant(scaling.transform(candidates))
+    shapes = shaped(candidates[:typical])
+    centre, scale = shapes.mean(axis=0), np.sqrt(shapes.var(axis=0).mean(axis=1))
+
+    def terms(nsr: Floats) -> Floats:
+        return _with_constant(standardised(shaped(nsr), centre, scale))
+
+    rows = terms(candidates)
     space = rows[:typical]
     covariance = np.diag([1 / _PRIOR_OF_CONSTANT, *[1 / _PRIOR] * (rows.shape[1] - 1)])
-    for row in _with_constant(scaling.transform(finetuned)) if len(finetuned) else ():
+    for row in terms(finetuned) if len(finetuned) else ():
         covariance = _updated(covariance, row)
     moments = space.T @ space / typical
     variance, width = _uncertainty(space, covariance)

@@ -1,140 +1,174 @@
-"""Fits the predictor; leave-one-out cross-validation chooses its terms and its regularisation."""
+"""Fits the predictor: an average of ridges that fall with NSR, weighted by leave-one-out.
 
-from functools import partial
-from typing import Any, get_args
+A ridge is of one shape of NSR, and its weights are drawn together, towards the plain sum over the
+stages, more or less strongly. Which of them are right is told by their held-out errors; where the
+samples cannot tell, the average hedges (pseudo-Bayesian model averaging: Yao, Vehtari, Simpson and
+Gelman, "Using stacking to average Bayesian predictive distributions", 2018).
+`scripts/bench_regret.py` compares it with others on laws that were made up.
+"""
+
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import nnls
 from scipy.stats import t as student
-from sklearn import config_context
-from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import LeaveOneOut
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer, PolynomialFeatures, StandardScaler
 
 from donna_ray.predictor.model import (
-    NSR_FLOOR,
     AccuracyPredictor,
     Floats,
-    Transform,
     Uncertainty,
-    transformed,
+    shaped,
+    standardised,
 )
 
-__all__ = ["fit", "predicted_by_fit", "standardised_terms"]
+__all__ = ["fit", "predicted_by_fit"]
 
-_PRODUCT_WEIGHT = 0.2
-# of a standardised term of second order, so that the ridge holds it to 0 25 times as strongly
-_ALPHAS = np.logspace(-3, 3, 13)  # of the ridge
+_PENALTIES = np.logspace(-2, 4, 7)  # on weights that differ from their mean; 10,000: the plain sum
+_PRIOR = 1e-3  # on the mean: only so that any number of samples has a solution
+_MOST_LEVERAGE = 0.98  # of a sample on its own prediction
 _CONFIDENCE = 0.95
 
 
 def fit(nsr: Floats, accuracy: Floats) -> tuple[AccuracyPredictor, Floats]:
     """Fit accuracy to the stages' NSR.
 
-    A ridge on the NSR or its logarithm, of first or second order: the one of four whose squared
-    error in leave-one-out cross-validation is least, each with the best regularisation. On laws
-    that were made up (linear, quadratic, saturating, logarithmic, square root; noise 0.6%; 20 or 32
-    samples) this choice ranked as well as the best of the four to 0.02 of Kendall tau, and 0.01 to
-    0.15 better than second order alone without it; choosing by rank was worse.
-
     Args:
-        nsr: (samples, stages).
+        nsr: (samples, stages), finite; 2 samples or more.
         accuracy: (samples,), fractions.
 
     Returns:
         The predictor fitted to all samples, and for each sample (samples,) the prediction of one
-        that was fitted to the others, the choice included.
+        that was fitted to the others.
     """
-    held_out = np.concatenate(
-        [
-            predicted_by_fit(nsr[others], accuracy[others], nsr[one])
-            for others, one in LeaveOneOut().split(nsr)
-        ]
-    )
-    return _as_predictor(_best(nsr, accuracy), nsr, accuracy - held_out), held_out
+    whole = _Average.of(nsr, accuracy)
+    held_out, leverage = np.empty(len(nsr)), np.empty(len(nsr))
+    for others, one in LeaveOneOut().split(nsr):
+        average = _Average.of(nsr[others], accuracy[others])
+        held_out[one], leverage[one] = average.predict(nsr[one]), average.leverage_of(nsr[one])
+    residuals = accuracy - held_out
+    deviation = float(np.sqrt(np.mean(residuals**2 / (1 + leverage))))
+    freedom = max(len(nsr) - whole.parameters, 2)
+    return whole.as_predictor(deviation, freedom), np.clip(held_out, 0.0, 1.0)
 
 
 def predicted_by_fit(nsr: Floats, accuracy: Floats, others: Floats) -> Floats:
     """Accuracy (n,) of architectures with NSR `others` (n, stages), by a fit to samples alone."""
-    predicted: Floats = _best(nsr, accuracy).predict(others)
-    return predicted
+    return _Average.of(nsr, accuracy).predict(others)
 
 
-def _best(nsr: Floats, accuracy: Floats) -> Pipeline:
-    with config_context(skip_parameter_validation=True):  # which takes a third of the time
-        fitted = [
-            make_pipeline(
-                *standardised_terms(transform, order, nsr.shape[1]), RidgeCV(_ALPHAS)
-            ).fit(nsr, accuracy)
-            for transform in get_args(Transform)
-            for order in (1, 2)
+@dataclass(frozen=True)
+class _Ridge:
+    """One shape's: its weights (stages,), their covariance over the noise's variance, and the
+    held-out errors (samples,) in closed form, with the effective number of parameters."""
+
+    shape: int
+    weights: Floats
+    covariance: Floats
+    errors: Floats
+    parameters: float
+
+    @classmethod
+    def of(cls, shape: int, terms: Floats, accuracy: Floats, penalty: float) -> "_Ridge":
+        """Fitted to one shape's terms (samples, stages), of mean 0."""
+        samples, stages = terms.shape
+        apart = np.sqrt(penalty) * (np.eye(stages) - 1 / stages)
+        rows = np.vstack([terms, apart, np.sqrt(_PRIOR) * np.eye(stages)])
+        fall = accuracy.mean() - accuracy
+        weights, _ = nnls(rows, np.concatenate([fall, np.zeros(2 * stages)]))
+        active = weights > 0
+        inverse = np.linalg.inv(rows[:, active].T @ rows[:, active])
+        own = 1 / samples + np.einsum("ns,st,nt->n", terms[:, active], inverse, terms[:, active])
+        errors = (terms @ weights - fall) / (1 - np.minimum(own, _MOST_LEVERAGE))
+        covariance = np.linalg.inv(rows.T @ rows)
+        return cls(shape, weights, covariance, errors, float(own.sum()))
+
+
+@dataclass(frozen=True)
+class _Average:
+    """See the module; shapes as in ``AccuracyPredictor``."""
+
+    mean: float
+    samples: int
+    centre: Floats
+    scale: Floats
+    weights: Floats
+    leverage: Floats
+    parameters: float
+
+    @classmethod
+    def of(cls, nsr: Floats, accuracy: Floats) -> "_Average":
+        shapes = shaped(nsr)
+        centre, deviation = shapes.mean(axis=0), np.sqrt(shapes.var(axis=0).mean(axis=1))
+        rounding = 1e-9 * np.abs(shapes).max(axis=(0, 2))
+        scale = np.where(deviation > rounding, deviation, 0.0)
+        terms = standardised(shapes, centre, scale).reshape(shapes.shape)
+        ridges = [
+            _Ridge.of(number, terms[:, number], accuracy, penalty)
+            for number in range(shapes.shape[1])
+            for penalty in _PENALTIES
         ]
-    return max(fitted, key=lambda pipeline: pipeline[-1].best_score_)  # leave-one-out, closed form
+        errors = np.array([np.mean(ridge.errors**2) for ridge in ridges])
+        errors = np.maximum(errors, np.finfo(float).eps ** 2)
+        shares = (errors.min() / errors) ** (len(nsr) / 2)
+        shares /= shares.sum()
+        weights = np.zeros(centre.shape)
+        for share, ridge in zip(shares, ridges, strict=True):
+            weights[ridge.shape] += share * ridge.weights
+        return cls(
+            mean=float(accuracy.mean()),
+            samples=len(nsr),
+            centre=centre,
+            scale=scale,
+            weights=weights,
+            leverage=_leverage(ridges, shares, weights, errors.min()),
+            parameters=float(shares @ [ridge.parameters for ridge in ridges]),
+        )
+
+    def predict(self, nsr: Floats) -> Floats:
+        predicted: Floats = self.mean - self._terms(nsr) @ self.weights.ravel()
+        return predicted
+
+    def leverage_of(self, nsr: Floats) -> Floats:
+        terms = self._terms(nsr)
+        return 1 / self.samples + np.einsum("nt,ts,ns->n", terms, self.leverage, terms)
+
+    def _terms(self, nsr: Floats) -> Floats:
+        return standardised(shaped(nsr), self.centre, self.scale)
+
+    def as_predictor(self, deviation: float, freedom: float) -> AccuracyPredictor:
+        return AccuracyPredictor(
+            mean=self.mean,
+            centre=_rows(self.centre),
+            scale=tuple(self.scale.tolist()),
+            weights=_rows(self.weights),
+            uncertainty=Uncertainty(
+                deviation=deviation,
+                quantile=float(student.ppf((1 + _CONFIDENCE) / 2, freedom)),
+                samples=self.samples,
+                leverage=_rows(self.leverage),
+            ),
+        )
 
 
-def standardised_terms(transform: Transform, order: int, stages: int) -> list[Any]:
-    """What turns NSR (n, stages) into the terms that are fitted, each with mean 0.
-
-    Returns:
-        scikit-learn's transformers, in sequence: transform, standardise, multiply out, standardise,
-        weigh the products down.
-    """
-    products = stages * (stages + 1) // 2 if order == 2 else 0
-    weights = np.concatenate([np.ones(stages), np.full(products, _PRODUCT_WEIGHT)])
-    return [
-        FunctionTransformer(transformed, kw_args={"transform": transform}),
-        StandardScaler(),
-        PolynomialFeatures(order, include_bias=False),
-        StandardScaler(),
-        FunctionTransformer(partial(np.multiply, weights)),
-    ]
-
-
-def _as_predictor(pipeline: Pipeline, nsr: Floats, residuals: Floats) -> AccuracyPredictor:
-    """The fitted pipeline as plain numbers, with its uncertainty.
+def _leverage(ridges: list[_Ridge], shares: Floats, weights: Floats, noise: float) -> Floats:
+    """(shapes * stages,) squared: each ridge's own, and that of their being different.
 
     Args:
-        pipeline: ``standardised_terms`` and a ridge.
-        nsr: (samples, stages) that it was fitted to.
-        residuals: (samples,), measured accuracy less that predicted without the sample.
+        ridges: that were averaged.
+        shares: (ridges,), of each.
+        weights: (shapes, stages), of the average.
+        noise: variance of a measured accuracy.
     """
-    transform, inner, products, outer, weights, ridge = (step for _, step in pipeline.steps)
-    factors = weights.func.args[0] / outer.scale_
-    coefficients = ridge.coef_ * factors
-    stages = nsr.shape[1]
-    quadratic = np.zeros((stages, stages))
-    if products.degree == 2:
-        quadratic[np.triu_indices(stages)] = coefficients[stages:]
-    return AccuracyPredictor(
-        transform=transform.kw_args["transform"],
-        floor=NSR_FLOOR,
-        centre=tuple(inner.mean_.tolist()),
-        scale=tuple(inner.scale_.tolist()),
-        intercept=float(ridge.intercept_ - coefficients @ outer.mean_),
-        linear=tuple(coefficients[:stages].tolist()),
-        quadratic=tuple(map(tuple, quadratic.tolist())),
-        uncertainty=_uncertainty(pipeline, nsr, residuals),
-    )
+    shapes, stages = weights.shape
+    leverage = np.zeros((shapes, stages, shapes, stages))
+    for share, ridge in zip(shares, ridges, strict=True):
+        apart = -weights
+        apart[ridge.shape] += ridge.weights
+        leverage[ridge.shape, :, ridge.shape] += share * ridge.covariance
+        leverage += share * np.multiply.outer(apart, apart) / noise
+    return leverage.reshape(shapes * stages, -1)
 
 
-def _uncertainty(pipeline: Pipeline, nsr: Floats, residuals: Floats) -> Uncertainty:
-    """Of a ridge read as a Gaussian prior, with the noise that the held-out residuals show.
-
-    Its predictive variance is noise * (1 + h), with h the leverage; that of a held-out sample, in
-    terms of its leverage in the whole fit, is noise / (1 - h).
-    """
-    outer, weights, ridge = (pipeline[number] for number in (3, 4, 5))
-    count = len(nsr)
-    design = pipeline[:-1].transform(nsr)  # each column has mean 0
-    inverse = np.linalg.inv(design.T @ design + ridge.alpha_ * np.eye(design.shape[1]))
-    factors = weights.func.args[0] / outer.scale_
-    standardise = np.hstack([-(factors * outer.mean_)[:, None], np.diag(factors)])
-    leverage = standardise.T @ inverse @ standardise
-    leverage[0, 0] += 1 / count
-    own = 1 / count + np.einsum("nt,ts,ns->n", design, inverse, design)
-    deviation = np.sqrt(np.mean(residuals**2 * (1 - own)))
-    return Uncertainty(
-        deviation=float(deviation),
-        quantile=float(student.ppf((1 + _CONFIDENCE) / 2, count - 1)),
-        leverage=tuple(map(tuple, leverage.tolist())),
-    )
+def _rows(matrix: Floats) -> tuple[tuple[float, ...], ...]:
+    return tuple(map(tuple, matrix.tolist()))

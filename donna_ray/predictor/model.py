@@ -1,34 +1,35 @@
-"""The linear accuracy predictor, of first or second order in the stages' NSR (DONNA, section 3.2).
+"""The accuracy predictor: what each stage's NSR costs of accuracy, and these falls add up.
 
-The terms are of the transformed NSR, centred and scaled stage by stage,
-z = (transform(NSR) - centre) / scale, and accuracy = intercept + linear . z + z' quadratic z.
+    accuracy = mean - sum over stages s and shapes k of weight_ks z_ks,
+    z_ks = (shape_k(NSR_s) - centre_ks) / scale_k
+
+Every shape rises with NSR and no weight is negative, so more noise never predicts more accuracy.
+(DONNA, section 3.2, fits a quadratic form, which said so where the samples were few.)
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from donna_ray.errors import DonnaError
 
-__all__ = [
-    "NSR_FLOOR",
-    "AccuracyPredictor",
-    "Floats",
-    "Transform",
-    "Uncertainty",
-    "terms",
-    "transformed",
-]
+__all__ = ["VERSION", "AccuracyPredictor", "Floats", "Uncertainty", "shaped", "standardised"]
 
 Floats = NDArray[np.float64]
-Transform = Literal["identity", "log"]
 
-VERSION = 2
-NSR_FLOOR = 0.01
-"""Of the logarithm: below 1% of noise a block is as good as the reference's own stage."""
+VERSION = 3
+_SHAPES: dict[str, Callable[[Floats], Floats]] = {
+    "logarithm": np.log,
+    "root": np.sqrt,
+    "line": lambda nsr: nsr,
+    "square": np.square,
+    "fourth power": lambda nsr: nsr**4,
+}
+_LEAST = 0.01  # below 1% of noise a block is as good as the reference's own stage
+_MOST = 10.0  # a block whose noise is ten times the signal has nothing left to lose
 _CHUNK = 16384  # architectures at a time, so that what lies between stays in the cache
 
 
@@ -36,93 +37,82 @@ _CHUNK = 16384  # architectures at a time, so that what lies between stays in th
 class Uncertainty:
     """What the prediction interval is made of.
 
-    An architecture with terms t has the standard error deviation * sqrt(1 + t' leverage t).
+    An architecture with terms z has the standard error deviation * sqrt(1 + 1/samples + z' L z).
 
     Attributes:
-        deviation: standard deviation of a measured accuracy about the predicted, a fraction.
+        deviation: of a measured accuracy about the predicted, a fraction.
         quantile: of Student's t distribution, for 95%.
-        leverage: (terms, terms) with the constant term first, in the order of ``terms``.
+        samples: of the fit.
+        leverage: L, (shapes * stages, shapes * stages).
     """
 
     deviation: float
     quantile: float
+    samples: int
     leverage: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
 class AccuracyPredictor:
-    """Accuracy as a quadratic form of the transformed NSR; see the module.
+    """See the module.
 
     Attributes:
-        transform: of the NSR; `log` is that of max(NSR, floor).
-        floor: of `log`.
-        centre: (stages,).
-        scale: (stages,).
-        intercept: a fraction.
-        linear: (stages,).
-        quadratic: (stages, stages), upper triangular; all 0 in a model of first order.
-        uncertainty: None in one that was saved in version 1.
+        mean: of the samples' accuracies, fractions.
+        centre: (shapes, stages).
+        scale: (shapes,); 0 for a shape that no two samples differ in.
+        weights: (shapes, stages), none of them negative.
+        uncertainty: of its predictions.
     """
 
-    transform: Transform
-    floor: float
-    centre: tuple[float, ...]
+    mean: float
+    centre: tuple[tuple[float, ...], ...]
     scale: tuple[float, ...]
-    intercept: float
-    linear: tuple[float, ...]
-    quadratic: tuple[tuple[float, ...], ...]
-    uncertainty: Uncertainty | None = None
+    weights: tuple[tuple[float, ...], ...]
+    uncertainty: Uncertainty
 
     def predict(self, nsr: Floats) -> Floats:
         """Accuracy (n,) as a fraction, from NSR (n, stages); millions a second."""
-        linear, quadratic = np.array(self.linear), np.array(self.quadratic)
-        parts = [
-            self.intercept + np.einsum("ns,ns->n", z @ quadratic + linear, z)
-            for z in self._standardised(nsr)
-        ]
-        return np.concatenate(parts)
+        falls = [self._falls(number, nsr[:, number]) for number in range(nsr.shape[1])]
+        return np.clip(self.mean - np.asarray(sum(falls)), 0.0, 1.0)
+
+    def gains(self, nsr: Sequence[Floats]) -> list[Floats]:
+        """What the choices of each stage add to ``mean``, (choices,) a stage as their NSR."""
+        return [-self._falls(number, each) for number, each in enumerate(nsr)]
 
     def predict_interval(self, nsr: Floats) -> tuple[Floats, Floats]:
         """Bounds (n,) each, between which the measured accuracy lies in 95% of cases.
 
         Args:
             nsr: (n, stages).
-
-        Raises:
-            DonnaError: the predictor comes from a file of version 1, which has no intervals.
         """
-        half = self._half_width(1 + self._leverage(nsr))
-        predicted = self.predict(nsr)
-        return predicted - half, predicted + half
+        return self._about(self.predict(nsr), 1 + self._leverage(nsr))
 
     def held_out_interval(self, nsr: Floats, held_out: Floats) -> tuple[Floats, Floats]:
         """The same about the predictions (n,) of the samples of the fit, each made without it."""
-        half = self._half_width(1 / (1 - self._leverage(nsr)))
-        return held_out - half, held_out + half
+        return self._about(held_out, 1 / (1 - np.minimum(self._leverage(nsr), 0.9)))
 
-    def _half_width(self, variance: Floats) -> Floats:
-        known = self._known_uncertainty()
-        return known.quantile * known.deviation * np.sqrt(variance)
+    def _falls(self, stage: int, nsr: Floats) -> Floats:
+        rows = zip(_SHAPES.values(), self.centre, self.scale, self.weights, strict=True)
+        bounded = np.clip(nsr, _LEAST, _MOST)
+        falls = np.zeros_like(bounded)
+        for shape, centre, scale, weights in rows:
+            if weights[stage]:
+                falls += weights[stage] * (shape(bounded) - centre[stage]) / scale
+        return falls
+
+    def _about(self, predicted: Floats, variance: Floats) -> tuple[Floats, Floats]:
+        half = self.uncertainty.quantile * self.uncertainty.deviation * np.sqrt(variance)
+        return np.clip(predicted - half, 0.0, 1.0), np.clip(predicted + half, 0.0, 1.0)
 
     def _leverage(self, nsr: Floats) -> Floats:
-        leverage = np.array(self._known_uncertainty().leverage)
-        order = 1 if len(leverage) == 1 + len(self.linear) else 2
-        rows = (terms(z, order) for z in self._standardised(nsr))
-        return np.concatenate([np.einsum("nt,nt->n", each @ leverage, each) for each in rows])
+        leverage = np.array(self.uncertainty.leverage)
+        parts = [np.einsum("nt,nt->n", each @ leverage, each) for each in self._terms(nsr)]
+        return 1 / self.uncertainty.samples + np.concatenate(parts)
 
-    def _known_uncertainty(self) -> Uncertainty:
-        if self.uncertainty is None:
-            raise DonnaError(
-                "A prediction interval needs a predictor of version 2, but this one was saved in "
-                "version 1. Fit it again: `donna predictor build RUN`."
-            )
-        return self.uncertainty
-
-    def _standardised(self, nsr: Floats) -> Iterator[Floats]:
+    def _terms(self, nsr: Floats) -> Iterator[Floats]:
         centre, scale = np.array(self.centre), np.array(self.scale)
         for start in range(0, max(len(nsr), 1), _CHUNK):
-            chunk = transformed(nsr[start : start + _CHUNK], self.transform, self.floor)
-            yield (chunk - centre) / scale
+            yield standardised(shaped(nsr[start : start + _CHUNK]), centre, scale)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; ``from_json`` reads it."""
@@ -130,65 +120,35 @@ class AccuracyPredictor:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "AccuracyPredictor":
-        """The inverse of ``to_json``; it also reads version 1, which had no such field.
+        """The inverse of ``to_json``.
 
         Raises:
-            DonnaError: the file is of a later version.
+            DonnaError: the file is of another version.
         """
         version = value.get("version", 1)
-        if version == 1:
-            return cls(**_from_version_1(value))
         if version != VERSION:
             raise DonnaError(
-                f"A predictor must be of version {VERSION} or before, but is of {version!r}. Read "
-                "it with the version of donna-ray that wrote it, or a later one."
+                f"A predictor must be of version {VERSION}, but is of {version!r}. Fit an older "
+                "one again (`donna predictor build RUN`; its finetuned networks are kept), and "
+                "read a newer one with the version of donna-ray that wrote it."
             )
-        uncertainty = value["uncertainty"]
         fields = {name: _frozen(each) for name, each in value.items() if name != "version"}
-        if uncertainty is not None:
-            fields["uncertainty"] = Uncertainty(
-                **{name: _frozen(each) for name, each in uncertainty.items()}
-            )
-        return cls(**fields)
+        uncertainty = {name: _frozen(each) for name, each in value["uncertainty"].items()}
+        return cls(**{**fields, "uncertainty": Uncertainty(**uncertainty)})
 
 
-def terms(z: Floats, order: int) -> Floats:
-    """(n, terms): 1, each column of z, and for order 2 each product of two, by rows of a triangle.
-
-    Args:
-        z: (n, stages).
-        order: 1 or 2.
-    """
-    # As sklearn's PolynomialFeatures, which takes seconds to import in every process of a search.
-    products = [z[:, [stage]] * z[:, stage:] for stage in range(z.shape[1])] if order == 2 else []
-    return np.hstack([np.ones((len(z), 1)), z, *products])
+def shaped(nsr: Floats) -> Floats:
+    """The shapes (n, shapes, stages) of NSR (n, stages)."""
+    bounded = np.clip(nsr, _LEAST, _MOST)
+    return np.stack([shape(bounded) for shape in _SHAPES.values()], axis=1)
 
 
-def transformed(nsr: Floats, transform: Transform, floor: float = NSR_FLOOR) -> Floats:
-    """NSR (n, stages) as the model takes it."""
-    if transform == "identity":
-        return nsr
-    return np.log(np.maximum(nsr, floor))
+def standardised(shapes: Floats, centre: Floats, scale: Floats) -> Floats:
+    """Terms z, (n, shapes * stages), of shapes (n, shapes, stages); 0 where the scale is."""
+    scales = np.broadcast_to(scale[:, None], centre.shape)
+    terms = np.divide(shapes - centre, scales, out=np.zeros_like(shapes), where=scales > 0)
+    return terms.reshape(len(shapes), -1)
 
 
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(each) for each in value) if isinstance(value, list) else value
-
-
-def _from_version_1(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Version 1: accuracy = intercept + sum of coefficient * product of NSR ** power."""
-    stages = len(value["powers"][0])
-    linear, quadratic = np.zeros(stages), np.zeros((stages, stages))
-    for powers, coefficient in zip(value["powers"], value["coefficients"], strict=True):
-        factors = [stage for stage, power in enumerate(powers) for _ in range(power)]
-        place = (linear if len(factors) == 1 else quadratic, tuple(factors))
-        place[0][place[1]] = coefficient
-    return {
-        "transform": "identity",
-        "floor": NSR_FLOOR,
-        "centre": (0.0,) * stages,
-        "scale": (1.0,) * stages,
-        "intercept": value["intercept"],
-        "linear": tuple(linear.tolist()),
-        "quadratic": _frozen(quadratic.tolist()),
-    }

@@ -11,7 +11,7 @@ from donna_ray.finetune.assemble import block_keys, choice_table, library_space
 from donna_ray.finetune.step import FinetuneJob, finetune, jobs_of, network_files
 from donna_ray.predictor.design import design
 from donna_ray.predictor.fitting import fit
-from donna_ray.predictor.model import Floats
+from donna_ray.predictor.model import VERSION, Floats
 from donna_ray.predictor.quality import baseline_quality, comparable, held_out_quality, kendall_tau
 from donna_ray.run.run import Run
 from donna_ray.space import Architecture, encode
@@ -47,7 +47,7 @@ def predictor_step(
     jobs = jobs_of(run, reference, block_keys(library), space, architectures, config.predictor)
     nsr = encode(architectures, choice_table(library, "nsr"))
     inputs = {
-        "settings": {**config.predictor.model_dump(), "seed": config.seed},
+        "settings": {**config.predictor.model_dump(), "seed": config.seed, "version": VERSION},
         "samples": [
             {"key": job.key, "blocks": dict(zip(job.blocks, row.tolist(), strict=True))}
             for job, row in zip(jobs, nsr, strict=True)

@@ -126,6 +126,7 @@ class _FrontTable:
         return {
             **point,
             "blocks": [str(spec) for spec in specs],
+            "predicted_accuracy": min(max(point["predicted_accuracy"], 0.0), 1.0),
             "predicted_low": low,
             "predicted_high": high,
             **complexity(untrained(self._reference, specs), self._reference.input_shape),

@@ -7,8 +7,7 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from donna_ray.predictor.model import Floats
-from donna_ray.search.exact.accuracy import accuracy_front
-from donna_ray.search.exact.front import Indices
+from donna_ray.search.exact.front import Indices, exact_front
 from donna_ray.search.exact.hypervolume import hypervolume, reference_point
 from donna_ray.search.strategies.candidates import informative
 from donna_ray.search.study.problem import SearchProblem
@@ -56,8 +55,9 @@ def _rated(problem: SearchProblem, rows: Indices, values: Floats) -> dict[str, A
     costs, room = problem.cost_tables(tables)
     if problem.latency_limit_ms is not None:
         room[0] = problem.latency_limit_ms - constant
-    front = accuracy_front(problem.accuracy, costs, room, objectives=1, most=_MOST)
-    exact = np.column_stack([front.gain, front.costs[:, 0] + constant])
+    accuracy = problem.accuracy
+    front = exact_front(accuracy.gains, costs, room, objectives=1, most=_MOST)
+    exact = np.column_stack([accuracy.constant + front.gain, front.costs[:, 0] + constant])
     own = possible = 0.0
     if len(front):
         reference = reference_point(exact, problem.latency_limit_ms)

@@ -1,5 +1,5 @@
 """Exact fronts of objectives that are sums over the stages.
 
-Entry: `exact_front` in `front.py`; `accuracy_front` in `accuracy.py` where the predictor has
-products of two stages as well. `hypervolume.py` rates a front.
+Entry: `exact_front` in `front.py`. `accuracy.py` has predicted accuracy as such a sum;
+`hypervolume.py` rates a front.
 """

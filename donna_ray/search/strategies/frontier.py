@@ -19,8 +19,8 @@ import numpy as np
 from scipy.special import ndtr
 
 from donna_ray.predictor.model import Floats
-from donna_ray.search.exact.accuracy import AccuracyModel, accuracy_front
-from donna_ray.search.exact.front import Indices, thinned
+from donna_ray.search.exact.accuracy import AccuracyModel
+from donna_ray.search.exact.front import Indices, exact_front, thinned
 from donna_ray.search.strategies.candidates import exchanged, informative, spread_from
 from donna_ray.search.strategies.gain import Stairs, expected_gain
 from donna_ray.search.strategies.success import block_success, success_probability
@@ -170,8 +170,11 @@ class Frontier:
         Only of some blocks of each stage; if those do not keep the limits, none.
         """
         tables, room = self._problem.cost_tables(latency)
-        tables = [table[kept] for table, kept in zip(tables, usable, strict=True)]
-        front = accuracy_front(accuracy.of_some(usable), tables, room, objectives=1, most=_MOST)
+        gains, tables = (
+            [table[kept] for table, kept in zip(each, usable, strict=True)]
+            for each in (accuracy.gains, tables)
+        )
+        front = exact_front(gains, tables, room, objectives=1, most=_MOST)
         columns = zip(usable, front.architectures.T, strict=True)
         return np.stack([kept[own] for kept, own in columns], axis=1)
 

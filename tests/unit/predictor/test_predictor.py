@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import kendalltau, spearmanr
 from sklearn.metrics import r2_score
 
 from donna_ray.errors import DonnaError
 from donna_ray.predictor.design import design, suggest
 from donna_ray.predictor.fitting import fit, predicted_by_fit
-from donna_ray.predictor.model import AccuracyPredictor, Floats
+from donna_ray.predictor.model import VERSION, AccuracyPredictor, Floats
 from donna_ray.predictor.quality import (
     baseline_quality,
     held_out_quality,
@@ -23,8 +24,6 @@ from donna_ray.predictor.quality import (
 )
 from donna_ray.space import SearchSpace, encode
 
-DATA = Path(__file__).parent
-NSR = np.array([[0.1, 0.1, 0.1, 0.1], [0.1, 0.2, 0.4, 0.8], [0.9, 0.05, 0.0, 0.5]])
 NOISE = 0.006
 
 
@@ -40,60 +39,58 @@ def samples(count: int, seed: int, stages: int = 4) -> tuple[Floats, Floats]:
     return nsr, law(nsr) + generator.normal(0, NOISE, count)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("predictor-v1", [0.7168055901646748, 0.5734196227911692, 0.610091319317908]),
-        ("predictor-v2", [0.7069054751888187, 0.2559542854247591, 0.4860211101098153]),
-    ],
-)
-def test_files_of_all_versions_are_read(name: str, expected: list[float]) -> None:
-    predictor = AccuracyPredictor.from_json(json.loads((DATA / f"{name}.json").read_text()))
-    np.testing.assert_allclose(predictor.predict(NSR), expected, rtol=1e-9)
-    again = AccuracyPredictor.from_json(json.loads(json.dumps(predictor.to_json())))
-    assert again == predictor
+def test_file_holds_the_predictor_and_one_of_another_version_is_refused() -> None:
+    predictor, _ = fit(*samples(12, 0))
+    value = json.loads(json.dumps(predictor.to_json(), allow_nan=False))
+    assert AccuracyPredictor.from_json(value) == predictor
+    for version in (None, 2, VERSION + 1):
+        with pytest.raises(DonnaError, match="Fit an older one again"):
+            AccuracyPredictor.from_json({**value, "version": version})
 
 
-def test_interval_of_a_file_is_as_it_was() -> None:
-    value = json.loads((DATA / "predictor-v2.json").read_text())
-    low, high = AccuracyPredictor.from_json(value).predict_interval(NSR)
-    np.testing.assert_allclose(
-        np.stack([low, high]),
-        [
-            [0.6976375775572599, 0.23724179013035124, 0.37106635184717923],
-            [0.7161733728203776, 0.274666780719167, 0.6009758683724513],
-        ],
-        rtol=1e-9,
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 8), st.integers(1, 4), st.integers(2, 20))
+def test_any_space_is_fitted_and_more_noise_is_never_better(
+    seed: int, stages: int, choices: int, count: int
+) -> None:
+    """Whatever was measured, and also where columns, or their sum, do not vary."""
+    generator = np.random.default_rng(seed)
+    table = 0.2 * np.exp(generator.normal(0, 1, (choices, stages)))
+    balanced = [generator.permutation(np.arange(count) % choices) for _ in range(stages)]
+    nsr = table[np.stack(balanced, axis=1), np.arange(stages)]
+    predictor, held_out = fit(nsr, generator.choice([0.0, 0.1, 0.5, 1.0], count))
+    json.dumps(predictor.to_json(), allow_nan=False)
+    noisier = np.vstack([nsr, 10 * nsr, np.zeros((1, stages)), np.full((1, stages), 1e30)])
+    known = (
+        *predictor.predict_interval(noisier),
+        *predictor.held_out_interval(nsr, held_out),
     )
+    for figures in known:
+        assert np.all((figures >= 0) & (figures <= 1))
+    grown = noisier * np.exp(generator.exponential(0.5, noisier.shape))
+    assert np.all(predictor.predict(grown) <= predictor.predict(noisier) + 1e-12)
 
 
-def test_file_without_intervals_and_of_a_later_version_are_refused() -> None:
-    old = AccuracyPredictor.from_json(json.loads((DATA / "predictor-v1.json").read_text()))
-    with pytest.raises(DonnaError, match="Fit it again"):
-        old.predict_interval(NSR)
-    value = json.loads((DATA / "predictor-v2.json").read_text())
-    with pytest.raises(DonnaError, match="is of 3"):
-        AccuracyPredictor.from_json(value | {"version": 3})
-
-
-def test_second_order_law_is_recovered() -> None:
-    nsr = np.random.default_rng(0).uniform(0.1, 1, (60, 3))
-    accuracy = 0.9 - 0.2 * nsr[:, 0] - 0.1 * nsr[:, 1] * nsr[:, 2] + 0.05 * nsr[:, 2] ** 2
-    predictor, held_out = fit(nsr, accuracy)
-    np.testing.assert_allclose(predictor.predict(nsr), accuracy, atol=1e-3)
-    np.testing.assert_allclose(held_out, accuracy, atol=2e-3)
+def test_stages_that_weigh_alike_and_one_that_dominates_are_told_apart() -> None:
+    for weights, least in (([1, 1, 1, 1], 0.9), ([8, 1, 1, 1], 0.85)):
+        taus = []
+        for seed in range(4):
+            generator = np.random.default_rng(seed)
+            nsr, others = (0.2 * np.exp(generator.normal(0, 0.6, (n, 4))) for n in (16, 300))
+            accuracy = 0.9 - 0.03 * nsr @ weights + generator.normal(0, NOISE / 2, 16)
+            taus.append(tau(predicted_by_fit(nsr, accuracy, others), -others @ weights))
+        assert np.mean(taus) > least
 
 
 def test_logarithmic_law_is_recovered_down_to_no_noise_at_all() -> None:
     nsr, _ = samples(40, 0)
-    predictor, _ = fit(nsr, 0.6 - 0.03 * np.log(nsr).sum(axis=1))
-    assert predictor.transform == "log"
+    predictor, held_out = fit(nsr, 0.6 - 0.03 * np.log(nsr).sum(axis=1))
     low, floor = predictor.predict(np.array([[0.0] * 4, [0.01] * 4]))
-    assert low == floor
-    assert floor == pytest.approx(0.6 - 0.03 * 4 * np.log(0.01), abs=5e-3)
+    assert low == floor == pytest.approx(1.0)  # the law itself has 1.15, which is no accuracy
+    np.testing.assert_allclose(held_out, 0.6 - 0.03 * np.log(nsr).sum(axis=1), atol=1e-3)
 
 
-def test_predictor_is_its_pipeline() -> None:
+def test_predictor_is_its_fit() -> None:
     nsr, accuracy = samples(30, 3)
     others, _ = samples(50, 4)
     predictor, _ = fit(nsr, accuracy)
@@ -180,7 +177,7 @@ def test_held_out_predictions_of_noise_are_not_ranked_by_their_means() -> None:
         held_out = fit(nsr, noise)[1]
         raw.append(tau(held_out, noise))
         ranked.append(held_out_quality(held_out, noise, 0)["kendall_tau"]["value"])
-    assert np.mean(raw) < -0.35
+    assert np.mean(raw) < -0.2
     assert abs(np.mean(ranked)) < 0.2
 
 

@@ -1,17 +1,16 @@
-"""The exact front, and the one with cross terms, against all architectures of small spaces."""
+"""The exact front against all architectures of small spaces."""
 
 from __future__ import annotations
 
 from itertools import product
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from donna_ray.predictor.model import AccuracyPredictor
-from donna_ray.search.exact.accuracy import AccuracyModel, accuracy_front
-from donna_ray.search.exact.front import exact_front, nondominated
+from donna_ray.predictor.fitting import fit
+from donna_ray.search.exact.accuracy import AccuracyModel
+from donna_ray.search.exact.front import exact_front
 
 Tables = list[list[tuple[int, ...]]]
 
@@ -84,55 +83,11 @@ def test_limit_that_nothing_keeps_leaves_no_front() -> None:
     assert front.architectures.shape == (0, 2)
 
 
-def model(seed: int, choices: tuple[int, ...], cross: float) -> AccuracyModel:
-    generator = np.random.default_rng(seed)
-    factors = tuple(generator.normal(0, 1, count) for count in choices)
-    gains = tuple(generator.normal(0, 1, count) for count in choices)
-    weights = np.triu(generator.normal(0, cross, (len(choices),) * 2), 1)
-    return AccuracyModel(0.7, gains, factors, weights)
-
-
-@settings(max_examples=60)
-@given(st.integers(0, 10_000), st.floats(0, 1))
-def test_front_with_cross_terms_has_true_accuracies(seed: int, cross: float) -> None:
-    accuracy = model(seed, (4, 3, 5), cross)
-    costs = [np.random.default_rng(seed).random((count, 1)) for count in (4, 3, 5)]
-    front = accuracy_front(accuracy, costs)
-    np.testing.assert_array_equal(front.gain, accuracy.predict(front.architectures))
-    assert len(nondominated(front.gain, front.costs)) == len(front) > 0
-    if cross == 0:
-        assert np.allclose(front.gain, accuracy.constant + exact_front(accuracy.gains, costs).gain)
-
-
-def test_front_with_cross_terms_is_nearly_that_of_all_architectures() -> None:
-    choices, missing = (6, 6, 6, 6), []
-    rows = np.array(list(product(*map(range, choices))))
-    for seed in range(20):
-        accuracy = model(seed, choices, 0.7)
-        costs = [np.random.default_rng(seed).random((count, 1)) for count in choices]
-        total = np.asarray(sum(table[rows[:, n], 0] for n, table in enumerate(costs)))
-        true = accuracy.predict(rows)
-        best = nondominated(true, total[:, None])
-        found = set(map(tuple, accuracy_front(accuracy, costs).architectures.tolist()))
-        missing.append(np.mean([tuple(row) not in found for row in rows[best].tolist()]))
-    assert np.mean(missing) < 0.05
-
-
-@pytest.mark.parametrize("transform", ["identity", "log"])
-def test_model_of_a_predictor_predicts_the_same(transform: str) -> None:
+def test_model_of_a_predictor_predicts_the_same() -> None:
     generator = np.random.default_rng(0)
-    quadratic = np.triu(generator.normal(0, 0.1, (3, 3)))
-    predictor = AccuracyPredictor(
-        transform=transform,  # type: ignore[arg-type]
-        floor=0.01,
-        centre=tuple(generator.normal(size=3)),
-        scale=(1.0, 2.0, 0.5),
-        intercept=0.7,
-        linear=(-0.1, -0.2, -0.3),
-        quadratic=tuple(map(tuple, quadratic.tolist())),
-    )
     nsr = [generator.random(4) for _ in range(3)]
     rows = generator.integers(4, size=(50, 3))
     ratios = np.stack([table[rows[:, number]] for number, table in enumerate(nsr)], axis=1)
+    predictor, _ = fit(ratios[:20], 0.9 - 0.1 * ratios[:20].sum(1))
     predicted = AccuracyModel.of(predictor, nsr).predict(rows)
     np.testing.assert_allclose(predicted, predictor.predict(ratios), atol=1e-12)

@@ -38,7 +38,7 @@ def test_yardstick_is_not_moved_by_one_bad_candidate() -> None:
 
 
 def test_yardstick_says_where_its_front_was_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = toy((10, 10, 10), limits={"params": 80.0}, cross=0.01)
+    problem = toy((10, 10, 10), limits={"params": 80.0})
     rows = [tuple(row) for row in np.random.default_rng(0).integers(10, size=(30, 3)).tolist()]
     values = np.column_stack(
         [problem.accuracy.predict_all(rows), [device_of(problem)(each) for each in rows]]

@@ -217,7 +217,7 @@ def test_search_stops_when_little_is_gained(tmp_path: Path) -> None:
 
 def test_frontier_finds_the_front_with_few_measurements(tmp_path: Path) -> None:
     """And one that was cut off in the middle as well."""
-    problem = toy((10, 10, 10, 10), cross=0.01)
+    problem = toy((10, 10, 10, 10))
     device = device_of(problem)
     rows = np.array(list(product(range(10), repeat=4)))
     latency = np.array([device(tuple(row)) for row in rows.tolist()])
