@@ -24,6 +24,7 @@ from donna_ray.library.step import library_store
 from donna_ray.onnx_export import check_onnx_error, export_onnx, onnx_error
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import load_reference
+from donna_ray.run.doubts import finetune_doubts
 from donna_ray.run.run import Run
 from donna_ray.space import Architecture, BlockSpec, SearchSpace
 from donna_ray.storage.artifacts import Artifact, Files, digest
@@ -171,9 +172,25 @@ def finetune_step(run: Run, reference: Artifact, library: Artifact, search: Arti
             for job, record in zip(jobs, records, strict=True)
         }
         passes = sum(record["cost"]["image_passes"] for record in records)
-        return {"networks": networks, "cost": {"image_passes": passes}}, network_files(run, jobs)
+        result = {
+            "networks": networks,
+            "cost": {"image_passes": passes},
+            "doubts": _doubts_of(run, records, reference.result),
+        }
+        return result, network_files(run, jobs)
 
     return run.step("finetune", inputs, compute)
+
+
+def _doubts_of(run: Run, records: Sequence[dict[str, Any]], reference: dict[str, Any]) -> list[str]:
+    """Say how accurate they are, and return what is to be doubted."""
+    accuracies = [record["accuracy"] for record in records]
+    own, images = reference["accuracy"], reference["images"]["validation"]
+    run.say(
+        f"  accuracy {min(accuracies):.2%} to {max(accuracies):.2%} of {images} images, the "
+        f"reference's {own:.2%}"
+    )
+    return finetune_doubts(accuracies, own, images, reference["classes"])
 
 
 def _chosen(found: dict[str, Any], config: FinetuneConfig) -> list[dict[str, Any]]:

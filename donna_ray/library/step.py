@@ -11,6 +11,7 @@ from donna_ray.errors import DonnaError
 from donna_ray.library.costs import decided_precision
 from donna_ray.library.making import LibraryMaking, Records
 from donna_ray.reference.step import space_of
+from donna_ray.run.doubts import library_doubts
 from donna_ray.run.run import Run
 from donna_ray.space import BlockSpec, SearchSpace, check_space, record_id
 from donna_ray.storage.artifacts import Artifact, Files, digest
@@ -59,7 +60,10 @@ def library_step(run: Run, reference: Artifact) -> Artifact:
         result = _result(space, jobs, store.records(), making.paused, reused)
         _check_failures(run, result)
         _check_size(run.config, result)
-        return result, []
+        ratios = [[block["nsr"] for block in stage] for stage in result["stages"]]
+        ranges = (f"{min(stage):.2f} to {max(stage):.2f}" for stage in ratios)
+        run.say(f"  NSR of the blocks, by stage: {', '.join(ranges)}")
+        return {**result, "doubts": library_doubts(ratios)}, []
 
     def intact(artifact: Artifact) -> bool:
         known = store.records()

@@ -13,6 +13,7 @@ from donna_ray.predictor.design import design
 from donna_ray.predictor.fitting import fit
 from donna_ray.predictor.model import VERSION, Floats
 from donna_ray.predictor.quality import baseline_quality, comparable, held_out_quality, kendall_tau
+from donna_ray.run.doubts import predictor_doubts
 from donna_ray.run.run import Run
 from donna_ray.space import Architecture, encode
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, finished_inputs, write_json
@@ -63,6 +64,7 @@ def predictor_step(
             records = _finetuned(run, reference, jobs, nsr)
         done = jobs[: len(records)]
         result = _result(done, nsr[: len(records)], records, library, config.seed)
+        result["doubts"] = _doubts_of(run, result, reference)
         file = folder.path / "predictor.json"
         write_json(file, result["predictor"])
         return result, [file, *network_files(run, done)]
@@ -158,6 +160,20 @@ def _result(
         "quality": qualities,
         "cost": {"image_passes": sum(record["cost"]["image_passes"] for record in records)},
     }
+
+
+def _doubts_of(run: Run, result: dict[str, Any], reference: Artifact) -> list[str]:
+    """Say how well it ranks, and return what is to be doubted."""
+    taus = {name: each["kendall_tau"] for name, each in result["quality"].items()}
+    own = taus.pop("predictor")
+    others = ", ".join(f"{name} {each['value']:.2f}" for name, each in taus.items())
+    run.say(
+        f"  Kendall tau of networks left out {own['value']:.2f} \\[{own['low']:.2f}, "
+        f"{own['high']:.2f}]; by simpler figures: {others}"
+    )
+    accuracies = [sample["accuracy"] for sample in result["samples"]]
+    images, classes = reference.result["images"]["validation"], reference.result["classes"]
+    return predictor_doubts((own["low"], own["high"]), accuracies, images, classes)
 
 
 def _baselines(records: Sequence[Mapping[str, Any]], nsr: Floats) -> dict[str, Floats]:

@@ -7,7 +7,7 @@ from plotly.offline import get_plotlyjs
 
 from donna_ray.report.fronts import scenario_sections
 from donna_ray.report.parts import BLUE, GREY, plot, section, table
-from donna_ray.report.results import Estimate, Results
+from donna_ray.report.results import Estimate, FrontPoint, Results, Scenario
 
 __all__ = ["render"]
 
@@ -38,6 +38,7 @@ def render(results: Results) -> str:
         f"<h1>{escape(results.name)}</h1>",
         f"<p>{escape(results.reference.model)} on {escape(results.data)}, for {_devices(results)}"
         "</p>",
+        *(f'<section class="warning">{escape(each)}</section>' for each in results.doubts),
         _tiles(results),
         *(scenario_sections(results, each) for each in results.scenarios),
         section("The accuracy predictor", _predictor_text(results), _predictor(results)),
@@ -71,13 +72,35 @@ def _tiles(results: Results) -> str:
         name = f" ({escape(scenario.name)})" if len(results.scenarios) > 1 else ""
         latency = scenario.reference_latency.median_ms
         tiles.append((f"{latency:.3f} ms", f"latency of the reference{name}"))
-        finetuned = [point for point in scenario.front if point.accuracy is not None]
-        if finetuned:
-            best = max(finetuned, key=lambda point: point.accuracy or 0)
-            figures = f"{best.accuracy:.2%}, {latency / best.latency.median_ms:.2f}x"
-            tiles.append((figures, f"most accurate network, and its speed-up{name}"))
+        tiles += [
+            (_figures(point, latency), words + name) for words, point in _answers(results, scenario)
+        ]
     cells = (f'<div class="tile"><b>{big}</b><span>{small}</span></div>' for big, small in tiles)
     return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def _answers(results: Results, scenario: Scenario) -> list[tuple[str, FrontPoint | None]]:
+    """What a person asks first, with the network that is the answer."""
+    finetuned = [point for point in scenario.front if point.accuracy is not None]
+    accurate = [each for each in finetuned if (each.accuracy or 0) >= results.reference.accuracy]
+    latency = scenario.reference_latency.median_ms
+    fast = [each for each in finetuned if each.latency.median_ms <= latency]
+    return [
+        (
+            "the fastest network that is not less accurate than the reference",
+            min(accurate, key=lambda each: each.latency.median_ms, default=None),
+        ),
+        (
+            "the most accurate network that is not slower than the reference",
+            max(fast, key=lambda each: each.accuracy or 0, default=None),
+        ),
+    ]
+
+
+def _figures(point: FrontPoint | None, latency_ms: float) -> str:
+    if point is None:
+        return "none of those finetuned"
+    return f"{point.accuracy:.2%}, {latency_ms / point.latency.median_ms:.2f}x as fast"
 
 
 def _predictor_text(results: Results) -> str:

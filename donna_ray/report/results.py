@@ -235,6 +235,7 @@ class Results(_Part):
     seed: int
     data: str
     versions: dict[str, str]
+    doubts: list[str]
     reference: Reference
     library: Library
     predictor: Predictor

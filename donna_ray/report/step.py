@@ -30,6 +30,8 @@ def report_step(run: Run, done: dict[str, Artifact]) -> Artifact:
     write_atomic(files[1], render(results).encode())
     for file in files:
         run.say(f"wrote {run.relative(file)}")
+    for artifact in done.values():
+        run.doubt(artifact)
     return Artifact("report", run.root, {}, {}, 0.0)
 
 
@@ -57,6 +59,7 @@ def _results(run: Run, done: dict[str, Artifact]) -> Results:
             for name, found in done["search"].result["scenarios"].items()
             for latency in [found["reference_latency"]]
         ],
+        "doubts": [each for step in done.values() for each in step.result.get("doubts", [])],
         "cost": {
             name: {**step.result["cost"], "seconds": step.seconds, "reused": step.reused}
             for name, step in done.items()

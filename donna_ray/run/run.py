@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from donna_ray.config import RunConfig
 from donna_ray.errors import MissingArtifactError, RunLockedError
@@ -122,6 +123,7 @@ class Run:
         artifact = folder.load()
         if artifact is not None and intact(artifact):
             self.say(f"[dim]{name:<10} reused from {self.relative(folder.path)}[/dim]")
+            self.doubt(artifact)
             return artifact
         step = name.partition("/")[0]
         if self.only not in (None, step):
@@ -137,7 +139,13 @@ class Run:
         artifact = folder.commit(result, files, time.perf_counter() - started)
         self._copy()
         self.say(f"{name:<10} done in {artifact.seconds:.1f} s")
+        self.doubt(artifact)
         return artifact
+
+    def doubt(self, artifact: Artifact) -> None:
+        """Say what makes an artifact doubtful."""
+        for each in artifact.result.get("doubts", []):
+            self.say(f"[bold yellow]warning[/bold yellow]: {escape(each)}")
 
     def write_config(self) -> None:
         """Make this configuration the one that the run folder stands for (`config.yaml`)."""

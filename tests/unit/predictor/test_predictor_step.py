@@ -58,7 +58,7 @@ def finetuned_run(
         space.sample(BUDGET, config.seed) if random else design(space, table, BUDGET, config.seed)
     )
     jobs = jobs_of(run, reference_of(folder), block_keys(library), space, architectures, predictor)
-    noise = np.random.default_rng(1).normal(0, 0.002, BUDGET)
+    noise = np.random.default_rng(1).normal(0, 0.006, BUDGET)
     for job, nsr, error in zip(jobs, encode(architectures, table), noise, strict=True):
         record = {
             "accuracy": 0.9 - slope * float(nsr.sum()) + error,
@@ -76,7 +76,7 @@ def spaces_of(library: Artifact) -> tuple[SearchSpace, list[Any]]:
 
 
 def reference_of(folder: Path) -> Artifact:
-    return Artifact("reference", folder, {}, {}, 0.0)
+    return Artifact("reference", folder, {"images": {"validation": 100}, "classes": 10}, {}, 0.0)
 
 
 @pytest.mark.parametrize(("tau_interval", "count"), [(None, BUDGET), (1.9, 16), (0.0001, BUDGET)])

@@ -81,6 +81,7 @@ def results(*, simulated: bool = False, text: str = "plain", scenarios: int = 1)
             "seed": 0,
             "data": text,
             "versions": {"python": "3"},
+            "doubts": [text],
             "reference": {
                 "model": text,
                 "weights": "train",
@@ -125,10 +126,23 @@ def test_names_are_escaped() -> None:
     assert page.count("&lt;script&gt;alert(") >= 5
 
 
-def test_page_tells_the_best_network_and_its_speed_up() -> None:
+def test_page_answers_which_network_to_take() -> None:
     page = render(results())
-    assert "87.50%, 2.00x" in page  # 3.0 ms of the reference over 1.5 ms
+    answers = "<b>none of those finetuned</b>", "<b>87.50%, 2.00x as fast</b>"  # 3.0 ms over 1.5
+    fastest = page.index("the fastest network that is not less accurate")
+    accurate = page.index("the most accurate network that is not slower")
+    assert page.index(answers[0]) < fastest < page.index(answers[1]) < accurate
+    value = results().model_dump(mode="json")
+    value["reference"]["accuracy"] = 0.875
+    assert answers[0] not in render(Results.model_validate(value))
     assert "0.75 [0.50, 0.88]" in page
+
+
+def test_page_begins_with_what_is_doubtful() -> None:
+    page = render(results(text="too few samples"))
+    assert page.index('<section class="warning">too few samples') < page.index(
+        '<div class="tiles">'
+    )
 
 
 def test_each_scenario_has_a_front_of_its_own() -> None:

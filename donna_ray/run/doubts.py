@@ -1,0 +1,82 @@
+"""What makes a step's figures doubtful, each in a sentence with the remedy.
+
+A step keeps its doubts in its result (`doubts`); the run says them when the step is done or reused,
+and the report begins with them.
+"""
+
+from collections.abc import Sequence
+from statistics import median
+
+from scipy.stats import binom
+
+__all__ = ["finetune_doubts", "guesses", "library_doubts", "predictor_doubts"]
+
+_UNTRAINED = 0.8  # NSR; a block that always returns the mean of what it should has 1
+_CHANCE = 0.025  # of as many right answers by guessing
+
+
+def guesses(accuracy: float, images: int, classes: int) -> bool:
+    """Whether so many of the images may as well have been right by chance."""
+    return bool(binom.sf(round(accuracy * images) - 1, images, 1 / classes) > _CHANCE)
+
+
+def library_doubts(ratios: Sequence[Sequence[float]]) -> list[str]:
+    """Of the NSR of all blocks, a list a stage."""
+    middle = median(ratio for stage in ratios for ratio in stage)
+    if middle <= _UNTRAINED:
+        return []
+    return [
+        f"Half of the blocks have an NSR above {middle:.2f}: they have hardly learnt anything (a "
+        "constant has 1). Raise library.epochs, or distil on more images."
+    ]
+
+
+def predictor_doubts(
+    tau: tuple[float, float], accuracies: Sequence[float], images: int, classes: int
+) -> list[str]:
+    """Of the 95% interval of Kendall tau, and of the accuracies that were fitted.
+
+    Args:
+        tau: its ends.
+        accuracies: of the finetuned networks.
+        images: that each was measured on.
+        classes: of the data.
+    """
+    doubts = []
+    if tau[0] <= 0:
+        doubts.append(
+            f"The predictor may rank no better than chance: the 95% interval of its Kendall tau is "
+            f"{tau[0]:.2f} to {tau[1]:.2f}. Raise predictor.samples or predictor.epochs."
+        )
+    middle = median(accuracies)
+    if guesses(middle, images, classes):
+        doubts.append(
+            f"Half of the predictor's networks are right on at most {middle:.2%} of the images, no "
+            f"better than guessing one of {classes} classes. Raise library.epochs or "
+            "predictor.epochs."
+        )
+    return doubts
+
+
+def finetune_doubts(
+    accuracies: Sequence[float], reference: float, images: int, classes: int
+) -> list[str]:
+    """Of the finetuned networks, beside the reference.
+
+    Args:
+        accuracies: of the networks.
+        reference: its accuracy.
+        images: that all were measured on.
+        classes: of the data.
+    """
+    best, chance = max(accuracies), 1 / classes
+    if guesses(best, images, classes):
+        found = f"no better than guessing one of {classes} classes"
+    elif best - chance < (reference - chance) / 2:
+        found = "less than half of what the reference has above guessing"
+    else:
+        return []
+    return [
+        f"The best finetuned network is right on {best:.2%} of the images, {found} (the reference: "
+        f"{reference:.2%}). Raise finetune.epochs and library.epochs, or take milder blocks."
+    ]

@@ -1,0 +1,44 @@
+"""When a figure is doubtful."""
+
+import pytest
+
+from donna_ray.run.doubts import finetune_doubts, guesses, library_doubts, predictor_doubts
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "images", "classes", "guessed"),
+    [
+        (0.1, 1000, 10, True),
+        (0.118, 1000, 10, True),  # two standard deviations of luck are 0.019
+        (0.125, 1000, 10, False),
+        (0.6, 20, 2, True),
+        (0.002, 500, 1000, True),  # one image of 500
+        (0.0, 100, 10, True),
+        (1.0, 2, 2, True),  # two images tell nothing
+    ],
+)
+def test_right_answers_by_luck(accuracy: float, images: int, classes: int, guessed: bool) -> None:
+    assert guesses(accuracy, images, classes) is guessed
+
+
+def test_library_that_learnt_nothing() -> None:
+    assert library_doubts([[0.1, 0.9], [0.5, 0.95]]) == []
+    (doubt,) = library_doubts([[0.1, 0.9], [0.85, 1.2]])
+    assert "NSR above 0.88" in doubt
+    assert "library.epochs" in doubt
+
+
+def test_predictor_that_may_rank_by_luck() -> None:
+    assert predictor_doubts((0.1, 0.9), [0.5, 0.6, 0.7], 1000, 10) == []
+    (doubt,) = predictor_doubts((-0.6, 0.1), [0.5, 0.6, 0.7], 1000, 10)
+    assert "-0.60 to 0.10" in doubt
+    (doubt,) = predictor_doubts((0.1, 0.9), [0.1, 0.1, 0.7], 1000, 10)
+    assert "one of 10 classes" in doubt
+
+
+def test_networks_that_lost_what_the_reference_knows() -> None:
+    assert finetune_doubts([0.2, 0.7], 0.9, 1000, 10) == []
+    for best, words in ((0.11, "no better than guessing"), (0.4, "less than half")):
+        (doubt,) = finetune_doubts([0.05, best], 0.9, 1000, 10)
+        assert words in doubt
+        assert f"{best:.2%}" in doubt
