@@ -60,13 +60,18 @@ def check(config: RunConfig) -> None:
     space.sample(config.predictor.samples, config.seed)
 
 
-def run_steps(run: Run, last: str = "report") -> Artifact:
-    """Run the steps up to `last` and return its artifact; what is finished is reused."""
+def run_steps(run: Run, last: str = "report", *, fresh: bool = False) -> Artifact:
+    """Run the steps up to `last` and return its artifact; what is finished is reused.
+
+    With `fresh` nothing is: see ``Run.forget``.
+    """
     check(run.config)
     if list(STEPS).index(last) >= list(STEPS).index("search"):
         run.ray.on_join = lambda: _check_farms(run.config)
     if run.ray.joins():
         run.connect()  # a cluster that cannot do it is to say so before the reference is trained
+    if fresh:
+        run.forget()
     done: Done = {}
     for name, step in STEPS.items():
         done[name] = step(run, done)
