@@ -68,11 +68,10 @@ def run_command(
         statuses: exit statuses of the errors whose text is for the user, the first match.
         otherwise: exit status of any other error.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
     words = sorted(sys.argv[1:], key=lambda word: word != DEBUG)  # an option of the whole
+    handlers = {each: signal.signal(each, _stop) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        status = _status_of(app, words)
+        text, status = "", _status_of(app, words)
     except Stopped as stop:
         kept = getattr(stop, "__notes__", ["Nothing is half done: give the same command again."])
         text, status = f"stopped. {' '.join(kept)}", stop.status
@@ -81,11 +80,14 @@ def run_command(
     except Exception as error:
         if DEBUG in words:
             traceback.print_exception(error)
+        if isinstance(error, OSError) and not error.filename and not _is_printed():
+            error.filename = "standard output"
         own = [code for kind, code in statuses.items() if isinstance(error, kind)]
         text, status = (str(error), own[0]) if own else (explained(error), otherwise)
-    else:
-        sys.exit(status)
-    _leave(f"{name}: {text}" if text else "", status)
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    _leave(f"{name}: {text}\n" if text else "", status)
 
 
 def explained(error: Exception) -> str:
@@ -127,20 +129,24 @@ def _status_of(app: Callable[[list[str]], Any], words: list[str]) -> Any:
         app(words)
     except SystemExit as end:
         status = end.code
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        error.filename = "standard output"
-        raise
+    sys.stdout.flush()
     return status
 
 
-def _leave(line: str, status: int) -> NoReturn:
-    """Exit; what can no longer be printed is dropped."""
-    with suppress(OSError):
-        print(line, end="\n" if line else "", file=sys.stderr, flush=True)
+def _is_printed() -> bool:
+    """What was printed is out, or can be; else it is dropped, or the interpreter would complain."""
     try:
         sys.stdout.flush()
-    except OSError:  # the interpreter would try again, and complain
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+def _leave(line: str, status: Any) -> NoReturn:
+    """Exit; what can no longer be printed is dropped."""
+    with suppress(OSError):
+        sys.stderr.write(line)
+        sys.stderr.flush()
+    _is_printed()
     sys.exit(status)

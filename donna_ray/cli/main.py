@@ -16,6 +16,7 @@ from donna_ray.cli.options import (
     OutOption,
     RunArgument,
     SetOption,
+    check_is_run,
     print_facts,
 )
 from donna_ray.cli.plan import plan
@@ -119,6 +120,8 @@ def export(
     ] = False,
 ) -> None:
     """Write a finetuned network: weights, ONNX, a Python file that needs timm only, a card."""
+    check_is_run(run)
+
     from donna_ray.export.step import export_network
 
     for file in export_network(run, architecture, to, dynamic_batch=dynamic_batch):
@@ -206,6 +209,8 @@ def suggest(
     as_json: JsonOption = False,
 ) -> None:
     """Print which architectures to finetune next for the predictor, and what is gained by it."""
+    check_is_run(run)
+
     from donna_ray.cli.tables import print_suggestions
     from donna_ray.predictor.suggestions import suggestions
 

@@ -271,9 +271,9 @@ class PredictorConfig(FinetuneRecipe):
 class FinetuneConfig(FinetuneRecipe):
     """The networks of each front that are finetuned and exported.
 
-    `networks` of them, spread over the front; or, with `budgets`, the one of the highest predicted
-    accuracy within each of these latencies: milliseconds (`2.5ms`) or a multiple of the reference's
-    (`0.8x`).
+    `networks` of them, spread over the front, or the most accurate if it is one; or, with
+    `budgets`, the one of the highest predicted accuracy within each of these latencies:
+    milliseconds (`2.5ms`) or a multiple of the reference's (`0.8x`).
     """
 
     epochs: PositiveInt = 15

@@ -19,7 +19,8 @@ from donna_ray.storage.files import Storage, is_temporary
 __all__ = ["Mirror"]
 
 _MANIFEST, _SYNCED = "mirror.json", ".mirror.json"
-_NOT_COPIED = ("ray/", "search/graphs/", "library/tensorboard/", "networks/unfinished/")
+_NOT_COPIED = ("ray/", "search/graphs/", "library/tensorboard/")
+_NOR = "/unfinished/"  # checkpoints
 _THERE_ALREADY = "networks/"  # workers store them at the URL
 
 
@@ -87,7 +88,8 @@ class Mirror:
     def _is_copied(self, name: str) -> bool:
         file = name.rpartition("/")[2]
         ours = file in (".lock", MARKER, _SYNCED) or file.startswith(MARK) or is_temporary(file)
-        return not ours and not name.startswith(_NOT_COPIED) and (self._root / name).is_file()
+        kept_here = name.startswith(_NOT_COPIED) or _NOR in name
+        return not ours and not kept_here and (self._root / name).is_file()
 
     def _sum(self, name: str) -> str:
         path = self._root / name

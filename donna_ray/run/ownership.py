@@ -1,6 +1,5 @@
 """Whose a folder is: nothing that no run made is written over or removed."""
 
-import json
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -9,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from donna_ray.errors import ConfigError
-from donna_ray.storage.artifacts import StepFolder, finished_inputs
+from donna_ray.storage.artifacts import StepFolder, finished_inputs, write_json
 
 __all__ = ["MARKER", "Forgotten", "check_is_ours", "claim", "remove_if_empty"]
 
@@ -20,7 +19,7 @@ _MADE = (
     *("reference", "library", "predictor", "search", "finetune", "networks"),
     *("results.json", "report.html", "config.yaml"),
 )
-_HELD = (MARKER, ".lock", ".mirror.json", ".seen-")  # beginnings of names; no results
+_HELD = (MARKER, f".{MARKER}", ".lock", ".mirror.json", ".seen-")  # beginnings of names; no results
 
 
 def check_is_ours(root: Path) -> None:
@@ -61,7 +60,7 @@ def claim(root: Path) -> list[Path]:
     root.mkdir(parents=True, exist_ok=True)
     if not (root / MARKER).exists():
         facts = {"donna-ray": version("donna-ray"), "made": datetime.now(UTC).isoformat()}
-        (root / MARKER).write_text(json.dumps(facts) + "\n")
+        write_json(root / MARKER, facts)
     return made
 
 

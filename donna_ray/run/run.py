@@ -85,8 +85,9 @@ class Run:
             if error is not None and self._forgotten.put_back():
                 self.say(f"{self.relative(self.root)} is as it was: no step was finished")
             self._copy()
-            if isinstance(error, BaseException):
+            if error is not None:
                 remove_if_empty(self._made)
+            if isinstance(error, BaseException) and not isinstance(error, Exception):
                 error.add_note(self._what_is_kept())
 
     def forget(self) -> None:

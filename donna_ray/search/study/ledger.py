@@ -73,7 +73,9 @@ class Ledger:
         self._journal = Journal(path)
         try:
             self._storage = JournalStorage(self._journal)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # Optuna takes every line for one of its own
             raise damaged(path, self._journal.line) from error
         self.study: Study = optuna.create_study(
             storage=self._storage,
