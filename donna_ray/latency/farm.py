@@ -1,4 +1,4 @@
-"""Latency as an objective. The only module that knows the device farm."""
+"""Latency as an objective. The only module that knows farms and devices."""
 
 import math
 import os
