@@ -12,7 +12,9 @@ import pytest
 from donna_ray import pipeline
 from donna_ray.cli import main as cli
 from donna_ray.config import PRESETS, load_config, preset_space, shipped_config
+from donna_ray.config.scenarios import DeviceConfig
 from donna_ray.errors import ConfigError
+from donna_ray.latency.farm import check_device
 from tests.command_line import donna_here
 
 BAD_VALUES = [
@@ -112,6 +114,37 @@ def test_any_model_can_be_compressed_into_a_folder(
     donna_here("compress", model, "--data=digits", "--latency-limit=1x")
     assert len(given) == 1
     assert given[0].startswith("compress-")
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("device.settings.threads=4096", "device.settings.threads must be at most the CPUs"),
+        ("space.blocks.0=x", "must be a section"),
+        (
+            "space.blocks=[{family: inverted_residual, options: {kernel: [3], expansion: [1], "
+            "depth: [1], squeeze_excite: [false], activation: [swoosh]}}]",
+            "timm's, such as relu, relu6,",
+        ),
+    ],
+)
+def test_check_tells_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, override: str, word: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ended = donna_here("config", "check", str(shipped_config("demo")), "--set", override)
+    assert ended.returncode == 2
+    assert word in ended.stderr
+    assert ".." not in ended.stderr
+
+
+def test_device_of_a_named_cluster_may_have_more_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = DeviceConfig(settings={"threads": 4096})
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    check_device(device)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with pytest.raises(ConfigError, match=r"threads must be at most .* is 4096 of"):
+        check_device(device)
 
 
 def test_override_wins() -> None:
