@@ -69,7 +69,9 @@ def run_command(
         otherwise: exit status of any other error.
     """
     words = sorted(sys.argv[1:], key=lambda word: word != DEBUG)  # an option of the whole
-    handlers = {each: signal.signal(each, _stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    signals = (signal.SIGINT, signal.SIGTERM)  # but for what a shell's background jobs ignore
+    caught = [each for each in signals if signal.getsignal(each) != signal.SIG_IGN]
+    handlers = {each: signal.signal(each, _stop) for each in caught}
     try:
         text, status = "", _status_of(app, words)
     except Stopped as stop:
