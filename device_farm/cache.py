@@ -6,6 +6,8 @@ import json
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,11 +56,12 @@ class MeasurementCache:
             sqlite3.Error: The file cannot be opened, or is no SQLite database.
         """
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.Lock()
-        self._db = sqlite3.connect(
-            path, timeout=_LOCK_LIMIT_S, isolation_level=None, check_same_thread=False
-        )
-        self._prepare()
+        self._lock, self._path = threading.Lock(), path
+        with self._named():
+            self._db = sqlite3.connect(
+                path, timeout=_LOCK_LIMIT_S, isolation_level=None, check_same_thread=False
+            )
+            self._prepare()
 
     def get(self, key: MeasurementKey) -> Measurement | None:
         """The measurement of this key, or None.
@@ -120,11 +123,23 @@ class MeasurementCache:
                     raise
                 time.sleep(_LOCK_PAUSE_S)
 
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors name the file, and what to do with it."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            error.add_note(
+                f"The file of measurements {self._path} must be a writable SQLite file: let it be "
+                "written, make room, or, if it is damaged, remove it; then all is measured again."
+            )
+            raise
+
     def _one(self, query: str, *values: str) -> str | float | None:
-        with self._lock:
+        with self._lock, self._named():
             row = self._db.execute(query, values).fetchone()
         return None if row is None else row[0]
 
     def _write(self, statement: str, *values: str | float) -> None:
-        with self._lock:
+        with self._lock, self._named():
             self._db.execute(statement, values)

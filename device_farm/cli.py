@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import sqlite3
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from rich.table import Table
 
 from device_farm.cache import MeasurementCache
 from device_farm.connector import Connector, DeviceInfo, connector_names, connector_type
+from device_farm.ending import Stopped, run_command
 from device_farm.failures import DeviceError
 from device_farm.farm.config import default_cache, load_farm_config
 from device_farm.timing.measurement import Measurement
@@ -28,12 +27,19 @@ from device_farm.workload import Workload
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(add_completion=False, help="Measure ONNX models on the devices at hand.")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _Config = Annotated[
     Path | None, typer.Option("--config", help="A farm.yaml, whose devices are known as well.")
 ]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Measure ONNX models on the devices at hand."""
 
 
 @app.command("list")
@@ -102,7 +108,7 @@ def serve(
 @app.command()
 def watch(as_json: _AsJson = False) -> None:
     """Show the farm's devices until interrupted; with --json once."""
-    with _cluster(), contextlib.suppress(KeyboardInterrupt):
+    with _cluster(), contextlib.suppress(Stopped):
         from device_farm.farm.farm import Farm
 
         farm = Farm.connect()
@@ -117,11 +123,7 @@ def watch(as_json: _AsJson = False) -> None:
 
 def main() -> None:
     """The command `device-farm`: on failure one message, and exit status 2."""
-    try:
-        app()
-    except (DeviceError, OSError, ValueError, sqlite3.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(app, "error", {DeviceError: 2, ValueError: 2}, otherwise=2)
 
 
 @contextmanager

@@ -1,19 +1,16 @@
-"""The method, step by step. Each step reads the artifacts before it and leaves its own."""
+"""The method, step by step. Each step reads the artifacts before it and leaves its own.
+
+What a step needs is imported when it begins: a mistake that ``check`` finds is told sooner.
+"""
 
 from collections.abc import Callable
 
 from donna_ray.config import RunConfig
 from donna_ray.data import check_data
 from donna_ray.distill.features import check_features
-from donna_ray.finetune.step import finetune_step
 from donna_ray.latency.farm import check_device, check_farm
-from donna_ray.library.step import library_step
-from donna_ray.predictor.step import predictor_step
 from donna_ray.reference.step import build_reference, reference_step
-from donna_ray.report.step import report_step
 from donna_ray.run.run import Run
-from donna_ray.search.ahead import measuring_ahead
-from donna_ray.search.step import search_step
 from donna_ray.space import build_space, check_space, register_modules
 from donna_ray.storage.artifacts import Artifact
 
@@ -21,25 +18,55 @@ __all__ = ["STEPS", "check", "run_steps"]
 
 Done = dict[str, Artifact]
 
+
+def _reference(run: Run, done: Done) -> Artifact:
+    """A timm model, trained or loaded, cut into stem, stages and head."""
+    return reference_step(run)
+
+
+def _library(run: Run, done: Done) -> Artifact:
+    """Every block of the space, distilled from the reference's stage."""
+    from donna_ray.library.step import library_step
+
+    return library_step(run, done["reference"])
+
+
+def _predictor(run: Run, done: Done) -> Artifact:
+    """Sampled architectures, finetuned; accuracy as a function of their blocks' NSR."""
+    from donna_ray.predictor.step import predictor_step
+    from donna_ray.search.ahead import measuring_ahead
+
+    return predictor_step(run, done["reference"], done["library"], measuring_ahead)
+
+
+def _search(run: Run, done: Done) -> Artifact:
+    """The front of predicted accuracy and latency measured on the device."""
+    from donna_ray.search.step import search_step
+
+    return search_step(run, done["reference"], done["library"], done["predictor"])
+
+
+def _finetune(run: Run, done: Done) -> Artifact:
+    """Networks of the front, finetuned and exported."""
+    from donna_ray.finetune.step import finetune_step
+
+    return finetune_step(run, done["reference"], done["library"], done["search"])
+
+
+def _report(run: Run, done: Done) -> Artifact:
+    """results.json, and report.html as a view of it."""
+    from donna_ray.report.step import report_step
+
+    return report_step(run, done)
+
+
 STEPS: dict[str, Callable[[Run, Done], Artifact]] = {
-    # 1. A timm model, trained or loaded, cut into stem, stages and head.
-    "reference": lambda run, done: reference_step(run),
-    # 2. Every block of the space, distilled from the reference's stage.
-    "library": lambda run, done: library_step(run, done["reference"]),
-    # 3. Sampled architectures, finetuned; accuracy as a function of their blocks' NSR.
-    "predictor": lambda run, done: predictor_step(
-        run, done["reference"], done["library"], measuring_ahead
-    ),
-    # 4. The front of predicted accuracy and latency measured on the device.
-    "search": lambda run, done: search_step(
-        run, done["reference"], done["library"], done["predictor"]
-    ),
-    # 5. Networks of the front, finetuned and exported.
-    "finetune": lambda run, done: finetune_step(
-        run, done["reference"], done["library"], done["search"]
-    ),
-    # 6. results.json, and report.html as a view of it.
-    "report": lambda run, done: report_step(run, done),
+    "reference": _reference,
+    "library": _library,
+    "predictor": _predictor,
+    "search": _search,
+    "finetune": _finetune,
+    "report": _report,
 }
 
 
@@ -60,13 +87,18 @@ def check(config: RunConfig) -> None:
     space.sample(config.predictor.samples, config.seed)
 
 
-def run_steps(run: Run, last: str = "report") -> Artifact:
-    """Run the steps up to `last` and return its artifact; what is finished is reused."""
+def run_steps(run: Run, last: str = "report", *, fresh: bool = False) -> Artifact:
+    """Run the steps up to `last` and return its artifact; what is finished is reused.
+
+    With `fresh` nothing is: see ``Run.forget``.
+    """
     check(run.config)
     if list(STEPS).index(last) >= list(STEPS).index("search"):
         run.ray.on_join = lambda: _check_farms(run.config)
     if run.ray.joins():
         run.connect()  # a cluster that cannot do it is to say so before the reference is trained
+    if fresh:
+        run.forget()
     done: Done = {}
     for name, step in STEPS.items():
         done[name] = step(run, done)

@@ -23,8 +23,8 @@ from donna_ray.predictor.quality import tau
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import build_reference, calibrate
 from donna_ray.space import build_space
-from donna_ray.training.loop import accuracy, seeded, train
-from donna_ray.training.trainer import Trainer, recalibrate
+from donna_ray.training.loop import accuracy, seeded
+from donna_ray.training.trainer import Trainer, on_labels, recalibrate
 
 NETWORKS = 12
 BLOCKS = 8  # of each stage
@@ -60,7 +60,10 @@ def _networks() -> tuple[list[StagedNetwork], StagedNetwork, ImageData]:
         reference, preprocessing = build_reference(config, load_weights=False)
     data = load_data(config.data, preprocessing)
     assert config.reference.training is not None
-    train(reference, data.train, config.reference.training, seed=0)
+    trainer = on_labels(reference, data, config.reference.training, seed=0)
+    while not trainer.finished():
+        trainer.train_epoch()
+    reference.eval()
     reference.requires_grad_(False)
     variance = calibrate(reference, data.calibration)
     generator = np.random.default_rng(0)

@@ -46,8 +46,8 @@ from donna_ray.run.run import Run
 from donna_ray.space import Architecture, SearchSpace, encode
 from donna_ray.storage.artifacts import Artifact, digest, write_json
 from donna_ray.storage.records import RecordStore
-from donna_ray.training.loop import accuracy, seeded, train
-from donna_ray.training.trainer import recalibrate
+from donna_ray.training.loop import accuracy, seeded
+from donna_ray.training.trainer import on_labels, recalibrate
 from donna_ray.workers.spread import Unit, spread
 
 TYPICAL = 4096  # random architectures, which stand for the space
@@ -321,7 +321,9 @@ class _Train:
         with seeded(self._config.seed):
             network = untrained(reference, scratch.job.specs)
         network.requires_grad_(True)
-        train(network, data.train, scratch.recipe, seed=self._config.seed)
+        trainer = on_labels(network, data, scratch.recipe, seed=self._config.seed)
+        while not trainer.finished():
+            trainer.train_epoch()
         recalibrate(network, data.calibration)  # as finetuning does
         record = {"accuracy": accuracy(network, data.validation)}
         self._store.put(scratch.key, record, network.state_dict())

@@ -25,7 +25,8 @@ from donna_ray.distill.racing import Entrant, losers
 from donna_ray.distill.students import BlockJob
 from donna_ray.reference.step import build_reference, calibrate
 from donna_ray.space import build_space, check_space
-from donna_ray.training.loop import seeded, train
+from donna_ray.training.loop import seeded
+from donna_ray.training.trainer import on_labels
 
 SHARES = (0.125, 0.25, 0.5)
 MARGINS = (0.0, 0.05, 0.1, 0.3)
@@ -82,7 +83,10 @@ def _distilled(config: RunConfig, images: int | None) -> tuple[list[list[str]], 
         reference, preprocessing = build_reference(config, load_weights=False)
     data = _some(load_data(config.data, preprocessing), images)
     assert config.reference.training is not None
-    train(reference, data.train, config.reference.training, seed=0)
+    trainer = on_labels(reference, data, config.reference.training, seed=0)
+    while not trainer.finished():
+        trainer.train_epoch()
+    reference.eval()
     reference.requires_grad_(False)
     variance = calibrate(reference, data.calibration)
     space = build_space(config.space, reference.shapes)

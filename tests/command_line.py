@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import signal
 import subprocess
 import sys
 from typing import Any
@@ -18,7 +17,6 @@ def donna_here(*words: str) -> subprocess.CompletedProcess[str]:
     """Run a command to the end: its exit status, and what it printed."""
     out, errors, code = io.StringIO(), io.StringIO(), None
     command: list[Any] = ["donna", *words]
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with (
             pytest.MonkeyPatch.context() as patch,
@@ -29,6 +27,4 @@ def donna_here(*words: str) -> subprocess.CompletedProcess[str]:
             main()
     except SystemExit as end:
         code = end.code
-    finally:
-        signal.signal(signal.SIGTERM, on_sigterm)
     return subprocess.CompletedProcess(command, int(code or 0), out.getvalue(), errors.getvalue())

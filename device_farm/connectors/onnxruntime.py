@@ -28,6 +28,8 @@ from device_farm.workload import Workload
 
 __all__ = ["OnnxRuntimeConnector", "OnnxRuntimeSettings", "PreparedModel"]
 
+onnxruntime.disable_telemetry_events()  # its builds for Windows send some
+
 _SESSIONS_KEPT = 4
 _OVERSUBSCRIBED = 1.05
 _CPU = "CPUExecutionProvider"

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from device_farm.connector import check_settings, connector_type, faults_in_words, make_connector
 from device_farm.device_spec import DeviceSpec
 from device_farm.failures import FailurePolicy
+from device_farm.reading import read_yaml
 
 __all__ = ["RAY_RESOURCES", "FarmConfig", "HostRule", "default_cache", "load_farm_config"]
 
@@ -93,9 +93,11 @@ def load_farm_config(path: Path) -> FarmConfig:
             name one device.
     """
     try:
-        config = FarmConfig.model_validate(yaml.safe_load(path.read_text()) or {}).with_runners()
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} must be YAML: {' '.join(str(error).split())}") from error
+        values = read_yaml(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} must be YAML: {error}") from error
+    try:
+        config = FarmConfig.model_validate(values or {}).with_runners()
     except ValidationError as error:
         words = faults_in_words(error.errors())
         raise ValueError(f"{path}: {words}. See docs/device-farm.md") from error

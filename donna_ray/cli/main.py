@@ -1,13 +1,14 @@
 """`donna`: one subcommand a step. Imports torch and Ray only once the configuration is read."""
 
 import json
-import signal
-import sys
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from device_farm.ending import run_command
 from donna_ray.cli.library import app as library_app
 from donna_ray.cli.options import (
     ConfigArgument,
@@ -15,6 +16,7 @@ from donna_ray.cli.options import (
     OutOption,
     RunArgument,
     SetOption,
+    check_is_run,
     print_facts,
 )
 from donna_ray.cli.plan import plan
@@ -27,7 +29,6 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Finds neural networks for a given device.",
 )
 config_app = typer.Typer(no_args_is_help=True, help="What a configuration may hold.")
 app.add_typer(config_app, name="config")
@@ -43,11 +44,21 @@ _STEPS = {
     "finetune": "The finetuned and exported networks of the front.",
     "report": "results.json and report.html.",
 }
-_USE_ERRORS = (ConfigError, MissingArtifactError, RunLockedError)
+_STATUSES: dict[type[Exception], int] = {
+    **dict.fromkeys((ConfigError, MissingArtifactError, RunLockedError), 2),
+    DonnaError: 1,
+}
 
 FreshOption = Annotated[
     bool, typer.Option("--fresh", help="Start over: forget what the run folder holds.")
 ]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Finds neural networks for a given device."""
 
 
 @app.command()
@@ -83,16 +94,18 @@ def compress(
     fresh: FreshOption = False,
 ) -> None:
     """Shrink a model under a latency limit: its own stages with less depth, width and kernels."""
+    name = re.sub(r"[^\w.-]+", "-", f"compress-{model}")  # such as of hf-hub:user/model
     values = {
-        "name": f"compress-{model}",
-        "reference.model": model,
-        "reference.weights": weights,
-        "data.source": data,
-        "device.connector": device,
-        "search.latency_limit": latency_limit,
+        "reference.model": ("MODEL", model),
+        "reference.weights": ("--weights", weights),
+        "data.source": ("--data", data),
+        "device.connector": ("--device", device),
+        "search.latency_limit": ("--latency-limit", latency_limit),
     }
-    given = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-    _run(shipped_config("compress"), out, [*given, *(overrides or [])], fresh=fresh)
+    given = [f"{key}={json.dumps(value)}" for key, (_, value) in values.items()]
+    options = {key: option for key, (option, _) in values.items()}
+    sets = [f"name={name}", *given, *(overrides or [])]
+    _run(shipped_config("compress"), out, sets, options, fresh=fresh)
 
 
 @app.command()
@@ -107,6 +120,8 @@ def export(
     ] = False,
 ) -> None:
     """Write a finetuned network: weights, ONNX, a Python file that needs timm only, a card."""
+    check_is_run(run)
+
     from donna_ray.export.step import export_network
 
     for file in export_network(run, architecture, to, dynamic_batch=dynamic_batch):
@@ -194,6 +209,8 @@ def suggest(
     as_json: JsonOption = False,
 ) -> None:
     """Print which architectures to finetune next for the predictor, and what is gained by it."""
+    check_is_run(run)
+
     from donna_ray.cli.tables import print_suggestions
     from donna_ray.predictor.suggestions import suggestions
 
@@ -204,34 +221,31 @@ def _run(
     path: Path,
     out: Path | None,
     overrides: list[str] | None,
+    options: Mapping[str, str] = {},
     *,
     fresh: bool = False,
     only: str | None = None,
 ) -> None:
-    folder, config = _configuration(path, overrides)
+    folder, config = _configuration(path, overrides, options)
     root = run_folder(config, out or folder)
 
     from donna_ray.pipeline import run_steps
     from donna_ray.run.run import Run
 
-    with Run(config, root, only=only, fresh=fresh) as run:
-        run_steps(run, only or "report")
+    with Run(config, root, only=only) as run:
+        run_steps(run, only or "report", fresh=fresh)
 
 
-def _configuration(path: Path, overrides: list[str] | None) -> tuple[Path | None, RunConfig]:
+def _configuration(
+    path: Path, overrides: list[str] | None, options: Mapping[str, str] = {}
+) -> tuple[Path | None, RunConfig]:
     """The configuration in a file, or that of an earlier run's folder (given back, too)."""
     folder = path if path.is_dir() else None
-    return folder, load_config(path / "config.yaml" if folder else path, overrides or [])
+    file = path / "config.yaml" if folder else path
+    return folder, load_config(file, overrides or [], options)
 
 
 def main() -> None:
-    """The console script: errors that a user can act on are printed without a traceback."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        app()
-    except DonnaError as error:
-        print(f"donna: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, _USE_ERRORS) else 1)
-    except KeyboardInterrupt:
-        print("donna: stopped; the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+    """The console script. Exits with 0, with 2 where the command was wrong, with 1 where it failed,
+    and with 130 or 143 where it was stopped."""
+    run_command(app, "donna", _STATUSES, otherwise=1)

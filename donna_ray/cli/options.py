@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["ConfigArgument", "JsonOption", "OutOption", "RunArgument", "SetOption", "print_facts"]
+from donna_ray.errors import ConfigError
+
+__all__ = [
+    "ConfigArgument",
+    "JsonOption",
+    "OutOption",
+    "RunArgument",
+    "SetOption",
+    "check_is_run",
+    "print_facts",
+]
 
 ConfigArgument = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the folder of an earlier run.")
@@ -21,6 +31,18 @@ SetOption = Annotated[
     typer.Option("--set", metavar="A.B=C", help="Change one value of the configuration."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def check_is_run(folder: Path) -> None:
+    """Refuse what is no run folder, before anything is imported for it.
+
+    Raises:
+        ConfigError: it has no configuration.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(
+            f"RUN must be the folder of a run, but {folder} has no config.yaml. Correct the path."
+        )
 
 
 def print_facts(facts: Any, as_json: bool, table: Callable[[Any], None]) -> None:

@@ -2,13 +2,14 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from device_farm.reading import read_yaml
 from donna_ray.config.models import CONFIGS, RunConfig, SpaceConfig
 from donna_ray.errors import ConfigError
 
@@ -25,16 +26,19 @@ def preset_space(name: str) -> SpaceConfig:
     return SpaceConfig.model_validate(_read_yaml(CONFIGS / "spaces" / f"{name}.yaml"))
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    path: Path, overrides: Sequence[str] = (), options: Mapping[str, str] = {}
+) -> RunConfig:
     """Read a run's configuration.
 
     Args:
         path: a YAML file.
         overrides: `a.b=c` each, the value in YAML's notation; they win over the file.
+        options: of the command line, by the key `a.b` that one gives in the overrides.
 
     Raises:
         ConfigError: the file cannot be read, or a key or value breaks a rule. The message names
-            each key, its value and the remedy.
+            each key, its value, where it is from, and the remedy.
     """
     values = _read_yaml(path)
     for override in overrides:
@@ -42,24 +46,26 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
-        raise ConfigError(f"{path}: " + "\n".join(lines)) from None
+        names = [override.partition("=")[0] for override in overrides]
+        origins = {name: options.get(name, f"--set {name}") for name in names}
+        lines = [f"{_origin(item, origins) or path}: {_explain(item)}" for item in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = read_yaml(path.read_bytes())
     except FileNotFoundError:
         raise ConfigError(
             f"The configuration must be a file, but {path} does not exist. Correct the path, or "
             "start from the demo's: `donna config show demo > search.yaml`."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigError(
             f"The configuration {path} cannot be read ({error}). Give a YAML file."
         ) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} must be YAML, but is not. Mend this: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} must be YAML, but is not. Mend this: {error}.") from None
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path} must be a mapping of sections, but is {values!r:.60}. See "
@@ -86,8 +92,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
                 "key that `donna config schema` lists."
             )
     try:
-        values[_key_in(values, key)] = yaml.safe_load(text)
-    except yaml.YAMLError:
+        values[_key_in(values, key)] = read_yaml(text)
+    except ValueError:
         raise ConfigError(f"--set {override}: the value must be YAML. Quote it.") from None
 
 
@@ -96,22 +102,38 @@ def _key_in(values: dict[Any, Any], text: str) -> Any:
     return next((key for key in values if str(key) == text), text)
 
 
+def _origin(error: Any, origins: dict[str, str]) -> str | None:
+    """What on the command line gave the value of one of pydantic's errors, or a part of it."""
+    where = [str(part) for part in error["loc"]]
+    for name in reversed(origins):
+        key = name.split(".")
+        if where and key[: len(where)] == where[: len(key)]:
+            return origins[name]
+    return None
+
+
 def _explain(error: Any) -> str:
     """One line for one of pydantic's errors: the key, the rule, the value and the remedy."""
     where = ".".join(str(part) for part in error["loc"])
     value, kind = error["input"], error["type"]
     if kind == "value_error":
         text = str(error["ctx"]["error"])
-        shown = re.sub(r"//[^/@]*@", "//…@", repr(value))  # a password is not for a log
+        shown = re.sub(r"//[^/@]*@", "//…@", _short(value))  # a password is not for a log
         return f"{where} {text} (it is {shown})." if where else f"{text}."
     if kind == "extra_forbidden":
-        return f"{where} is no known key (its value is {value!r}). {_known_keys(error['loc'])}"
+        return (
+            f"{where} is no known key (its value is {_short(value)}). {_known_keys(error['loc'])}"
+        )
     if kind == "missing":
         return f"{where} must be given, but is missing. `donna config schema` says what it takes."
     if kind == "too_short":
         return f"{where} must not be empty, but is {value!r}. Give at least one entry."
     rule = error["msg"][:1].lower() + error["msg"][1:]
-    return f"{where}: {rule}, but it is {value!r}. Change this value."
+    return f"{where}: {rule}, but it is {_short(value)}. Change this value."
+
+
+def _short(value: Any) -> str:
+    return textwrap.shorten(repr(value), 200, placeholder=" …")
 
 
 def _known_keys(location: Sequence[str | int]) -> str:

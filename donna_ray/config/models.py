@@ -271,9 +271,9 @@ class PredictorConfig(FinetuneRecipe):
 class FinetuneConfig(FinetuneRecipe):
     """The networks of each front that are finetuned and exported.
 
-    `networks` of them, spread over the front; or, with `budgets`, the one of the highest predicted
-    accuracy within each of these latencies: milliseconds (`2.5ms`) or a multiple of the reference's
-    (`0.8x`).
+    `networks` of them, spread over the front, or the most accurate if it is one; or, with
+    `budgets`, the one of the highest predicted accuracy within each of these latencies:
+    milliseconds (`2.5ms`) or a multiple of the reference's (`0.8x`).
     """
 
     epochs: PositiveInt = 15
@@ -282,7 +282,10 @@ class FinetuneConfig(FinetuneRecipe):
 
 
 class RunConfig(Section):
-    """One run, from reference to report."""
+    """One run, from reference to report.
+
+    `name` is also that of its folder: a letter or digit, and then also `.`, `_` and `-`.
+    """
 
     name: str = "donna"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -301,6 +304,16 @@ class RunConfig(Section):
         """What is searched for: `scenarios`, or the one that `device` and `search` are."""
         named = self.scenarios or [ScenarioConfig(name="default")]
         return [each.resolved(self.device, self.search) for each in named]
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folders(cls, name: str) -> str:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(
+                "must begin with a letter or digit, and go on with these, '.', '_' or '-', since "
+                "the run's folder has this name; rename the run, or give its folder with --out"
+            )
+        return name
 
     @model_validator(mode="after")
     def _scenarios_are_whole(self) -> "RunConfig":

@@ -78,10 +78,12 @@ def export_network(
         The files.
 
     Raises:
-        DonnaError: no network, or more than one, has this id; its record, its reference or a block
+        DonnaError: the folder has a file of one of these names that no export wrote; no network, or
+            more than one, has this id; its record, its reference or a block
             family is no longer there; the code of a block family or timm is another one than that
             of the finetuning; or a check failed.
     """
+    _check_replaceable(folder)
     network = _Finetuned.find(root, architecture)
     module, source = network.build()
     images = torch.randn(_IMAGES, *module.input_shape, generator=torch.Generator().manual_seed(0))
@@ -104,6 +106,22 @@ def export_network(
     card = network.card() | {"dynamic_batch": dynamic_batch, "files": sums}
     write_json(folder / _CARD, card)
     return [folder / file for file in (*files, _CARD)]
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuse to write over files that are not as an earlier export left them."""
+    card = read_json(folder / _CARD)
+    sums = card.get("files", {}) if isinstance(card, dict) else {}
+    for name in (_WEIGHTS, _ONNX, _SOURCE, _CARD):
+        path = folder / name
+        ours = (
+            bool(sums) if name == _CARD else path.exists() and file_sha256(path) == sums.get(name)
+        )
+        if path.exists() and not ours:
+            raise DonnaError(
+                f"An export must not write over what it did not write, but {path} is there and is "
+                "not as an export left it. Give another --to, or move the file."
+            )
 
 
 @dataclass(frozen=True)

@@ -224,11 +224,14 @@ def within_budgets(
 
 
 def spread_over(front: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """`count` points of a front, evenly spaced in rank and with both ends; all if it has fewer."""
+    """`count` points of a front, evenly spaced in rank and with both ends; all if it has fewer.
+
+    A single one is that of the highest predicted accuracy.
+    """
     if len(front) <= count:
         return list(front)
     if count == 1:
-        return [front[len(front) // 2]]
+        return [max(front, key=lambda point: point["predicted_accuracy"])]
     ranks = [round(index * (len(front) - 1) / (count - 1)) for index in range(count)]
     return [front[rank] for rank in ranks]
 

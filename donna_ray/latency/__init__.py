@@ -1,6 +1,6 @@
 """The way to the device farm: candidates as ONNX models, and their measured latency.
 
-`farm.py` is the one file of `donna_ray` that imports `device_farm`: it starts or joins a farm and
+`farm.py` is the one file of `donna_ray` that knows farms and devices: it starts or joins a farm and
 measures models on it. `lowering.py` makes a candidate's ONNX model of cached graphs of its blocks,
 without exporting it.
 """

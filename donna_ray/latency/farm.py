@@ -1,6 +1,7 @@
-"""Latency as an objective. The only module that knows the device farm."""
+"""Latency as an objective. The only module that knows farms and devices."""
 
 import math
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +21,10 @@ from device_farm import (
     ModelError,
     make_connector,
 )
+from device_farm.ending import one_line
 from donna_ray.config import DeviceConfig
 from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.run.session import RaySession
 from donna_ray.workers.demand import demanded
 
 __all__ = [
@@ -54,12 +57,19 @@ def check_device(config: DeviceConfig) -> None:
     """Refuse a device that cannot exist, before anything is computed for it.
 
     Raises:
-        ConfigError: an unknown connector, or settings that it does not take.
+        ConfigError: an unknown connector, settings that it does not take, or, without a named
+            cluster, more CPUs than this process may use.
     """
     try:
         make_connector(config.connector, _DEVICE, config.settings)
     except ValueError as error:
         raise ConfigError(f"device: {error}") from None
+    needed, present = _cpus_of(config), len(os.sched_getaffinity(0))
+    if present < needed < math.inf and not RaySession.joins():
+        raise ConfigError(
+            f"device.settings.threads must be at most the CPUs that this process may use, but is "
+            f"{needed:g} of {present}. Lower it, or name the cluster of the device (RAY_ADDRESS)."
+        )
 
 
 def check_farm(config: DeviceConfig) -> None:
@@ -159,7 +169,8 @@ def _start(
     try:
         farm = Farm.start(specs, cache_path)
     except _UNUSABLE as error:
-        raise DonnaError(f"The device cannot be used: {error}") from error
+        text = one_line("\n".join([str(error), *getattr(error, "__notes__", ())]))
+        raise DonnaError(f"The device cannot be used: {text}") from error
     return {
         name: LatencyFarm(farm, called[config.model_dump_json()], is_ours=True)
         for name, config in devices.items()

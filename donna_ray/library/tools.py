@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from donna_ray.block_spec import BlockSpec
 from donna_ray.config import RunConfig, load_config
 from donna_ray.errors import ConfigError, DonnaError
-from donna_ray.run.run import Run
-from donna_ray.space import BlockSpec
 from donna_ray.storage.index import Group, files_by_key
 from donna_ray.storage.records import PAUSED, RecordStore, block_store
 
@@ -129,6 +128,8 @@ def collect_garbage(library: Library, *, dry_run: bool) -> Facts:
         ConfigError: the folder holds no record, so that it may be no store.
         RunLockedError: a process works on the run.
     """
+    from donna_ray.run.run import Run  # and Ray, which the other tools do without
+
     run, config, store = library.run, library.config, library.store
     held = Run(config, run) if config and run and not dry_run else nullcontext()
     with held:

@@ -23,9 +23,9 @@ from donna_ray.latency.lowering import Lowering
 from donna_ray.library.costs import decided_precision, pack_costs, seconds_of
 from donna_ray.library.measure import precision_artifact, settled_precision
 from donna_ray.library.step import library_jobs
-from donna_ray.plan.parts import PlanPart
+from donna_ray.plan.parts import PlanPart, check_images
 from donna_ray.plan.plan import Block, Costs, Images, NetworkCost, PackCost, Plan
-from donna_ray.reference.step import load_reference, reference_step, space_of
+from donna_ray.reference.step import build_reference, load_reference, reference_step, space_of
 from donna_ray.run.run import Run
 from donna_ray.search.tuner import evaluate_nothing
 from donna_ray.space import SearchSpace, check_space
@@ -45,8 +45,10 @@ def measured_plan(run: Run) -> Plan:
     """Do a few parts of a run, on the cluster that it would have.
 
     Raises:
-        DonnaError: no node has room for a worker.
+        DonnaError: no node has room for a worker, or there are too few images to measure with.
     """
+    _, preprocessing = build_reference(run.config, load_weights=False)
+    check_images(run.config, load_data(run.config.data, preprocessing))
     reference = reference_step(run)
     started = time.perf_counter()
     run.connect()

@@ -29,7 +29,7 @@ from donna_ray.storage.artifacts import Artifact
 from donna_ray.training.loop import accuracy, device_of, network_input
 from donna_ray.training.trainer import Trainer
 
-__all__ = ["Passes", "PlanPart", "batches_read", "in_turn"]
+__all__ = ["Passes", "PlanPart", "batches_read", "check_images", "in_turn"]
 
 _SHORT, _MORE = 2, 6  # batches of a short pass, and how many more a long one has, at least
 _REPEATS = 3
@@ -100,6 +100,17 @@ class Passes:
                 "Plan again while the machine is quiet, or raise the batch_size."
             )
         return more / self.images
+
+
+def check_images(config: RunConfig, data: ImageData) -> None:
+    """Refuse data that are too few for the passes of a plan.
+
+    Raises:
+        DonnaError: with the split, the batch size and the remedy.
+    """
+    for recipe, training in ((config.library, data.distillation), (config.finetune, data.train)):
+        for split in (training, data.validation):
+            Passes(split, recipe.batch_size)
 
 
 def _listed(seconds: Sequence[float]) -> str:

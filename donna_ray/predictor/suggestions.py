@@ -7,7 +7,7 @@ import numpy as np
 import yaml
 
 from donna_ray.config import RunConfig, load_config
-from donna_ray.errors import ConfigError, MissingArtifactError
+from donna_ray.errors import MissingArtifactError
 from donna_ray.finetune.assemble import choice_table, library_space
 from donna_ray.library.step import library_step
 from donna_ray.predictor.design import suggest
@@ -34,16 +34,11 @@ def suggestions(folder: Path, count: int) -> dict[str, Any]:
         `variance_fall` and `interval_fall` of ``Suggestion``, for it and those before it.
 
     Raises:
-        ConfigError: the folder is of no run.
+        ConfigError: the folder has no configuration.
         DonnaError: the space does not have as many.
         MissingArtifactError: the predictor, or a step before it, is not finished.
         RunLockedError: a process works on the run.
     """
-    if not (folder / "config.yaml").is_file():
-        raise ConfigError(
-            f"Suggestions need the folder of a run, but {folder} has no config.yaml. Correct the "
-            "path."
-        )
     config, weights = _configuration(folder / "config.yaml")
     with Run(config, folder, only="suggest") as run:
         reference = _reference(run, weights)

@@ -5,6 +5,9 @@ reference's own stage (DONNA, section 3.1).
 """
 
 import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,16 @@ from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.reference.cut import cut_model, stage_modules
 from donna_ray.reference.network import StagedNetwork, channel_sums
 from donna_ray.reference.timm_models import create_timm_model, preprocessing_of
+from donna_ray.run.progress import Progress
 from donna_ray.run.run import Run
 from donna_ray.space import SearchSpace, build_space, register_modules
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, file_sha256, write_atomic
 from donna_ray.storage.files import Storage, folder_in
-from donna_ray.training.loop import accuracy, seeded, train
+from donna_ray.storage.records import RecordStore
+from donna_ray.training.checkpoints import Checkpoints
+from donna_ray.training.loop import accuracy, seeded
+from donna_ray.training.threads import few_threads
+from donna_ray.training.trainer import Trainer, on_labels
 
 __all__ = [
     "build_reference",
@@ -40,7 +48,9 @@ __all__ = [
 _WEIGHTS = "weights.safetensors"
 _VARIANCE = "variance.safetensors"
 _CUT_TOLERANCE = 1e-5
-_TRAINING = TrainingConfig(epochs=20)
+_DEFAULT_TRAINING = {"train": TrainingConfig(epochs=20)}  # by `reference.weights`
+_TRIED_BATCH = 32  # where nothing is trained
+_UNFINISHED = "unfinished"
 
 
 def build_reference(
@@ -238,17 +248,24 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
     with seeded(config.seed):
         reference, preprocessing = build_reference(config)
     data = load_data(config.data, preprocessing)
-    passes = _train(run, reference, data)
-    variance = {str(n): values for n, values in enumerate(calibrate(reference, data.calibration))}
+    recipe = config.reference.training or _DEFAULT_TRAINING.get(config.reference.weights)
+    trained = recipe.epochs * len(data.train) if recipe else 0
+    passes = trained + len(data.calibration) + len(data.validation)
+    with _threads(reference, recipe), _watched(run, reference, passes) as progress:
+        if recipe is not None:
+            _train(on_labels(reference, data, recipe, config.seed), folder, progress)
+        variances = calibrate(reference, data.calibration)
+        reached = accuracy(reference, data.validation)
     state = {name: tensor.contiguous() for name, tensor in reference.state_dict().items()}
     weights_file, variance_file = folder.path / _WEIGHTS, folder.path / _VARIANCE
     write_atomic(weights_file, safetensors.torch.save(state))
+    variance = {str(n): values for n, values in enumerate(variances)}
     write_atomic(variance_file, safetensors.torch.save(variance))
     result = {
         "model": config.reference.model,
         "classes": data.classes,
         "preprocessing": preprocessing,
-        "accuracy": accuracy(reference, data.validation),
+        "accuracy": reached,
         "broken_images": _broken_images(run, data),
         **complexity(reference, reference.input_shape),
         "stages": _stage_facts(reference),
@@ -258,19 +275,44 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
             "distillation": len(data.distillation),
             "validation": len(data.validation),
         },
-        "cost": {"image_passes": passes + len(data.calibration) + len(data.validation)},
+        "cost": {"image_passes": passes},
     }
+    shutil.rmtree(folder.path / _UNFINISHED, ignore_errors=True)
     return result, [weights_file, variance_file]
 
 
-def _train(run: Run, reference: StagedNetwork, data: ImageData) -> int:
-    config = run.config.reference
-    recipe = config.training or (_TRAINING if config.weights == "train" else None)
-    if recipe is None:
-        return 0
-    with run.progress("reference", recipe.epochs, "epochs") as progress:
-        train(reference, data.train, recipe, seed=run.config.seed, on_epoch=progress.advance)
-    return recipe.epochs * len(data.train)
+def _train(trainer: Trainer, folder: StepFolder, progress: Progress) -> None:
+    """All epochs that are left, each followed by a checkpoint."""
+    checkpoints = Checkpoints(RecordStore(folder.path / _UNFINISHED))
+    name = checkpoints.newest(folder.step)
+    if name is not None:
+        checkpoints.resume(name, trainer)
+        progress.advance(trainer.image_passes)
+    while not trainer.finished():
+        trainer.train_epoch()
+        checkpoints.save(folder.step, trainer)
+
+
+@contextmanager
+def _watched(run: Run, reference: StagedNetwork, passes: int) -> Iterator[Progress]:
+    """Shows how many images have gone through the reference, batch by batch."""
+    with run.progress("reference", passes, "images") as progress:
+        hook = reference.stem.register_forward_pre_hook(
+            lambda _stem, given: progress.advance(len(given[0]))
+        )
+        try:
+            yield progress
+        finally:
+            hook.remove()
+
+
+def _threads(
+    reference: StagedNetwork, recipe: TrainingConfig | None
+) -> AbstractContextManager[int]:
+    size = recipe.batch_size if recipe else _TRIED_BATCH
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(size, *reference.input_shape, generator=generator)
+    return few_threads(reference, images)
 
 
 def _broken_images(run: Run, data: ImageData) -> list[str]:

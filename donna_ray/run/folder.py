@@ -5,6 +5,7 @@ from pathlib import Path
 
 from donna_ray.config import RunConfig
 from donna_ray.errors import ConfigError
+from donna_ray.run.ownership import check_is_ours
 from donna_ray.storage.artifacts import digest
 
 __all__ = ["run_folder"]
@@ -18,7 +19,8 @@ def run_folder(config: RunConfig, given: Path | None) -> Path:
     Of a storage at a URL it is a working copy in the user's cache; without one it is `runs/NAME`.
 
     Raises:
-        ConfigError: it would be in a Ray job's copy of its working directory, which does not last.
+        ConfigError: it would be in a Ray job's copy of its working directory, which does not last;
+            or what is there is no run's.
     """
     root = given or _default(config)
     if _IN_JOB in os.environ and not root.expanduser().is_absolute():
@@ -27,6 +29,7 @@ def run_folder(config: RunConfig, given: Path | None) -> Path:
             f"is {root} in it. Set cluster.storage to a folder that all nodes see, or to a URL "
             "such as s3://BUCKET/runs; or give an absolute --out."
         )
+    check_is_ours(root)
     return root
 
 

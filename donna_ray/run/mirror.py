@@ -10,6 +10,8 @@ import json
 import uuid
 from pathlib import Path
 
+from donna_ray.errors import ConfigError
+from donna_ray.run.ownership import MARKER
 from donna_ray.run.shared_folder import MARK
 from donna_ray.storage.artifacts import file_sha256, read_json, write_atomic, write_json
 from donna_ray.storage.files import Storage, is_temporary
@@ -17,7 +19,8 @@ from donna_ray.storage.files import Storage, is_temporary
 __all__ = ["Mirror"]
 
 _MANIFEST, _SYNCED = "mirror.json", ".mirror.json"
-_NOT_COPIED = ("ray/", "search/graphs/", "library/tensorboard/", "networks/unfinished/")
+_NOT_COPIED = ("ray/", "search/graphs/", "library/tensorboard/")
+_NOR = "/unfinished/"  # checkpoints
 _THERE_ALREADY = "networks/"  # workers store them at the URL
 
 
@@ -34,9 +37,15 @@ class Mirror:
         self._sums: dict[str, tuple[tuple[int, int], str]] = {}
 
     def pull(self) -> None:
-        """Fetch the copy, unless this folder made it, and so has all of it or more."""
+        """Fetch the copy, unless this folder made it, and so has all of it or more.
+
+        Raises:
+            ConfigError: what is there is no run's.
+        """
         data = self._copy.read(_MANIFEST)
         manifest = json.loads(data) if data is not None else None
+        if manifest is None:
+            self._claim()
         if manifest is None or manifest == read_json(self._root / _SYNCED):
             return
         local = self._local()
@@ -62,6 +71,15 @@ class Mirror:
         self._copy.write(_MANIFEST, json.dumps(manifest, indent=2).encode())
         write_json(self._root / _SYNCED, manifest)
 
+    def _claim(self) -> None:
+        files = [name for name in self._copy.listing() if not name.startswith(MARK)]
+        if files and MARKER not in files:
+            raise ConfigError(
+                f"A run's copy must be at a URL where nothing else is, but {self._copy.url} holds "
+                f"{min(files)} and no {MARKER}. Give the run another name, or --out."
+            )
+        self._copy.write(MARKER, b"{}\n")
+
     def _local(self) -> dict[str, str]:
         """SHA-256 of the files that belong to the copy, by relative path."""
         names = (path.relative_to(self._root).as_posix() for path in self._root.rglob("*"))
@@ -69,8 +87,9 @@ class Mirror:
 
     def _is_copied(self, name: str) -> bool:
         file = name.rpartition("/")[2]
-        ours = file in (".lock", _SYNCED) or file.startswith(MARK) or is_temporary(file)
-        return not ours and not name.startswith(_NOT_COPIED) and (self._root / name).is_file()
+        ours = file in (".lock", MARKER, _SYNCED) or file.startswith(MARK) or is_temporary(file)
+        kept_here = name.startswith(_NOT_COPIED) or _NOR in name
+        return not ours and not kept_here and (self._root / name).is_file()
 
     def _sum(self, name: str) -> str:
         path = self._root / name

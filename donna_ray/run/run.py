@@ -16,6 +16,7 @@ from rich.markup import escape
 from donna_ray.config import RunConfig
 from donna_ray.errors import MissingArtifactError, RunLockedError
 from donna_ray.run.mirror import Mirror
+from donna_ray.run.ownership import Forgotten, claim, remove_if_empty
 from donna_ray.run.progress import Progress
 from donna_ray.run.session import RaySession
 from donna_ray.run.shared_folder import MARK, SharedFolder, check_nodes
@@ -28,8 +29,6 @@ __all__ = ["Run"]
 Compute = Callable[[StepFolder], tuple[dict[str, Any], Files]]
 """Computes a step; returns the result as plain JSON and the files that belong to it."""
 
-_FOLDERS = ("reference", "library", "predictor", "search", "finetune", "ray", "networks")
-_FILES = ("results.json", "report.html", "config.yaml")
 _RECORDS = ("networks", "networks/unfinished", "library/blocks", "library/blocks/paused")
 
 
@@ -40,12 +39,9 @@ class Run:
         config: what to run.
         root: the run folder; made where it is missing.
         only: the one step that may be computed; the steps before it must have been. None: all.
-        fresh: forget what the folder holds of earlier runs.
     """
 
-    def __init__(
-        self, config: RunConfig, root: Path, *, only: str | None = None, fresh: bool = False
-    ) -> None:
+    def __init__(self, config: RunConfig, root: Path, *, only: str | None = None) -> None:
         self.config = config
         self.root = root.expanduser().resolve()
         self.console = Console(stderr=True, highlight=False)
@@ -56,15 +52,21 @@ class Run:
         self._open = ExitStack()
         self._kept: dict[str, Any] = {}
         self._nodes_are_checked = False
-        self.only, self._fresh = only, fresh
+        self.only = only
+        self._made: list[Path] = []
+        self._forgotten = Forgotten(self.root)
 
     def __enter__(self) -> "Run":
-        self.root.mkdir(parents=True, exist_ok=True)
+        """Hold the folder.
+
+        Raises:
+            ConfigError: the folder, or its copy, is no run's.
+            RunLockedError: another process holds it.
+        """
+        self._made = claim(self.root)
         self._open.enter_context(_locked(self.root / ".lock"))
-        if self._fresh:
-            _remove_results(self.root)
-            self._remove_records()
-        elif self._mirror is not None:
+        self._forgotten.recover()
+        if self._mirror is not None:
             self._mirror.pull()
             self._mirror.push()  # what a command that was killed had made
         shutil.rmtree(self.root / "ray", ignore_errors=True)  # of a process that was killed
@@ -81,7 +83,21 @@ class Run:
                     closing.callback(each.close)
             if error is None:
                 shutil.rmtree(self.root / "ray", ignore_errors=True)
+            if error is not None and self._forgotten.put_back():
+                self.say(f"{self.relative(self.root)} is as it was: no step was finished")
             self._copy()
+            if error is not None:
+                remove_if_empty(self._made)
+            if isinstance(error, BaseException) and not isinstance(error, Exception):
+                error.add_note(self._what_is_kept())
+
+    def forget(self) -> None:
+        """Start over: forget what the folder holds of earlier runs.
+
+        It is moved aside, removed as soon as a step is computed, and put back if the run ends
+        before that.
+        """
+        self._forgotten.move()
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         """What is made at the first call and kept for later steps; its `close` ends the run."""
@@ -137,6 +153,8 @@ class Run:
         started = time.perf_counter()
         result, files = compute(folder)
         artifact = folder.commit(result, files, time.perf_counter() - started)
+        if self._forgotten.remove():
+            self._remove_records()
         self._copy()
         self.say(f"{name:<10} done in {artifact.seconds:.1f} s")
         self.doubt(artifact)
@@ -164,6 +182,14 @@ class Run:
         """A path of the run folder as a person would write it."""
         near = Path(path).is_relative_to(Path.cwd())
         return os.path.relpath(path) if near else str(path)
+
+    def _what_is_kept(self) -> str:
+        if not self.root.exists():
+            return "Nothing was finished yet: the same command begins anew."
+        return (
+            f"What is finished is kept in {self.relative(self.root)}, of a training all but the "
+            "epoch under way: the same command (without --fresh) goes on from there."
+        )
 
     def _copy(self) -> None:
         if self._mirror is not None:
@@ -194,10 +220,3 @@ def _locked(path: Path) -> IO[str]:
     file.write(str(os.getpid()))
     file.flush()
     return file
-
-
-def _remove_results(root: Path) -> None:
-    for name in _FOLDERS:
-        shutil.rmtree(root / name, ignore_errors=True)
-    for name in _FILES:
-        (root / name).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Callable
 
 import ray
@@ -40,6 +41,7 @@ class RaySession:
         os.environ.setdefault("RAY_worker_niceness", "0")
         # Most processes of a run only coordinate and take no CPU; Ray warns of more than 4 a CPU.
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
+        stopping = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as error:
@@ -52,6 +54,8 @@ class RaySession:
                 f"The Ray cluster asks for a token: {error}. Set RAY_AUTH_MODE=token, with the "
                 "cluster's token in ~/.ray/auth_token."
             ) from None
+        if callable(stopping):  # Ray's own ends the process on the spot
+            signal.signal(signal.SIGTERM, stopping)
         self._ours = True
         self._check_size()
         self.on_join()

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from donna_ray.block_spec import BlockSpec, Option
 from donna_ray.errors import ConfigError
 from donna_ray.storage.artifacts import digest, file_sha256
 
@@ -25,7 +26,6 @@ __all__ = [
     "register_block",
 ]
 
-Option = bool | int | float | str
 Build = Callable[..., nn.Module]
 
 
@@ -53,40 +53,6 @@ class StageShape:
     def channels(self) -> tuple[int, int]:
         """Of the input and of the output."""
         return _channels(self.input), _channels(self.output)
-
-
-@dataclass(frozen=True)
-class BlockSpec:
-    """One block of a family: its options, sorted by name. The same in every stage and run.
-
-    Numbers are plain: 4.0 is 4.
-    """
-
-    family: str
-    options: tuple[tuple[str, Option], ...]
-
-    @classmethod
-    def of(cls, family: str, options: Mapping[str, Option]) -> "BlockSpec":
-        """A spec from options in any order."""
-        return cls(family, tuple(sorted((name, _plain(value)) for name, value in options.items())))
-
-    @cached_property
-    def id(self) -> str:
-        """Stable digest of family and options."""
-        return digest(self.to_json())
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON; ``from_json`` reads it."""
-        return {"family": self.family, "options": dict(self.options)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "BlockSpec":
-        """The inverse of ``to_json``."""
-        return cls.of(value["family"], value["options"])
-
-    def __str__(self) -> str:
-        words = (f"{name}={_word(value)}" for name, value in self.options)
-        return f"{self.family}({', '.join(words)})"
 
 
 @dataclass(frozen=True)
@@ -248,13 +214,5 @@ def _channels(features: tuple[int, ...]) -> int:
     return features[0] if len(features) == 3 else features[-1]
 
 
-def _plain(value: Option) -> Option:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 def _matches(options: Mapping[str, Option], entry: Mapping[str, list[Option]]) -> bool:
     return all(options[name] in values for name, values in entry.items())
-
-
-def _word(value: Option) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -137,6 +137,6 @@ def _named(spec: BlockSpec, number: int, doing: str) -> Iterator[None]:
 
 def _broken(spec: BlockSpec, number: int, reason: str) -> ConfigError:
     return ConfigError(
-        f"{spec} must be a block that can stand in stage {number}, but {reason}. Correct the "
-        "space, or the family's build function."
+        f"{spec} must be a block that can stand in stage {number}, but "
+        f"{reason.rstrip('.')}. Correct the space, or the family's build function."
     )

@@ -53,6 +53,9 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees all of it or none, also after a crash.
 
     It is written beside its place, flushed to the disk and renamed.
+
+    Raises:
+        OSError: with the path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -62,6 +65,9 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk is not named otherwise
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

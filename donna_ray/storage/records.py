@@ -18,10 +18,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import safetensors.torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from donna_ray.errors import DonnaError
 from donna_ray.storage.artifacts import canonical_json, digest
@@ -35,6 +32,9 @@ from donna_ray.storage.index import (
     load_index,
     stamp_of,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["PAUSED", "Record", "RecordStore", "block_store"]
 
@@ -84,7 +84,7 @@ class RecordStore:
         self,
         key: str,
         record: Mapping[str, Any],
-        state_dict: Mapping[str, Tensor],
+        state_dict: "Mapping[str, Tensor]",
         files: Mapping[str, bytes] = {},
     ) -> None:
         """Store finished work.
@@ -128,7 +128,7 @@ class RecordStore:
                 return None
         return record
 
-    def weights(self, key: str) -> dict[str, Tensor]:
+    def weights(self, key: str) -> "dict[str, Tensor]":
         """The state dict of a key.
 
         Raises:
@@ -143,7 +143,7 @@ class RecordStore:
                 f"The record {key} in {self.url} must have weights, but its training failed: "
                 f"{record['failed']}. Leave it out, or remove its record and train it again."
             )
-        return safetensors.torch.load(data)
+        return _tensors().load(data)
 
     def fetch(self, keys: Sequence[str], folder: Path) -> list[Path]:
         """The files of records, on a local path: the store's own, or copies in this folder.
@@ -274,14 +274,21 @@ def _check_names(key: str, suffixes: Iterable[str]) -> None:
         )
 
 
-def _object(record: Record, tensors: Mapping[str, Tensor]) -> bytes:
+def _tensors() -> Any:
+    """What reads and writes tensors; it imports torch, which records alone do without."""
+    import safetensors.torch
+
+    return safetensors.torch
+
+
+def _object(record: Record, tensors: "Mapping[str, Tensor]") -> bytes:
     """A safetensors file with the record in its header."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header, body = _parts(safetensors.torch.save(tensors))
+    header, body = _parts(_tensors().save(tensors))
     facts = {"weights_sha256": hashlib.sha256(body).hexdigest()}
     record = json.loads(canonical_json(record | facts))
     text = canonical_json(record | {"checksum": digest([record, header])})
-    return safetensors.torch.save(tensors, {"record": text})
+    return _tensors().save(tensors, {"record": text})
 
 
 def _record_in(data: bytes, key: str) -> Record | None:

@@ -3,5 +3,5 @@
 `loop.py` has seeds, the loop over epochs and accuracy; `trainer.py` has `Trainer`, epoch by epoch
 by a recipe (schedule, moving average, patience, several processes), and recalibrates BatchNorm;
 `checkpoints.py` keeps the state after every epoch, so that a training that goes on ends with the
-weights of one that was not stopped.
+weights of one that was not stopped; `threads.py` measures how many threads pay.
 """

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from donna_ray.config import TrainingConfig
 from donna_ray.data import Split
-from donna_ray.data.images import derived_seed
 from donna_ray.errors import DonnaError
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "network_input",
     "optimise",
     "seeded",
-    "train",
     "train_epoch",
 ]
 
@@ -82,37 +80,6 @@ def optimise(
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=steps, pct_start=share
     )
-
-
-def train(
-    network: nn.Module,
-    split: Split,
-    recipe: TrainingConfig,
-    *,
-    seed: int,
-    on_epoch: Callable[[], None] = lambda: None,
-) -> None:
-    """Train a classifier in place on the cross entropy and leave it in eval mode.
-
-    Args:
-        network: maps images (N, C, H, W) to logits (N, classes).
-        split: the training images.
-        recipe: epochs, batch size, learning rate.
-        seed: of the images' order and of dropout.
-        on_epoch: called after each epoch.
-    """
-    network.to(memory_format=torch.channels_last)
-    steps = recipe.epochs * split.steps(recipe.batch_size)
-    optimizer, schedule = optimise(list(network.parameters()), recipe, steps)
-
-    def step(loss: Tensor) -> None:
-        descend(loss, optimizer, schedule)
-
-    for epoch in range(recipe.epochs):
-        batches = split.batches(recipe.batch_size, shuffle_seed=seed, epoch=epoch)
-        train_epoch(network, batches, cross_entropy, step, seed=derived_seed(seed, epoch))
-        on_epoch()
-    network.eval()
 
 
 def train_epoch(

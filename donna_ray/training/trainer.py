@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from donna_ray.config import FinetuneRecipe
+from donna_ray.config import FinetuneRecipe, TrainingConfig
 from donna_ray.data import ImageData, Split
 from donna_ray.data.images import derived_seed
 from donna_ray.errors import DonnaError
@@ -18,6 +18,7 @@ from donna_ray.training.loop import (
     Loss,
     Precision,
     accuracy,
+    cross_entropy,
     descend,
     device_of,
     network_input,
@@ -27,7 +28,7 @@ from donna_ray.training.loop import (
 )
 from donna_ray.workers.group import ALONE, Group
 
-__all__ = ["Trainer", "calibrating", "recalibrate"]
+__all__ = ["Trainer", "calibrating", "on_labels", "recalibrate"]
 
 _BATCH, _BATCHES = 256, 64  # of the images that give BatchNorm its statistics
 
@@ -193,6 +194,12 @@ class Trainer:
         if reached > self._best_accuracy:
             self._best_epoch, self._best_accuracy = self.epoch, reached
             self._best = {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def on_labels(network: nn.Module, data: ImageData, recipe: TrainingConfig, seed: int) -> Trainer:
+    """A trainer on the cross entropy with the labels, in float32."""
+    whole = FinetuneRecipe(**recipe.model_dump(), precision="fp32")
+    return Trainer(network, data, whole, seed, cross_entropy)
 
 
 def _check_size(images: Split, recipe: FinetuneRecipe) -> None:

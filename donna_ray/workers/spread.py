@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from device_farm.ending import one_line
 from donna_ray.errors import DonnaError
 from donna_ray.run.progress import Progress
 from donna_ray.run.run import Run
@@ -88,13 +89,17 @@ def spread(
         pool.end_job()
         ray.kill(queue)
     if error is not None:
-        raise DonnaError(f"Step {name!r} must finish all its units, but one raised:\n{error}")
+        raise DonnaError(
+            f"Step {name!r} must finish all its units, but one raised {one_line(error)}. What is "
+            "done is kept: mend the cause (--debug shows where it is), then give the same command "
+            "again."
+        ) from RuntimeError(error)
     if len(facts) < len(units):
         raise DonnaError(
             f"Step {name!r} must finish all its units, but {len(facts)} of {len(units)} are done: "
             f"it was interrupted, or workers died more than cluster.retries = "
-            f"{run.config.cluster.retries} times ({pool.failure}). What is done is kept: look for "
-            "the cause (often memory), then run the same command again."
+            f"{run.config.cluster.retries} times ({one_line(str(pool.failure))}). What is done is "
+            "kept: look for the cause (often memory), then run the same command again."
         )
     return facts
 

@@ -143,7 +143,9 @@ def _do_units(queue: Any, payloads_and_work: Any, place: str, group: Any, shared
             except Exception as error:
                 if group.size == 1 or isinstance(error, DonnaError):
                     with contextlib.suppress(ray.exceptions.RayActorError):
-                        ray.get(queue.fail.remote(traceback.format_exc()))
+                        known = isinstance(error, DonnaError)
+                        text = str(error) if known else traceback.format_exc()
+                        ray.get(queue.fail.remote(text))
                 if group.size > 1:
                     raise  # all start again, in step; another one may have died
                 return

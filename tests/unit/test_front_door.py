@@ -58,6 +58,19 @@ def test_help_is_light() -> None:
     assert "predictor" in text
 
 
+@pytest.mark.parametrize(
+    "words", [["library", "ls", "."], ["library", "verify", "."], ["config", "show"]]
+)
+def test_what_only_looks_is_light(words: list[str]) -> None:
+    code = (
+        f"import sys; from donna_ray.cli.main import app; app({words}, standalone_mode=False); "
+        f"print('loaded:', *{HEAVY} & sys.modules.keys())"
+    )
+    status, text = outcome("-c", code)
+    assert status == 0, text
+    assert text.splitlines()[-1].strip() == "loaded:"
+
+
 def test_module_is_the_command() -> None:
     status, text = outcome("-m", "donna_ray", "config", "show", "demo")
     assert status == 0

@@ -1,5 +1,6 @@
 """The file of an Optuna study that one process writes."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, JournalFileOpenLock
 
-__all__ = ["Journal"]
+from donna_ray.errors import DonnaError
+
+__all__ = ["Journal", "damaged"]
 
 
 class Journal(BaseJournalBackend):
@@ -15,6 +18,12 @@ class Journal(BaseJournalBackend):
 
     Optuna's own backend locks the file and waits for the disk at every line: ten of them a
     candidate.
+
+    Attributes:
+        line: number of the line that was read last, from 1.
+
+    Raises:
+        DonnaError: a line but the last is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -23,7 +32,9 @@ class Journal(BaseJournalBackend):
         lock = JournalFileOpenLock(str(path))
         Path(f"{path}.lock").unlink(missing_ok=True)  # of a process that was killed while it wrote
         _cut_torn_line(path)
+        _check_lines(path)
         self._file = JournalFileBackend(str(path), lock_obj=lock)
+        self.line = 0
         self._first: int | None = None  # number of the first line in `_lines`
         self._lines: list[dict[str, Any]] = []
         self._unwritten: list[dict[str, Any]] = []
@@ -31,11 +42,11 @@ class Journal(BaseJournalBackend):
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         if self._first is None:
-            count = 0
-            for count, line in enumerate(self._file.read_logs(0), start=1):
-                if count > log_number_from:
+            for line in self._file.read_logs(0):
+                self.line += 1
+                if self.line > log_number_from:
                     yield line
-            self._first = count
+            self._first = self.line
             return
         del self._lines[: log_number_from - self._first]  # what was read is not read again
         self._first = log_number_from
@@ -72,3 +83,25 @@ def _cut_torn_line(path: Path) -> None:
     if whole < len(data):
         with path.open("r+b") as file:
             file.truncate(whole)
+
+
+def _check_lines(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                is_sound = isinstance(json.loads(line), dict)
+            except ValueError:
+                is_sound = False
+            if not is_sound:
+                raise damaged(path, number)
+
+
+def damaged(path: str | Path, line: int) -> DonnaError:
+    """What is said of a line that Optuna did not write there."""
+    return DonnaError(
+        f"A study's journal must be as Optuna wrote it, but line {line} of {path} is damaged. Put "
+        "a copy of the file in its place, or remove it: the search then begins again, and what was "
+        "measured is not measured anew."
+    )

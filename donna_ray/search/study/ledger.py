@@ -15,7 +15,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from donna_ray.errors import DonnaError
-from donna_ray.search.study.journal import Journal
+from donna_ray.search.study.journal import Journal, damaged
 from donna_ray.space import Architecture, SearchSpace
 from donna_ray.storage.artifacts import digest
 
@@ -65,13 +65,18 @@ class Ledger:
         objectives: names of those beside accuracy and latency.
 
     Raises:
-        DonnaError: the file is of another space, or of other objectives.
+        DonnaError: the file is of another space or of other objectives, or damaged.
     """
 
     def __init__(self, path: Path, space: SearchSpace, objectives: Sequence[str] = ()) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._journal = Journal(path)
-        self._storage = JournalStorage(self._journal)
+        try:
+            self._storage = JournalStorage(self._journal)
+        except OSError:
+            raise
+        except Exception as error:  # Optuna takes every line for one of its own
+            raise damaged(path, self._journal.line) from error
         self.study: Study = optuna.create_study(
             storage=self._storage,
             study_name=_NAME,

@@ -34,7 +34,7 @@ def activation_layer(name: str) -> type[nn.Module]:
         create_act_layer(name)
     except (KeyError, TypeError, AssertionError, AttributeError):
         raise ConfigError(
-            f"An activation must be one that timm knows (relu, silu, hard_swish, gelu, …), but is "
+            f"An activation must be one of timm's, such as {', '.join(_ACTIVATIONS)}, but is "
             f"{name!r}. Correct it in space.blocks."
         ) from None
     return get_act_layer(name)

@@ -12,7 +12,10 @@ import pytest
 from donna_ray import pipeline
 from donna_ray.cli import main as cli
 from donna_ray.config import PRESETS, load_config, preset_space, shipped_config
+from donna_ray.config.scenarios import DeviceConfig
 from donna_ray.errors import ConfigError
+from donna_ray.latency.farm import check_device
+from tests.command_line import donna_here
 
 BAD_VALUES = [
     ("serch.a=1", ["serch", "Did you mean search?"]),
@@ -43,6 +46,11 @@ BAD_VALUES = [
     ("cluster.storage=s3://bucket/runs?secret=abc", ["cluster.storage must hold no password"]),
     ("library.store=sftp://me:pass@host/runs", ["library.store must hold no password", "//…@"]),
     ("device.resources={phone: 0}", ["device.resources.phone", "greater than 0"]),
+    ("name=../x", ["--set name: name must begin with a letter", "'../x'"]),
+    ("name=a/b", ["name must", "'a/b'", "rename"]),
+    ("name=''", ["name must", "''"]),
+    ("name=.", ["name must", "'.'"]),
+    ("search={evaluations: 1, evaluations: 2}", ["must be YAML"]),
     ("novalue", ["KEY=VALUE", "novalue"]),
     ("=5", ["KEY=VALUE", "'=5'"]),
     ("seed=[", ["seed=[", "must be YAML", "Quote it"]),
@@ -68,6 +76,75 @@ def test_unreadable_file_is_named(tmp_path: Path, text: str | None, word: str) -
         path.write_text(text)
     with pytest.raises(ConfigError, match=word):
         load_config(path)
+
+
+def test_mistake_is_blamed_on_where_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "search.yaml"
+    path.write_text("space: {preset: micro}\nseed: x\nsearch: {evaluations: 0}\n")
+    sets, options = ["search.latency_limit=fast", "library.epochs=0"], {"library.epochs": "--ep"}
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, sets, options)
+    sources = [line.partition(": ")[0] for line in str(caught.value).splitlines()]
+    assert sources == [str(path), "--ep", str(path), "--set search.latency_limit"]
+
+
+def test_merged_keys_are_not_there_twice(tmp_path: Path) -> None:
+    path = tmp_path / "search.yaml"
+    path.write_text(
+        "space: {preset: micro}\nlibrary: &all {epochs: 2, batch_size: 8}\n"
+        "predictor:\n  <<: *all\n  epochs: 3\n"
+    )
+    assert load_config(path).predictor.epochs == 3
+
+
+def test_latency_limit_of_compress_is_blamed_on_its_option() -> None:
+    limit = donna_here("compress", "m", "--data=digits", "--latency-limit=fast", "--weights=train")
+    assert (limit.returncode, limit.stderr.partition(": search.")[0]) == (
+        2,
+        "donna: --latency-limit",
+    )
+
+
+@pytest.mark.parametrize("model", ["hf-hub:timm/resnet18.a1_in1k", "local-dir:/models/mine"])
+def test_any_model_can_be_compressed_into_a_folder(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+    monkeypatch.setattr(cli, "run_folder", lambda config, out: given.append(config.name) or 1 / 0)
+    donna_here("compress", model, "--data=digits", "--latency-limit=1x")
+    assert len(given) == 1
+    assert given[0].startswith("compress-")
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("device.settings.threads=4096", "device.settings.threads must be at most the CPUs"),
+        ("space.blocks.0=x", "must be a section"),
+        (
+            "space.blocks=[{family: inverted_residual, options: {kernel: [3], expansion: [1], "
+            "depth: [1], squeeze_excite: [false], activation: [swoosh]}}]",
+            "timm's, such as relu, relu6,",
+        ),
+    ],
+)
+def test_check_tells_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, override: str, word: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ended = donna_here("config", "check", str(shipped_config("demo")), "--set", override)
+    assert ended.returncode == 2
+    assert word in ended.stderr
+    assert ".." not in ended.stderr
+
+
+def test_device_of_a_named_cluster_may_have_more_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = DeviceConfig(settings={"threads": 4096})
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    check_device(device)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with pytest.raises(ConfigError, match=r"threads must be at most .* is 4096 of"):
+        check_device(device)
 
 
 def test_override_wins() -> None:

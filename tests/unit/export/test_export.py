@@ -188,6 +188,17 @@ def test_timm_reference(model: str, size: int, specs: list[BlockSpec], tmp_path:
     check(to, run.network, (1, 3))
 
 
+@pytest.mark.parametrize("name", ["network.py", "card.json", "model.onnx", "weights.safetensors"])
+@pytest.mark.parametrize("card", [None, "[]", '{"files": {}}', '{"files": {"network.py": "0"}}'])
+def test_files_of_others_are_not_written_over(tmp_path: Path, name: str, card: str | None) -> None:
+    if card is not None:
+        (tmp_path / "card.json").write_text(card)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(DonnaError, match=r"must not write over .*Give another --to"):
+        export_network(tmp_path / "run", "abc", tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
 def test_unknown_id_names_those_that_there_are(tmp_path: Path) -> None:
     run = Finished(tmp_path, [INVERTED] * 3)
     for word in ("zzz", ""):
@@ -229,7 +240,7 @@ def test_changed_family_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("in_process")
-def test_checkpoint_that_is_gone(tmp_path: Path) -> None:
+def test_checkpoint_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder whose name looks like a chained URL, too; a failed export leaves no card."""
     root = tmp_path / "a::b"
     root.mkdir()
@@ -240,9 +251,12 @@ def test_checkpoint_that_is_gone(tmp_path: Path) -> None:
     to = tmp_path / "out"
     files = export_network(root, run.id, to)
     assert all(file.is_file() for file in files)
-    (to / "network.py").unlink()
-    (to / "network.py").mkdir()
-    with pytest.raises(OSError, match=r"network\.py"):
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "full", str(path))
+
+    monkeypatch.setattr(step, "write_atomic", full)
+    with pytest.raises(OSError, match=r"weights"):
         export_network(root, run.id, to)
     assert not (to / "card.json").exists()
 

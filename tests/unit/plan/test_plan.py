@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from donna_ray.plan.plan import (
     makespan,
     node_seconds,
 )
+from tests.command_line import donna_here
 
 COSTS = Costs(
     reference=100,
@@ -193,6 +195,16 @@ def test_passes_differ_by_full_batches_and_by_all_loaders() -> None:
     assert (loaded.short, loaded.long) == (20, 40)
     with pytest.raises(DonnaError, match=r"more than 2 full batches.*50 images in batches of 20"):
         Passes(Split(images), 20)
+
+
+def test_too_few_images_are_told_before_anything_is_made(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    sets = ("--set=library.batch_size=400", f"--out={out}")
+    ended = donna_here("plan", str(shipped_config("demo")), *sets)
+    assert ended.returncode == 1
+    assert "898 images in batches of 400" in ended.stderr
+    assert "reference" not in ended.stderr
+    assert not out.exists()
 
 
 def test_seconds_an_image_are_a_median_that_must_be_positive() -> None:

@@ -1,7 +1,13 @@
 """Which Ray a run is on."""
 
-import pytest
+from __future__ import annotations
 
+import signal
+
+import pytest
+import ray
+
+from donna_ray.config import ClusterConfig
 from donna_ray.run.session import RaySession
 
 
@@ -15,3 +21,16 @@ def test_a_named_cluster_is_joined_and_local_is_none(monkeypatch: pytest.MonkeyP
         assert RaySession.joins() is joins
     monkeypatch.delenv("RAY_ADDRESS")
     assert not RaySession.joins()
+
+
+def test_signal_that_ends_a_command_stays_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray has a handler of its own, which exits without a word."""
+    before = signal.signal(signal.SIGTERM, ours := lambda number, frame: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, lambda *_: None))
+    monkeypatch.setattr(RaySession, "_check_size", lambda self: None)
+    try:
+        RaySession(ClusterConfig()).ensure()
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)

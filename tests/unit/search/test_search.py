@@ -45,9 +45,10 @@ def test_front_is_what_no_point_dominates(points: list[tuple[float, float]]) -> 
 
 @pytest.mark.parametrize(("length", "count"), [(9, 4), (3, 4), (5, 1), (2, 2)])
 def test_chosen_points_span_the_front(length: int, count: int) -> None:
-    front = [{"id": number} for number in range(length)]
+    front = [{"id": number, "predicted_accuracy": number / length} for number in range(length)]
     chosen = spread_over(front, count)
     assert len(chosen) == min(length, count)
+    assert front[-1] in chosen  # the most accurate, also of one
     if count > 1:
         assert chosen[0] == front[0]
         assert chosen[-1] == front[-1]

@@ -79,3 +79,27 @@ def test_one_bad_candidate_does_not_hide_what_is_gained() -> None:
 def test_gain_of_a_front_of_one_point_is_told() -> None:
     values = np.array([[0.5, 1.0], *[[0.4, 2.0]] * 70])
     assert _gain(values, None) == 0
+
+
+@pytest.mark.parametrize(
+    "line", [b"garbage", b"\x00\x00", b"\xff", b"7", b"{}", b'{"op_code": 99}']
+)
+@pytest.mark.parametrize("last", [False, True])
+def test_damaged_line_is_named(tmp_path: Path, line: bytes, last: bool) -> None:
+    journal, problem = tmp_path / "study.journal", toy((6, 6, 6))
+    drive(search_on(journal, problem, strategy="nsga2"), device_of(problem), most=16)
+    lines = journal.read_bytes().splitlines()
+    number = len(lines) if last else 7
+    lines.insert(number, line)
+    journal.write_bytes(b"".join(each + b"\n" for each in lines))
+    with pytest.raises(DonnaError, match=rf"line {number + 1} of .*study\.journal.*remove it"):
+        search_on(journal, problem, strategy="nsga2")
+
+
+def test_torn_last_line_costs_nothing_else(tmp_path: Path) -> None:
+    journal, problem = tmp_path / "study.journal", toy((6, 6, 6))
+    drive(search_on(journal, problem, strategy="nsga2"), device_of(problem), most=16)
+    for tail in (b'{"op_co', b"\x00" * 40):
+        with journal.open("ab") as file:
+            file.write(tail)
+        assert search_on(journal, problem, strategy="nsga2").done == 16

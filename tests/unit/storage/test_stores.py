@@ -96,16 +96,18 @@ def test_changed_inputs_are_computed_and_the_old_ones_kept(
     assert first.result == {"value": 1}
 
 
-def test_run_computes_once_and_fresh_forgets(config: RunConfig, tmp_path: Path) -> None:
+def test_run_computes_once_and_forgets(config: RunConfig, tmp_path: Path) -> None:
     computed = []
 
     def compute(folder: StepFolder) -> tuple[dict[str, int], list[Path]]:
         computed.append(folder)
         return {"value": 1}, []
 
-    for fresh, expected in ((False, 1), (False, 1), (True, 2)):
-        (tmp_path / "mine.txt").write_text("kept")
-        with Run(config, tmp_path, fresh=fresh) as run:
+    for forget, expected in ((False, 1), (False, 1), (True, 2)):
+        with Run(config, tmp_path) as run:
+            (tmp_path / "mine.txt").write_text("kept")
+            if forget:
+                run.forget()
             run.step("search", {"a": 1}, compute)
         assert len(computed) == expected
     assert (tmp_path / "mine.txt").read_text() == "kept"

@@ -1,0 +1,134 @@
+"""Whose a folder is: nothing that no run made is written over or removed."""
+
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from donna_ray.errors import ConfigError
+from donna_ray.storage.artifacts import StepFolder, finished_inputs, write_json
+
+__all__ = ["MARKER", "Forgotten", "check_is_ours", "claim", "remove_if_empty"]
+
+MARKER = ".donna-run.json"
+"""The file by which a run folder is known."""
+
+_MADE = (
+    *("reference", "library", "predictor", "search", "finetune", "networks"),
+    *("results.json", "report.html", "config.yaml"),
+)
+_HELD = (MARKER, f".{MARKER}", ".lock", ".mirror.json", ".seen-")  # beginnings of names; no results
+
+
+def check_is_ours(root: Path) -> None:
+    """Refuse a folder with files that no run of this package made.
+
+    A run of a version that set no marker is known by its finished reference, and by nothing of
+    others beside it.
+
+    Raises:
+        ConfigError: with the remedy.
+    """
+    root = root.expanduser().absolute()
+    if not root.exists() or (root / MARKER).exists():
+        return
+    if not root.is_dir():
+        raise ConfigError(f"A run folder must be a folder, but {root} is a file. Give another one.")
+    names = sorted(path.name for path in root.iterdir() if not path.name.startswith(_HELD))
+    others = [name for name in names if name not in (*_MADE, "ray")]
+    if names and (others or not _has_reference(root)):
+        raise ConfigError(
+            f"A run folder must be new, empty or one that donna made, but {root} holds "
+            f"{(others or names)[0]} and no {MARKER}. Give another folder, such as --out "
+            f"{root / 'run'}; or, if it is a run's all the same, `touch {root / MARKER}`."
+        )
+
+
+def claim(root: Path) -> list[Path]:
+    """Make a folder a run's.
+
+    Returns:
+        The folders that were made for it, the innermost first.
+
+    Raises:
+        ConfigError: see ``check_is_ours``.
+    """
+    check_is_ours(root)
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    if not (root / MARKER).exists():
+        facts = {"donna-ray": version("donna-ray"), "made": datetime.now(UTC).isoformat()}
+        write_json(root / MARKER, facts)
+    return made
+
+
+def remove_if_empty(made: Sequence[Path]) -> None:
+    """Remove the folders that ``claim`` made, unless a run left more in them than its settings."""
+    files = (path for folder in made[:1] for path in folder.rglob("*") if not path.is_dir())
+    if made and all(path.name.startswith((*_HELD, "config.yaml")) for path in files):
+        shutil.rmtree(made[0])
+        with suppress(OSError):  # another run is beside it
+            for folder in made[1:]:
+                folder.rmdir()
+
+
+class Forgotten:
+    """What a run folder holds of earlier runs, moved aside until a new one has made something.
+
+    Each change is a renaming, so a process that is killed leaves what ``recover`` understands.
+
+    Args:
+        root: the run folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root, self._aside = root, root / ".forgotten"
+        self._partly, self._doomed = root / ".forgetting", root / ".removing"
+
+    def move(self) -> None:
+        """Move it aside."""
+        self._partly.mkdir()
+        for name in _MADE:
+            with suppress(FileNotFoundError):
+                (self._root / name).rename(self._partly / name)
+        self._partly.rename(self._aside)
+
+    def put_back(self) -> bool:
+        """Move it back, in place of what was made since then; False where none was moved."""
+        if self._aside.exists():
+            _remove(self._root / name for name in _MADE)
+            self._aside.rename(self._partly)
+        if not self._partly.exists():
+            return False
+        for path in self._partly.iterdir():
+            path.rename(self._root / path.name)
+        self._partly.rmdir()
+        return True
+
+    def remove(self) -> bool:
+        """Remove it; False where none was moved."""
+        if not self._aside.exists():
+            return False
+        self._aside.rename(self._doomed)
+        _remove([self._doomed])
+        return True
+
+    def recover(self) -> None:
+        """Put back, or remove, what a process that was killed has moved."""
+        self.put_back()
+        _remove([self._doomed])
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _has_reference(root: Path) -> bool:
+    folders = (StepFolder(root, "reference", each) for each in finished_inputs(root, "reference"))
+    return any(folder.load() is not None for folder in folders)
