@@ -18,7 +18,7 @@ FLOORS = {  # from the lowest to the highest; rooms of one floor do not import e
     "training | reference | distill, latency | library | finetune | export, predictor | "
     "report, search | pipeline, plan | cli | __init__, __main__",
     "donna_ray.search": f"exact | surrogate | study | strategies | {REST}",
-    "device_farm": "failures, device_spec | workload | timing | connector, cache | "
+    "device_farm": "failures, device_spec | inputs | workload | timing | connector, cache | "
     "connectors, farm, testing | cli | __init__, __main__",
 }
 
