@@ -5,11 +5,15 @@ reference's own stage (DONNA, section 3.1).
 """
 
 import hashlib
+from itertools import zip_longest
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from rich.markup import escape
+from timm.utils import natural_key
 from torch import Tensor, nn
 
 from donna_ray.complexity import complexity
@@ -30,6 +34,7 @@ __all__ = [
     "calibrate",
     "cut_error",
     "cut_reference",
+    "data_of",
     "load_reference",
     "outline",
     "reference_inputs",
@@ -191,6 +196,26 @@ def load_reference(config: RunConfig, artifact: Artifact) -> tuple[StagedNetwork
     return reference.eval(), [variance[str(n)] for n in range(len(reference.stages))]
 
 
+def data_of(config: RunConfig, artifact: Artifact) -> ImageData:
+    """The images of a run, as its reference saw them.
+
+    Raises:
+        DonnaError: their classes are no longer those of the reference, or in another order.
+    """
+    data = load_data(config.data, artifact.result["preprocessing"])
+    names, known = list(data.class_names), artifact.result.get("class_names")
+    if known is None:  # of an earlier version, which took folders in timm's order
+        known = sorted(names, key=natural_key) if names == sorted(names) else names
+    if known != names:
+        first = next((a, b) for a, b in zip_longest(known, names) if a != b)
+        raise DonnaError(
+            f"The data must have the classes of the reference in their order, but {first[1]!r} of "
+            f"{config.data.source} stands where {first[0]!r} stood. Put the folders back, or make "
+            "the run again from the start (`donna run --fresh`)."
+        )
+    return data
+
+
 def _file(config: RunConfig, artifact: Artifact, name: str) -> bytes:
     """A file of the reference, on a node that may not see the run folder."""
     place = config.cluster.location_of(artifact.root)
@@ -239,7 +264,8 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
         reference, preprocessing = build_reference(config)
     data = load_data(config.data, preprocessing)
     passes = _train(run, reference, data)
-    variance = {str(n): values for n, values in enumerate(calibrate(reference, data.calibration))}
+    variances = calibrate(reference, data.distillation_plain)
+    variance = {str(n): values for n, values in enumerate(variances)}
     state = {name: tensor.contiguous() for name, tensor in reference.state_dict().items()}
     weights_file, variance_file = folder.path / _WEIGHTS, folder.path / _VARIANCE
     write_atomic(weights_file, safetensors.torch.save(state))
@@ -247,8 +273,9 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
     result = {
         "model": config.reference.model,
         "classes": data.classes,
+        "class_names": list(data.class_names),
         "preprocessing": preprocessing,
-        "accuracy": accuracy(reference, data.validation),
+        "accuracy": _accuracy(run, reference, data),
         "broken_images": _broken_images(run, data),
         **complexity(reference, reference.input_shape),
         "stages": _stage_facts(reference),
@@ -258,7 +285,7 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
             "distillation": len(data.distillation),
             "validation": len(data.validation),
         },
-        "cost": {"image_passes": passes + len(data.calibration) + len(data.validation)},
+        "cost": {"image_passes": passes + len(data.distillation_plain) + len(data.validation)},
     }
     return result, [weights_file, variance_file]
 
@@ -273,13 +300,38 @@ def _train(run: Run, reference: StagedNetwork, data: ImageData) -> int:
     return recipe.epochs * len(data.train)
 
 
+def _accuracy(run: Run, reference: StagedNetwork, data: ImageData) -> float:
+    """On the validation images; says what makes it doubtful."""
+    reached, chance = accuracy(reference, data.validation), 1 / data.classes
+    size = len(data.validation)
+    if reached <= chance + 2 * sqrt(chance * (1 - chance) / size):  # two standard deviations
+        source = escape(run.config.reference.weights)
+        run.say(
+            f"  warning: the reference's accuracy is {reached:.1%}, no better than guessing one of "
+            f"{data.classes} classes. Its weights ({source}) or the order of its classes are "
+            "likely wrong: it must be that of class_names in results.json"
+        )
+    if data.unvalidated:
+        run.say(
+            f"  no validation image is of {len(data.unvalidated)} of the {data.classes} classes, "
+            f"such as {escape(repr(data.unvalidated[0]))}: no accuracy tells of them"
+        )
+    return reached
+
+
 def _broken_images(run: Run, data: ImageData) -> list[str]:
     """Names of the images that could not be read, after every split was read."""
-    broken = {**data.train.broken, **data.calibration.broken, **data.validation.broken}
+    splits = {split.name: split for split in (data.distillation_plain, data.validation)}
+    splits["data.train_split"] = data.train
+    broken = {
+        f"{name}: {image}": reason
+        for name, split in splits.items()
+        for image, reason in split.broken.items()
+    }
     if broken:
         run.say(f"  {len(broken)} images cannot be read and are left out:")
         for name, reason in sorted(broken.items()):
-            run.say(f"    {name}: {reason}")
+            run.say(escape(f"    {name}: {reason}"))
     return sorted(broken)
 
 
