@@ -1,12 +1,14 @@
 """Measures the latency of ONNX models on the devices at hand, alone or as a farm on Ray.
 
 Names are loaded when they are first used: importing this package imports neither Ray nor a
-runtime.
+runtime. ONNX Runtime's telemetry is off, unless the environment sets
+ORT_DISABLE_TELEMETRY itself.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,9 +28,12 @@ if TYPE_CHECKING:
     )
     from device_farm.farm.config import FarmConfig, HostRule, load_farm_config
     from device_farm.farm.farm import Farm
+    from device_farm.inputs import TensorSpec
     from device_farm.timing.measurement import Measurement
     from device_farm.timing.protocol import ProtocolSettings
-    from device_farm.workload import TensorSpec, Workload
+    from device_farm.workload import Workload
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is loaded
 
 __all__ = [
     "AuthRequired",
@@ -63,9 +68,10 @@ _MODULES = {
     "device_spec": ("DeviceSpec",),
     "farm.farm": ("Farm",),
     "farm.config": ("FarmConfig", "HostRule", "load_farm_config"),
+    "inputs": ("TensorSpec",),
     "timing.measurement": ("Measurement",),
     "timing.protocol": ("ProtocolSettings",),
-    "workload": ("TensorSpec", "Workload"),
+    "workload": ("Workload",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -22,6 +22,7 @@ from device_farm.connector import Connector, DeviceInfo, connector_names, connec
 from device_farm.ending import Stopped, run_command
 from device_farm.failures import DeviceError
 from device_farm.farm.config import default_cache, load_farm_config
+from device_farm.inputs import parse_shapes
 from device_farm.timing.measurement import Measurement
 from device_farm.workload import Workload
 
@@ -71,14 +72,20 @@ def bench(
     model: Annotated[Path, typer.Argument(help="The model, an ONNX file.")],
     device: Annotated[str, typer.Option(help="A name from `device-farm list`.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads; by default 1.")] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Shape of an input whose size is open, as image=1,3,224,224."),
+    ] = None,
     as_json: _AsJson = False,
     config: _Config = None,
 ) -> None:
     """Measure a model's latency on a device."""
     connector = _connector(device, {} if threads is None else {"threads": threads}, config)
     try:
-        handle = connector.prepare(Workload.from_onnx(model))
+        workload = Workload.from_onnx(model, parse_shapes(shape or ()))
+        handle = connector.prepare(workload)
         measurement = connector.measure(handle, connector.settings, _baseline(connector))
+        measurement.environment.update(inputs=connector.input_shapes(workload))
     finally:
         connector.close()
     if as_json:
@@ -220,7 +227,8 @@ def _print_facts(facts: Mapping[str, Any]) -> None:
 
 
 def _print_measurement(measurement: Measurement) -> None:
-    environment = measurement.environment
+    environment = dict(measurement.environment)
+    inputs = environment.pop("inputs").items()
     simulated = {"simulated": "yes, no device was measured"} if measurement.simulated else {}
     _print_facts(
         {
@@ -230,6 +238,7 @@ def _print_measurement(measurement: Measurement) -> None:
             "p90": f"{measurement.p90_ms:.3f} ms",
             "runs": measurement.n,
             "device": f"{measurement.device} ({measurement.connector})",
+            **{f"input {name}": " x ".join(map(str, shape)) for name, shape in inputs},
             **{f"setting {key}": value for key, value in measurement.settings.items()},
             **environment,
         }

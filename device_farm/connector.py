@@ -173,6 +173,10 @@ class Connector(ABC, Generic[HandleT]):
             ValueError: `settings.interleave` without a baseline.
         """
 
+    def input_shapes(self, workload: Workload) -> dict[str, list[int]]:
+        """The shapes that a run of the model takes here, by the input's name."""
+        return {spec.name: list(spec.shape) for spec in workload.inputs}
+
     @abstractmethod
     def close(self) -> None:
         """Releases the device. Idempotent; any other method then raises `DeviceLost`."""

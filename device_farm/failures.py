@@ -22,6 +22,7 @@ __all__ = [
     "FailurePolicy",
     "ModelError",
     "Throttled",
+    "first_line",
 ]
 
 
@@ -51,6 +52,11 @@ class ModelError(DeviceError):
 
 class Throttled(DeviceError):
     """The device is too hot or too slow to be measured now."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, for a message of one line."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 _Count = Annotated[int, Field(ge=0)]

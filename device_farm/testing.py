@@ -19,10 +19,11 @@ import pytest
 
 from device_farm.connector import Connector
 from device_farm.failures import DeviceLost, ModelError
+from device_farm.inputs import TensorSpec
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
 from device_farm.timing.protocol import ProtocolSettings
-from device_farm.workload import TensorSpec, Workload, workload_digest
+from device_farm.workload import Workload, workload_digest
 
 __all__ = ["ConnectorConformance"]
 

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import io
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,29 +14,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx.external_data_helper import uses_external_data
+from onnx.external_data_helper import (
+    ExternalDataInfo,
+    load_external_data_for_model,
+    uses_external_data,
+)
 
-from device_farm.failures import ModelError
+from device_farm.failures import ModelError, first_line
+from device_farm.inputs import TensorSpec, make_values, settle_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["TensorSpec", "Workload", "workload_digest"]
+__all__ = ["Workload", "workload_digest"]
+
+_MOST_BYTES = 2**31 - 1
+"""Of a message of protobuf, which a model is."""
+_ANY_TYPE = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, ())
 
 
 def workload_digest(model: bytes) -> str:
     """SHA-256 of a serialized ONNX model, in hex: its identity on devices and in the cache."""
     return hashlib.sha256(model).hexdigest()
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input of a model; dimensions that the model leaves open, the batch say, are 1."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    """NumPy's name of the element type, such as `float32`."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,33 @@ class Workload:
     inputs: tuple[TensorSpec, ...]
 
     @classmethod
-    def from_onnx(cls, source: bytes | str | Path) -> Workload:
+    def from_onnx(
+        cls, source: bytes | str | Path, shapes: Mapping[str, Sequence[int]] | None = None
+    ) -> Workload:
         """Reads a model from its bytes or its file; weights beside the file are taken in.
 
+        Args:
+            source: The model.
+            shapes: Of inputs, by name: needed where a dimension beside the first is open. They
+                become part of the model, and so of its digest.
+
         Raises:
-            ModelError: The source is no valid ONNX, or has inputs that cannot be made up.
+            ModelError: The source is no valid ONNX, or too large; it has inputs that cannot be
+                made up; or their shapes are not known, or do not fit.
             OSError: The file cannot be read.
         """
-        model, proto = _load(source)
-        initializers = {tensor.name for tensor in proto.graph.initializer}
-        inputs = tuple(_spec(v) for v in proto.graph.input if v.name not in initializers)
+        origin = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+        try:
+            model, proto, beside = _load(source, origin)
+            inputs, opened = settle_inputs(proto.graph, shapes or {})
+            _check(proto)
+        except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
+            raise ModelError(
+                f"a model must be valid ONNX, but {origin} is not ({first_line(error)}): "
+                "export it again, with torch.onnx.export for example"
+            ) from error
+        if beside or opened:
+            model = proto.SerializeToString()
         return cls(model, workload_digest(model), inputs)
 
     @classmethod
@@ -82,72 +99,81 @@ class Workload:
         except (RuntimeError, TypeError, ValueError, torch.onnx.OnnxExporterError) as error:
             raise ModelError(
                 f"a module must be exportable to ONNX, but {type(module).__name__} is not "
-                f"({_first_line(error)}): give inputs that it takes, or export it yourself"
+                f"({first_line(error)}): give inputs that it takes, or export it yourself"
             ) from error
         return cls.from_onnx(file.getvalue())
 
     def make_inputs(self, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
-        """Seeded inputs by name: standard normal floats; integers and booleans of 0 and 1.
-
-        0 and 1 are indices that any embedding has.
-        """
-        generator = np.random.default_rng(seed)
-
-        def make(spec: TensorSpec) -> np.ndarray[Any, Any]:
-            dtype = np.dtype(spec.dtype)
-            if dtype.kind == "f":
-                return generator.standard_normal(spec.shape).astype(dtype)
-            return generator.integers(0, 2, spec.shape).astype(dtype)
-
-        return {spec.name: make(spec) for spec in self.inputs}
+        """Seeded inputs by name: see `device_farm.inputs.make_values`."""
+        return make_values(self.inputs, seed)
 
 
-def _load(source: bytes | str | Path) -> tuple[bytes, onnx.ModelProto]:
+def _load(source: bytes | str | Path, origin: str) -> tuple[bytes, onnx.ModelProto, bool]:
+    """The bytes of the source, the whole model, and whether some of it lay in other files."""
+    if not isinstance(source, bytes):
+        _check_size(origin, Path(source).stat().st_size)
     model = source if isinstance(source, bytes) else Path(source).read_bytes()
-    origin = f"{len(model)} bytes" if isinstance(source, bytes) else str(source)
-    try:
-        proto = onnx.load_model_from_string(model)
-        if _is_external(proto):
-            proto = _take_weights_in(proto, source)
-            model = proto.SerializeToString()
-        onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
-        raise ModelError(
-            f"a model must be valid ONNX, but {origin} is not ({_first_line(error)}): "
-            "export it again, with torch.onnx.export for example"
-        ) from error
-    return model, proto
+    proto = onnx.load_model_from_string(model)
+    beside = [tensor for tensor in _tensors(proto.graph) if uses_external_data(tensor)]
+    if beside:
+        _take_in(proto, beside, source)
+    return model, proto, bool(beside)
 
 
-def _is_external(proto: onnx.ModelProto) -> bool:
-    return any(uses_external_data(tensor) for tensor in proto.graph.initializer)
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Weights and constants of a graph, and of the graphs inside its nodes."""
+    yield from graph.initializer
+    for attribute in (each for node in graph.node for each in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors(inner)
 
 
-def _take_weights_in(proto: onnx.ModelProto, source: bytes | str | Path) -> onnx.ModelProto:
+def _take_in(
+    proto: onnx.ModelProto, beside: list[onnx.TensorProto], source: bytes | str | Path
+) -> None:
+    """Reads the weights that lie in files beside the model's."""
     if isinstance(source, bytes):
         raise ModelError(
             "a model must carry its weights, but these bytes refer to a file beside them: "
             "give the path of the model, or save it with save_as_external_data=False"
         )
-    return onnx.load(source)
-
-
-def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
-    tensor = value.type.tensor_type
-    if not tensor.HasField("shape"):
+    folder = Path(source).parent
+    try:
+        _check_size(str(source), sum(_bytes_of(tensor, folder) for tensor in beside))
+        load_external_data_for_model(proto, str(folder))
+    except (onnx.checker.ValidationError, OSError, ValueError) as error:
         raise ModelError(
-            f"an input must be a tensor with a known rank, but {value.name!r} is not: "
-            "export the model with example inputs"
-        )
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-    if dtype.kind not in "fiub":
+            f"the files of a model's weights must lie beside it, but one of {source} cannot be "
+            f"read ({first_line(error)}): put all files that were saved with it into its folder"
+        ) from error
+
+
+def _bytes_of(tensor: onnx.TensorProto, folder: Path) -> int:
+    place = ExternalDataInfo(tensor)
+    return int(place.length or (folder / place.location).stat().st_size)
+
+
+def _check_size(origin: str, size: int) -> None:
+    if size > _MOST_BYTES:
         raise ModelError(
-            f"an input must hold floats, integers or booleans, but {value.name!r} holds {dtype}: "
-            "move that input's preprocessing out of the model"
+            f"a model must have less than 2 GB with its weights, which is the limit of ONNX, but "
+            f"{origin} has {size / 1e9:.1f} GB: save its weights as float16, or measure a part"
         )
-    shape = tuple(d.dim_value if d.HasField("dim_value") else 1 for d in tensor.shape.dim)
-    return TensorSpec(value.name, shape, dtype.name)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def _check(proto: onnx.ModelProto) -> None:
+    """Raises what ONNX's checker does, but lets outputs be of any type and shape, as ONNX does."""
+    newest = onnx.defs.onnx_opset_version()
+    opset = max((each.version for each in proto.opset_import if not each.domain), default=0)
+    if opset > newest:
+        raise ModelError(
+            f"a model's opset must be one that is known here, up to {newest}, but is {opset}: "
+            f"export it with opset_version={newest} or lower, or install a newer onnx"
+        )
+    declared = onnx.GraphProto(output=proto.graph.output).output
+    for value in proto.graph.output:
+        value.type.CopyFrom(_ANY_TYPE)
+    onnx.checker.check_model(proto)
+    del proto.graph.output[:]
+    proto.graph.output.extend(declared)

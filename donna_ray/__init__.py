@@ -10,6 +10,7 @@ Names are loaded when they are first used: importing this package imports neithe
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
         register_block,
     )
     from donna_ray.storage.records import RecordStore
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is loaded
 
 __all__ = [
     "AccuracyModel",

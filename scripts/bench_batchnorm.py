@@ -65,7 +65,7 @@ def _networks() -> tuple[list[StagedNetwork], StagedNetwork, ImageData]:
         trainer.train_epoch()
     reference.eval()
     reference.requires_grad_(False)
-    variance = calibrate(reference, data.calibration)
+    variance = calibrate(reference, data.distillation_plain)
     generator = np.random.default_rng(0)
     stages = []
     for number, stage in enumerate(build_space(config.space, reference.shapes).stages):

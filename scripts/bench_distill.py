@@ -107,10 +107,11 @@ class World:
             train=training,
             distillation=training,
             calibration=_some(every.calibration, TRAINING),
+            distillation_plain=_some(every.distillation_plain, TRAINING),
             validation=_some(every.validation, VALIDATION),
         )
         _fit_statistics(self.reference, self.data.calibration)
-        self.variance = calibrate(self.reference, self.data.calibration)
+        self.variance = calibrate(self.reference, self.data.distillation_plain)
         stages = build_space(self.config.space, self.reference.shapes).stages
         self.jobs = [
             BlockJob(f"{number}/{spec}", number, spec)

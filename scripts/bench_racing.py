@@ -88,7 +88,7 @@ def _distilled(config: RunConfig, images: int | None) -> tuple[list[list[str]], 
         trainer.train_epoch()
     reference.eval()
     reference.requires_grad_(False)
-    variance = calibrate(reference, data.calibration)
+    variance = calibrate(reference, data.distillation_plain)
     space = build_space(config.space, reference.shapes)
     stages = [
         [BlockJob(f"{number}/{spec}", number, spec) for spec in stage.choices]
@@ -115,7 +115,7 @@ def _some(data: ImageData, count: int | None) -> ImageData:
         return data
     step = max(len(data.train) // count, 1)
     some = Split(Subset(data.train.dataset, range(0, len(data.train), step)))  # type: ignore[arg-type]
-    return ImageData(some, data.validation, some, some, data.classes)
+    return ImageData(some, some, data.validation, some, some, data.classes)
 
 
 def _sound(block: DistilledBlock) -> float:

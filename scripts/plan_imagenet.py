@@ -24,12 +24,11 @@ from PIL import Image, ImageFilter
 
 from donna_ray.cli.tables import print_plan
 from donna_ray.config import RunConfig, load_config, shipped_config
-from donna_ray.data import load_data
 from donna_ray.pipeline import check
 from donna_ray.plan.measure import measured_plan
 from donna_ray.plan.parts import batches_read
 from donna_ray.plan.plan import Images, Rates
-from donna_ray.reference.step import calibrate, load_reference, reference_step
+from donna_ray.reference.step import calibrate, data_of, load_reference, reference_step
 from donna_ray.run.run import Run
 
 IMAGENET = Images(train=1_281_167, distillation=1_281_167, validation=50_000, calibration=16_384)
@@ -62,7 +61,7 @@ def pass_seconds(run: Run) -> float:
     """An image in the reference's step, on this machine's CPUs."""
     artifact = reference_step(run)
     reference, _ = load_reference(run.config, artifact)
-    images = load_data(run.config.data, artifact.result["preprocessing"]).validation
+    images = data_of(run.config, artifact).validation
     started = time.perf_counter()
     calibrate(reference, images)
     return (time.perf_counter() - started) / len(images)

@@ -20,7 +20,7 @@ import onnxruntime
 from pydantic import Field, model_validator
 
 from device_farm.connector import Connector, DeviceInfo
-from device_farm.failures import DeviceError, DeviceLost, ModelError
+from device_farm.failures import DeviceError, DeviceLost, ModelError, first_line
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
 from device_farm.timing.protocol import ProtocolSettings, Runs, baseline_ms
@@ -78,7 +78,8 @@ class PreparedModel:
             wall, thread = self._time(count)
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise ModelError(
-                f"ONNX Runtime cannot run the model ({error}): try it on inputs of its shapes"
+                f"ONNX Runtime cannot run the model ({first_line(error)}): "
+                "try it on inputs of its shapes"
             ) from error
         self.wall_s += sum(wall)
         self.thread_s += sum(thread)
@@ -256,7 +257,7 @@ def _session(
         )
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise ModelError(
-            f"ONNX Runtime cannot load the model ({error}): "
+            f"ONNX Runtime cannot load the model ({first_line(error)}): "
             "export it with operators and an opset that this version knows"
         ) from error
     if provider not in session.get_providers():  # it only warns

@@ -20,11 +20,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+from onnx.inliner import inline_local_functions
 from pydantic import Field
 
 from device_farm import failures
 from device_farm.connector import Connector, DeviceInfo, digest
-from device_farm.failures import ModelError
+from device_farm.failures import ModelError, first_line
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
 from device_farm.timing.protocol import ProtocolSettings, Runs, baseline_ms
@@ -158,21 +159,33 @@ class SimulatedConnector(Connector[SimulatedModel]):
 
 
 def _macs_and_nodes(model: bytes) -> tuple[int, int]:
-    """Multiply-accumulates of Conv, Gemm and MatMul, open dimensions taken as 1; and nodes."""
+    """Multiply-accumulates of Conv, Gemm and MatMul; and nodes."""
     try:
-        graph = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(model)).graph
+        proto = inline_local_functions(onnx.load_model_from_string(model))
+        del proto.graph.value_info[:]
+        for value in proto.graph.output:
+            value.type.tensor_type.ClearField("shape")
+        graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
     except (DecodeError, onnx.shape_inference.InferenceError) as error:
-        raise ModelError(f"a model must be valid ONNX ({error}): export it again") from error
+        raise ModelError(
+            f"a model must be valid ONNX ({first_line(error)}): export it again"
+        ) from error
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
-        shapes[value.name] = tuple(d.dim_value or 1 for d in value.type.tensor_type.shape.dim)
+        if value.type.tensor_type.HasField("shape"):
+            shapes[value.name] = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
     return sum(_macs(node, shapes) for node in graph.node), len(graph.node)
 
 
 def _macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    out = math.prod(shapes.get(node.output[0], ()))
+    if node.op_type not in ("Conv", "Gemm", "MatMul") or node.domain not in ("", "ai.onnx"):
+        return 0
+    left, right, out = (shapes.get(name, (0,)) for name in (*node.input[:2], node.output[0]))
+    if 0 in (*left, *right, *out):
+        raise ModelError(
+            f"the simulated latency of a model needs the shapes of its {node.op_type}, but that of "
+            f"{node.output[0]!r} cannot be inferred: fix the shapes in the model, or measure it"
+        )
     if node.op_type == "Conv":
-        return out * math.prod(shapes.get(node.input[1], ())[1:])
-    if node.op_type in ("Gemm", "MatMul"):
-        return out * (shapes.get(node.input[0], (1,)) or (1,))[-1]
-    return 0
+        return math.prod(out) * math.prod(right[1:])
+    return math.prod(out) * (left or (1,))[-1]

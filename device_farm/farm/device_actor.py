@@ -49,7 +49,7 @@ class DeviceActor:
         """
         with suppress(DeviceError):
             workload = Workload.from_onnx(model)
-            self._staged = {workload.digest: workload}
+            self._staged = {workload_digest(model): workload}
             self._connector.stage(workload)
 
     def measure(self, model: bytes, control_baseline_ms: float | None) -> dict[str, Any]:
@@ -57,10 +57,12 @@ class DeviceActor:
         return _portable(lambda: self._measure(model, control_baseline_ms))
 
     def _measure(self, model: bytes, control_baseline_ms: float | None) -> dict[str, Any]:
-        staged = self._staged.get(workload_digest(model))
-        handle = self._connector.prepare(staged or Workload.from_onnx(model))
-        settings = self._connector.settings
-        return self._connector.measure(handle, settings, control_baseline_ms).to_json()
+        connector = self._connector
+        workload = self._staged.get(workload_digest(model)) or Workload.from_onnx(model)
+        handle = connector.prepare(workload)
+        measurement = connector.measure(handle, connector.settings, control_baseline_ms)
+        measurement.environment.update(inputs=connector.input_shapes(workload))
+        return measurement.to_json()
 
 
 def _portable(call: Callable[[], _T]) -> _T:

@@ -38,7 +38,8 @@ class Measurement:
     settings: dict[str, Any]
     """All settings of the device and of the protocol, defaults included."""
     environment: dict[str, Any]
-    """What was true before, during and after: load, affinity, control model, thread time."""
+    """What was true before, during and after: load, affinity, control model, thread time; and
+    `inputs`, the shapes that were measured."""
     simulated: bool
     """True if no device was measured and the figures come from a latency model."""
 

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
+
+from donna_ray.data.decode import open_rgb, to_rgb
 
 __all__ = [
     "Batch",
@@ -78,7 +79,8 @@ class IndexedImages(Dataset[Sample]):
     """Images that are read by index.
 
     Args:
-        dataset: timm's ImageDataset, of which only the reader is used, or one of torchvision's.
+        dataset: ``ImageFiles`` or timm's ImageDataset, of which only the reader is used, or one of
+            torchvision's.
         transform: applied to each image.
         labelled: False gives every image the label -1.
     """
@@ -94,23 +96,23 @@ class IndexedImages(Dataset[Sample]):
         try:
             image, label = self._read(index)
         except Exception as error:  # decoders raise all sorts of errors on damaged files
-            return BrokenImage(self._name(index), f"{type(error).__name__}: {error}")
+            return BrokenImage(self._name(index), _said(error))
         unknown = label is None or not self._labelled
         return self._transform(image), -1 if unknown else int(label)
 
     def _read(self, index: int) -> tuple[Image.Image, Any]:
         if self._reader is None:
             image, label = self._dataset[index]
-            return image.convert("RGB"), label
+            return to_rgb(image), label
         file, label = self._reader[index]
         with file:
-            return Image.open(file).convert("RGB"), label
+            return open_rgb(file), label
 
     def _name(self, index: int) -> str:
         try:
             if self._reader is not None:
                 return str(self._reader.filename(index) or index)
-            return os.path.relpath(self._dataset.samples[index][0], self._dataset.root)
+            return str(self._dataset.samples[index][0])
         except Exception:  # a data set without names, or a row too damaged to have one
             return str(index)
 
@@ -172,16 +174,24 @@ class _StreamPass(IterableDataset[Sample]):
         with _skipped_samples() as reasons:
             reported = 0
             for number, (image, label) in enumerate(self._dataset.reader):
-                yield self._transformed(image, worker, number), int(label)
+                yield self._sample(image, label, worker, number)
                 yield from _broken(reasons, reported, worker)
                 reported = len(reasons)
                 if number + 1 + reported >= limit:  # shuffling readers would begin anew
                     return
             yield from _broken(reasons, reported, worker)
 
-    def _transformed(self, image: Image.Image, worker: int, number: int) -> Tensor:
+    def _sample(self, image: Image.Image, label: Any, worker: int, number: int) -> Sample:
+        try:
+            image = to_rgb(image)
+        except Exception as error:
+            return BrokenImage(f"sample {number} of worker {worker}", _said(error))
         with seeded_generators(self._seed, worker, number):
-            return self._transform(image.convert("RGB"))
+            return self._transform(image), int(label)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _broken(reasons: Sequence[str], start: int, worker: int) -> Iterator[BrokenImage]:

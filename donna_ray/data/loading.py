@@ -1,6 +1,8 @@
 """The data set of a configuration: its format, its classes, its splits."""
 
 import tarfile
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from donna_ray.config import DataConfig
+from donna_ray.data.files import class_folders
 from donna_ray.data.images import Transform, seeded_generators
 from donna_ray.data.sources import (
     Source,
@@ -29,6 +32,8 @@ __all__ = ["check_data", "class_count", "image_format", "load_data"]
 _DIGITS_SIZE = 16  # the digits are 8x8; twice that is enough for three stages
 _DIGITS_CLASSES = 10
 _DIGITS_SPLIT_SEED = 0  # the split is part of the data: the same for every seed of a run
+_IMAGES = {"image", "img", "jpegimage"}
+_TARGETS = {"mask", "label", "annotation", "segmentation", "segmentationclas"}  # no plural s
 _TRIAL_SIZE = 224
 _TRIAL = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 1.0}
 
@@ -88,22 +93,29 @@ def load_data(config: DataConfig, preprocessing: dict[str, Any]) -> ImageData:
         return _digits(preprocessing["input_size"][-1], config.validation_fraction)
     augmented, plain = _transforms(config, preprocessing)
     train, validation, classes = _open_labelled(config)
-    path = _unlabelled_path(config)
-    unlabelled = None if path is None else open_files(path, "data.unlabelled")
 
-    def split(source: Source, transform: Transform, name: str) -> Split:
-        images = source.images(transform, labelled=source is not unlabelled)
-        known = None if source is unlabelled else classes
-        return Split(images, config.loader_workers, name, known)
+    def split(source: Source, transform: Transform, name: str, known: int | None) -> Split:
+        images = source.images(transform, labelled=known is not None)
+        sizes, unread = source.folder_sizes() if known else {}, dict(source.unread)
+        made = Split(images, config.loader_workers, name, known, folder_sizes=sizes, broken=unread)
+        made.check_broken()
+        return made
 
-    training = split(train, augmented, "data.train_split")
-    name = "data.train_split" if unlabelled is None else "data.unlabelled"
+    own = [split(train, each, "data.train_split", classes) for each in (augmented, plain)]
+    path, distilled = _unlabelled_path(config), own
+    if path is not None:
+        source = open_files(path, "data.unlabelled", labelled=False)
+        distilled = [split(source, each, "data.unlabelled", None) for each in (augmented, plain)]
+    names, seen = class_names(train), validation.labels()
     return ImageData(
-        train=training,
-        validation=split(validation, plain, "data.validation_split"),
-        distillation=training if unlabelled is None else split(unlabelled, augmented, name),
-        calibration=split(unlabelled or train, plain, name),
+        train=own[0],
+        calibration=own[1],
+        validation=split(validation, plain, "data.validation_split", classes),
+        distillation=distilled[0],
+        distillation_plain=distilled[1],
         classes=classes,
+        class_names=names,
+        unvalidated=[name for label, name in enumerate(names) if seen and label not in seen],
     )
 
 
@@ -132,7 +144,8 @@ def _digits(size: int, validation_fraction: float) -> ImageData:
         stratify=digits.target,
     )
     train, validation = (Split(TensorDataset(images[part], labels[part])) for part in indices)
-    return ImageData(train, validation, train, train, _DIGITS_CLASSES)
+    names = list(map(str, digits.target_names))
+    return ImageData(train, train, validation, train, train, _DIGITS_CLASSES, names)
 
 
 def _transforms(config: DataConfig, preprocessing: dict[str, Any]) -> tuple[Transform, Transform]:
@@ -165,7 +178,7 @@ def _classes_of_data(config: DataConfig) -> int | None:
     if kind == "files":
         path = split_path(config, "train_split")
         if path.is_dir():
-            return sum(item.is_dir() and not item.name.startswith(".") for item in path.iterdir())
+            return len(class_folders(path))
     return open_split(config, "train_split").classes()
 
 
@@ -177,6 +190,11 @@ def _checked_classes(config: DataConfig, found: int | None) -> int:
                 "it has. Set it to the largest label plus one."
             )
         return config.classes
+    if found < 2:
+        raise ConfigError(
+            f"The data must have at least 2 classes, but {config.source} has {found} in "
+            f"data.train_split ({config.train_split!r}). Give each class a folder of its own there."
+        )
     if config.classes not in (None, found):
         raise ConfigError(
             f"data.classes must be what the data have, but it is {config.classes} and "
@@ -185,34 +203,35 @@ def _checked_classes(config: DataConfig, found: int | None) -> int:
     return found
 
 
+def _check_no_masks(config: DataConfig, names: Sequence[str]) -> None:
+    """Refuse what is laid out for segmentation or detection, which would pass for two classes."""
+    known = {name.lower().rstrip("s") for name in names}
+    if known & _IMAGES and known & _TARGETS and known <= _IMAGES | _TARGETS:
+        raise ConfigError(
+            "Every folder of the training images must hold images of one class, but those of "
+            f"{config.source} are {' and '.join(names)}, as data for segmentation or detection. "
+            "Sort the images into one folder a class."
+        )
+
+
 def _open_labelled(config: DataConfig) -> tuple[Source, Source, int]:
-    """The splits, and the number of classes that they agree on."""
-    train, validation = (open_split(config, key) for key in ("train_split", "validation_split"))
-    names, others = class_names(train), class_names(validation)
+    """The splits, and the number of classes of the first, which the second is to agree with.
+
+    The validation images in files may be of a part of the classes: their folders name them.
+    """
+    train = open_split(config, "train_split")
+    classes, names = _checked_classes(config, train.classes()), class_names(train)
+    _check_no_masks(config, names)
+    validation = open_split(config, "validation_split", names)
+    others = class_names(validation)
     if names != others:
+        first = next((n, o) for n, o in zip_longest(names, others) if n != o)
         raise ConfigError(
-            "data.source must have the same classes for training and validation, but "
-            f"{config.source} has {len(names)} and {len(others)}, of which some differ. Rename or "
-            "move their folders."
+            "data.source must have the same classes in the same order for training and validation, "
+            f"but {config.source} has {len(names)} and {len(others)}, first {first[0]!r} and "
+            f"{first[1]!r} differ. Correct the labels of one."
         )
-    if kind_of(config.source) == "files":
-        _check_class_folders(config, names)
-    return train, validation, _checked_classes(config, train.classes())
-
-
-def _check_class_folders(config: DataConfig, names: list[Any]) -> None:
-    path = split_path(config, "train_split")
-    if "" in names:
-        raise ConfigError(
-            f"Every image must lie in the folder of its class, but {path} has images that lie in "
-            "none. Move them."
-        )
-    if path.is_dir() and class_count(config) != len(names):
-        raise ConfigError(
-            f"Every folder of the training images must hold images of one class, but {path} has "
-            f"{class_count(config)} folders and images of {len(names)} classes. Remove the empty "
-            "ones, and have no folders in them."
-        )
+    return train, validation, classes
 
 
 def _check_files(config: DataConfig) -> None:
@@ -222,8 +241,10 @@ def _check_files(config: DataConfig) -> None:
             raise ConfigError(
                 f"data.{key} must be a folder or a tar, but {path} is no tar. Pack it again."
             )
-    if split_path(config, "train_split").is_dir():
+    path = split_path(config, "train_split")
+    if path.is_dir():
         class_count(config)
+        _check_no_masks(config, class_folders(path))
 
 
 def _is_tar(path: Path) -> bool:

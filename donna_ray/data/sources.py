@@ -2,7 +2,9 @@
 
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 from timm.data import create_dataset
 
 from donna_ray.config import DataConfig
+from donna_ray.data.files import ImageFiles, open_images
 from donna_ray.data.images import ImageStream, IndexedImages, Transform
 from donna_ray.errors import ConfigError
 
@@ -26,7 +29,7 @@ _PACKAGES = {  # module, and what installs it
     "tfds": ("tensorflow_datasets", "tensorflow tensorflow-datasets"),
     "wds": ("webdataset", "donna-ray[data]"),
 }
-_TORCH_FOLDERS = ("folder", "image_folder")
+_TORCH_FOLDERS = ("torch/folder", "torch/image_folder")
 _TORCH_TWO_SPLITS = ("cifar10", "cifar100", "fashion_mnist", "kmnist", "mnist", "qmnist")
 
 
@@ -35,7 +38,7 @@ class Source:
     """An opened split.
 
     Attributes:
-        dataset: timm's or torchvision's.
+        dataset: timm's, torchvision's or ``ImageFiles``.
         reopen: for a stream, (shuffled, seed) to the same dataset for one pass.
         shards: see ``ImageStream``.
     """
@@ -58,54 +61,74 @@ class Source:
         targets = getattr(self.dataset, "targets", None)
         return None if targets is None else int(np.max(targets)) + 1
 
+    @property
+    def unread(self) -> Mapping[str, str]:
+        """Why a file among the images is none, by its name."""
+        return self.dataset.unread if isinstance(self.dataset, ImageFiles) else {}
+
+    def labels(self) -> set[int]:
+        """That images have; empty where the data are no files."""
+        return set(self.dataset.labels) if isinstance(self.dataset, ImageFiles) else set()
+
+    def folder_sizes(self) -> Mapping[str, int]:
+        """How many files each folder has; empty where the data are no files."""
+        is_files = isinstance(self.dataset, ImageFiles)
+        return self.dataset.folder_sizes() if is_files else Counter()
+
 
 def kind_of(source: str) -> str:
     """`digits`, `files`, or the prefix of a name that timm knows."""
     prefix, separator, _ = source.partition("/")
+    if source.lower() in _TORCH_FOLDERS:
+        return "files"
     if separator and prefix.lower() in _NAMED:
         return prefix.lower()
     return "digits" if source == "digits" else "files"
 
 
-def class_names(source: Source) -> list[Any]:
+def class_names(source: Source) -> list[str]:
     """The names in the order of their labels; empty where the data have none."""
-    reader = getattr(source.dataset, "reader", None)
-    if reader is None:
-        return list(getattr(source.dataset, "classes", ()))
-    index = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", {})
-    return sorted(index, key=index.__getitem__)
+    names = getattr(source.dataset, "classes", None)
+    if names is None:
+        index = getattr(getattr(source.dataset, "reader", None), "class_to_idx", None) or {}
+        names = sorted(index, key=index.__getitem__)
+    return list(map(str, names))
 
 
-def open_split(config: DataConfig, key: str) -> Source:
+def open_split(config: DataConfig, key: str, classes: Sequence[str] | None = None) -> Source:
     """Open the split that `train_split` or `validation_split` (the key) names.
+
+    Args:
+        classes: what the folders of image files must be among; None takes them as they are.
 
     Raises:
         ConfigError: it does not exist, cannot be opened, or says nothing of its size.
     """
     kind, split = kind_of(config.source), getattr(config, key)
     if kind == "files":
-        return open_files(split_path(config, key), "data.source")
+        return open_files(split_path(config, key), "data.source", classes)
     _check_package(kind, config.source)
     _check_root(kind, config)
     if kind == "torch":
-        return Source(_open_torch(config, key))
-    if kind == "hfds":
+        _check_torch_split(config, key)
+    if kind in ("hfds", "torch"):
         return Source(_open_named(config, split, False, 0))
     return _open_stream(config, split)
 
 
-def open_files(path: Path, key: str) -> Source:
-    """Open a folder or tar of images, found at any depth; `key` names the setting in messages."""
-    is_tar = path.is_file()
-    # a cached index would be a pickle, which may run code
-    options: dict[str, Any] = {"cache_tarinfo": False} if is_tar else {}
+def open_files(
+    path: Path, key: str, classes: Sequence[str] | None = None, *, labelled: bool = True
+) -> Source:
+    """Open a folder or tar of images; `key` names the setting in messages.
+
+    See ``donna_ray.data.files.open_images``.
+    """
     try:
-        return Source(create_dataset("", root=str(path), search_split=False, **options))
-    except Exception as error:
+        return Source(open_images(path, classes, labelled=labelled))
+    except (OSError, tarfile.TarError) as error:
         raise ConfigError(
-            f"{key} must hold PNG or JPEG images, but {path} cannot be read as a "
-            f"{'tar' if is_tar else 'folder'} of them ({type(error).__name__}: {error}). Put the "
-            "images there, or correct the path."
+            f"{key} must be a folder or tar that can be read, but {path} is not "
+            f"({type(error).__name__}: {error}). Correct it, or its permissions."
         ) from error
 
 
@@ -129,12 +152,12 @@ def split_path(config: DataConfig, key: str) -> Path:
 
 def _root_folder(config: DataConfig) -> Path:
     rule, folder = "data.root must be a folder", config.root or ""
-    if kind_of(config.source) == "files":
+    if kind_of(config.source) == "files" and config.source.lower() not in _TORCH_FOLDERS:
         prefixes = ", ".join(f"{name}/" for name in _NAMED)
         rule = f"data.source must be 'digits', a folder, or begin with one of {prefixes}"
         folder = config.source
     root = Path(folder)
-    if not root.is_dir():
+    if not (folder and root.is_dir()):
         raise ConfigError(
             f"{rule}, but there is no folder {root}. Correct the path, or create the folder with "
             "train/ and validation/ in it."
@@ -142,17 +165,14 @@ def _root_folder(config: DataConfig) -> Path:
     return root
 
 
-def _open_torch(config: DataConfig, key: str) -> Any:
+def _check_torch_split(config: DataConfig, key: str) -> None:
     name, split = config.source.split("/", 2)[-1].lower(), getattr(config, key)
-    if name in _TORCH_FOLDERS:
-        config = config.model_copy(update={"root": str(split_path(config, key))})
     allowed = _SYNONYMS[0] if key == "train_split" else (*_SYNONYMS[1], "test")
     if name in _TORCH_TWO_SPLITS and split not in allowed:
         raise ConfigError(
             f"data.{key} of {config.source} must be one of {', '.join(allowed)}, but is {split!r}."
             " Choose one of them; torchvision would take any other name for the test images."
         )
-    return _open_named(config, split, False, 0)
 
 
 def _open_stream(config: DataConfig, split: str) -> Source:
@@ -181,6 +201,7 @@ def _open_named(config: DataConfig, split: str, shuffled: bool, seed: int) -> An
             download=config.download,
             seed=seed,
             trust_remote_code=False,
+            input_img_mode="RGB" if kind_of(config.source) == "tfds" else "",  # "": as they are
         )
     except Exception as error:
         raise ConfigError(

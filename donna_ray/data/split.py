@@ -1,6 +1,8 @@
 """Passes over the parts of a data set."""
 
-from collections.abc import Iterable, Iterator
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -10,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from donna_ray.data.files import TOLERATED_SHARE
 from donna_ray.data.images import Batch, ImageStream, SeededPass, collate, derived_seed, rebatched
 from donna_ray.errors import DonnaError
 
 __all__ = ["ImageData", "Split"]
 
-_TOLERATED_SHARE = 0.01  # of a split's images may be broken
 _NAMED = 5  # broken images in the message
 
 
@@ -30,6 +32,7 @@ class Split:
         classes: labels are 0 to classes - 1; None accepts any label.
         limit: the most images, the first ones; None is all of them.
         part: rank and size of a ``shard``.
+        folder_sizes: how many files each folder has, where the images are files.
         broken: why an image could not be read, by its name, of all passes so far.
     """
 
@@ -39,7 +42,8 @@ class Split:
     classes: int | None = None
     limit: int | None = None
     part: tuple[int, int] = (0, 1)
-    broken: dict[str, str] = field(default_factory=dict, init=False, compare=False)
+    folder_sizes: Mapping[str, int] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         size = len(self.dataset)  # type: ignore[arg-type]
@@ -47,7 +51,7 @@ class Split:
 
     def first(self, limit: int) -> "Split":
         """Its first images, at most so many."""
-        return replace(self, limit=limit)
+        return replace(self, limit=limit, broken={})
 
     def shard(self, rank: int, size: int) -> "Split":
         """Every `size`-th image of each batch: together the shards make the batches of the split.
@@ -55,7 +59,7 @@ class Split:
         `batch_size` and the number of steps stay those of the whole batches. Images by index are
         read by one process only, a stream by all of them.
         """
-        return replace(self, part=(rank, size))
+        return replace(self, part=(rank, size), broken={})
 
     def batches(
         self,
@@ -75,8 +79,8 @@ class Split:
             start: the first batch; those before it are left out.
 
         Raises:
-            DonnaError: more than 1% of the images are broken, a label is out of range, or a stream
-                stopped or had another number of images than it said.
+            DonnaError: more than 1% of the images are broken, or half of a folder; a label is out
+                of range; or a stream stopped or had another number of images than it said.
         """
         if isinstance(self.dataset, ImageStream):
             batches = self._streamed(self.dataset, batch_size, shuffle_seed, epoch)
@@ -139,15 +143,29 @@ class Split:
 
     def _note(self, broken: dict[str, str]) -> None:
         self.broken.update(broken)
-        count = len(self.broken)
-        if count <= _TOLERATED_SHARE * len(self):
-            return
-        first = "; ".join(f"{name} ({why})" for name, why in islice(self.broken.items(), _NAMED))
-        raise DonnaError(
-            f"At most {_TOLERATED_SHARE:.0%} of a split's images may be broken, but of the "
-            f"{len(self)} of {self.name} already {count} ({count / len(self):.1%}) cannot be read: "
-            f"{first}{'; …' if count > _NAMED else ''}. Repair or remove them."
-        )
+        self.check_broken()
+
+    def check_broken(self) -> None:
+        """Check how many of the images are broken, and of each folder.
+
+        Raises:
+            DonnaError: more than 1%, or more than half of a folder's.
+        """
+        size, count = max(len(self), 1), len(self.broken)
+        if count > TOLERATED_SHARE * size:
+            raise DonnaError(
+                f"At most {TOLERATED_SHARE:.0%} of a split's images may be broken, but of the "
+                f"{len(self)} of {self.name} already {count} ({count / size:.1%}) cannot be read: "
+                f"{_first(self.broken)}. Repair or remove them."
+            )
+        for folder, part in Counter(map(os.path.dirname, self.broken)).items():
+            if part > self.folder_sizes.get(folder, part * 2) / 2:
+                own = {n: why for n, why in self.broken.items() if os.path.dirname(n) == folder}
+                raise DonnaError(
+                    f"At least half of a folder's images must be readable, but of the "
+                    f"{self.folder_sizes[folder]} in {folder}/ of {self.name} {part} are not: "
+                    f"{_first(own)}. Repair them, or leave out the class."
+                )
 
     def _check(self, labels: Tensor) -> None:
         if self.classes is None:
@@ -186,6 +204,11 @@ class Split:
             )
 
 
+def _first(broken: Mapping[str, str]) -> str:
+    words = "; ".join(f"{name} ({why})" for name, why in islice(broken.items(), _NAMED))
+    return words + ("; …" if len(broken) > _NAMED else "")
+
+
 def _without_gaps(loaded: Iterable[Any]) -> Iterator[Any]:
     """The batch before again where all images of one are broken: other processes have theirs.
 
@@ -206,19 +229,25 @@ def _without_gaps(loaded: Iterable[Any]) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set.
+    """A data set. Each split serves one purpose.
 
     Attributes:
         train: labelled, with augmentation.
+        calibration: the images of train without augmentation, for the statistics of BatchNorm.
         validation: labelled; every accuracy is measured on it.
         distillation: what blocks are distilled on: the unlabelled images (labels -1) if there are
             any, else the same as train.
-        calibration: the images of distillation without augmentation.
+        distillation_plain: the images of distillation without augmentation.
         classes: labels are 0 to classes - 1.
+        class_names: in the order of the labels; empty where the data have none.
+        unvalidated: names of classes that no validation image is of, where that is known.
     """
 
     train: Split
+    calibration: Split
     validation: Split
     distillation: Split
-    calibration: Split
+    distillation_plain: Split
     classes: int
+    class_names: Sequence[str] = ()
+    unvalidated: Sequence[str] = ()

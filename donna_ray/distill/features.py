@@ -110,7 +110,7 @@ class FeatureCache:
     def build(
         cls, reference: StagedNetwork, data: ImageData, folder: Path | None = None
     ) -> "FeatureCache":
-        """Run the reference once over the images of calibration and of validation.
+        """Run the reference once over the images of distillation_plain and of validation.
 
         Args:
             reference: in eval mode.
@@ -120,7 +120,7 @@ class FeatureCache:
         Raises:
             DonnaError: the disk is full, or a feature is too large for float16.
         """
-        training = _table(reference, data.calibration, folder)
+        training = _table(reference, data.distillation_plain, folder)
         return cls(training, _table(reference, data.validation, folder), device_of(reference))
 
     def steps(self, batch_size: int) -> int:

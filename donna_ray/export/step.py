@@ -1,14 +1,16 @@
 """Exports a finetuned network of a run: weights, ONNX, a Python file and a card, all checked."""
 
+import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import onnx
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -92,6 +94,7 @@ def export_network(
         model = export_onnx(module, module.input_shape, dynamic_batch=True)
         for size in (1, _IMAGES):
             check_onnx_error(onnx_error(model, module, images, batch_size=size))
+    model = _named_outputs(model, network.class_names)
     with tempfile.TemporaryDirectory() as name:
         made = Path(name)
         safetensors.torch.save_file(network.store.weights(network.key), made / _WEIGHTS)
@@ -193,6 +196,12 @@ class _Finetuned:
             "or make the run again from the start (`donna run --fresh`)."
         )
 
+    @property
+    def class_names(self) -> list[str]:
+        """In the order of the outputs; empty where the data have none."""
+        names: list[str] = self.reference.result.get("class_names", [])
+        return names
+
     def card(self) -> dict[str, Any]:
         """All that is known about it, as plain JSON."""
         names = (
@@ -208,11 +217,21 @@ class _Finetuned:
             "data": self.config.data.model_dump(exclude={"loader_workers", "download"}),
             "images": teacher["images"],
             "classes": teacher["classes"],
+            "class_names": self.class_names,
             "preprocessing": teacher["preprocessing"],
             "reference": {name: teacher[name] for name in ("model", "accuracy", "weights_sha256")},
             "digests": {"network": self.key, "reference": self.reference.digest},
             "packages": {name: version(name) for name in _PACKAGES},
         }
+
+
+def _named_outputs(model: bytes, names: Sequence[str]) -> bytes:
+    """The ONNX model with its classes in the metadata: `classes`, a JSON list in their order."""
+    if not names:
+        return model
+    proto = onnx.load_model_from_string(model)
+    onnx.helper.set_model_props(proto, {"classes": json.dumps(names)})
+    return proto.SerializeToString()
 
 
 def _choose(root: Path, beginning: str) -> tuple[str, str, list[dict[str, Any]]]:

@@ -16,14 +16,14 @@ from torch.nn import functional as F
 
 from donna_ray.complexity import complexity
 from donna_ray.config import FinetuneConfig, FinetuneRecipe, RunConfig, latency_ms
-from donna_ray.data import ImageData, load_data
+from donna_ray.data import ImageData
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.assemble import assemble, block_keys, library_space
 from donna_ray.library.measure import settled_precision
 from donna_ray.library.step import library_store
 from donna_ray.onnx_export import check_onnx_error, export_onnx, onnx_error
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import load_reference
+from donna_ray.reference.step import data_of, load_reference
 from donna_ray.run.doubts import finetune_doubts
 from donna_ray.run.run import Run
 from donna_ray.space import Architecture, BlockSpec, SearchSpace
@@ -333,4 +333,4 @@ class FinetuneNetwork:
         reference, _ = load_reference(self._config, self._artifact)
         if self._config.cluster.gpus_per_worker:
             reference.to("cuda")
-        return reference, load_data(self._config.data, self._artifact.result["preprocessing"])
+        return reference, data_of(self._config, self._artifact)

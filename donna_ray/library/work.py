@@ -10,11 +10,10 @@ import torch
 
 from donna_ray.complexity import complexity
 from donna_ray.config import RunConfig
-from donna_ray.data import load_data
 from donna_ray.distill.features import FeatureCache
 from donna_ray.distill.pack import DistilledBlock, DistilledPack, distill_pack
 from donna_ray.distill.students import BlockJob, TrainingState
-from donna_ray.reference.step import load_reference
+from donna_ray.reference.step import data_of, load_reference
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.records import Record, RecordStore
 
@@ -163,7 +162,7 @@ class DistillPack:
         reference, variance = load_reference(config, self._artifact)
         if config.cluster.gpus_per_worker:
             reference.to("cuda")
-        data = load_data(config.data, self._artifact.result["preprocessing"])
+        data = data_of(config, self._artifact)
         cache = None
         if config.library.features != "compute":
             on_disk = config.library.features == "disk"

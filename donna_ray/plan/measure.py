@@ -15,7 +15,6 @@ import numpy as np
 import ray
 
 from donna_ray.config import RunConfig
-from donna_ray.data import load_data
 from donna_ray.distill.students import BlockJob
 from donna_ray.errors import DonnaError
 from donna_ray.latency.farm import start_farm
@@ -25,7 +24,13 @@ from donna_ray.library.measure import precision_artifact, settled_precision
 from donna_ray.library.step import library_jobs
 from donna_ray.plan.parts import PlanPart, check_images
 from donna_ray.plan.plan import Block, Costs, Images, NetworkCost, PackCost, Plan
-from donna_ray.reference.step import build_reference, load_reference, reference_step, space_of
+from donna_ray.reference.step import (
+    build_reference,
+    data_of,
+    load_reference,
+    reference_step,
+    space_of,
+)
 from donna_ray.run.run import Run
 from donna_ray.search.tuner import evaluate_nothing
 from donna_ray.space import SearchSpace, check_space
@@ -189,7 +194,7 @@ def _search_costs(
 
 
 def _images(config: RunConfig, reference: Artifact) -> Images:
-    data = load_data(config.data, reference.result["preprocessing"])
+    data = data_of(config, reference)
     return Images(
         len(data.train),
         len(data.distillation),

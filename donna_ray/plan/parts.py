@@ -15,7 +15,7 @@ import numpy as np
 import ray
 
 from donna_ray.config import FinetuneRecipe, RunConfig
-from donna_ray.data import ImageData, Split, load_data
+from donna_ray.data import ImageData, Split
 from donna_ray.distill.pack import distill_pack
 from donna_ray.distill.students import BlockJob
 from donna_ray.errors import DonnaError
@@ -23,7 +23,7 @@ from donna_ray.finetune.assemble import untrained
 from donna_ray.finetune.step import distillation_loss
 from donna_ray.onnx_export import export_onnx, onnx_error
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import load_reference
+from donna_ray.reference.step import data_of, load_reference
 from donna_ray.space import BlockSpec
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.training.loop import accuracy, device_of, network_input
@@ -218,8 +218,7 @@ class PlanPart:
         reference, variance = load_reference(self._config, self._artifact)
         if self._config.cluster.gpus_per_worker:
             reference.to("cuda")
-        preprocessing = self._artifact.result["preprocessing"]
-        return reference, variance, load_data(self._config.data, preprocessing)
+        return reference, variance, data_of(self._config, self._artifact)
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -8,11 +8,14 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from rich.markup import escape
+from timm.utils import natural_key
 from torch import Tensor, nn
 
 from donna_ray.complexity import complexity
@@ -22,6 +25,7 @@ from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.reference.cut import cut_model, stage_modules
 from donna_ray.reference.network import StagedNetwork, channel_sums
 from donna_ray.reference.timm_models import create_timm_model, preprocessing_of
+from donna_ray.run.doubts import reference_doubts
 from donna_ray.run.progress import Progress
 from donna_ray.run.run import Run
 from donna_ray.space import SearchSpace, build_space, register_modules
@@ -38,6 +42,7 @@ __all__ = [
     "calibrate",
     "cut_error",
     "cut_reference",
+    "data_of",
     "load_reference",
     "outline",
     "reference_inputs",
@@ -201,6 +206,26 @@ def load_reference(config: RunConfig, artifact: Artifact) -> tuple[StagedNetwork
     return reference.eval(), [variance[str(n)] for n in range(len(reference.stages))]
 
 
+def data_of(config: RunConfig, artifact: Artifact) -> ImageData:
+    """The images of a run, as its reference saw them.
+
+    Raises:
+        DonnaError: their classes are no longer those of the reference, or in another order.
+    """
+    data = load_data(config.data, artifact.result["preprocessing"])
+    names, known = list(data.class_names), artifact.result.get("class_names")
+    if known is None:  # of an earlier version, which took folders in timm's order
+        known = sorted(names, key=natural_key) if names == sorted(names) else names
+    if known != names:
+        first = next((a, b) for a, b in zip_longest(known, names) if a != b)
+        raise DonnaError(
+            f"The data must have the classes of the reference in their order, but {first[1]!r} of "
+            f"{config.data.source} stands where {first[0]!r} stood. Put the folders back, or make "
+            "the run again from the start (`donna run --fresh`)."
+        )
+    return data
+
+
 def _file(config: RunConfig, artifact: Artifact, name: str) -> bytes:
     """A file of the reference, on a node that may not see the run folder."""
     place = config.cluster.location_of(artifact.root)
@@ -250,22 +275,24 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
     data = load_data(config.data, preprocessing)
     recipe = config.reference.training or _DEFAULT_TRAINING.get(config.reference.weights)
     trained = recipe.epochs * len(data.train) if recipe else 0
-    passes = trained + len(data.calibration) + len(data.validation)
+    passes = trained + len(data.distillation_plain) + len(data.validation)
     with _threads(reference, recipe), _watched(run, reference, passes) as progress:
         if recipe is not None:
             _train(on_labels(reference, data, recipe, config.seed), folder, progress)
-        variances = calibrate(reference, data.calibration)
+        variances = calibrate(reference, data.distillation_plain)
         reached = accuracy(reference, data.validation)
+    variance = {str(number): values for number, values in enumerate(variances)}
     state = {name: tensor.contiguous() for name, tensor in reference.state_dict().items()}
     weights_file, variance_file = folder.path / _WEIGHTS, folder.path / _VARIANCE
     write_atomic(weights_file, safetensors.torch.save(state))
-    variance = {str(n): values for n, values in enumerate(variances)}
     write_atomic(variance_file, safetensors.torch.save(variance))
     result = {
         "model": config.reference.model,
         "classes": data.classes,
+        "class_names": list(data.class_names),
         "preprocessing": preprocessing,
         "accuracy": reached,
+        "doubts": _doubts(config, data, reached),
         "broken_images": _broken_images(run, data),
         **complexity(reference, reference.input_shape),
         "stages": _stage_facts(reference),
@@ -315,13 +342,30 @@ def _threads(
     return few_threads(reference, images)
 
 
+def _doubts(config: RunConfig, data: ImageData, reached: float) -> list[str]:
+    weights = config.reference.weights
+    doubts = reference_doubts(reached, len(data.validation), data.classes, weights)
+    if data.unvalidated:
+        doubts.append(
+            f"No validation image is of {len(data.unvalidated)} of the {data.classes} classes, "
+            f"such as {data.unvalidated[0]!r}, so no accuracy tells of them. Add some."
+        )
+    return doubts
+
+
 def _broken_images(run: Run, data: ImageData) -> list[str]:
     """Names of the images that could not be read, after every split was read."""
-    broken = {**data.train.broken, **data.calibration.broken, **data.validation.broken}
+    splits = {split.name: split for split in (data.distillation_plain, data.validation)}
+    splits["data.train_split"] = data.train
+    broken = {
+        f"{name}: {image}": reason
+        for name, split in splits.items()
+        for image, reason in split.broken.items()
+    }
     if broken:
         run.say(f"  {len(broken)} images cannot be read and are left out:")
         for name, reason in sorted(broken.items()):
-            run.say(f"    {name}: {reason}")
+            run.say(escape(f"    {name}: {reason}"))
     return sorted(broken)
 
 

@@ -53,7 +53,7 @@ class Device(_Part):
 
 
 class Reference(_Part):
-    """The teacher."""
+    """The teacher; `class_names` in the order of its outputs, none where the data have none."""
 
     model: str
     weights: str
@@ -62,6 +62,7 @@ class Reference(_Part):
     macs: int
     input: Shape
     classes: int
+    class_names: list[str] = []
     train_images: int
     validation_images: int
 

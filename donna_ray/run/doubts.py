@@ -9,7 +9,13 @@ from statistics import median
 
 from scipy.stats import binom
 
-__all__ = ["finetune_doubts", "guesses", "library_doubts", "predictor_doubts"]
+__all__ = [
+    "finetune_doubts",
+    "guesses",
+    "library_doubts",
+    "predictor_doubts",
+    "reference_doubts",
+]
 
 _UNTRAINED = 0.8  # NSR; a block that always returns the mean of what it should has 1
 _CHANCE = 0.025  # of as many right answers by guessing
@@ -18,6 +24,17 @@ _CHANCE = 0.025  # of as many right answers by guessing
 def guesses(accuracy: float, images: int, classes: int) -> bool:
     """Whether so many of the images may as well have been right by chance."""
     return bool(binom.sf(round(accuracy * images) - 1, images, 1 / classes) > _CHANCE)
+
+
+def reference_doubts(accuracy: float, images: int, classes: int, weights: str) -> list[str]:
+    """Of the reference's accuracy with weights, as configured."""
+    if not guesses(accuracy, images, classes):
+        return []
+    return [
+        f"The reference's accuracy is {accuracy:.2%}, no better than guessing one of {classes} "
+        f"classes. Its weights ({weights}) or the order of their classes are likely wrong: it must "
+        "be that of class_names in results.json."
+    ]
 
 
 def library_doubts(ratios: Sequence[Sequence[float]]) -> list[str]:

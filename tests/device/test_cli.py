@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import onnx
 import pytest
 
 from device_farm.cli import main
@@ -78,6 +79,23 @@ def test_bench_prints_one_json_object(device_farm: Run, model: Path) -> None:
 
 def test_bench_prints_a_table(device_farm: Run, model: Path) -> None:
     assert "median" in device_farm("bench", model).stdout
+
+
+def test_the_shapes_that_were_measured_are_told(device_farm: Run, tmp_path: Path) -> None:
+    proto = onnx.load_model_from_string(control_workload().model)
+    [image] = proto.graph.input
+    for dimension, name in zip(image.type.tensor_type.shape.dim, "bchw", strict=True):
+        dimension.dim_param = name
+    path = tmp_path / "open.onnx"
+    path.write_bytes(proto.SerializeToString())
+    refused = device_farm("bench", path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "'input' is b x c x h x w: give it, as in --shape input=1,224" in refused.stderr
+    shape = ("--shape", "input=2,16,32,32")
+    measured = json.loads(device_farm("bench", path, "--json", *shape).stdout)
+    assert measured["environment"]["inputs"] == {"input": [2, 16, 32, 32]}
+    table = " ".join(device_farm("bench", path, *shape).stdout.split())
+    assert "input input │ 2 x 16 x 32 x 32" in table
 
 
 def test_devices_of_a_farm_file(device_farm: Run, model: Path, tmp_path: Path) -> None:

@@ -13,7 +13,15 @@ import pynvml
 import pytest
 import torch
 
-from device_farm import Busy, DeviceError, DeviceLost, ModelError, Throttled, Workload
+from device_farm import (
+    Busy,
+    DeviceError,
+    DeviceLost,
+    ModelError,
+    TensorSpec,
+    Throttled,
+    Workload,
+)
 from device_farm.connectors.cuda import connector as cuda
 from device_farm.connectors.cuda.condition import check_architecture, read_condition
 from device_farm.connectors.cuda.connector import CudaConnector
@@ -166,6 +174,12 @@ def test_loaded_models_make_room(pretended: MagicMock, monkeypatch: pytest.Monke
     tries.extend([torch.OutOfMemoryError] * 2)
     with pytest.raises(Busy, match=r"other programs hold about 19\.3 of 85\.9 GB"):
         connector.prepare(_workload(7))
+
+
+def test_shapes_that_are_measured_have_the_batch() -> None:
+    inputs = (TensorSpec("image", (1, 3, 8, 8), "float32"), TensorSpec("table", (5, 2), "float32"))
+    gpu = CudaConnector("gpu", {"batch": 4})
+    assert gpu.input_shapes(Workload(b"", "", inputs)) == {"image": [4, 3, 8, 8], "table": [5, 2]}
 
 
 def _workload(number: int) -> Workload:

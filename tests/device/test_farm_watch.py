@@ -7,6 +7,7 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
 from ray.exceptions import RayActorError
 from scripted_lessor import spec
@@ -16,6 +17,8 @@ from device_farm.farm import host_watch
 from device_farm.farm.device_actor import DeviceActor
 from device_farm.farm.host_actor import HostActor, by_resources
 from device_farm.farm.host_watch import HostWatch
+from device_farm.timing.control import control_workload
+from device_farm.workload import workload_digest
 
 
 def node(name: str, **resources: float) -> dict[str, Any]:
@@ -96,3 +99,16 @@ def test_an_error_that_cannot_travel_is_told_by_its_words(
     monkeypatch.setattr(type(actor._connector), "probe", fail)
     with pytest.raises(DeviceError, match=rf"{type(error).__name__}: .*rear"):
         actor.probe()
+
+
+def test_a_measurement_tells_the_shapes_of_its_inputs() -> None:
+    """Also where the next model was staged before."""
+    proto = onnx.load_model_from_string(control_workload().model)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    model = proto.SerializeToString()
+    actor = DeviceActor("simulated", "board", {})
+    for stage in (lambda _: None, actor.stage):
+        stage(model)
+        record = actor.measure(model, None)
+        assert record["environment"]["inputs"] == {"input": [1, 16, 32, 32]}
+    assert list(actor._staged) == [workload_digest(model)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,21 @@ def test_import_is_light() -> None:
     code = f"import sys, device_farm; print(*{heavy} & sys.modules.keys())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stdout.strip()) == (0, "")
+
+
+@pytest.mark.parametrize("package", ["device_farm", "donna_ray"])
+@pytest.mark.parametrize(("said", "holds"), [(None, "1"), ("0", "0")])
+def test_runtime_is_loaded_without_its_telemetry(
+    package: str, said: str | None, holds: str
+) -> None:
+    """The environment says so before ONNX Runtime is loaded, unless the user says otherwise."""
+    known = "os.environ['ORT_DISABLE_TELEMETRY'], 'onnxruntime' in sys.modules"
+    code = f"import sys, os, {package}; print({known})"
+    others = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment = others | ({} if said is None else {"ORT_DISABLE_TELEMETRY": said})
+    words = [sys.executable, "-c", code]
+    result = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert result.stdout.split() == [holds, "False"]
 
 
 def test_every_public_name_is_there() -> None:

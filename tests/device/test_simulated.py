@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from device_farm import DeviceLost, Throttled, Workload
+from device_farm import DeviceLost, ModelError, Throttled, Workload
 from device_farm.connectors.simulated import SimulatedConnector
 from device_farm.testing import ConnectorConformance
 from device_farm.timing.control import control_workload
@@ -57,6 +58,29 @@ def test_latency_is_the_stated_model() -> None:
     digest = conv_and_gemm().digest
     fixed = SimulatedConnector("board", {**EXACT, "table_ms": {digest: 7.0}})
     assert fixed.measure(fixed.prepare(conv_and_gemm()), fixed.settings).median_ms == 7.0
+
+
+def test_open_sizes_are_those_given() -> None:
+    proto = onnx.load_model_from_string(conv_and_gemm().model)
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        for dimension in value.type.tensor_type.shape.dim[2:]:
+            dimension.dim_param = "side"
+    model, connector = proto.SerializeToString(), SimulatedConnector("board", EXACT)
+    same, twice = (
+        connector.prepare(Workload.from_onnx(model, {"x": (1, 16, side, side)})).latency_ms
+        for side in (8, 16)
+    )
+    assert same == connector.prepare(conv_and_gemm()).latency_ms
+    assert twice - same == pytest.approx(3 * 32 * 8 * 8 * 4 * 9 / 1000)
+
+
+def test_macs_that_cannot_be_known_are_refused() -> None:
+    proto = onnx.load_model_from_string(conv_and_gemm().model)
+    proto.graph.node[0].input[0] = "z"
+    proto.graph.node.insert(0, helper.make_node("Unknown", ["x"], ["z"], domain="com.acme"))
+    proto.opset_import.append(helper.make_opsetid("com.acme", 1))
+    with pytest.raises(ModelError, match="shapes of its Conv, but that of 'y'"):
+        SimulatedConnector("board", {}).prepare(Workload.from_onnx(proto.SerializeToString()))
 
 
 def test_results_are_marked() -> None:

@@ -70,6 +70,22 @@ def test_unmapped_operator_is_named() -> None:
     onnx.checker.check_model(model)
     with pytest.raises(ModelError, match="Acosh is not among them"):
         to_torch(model.SerializeToString())
+    graph.node[0].CopyFrom(helper.make_node("Relu", ["x"], ["y"], domain="com.acme"))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("com.acme", 1)])
+    with pytest.raises(ModelError, match=r"com\.acme\.Relu is not among them"):
+        to_torch(model.SerializeToString())
+
+
+def test_functions_of_the_model_are_taken_apart() -> None:
+    node = helper.make_node("Relu", ["a"], ["b"])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    function = helper.make_function("own", "Twice", ["a"], ["b"], [node], opsets[:1])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy")
+    call = helper.make_node("Twice", ["x"], ["y"], domain="own")
+    graph = helper.make_graph([call], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=8)
+    [found] = to_torch(model.SerializeToString())(torch.tensor([-1.0, 0.0, 1.0, 2.0]))
+    assert found.tolist() == [0, 0, 1, 2]
 
 
 @pytest.mark.parametrize("junk", [b"", b"not a model"])

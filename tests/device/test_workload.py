@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from device_farm import ModelError, TensorSpec, Workload
+from device_farm.inputs import parse_shapes
 from device_farm.timing.control import control_workload
 
 
@@ -26,9 +28,23 @@ def model_of(inputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def relu(shape: Any, out: Any = None, name: str = "image") -> onnx.ModelProto:
+    """A Relu, whose output is declared without a shape unless one is given."""
+    value = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, out)
+    graph = helper.make_graph([helper.make_node("Relu", [name], ["y"])], "g", [value], [result])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def output_shape(workload: Workload) -> tuple[int, ...]:
+    """Of the first output, as ONNX Runtime computes it of the inputs made up."""
+    session = onnxruntime.InferenceSession(workload.model, providers=["CPUExecutionProvider"])
+    return session.run(None, workload.make_inputs())[0].shape
+
+
 def test_reads_bytes_and_file_alike(tmp_path: Path) -> None:
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 8, 8])
-    tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, [None, 5])
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 8])
+    tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, [1, 5])
     model = model_of([image, tokens]).SerializeToString()
     path = tmp_path / "model.onnx"
     path.write_bytes(model)
@@ -39,6 +55,195 @@ def test_reads_bytes_and_file_alike(tmp_path: Path) -> None:
         TensorSpec("image", (1, 3, 8, 8), "float32"),
         TensorSpec("tokens", (1, 5), "int64"),
     )
+
+
+OPEN = ["n", None, -1, 0]
+"""What exporters write where a size is open."""
+
+
+@pytest.mark.parametrize("size", OPEN)
+def test_open_batch_is_one(size: Any) -> None:
+    workload = Workload.from_onnx(relu([size, 3, 8, 8], [size, 3, 8, 8]).SerializeToString())
+    assert workload.inputs == (TensorSpec("image", (1, 3, 8, 8), "float32"),)
+    assert output_shape(workload) == (1, 3, 8, 8)
+    fixed = onnx.load_model_from_string(workload.model).graph.input[0]
+    assert [d.dim_value for d in fixed.type.tensor_type.shape.dim] == [1, 3, 8, 8]
+    assert workload.digest == hashlib.sha256(workload.model).hexdigest()
+
+
+@pytest.mark.parametrize("size", OPEN)
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_other_open_sizes_must_be_given(size: Any, at: int) -> None:
+    shape: list[Any] = ["batch", 3, 8, 8]
+    shape[at] = size
+    model = relu(shape).SerializeToString()
+    with pytest.raises(ModelError, match=r"'image' is batch x .*--shape image=1,.*224"):
+        Workload.from_onnx(model)
+    given = [2, 3, 8, 8]
+    given[at] = 5
+    workload = Workload.from_onnx(model, {"image": given})
+    assert output_shape(workload) == workload.inputs[0].shape == tuple(given)
+    assert workload.digest != Workload.from_onnx(model, {"image": [1, *given[1:]]}).digest
+
+
+def test_input_of_any_rank_must_be_given() -> None:
+    model = relu(None).SerializeToString()
+    with pytest.raises(ModelError, match=r"'image' is of any shape: .*--shape image="):
+        Workload.from_onnx(model)
+    assert output_shape(Workload.from_onnx(model, {"image": (2, 7)})) == (2, 7)
+
+
+def test_a_named_size_is_the_same_in_all_inputs() -> None:
+    left, right = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "length"])
+        for name in ("left", "right")
+    )
+    model = model_of([left, right]).SerializeToString()
+    specs = Workload.from_onnx(model, {"right": (4, 7)}).inputs
+    assert [spec.shape for spec in specs] == [(4, 7), (4, 7)]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"picture": (1, 3, 8, 8)}, r"one of the model's inputs \('image'\), but 'picture'"),
+        ({"image": (1, 8, 8)}, "must fit the model, whose input 'image' is batch x 3 x h x w"),
+        ({"image": (1, 4, 8, 8)}, "must fit the model.* but got 1,4,8,8"),
+        ({"image": (1, 3, 0, 8)}, "at least 1, but for 'image' got 1,3,0,8"),
+    ],
+)
+def test_shape_that_does_not_fit_is_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        Workload.from_onnx(relu(["batch", 3, "h", "w"]).SerializeToString(), given)
+
+
+@pytest.mark.parametrize(
+    ("word", "shapes"),
+    [
+        ("image=1,3,224,224", {"image": (1, 3, 224, 224)}),
+        ("a=b:0=7", {"a=b:0": (7,)}),
+        *((word, None) for word in ("image", "image=", "=1", "a=1,x", "a=-1,3", "a=1,")),
+    ],
+)
+def test_shapes_in_words(word: str, shapes: dict[str, tuple[int, ...]] | None) -> None:
+    if shapes is not None:
+        assert parse_shapes([word]) == shapes
+        return
+    with pytest.raises(ValueError, match="NAME=SIZE"):
+        parse_shapes([word])
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_outputs_need_no_shape(typed: bool) -> None:
+    model = relu([1, 3, 8, 8])
+    if not typed:
+        model.graph.output[0].ClearField("type")
+    workload = Workload.from_onnx(model.SerializeToString())
+    assert workload.model == model.SerializeToString()
+    assert output_shape(workload) == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("FLOAT16", "float16"),
+        ("DOUBLE", "float64"),
+        ("UINT8", "uint8"),
+        ("INT64", "int64"),
+        ("BOOL", "bool"),
+        *((kind, None) for kind in ("BFLOAT16", "FLOAT8E5M2", "INT4", "COMPLEX64", "UNDEFINED")),
+    ],
+)
+@pytest.mark.parametrize("shape", [(), (1, 3)])
+def test_types_of_inputs(kind: str, dtype: str | None, shape: tuple[int, ...]) -> None:
+    image = helper.make_tensor_value_info("image", TensorProto.DataType.Value(kind), shape)
+    proto = model_of([image])
+    proto.opset_import[0].version, proto.ir_version = 21, 10
+    if dtype is None:
+        with pytest.raises(ModelError, match=r"must hold floats, .*'image' holds "):
+            Workload.from_onnx(proto.SerializeToString())
+        return
+    workload = Workload.from_onnx(proto.SerializeToString())
+    assert workload.inputs == (TensorSpec("image", shape, dtype),)
+    assert output_shape(workload) == shape
+
+
+def test_inputs_that_are_no_tensors_are_refused() -> None:
+    tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, [1])
+    types = [helper.make_sequence_type_proto(tensor), helper.make_optional_type_proto(tensor)]
+    for kind in types:
+        with pytest.raises(ModelError, match=r"must be a tensor, but 'x' is (sequence|optional)"):
+            Workload.from_onnx(model_of([helper.make_value_info("x", kind)]).SerializeToString())
+
+
+def test_initializers_are_no_inputs() -> None:
+    proto = relu(["batch", 3])
+    proto.graph.initializer.append(helper.make_tensor("w", TensorProto.FLOAT, [2], [1.0, 2.0]))
+    proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [2, "open"]))
+    [spec] = Workload.from_onnx(proto.SerializeToString()).inputs
+    assert spec.name == "image"
+
+
+def test_newer_opset_is_refused() -> None:
+    proto = relu([1])
+    proto.opset_import[0].version = onnx.defs.onnx_opset_version() + 1
+    with pytest.raises(ModelError, match=r"opset must be .*opset_version="):
+        Workload.from_onnx(proto.SerializeToString())
+
+
+def write_with_branches(folder: Path) -> Path:
+    """A model with an If, whose branches have their constants in a file beside it."""
+
+    def branch(name: str) -> onnx.GraphProto:
+        value = numpy_helper.from_array(np.ones(64, np.float32), f"{name}.value")
+        node = helper.make_node("Constant", [], [name], value=value)
+        result = helper.make_tensor_value_info(name, TensorProto.FLOAT, [64])
+        return helper.make_graph([node], name, [], [result])
+
+    branches = {f"{name}_branch": branch(name) for name in ("then", "else")}
+    flag = helper.make_tensor_value_info("flag", TensorProto.BOOL, [])
+    proto = model_of([flag])
+    proto.graph.node[0].CopyFrom(helper.make_node("If", ["flag"], ["y"], **branches))
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [64]))
+    path, how = folder / "model.onnx", {"size_threshold": 0, "convert_attribute": True}
+    onnx.save_model(proto, path, save_as_external_data=True, location="data.bin", **how)
+    return path
+
+
+def test_weights_of_branches_are_taken_in(tmp_path: Path) -> None:
+    path = write_with_branches(tmp_path)
+    with pytest.raises(ModelError, match="give the path"):
+        Workload.from_onnx(path.read_bytes())
+    assert output_shape(Workload.from_onnx(path)) == (64,)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"123"])
+def test_weights_that_are_not_there_are_missed(content: bytes | None, tmp_path: Path) -> None:
+    path = write_with_branches(tmp_path)
+    (tmp_path / "data.bin").unlink()
+    if content is not None:
+        (tmp_path / "data.bin").write_bytes(content)
+    with pytest.raises(ModelError, match=r"must lie beside it.* put all files"):
+        Workload.from_onnx(path)
+
+
+@pytest.mark.parametrize("stated", [True, False], ids=["length", "to the end of the file"])
+def test_more_than_2_gb_are_refused_unread(stated: bool, tmp_path: Path) -> None:
+    size = 2**31 + 4
+    proto = relu([1])
+    weight = proto.graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[size // 4])
+    weight.data_location = TensorProto.EXTERNAL
+    facts = {"location": "data.bin", **({"length": str(size)} if stated else {})}
+    for key, value in facts.items():
+        weight.external_data.add(key=key, value=value)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    for file in (tmp_path / "data.bin", tmp_path / "alone.onnx"):
+        with file.open("wb") as empty:
+            empty.truncate(size)  # takes no space
+    for model in (path, tmp_path / "alone.onnx"):
+        with pytest.raises(ModelError, match=rf"less than 2 GB.* {model} has 2\.1 GB"):
+            Workload.from_onnx(model)
 
 
 def test_inputs_are_seeded() -> None:

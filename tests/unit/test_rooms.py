@@ -18,8 +18,8 @@ FLOORS = {  # from the lowest to the highest; rooms of one floor do not import e
     "space | workers | training | reference | distill, latency | library | finetune | export, "
     "predictor | report, search | pipeline, plan | cli | __init__, __main__",
     "donna_ray.search": f"exact | surrogate | study | strategies | {REST}",
-    "device_farm": "device_spec, ending, failures, reading | workload | timing | connector, "
-    "cache | connectors, farm, testing | cli | __init__, __main__",
+    "device_farm": "device_spec, ending, failures, reading | inputs | workload | timing | "
+    "connector, cache | connectors, farm, testing | cli | __init__, __main__",
 }
 
 

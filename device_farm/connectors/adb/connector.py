@@ -243,7 +243,8 @@ class AdbConnector(Connector[PhoneModel]):
         results = f"{_FOLDER}/results.{secrets.token_hex(4)}"
         plan = RunPlan(binary, model.path, results, warmup, count, self.settings.threads)
         libraries = f"LD_LIBRARY_PATH={binary.rpartition('/')[0]}"
-        command = ["env", libraries, *bound, *runner.command(plan)]
+        silent = "ORT_DISABLE_TELEMETRY=1"
+        command = ["env", libraries, silent, *bound, *runner.command(plan)]
         take = ("sh", "-c", 'cat "$1" 2>/dev/null; rm -f "$1"', "sh", results)
         try:
             output = shell.run(command, self.settings.command_timeout_s)

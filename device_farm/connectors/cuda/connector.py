@@ -104,6 +104,13 @@ class CudaConnector(Connector[CudaModel]):
         self._prepared.move_to_end(workload.digest)
         return self._prepared[workload.digest]
 
+    def input_shapes(self, workload: Workload) -> dict[str, list[int]]:
+        shapes = super().input_shapes(workload)
+        return {
+            name: [self.settings.batch, *shape[1:]] if shape[:1] == [1] else shape
+            for name, shape in shapes.items()
+        }
+
     def calibrate(self) -> float:
         control = self.prepare(control_workload())
         with self._measuring():

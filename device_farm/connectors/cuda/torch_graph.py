@@ -16,11 +16,12 @@ import torch
 import torch.fx
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
+from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 from torch.nn import functional
 
-from device_farm.failures import ModelError
+from device_farm.failures import ModelError, first_line
 
 __all__ = ["to_torch"]
 
@@ -33,42 +34,44 @@ def to_torch(model: bytes, batch: int = 1) -> torch.fx.GraphModule:
     """The model as a torch module: inputs in the order of the graph's, outputs a tuple.
 
     Args:
-        model: A serialized ONNX model.
-        batch: What takes the place of the first dimension of the inputs, where it is 1 or open.
+        model: A serialized ONNX model whose inputs have fixed sizes.
+        batch: What takes the place of the first dimension of the inputs, where it is 1.
 
     Raises:
         ModelError: It is no valid ONNX, or has an operator that is not mapped here.
     """
     try:
         graph = _with_shapes(model, batch)
-        unknown = {node.op_type for node in graph.node} - _OPERATORS.keys() - _STATIC
+        unknown = {_name(node) for node in graph.node} - _OPERATORS.keys() - _STATIC
         if unknown:
             raise ValueError(f"{', '.join(sorted(unknown))} is not among them")
         return _Translation(graph).module()
     except (DecodeError, ValueError, TypeError, IndexError, KeyError, RuntimeError) as error:
         raise ModelError(
-            f"a model must be ONNX of operators that are mapped to torch, but {error}: export it "
-            "anew, or measure it with the onnxruntime connector"
+            f"a model must be ONNX of operators that are mapped to torch, but {first_line(error)}: "
+            "export it anew, or measure it with the onnxruntime connector"
         ) from error
 
 
 def _with_shapes(model: bytes, batch: int) -> onnx.GraphProto:
     """The graph with the shapes of all tensors for that batch, as far as they can be known."""
-    proto = onnx.load_model_from_string(model)
+    proto = inline_local_functions(onnx.load_model_from_string(model))
     if not proto.graph.node:
         raise ValueError("it has no nodes")
     weights = {tensor.name for tensor in proto.graph.initializer}
     for value in proto.graph.input:
-        shape = value.type.tensor_type.shape
-        for at, dimension in enumerate(shape.dim if value.name not in weights else ()):
-            if not at and dimension.dim_value in (0, 1):
-                dimension.dim_value = batch
-            elif not dimension.dim_value:
-                dimension.dim_value = 1
+        sizes = value.type.tensor_type.shape.dim
+        if value.name not in weights and sizes and sizes[0].dim_value == 1:
+            sizes[0].dim_value = batch
     del proto.graph.value_info[:]
     for value in proto.graph.output:
         value.type.tensor_type.ClearField("shape")
     return onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+
+
+def _name(node: onnx.NodeProto) -> str:
+    """The operator; with its domain, if that is not ONNX's own."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
 class _Translation:

@@ -55,7 +55,7 @@ def few_images(config: RunConfig, reference: StagedNetwork) -> ImageData:
         return Split(TensorDataset(*split.dataset[:count]))
 
     train, validation = first(data.train, 100), first(data.validation, 70)
-    return ImageData(train, validation, train, train, data.classes)
+    return ImageData(train, train, validation, train, train, data.classes)
 
 
 @pytest.fixture(scope="module")

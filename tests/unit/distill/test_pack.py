@@ -68,7 +68,7 @@ def few_images(config: RunConfig, reference: StagedNetwork) -> ImageData:
         return Split(TensorDataset(*split.dataset[:count]))
 
     train, validation = first(data.train, 96), first(data.validation, 64)
-    return ImageData(train, validation, train, train, data.classes)
+    return ImageData(train, train, validation, train, train, data.classes)
 
 
 def test_nsr_is_what_the_equation_says() -> None:

@@ -43,7 +43,7 @@ def data(config: RunConfig) -> ImageData:
         Split(TensorDataset(*split.dataset[torch.arange(count)]))  # type: ignore[index]
         for split, count in ((digits.train, 64 * STEPS), (digits.validation, 128))
     )
-    return ImageData(train, validation, train, train, digits.classes)
+    return ImageData(train, train, validation, train, train, digits.classes)
 
 
 @pytest.fixture

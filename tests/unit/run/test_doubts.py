@@ -2,7 +2,13 @@
 
 import pytest
 
-from donna_ray.run.doubts import finetune_doubts, guesses, library_doubts, predictor_doubts
+from donna_ray.run.doubts import (
+    finetune_doubts,
+    guesses,
+    library_doubts,
+    predictor_doubts,
+    reference_doubts,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +25,13 @@ from donna_ray.run.doubts import finetune_doubts, guesses, library_doubts, predi
 )
 def test_right_answers_by_luck(accuracy: float, images: int, classes: int, guessed: bool) -> None:
     assert guesses(accuracy, images, classes) is guessed
+
+
+def test_reference_whose_classes_are_in_another_order() -> None:
+    assert reference_doubts(0.5, 1000, 10, "pretrained") == []
+    (doubt,) = reference_doubts(0.1, 1000, 10, "own.pt")
+    assert "own.pt" in doubt
+    assert "class_names" in doubt
 
 
 def test_library_that_learnt_nothing() -> None:

@@ -1,0 +1,175 @@
+"""What a model takes: the name, the shape and the type of each input, and values for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from device_farm.failures import ModelError
+
+__all__ = ["TensorSpec", "make_values", "parse_shapes", "settle_inputs"]
+
+_EXAMPLE_SIZE = 224
+_GIVEN = re.compile(r"(?P<name>.+)=(?P<sizes>\d+(,\d+)*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input of a model."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """NumPy's name of the element type, such as `float32`."""
+
+
+def parse_shapes(words: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes by the input's name, of words such as `image=1,3,224,224`.
+
+    Raises:
+        ValueError: A word is none of these.
+    """
+    shapes = {}
+    for word in words:
+        if (found := _GIVEN.fullmatch(word)) is None:
+            raise ValueError(
+                f"a shape must be NAME=SIZE,SIZE,..., as in image=1,3,224,224, but got {word!r}: "
+                "correct it"
+            )
+        shapes[found["name"]] = tuple(map(int, found["sizes"].split(",")))
+    return shapes
+
+
+def settle_inputs(
+    graph: onnx.GraphProto, given: Mapping[str, Sequence[int]]
+) -> tuple[tuple[TensorSpec, ...], bool]:
+    """Writes into the graph how large its inputs are.
+
+    A dimension is open if it has a name or nothing in place of a size, or a size below 1, as some
+    exporters write. An open first dimension that is not given is 1. What one input's shape says of
+    a named dimension holds for all that have it.
+
+    Args:
+        graph: Is changed in place.
+        given: Shapes by the input's name.
+
+    Returns:
+        The inputs, initializers left out, and whether a dimension was open.
+
+    Raises:
+        ModelError: An input is no tensor of NumPy's numbers; it has an open dimension beside the
+            first, and its shape is not given; or a given one does not fit the model.
+    """
+    weights = {tensor.name for tensor in graph.initializer}
+    weights |= {tensor.values.name for tensor in graph.sparse_initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    if unknown := given.keys() - {value.name for value in inputs}:
+        names = ", ".join(repr(value.name) for value in inputs)
+        raise ModelError(
+            f"a shape must be given for one of the model's inputs ({names}), but "
+            f"{min(unknown)!r} is none: correct the name"
+        )
+    dtypes = [_dtype(value) for value in inputs]
+    named = {
+        dimension.dim_param: size
+        for value in inputs
+        for dimension, size in zip(_dimensions(value), given.get(value.name, ()), strict=False)
+        if dimension.dim_param
+    }
+    shapes = [_shape(value, given.get(value.name), named) for value in inputs]
+    opened = [_write(value, shape) for value, shape in zip(inputs, shapes, strict=True)]
+    specs = [
+        TensorSpec(value.name, shape, dtype)
+        for value, shape, dtype in zip(inputs, shapes, dtypes, strict=True)
+    ]
+    return tuple(specs), any(opened)
+
+
+def make_values(specs: Iterable[TensorSpec], seed: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Seeded values by name: standard normal floats; integers and booleans of 0 and 1.
+
+    0 and 1 are indices that any embedding has.
+    """
+    generator = np.random.default_rng(seed)
+
+    def make(spec: TensorSpec) -> np.ndarray[Any, Any]:
+        dtype = np.dtype(spec.dtype)
+        if dtype.kind == "f":
+            return np.asarray(generator.standard_normal(spec.shape)).astype(dtype)
+        return np.asarray(generator.integers(0, 2, spec.shape)).astype(dtype)
+
+    return {spec.name: make(spec) for spec in specs}
+
+
+def _dimensions(value: onnx.ValueInfoProto) -> Sequence[onnx.TensorShapeProto.Dimension]:
+    return value.type.tensor_type.shape.dim
+
+
+def _dtype(value: onnx.ValueInfoProto) -> str:
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        raise ModelError(
+            f"an input must be a tensor, but {value.name!r} is {kind or 'of no type'}: "
+            "export the model with tensors for inputs"
+        )
+    element = value.type.tensor_type.elem_type
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element)) if element else None
+    if dtype is None or dtype.kind not in "fiub" or dtype.isbuiltin != 1:
+        raise ModelError(
+            f"an input must hold floats, integers or booleans as NumPy has them, but "
+            f"{value.name!r} holds {dtype}: move that input's preprocessing out of the model"
+        )
+    return dtype.name
+
+
+def _shape(
+    value: onnx.ValueInfoProto, given: Sequence[int] | None, named: Mapping[str, int]
+) -> tuple[int, ...]:
+    ranked = value.type.tensor_type.HasField("shape")
+    known = [d.dim_value if d.dim_value > 0 else named.get(d.dim_param) for d in _dimensions(value)]
+    if given is not None:
+        fits = not ranked or len(given) == len(known)
+        if not fits or any(k not in (None, n) for k, n in zip(known, given, strict=False)):
+            raise ModelError(
+                f"a given shape must fit the model, whose input {value.name!r} is {_words(value)}, "
+                f"but got {','.join(map(str, given))}: give another one"
+            )
+        if min(given, default=1) < 1:
+            raise ModelError(
+                f"every size of a shape must be at least 1, but for {value.name!r} got "
+                f"{','.join(map(str, given))}: give another one"
+            )
+        return tuple(given)
+    first, rest = known[:1] or [1], known[1:]
+    if not ranked or None in rest:
+        sizes = [first[0] or 1, *(size or _EXAMPLE_SIZE for size in rest)]
+        example = ",".join(map(str, sizes if ranked else (1, 3, _EXAMPLE_SIZE, _EXAMPLE_SIZE)))
+        raise ModelError(
+            f"the size of an input must be known, but {value.name!r} is {_words(value)}: give it, "
+            f"as in --shape {value.name}={example}, or in Python shapes={{{value.name!r}: (...)}}"
+        )
+    return tuple(size or 1 for size in known)
+
+
+def _words(value: onnx.ValueInfoProto) -> str:
+    if not value.type.tensor_type.HasField("shape"):
+        return "of any shape"
+    sizes = (d.dim_value if d.dim_value > 0 else d.dim_param or "?" for d in _dimensions(value))
+    return " x ".join(map(str, sizes))
+
+
+def _write(value: onnx.ValueInfoProto, shape: Sequence[int]) -> bool:
+    """Writes an input's shape, and says whether it was another one."""
+    target = value.type.tensor_type.shape
+    if value.type.tensor_type.HasField("shape") and [d.dim_value for d in target.dim] == [*shape]:
+        return False
+    del target.dim[:]
+    target.SetInParent()
+    for size in shape:
+        target.dim.add(dim_value=size)
+    return True

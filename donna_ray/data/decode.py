@@ -1,0 +1,52 @@
+"""An image of any mode as upright RGB of 8 bits, without clipping what is deeper."""
+
+import warnings
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+__all__ = ["open_rgb", "to_rgb"]
+
+_ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
+_LARGEST = {"I": 65535, "F": 1}  # what is white; in modes I;16, I;16B, ... as in I
+
+
+def open_rgb(file: IO[bytes]) -> Image.Image:
+    """Decode an image; of an animation or a file of several pages, the first.
+
+    Raises:
+        Exception: it is damaged, too large (Pillow's limit, 179 megapixels) or no image; decoders
+            raise all sorts of errors.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what cannot be read is named; half a bomb can
+        return to_rgb(Image.open(file))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF data say, and make it RGB.
+
+    Grey values of 16 bits (modes I;16 and I) are divided by 257, floats (F) are 0 for black to 1
+    for white. Transparency is dropped: the colours below it stay, as in torchvision and timm.
+
+    Raises:
+        ValueError: a value is out of that range.
+    """
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    largest = _LARGEST.get(image.mode.partition(";")[0])
+    if largest is not None:
+        image = _of_8_bits(np.asarray(image), largest)
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # Pillow warns of a palette's transparency otherwise
+    return image.convert("RGB")
+
+
+def _of_8_bits(values: np.ndarray, largest: int) -> Image.Image:
+    least, most = values.min(), values.max()
+    if not (least >= 0 and most <= largest):  # NaN is neither
+        raise ValueError(
+            f"its values must be 0 to {largest} (black to white), but are {least} to {most}"
+        )
+    return Image.fromarray(np.rint(values * (255 / largest)).astype(np.uint8))

@@ -1,0 +1,230 @@
+"""Images in a folder or a tar: which files they are, and of which class each is.
+
+A class is a folder. Classes are in the order of torchvision's ImageFolder, that of their names as
+strings: 0, 1, 10, 2. What systems leave in folders (hidden files and folders, `__MACOSX`, ...) is
+passed over.
+"""
+
+import io
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+from PIL import Image
+from timm.utils import natural_key
+
+from donna_ray.errors import ConfigError
+
+__all__ = ["TOLERATED_SHARE", "ImageFiles", "class_folders", "open_images"]
+
+TOLERATED_SHARE = 0.01
+"""Of the files of a split that may be unreadable."""
+
+_LITTER = {"__macosx", "@eadir", "thumbs.db", "desktop.ini"}
+_NAMED = 5
+
+Places = Mapping[str, tuple[int, int]]
+"""Offset and size of each file of a tar."""
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files by index, each opened, with its label.
+
+    Attributes:
+        path: the folder or tar.
+        names: of the files in it, with `/` between folders.
+        labels: indices into the classes; -1 where the images have none.
+        classes: their names.
+        unread: why a file beside them is no image, by its name.
+        places: where they are, in a tar.
+    """
+
+    path: Path
+    names: Sequence[str]
+    labels: Sequence[int]
+    classes: Sequence[str]
+    unread: Mapping[str, str]
+    places: Places = field(repr=False)
+
+    @property
+    def reader(self) -> "ImageFiles":
+        """Itself: what timm's data sets call so gives files, too."""
+        return self
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
+        return _opened(self.path, self.names[index], self.places), self.labels[index]
+
+    def filename(self, index: int) -> str:
+        return self.names[index]
+
+    def folder_sizes(self) -> Counter[str]:
+        """How many files each folder has, those that are no images included."""
+        return Counter(map(os.path.dirname, (*self.names, *self.unread)))
+
+
+def class_folders(path: Path) -> list[str]:
+    """The names of the folders in a folder, in the order of their labels."""
+    return sorted(each.name for each in path.iterdir() if each.is_dir() and _counts(each.name))
+
+
+def open_images(path: Path, classes: Sequence[str] | None, *, labelled: bool) -> ImageFiles:
+    """List the images of a folder or tar.
+
+    Args:
+        path: holds a folder of images for each class; at any depth in a tar, all at the same.
+        classes: that its folders must be among; None makes them the classes.
+        labelled: False takes the images of all folders at any depth, and gives them no labels.
+
+    Raises:
+        ConfigError: files are no images, an image or a folder is of no class, or a class is empty.
+        OSError, tarfile.TarError: it cannot be read.
+    """
+    places = dict(_members(path)) if path.is_file() else {}
+    files = sorted(places if path.is_file() else _walk(path), key=natural_key)
+    files = [file for file in files if all(map(_counts, file.split("/")))]
+    if labelled:  # beside the classes' folders there may be a list of them, say
+        files = [file for file in files if "/" in file or _suffix(file) in _suffixes()]
+    names, unread = _sorted_out(path, files, places)
+    if not names:
+        raise ConfigError(
+            f"A folder or tar of images must have at least one, but {path} has none. Put the "
+            "images there, or correct the path."
+        )
+    if not labelled:
+        return ImageFiles(path, names, [-1] * len(names), [], unread, places)
+    owners = [_class_of(path, name) for name in names]
+    _check_depth(path, names)
+    found = class_folders(path) if path.is_dir() else sorted(set(owners))
+    if classes is None:
+        _check_none_is_empty(path, found, owners)
+        classes = found
+    _check_all_are_known(path, found, classes)
+    index = {name: label for label, name in enumerate(classes)}
+    return ImageFiles(path, names, [index[owner] for owner in owners], classes, unread, places)
+
+
+def _counts(name: str) -> bool:
+    """Whether a file or folder is neither hidden nor one that a system made for itself."""
+    return not name.startswith(".") and name.lower() not in _LITTER
+
+
+def _walk(root: Path) -> Iterator[str]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=fail):
+        folders[:] = filter(_counts, folders)
+        inside = os.path.relpath(folder, root)
+        yield from files if inside == "." else (f"{inside}/{file}" for file in files)
+
+
+def _members(path: Path) -> Iterator[tuple[str, tuple[int, int]]]:
+    with tarfile.open(path, "r:") as tar:  # a packed one could not be read at an offset
+        yield from _members_of(tar, 0, "")
+
+
+def _members_of(
+    tar: tarfile.TarFile, start: int, prefix: str
+) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Name and place of each file; those of a tar in the tar as if it were a folder."""
+    for member in tar:
+        if not member.isfile():
+            continue
+        name, offset = prefix + os.path.normpath(member.name), start + member.offset_data
+        if _suffix(name) == ".tar":
+            with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as inner:
+                yield from _members_of(inner, offset, f"{name[:-4]}/")
+        else:
+            yield name, (offset, member.size)
+
+
+def _opened(path: Path, name: str, places: Places) -> IO[bytes]:
+    if path.is_dir():
+        return (path / name).open("rb")
+    offset, size = places[name]
+    with path.open("rb") as tar:
+        tar.seek(offset)
+        return io.BytesIO(tar.read(size))
+
+
+@cache
+def _suffixes() -> frozenset[str]:
+    """Of all files that Pillow reads."""
+    known = Image.registered_extensions()
+    return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN)
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _sorted_out(
+    path: Path, files: Sequence[str], places: Places
+) -> tuple[list[str], dict[str, str]]:
+    """The images, and why a file is none: by its suffix or, where that tells nothing, its head."""
+    strange = {file for file in files if _suffix(file) not in _suffixes()}
+    unread: dict[str, str] = {}
+    for file in sorted(strange, key=natural_key):
+        try:
+            Image.open(_opened(path, file, places)).close()
+        except Exception as error:  # decoders raise all sorts of errors
+            unread[file] = f"{type(error).__name__}, no image that Pillow reads"
+        if len(unread) > TOLERATED_SHARE * len(files):
+            kinds = Counter(map(_suffix, strange)).most_common(_NAMED)
+            words = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in kinds)
+            raise ConfigError(
+                f"At most {TOLERATED_SHARE:.0%} of the files among images may be none that Pillow "
+                f"reads, but of the {len(files)} in {path} more are, such as {min(unread)}; those "
+                f"with other suffixes are: {words}. Convert them, or move them elsewhere."
+            )
+    return [file for file in files if file not in unread], unread
+
+
+def _check_depth(path: Path, names: Sequence[str]) -> None:
+    by_depth = {name.count("/"): name for name in names}
+    if path.is_file() and len(by_depth) > 1:
+        first, second = list(by_depth.values())[:2]
+        raise ConfigError(
+            f"The images in a tar must lie equally deep, in the folder of their class, but {path} "
+            f"has {first} and {second}. Pack one folder a class, without folders in it."
+        )
+
+
+def _class_of(path: Path, name: str) -> str:
+    """The first folder in a folder, the last one in a tar, which may have others around it."""
+    folders = name.split("/")[:-1]
+    if not folders:
+        raise ConfigError(
+            f"Every image must lie in the folder of its class, but {path} has {name}, which lies "
+            "in none. Move it."
+        )
+    return folders[0] if path.is_dir() else folders[-1]
+
+
+def _check_none_is_empty(path: Path, found: Sequence[str], owners: Sequence[str]) -> None:
+    if empty := sorted(set(found) - set(owners)):
+        raise ConfigError(
+            f"Every folder of the training images must hold images of one class, but in {path} "
+            f"there is none in {_some(empty)}. Remove the folder, or put its images there."
+        )
+
+
+def _check_all_are_known(path: Path, found: Sequence[str], classes: Sequence[str]) -> None:
+    if others := sorted(set(found) - set(classes)):
+        raise ConfigError(
+            f"Every class must be one of the training images ({_some(classes)}), but {path} has "
+            f"also {_some(others)}. Rename or move these folders."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
