@@ -28,7 +28,7 @@ from donna_ray.plan.plan import Block, Costs, Images, NetworkCost, PackCost, Pla
 from donna_ray.reference.step import load_reference, reference_step, space_of
 from donna_ray.run.run import Run
 from donna_ray.search.tuner import evaluate_nothing
-from donna_ray.space import SearchSpace, check_space
+from donna_ray.space import UNSHRUNK, SearchSpace, check_space
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.training.trainer import calibrating
 from donna_ray.workers.pool import fitting, pool_of
@@ -55,8 +55,10 @@ def measured_plan(run: Run) -> Plan:
         preparation += precision_artifact(run, reference).seconds
     space = space_of(run.config, reference)
     config = decided_precision(run, reference)
-    jobs = [job for stage in library_jobs(config, reference, space) for job in stage]
-    macs = [cost["macs"] for stage in check_space(space) for cost in stage]
+    every = [job for stage in library_jobs(config, reference, space) for job in stage]
+    found = [cost["macs"] for stage in check_space(space) for cost in stage]
+    distilled = [each for each in zip(every, found, strict=True) if each[0].spec != UNSHRUNK]
+    jobs, macs = [job for job, _ in distilled], [cost for _, cost in distilled]
     sizes = pack_costs(run, config, reference, jobs, macs)
     seconds = seconds_of(sizes)
     costs = [seconds(job, cost) for job, cost in zip(jobs, macs, strict=True)]
