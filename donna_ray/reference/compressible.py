@@ -3,10 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from donna_ray.complexity import complexity, probe, shadow
 from donna_ray.config import ReferenceConfig, SpaceConfig
+from donna_ray.errors import ConfigError
 from donna_ray.reference.step import cut_reference
 from donna_ray.reference.timm_models import create_timm_model, preprocessing_of
 from donna_ray.space import Stage, build_block, build_space
@@ -17,27 +19,32 @@ Facts = dict[str, Any]
 
 
 def compression_facts(model: str, image_size: int | None = None) -> Facts:
-    """The stages of a timm model in the preset `compress`, with random weights.
+    """The stages of a timm model in the preset `compress`; no weight is made.
 
     Args:
         model: timm's name.
         image_size: height and width; None is the model's own.
 
     Returns:
-        `model`, `macs`, `networks`, `shrinkable` (the share of the MACs in stages that have more
-        than their own choice), `least` (MACs of the cheapest network, as a share) and `stages`:
-        `share` (of all MACs), `choices` and `least` (MACs of the cheapest, as a share of its own).
+        `model`, `macs`, `networks` (how many there are), `shrinkable` (the share of the MACs in
+        stages that have a smaller choice), `least` (MACs of the smallest network, as a share of its
+        own) and `stages` (none where no stage can be smaller): `share` (of all MACs), `choices` and
+        `least` (MACs of the smallest, as a share of its own).
 
     Raises:
-        ConfigError: timm does not know the model, it cannot be cut, or no stage can be smaller.
+        ConfigError: timm does not know the model, or it cannot be cut.
     """
     config = ReferenceConfig(model=model)
-    whole = create_timm_model(config, image_size=image_size)
-    reference = cut_reference(
-        whole, config, preprocessing_of(whole, None, image_size)["input_size"]
-    )
-    macs = complexity(reference, reference.input_shape)["macs"]
-    space = build_space(SpaceConfig(preset="compress"), reference.shapes)
+    with torch.device("meta"):
+        whole = create_timm_model(config, image_size=image_size)
+        shape = preprocessing_of(whole, None, image_size)["input_size"]
+        reference = cut_reference(whole, config, shape)
+    macs = complexity(reference, shape)["macs"]
+    try:
+        space = build_space(SpaceConfig(preset="compress"), reference.shapes)
+    except ConfigError:  # no stage can be smaller
+        nothing = {"networks": 1, "shrinkable": 0.0, "least": 1.0, "stages": []}
+        return {"model": model, "macs": macs, **nothing}
     costs = [_ends(*pair) for pair in zip(reference.stages, space.stages, strict=True)]
     return {
         "model": model,

@@ -53,8 +53,14 @@ def reference_stage(
             weights; where there are many, a multiple of 8.
 
     Raises:
-        ConfigError: fewer layers than `dropped` can be left out.
+        ConfigError: an option has a value that none can have, or fewer layers than `dropped` can
+            be left out.
     """
+    if not 0 < width <= 1 or cropped < 0 or cropped % 2:
+        raise ConfigError(
+            "width must be over 0 and at most 1, and cropped even and not below 0, but they are "
+            f"{width} and {cropped}. Correct them in space.blocks."
+        )
     block, sketch = copy.deepcopy(stage).requires_grad_(True), shadow(stage)
     for name in _last_layers(sketch, input_shape, dropped) if dropped else ():
         block.set_submodule(name, nn.Identity())
