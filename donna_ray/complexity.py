@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["complexity", "probe"]
+__all__ = ["complexity", "probe", "shadow"]
 
 
 def complexity(module: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
@@ -21,8 +22,17 @@ def complexity(module: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
         `params` (elements of all parameters) and `macs` (of convolutions and matrix products; half
         of what torch counts as flops; elementwise work and BatchNorm count nothing).
     """
-    shadow = copy.deepcopy(module).to("meta").eval().requires_grad_(False)
-    return probe(shadow, input_shape)[0]
+    return probe(shadow(module), input_shape)[0]
+
+
+def shadow(module: nn.Module) -> nn.Module:
+    """A copy on the meta device, in eval mode and without gradients; no weight is copied."""
+    memo: dict[int, Any] = {
+        id(value): nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=False)
+        for value in module.parameters()
+    }
+    memo |= {id(value): torch.empty_like(value, device="meta") for value in module.buffers()}
+    return copy.deepcopy(module, memo).eval()
 
 
 def probe(module: nn.Module, input_shape: Sequence[int]) -> tuple[dict[str, int], tuple[int, ...]]:

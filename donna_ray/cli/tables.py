@@ -84,7 +84,7 @@ def print_space(facts: Facts) -> None:
     """The result of ``reference.facts.space_facts``."""
     console = _console()
     for number, stage in enumerate(facts["stages"]):
-        own = {True: ", the reference's own block among them", False: "", None: ""}[stage["own"]]
+        own = ", the reference's own stage among them" if stage["own"] else ""
         console.print(
             f"stage {number} ({_names(stage['modules'])}): {_shape(stage['input'])} to "
             f"{_shape(stage['output'])}, stride {stage['stride']}: {stage['choices']} blocks{own}"

@@ -1,7 +1,8 @@
 """A network as one Python file that needs torch, timm and safetensors, but not this package."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, fx, nn
 from donna_ray.errors import DonnaError
 from donna_ray.export.bundle import Bundle
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.space import BlockSpec, StageShape, block_family
+from donna_ray.space import UNSHRUNK, BlockSpec, StageShape, block_family
 
 __all__ = ["standalone_source"]
 
@@ -87,16 +88,24 @@ def standalone_source(
     Raises:
         DonnaError: code that has to be copied cannot be (see ``Bundle.add``).
     """
-    bundle = Bundle(_IMPORTS, _NAMES)
+    kinds = [f"Stage{number}" for number in range(len(specs))]
+    bundle = Bundle(_IMPORTS, (*_NAMES, *kinds))
     factory = _factory(bundle, name)
-    stages = [
-        _call(bundle, spec, shape) for spec, shape in zip(specs, reference.shapes, strict=True)
-    ]
     original = timm.create_model(name, **arguments)  # without what the cut has added
-    (stem, stem_class), (head, head_class) = (
-        _part(bundle, kind, part, model, original)
-        for kind, part in (("Stem", reference.stem), ("Head", reference.head))
-    )
+    classes: list[str] = []
+
+    def part(kind: str, module: nn.Module) -> str:
+        call, definition = _part(bundle, kind, module, model, original)
+        classes.extend([definition] if definition else [])
+        return call
+
+    stem, head = part("Stem", reference.stem), part("Head", reference.head)
+    stages = [
+        _call(bundle, spec, shape, partial(part, kind, own))
+        for kind, spec, shape, own in zip(
+            kinds, specs, reference.shapes, reference.stages, strict=True
+        )
+    ]
     channels, height, width = reference.input_shape
     network = _NETWORK.format(
         channels=channels,
@@ -110,8 +119,8 @@ def standalone_source(
     )
     start = f'"""{title}"""\n\nfrom __future__ import annotations\n\n'
     texts = [start + "\n".join(sorted(bundle.imports)), *bundle.definitions]
-    if stem_class or head_class:
-        texts += [_ADOPT, stem_class, head_class]
+    if classes:
+        texts += [_ADOPT, *classes]
     return "\n\n\n".join(text.strip("\n") for text in (*texts, network) if text) + "\n"
 
 
@@ -123,10 +132,13 @@ def _factory(bundle: Bundle, name: str) -> str:
     return f"{bundle.add(entry)}("
 
 
-def _call(bundle: Bundle, spec: BlockSpec, shape: StageShape) -> str:
-    function = bundle.add(block_family(spec.family).build)
-    first = ", ".join(map(str, (*shape.channels, shape.stride)))
-    return f"{function}({first}, {_written(dict(spec.options))})"
+def _call(bundle: Bundle, spec: BlockSpec, shape: StageShape, own_stage: Callable[[], str]) -> str:
+    if spec == UNSHRUNK:
+        return own_stage()
+    family = block_family(spec.family)
+    first = (own_stage(), shape.input) if family.of_stage else (*shape.channels, shape.stride)
+    arguments = ", ".join(map(str, first))
+    return f"{bundle.add(family.build)}({arguments}, {_written(dict(spec.options))})"
 
 
 def _written(arguments: Mapping[str, Any]) -> str:
@@ -136,7 +148,7 @@ def _written(arguments: Mapping[str, Any]) -> str:
 def _part(
     bundle: Bundle, kind: str, part: nn.Module, model: nn.Module, original: nn.Module
 ) -> tuple[str, str]:
-    """What makes the stem or head of `model`; the class that this needs, if any."""
+    """What makes a part of `model`; the class that this needs, if any."""
     if isinstance(part, fx.GraphModule):
         return f"{kind}(model)", _traced(bundle, kind, part, original)
     names = {module: name for name, module in model.named_modules()}

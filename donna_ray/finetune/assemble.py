@@ -16,7 +16,7 @@ __all__ = ["assemble", "block_keys", "choice_table", "library_space", "untrained
 
 def library_space(library: Artifact) -> SearchSpace:
     """The space of the blocks that are in a library: those that could be distilled."""
-    shapes = [StageShape(*map(tuple, shape)) for shape in library.result["shapes"]]
+    shapes = [StageShape(tuple(one), tuple(other)) for one, other in library.result["shapes"]]
     choices = [
         tuple(BlockSpec.from_json(block["block"]) for block in stage)
         for stage in library.result["stages"]

@@ -5,15 +5,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
+from donna_ray.complexity import complexity
 from donna_ray.config import RunConfig
 from donna_ray.distill.students import BlockJob
 from donna_ray.errors import DonnaError
 from donna_ray.library.costs import decided_precision
 from donna_ray.library.making import LibraryMaking, Records
-from donna_ray.reference.step import space_of
+from donna_ray.library.work import identity_of
+from donna_ray.reference.step import load_reference, space_of
 from donna_ray.run.doubts import library_doubts
 from donna_ray.run.run import Run
-from donna_ray.space import BlockSpec, SearchSpace, check_space, record_id
+from donna_ray.space import UNSHRUNK, BlockSpec, SearchSpace, check_space, record_id
 from donna_ray.storage.artifacts import Artifact, Files, digest
 from donna_ray.storage.records import RecordStore, block_store
 from donna_ray.workers.spread import spread
@@ -31,6 +33,8 @@ Jobs = Sequence[Sequence[BlockJob]]
 
 def library_step(run: Run, reference: Artifact) -> Artifact:
     """Step 2: distil every block that has no record yet, on Ray Train workers.
+
+    The reference's own stages are stored as they are.
 
     The result lists, for each stage, the blocks that could be distilled, in the order of the space
     (spec, record key, NSR, params, MACs); those that failed, with the reason; and those that
@@ -54,6 +58,7 @@ def library_step(run: Run, reference: Artifact) -> Artifact:
         count = sum(map(len, jobs))
         reused = count - len(making.missing())
         run.say(f"  {reused} of {count} blocks are there already")
+        _keep_unshrunk(run, reference, store, making.missing())
         for each in making.rounds():
             with closing(each.watch):
                 spread(run, each.name, "blocks", each.units, each.work, each.watch)
@@ -95,6 +100,21 @@ def library_jobs(
     return [
         [job(number, spec) for spec in stage.choices] for number, stage in enumerate(space.stages)
     ]
+
+
+def _keep_unshrunk(
+    run: Run, artifact: Artifact, store: RecordStore, jobs: Sequence[BlockJob]
+) -> None:
+    """Store the reference's own stages, which have no noise: their facts and weights are known."""
+    own = [job for job in jobs if job.spec == UNSHRUNK]
+    if not own:
+        return
+    reference, _ = load_reference(run.config, artifact)
+    for job in own:
+        stage, shape = reference.stages[job.stage], reference.shapes[job.stage]
+        facts = {**identity_of(job), **complexity(stage, shape.input), "nsr": 0.0}
+        cost = {"seconds": 0.0, "image_passes": 0}
+        store.put(job.key, {**facts, "cost": cost}, stage.state_dict())
 
 
 def _result(

@@ -17,7 +17,7 @@ from donna_ray.reference.step import data_of, load_reference
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.records import Record, RecordStore
 
-__all__ = ["DistillPack"]
+__all__ = ["DistillPack", "identity_of"]
 
 _SECOND_CHANCE = 0.1  # of the learning rate, for a block whose loss was not finite
 
@@ -128,7 +128,7 @@ class DistillPack:
     ) -> None:
         key, shape = block.job.key, self._loaded[0].shapes[block.job.stage]
         record = {
-            **_identity(block.job),
+            **identity_of(block.job),
             **complexity(block.block, shape.input),
             "nsr": block.nsr,
             "cost": cost,
@@ -146,7 +146,7 @@ class DistillPack:
     def _keep_failed(self, blocks: Sequence[DistilledBlock]) -> None:
         store = self._store if self._share == 1 else self._paused
         for block in blocks:
-            store.put_failed(block.job.key, block.failure or "", _identity(block.job))
+            store.put_failed(block.job.key, block.failure or "", identity_of(block.job))
 
     def _passes(self, jobs: Sequence[BlockJob], before: "_Before") -> int:
         """Images of a pack, less those of the training that its blocks have done before."""
@@ -174,7 +174,8 @@ class DistillPack:
 _Before = dict[str, tuple[Record, TrainingState]]
 
 
-def _identity(job: BlockJob) -> dict[str, Any]:
+def identity_of(job: BlockJob) -> dict[str, Any]:
+    """What every record of a block begins with."""
     return {"stage": job.stage, "block": job.spec.to_json()}
 
 

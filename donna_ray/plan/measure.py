@@ -15,6 +15,7 @@ import numpy as np
 import ray
 
 from donna_ray.config import RunConfig
+from donna_ray.data import load_data
 from donna_ray.distill.students import BlockJob
 from donna_ray.errors import DonnaError
 from donna_ray.latency.farm import start_farm
@@ -33,7 +34,7 @@ from donna_ray.reference.step import (
 )
 from donna_ray.run.run import Run
 from donna_ray.search.tuner import evaluate_nothing
-from donna_ray.space import SearchSpace, check_space
+from donna_ray.space import UNSHRUNK, SearchSpace, check_space
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.training.trainer import calibrating
 from donna_ray.workers.pool import fitting, pool_of
@@ -62,8 +63,10 @@ def measured_plan(run: Run) -> Plan:
         preparation += precision_artifact(run, reference).seconds
     space = space_of(run.config, reference)
     config = decided_precision(run, reference)
-    jobs = [job for stage in library_jobs(config, reference, space) for job in stage]
-    macs = [cost["macs"] for stage in check_space(space) for cost in stage]
+    every = [job for stage in library_jobs(config, reference, space) for job in stage]
+    found = [cost["macs"] for stage in check_space(space) for cost in stage]
+    distilled = [each for each in zip(every, found, strict=True) if each[0].spec != UNSHRUNK]
+    jobs, macs = [job for job, _ in distilled], [cost for _, cost in distilled]
     sizes = pack_costs(run, config, reference, jobs, macs)
     seconds = seconds_of(sizes)
     costs = [seconds(job, cost) for job, cost in zip(jobs, macs, strict=True)]

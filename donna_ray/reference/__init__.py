@@ -3,7 +3,8 @@
 Entry: `reference_step` in `step.py` (build, train or load, measure the variance of each stage).
 `timm_models.py` creates the model, `own_models.py` adds two small ones to timm's, `cut.py` cuts by
 torch.fx, `network.py` has `StagedNetwork`, which every candidate is as well, `facts.py` is for
-`donna reference inspect` and `donna space show`.
+`donna reference inspect` and `donna space show`, `compressible.py` says what the preset `compress`
+could make smaller of a model.
 
 A stage is consecutive modules of the model, and one tensor goes from part to part. The parts hold
 the model's own modules, so weights and code stay timm's.

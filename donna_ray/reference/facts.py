@@ -13,6 +13,7 @@ from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import cut_error, cut_reference, outline
 from donna_ray.reference.timm_models import create_timm_model, preprocessing_of
 from donna_ray.space import (
+    UNSHRUNK,
     BlockSpec,
     SearchSpace,
     StageShape,
@@ -64,8 +65,8 @@ def space_facts(config: RunConfig) -> Facts:
     Returns:
         `reference`, `classes` (timm's default where the data are not at hand), `size`, `blocks`,
         `params` and `macs` ([least, most] of a whole network), `stages` (each with `modules`,
-        `input`, `output`, `stride`, `choices`, `own` (whether the reference's own block is one of
-        them, to its params and MACs; null where it is of no family), `params`, `macs` and
+        `input`, `output`, `stride`, `choices`, `own` (whether the reference's own stage is one
+        of them), `params`, `macs` and
         `families`: of each the number of `blocks` and the values of its `options`) and `families`
         (all registered).
 
@@ -88,8 +89,7 @@ def space_facts(config: RunConfig) -> Facts:
         "params": _range("params", [*costs, *fixed]),
         "macs": _range("macs", [*costs, *fixed]),
         "stages": [
-            _stage(reference, space, number, own, costs[number])
-            for number, own in enumerate(reference.own_blocks())
+            _stage(reference, space, number, costs[number]) for number in range(len(space.stages))
         ],
         "families": [
             {"name": family.name, "options": list(family.options), "builtin": family.builtin}
@@ -143,11 +143,9 @@ def _stage(
     reference: StagedNetwork,
     space: SearchSpace,
     number: int,
-    own: BlockSpec | None,
     costs: list[dict[str, int]],
 ) -> Facts:
     stage = space.stages[number]
-    cost = complexity(reference.stages[number], stage.shape.input)
     families: dict[str, Facts] = {}
     for spec in stage.choices:
         family = families.setdefault(spec.family, {"blocks": 0, "options": {}})
@@ -161,7 +159,7 @@ def _stage(
         "output": list(stage.shape.output),
         "stride": stage.shape.stride,
         "choices": len(stage.choices),
-        "own": (own, cost) in zip(stage.choices, costs, strict=True) if own else None,
+        "own": UNSHRUNK in stage.choices,
         "params": _range("params", [costs]),
         "macs": _range("macs", [costs]),
         "families": families,

@@ -1,7 +1,6 @@
 """A network in three parts, which the reference and every candidate are."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ class StagedNetwork(nn.Module):
 
     Attributes:
         input_shape: (channels, height, width) of an image.
-        shapes: of each stage.
+        shapes: of each stage, and the stage itself.
         classes: number of logits.
         names: of the modules of a timm model that each stage is made of; empty in a candidate.
     """
@@ -62,7 +61,8 @@ class StagedNetwork(nn.Module):
         images = torch.zeros(1, *self.input_shape, device=next(self.parameters()).device)
         features = self.features(images)
         shapes: list[Any] = [tuple(feature.shape[1:]) for feature in features]
-        return [StageShape(*pair) for pair in pairwise(shapes)], self.head(features[-1]).shape[-1]
+        stages = map(StageShape, shapes[:-1], shapes[1:], self.stages)
+        return list(stages), self.head(features[-1]).shape[-1]
 
 
 def channel_sums(features: Tensor) -> Tensor:

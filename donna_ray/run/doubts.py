@@ -38,8 +38,9 @@ def reference_doubts(accuracy: float, images: int, classes: int, weights: str) -
 
 
 def library_doubts(ratios: Sequence[Sequence[float]]) -> list[str]:
-    """Of the NSR of all blocks, a list a stage."""
-    middle = median(ratio for stage in ratios for ratio in stage)
+    """Of the NSR of all blocks, a list a stage; a stage of the reference itself has 0."""
+    trained = [ratio for stage in ratios for ratio in stage if ratio > 0]
+    middle = median(trained or [0.0])
     if middle <= _UNTRAINED:
         return []
     return [

@@ -21,12 +21,14 @@ from donna_ray.space.block import (
     record_id,
     register_block,
 )
+from donna_ray.space.blocks.reference_stage import UNSHRUNK
 from donna_ray.space.build import build_space
 from donna_ray.space.check import check_space
 from donna_ray.space.modules import register_modules
 from donna_ray.space.space import Architecture, SearchSpace, Stage, encode
 
 __all__ = [
+    "UNSHRUNK",
     "Architecture",
     "BlockFamily",
     "BlockSpec",

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -37,10 +37,12 @@ class StageShape:
         input: of its features without the batch: (channels, height, width) of an image's feature
             map, or (tokens, channels) of a transformer's.
         output: likewise.
+        own: the reference's stage itself; None where only the shapes are known.
     """
 
     input: tuple[int, ...]
     output: tuple[int, ...]
+    own: nn.Module | None = field(default=None, compare=False, repr=False)
 
     @property
     def stride(self) -> int:
@@ -64,6 +66,8 @@ class BlockFamily:
         build: ``build(in_channels, out_channels, stride, **options) -> nn.Module``; the module maps
             (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)), or
             (N, tokens, in_channels) to (N, tokens, out_channels).
+        of_stage: the first arguments of ``build`` are the reference's stage (a module, which it
+            leaves as it is) and the shape of its input, in place of channels and stride.
         options: the names of its options.
         allowed: ``allowed(**options)`` is False for combinations that are no blocks.
         describe: the options of the block that equals a stage of a timm model; None where the
@@ -75,6 +79,7 @@ class BlockFamily:
     options: tuple[str, ...]
     allowed: Callable[..., bool] = lambda **_options: True
     describe: Callable[[nn.Module], dict[str, Option] | None] = lambda _stage: None
+    of_stage: bool = False
 
     @property
     def builtin(self) -> bool:
@@ -154,6 +159,7 @@ def register_block(
     *,
     allowed: Callable[..., bool] = lambda **_options: True,
     describe: Callable[[nn.Module], dict[str, Option] | None] = lambda _stage: None,
+    of_stage: bool = False,
 ) -> Callable[[Build], Build]:
     """Make a build function known as a block family (see ``BlockFamily`` for the arguments).
 
@@ -173,7 +179,7 @@ def register_block(
                 f"A block family's name must be its own, but {name!r} of {build.__module__} is "
                 f"taken by {known.build.__module__}. Choose another name."
             )
-        _FAMILIES[name] = BlockFamily(name, build, options, allowed, describe)
+        _FAMILIES[name] = BlockFamily(name, build, options, allowed, describe, of_stage)
         return build
 
     return register
@@ -205,9 +211,20 @@ def record_id(spec: BlockSpec) -> str:
 
 
 def build_block(spec: BlockSpec, shape: StageShape) -> nn.Module:
-    """A new block for a stage of this shape, with freshly initialised weights."""
-    build = block_family(spec.family).build
-    return build(*shape.channels, shape.stride, **dict(spec.options))
+    """A new block for a stage of this shape: freshly initialised, or of the reference's weights.
+
+    Raises:
+        ConfigError: the family builds of the reference's stage, and that is not known.
+    """
+    family = block_family(spec.family)
+    if not family.of_stage:
+        return family.build(*shape.channels, shape.stride, **dict(spec.options))
+    if shape.own is None:
+        raise ConfigError(
+            f"Blocks of the family {spec.family!r} must stand in a stage of a reference, but only "
+            "the shapes of this one are known. Take the shapes of a StagedNetwork."
+        )
+    return family.build(shape.own, shape.input, **dict(spec.options))
 
 
 def _channels(features: tuple[int, ...]) -> int:

@@ -1,27 +1,17 @@
 """From a configuration and a reference's stages to a search space."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import torch
 
 from donna_ray.config import BlocksConfig, SpaceConfig, StageConfig, preset_space
 from donna_ray.errors import ConfigError
-from donna_ray.space.block import BlockSpec, StageShape, block_family, build_block
+from donna_ray.space.block import BlockSpec, StageShape, block_family
+from donna_ray.space.blocks.reference_stage import UNSHRUNK, shrinking_values
 from donna_ray.space.modules import register_modules
 from donna_ray.space.space import SearchSpace, Stage
 
 __all__ = ["build_space"]
-
-_SHARES = (1, 0.75, 0.5)  # of the reference's own width, in the preset `compress`
-_SMALLER: dict[str, Callable[[Any], list[Any]]] = {
-    "depth": lambda own: list(range(1, own + 1)),
-    "kernel": lambda own: [*range(3, own, 2), own],
-    "expansion": lambda own: _narrower(own, at_least=1),
-    "mlp_ratio": lambda own: _narrower(own),
-    "ratio": lambda own: _narrower(own),
-}
 
 
 def build_space(
@@ -32,11 +22,12 @@ def build_space(
     Args:
         config: blocks, preset, and what differs in single stages.
         shapes: of the reference's stages.
-        own: the reference's own stages in words of a family, for the preset `compress`.
+        own: the reference's own stages in words of a family. Where one of them is among the blocks
+            of its stage, the reference's stage itself stands there, for it needs no distillation.
 
     Raises:
-        ConfigError: an unknown family, option or stage, the same block twice, a stage that cannot
-            be compressed, or one that nothing can stand in.
+        ConfigError: an unknown family, option or stage, the same block twice, or nothing in a
+            reference that the preset `compress` could make smaller.
     """
     register_modules(config.modules)
     unknown = [number for number in config.stages if number >= len(shapes)]
@@ -46,9 +37,15 @@ def build_space(
             f"{unknown[0]}. `donna reference inspect` lists them."
         )
     choices = [
-        _distinct(_choices(config, number, shape, own[number] if own else None), number)
+        _distinct(_choices(config, number, shape, own[number] if own else None))
         for number, shape in enumerate(shapes)
     ]
+    if config.preset == "compress" and all(len(each) == 1 for each in choices):
+        raise ConfigError(
+            "The preset 'compress' must find a layer, channels or a kernel that a stage can be "
+            "without, but no stage has any. Cut the reference elsewhere (reference.stages), or "
+            "give blocks in space.blocks."
+        )
     return SearchSpace(tuple(map(Stage, shapes, choices)))
 
 
@@ -56,18 +53,21 @@ def _choices(
     config: SpaceConfig, number: int, shape: StageShape, own: BlockSpec | None
 ) -> list[BlockSpec]:
     stage = config.stages.get(number, StageConfig())
-    if stage.blocks is not None:
-        return _specs(stage.blocks, stage.options, number)
-    blocks = list(config.blocks)
-    if config.preset == "compress":
-        blocks.insert(0, _compressed(own, number))
-    elif config.preset is not None:
-        blocks = [*preset_space(config.preset).blocks, *blocks]
+    blocks = stage.blocks
+    if blocks is None:
+        blocks = [*_preset_blocks(config.preset, shape), *config.blocks]
     specs = _specs(blocks, stage.options, number)
-    if config.preset != "compress":
+    if own not in specs or shape.own is None:
         return specs
-    shrunk = [spec for spec in specs if own and spec.family == own.family]
-    return [spec for spec in specs if spec == own or spec not in shrunk or _fits(spec, shape)]
+    return [UNSHRUNK if spec == own else spec for spec in specs if spec != UNSHRUNK]
+
+
+def _preset_blocks(preset: str | None, shape: StageShape) -> list[BlocksConfig]:
+    if preset is None:
+        return []
+    if preset == "compress":
+        return [BlocksConfig(family=UNSHRUNK.family, options=shrinking_values(shape))]
+    return preset_space(preset).blocks
 
 
 def _specs(
@@ -88,39 +88,7 @@ def _specs(
     return specs
 
 
-def _compressed(own: BlockSpec | None, number: int) -> BlocksConfig:
-    """The reference's own stage, and it with fewer layers, smaller kernels and less width."""
-    if own is None:
-        raise ConfigError(
-            f"The preset 'compress' needs stages of a registered block family, but stage {number} "
-            f"is of none. Give the blocks for it in space.stages.{number}.blocks, or cut the "
-            "reference elsewhere (reference.stages)."
-        )
-    values = {name: _SMALLER.get(name, lambda value: [value])(value) for name, value in own.options}
-    return BlocksConfig(family=own.family, options=values)
-
-
-def _narrower(own: float, at_least: float = 0) -> list[float]:
-    widths = [own * share for share in _SHARES if own * share >= at_least]
-    return [int(width) if width == int(width) else width for width in widths] or [own]
-
-
-def _fits(spec: BlockSpec, shape: StageShape) -> bool:
-    """Whether it can be built: a narrower one may not divide into the groups of its family."""
-    try:
-        with torch.device("meta"):
-            build_block(spec, shape)
-    except Exception:
-        return False
-    return True
-
-
-def _distinct(specs: Sequence[BlockSpec], number: int) -> tuple[BlockSpec, ...]:
-    if not specs:
-        raise ConfigError(
-            f"Every stage must have a block, but none of those given for stage {number} can be "
-            f"built there. Give others in space.stages.{number}."
-        )
+def _distinct(specs: Sequence[BlockSpec]) -> tuple[BlockSpec, ...]:
     duplicates = [str(spec) for spec, count in Counter(specs).items() if count > 1]
     if duplicates:
         raise ConfigError(

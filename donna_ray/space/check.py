@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
+from typing import Any
 
 import safetensors.torch
 import timm
 import torch
 from torch import nn
 
-from donna_ray.complexity import probe
+from donna_ray.complexity import probe, shadow
 from donna_ray.errors import ConfigError
 from donna_ray.onnx_export import check_onnx_error, export_onnx, onnx_error
 from donna_ray.space.block import BlockSpec, StageShape, block_family, build_block
@@ -50,6 +52,9 @@ def covering(specs: Sequence[BlockSpec]) -> list[BlockSpec]:
 
 
 def _check_stage(stage: Stage, number: int, cache: CostCache) -> list[dict[str, int]]:
+    shape = stage.shape
+    if shape.own is not None:
+        shape = replace(shape, own=shadow(shape.own))
     builtin = [spec for spec in stage.choices if block_family(spec.family).builtin]
     run = {*covering(builtin), *(spec for spec in stage.choices if spec not in set(builtin))}
     costs = []
@@ -57,7 +62,7 @@ def _check_stage(stage: Stage, number: int, cache: CostCache) -> list[dict[str, 
         key = _key(spec, stage.shape, run=spec in run)
         cost = cache.get(key)
         if cost is None:
-            cost = _check_block(spec, stage.shape, number)
+            cost = _check_block(spec, shape, number)
             if spec in run:
                 _run_block(spec, stage.shape, number)
             cache.put(key, cost)
@@ -66,9 +71,16 @@ def _check_stage(stage: Stage, number: int, cache: CostCache) -> list[dict[str, 
 
 
 def _key(spec: BlockSpec, shape: StageShape, *, run: bool) -> str:
-    source = block_family(spec.family).source
+    family = block_family(spec.family)
     versions = [torch.__version__, timm.__version__]
-    return digest([spec.to_json(), shape.input, shape.output, source, versions, run])
+    facts = [spec.to_json(), shape.input, shape.output, family.source, versions, run]
+    return digest([*facts, *_stage_facts(shape)] if family.of_stage else facts)
+
+
+def _stage_facts(shape: StageShape) -> list[Any]:
+    """What tells the reference's stages apart, but for their weights."""
+    state = {} if shape.own is None else shape.own.state_dict()
+    return [repr(shape.own), [[name, list(value.shape)] for name, value in state.items()]]
 
 
 def _check_block(spec: BlockSpec, shape: StageShape, number: int) -> dict[str, int]:

@@ -27,7 +27,7 @@ from donna_ray.finetune.assemble import untrained
 from donna_ray.onnx_export import export_onnx
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import outline
-from donna_ray.space import BlockSpec, block_family, register_modules
+from donna_ray.space import UNSHRUNK, BlockSpec, block_family, register_modules
 from donna_ray.storage.artifacts import StepFolder, file_sha256
 from donna_ray.storage.records import RecordStore
 from donna_ray.training.loop import seeded
@@ -41,6 +41,7 @@ BASIC = BlockSpec.of(
     "residual_basic",
     {"kernel": 3, "ratio": 0.5, "depth": 1, "activation": "relu", "squeeze_excite": True},
 )
+SMALLER = BlockSpec.of("reference_stage", {"cropped": 2, "dropped": 1, "width": 0.5})
 POOLING, ATTENTION = (
     BlockSpec.of("transformer", {"depth": 1, "heads": 1, "mlp_ratio": 1, "mixer": mixer})
     for mixer in ("pooling", "attention")
@@ -176,6 +177,7 @@ def test_own_reference_and_own_family(tmp_path: Path) -> None:
     [
         ("mobilenetv3_small_050", 32, [INVERTED, BASIC] * 3),
         ("vit_tiny_patch16_224", 64, [POOLING, ATTENTION] * 2),
+        ("mobilenetv3_small_050", 32, [UNSHRUNK, *[SMALLER] * 4, UNSHRUNK]),
     ],
 )
 @pytest.mark.usefixtures("in_process")

@@ -164,7 +164,7 @@ def test_blocks_come_in_addition_to_a_preset() -> None:
         ({"stages": {0: {"options": {"dept": [1]}}}}, "stages.0.options.*names 'dept'"),
         ({"blocks": [{"exclude": [{"size": [1]}]}]}, "exclude.*names 'size'"),
         ({"blocks": [{"exclude": [{"kernel": [3]}]}]}, "constraints exclude all"),
-        ({"preset": "compress"}, "space.stages.0.blocks"),
+        ({"preset": "compress"}, "only their shapes are"),
         ({"stages": {0: {"blocks": [{"family": "x", "options": {"a": [1]}}]}}}, "but is 'x'"),
     ],
 )
@@ -173,30 +173,6 @@ def test_mistakes_in_a_space_are_named(values: dict[str, Any], words: str) -> No
     values = {**values, "blocks": [{**blocks, **each} for each in values.get("blocks", [{}])]}
     with pytest.raises(ConfigError, match=words):
         build_space(SpaceConfig.model_validate(values), [SHAPE])
-
-
-def test_compressed_space_is_the_own_block_and_smaller_ones() -> None:
-    own = BlockSpec.of("inverted_residual", {**OPTIONS, "kernel": 5, "expansion": 4, "depth": 2})
-    config = SpaceConfig(preset="compress")
-    (stage,) = build_space(config, [SHAPE], [own]).stages
-    options = [dict(spec.options) for spec in stage.choices]
-    assert own in stage.choices
-    assert {each["kernel"] for each in options} == {3, 5}
-    assert {each["expansion"] for each in options} == {4, 3, 2}
-    assert {each["depth"] for each in options} == {1, 2}
-    assert len(options) == 12
-
-
-def test_compressed_space_names_values_that_do_not_fit() -> None:
-    own = BlockSpec.of("inverted_residual", OPTIONS)
-    stage = {"options": {"activation": ["swoosh"]}}
-    config = SpaceConfig.model_validate({"preset": "compress", "stages": {0: stage}})
-    with pytest.raises(ConfigError, match=r"none of those given for stage 0.*space\.stages\.0"):
-        build_space(config, [SHAPE], [own])
-    stage = {"options": {"foo": [1]}}
-    config = SpaceConfig.model_validate({"preset": "compress", "stages": {0: stage}})
-    with pytest.raises(ConfigError, match="names 'foo'"):
-        build_space(config, [SHAPE], [own])
 
 
 def test_options_of_a_stage_may_be_of_any_family_there() -> None:

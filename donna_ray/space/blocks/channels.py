@@ -1,0 +1,186 @@
+"""Which channels inside of a module may be left out together: one forward on the meta device.
+
+Every tensor function that the forward calls says which dimensions of its tensors have to be of one
+size. Sets of dimensions that hang together so, and not with the module's input or output or with a
+function that is not understood, can be made smaller.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["ChannelGroup", "channel_groups"]
+
+_Dimension = tuple[int, int]  # id of a tensor, number of its dimension
+_FIXED: _Dimension = (0, 0)
+_WEIGHTED = ("conv2d", "linear")
+_MOVING = ("permute", "transpose", "movedim", "swapaxes", "t")
+_MIXING = (
+    *("matmul", "__matmul__", "bmm", "mm", "einsum", "scaled_dot_product_attention"),
+    *("conv1d", "conv3d", "conv_transpose2d"),
+)
+_CHANNELS_FIRST = ("batch_norm", "instance_norm", "group_norm", "prelu")
+_PRIMES = (2, 3, 5, 7, 11, 13)  # sizes that tell dimensions apart
+
+
+class ChannelGroup(NamedTuple):
+    """Channels that can be left out together.
+
+    Attributes:
+        size: how many there are.
+        granule: only so many at a time (those of one group of a convolution).
+        places: name of a parameter or buffer, and which of its dimensions they are.
+    """
+
+    size: int
+    granule: int
+    places: tuple[tuple[str, int], ...]
+
+
+def channel_groups(module: nn.Module, input_shape: Sequence[int]) -> list[ChannelGroup]:
+    """The groups of a module that lie between at least two of its weights.
+
+    Args:
+        module: on the meta device, in eval mode.
+        input_shape: of its one input, without the batch.
+    """
+    features = torch.empty(1, *input_shape, device="meta")
+    dimensions = _Dimensions()
+    with torch.no_grad(), dimensions:
+        output = module(features)
+    dimensions.fix(features, output)
+    weights = [*module.named_parameters(), *module.named_buffers()]
+    places: dict[_Dimension, list[tuple[str, int]]] = defaultdict(list)
+    for name, weight in weights:
+        for number in range(weight.ndim):
+            places[dimensions.find((id(weight), number))].append((name, number))
+    places.pop(dimensions.find(_FIXED), None)
+    known = dict(weights)
+    return [
+        ChannelGroup(known[found[0][0]].shape[found[0][1]], dimensions.granule(root), tuple(found))
+        for root, found in places.items()
+        if sum(known[name].ndim > 1 for name, _ in found) > 1
+    ]
+
+
+class _Dimensions(TorchFunctionMode):
+    """A union-find of the dimensions that have to be of one size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._parents: dict[_Dimension, _Dimension] = {}
+        self._granules: dict[_Dimension, int] = {}
+        self._kept: list[Any] = []  # so that no id is given twice
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        outputs, inputs = list(_tensors(output)), list(_tensors([args, kwargs]))
+        self._kept += [*outputs, *inputs]
+        name = getattr(func, "__name__", "")
+        if name in _MOVING:
+            self._moved(func, output, *args, **(kwargs or {}))
+        elif name in _WEIGHTED:
+            self._weighted(output, *args, **(kwargs or {}))
+        elif len(outputs) > 1 or name in _MIXING:
+            self.fix(*outputs, *inputs)
+        elif outputs:
+            for tensor in inputs:
+                self._followed(output, tensor, along=1 if name in _CHANNELS_FIRST else -1)
+        return output
+
+    def find(self, dimension: _Dimension) -> _Dimension:
+        """What stands for all that hangs together with a dimension."""
+        while dimension in self._parents:
+            dimension = self._parents[dimension]
+        return dimension
+
+    def granule(self, root: _Dimension) -> int:
+        """How many channels of a set can only be left out together."""
+        return math.lcm(*(n for place, n in self._granules.items() if self.find(place) == root))
+
+    def fix(self, *tensors: Tensor) -> None:
+        """Their dimensions stay as they are."""
+        for tensor in tensors:
+            for number in range(tensor.ndim):
+                self._join((id(tensor), number), _FIXED)
+
+    def _join(self, one: _Dimension, other: _Dimension) -> None:
+        one, other = self.find(one), self.find(other)
+        if one != other:
+            self._parents[one] = other
+
+    def _weighted(
+        self,
+        output: Tensor,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *geometry: Any,
+        **_named: Any,
+    ) -> None:
+        """A convolution (its stride, padding, dilation and groups by position) or linear layer."""
+        groups = geometry[3] if geometry else 1
+        channels = 1 if weight.ndim == 4 else output.ndim - 1
+        self._join((id(weight), 0), (id(output), channels))
+        if bias is not None:
+            self._join((id(bias), 0), (id(output), channels))
+        if groups == 1:
+            self._join((id(weight), 1), (id(input), channels))
+        elif weight.shape[0] == input.shape[1]:
+            self._join((id(input), 1), (id(output), 1))
+            self._granules[id(weight), 0] = weight.shape[1]
+        else:
+            self.fix(input, output)
+        if weight.ndim == 2:
+            for number in range(channels):
+                self._join((id(input), number), (id(output), number))
+
+    def _moved(self, func: Any, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> None:
+        moved = func(torch.empty(_PRIMES[: input.ndim], device="meta"), *args, **kwargs).shape
+        for number, size in enumerate(moved):
+            self._join((id(output), number), (id(input), _PRIMES.index(size)))
+
+    def _followed(self, output: Tensor, tensor: Tensor, along: int) -> None:
+        """A function of which each dimension is that of its tensors, or another number of them."""
+        if tensor.ndim == 1 and output.ndim > 1 and len(tensor) == output.shape[along]:
+            self._join((id(tensor), 0), (id(output), along % output.ndim))
+        elif _wide(tensor) and _sizes(tensor) == _sizes(output):
+            self._pair(tensor, _wide(tensor), output, _wide(output))
+        elif tensor.ndim <= output.ndim:
+            last = range(output.ndim - tensor.ndim, output.ndim)
+            self._pair(tensor, range(tensor.ndim), output, last)
+        else:
+            self.fix(tensor, output)
+
+    def _pair(
+        self, tensor: Tensor, numbers: Iterable[int], output: Tensor, others: Iterable[int]
+    ) -> None:
+        for one, other in zip(numbers, others, strict=True):
+            if tensor.shape[one] == output.shape[other]:
+                self._join((id(tensor), one), (id(output), other))
+            elif 1 not in (tensor.shape[one], output.shape[other]):
+                self._join((id(tensor), one), _FIXED)
+                self._join((id(output), other), _FIXED)
+
+
+def _wide(tensor: Tensor) -> list[int]:
+    return [number for number, size in enumerate(tensor.shape) if size > 1]
+
+
+def _sizes(tensor: Tensor) -> list[int]:
+    return [size for size in tensor.shape if size > 1]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(each)
