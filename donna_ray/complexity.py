@@ -1,18 +1,32 @@
-"""Parameters and multiply-accumulates of a module, by torch's own flop counter."""
+"""A module as it is deployed, and its parameters and multiply-accumulates."""
 
 import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from timm.utils import reparameterize_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["complexity", "probe", "shadow"]
+__all__ = ["complexity", "deployed", "probe", "shadow"]
+
+
+def deployed(module: nn.Module) -> nn.Module:
+    """The module with branches that only training needs folded together, by timm.
+
+    Args:
+        module: left as it is (MobileOne, RepVGG, FastViT, RepViT, LeViT, …).
+
+    Returns:
+        A copy, which gives the same outputs but for rounding.
+    """
+    (folded,) = reparameterize_model(nn.Sequential(module)).children()
+    return folded
 
 
 def complexity(module: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
-    """Cost of one forward pass on one input, found on the meta device: nothing is computed.
+    """Cost of one forward pass on one input as deployed, found on the meta device.
 
     Args:
         module: any module of one input; it is left as it is.
@@ -45,8 +59,10 @@ def probe(module: nn.Module, input_shape: Sequence[int]) -> tuple[dict[str, int]
     Returns:
         `params` and `macs`, and the shape without the batch.
     """
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        output = module(torch.empty(1, *input_shape, device="meta"))
+    with torch.no_grad(), torch.device("meta"):
+        module = deployed(module)
+        with FlopCounterMode(display=False) as counter:
+            output = module(torch.empty(1, *input_shape))
     params = sum(parameter.numel() for parameter in module.parameters())
     cost = {"params": params, "macs": counter.get_total_flops() // 2}
     return cost, tuple(output.shape[1:])

@@ -1,207 +1,260 @@
-"""Cuts a timm model into stem, stages and head by tracing the code of its own forward.
+"""Cuts a traced model into stem, stages and head, where one tensor goes on.
 
-The forward is traced with torch.fx down to the modules that make a stage; these stay what they are.
-What is between them becomes part of the stem, of the stage that follows, or of the head.
+What is between the modules of the stages becomes part of the stem, of the stage that follows, or of
+the head. A value that several parts need and that does not depend on the image (position
+embeddings, the size of the features) is computed in each of them.
 """
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from operator import getitem
 from typing import Any
 
-from torch import fx, nn
-from torch.nn import functional
+import torch
+from torch import Tensor, fx, nn
 
 from donna_ray.errors import ConfigError
+from donna_ray.reference.trace import CannotCutError, Trace, has_tensor
 
-__all__ = ["StageModules", "cut_model", "stage_modules"]
+__all__ = [
+    "Boundary",
+    "StageModules",
+    "boundaries",
+    "boundary_after",
+    "cut_model",
+    "module_of",
+    "parts_of",
+    "positions",
+]
 
 StageModules = tuple[str, ...]
 """Names of the consecutive modules of one stage, such as ("blocks.3", "blocks.4")."""
 
-_GROUPS = 4  # stages of a network whose blocks all have one shape, such as a ViT
 
+@dataclass(frozen=True)
+class Boundary:
+    """Where one tensor goes from a part to the next.
 
-def stage_modules(model: nn.Module) -> list[StageModules]:
-    """The modules of each stage, found from timm's `feature_info` of the model.
-
-    Feature levels that are children of one container (`blocks.1`, `stages.0`) make a stage of each
-    of its children; blocks of one resolution (a ViT's) are grouped into four stages; other levels
-    are stages, but for those of the stem (which halve the image at most).
-
-    Raises:
-        ConfigError: the model has no `feature_info` that names its stages.
+    Attributes:
+        position: of the last node before it.
+        node: what gives the tensor.
+        order: its dimensions as a reference's features have them, (N, C, H, W) or (N, tokens, C).
+        size: of the features without batch and channels: what changes with the image's size.
     """
-    info: Any = getattr(model, "feature_info", None)
-    levels = [level for level in info or () if _has_children(model, level.get("module"))]
-    if len(levels) < 2:
-        raise ConfigError(_no_stages(model, "timm's feature_info names no stages of it"))
-    names = [level["module"] for level in levels]
-    if len({level["reduction"] for level in levels}) == 1:
-        return _grouped(names)
-    container = names[-1].rpartition(".")[0]
-    children = [f"{container}.{name}" for name in _children(model, container)]
-    if len(set(names) & set(children)) > 1 and all(_has_children(model, name) for name in children):
-        return [(name,) for name in children]
-    return [(level["module"],) for level in levels if level["reduction"] > 2]
+
+    position: int
+    node: fx.Node
+    order: tuple[int, ...]
+    size: tuple[int, ...]
+
+    @property
+    def moved(self) -> bool:
+        """The model has the dimensions in another order."""
+        return self.order != tuple(range(len(self.order)))
 
 
 def cut_model(
-    model: nn.Module, stages: Sequence[StageModules]
-) -> tuple[nn.Module, list[nn.Module], nn.Module]:
-    """Stem, stages and head of a model: ``head(stages(stem(images)))`` is what it computes.
+    model: nn.Module,
+    stages: Sequence[StageModules],
+    input_shape: Sequence[int],
+    enlarged: Callable[[], nn.Module] | None = None,
+) -> list[nn.Module]:
+    """Stem, stages and head of a model: one after the other they compute what it does.
 
     Args:
-        model: put into eval mode; the parts share its modules and weights. Dropout that is a
-            function in its forward becomes a module.
+        model: put into eval mode; the parts share its modules and weights.
         stages: the modules of each stage, in the order in which they are called.
+        input_shape: (channels, height, width) of an image; the parts are for this size.
+        enlarged: see ``Trace``.
 
     Raises:
-        ConfigError: a module does not exist or is not called once and in this order, the model
-            cannot be traced, or more than one tensor goes from one part to the next.
+        ConfigError: a module does not exist.
+        CannotCutError: one is not called once and in this order, the model cannot be traced, or
+            more than one tensor goes from one part to the next.
     """
     names = [name for stage in stages for name in stage]
     for name in names:
-        if _module(model, name) is None:
+        if module_of(model, name) is None:
             raise ConfigError(_unknown(model, name))
-    nodes = list(_trace(model.eval(), names).nodes)
-    calls = _calls(model, nodes, names)
-    before = nodes[calls[0]].all_input_nodes
-    if len(before) != 1:
-        raise ConfigError(_no_stages(model, f"{names[0]} takes {len(before)} tensors, not one"))
-    ends = [calls[names.index(stage[-1])] for stage in stages]
-    cuts = [0, nodes.index(before[0]), *ends, len(nodes) - 2]  # the last node is the output
-    stem, *middle, head = (_part(model, nodes, start, end) for start, end in pairwise(cuts))
-    return stem, middle, head
+    trace = Trace(model, names, input_shape, enlarged)
+    return parts_of(trace, boundaries(trace, stages))
 
 
-class _Tracer(fx.Tracer):
-    """Traces into the containers of these modules only."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        super().__init__(param_shapes_constant=True)
-        parts = [name.split(".") for name in names]
-        self._containers = {
-            ".".join(each[:depth]) for each in parts for depth in range(1, len(each))
-        }
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name not in self._containers
+def boundaries(trace: Trace, stages: Sequence[StageModules]) -> list[Boundary]:
+    """Before the first stage and after each; raises as ``cut_model``."""
+    return [boundary_after(trace, position) for position in positions(trace, stages)]
 
 
-def _trace(model: nn.Module, names: Sequence[str]) -> fx.Graph:
-    owner: Any = model
-    _, *optional = inspect.signature(model.forward).parameters.values()
-    defaults = {each.name: each.default for each in optional if each.default is not each.empty}
-    try:
-        graph = _Tracer(names).trace(model, concrete_args=defaults)
-    except Exception as error:
-        reason = f"torch.fx cannot trace its forward ({type(error).__name__}: {error})"
-        raise ConfigError(_no_stages(model, reason)) from error
-    graph.owning_module = owner  # or every call of a module counts as impure
-    graph.eliminate_dead_code()
-    _make_modules_of_dropout(model, graph)
-    for node in [node for node in graph.nodes if node.op == "placeholder" and not node.users]:
-        graph.erase_node(node)
-    return graph
+def positions(trace: Trace, stages: Sequence[StageModules]) -> list[int]:
+    """Of the nodes before the first stage and at the end of each.
 
-
-def _make_modules_of_dropout(model: nn.Module, graph: fx.Graph) -> None:
-    """A call of F.dropout was traced in eval mode and would never drop anything."""
-    for number, node in enumerate(graph.nodes):
-        if node.op == "call_function" and node.target is functional.dropout:
-            bound = inspect.signature(functional.dropout).bind(*node.args, **node.kwargs)
-            name = f"dropout_{number}"
-            model.add_module(name, nn.Dropout(bound.arguments.get("p", 0.5)).eval())
-            node.op, node.target = "call_module", name
-            node.args, node.kwargs = (bound.arguments["input"],), {}
-
-
-def _calls(model: nn.Module, nodes: list[fx.Node], names: Sequence[str]) -> list[int]:
-    """Index of the node that calls each module."""
+    Raises:
+        CannotCutError: a module is not called once, or not in this order.
+    """
+    names = [name for stage in stages for name in stage]
     calls: dict[str, list[int]] = {name: [] for name in names}
-    for index, node in enumerate(nodes):
+    for index, node in enumerate(trace.nodes):
         if node.op == "call_module" and node.target in calls:
             calls[str(node.target)].append(index)
     for name, found in calls.items():
         if len(found) != 1:
-            reason = f"its forward calls {name} {len(found)} times, not once"
-            raise ConfigError(_no_stages(model, reason))
+            raise CannotCutError(f"its forward calls {name} {len(found)} times, not once")
     order = [calls[name][0] for name in names]
     if order != sorted(set(order)):
-        raise ConfigError(_no_stages(model, "the stages are not in the order of its forward"))
-    return order
+        raise CannotCutError("the stages are not in the order of its forward")
+    return [order[0] - 1, *(_end(trace.nodes, calls[stage[-1]][0]) for stage in stages)]
 
 
-def _part(model: nn.Module, nodes: list[fx.Node], start: int, end: int) -> nn.Module:
-    """The nodes after `start` up to `end` as one module of the output of `start`."""
-    inside, source = nodes[start + 1 : end + 1], nodes[start]
-    constants = [node for node in nodes if node.op == "get_attr" and set(inside) & set(node.users)]
-    known = {source, *inside, *constants}
-    for node in inside:
-        foreign = [needed for needed in node.all_input_nodes if needed not in known]
-        if foreign:
-            reason = f"{node.name} also needs {foreign[0].name}, which is before {source.name}"
-            raise ConfigError(_no_stages(model, reason))
-    chain = _chain(model, inside, source)
-    if chain is not None:
-        return chain[0] if len(chain) == 1 else nn.Sequential(*chain)
-    graph = fx.Graph()
-    copies = {source: graph.placeholder("features")}
-    for node in (*constants, *inside):
-        if node not in copies:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output(copies[nodes[end]])
-    return fx.GraphModule(model, graph)
+def _end(nodes: Sequence[fx.Node], call: int) -> int:
+    """The call and what takes its result apart."""
+    end = call
+    while nodes[end + 1].target is getitem and nodes[end + 1].args[0] is nodes[call]:
+        end += 1
+    return end
 
 
-def _chain(model: nn.Module, nodes: list[fx.Node], source: fx.Node) -> list[nn.Module] | None:
-    """The modules, where each is called with nothing but the output of the one before."""
-    modules: list[nn.Module] = []
-    for node in nodes:
-        if node.op != "call_module" or node.args != (source,) or node.kwargs:
+def boundary_after(trace: Trace, position: int) -> Boundary:
+    """The boundary after this node.
+
+    Raises:
+        CannotCutError: no single tensor goes on there, or one of which nobody knows the channels.
+    """
+    before = set(trace.nodes[: position + 1])
+    going = [
+        node
+        for node in trace.nodes[: position + 1]
+        if node in trace.of_image and not before.issuperset(node.users)
+    ]
+    place = trace.nodes[position].name
+    if len(going) != 1:
+        names = ", ".join(node.name for node in going)
+        raise CannotCutError(f"after {place} {len(going)} tensors go on ({names}), not one")
+    value = trace.values[going[0]]
+    if not isinstance(value, Tensor):
+        raise CannotCutError(f"after {place} several tensors go on, not one")
+    if value.ndim not in (3, 4):
+        raise CannotCutError(f"the features after {place} have {value.ndim - 1} dimensions")
+    channels = _channels(trace, going[0])
+    others = [each for each in range(1, value.ndim) if each != channels]
+    order = (0, channels, *others) if value.ndim == 4 else (0, *others, channels)
+    return Boundary(position, going[0], order, tuple(value.shape[each] for each in others))
+
+
+def _channels(trace: Trace, node: fx.Node) -> int:
+    """The dimension that timm's `output_fmt` of the model names, or that a larger image leaves.
+
+    Where neither tells (no other size is taken, or the features are one pixel), it is timm's
+    default: NCHW, or (N, tokens, C).
+    """
+    value = trace.values[node]
+    if value.ndim == 4 and getattr(trace.model, "output_fmt", None) == "NHWC":
+        return 3
+    larger = (trace.values_of_larger or {}).get(node)
+    if larger is not None and larger.ndim == value.ndim:
+        fixed = [each for each in range(1, value.ndim) if value.shape[each] == larger.shape[each]]
+        if len(fixed) == 1:
+            return fixed[0]
+    return 1 if value.ndim == 4 else 2
+
+
+def parts_of(trace: Trace, bounds: Sequence[Boundary]) -> list[nn.Module]:
+    """The model between its input, these boundaries and its output, as modules of one tensor."""
+    image, output = trace.nodes[0], trace.nodes[-1].args[0]
+    if not isinstance(output, fx.Node):
+        raise CannotCutError("its forward does not give one tensor")
+    first = Boundary(0, image, (0, 1, 2, 3), ())
+    last = Boundary(len(trace.nodes) - 2, output, (), ())
+    return [_Part(trace, start, end).module() for start, end in pairwise([first, *bounds, last])]
+
+
+class _Part:
+    """What is between two boundaries."""
+
+    def __init__(self, trace: Trace, start: Boundary, end: Boundary) -> None:
+        self._trace, self._start, self._end = trace, start, end
+        self._nodes = self._needed()
+        self._graph = fx.Graph()
+        self._copies: dict[fx.Node, Any] = {}
+
+    def module(self) -> nn.Module:
+        chain = self._chain()
+        if chain is not None:
+            return chain[0] if len(chain) == 1 else nn.Sequential(*chain)
+        source = self._graph.placeholder("features")
+        self._features = source
+        if self._start.moved:
+            back = tuple(self._start.order.index(each) for each in range(len(self._start.order)))
+            source = self._graph.call_method("permute", (source, *back))
+        self._copies[self._start.node] = source
+        for node in self._nodes:
+            self._copies[node] = self._graph.node_copy(node, self._copy)
+        output = self._copy(self._end.node)
+        if self._end.moved:
+            output = self._graph.call_method("permute", (output, *self._end.order))
+        self._graph.output(output)
+        return fx.GraphModule(self._trace.model, self._graph)
+
+    def _needed(self) -> list[fx.Node]:
+        """The nodes inside that the end depends on."""
+        inside = self._trace.nodes[self._start.position + 1 : self._end.position + 1]
+        needed = {self._end.node}
+        for node in reversed(inside):
+            if node in needed:
+                needed.update(node.all_input_nodes)
+        return [node for node in inside if node in needed]
+
+    def _chain(self) -> list[nn.Module] | None:
+        """The modules, where each is called with nothing but the output of the one before."""
+        source, modules = self._start.node, []
+        if self._start.moved or self._end.moved:
             return None
-        modules.append(model.get_submodule(str(node.target)))
-        source = node
-    return modules
+        for node in self._nodes:
+            if node.op != "call_module" or node.args != (source,) or node.kwargs:
+                return None
+            modules.append(self._trace.model.get_submodule(str(node.target)))
+            source = node
+        return modules
+
+    def _copy(self, node: fx.Node) -> Any:
+        """What stands for a node here: its copy or, of one before the part, its constant value."""
+        if node not in self._copies:
+            value = self._trace.values[node]
+            if node.op == "get_attr" or has_tensor(value):
+                self._copies[node] = self._graph.node_copy(node, self._copy)
+            elif isinstance(value, torch.device | torch.dtype):  # those that the features have now
+                name = "device" if isinstance(value, torch.device) else "dtype"
+                self._copies[node] = self._graph.call_function(getattr, (self._features, name))
+            else:
+                self._copies[node] = self._constant(value, self._trace.values_of_more[node])
+        return self._copies[node]
+
+    def _constant(self, of_two: Any, of_three: Any) -> Any:
+        """A value that is known for images of this size, from those for 2 and for 3 images."""
+        if isinstance(of_two, tuple | list):
+            return tuple(map(self._constant, of_two, of_three))
+        if of_two == of_three:
+            return of_two
+        if (of_two, of_three) != (2, 3):
+            raise CannotCutError(f"a part needs {of_two} of 2 images and {of_three} of 3")
+        return self._graph.call_method("size", (self._features, 0))
 
 
-def _grouped(names: list[str]) -> list[StageModules]:
-    groups = min(_GROUPS, len(names))
-    bounds = [round(index * len(names) / groups) for index in range(groups + 1)]
-    return [tuple(names[start:end]) for start, end in pairwise(bounds)]
-
-
-def _module(model: nn.Module, name: str | None) -> nn.Module | None:
+def module_of(model: nn.Module, name: str | None) -> nn.Module | None:
+    """The module of this name; None where there is none."""
     try:
         return model.get_submodule(name) if name else None
     except AttributeError:
         return None
 
 
-def _has_children(model: nn.Module, name: str | None) -> bool:
-    module = _module(model, name)
-    return module is not None and any(module.children())
-
-
-def _children(model: nn.Module, container: str) -> list[str]:
-    return [name for name, _ in model.get_submodule(container).named_children()]
-
-
-def _no_stages(model: nn.Module, reason: str) -> str:
-    return (
-        f"A reference must be a model that can be cut into stages, but {type(model).__name__} "
-        f"cannot be cut here: {reason}. Name the modules of each stage in reference.stages, such "
-        "as [layer1, [layer2.0, layer2.1]]: each is called once, and one tensor goes from each "
-        f"stage to the next. It has {', '.join(_children(model, ''))}."
-    )
-
-
 def _unknown(model: nn.Module, name: str) -> str:
     parent = name
-    while parent and _module(model, parent) is None:
+    while parent and module_of(model, parent) is None:
         parent = parent.rpartition(".")[0]
+    owner = model.get_submodule(parent)
+    known = ", ".join(child for child, _ in owner.named_children())
     return (
         f"reference.stages must name modules of the model, but {type(model).__name__} has no "
-        f"{name!r}. {parent or 'It'} has {', '.join(_children(model, parent)) or 'no modules'}."
+        f"{name!r}. {parent or 'It'} has {known or 'no modules'}."
     )

@@ -22,9 +22,11 @@ from donna_ray.complexity import complexity
 from donna_ray.config import ReferenceConfig, RunConfig, TrainingConfig
 from donna_ray.data import ImageData, Split, class_count, image_format, load_data
 from donna_ray.errors import ConfigError, DonnaError
-from donna_ray.reference.cut import cut_model, stage_modules
+from donna_ray.reference.cut import cut_model
 from donna_ray.reference.network import StagedNetwork, channel_sums
+from donna_ray.reference.stages import automatic_cut
 from donna_ray.reference.timm_models import create_timm_model, preprocessing_of
+from donna_ray.reference.trace import LARGER, CannotCutError
 from donna_ray.run.doubts import reference_doubts
 from donna_ray.run.progress import Progress
 from donna_ray.run.run import Run
@@ -121,40 +123,40 @@ def cut_reference(model: nn.Module, config: ReferenceConfig, input_shape: Any) -
         input_shape: (channels, height, width) of an image.
 
     Raises:
-        ConfigError: it cannot be cut there, or its features are (height, width, channels).
+        ConfigError: it cannot be cut there, or does not take images of this size.
     """
-    if getattr(model, "output_fmt", "NCHW") == "NHWC":
-        raise ConfigError(_wrong_layout(config.model))
-    if config.stages is None:
-        stages = stage_modules(model)
-    else:
-        stages = [(each,) if isinstance(each, str) else tuple(each) for each in config.stages]
-    parts = cut_model(model, stages)
+
+    def enlarged() -> nn.Module:
+        channels, height, _ = input_shape
+        with torch.device("meta"):
+            return create_timm_model(
+                ReferenceConfig(model=config.model), channels=channels, image_size=LARGER * height
+            )
+
     try:
-        reference = StagedNetwork(*parts, input_shape, names=stages)
-    except Exception as error:
-        raise ConfigError(
-            f"A reference must take images of the size asked for, but {config.model} with "
-            f"{tuple(input_shape)} raised {type(error).__name__}: {error}. Change "
-            "data.image_size (or --image-size)."
-        ) from error
-    _check_layout(model, reference, config.model)
-    return reference
+        if config.stages is None:
+            parts, stages = automatic_cut(model, input_shape, enlarged)
+        else:
+            stages = [(each,) if isinstance(each, str) else tuple(each) for each in config.stages]
+            parts = cut_model(model, stages, input_shape, enlarged)
+    except CannotCutError as reason:
+        raise ConfigError(_not_cut(config, model, reason)) from reason
+    stem, *middle, head = parts
+    return StagedNetwork(stem, middle, head, input_shape, names=stages)
 
 
-def _check_layout(model: nn.Module, reference: StagedNetwork, name: str) -> None:
-    """timm names the channels of the features; where they are last, the first are none of them."""
-    known = {level["num_chs"] for level in getattr(model, "feature_info", None) or ()}
-    for shape in reference.shapes:
-        first, last = shape.output[0], shape.output[-1]
-        if len(shape.output) == 3 and first not in known and last in known and first != last:
-            raise ConfigError(_wrong_layout(name))
-
-
-def _wrong_layout(name: str) -> str:
+def _not_cut(config: ReferenceConfig, model: nn.Module, reason: CannotCutError) -> str:
+    if config.stages is None or str(reason).startswith("torch.fx cannot trace"):
+        remedy = "Choose another model: docs/models.md lists many that can be cut."
+    else:
+        remedy = (
+            "Name other modules in reference.stages, such as [layer1, [layer2.0, layer2.1]]: each "
+            "is called once, and one tensor goes from each stage to the next. It has "
+            f"{', '.join(name for name, _ in model.named_children())}."
+        )
     return (
-        "A reference's features must be (channels, height, width) or (tokens, channels), but those "
-        f"of {name} are (height, width, channels). Choose another model."
+        f"A reference must be a model that can be cut into stages, but {type(model).__name__} "
+        f"cannot be cut here: {reason}. {remedy}"
     )
 
 
@@ -282,7 +284,7 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
         variances = calibrate(reference, data.distillation_plain)
         reached = accuracy(reference, data.validation)
     variance = {str(number): values for number, values in enumerate(variances)}
-    state = {name: tensor.contiguous() for name, tensor in reference.state_dict().items()}
+    state = {name: tensor.clone() for name, tensor in reference.state_dict().items()}  # parts share
     weights_file, variance_file = folder.path / _WEIGHTS, folder.path / _VARIANCE
     write_atomic(weights_file, safetensors.torch.save(state))
     write_atomic(variance_file, safetensors.torch.save(variance))

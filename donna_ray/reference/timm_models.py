@@ -1,20 +1,24 @@
 """Creates the timm model that a configuration names, with the weights that it names."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import timm
 from timm.data import resolve_data_config
+from timm.models import get_arch_pretrained_cfgs
 from torch import nn
 
 from donna_ray.config import ReferenceConfig
 from donna_ray.errors import ConfigError
+from donna_ray.reference import checkpoint
 from donna_ray.reference import own_models as models
 
 __all__ = ["create_timm_model", "model_arguments", "preprocessing_of"]
 
 _OWN_MODELS = models.__all__  # importing them registers them with timm
 _SOURCES = ("url", "hf_hub_id", "file", "state_dict")
+_SIMILAR = 8  # names in a message
 _PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct")
 
 
@@ -38,23 +42,27 @@ def create_timm_model(
     Raises:
         ConfigError: timm does not know the model, or its weights cannot be had for these classes.
     """
-    if not timm.is_model(config.model):
-        known = ", ".join(timm.list_models(f"*{config.model[:6]}*")[:8])
-        raise ConfigError(
-            f"reference.model must be one of timm's models, but is {config.model!r}. "
-            + (f"Similar ones: {known}. " if known else "")
-            + "`python -c 'import timm; print(timm.list_models())'` lists all."
-        )
+    _check_name(config.model)
     arguments = model_arguments(config.model, classes, channels, image_size)
     model = _create(config.model, arguments)
     if not load_weights or config.weights == "train":
         return model.eval()
-    if config.weights == "pretrained":
-        _check_pretrained(config, getattr(model, "pretrained_cfg", {}), classes)
-        arguments["pretrained"] = True
-    else:
-        arguments["checkpoint_path"] = str(Path(config.weights))
-    return _load(config, arguments).eval()
+    try:
+        if config.weights == "pretrained":
+            _check_pretrained(config, getattr(model, "pretrained_cfg", {}), classes)
+            model = timm.create_model(config.model, pretrained=True, **arguments)
+        else:
+            new_head = config.training is not None
+            checkpoint.load_weights(model, Path(config.weights), new_head=new_head)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"reference.weights is {config.weights!r}, but these weights of {config.model} cannot "
+            f"be had ({type(error).__name__}: {error}). Give a checkpoint file of the model, or "
+            "'train' to train the reference on the data."
+        ) from error
+    return model.eval()
 
 
 def preprocessing_of(
@@ -86,6 +94,26 @@ def model_arguments(
     return arguments
 
 
+def _check_name(model: str) -> None:
+    """The name is timm's, and so is the tag after it (`resnet18.a1_in1k`)."""
+    name, _, tag = model.partition(".")
+    if not timm.is_model(name):
+        known = timm.list_models()
+        similar = [*timm.list_models(f"{name}*"), *get_close_matches(name, known, _SIMILAR)]
+        listed = ", ".join(dict.fromkeys(similar[:_SIMILAR]))
+        raise ConfigError(
+            f"reference.model must be one of timm's models, but is {model!r}. "
+            + (f"Similar ones: {listed}. " if listed else "")
+            + "`python -c 'import timm; print(timm.list_models())'` lists all."
+        )
+    tagged = [each for each in get_arch_pretrained_cfgs(name) if "." in each]
+    if tag and model not in tagged:
+        raise ConfigError(
+            f"reference.model must name weights that timm has, but there is no {model!r}. "
+            + (f"It has {', '.join(tagged)}." if tagged else f"Of {name} it has none.")
+        )
+
+
 def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, **arguments)
@@ -104,19 +132,5 @@ def _check_pretrained(config: ReferenceConfig, settings: Any, classes: int | Non
             f"{config.model}. Give a checkpoint file, or 'train' to train it on the data."
         )
     if classes not in (None, settings["num_classes"]) and config.training is None:
-        raise ConfigError(
-            f"The pretrained {config.model} knows {settings['num_classes']} classes, but the data "
-            f"have {classes}, so its classifier would be random. Set reference.training (epochs, "
-            "learning_rate, …) to train it further on the data, or give a checkpoint file."
-        )
-
-
-def _load(config: ReferenceConfig, arguments: dict[str, Any]) -> nn.Module:
-    try:
-        return timm.create_model(config.model, **arguments)
-    except Exception as error:
-        raise ConfigError(
-            f"reference.weights is {config.weights!r}, but these weights of {config.model} cannot "
-            f"be had ({type(error).__name__}: {error}). Give a checkpoint file that fits the model "
-            "and the number of classes, or 'train' to train the reference on the data."
-        ) from error
+        whose = f"The pretrained {config.model}"
+        raise ConfigError(checkpoint.other_classes(whose, settings["num_classes"], classes))

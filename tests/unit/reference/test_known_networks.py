@@ -143,7 +143,7 @@ def network(request: pytest.FixtureRequest) -> tuple[Known, Parts]:
     model = timm.create_model(request.param)
     with torch.no_grad():
         model.train()(torch.randn(2, 3, 64, 64))  # statistics of BatchNorm that differ
-        stem, stages, head = cut_model(model, list(known.stages))
+        stem, *stages, head = cut_model(model, list(known.stages), IMAGE)
         features = [stem(torch.zeros(1, *IMAGE))]
         for stage in stages:
             features.append(stage(features[-1]))

@@ -10,11 +10,12 @@ from torch import nn
 from donna_ray.complexity import complexity
 from donna_ray.config import ReferenceConfig
 from donna_ray.errors import ConfigError
-from donna_ray.reference.cut import cut_model, stage_modules
+from donna_ray.reference.cut import cut_model
 from donna_ray.reference.facts import reference_facts
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import cut_error, cut_reference
 from donna_ray.reference.timm_models import create_timm_model
+from donna_ray.reference.trace import CannotCutError
 from donna_ray.training.loop import seeded
 
 # Of every family: a model, the size of an image, and the number of stages.
@@ -84,18 +85,16 @@ def test_stages_can_be_named() -> None:
         ("resnet18", ["layer1.7"], ["no 'layer1.7'", "layer1 has 0, 1"]),
         ("resnet18", ["layer2", "layer1"], ["not in the order"]),
         ("resnet18", ["layer1", "layer1"], ["not in the order"]),
-        ("resnet18", ["layer1.0.conv1", "layer2"], ["also needs maxpool"]),
-        ("vgg11", None, ["names no stages", "reference.stages", "features"]),
-        ("swin_tiny_patch4_window7_224", None, ["(height, width, channels)"]),
-        ("vit_small_patch16_dinov3", None, ["takes 2 tensors"]),
-        ("volo_d1_224", ["network.2", "network.3"], ["(height, width, channels)"]),
+        ("resnet18", ["layer1.0.conv1", "layer2"], ["2 tensors go on (maxpool, layer1_0_conv1)"]),
+        ("pit_ti_224", ["transformers.0"], ["several tensors go on"]),
+        ("crossvit_tiny_240", None, ["tensors go on", "Choose another model"]),
         ("levit_128s", None, ["(3, 64, 64)", "data.image_size"]),
     ],
 )
 def test_model_that_cannot_be_cut_says_why(
     name: str, stages: list[str] | None, words: list[str]
 ) -> None:
-    size = 224 if name == "volo_d1_224" else 64
+    size = {"pit_ti_224": 224, "crossvit_tiny_240": 240}.get(name, 64)
     config = ReferenceConfig(model=name, stages=stages)
     with torch.device("meta"), pytest.raises(ConfigError) as caught:
         cut_reference(create_timm_model(config), config, (3, size, size))
@@ -112,8 +111,8 @@ def test_forward_that_cannot_be_traced_is_named() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.b(self.a(images)) if images.sum() > 0 else images
 
-    with pytest.raises(ConfigError, match=r"cannot trace its forward \(TraceError"):
-        cut_model(Branching(), [("a",), ("b",)])
+    with pytest.raises(CannotCutError, match=r"cannot trace its forward \(TraceError"):
+        cut_model(Branching(), [("a",), ("b",)], (3, 4, 4))
 
 
 def test_stage_between_glue_keeps_the_glue() -> None:
@@ -126,7 +125,7 @@ def test_stage_between_glue_keeps_the_glue() -> None:
             return (self.b(self.a(images + 1) * 2) - 3).mean((2, 3))
 
     model = Doubling()
-    stem, stages, head = cut_model(model, [("a",), ("b",)])
+    stem, *stages, head = cut_model(model, [("a",), ("b",)], (3, 4, 4))
     network = StagedNetwork(stem, stages, head, (3, 4, 4))
     images = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(network(images), model(images))
@@ -143,7 +142,8 @@ def test_dropout_in_the_forward_still_drops_in_training() -> None:
             features = self.b(self.a(images)).mean((2, 3))
             return nn.functional.dropout(features, p=0.5, training=self.training)
 
-    network = StagedNetwork(*cut_model(Dropping(), [("a",), ("b",)]), (3, 4, 4))
+    stem, *stages, head = cut_model(Dropping(), [("a",), ("b",)], (3, 4, 4))
+    network = StagedNetwork(stem, stages, head, (3, 4, 4))
     images = torch.randn(64, 3, 4, 4)
     assert (network.eval()(images) != 0).all()
     share = (network.train()(images) == 0).float().mean().item()
@@ -151,7 +151,9 @@ def test_dropout_in_the_forward_still_drops_in_training() -> None:
 
 
 def test_blocks_of_one_resolution_make_four_stages() -> None:
-    stages = stage_modules(timm.create_model("vit_tiny_patch16_224"))
+    config = ReferenceConfig(model="vit_tiny_patch16_224")
+    with torch.device("meta"):
+        stages = cut_reference(create_timm_model(config), config, (3, 224, 224)).names
     assert stages[0] == ("blocks.0", "blocks.1", "blocks.2")
     assert [len(stage) for stage in stages] == [3, 3, 3, 3]
 

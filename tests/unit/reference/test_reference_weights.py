@@ -15,6 +15,8 @@ from donna_ray.config import ReferenceConfig
 from donna_ray.errors import ConfigError
 from donna_ray.reference.timm_models import create_timm_model, preprocessing_of
 
+SMALL = "test_resnet"
+
 
 def reference(**values: Any) -> ReferenceConfig:
     return ReferenceConfig.model_validate({"model": "mobilenetv3_small_050", **values})
@@ -40,12 +42,82 @@ def test_checkpoint_that_runs_code_is_refused(tmp_path: Path) -> None:
         create_timm_model(reference(weights=str(path)))
 
 
-def test_checkpoint_of_other_classes_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "weights.safetensors"
-    model = timm.create_model("mobilenetv3_small_050", num_classes=5)
-    safetensors.torch.save_file(model.state_dict(), path)
-    with pytest.raises(ConfigError, match="number of classes"):
-        create_timm_model(reference(weights=str(path)), classes=6)
+@pytest.fixture(scope="module")
+def small() -> dict[str, torch.Tensor]:
+    """Weights of a small model for 5 classes."""
+    return timm.create_model(SMALL, num_classes=5).state_dict()
+
+
+def saved(path: Path, state: dict[str, Any]) -> str:
+    torch.save({"state_dict": state, "epoch": 3}, path / "last.ckpt")
+    return str(path / "last.ckpt")
+
+
+def loaded(weights: str, classes: int, **values: Any) -> torch.nn.Module:
+    config = ReferenceConfig.model_validate({"model": SMALL, "weights": weights, **values})
+    return create_timm_model(config, classes=classes)
+
+
+def test_checkpoint_of_other_classes_wants_training(
+    tmp_path: Path, small: dict[str, torch.Tensor]
+) -> None:
+    weights = saved(tmp_path, small)
+    with pytest.raises(ConfigError, match=r"knows 5 classes.*have 6.*reference\.training"):
+        loaded(weights, 6)
+    model = loaded(weights, 6, training={"epochs": 1})
+    state = model.state_dict()
+    other = {name for name in small if not torch.equal(state[name], small[name])}
+    assert other == {"fc.weight", "fc.bias"}
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 6)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "beside"),
+    [("model.", ["loss.weight"]), ("module.", []), ("_orig_mod.", []), ("network.backbone.", [])],
+)
+def test_prefix_of_all_names_is_taken_off(
+    tmp_path: Path, small: dict[str, torch.Tensor], prefix: str, beside: list[str]
+) -> None:
+    state = {prefix + name: value for name, value in small.items()}
+    state |= dict.fromkeys(beside, torch.ones(5))
+    model = loaded(saved(tmp_path, state), 5)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in small.items())
+
+
+def test_counters_of_batches_may_lack(tmp_path: Path, small: dict[str, torch.Tensor]) -> None:
+    state = {name: each for name, each in small.items() if "num_batches" not in name}
+    assert torch.equal(loaded(saved(tmp_path, state), 5).state_dict()["fc.bias"], small["fc.bias"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda state: timm.create_model("test_vit").state_dict(),
+            ["lacks 45 of its 45", "others"],
+        ),
+        (lambda state: {**state, "ema.x": torch.ones(1)}, ["lacks 0 of", "1 others (ema.x)"]),
+        (
+            lambda state: {a + name: each for name, each in state.items() for a in ("a.", "b.")},
+            ["has it 2 times (a., b.)"],
+        ),
+        (
+            lambda state: {**state, "fc.bias": torch.ones(5), "bn1.weight": torch.ones(2)},
+            ["1 weights", "bn1.weight (2,)"],
+        ),
+    ],
+    ids=["another model", "more", "twice", "shape"],
+)
+def test_checkpoint_that_does_not_fit_is_refused_in_one_line(
+    tmp_path: Path, small: dict[str, torch.Tensor], change: Any, words: list[str]
+) -> None:
+    weights = saved(tmp_path, change(small))
+    with pytest.raises(ConfigError) as caught:
+        loaded(weights, 5)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert len(message) - message.count(weights) * len(weights) < 400
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("name", ["mobilenetv2_035", "donna_micro"])
@@ -67,9 +139,19 @@ def test_pretrained_weights_that_cannot_be_fetched_are_refused(
         create_timm_model(reference(weights="pretrained", training={"epochs": 1}), classes=10)
 
 
-def test_unknown_model_gets_similar_names() -> None:
-    with pytest.raises(ConfigError, match=r"'resnet51'.*Similar ones: .*resnet"):
-        create_timm_model(ReferenceConfig(model="resnet51"))
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resnet51", r"'resnet51'.*Similar ones: resnet51q, .*resnet50"),
+        ("tf_efficientnet_lite", "Similar ones: tf_efficientnet_lite0, tf_efficientnet_lite1"),
+        ("efficentnet_b0", "Similar ones: efficientnet_b0"),
+        ("resnet18.nosuchtag", r"no 'resnet18.nosuchtag'. It has resnet18.a1_in1k, "),
+        ("donna_micro.nosuchtag", "Of donna_micro it has none"),
+    ],
+)
+def test_unknown_model_gets_similar_names(name: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        create_timm_model(ReferenceConfig(model=name))
 
 
 def test_image_size_reaches_models_that_are_built_for_one() -> None:

@@ -1,0 +1,216 @@
+"""Finds the stages of a model that names none: from timm's `feature_info`, else from its trace."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from math import prod, sqrt
+from typing import Any
+
+from torch import nn
+
+from donna_ray.complexity import probe
+from donna_ray.reference.cut import (
+    Boundary,
+    StageModules,
+    boundary_after,
+    module_of,
+    parts_of,
+    positions,
+)
+from donna_ray.reference.trace import CannotCutError, Trace, calls_of
+
+__all__ = ["automatic_cut"]
+
+_GROUPS = 4  # stages of a network whose blocks all have one shape, such as a ViT
+_MOST = 8  # stages
+_LEAST_SHARE = 0.5  # of the MACs, in the stages
+
+Enlarged = Callable[[], nn.Module] | None
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Boundaries before the first stage and after each, and the modules of each stage."""
+
+    trace: Trace
+    bounds: list[Boundary]
+    stages: list[StageModules]
+
+    def parts(self) -> list[nn.Module]:
+        return parts_of(self.trace, self.bounds)
+
+
+def automatic_cut(
+    model: nn.Module, input_shape: Sequence[int], enlarged: Enlarged = None
+) -> tuple[list[nn.Module], list[StageModules]]:
+    """Stem, at most 8 stages and head of a model; the modules of each stage.
+
+    Feature levels of `feature_info` that are children of one container (`blocks.1`, `stages.0`)
+    make a stage of each of its children; other levels are stages, but for those of the stem (which
+    halve the image at most). Stages between which several tensors go are one. Other models are cut
+    where one tensor goes on and the resolution changes. Blocks of one resolution (a ViT's) are
+    grouped into four stages. Of more than 8 stages, neighbours are joined, the cheapest first.
+
+    Args:
+        model: see ``cut_model``, as are the others.
+
+    Raises:
+        CannotCutError: it cannot be traced, or the stages would have less than half of the MACs.
+        ConfigError: it does not take images of this size.
+    """
+    cut = _best_cut(model, input_shape, enlarged)
+    if len(cut.stages) > _MOST:
+        cut = _joined(cut, _macs(cut.parts(), input_shape)[1:-1])
+    return cut.parts(), cut.stages
+
+
+def _best_cut(model: nn.Module, input_shape: Sequence[int], enlarged: Enlarged) -> _Cut:
+    stages = _level_stages(model)
+    if stages:
+        try:
+            return _of_levels(model, stages, input_shape, enlarged)
+        except CannotCutError:
+            pass
+    return _of_trace(model, input_shape, enlarged)
+
+
+def _of_levels(
+    model: nn.Module, stages: list[StageModules], input_shape: Sequence[int], enlarged: Enlarged
+) -> _Cut:
+    trace = Trace(model, [name for stage in stages for name in stage], input_shape, enlarged)
+    points, names, reason = _points(trace, stages)
+    cut = _Cut(trace, points, names[1:])
+    return _with_enough(cut, input_shape, reason) if reason else cut
+
+
+def _points(
+    trace: Trace, stages: Sequence[StageModules]
+) -> tuple[list[Boundary], list[StageModules], CannotCutError | None]:
+    """The boundaries there are before and after these; modules up to each; why the first lacks."""
+    points: list[Boundary] = []
+    names: list[StageModules] = []
+    reason: CannotCutError | None = None
+    waiting: StageModules = ()
+    for stage, position in zip([(), *stages], positions(trace, stages), strict=True):
+        waiting += stage
+        try:
+            points.append(boundary_after(trace, position))
+        except CannotCutError as error:
+            reason = reason or error
+        else:
+            names.append(waiting)
+            waiting = ()
+    return points, names, reason
+
+
+def _level_stages(model: nn.Module) -> list[StageModules]:
+    """Of timm's `feature_info`; none where it names no modules."""
+    info: Any = getattr(model, "feature_info", None)
+    levels = [level for level in info or () if _has_children(model, level.get("module"))]
+    if len(levels) < 2:
+        return []
+    names = [level["module"] for level in levels]
+    if len({level["reduction"] for level in levels}) == 1:
+        return _grouped(names)
+    container = names[-1].rpartition(".")[0]
+    children = [
+        f"{container}.{name}" for name, _ in model.get_submodule(container).named_children()
+    ]
+    if len(set(names) & set(children)) > 1 and all(_has_children(model, name) for name in children):
+        return [(name,) for name in children]
+    return [(level["module"],) for level in levels if level["reduction"] > 2]
+
+
+def _of_trace(model: nn.Module, input_shape: Sequence[int], enlarged: Enlarged) -> _Cut:
+    """Cut where one tensor goes on from one of the model's modules and the resolution changes."""
+    method = "forward_features" if hasattr(model, "forward_features") else "forward"
+    names = calls_of(model, _leaves(model), method, input_shape)
+    trace = Trace(model, names, input_shape, enlarged)
+    points, modules, reason = _points(trace, [(name,) for name in names])
+    chosen = _ends(points, input_shape) if len(points) > 2 else []
+    stages = [sum(modules[start + 1 : end + 1], ()) for start, end in pairwise(chosen)]
+    while stages and not any(_has_parameters(model, name) for name in stages[-1]):
+        stages.pop()
+    cut = _Cut(trace, [points[each] for each in chosen[: len(stages) + 1]], stages)
+    none = CannotCutError("in no two places does one tensor go on")
+    return _with_enough(cut, input_shape, reason or none)
+
+
+def _ends(points: Sequence[Boundary], input_shape: Sequence[int]) -> list[int]:
+    """Which points end the stem and the stages: the last of each resolution.
+
+    The first is before all modules; the stem has one at least.
+    """
+    groups = [list(group) for _, group in groupby(range(len(points)), lambda n: _area(points[n]))]
+    pixels = prod(input_shape[1:])
+    stem = [group[-1] for group in groups if round(sqrt(pixels / _area(points[group[0]]))) <= 2]
+    first = max([1, *stem])
+    stages = [group[-1] for group in groups if group[-1] > first]
+    if len(stages) > 1:
+        return [first, *stages]
+    return [first, *(group[-1] for group in _grouped(range(first + 1, len(points))))]
+
+
+def _area(point: Boundary) -> int:
+    return prod(point.size)
+
+
+def _with_enough(cut: _Cut, input_shape: Sequence[int], reason: CannotCutError) -> _Cut:
+    """The cut, if it has two stages and these half of the MACs; else raises the reason."""
+    if len(cut.stages) > 1:
+        macs = _macs(cut.parts(), input_shape)
+        if sum(macs[1:-1]) >= _LEAST_SHARE * sum(macs):
+            return cut
+    raise reason
+
+
+def _macs(parts: Sequence[nn.Module], shape: Sequence[int]) -> list[int]:
+    macs = []
+    for part in parts:
+        shadow = copy.deepcopy(part).to("meta").eval().requires_grad_(False)
+        cost, shape = probe(shadow, shape)
+        macs.append(cost["macs"])
+    return macs
+
+
+def _joined(cut: _Cut, macs: list[int]) -> _Cut:
+    """The cut with at most `_MOST` stages."""
+    bounds, stages = list(cut.bounds), list(cut.stages)
+    while len(stages) > _MOST:
+        sums = [first + second for first, second in pairwise(macs)]
+        place = sums.index(min(sums))
+        macs[place : place + 2] = [sums[place]]
+        stages[place : place + 2] = [stages[place] + stages[place + 1]]
+        del bounds[place + 1]
+    return _Cut(cut.trace, bounds, stages)
+
+
+def _leaves(model: nn.Module) -> list[str]:
+    """Its modules: containers, and what has most of the parameters, are taken apart."""
+    most = sum(parameter.numel() for parameter in model.parameters()) / 2
+
+    def inside(module: nn.Module, prefix: str) -> list[str]:
+        names = []
+        for name, child in module.named_children():
+            large = sum(parameter.numel() for parameter in child.parameters()) > most
+            apart = large or isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+            names += (apart and inside(child, f"{prefix}{name}.")) or [prefix + name]
+        return names
+
+    return inside(model, "")
+
+
+def _grouped(items: Sequence[Any]) -> list[tuple[Any, ...]]:
+    groups = min(_GROUPS, len(items))
+    bounds = [round(index * len(items) / max(groups, 1)) for index in range(groups + 1)]
+    return [tuple(items[start:end]) for start, end in pairwise(bounds)]
+
+
+def _has_children(model: nn.Module, name: str | None) -> bool:
+    module = module_of(model, name)
+    return module is not None and any(module.children())
+
+
+def _has_parameters(model: nn.Module, name: str) -> bool:
+    return any(True for _ in model.get_submodule(name).parameters())

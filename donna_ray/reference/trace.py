@@ -1,0 +1,267 @@
+"""A model's forward as a graph of calls, and what each call gives: found on the meta device.
+
+The forward is traced with torch.fx down to the modules that make a stage; these stay what they are.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from operator import attrgetter, getitem
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from donna_ray.errors import ConfigError
+
+__all__ = ["LARGER", "CannotCutError", "Trace", "calls_of", "has_tensor"]
+
+LARGER = 4  # times as high and wide: a second image size, which shows what depends on the size
+
+
+class CannotCutError(Exception):
+    """Why a model cannot be cut at a place, in words."""
+
+
+class Trace:
+    """The graph of a model's forward; its values for images of this size and of a larger one.
+
+    Args:
+        model: put into eval mode. Dropout that is a function in its forward becomes a module.
+        names: of the modules down to which it is traced.
+        input_shape: (channels, height, width) of an image.
+        enlarged: makes the model for images that are `LARGER` times as high and wide, for models
+            that are built for one size; None where there is no such model.
+
+    Raises:
+        CannotCutError: it cannot be traced.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        input_shape: Sequence[int],
+        enlarged: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self._names, self._shape, self._enlarged = names, tuple(input_shape), enlarged
+        self.nodes = list(_graph(model, names, self._shape).nodes)
+        self._on_meta = _OnMeta(model, self.nodes[0].graph)
+
+    @cached_property
+    def values(self) -> dict[fx.Node, Any]:
+        """What each node gives for 2 images.
+
+        Raises:
+            ConfigError: the model does not take images of this size.
+        CannotCutError: what was traced is not the model.
+        """
+        try:
+            return dict(self._on_meta.values((2, *self._shape)))
+        except Exception as error:
+            raise _cause(self.model, self._shape, error) from error
+
+    @cached_property
+    def values_of_more(self) -> dict[fx.Node, Any]:
+        """Like ``values``, for 3 images."""
+        return dict(self._on_meta.values((3, *self._shape)))
+
+    @cached_property
+    def values_of_larger(self) -> dict[fx.Node, Any] | None:
+        """Like ``values``, for larger images; None where the model cannot take any."""
+        channels, *size = self._shape
+        shape = (2, channels, *(LARGER * each for each in size))
+        try:
+            return dict(self._on_meta.values(shape))
+        except Exception:  # built for one size
+            return self._of_another_model(shape)
+
+    @cached_property
+    def of_image(self) -> set[fx.Node]:
+        """The nodes whose value depends on the image by more than its size."""
+        found: set[fx.Node] = set()
+        for node in self.nodes:
+            depends = has_tensor(self.values[node]) and not found.isdisjoint(node.all_input_nodes)
+            if node.op == "placeholder" or depends:
+                found.add(node)
+        return found
+
+    def _of_another_model(self, shape: tuple[int, ...]) -> dict[fx.Node, Any] | None:
+        if self._enlarged is None:
+            return None
+        try:
+            model = self._enlarged().eval()
+            graph = _graph(model, self._names, shape[1:])
+            values = _OnMeta(model, graph).values(shape)
+        except Exception:  # there is none of this size
+            return None
+        return dict(zip(self.nodes, map(values.get, graph.nodes), strict=True))
+
+
+class _OnMeta(fx.Interpreter):
+    """Runs a graph of calls of a model, or as much as is there of it, on the meta device."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(model, garbage_collect_values=False, graph=graph)
+        self.extra_traceback = False
+        self._copies: dict[str, Any] = {}
+        self._shape: Sequence[int] = ()
+        self._given: dict[fx.Node, Any] = {}
+
+    def values(self, shape: Sequence[int]) -> dict[fx.Node, Any]:
+        """What each node gives for images (N, C, H, W) of this shape.
+
+        Called again for the same shape, it runs the nodes that are new.
+        """
+        if shape != self._shape:
+            self._shape, self._given = shape, {}
+        image, *optional = (node for node in self.graph.nodes if node.op == "placeholder")
+        self._given.setdefault(image, torch.empty(*shape, device="meta"))
+        self._given |= dict.fromkeys(optional)
+        for node in self.graph.nodes:  # arguments with defaults are only compared with these
+            if not set(optional).isdisjoint(node.all_input_nodes):
+                optional.append(node)
+                self._given[node] = None
+        with torch.no_grad(), torch.device("meta"):
+            self.run(initial_env=self._given)
+        return self._given
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """With lists that a module may change."""
+        own = tuple(list(each) if isinstance(each, list) else each for each in args)
+        return super().call_module(target, own, kwargs)
+
+    def fetch_attr(self, target: str) -> Any:
+        """A module or tensor of the model, on the meta device."""
+        if target not in self._copies:
+            value = attrgetter(target)(self.module)
+            value = value.detach() if isinstance(value, Tensor) else copy.deepcopy(value)
+            self._copies[target] = value.to("meta")
+        return self._copies[target]
+
+
+class _Sized(fx.Proxy):
+    """A value in a trace that has a length, if it is no tensor."""
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.tracer.iter(self))
+
+
+class _Tracer(fx.Tracer):
+    """Traces into the containers of these modules only, and follows branches and loops on sizes."""
+
+    def __init__(self, names: Sequence[str], method: str, shape: Sequence[int]) -> None:
+        super().__init__(param_shapes_constant=True)
+        self.traced_func_name, self._shape, self._running = method, shape, False
+        self._on_meta: _OnMeta | None = None
+        parts = [name.split(".") for name in names]
+        self._containers = {
+            ".".join(each[:depth]) for each in parts for depth in range(1, len(each))
+        }
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name not in self._containers
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if self._running:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self._running else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Sized(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        value = self._value(obj)
+        return super().to_bool(obj) if has_tensor(value) else bool(value)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        value = self._value(obj)
+        if isinstance(value, Tensor):
+            return super().iter(obj)
+        return iter([getitem(obj, index) for index in range(len(value))])
+
+    def _value(self, obj: fx.Proxy) -> Any:
+        """Of what is traced up to here."""
+        if self._on_meta is None:
+            self._on_meta = _OnMeta(self.root, self.graph)
+        self._running = True
+        try:
+            return self._on_meta.values((2, *self._shape))[obj.node]
+        finally:
+            self._running = False
+
+
+def calls_of(
+    model: nn.Module, names: Sequence[str], method: str, input_shape: Sequence[int]
+) -> list[str]:
+    """Those of these modules that a method of the model calls once, in the order of the calls.
+
+    Raises:
+        CannotCutError: it cannot be traced.
+    """
+    targets = [str(node.target) for node in _traced(model, names, method, input_shape).nodes]
+    known = set(names)
+    return [name for name in targets if name in known and targets.count(name) == 1]
+
+
+def has_tensor(value: Any) -> bool:
+    """Whether a value is a tensor, or holds one."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return isinstance(value, Tensor) or (
+        isinstance(value, list | tuple) and any(map(has_tensor, value))
+    )
+
+
+def _graph(model: nn.Module, names: Sequence[str], shape: Sequence[int]) -> fx.Graph:
+    graph = _traced(model, names, "forward", shape)
+    owner: Any = model
+    graph.owning_module = owner  # or every call of a module counts as impure
+    graph.eliminate_dead_code()
+    _make_modules_of_dropout(model, graph)
+    for node in [node for node in graph.nodes if node.op == "placeholder" and not node.users]:
+        graph.erase_node(node)
+    return graph
+
+
+def _traced(model: nn.Module, names: Sequence[str], method: str, shape: Sequence[int]) -> fx.Graph:
+    _, *optional = inspect.signature(getattr(model, method)).parameters.values()
+    defaults = {each.name: each.default for each in optional if each.default is not each.empty}
+    try:
+        return _Tracer(names, method, shape).trace(model, concrete_args=defaults)
+    except Exception as error:
+        raise _cause(model, shape, error) from error
+
+
+def _cause(model: nn.Module, shape: Sequence[int], error: Exception) -> Exception:
+    """Of an error in a trace: the model itself does not take such images, or cannot be traced."""
+    if not isinstance(error, fx.proxy.TraceError):
+        try:
+            with torch.no_grad(), torch.device("meta"):
+                copy.deepcopy(model).to("meta")(torch.empty(2, *shape))
+        except Exception as own:
+            return ConfigError(
+                f"A reference must take images of the size asked for, but {type(model).__name__} "
+                f"with {tuple(shape)} raised {type(own).__name__}: {own}. Change data.image_size "
+                "(or --image-size)."
+            )
+    first = str(error).strip().partition("\n")[0]
+    reason = f"torch.fx cannot trace its forward ({type(error).__name__}: {first})"
+    return CannotCutError(reason)
+
+
+def _make_modules_of_dropout(model: nn.Module, graph: fx.Graph) -> None:
+    """A call of F.dropout was traced in eval mode and would never drop anything."""
+    for number, node in enumerate(graph.nodes):
+        if node.op == "call_function" and node.target is functional.dropout:
+            bound = inspect.signature(functional.dropout).bind(*node.args, **node.kwargs)
+            name = f"dropout_{number}"
+            model.add_module(name, nn.Dropout(bound.arguments.get("p", 0.5)).eval())
+            node.op, node.target = "call_module", name
+            node.args, node.kwargs = (bound.arguments["input"],), {}
