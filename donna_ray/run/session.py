@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import ray
 
+from device_farm.ending import one_line
 from donna_ray.config import ClusterConfig
 from donna_ray.errors import DonnaError
 
@@ -54,6 +55,11 @@ class RaySession:
                 f"The Ray cluster asks for a token: {error}. Set RAY_AUTH_MODE=token, with the "
                 "cluster's token in ~/.ray/auth_token."
             ) from None
+        except Exception as error:  # such as that its own processes took too long
+            raise DonnaError(
+                f"Ray must start on this host, but does not: {one_line(str(error))}. See that CPUs "
+                "and memory are free, then give the same command again: what is finished is kept."
+            ) from error
         if callable(stopping):  # Ray's own ends the process on the spot
             signal.signal(signal.SIGTERM, stopping)
         self._ours = True

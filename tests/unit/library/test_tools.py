@@ -17,6 +17,7 @@ from donna_ray.cli.library import app
 from donna_ray.config import RunConfig
 from donna_ray.errors import ConfigError, DonnaError, RunLockedError
 from donna_ray.library.tools import Library
+from donna_ray.run.ownership import MARKER
 from donna_ray.storage.artifacts import StepFolder
 from donna_ray.storage.records import RecordStore
 from tests.command_line import donna_here
@@ -67,6 +68,7 @@ def remaining(folder: Path) -> set[str]:
 @pytest.fixture
 def run(config: RunConfig, tmp_path: Path) -> Path:
     """A run folder of four blocks, one of which failed."""
+    (tmp_path / MARKER).touch()
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump()))
     store = RecordStore(tmp_path / "library" / "blocks")
     for key, stage, nsr in (("a", 1, 0.2), ("b", 0, 0.3), ("c", 1, 0.1)):
@@ -169,6 +171,7 @@ def test_gc_keeps_blocks_that_may_be_needed(run: Path, config: RunConfig, tmp_pa
     other.mkdir()
     library = config.library.model_copy(update={"store": str(folder)})
     values = config.model_copy(update={"library": library}).model_dump()
+    (other / MARKER).touch()
     (other / "config.yaml").write_text(yaml.safe_dump(values))
     make_library(other, RecordStore(folder), ["a"])
     shared = donna_library("gc", str(other)).output

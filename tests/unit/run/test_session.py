@@ -8,6 +8,7 @@ import pytest
 import ray
 
 from donna_ray.config import ClusterConfig
+from donna_ray.errors import DonnaError
 from donna_ray.run.session import RaySession
 
 
@@ -34,3 +35,13 @@ def test_signal_that_ends_a_command_stays_the_commands(monkeypatch: pytest.Monke
         assert signal.getsignal(signal.SIGTERM) is ours
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(**_: object) -> None:
+        raise RuntimeError("The current node timed out\nduring startup.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(DonnaError, match=r"does not: The current node timed out during startup\. "):
+        RaySession(ClusterConfig()).ensure()
