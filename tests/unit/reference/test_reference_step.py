@@ -1,0 +1,95 @@
+"""The reference's step on folders of images: class names, their order, and what is told of it."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from donna_ray.config import RunConfig
+from donna_ray.errors import DonnaError
+from donna_ray.reference import step
+from donna_ray.reference.step import data_of, reference_step
+from donna_ray.run.run import Run
+from donna_ray.storage.artifacts import Artifact
+from tests.unit.data.image_files import write_split
+
+NUMBERS = tuple(str(number) for number in range(12))
+
+
+def configured(root: Path, names: tuple[str, ...] = NUMBERS, shown: int = 10) -> RunConfig:
+    """An image in each of these folders, `shown` of them validated, and a small reference."""
+    write_split(root / "images" / "train", 1, names)
+    write_split(root / "images" / "validation", 1, names[:shown])
+    data = {"source": str(root / "images"), "image_size": 32, "augmentation": None}
+    reference = {"model": "donna_micro", "training": {"epochs": 1}}
+    values = {"data": data, "reference": reference, "space": {"preset": "micro"}}
+    return RunConfig.model_validate(values)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, str]:
+    """The artifact of a reference of twelve classes, and what its run said."""
+    root = tmp_path_factory.mktemp("finished")
+    run, said = Run(configured(root), root / "run"), io.StringIO()
+    run.console = Console(file=said, width=1000)
+    with run:
+        return reference_step(run), said.getvalue()
+
+
+def test_class_names_are_kept_in_the_order_of_the_outputs(
+    finished: tuple[Artifact, str], tmp_path: Path
+) -> None:
+    artifact, said = finished
+    assert artifact.result["class_names"] == sorted(NUMBERS)
+    assert data_of(configured(tmp_path), artifact).class_names == sorted(NUMBERS)
+    assert "no validation image is of 2 of the 12 classes, such as '10'" in said
+
+
+@pytest.mark.parametrize(
+    ("reached", "told"), [(0.0, True), (1 / 12, True), (0.19, True), (0.2, False)]
+)
+def test_accuracy_of_guesses_is_told(
+    reached: float, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 24 images and 12 classes, guessing gets 1/12 with a standard deviation of 0.056."""
+    said: list[str] = []
+    config = SimpleNamespace(reference=SimpleNamespace(weights="[mine].pth"))
+    run: Any = SimpleNamespace(say=said.append, config=config)
+    data: Any = SimpleNamespace(validation=range(24), classes=12, unvalidated=())
+    monkeypatch.setattr(step, "accuracy", lambda *_: reached)
+    assert step._accuracy(run, None, data) == reached  # type: ignore[arg-type]
+    assert ["no better than guessing one of 12 classes" in each for each in said] == [True] * told
+
+
+@pytest.mark.parametrize("change", ["renamed", "added"])
+def test_classes_that_changed_since_are_refused(
+    change: str, finished: tuple[Artifact, str], tmp_path: Path
+) -> None:
+    config = configured(tmp_path)
+    if change == "renamed":
+        folder = tmp_path / "images" / "train"
+        (folder / "11").rename(folder / "1a")
+    else:
+        write_split(tmp_path / "images" / "train", 1, ("1a",))
+    with pytest.raises(DonnaError, match=r"classes of the reference.*'1a'.*donna run --fresh"):
+        data_of(config, finished[0])
+
+
+@pytest.mark.parametrize(("names", "same"), [(("a", "b", "c"), True), (NUMBERS, False)])
+def test_reference_of_an_earlier_version(
+    names: tuple[str, ...], same: bool, finished: tuple[Artifact, str], tmp_path: Path
+) -> None:
+    """It has no class names: its classes are in another order where names are numbers."""
+    result = {key: each for key, each in finished[0].result.items() if key != "class_names"}
+    config, earlier = configured(tmp_path, names), replace(finished[0], result=result)
+    if same:
+        assert data_of(config, earlier).class_names == list(names)
+        return
+    with pytest.raises(DonnaError, match=r"'10' of .* stands where '2' stood"):
+        data_of(config, earlier)
