@@ -1,11 +1,13 @@
 """Images and labels: the embedded digits, a user's files, or what timm reads by name.
 
-Entry: `load_data` in `loading.py`. `sources.py` opens a split with timm, `images.py` decodes and
-transforms, `split.py` makes batches, of all images or of a process's part of them.
+Entry: `load_data` in `loading.py`. `files.py` lists the images of a folder or tar, `sources.py`
+opens what has a name with timm, `decode.py` makes RGB of any image, `images.py` transforms,
+`split.py` makes batches, of all images or of a process's part of them.
 
-A `Split` yields batches of images (N, C, H, W), float32 and normalised, and labels (N,), int64. Its
-order and its augmentation are functions of seed and epoch alone, so every worker sees the same. An
-image that cannot be read is left out, counted and named, and more than a few stop the run.
+A `Split` yields batches of images (N, C, H, W), float32 and normalised, and labels (N,), int64, in
+the order of `ImageData.class_names`. Its order and its augmentation are functions of seed and epoch
+alone, so every worker sees the same. An image that cannot be read is left out, counted and named,
+and more than a few stop the run.
 """
 
 from donna_ray.data.loading import check_data, class_count, image_format, load_data

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from donna_ray.config import DataConfig
 from donna_ray.data import ImageData, load_data
@@ -119,6 +122,26 @@ def test_broken_sample_of_a_webdataset(workers: int, tmp_path: Path) -> None:
     assert "UnidentifiedImageError" in reason
     with pytest.raises(DonnaError, match=r"2 \(1\.3%\)"):
         images_of(load(write_broken_shard(tmp_path, broken=2), workers).train)
+
+
+@pytest.mark.parametrize(("most", "broken"), [(1.0, 0), (2.0, 1)])
+def test_deep_images_of_a_stream_are_scaled_or_named(
+    most: float, broken: int, tmp_path: Path
+) -> None:
+    """150 grey images of floats, the last of which has values up to `most`."""
+    members = {}
+    for number in range(150):
+        values = np.random.default_rng(number).random((20, 20), np.float32)
+        values[0, 0] = most if number == 149 else 1
+        file = io.BytesIO()
+        Image.fromarray(values).save(file, "TIFF")
+        members |= {f"{number:04}.png": file.getvalue(), f"{number:04}.cls": b"0"}
+    config = write_broken_shard(tmp_path, broken=0)
+    write_tar(tmp_path / "train-0.tar", members)
+    train = load(config).train
+    found = images_of(train)
+    assert (len(found), len(train.broken)) == (150 - broken, broken)
+    assert abs(float(found.mean())) < 0.05  # of -1 (black) to 1 (white)
 
 
 def test_stream_that_cannot_go_on_says_so(tmp_path: Path) -> None:

@@ -77,6 +77,9 @@ OWN = """
 """
 
 
+NAMES = [f"class {number}" for number in range(10)]
+
+
 class Finished:
     """A run folder with one finetuned network, whose weights are random."""
 
@@ -91,7 +94,12 @@ class Finished:
             _, reference, preprocessing = outline(config, classes, load_weights=False)
             self.network = untrained(reference, specs).eval()
         teacher = {"classes": classes, "preprocessing": preprocessing, "accuracy": 0.9}
-        teacher |= {"model": config.reference.model, "weights_sha256": "", "images": {}}
+        teacher |= {
+            "model": config.reference.model,
+            "weights_sha256": "",
+            "images": {},
+            "class_names": NAMES,
+        }
         inputs = {"reference": config.reference.model_dump(), "data": config.data.model_dump()}
         made = StepFolder(root, "reference", inputs).commit(teacher, [], 0.0)
         record = {
@@ -144,6 +152,7 @@ def check(folder: Path, network: StagedNetwork, sizes: tuple[int, ...]) -> None:
     logits = network(images)
     torch.testing.assert_close(loaded(folder)(images), logits, atol=1e-4, rtol=0)
     session = onnxruntime.InferenceSession(folder / "model.onnx")
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == NAMES
     for size in sizes:
         batches = [batch.numpy() for batch in images.split(size)]
         outputs = [session.run(None, {"input": batch})[0] for batch in batches]
@@ -223,6 +232,7 @@ def test_weights_of_results_and_latency_of_their_search(tmp_path: Path) -> None:
     export_network(tmp_path, run.id, tmp_path / "out")
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert (card["digests"]["network"], card["latency"]) == ("key", [LATENCY])
+    assert card["class_names"] == NAMES
 
 
 def test_changed_family_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from donna_ray.data.images import BrokenImage
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.assemble import block_keys, untrained
 from donna_ray.finetune.step import (
+    FinetuneJob,
+    FinetuneNetwork,
     distillation_loss,
     finetune_step,
     jobs_of,
@@ -29,6 +32,7 @@ from donna_ray.reference.network import StagedNetwork
 from donna_ray.run.run import Run
 from donna_ray.space import SearchSpace
 from donna_ray.storage.artifacts import Artifact
+from donna_ray.storage.records import RecordStore
 from donna_ray.training.loop import accuracy, cross_entropy, optimise, seeded
 from donna_ray.training.trainer import Trainer, recalibrate
 
@@ -111,6 +115,38 @@ def test_average_is_that_of_the_weights_after_each_step(
         average = decay * average + (1 - decay) * weights[name]
     assert not torch.allclose(average, seen[-1][name])
     torch.testing.assert_close(trainer.result().state_dict()[name], average)
+
+
+@pytest.mark.parametrize("patience", [None, 1])
+def test_unlabelled_images_give_no_statistics(
+    reference: StagedNetwork,
+    network: StagedNetwork,
+    data: ImageData,
+    patience: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each time that an accuracy is measured they are those of the training images."""
+    other = Split(TensorDataset(torch.full((9, 1, 16, 16), 50.0), torch.full((9,), -1)))
+    data = replace(data, distillation=other, distillation_plain=other)
+    images = data.calibration.dataset[torch.arange(len(data.calibration))][0]  # type: ignore[index]
+    rated = []
+
+    def rate(rated_network: Any, _: Split) -> float:
+        stem = rated_network.cpu().stem
+        expected = stem[0](images).mean((0, 2, 3))
+        torch.testing.assert_close(stem[1].running_mean, expected, rtol=1e-3, atol=1e-4)
+        rated.append(rated_network)
+        return 0.5
+
+    for module in ("finetune.step", "training.trainer"):
+        monkeypatch.setattr(f"donna_ray.{module}.accuracy", rate)
+    monkeypatch.setattr("donna_ray.finetune.step.assemble", lambda *_: network)
+    how, store = recipe(epochs=2, patience=patience), RecordStore(tmp_path)
+    work = FinetuneNetwork(Mock(seed=0), Mock(digest="digest"), how, store, store)
+    work.__dict__["_loaded"] = (reference, data)
+    work(FinetuneJob("key", "id", (), ()))
+    assert len(rated) == (2 if patience is None else 4)
 
 
 @pytest.mark.parametrize("decay", [None, 0.9])

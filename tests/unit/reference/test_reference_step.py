@@ -1,84 +1,95 @@
-"""A reference in training that is stopped goes on, and shows how far it is."""
+"""The reference's step on folders of images: class names, their order, and what is told of it."""
 
 from __future__ import annotations
 
-import os
-import signal
+import io
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-import safetensors.torch
-import torch
+from rich.console import Console
 
-from donna_ray.config import RunConfig, load_config, shipped_config
-from donna_ray.reference.step import reference_step
-from donna_ray.run.progress import Progress
+from donna_ray.config import RunConfig
+from donna_ray.errors import DonnaError
+from donna_ray.reference import step
+from donna_ray.reference.step import data_of, reference_step
 from donna_ray.run.run import Run
 from donna_ray.storage.artifacts import Artifact
-from donna_ray.training.trainer import Trainer
-from tests.command_line import donna_here
+from tests.unit.data.image_files import write_split
 
-EPOCHS, BATCH = 3, 128
-SETS = [
-    f"reference.training={{epochs: {EPOCHS}, batch_size: {BATCH}}}",
-    "data.validation_fraction=0.8",
-]
+NUMBERS = tuple(str(number) for number in range(12))
+
+
+def configured(root: Path, names: tuple[str, ...] = NUMBERS, shown: int = 10) -> RunConfig:
+    """An image in each of these folders, `shown` of them validated, and a small reference."""
+    write_split(root / "images" / "train", 1, names)
+    write_split(root / "images" / "validation", 1, names[:shown])
+    data = {"source": str(root / "images"), "image_size": 32, "augmentation": None}
+    reference = {"model": "donna_micro", "training": {"epochs": 1}}
+    values = {"data": data, "reference": reference, "space": {"preset": "micro"}}
+    return RunConfig.model_validate(values)
 
 
 @pytest.fixture(scope="module")
-def settings() -> RunConfig:
-    return load_config(shipped_config("demo"), SETS)
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, str]:
+    """The artifact of a reference of twelve classes, and what its run said."""
+    root = tmp_path_factory.mktemp("finished")
+    run, said = Run(configured(root), root / "run"), io.StringIO()
+    run.console = Console(file=said, width=1000)
+    with run:
+        return reference_step(run), said.getvalue()
 
 
-def weights(artifact: Artifact) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(artifact.path / "weights.safetensors")
-
-
-def test_stopped_reference_goes_on_to_the_same_weights(
-    settings: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_class_names_are_kept_in_the_order_of_the_outputs(
+    finished: tuple[Artifact, str], tmp_path: Path
 ) -> None:
-    epochs = []
-    train_epoch = Trainer.train_epoch
-
-    def counted(trainer: Trainer) -> None:
-        epochs.append(trainer.epoch)
-        if len(epochs) == EPOCHS:  # in the last epoch, the first time
-            os.kill(os.getpid(), signal.SIGINT)
-        train_epoch(trainer)
-
-    monkeypatch.setattr(Trainer, "train_epoch", counted)
-    root = tmp_path / "run"
-    words = ["reference", "build", str(shipped_config("demo")), "--out", str(root)]
-    words += [word for each in SETS for word in ("--set", each)]
-    ended = donna_here(*words)
-    assert ended.returncode == 130
-    assert f"is kept in {root}" in ended.stderr
-    assert donna_here(*words).returncode == 0
-    assert epochs == [*range(EPOCHS), EPOCHS - 1]
-    with Run(settings, root) as run:
-        resumed = reference_step(run)
-    with Run(settings, tmp_path / "other") as run:
-        undisturbed = reference_step(run)
-    assert resumed.reused
-    one, other = weights(resumed), weights(undisturbed)
-    assert all(torch.equal(one[name], other[name]) for name in one | other)
-    assert resumed.digest == undisturbed.digest
-    assert resumed.result["cost"] == undisturbed.result["cost"]
-    assert sorted(path.name for path in resumed.path.iterdir()) == [
-        "artifact.json",
-        "variance.safetensors",
-        "weights.safetensors",
-    ]
+    artifact, said = finished
+    assert artifact.result["class_names"] == sorted(NUMBERS)
+    assert data_of(configured(tmp_path), artifact).class_names == sorted(NUMBERS)
+    assert "no validation image is of 2 of the 12 classes, such as '10'" in said
 
 
-def test_progress_is_told_batch_by_batch(
-    settings: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("reached", "told"), [(0.0, True), (1 / 12, True), (0.19, True), (0.2, False)]
+)
+def test_accuracy_of_guesses_is_told(
+    reached: float, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches: list[int] = []
-    monkeypatch.setattr(Progress, "advance", lambda self, count: batches.append(count))
-    with Run(settings, tmp_path / "run") as run:
-        images = reference_step(run).result["images"]
-    trained = EPOCHS * (images["train"] // BATCH)
-    assert batches[:trained] == [BATCH] * trained
-    assert trained > EPOCHS
-    assert sum(batches[trained:]) == images["distillation"] + images["validation"]
+    """Of 24 images and 12 classes, guessing gets 1/12 with a standard deviation of 0.056."""
+    said: list[str] = []
+    config = SimpleNamespace(reference=SimpleNamespace(weights="[mine].pth"))
+    run: Any = SimpleNamespace(say=said.append, config=config)
+    data: Any = SimpleNamespace(validation=range(24), classes=12, unvalidated=())
+    monkeypatch.setattr(step, "accuracy", lambda *_: reached)
+    assert step._accuracy(run, None, data) == reached  # type: ignore[arg-type]
+    assert ["no better than guessing one of 12 classes" in each for each in said] == [True] * told
+
+
+@pytest.mark.parametrize("change", ["renamed", "added"])
+def test_classes_that_changed_since_are_refused(
+    change: str, finished: tuple[Artifact, str], tmp_path: Path
+) -> None:
+    config = configured(tmp_path)
+    if change == "renamed":
+        folder = tmp_path / "images" / "train"
+        (folder / "11").rename(folder / "1a")
+    else:
+        write_split(tmp_path / "images" / "train", 1, ("1a",))
+    with pytest.raises(DonnaError, match=r"classes of the reference.*'1a'.*donna run --fresh"):
+        data_of(config, finished[0])
+
+
+@pytest.mark.parametrize(("names", "same"), [(("a", "b", "c"), True), (NUMBERS, False)])
+def test_reference_of_an_earlier_version(
+    names: tuple[str, ...], same: bool, finished: tuple[Artifact, str], tmp_path: Path
+) -> None:
+    """It has no class names: its classes are in another order where names are numbers."""
+    result = {key: each for key, each in finished[0].result.items() if key != "class_names"}
+    config, earlier = configured(tmp_path, names), replace(finished[0], result=result)
+    if same:
+        assert data_of(config, earlier).class_names == list(names)
+        return
+    with pytest.raises(DonnaError, match=r"'10' of .* stands where '2' stood"):
+        data_of(config, earlier)

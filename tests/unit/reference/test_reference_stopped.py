@@ -1,0 +1,84 @@
+"""A reference in training that is stopped goes on, and shows how far it is."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from donna_ray.config import RunConfig, load_config, shipped_config
+from donna_ray.reference.step import reference_step
+from donna_ray.run.progress import Progress
+from donna_ray.run.run import Run
+from donna_ray.storage.artifacts import Artifact
+from donna_ray.training.trainer import Trainer
+from tests.command_line import donna_here
+
+EPOCHS, BATCH = 3, 128
+SETS = [
+    f"reference.training={{epochs: {EPOCHS}, batch_size: {BATCH}}}",
+    "data.validation_fraction=0.8",
+]
+
+
+@pytest.fixture(scope="module")
+def settings() -> RunConfig:
+    return load_config(shipped_config("demo"), SETS)
+
+
+def weights(artifact: Artifact) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(artifact.path / "weights.safetensors")
+
+
+def test_stopped_reference_goes_on_to_the_same_weights(
+    settings: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs = []
+    train_epoch = Trainer.train_epoch
+
+    def counted(trainer: Trainer) -> None:
+        epochs.append(trainer.epoch)
+        if len(epochs) == EPOCHS:  # in the last epoch, the first time
+            os.kill(os.getpid(), signal.SIGINT)
+        train_epoch(trainer)
+
+    monkeypatch.setattr(Trainer, "train_epoch", counted)
+    root = tmp_path / "run"
+    words = ["reference", "build", str(shipped_config("demo")), "--out", str(root)]
+    words += [word for each in SETS for word in ("--set", each)]
+    ended = donna_here(*words)
+    assert ended.returncode == 130
+    assert f"is kept in {root}" in ended.stderr
+    assert donna_here(*words).returncode == 0
+    assert epochs == [*range(EPOCHS), EPOCHS - 1]
+    with Run(settings, root) as run:
+        resumed = reference_step(run)
+    with Run(settings, tmp_path / "other") as run:
+        undisturbed = reference_step(run)
+    assert resumed.reused
+    one, other = weights(resumed), weights(undisturbed)
+    assert all(torch.equal(one[name], other[name]) for name in one | other)
+    assert resumed.digest == undisturbed.digest
+    assert resumed.result["cost"] == undisturbed.result["cost"]
+    assert sorted(path.name for path in resumed.path.iterdir()) == [
+        "artifact.json",
+        "variance.safetensors",
+        "weights.safetensors",
+    ]
+
+
+def test_progress_is_told_batch_by_batch(
+    settings: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    monkeypatch.setattr(Progress, "advance", lambda self, count: batches.append(count))
+    with Run(settings, tmp_path / "run") as run:
+        images = reference_step(run).result["images"]
+    trained = EPOCHS * (images["train"] // BATCH)
+    assert batches[:trained] == [BATCH] * trained
+    assert trained > EPOCHS
+    assert sum(batches[trained:]) == images["distillation"] + images["validation"]
