@@ -152,9 +152,11 @@ def _narrow(block: nn.Module, group: ChannelGroup, count: int) -> None:
     for name, number in group.places:
         path, _, own_name = name.rpartition(".")
         owner = block.get_submodule(path)
-        smaller = getattr(owner, own_name).detach().index_select(number, kept)
-        is_parameter = own_name in owner._parameters
-        setattr(owner, own_name, nn.Parameter(smaller) if is_parameter else smaller)
+        value = getattr(owner, own_name)
+        smaller = value.detach().index_select(number, kept)
+        setattr(
+            owner, own_name, nn.Parameter(smaller) if isinstance(value, nn.Parameter) else smaller
+        )
         _tell(owner)
 
 
