@@ -14,6 +14,7 @@ from donna_ray.finetune.assemble import block_keys, choice_table, library_space
 from donna_ray.finetune.step import jobs_of, network_store
 from donna_ray.predictor.design import design
 from donna_ray.predictor.step import predictor_step
+from donna_ray.run.ownership import MARKER
 from donna_ray.run.run import Run
 from donna_ray.space import SearchSpace, encode
 from donna_ray.storage.artifacts import Artifact
@@ -51,6 +52,7 @@ def finetuned_run(
     predictor = config.predictor.model_copy(
         update={"samples": BUDGET, "precision": "fp32", **settings}
     )
+    (folder / MARKER).touch()
     run = Run(config.model_copy(update={"predictor": predictor}), folder)
     space, table = spaces_of(library)
     random = predictor.sampling == "random"
