@@ -284,7 +284,10 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
         variances = calibrate(reference, data.distillation_plain)
         reached = accuracy(reference, data.validation)
     variance = {str(number): values for number, values in enumerate(variances)}
-    state = {name: tensor.clone() for name, tensor in reference.state_dict().items()}  # parts share
+    state = {  # parts share tensors, which safetensors does not
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in reference.state_dict().items()
+    }
     weights_file, variance_file = folder.path / _WEIGHTS, folder.path / _VARIANCE
     write_atomic(weights_file, safetensors.torch.save(state))
     write_atomic(variance_file, safetensors.torch.save(variance))
