@@ -167,8 +167,8 @@ def make_form(form: str, seed: int) -> TabulatedProblem:
     space = SearchSpace(
         tuple(replace(each, choices=tuple(each.choices[k] for k in some)) for each, some in stages)
     )
-    gains = [table[some] for table, some in zip(law.accuracy.gains, kept, strict=True)]
-    accuracy = replace(law.accuracy, gains=tuple(gains))
+    gains = [table[some] for table, some in zip(law.accuracy.tables, kept, strict=True)]
+    accuracy = replace(law.accuracy, tables=tuple(gains))
     own, macs = (
         [table[some] for table, some in zip(tables, kept, strict=True)]
         for tables in (law.own_ms, law.macs)
@@ -263,7 +263,7 @@ def true_front(problem: SyntheticProblem | TabulatedProblem) -> Floats:
     """
     if isinstance(problem, TabulatedProblem):
         return problem.front()
-    gains, own = problem.accuracy.gains, problem.own_ms
+    gains, own = problem.accuracy.tables, problem.own_ms
     fronts = [
         np.array([[gain, BASE_MS + cost]]) for gain, cost in zip(gains[0], own[0], strict=True)
     ]

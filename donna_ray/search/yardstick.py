@@ -56,7 +56,7 @@ def _rated(problem: SearchProblem, rows: Indices, values: Floats) -> dict[str, A
     if problem.latency_limit_ms is not None:
         room[0] = problem.latency_limit_ms - constant
     accuracy = problem.accuracy
-    front = exact_front(accuracy.gains, costs, room, objectives=1, most=_MOST)
+    front = exact_front(accuracy.tables, costs, room, objectives=1, most=_MOST)
     exact = np.column_stack([accuracy.constant + front.gain, front.costs[:, 0] + constant])
     own = possible = 0.0
     if len(front):

@@ -18,11 +18,11 @@ class AccuracyModel:
 
     Attributes:
         constant: a fraction.
-        gains: of every choice, (choices,) a stage.
+        tables: what every choice adds, (choices,) a stage.
     """
 
     constant: float
-    gains: tuple[Floats, ...]
+    tables: tuple[Floats, ...]
 
     @classmethod
     def of(cls, predictor: AccuracyPredictor, nsr: Sequence[Floats]) -> "AccuracyModel":
@@ -36,7 +36,7 @@ class AccuracyModel:
 
     def predict(self, architectures: Indices) -> Floats:
         """Accuracy (n,) of architectures (n, stages): a fraction, or a little beyond 0 or 1."""
-        columns = zip(self.gains, architectures.T, strict=True)
+        columns = zip(self.tables, architectures.T, strict=True)
         total: Floats = self.constant + np.asarray(sum(own[each] for own, each in columns))
         return total
 

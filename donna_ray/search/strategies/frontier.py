@@ -105,7 +105,7 @@ class Frontier:
         """That of accuracy and MACs, within the limits: it needs no measurement."""
         problem = self._problem
         macs = problem.known.get("macs")
-        tables = macs.tables if macs else [np.ones(len(each)) for each in problem.accuracy.gains]
+        tables = macs.tables if macs else [np.ones(len(each)) for each in problem.accuracy.tables]
         every = [np.arange(len(each)) for each in tables]
         return self._exact(list(tables), problem.rough or problem.accuracy, every)
 
@@ -172,7 +172,7 @@ class Frontier:
         tables, room = self._problem.cost_tables(latency)
         gains, tables = (
             [table[kept] for table, kept in zip(each, usable, strict=True)]
-            for each in (accuracy.gains, tables)
+            for each in (accuracy.tables, tables)
         )
         front = exact_front(gains, tables, room, objectives=1, most=_MOST)
         columns = zip(usable, front.architectures.T, strict=True)
