@@ -34,6 +34,7 @@ __all__ = [
     "cut_reference",
     "load_reference",
     "outline",
+    "own_weights",
     "reference_inputs",
     "reference_step",
     "space_of",
@@ -242,9 +243,8 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
     data = load_data(config.data, preprocessing)
     passes = _train(run, reference, data)
     variance = {str(n): values for n, values in enumerate(calibrate(reference, data.calibration))}
-    state = {name: tensor.clone() for name, tensor in reference.state_dict().items()}  # parts share
     weights_file, variance_file = folder.path / _WEIGHTS, folder.path / _VARIANCE
-    write_atomic(weights_file, safetensors.torch.save(state))
+    write_atomic(weights_file, safetensors.torch.save(own_weights(reference)))
     write_atomic(variance_file, safetensors.torch.save(variance))
     result = {
         "model": config.reference.model,
@@ -263,6 +263,12 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
         "cost": {"image_passes": passes + len(data.calibration) + len(data.validation)},
     }
     return result, [weights_file, variance_file]
+
+
+def own_weights(reference: StagedNetwork) -> dict[str, Tensor]:
+    """Its weights, each in memory of its own: parts may share one, which safetensors refuses."""
+    plain = torch.contiguous_format
+    return {name: each.clone(memory_format=plain) for name, each in reference.state_dict().items()}
 
 
 def _train(run: Run, reference: StagedNetwork, data: ImageData) -> int:
