@@ -108,7 +108,8 @@ class ReferenceConfig(Section):
     """The teacher: any timm model that can be cut, and where its weights come from.
 
     `weights`: `train` (on the data), `pretrained` (timm's), or a checkpoint file. With `training`,
-    pretrained weights are trained further on the data; without it `train` takes 20 epochs.
+    given weights are trained further on the data, with a new classifier where they know another
+    number of classes; without it `train` takes 20 epochs.
     `stages` names the modules of each stage where the automatic cut is not the wanted one.
     """
 

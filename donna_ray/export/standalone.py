@@ -19,7 +19,8 @@ __all__ = ["standalone_source"]
 
 _IMPORTS = (
     *("import safetensors.torch", "import timm", "import torch"),
-    *("from pathlib import Path", "from torch import nn"),
+    *("from pathlib import Path", "from timm.utils import reparameterize_model"),
+    "from torch import nn",
 )
 _NAMES = ("Head", "Network", "Stem", "adopt", "load", "model")
 _FREED = re.compile(r";  (?:\w+ = )+None$", re.MULTILINE)  # what torch.fx adds to free memory
@@ -57,10 +58,10 @@ class Network(nn.Module):
 
 
 def load(path=Path(__file__).with_name("weights.safetensors")):
-    """The network with its weights, in eval mode."""
+    """The network with its weights, in eval mode, its branches for training folded together."""
     network = Network()
     network.load_state_dict(safetensors.torch.load_file(path))
-    return network.eval()
+    return reparameterize_model(network.eval())
 '''
 
 

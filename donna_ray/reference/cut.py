@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from donna_ray.errors import ConfigError
 from donna_ray.reference.trace import CannotCutError, Trace, has_tensor
@@ -188,7 +189,7 @@ class _Part:
             source = self._graph.call_method("permute", (source, *back))
         self._copies[self._start.node] = source
         for node in self._nodes:
-            self._copies[node] = self._graph.node_copy(node, self._copy)
+            self._copies[node] = self._copied(node)
         output = self._copy(self._end.node)
         if self._end.moved:
             output = self._graph.call_method("permute", (output, *self._end.order))
@@ -221,18 +222,30 @@ class _Part:
         if node not in self._copies:
             value = self._trace.values[node]
             if node.op == "get_attr" or has_tensor(value):
-                self._copies[node] = self._graph.node_copy(node, self._copy)
-            elif isinstance(value, torch.device | torch.dtype):  # those that the features have now
-                name = "device" if isinstance(value, torch.device) else "dtype"
-                self._copies[node] = self._graph.call_function(getattr, (self._features, name))
+                self._copies[node] = self._copied(node)
             else:
                 self._copies[node] = self._constant(value, self._trace.values_of_more[node])
         return self._copies[node]
+
+    def _copied(self, node: fx.Node) -> fx.Node:
+        copied = self._graph.node_copy(node, self._copy)
+        with self._graph.inserting_before(copied):
+            copied.args = map_aggregate(copied.args, self._here)
+            copied.kwargs = map_aggregate(copied.kwargs, self._here)
+        return copied
+
+    def _here(self, value: Any) -> Any:
+        """For the device of the trace: that of the features now."""
+        if isinstance(value, torch.device):
+            return self._graph.call_function(getattr, (self._features, "device"))
+        return value
 
     def _constant(self, of_two: Any, of_three: Any) -> Any:
         """A value that is known for images of this size, from those for 2 and for 3 images."""
         if isinstance(of_two, tuple | list):
             return tuple(map(self._constant, of_two, of_three))
+        if isinstance(of_two, torch.device):
+            return self._here(of_two)
         if of_two == of_three:
             return of_two
         if (of_two, of_three) != (2, 3):

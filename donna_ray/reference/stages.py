@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, takewhile
 from math import prod, sqrt
 from typing import Any
 
@@ -18,7 +18,7 @@ from donna_ray.reference.cut import (
     parts_of,
     positions,
 )
-from donna_ray.reference.trace import CannotCutError, Trace, calls_of
+from donna_ray.reference.trace import CannotCutError, Trace
 
 __all__ = ["automatic_cut"]
 
@@ -124,10 +124,11 @@ def _level_stages(model: nn.Module) -> list[StageModules]:
 
 def _of_trace(model: nn.Module, input_shape: Sequence[int], enlarged: Enlarged) -> _Cut:
     """Cut where one tensor goes on from one of the model's modules and the resolution changes."""
-    method = "forward_features" if hasattr(model, "forward_features") else "forward"
-    names = calls_of(model, _leaves(model), method, input_shape)
-    trace = Trace(model, names, input_shape, enlarged)
-    points, modules, reason = _points(trace, [(name,) for name in names])
+    trace = Trace(model, _leaves(model), input_shape, enlarged)
+    called = [str(node.target) for node in trace.nodes if node.op == "call_module"]
+    names = [(name,) for name in called if called.count(name) == 1]
+    points, modules, reason = _points(trace, names)
+    points = list(takewhile(lambda point: _area(point) > 1, points))  # no further than the pooling
     chosen = _ends(points, input_shape) if len(points) > 2 else []
     stages = [sum(modules[start + 1 : end + 1], ()) for start, end in pairwise(chosen)]
     while stages and not any(_has_parameters(model, name) for name in stages[-1]):
@@ -157,12 +158,17 @@ def _area(point: Boundary) -> int:
 
 
 def _with_enough(cut: _Cut, input_shape: Sequence[int], reason: CannotCutError) -> _Cut:
-    """The cut, if it has two stages and these half of the MACs; else raises the reason."""
-    if len(cut.stages) > 1:
-        macs = _macs(cut.parts(), input_shape)
-        if sum(macs[1:-1]) >= _LEAST_SHARE * sum(macs):
-            return cut
-    raise reason
+    """The cut, if it has two stages and these half of the MACs; raises the reason if it has not."""
+    if len(cut.stages) < 2:
+        raise reason
+    macs = _macs(cut.parts(), input_shape)
+    share = sum(macs[1:-1]) / sum(macs)
+    if share < _LEAST_SHARE:
+        raise CannotCutError(
+            f"the stages would have {share:.0%} of its MACs, and less than half is worth nothing "
+            "(reference.stages can name them all the same)"
+        )
+    return cut
 
 
 def _macs(parts: Sequence[nn.Module], shape: Sequence[int]) -> list[int]:

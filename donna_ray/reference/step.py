@@ -47,6 +47,7 @@ __all__ = [
     "data_of",
     "load_reference",
     "outline",
+    "own_weights",
     "reference_inputs",
     "reference_step",
     "space_of",
@@ -284,12 +285,8 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
         variances = calibrate(reference, data.distillation_plain)
         reached = accuracy(reference, data.validation)
     variance = {str(number): values for number, values in enumerate(variances)}
-    state = {  # parts share tensors, which safetensors does not
-        name: tensor.clone(memory_format=torch.contiguous_format)
-        for name, tensor in reference.state_dict().items()
-    }
     weights_file, variance_file = folder.path / _WEIGHTS, folder.path / _VARIANCE
-    write_atomic(weights_file, safetensors.torch.save(state))
+    write_atomic(weights_file, safetensors.torch.save(own_weights(reference)))
     write_atomic(variance_file, safetensors.torch.save(variance))
     result = {
         "model": config.reference.model,
@@ -356,6 +353,12 @@ def _doubts(config: RunConfig, data: ImageData, reached: float) -> list[str]:
             f"such as {data.unvalidated[0]!r}, so no accuracy tells of them. Add some."
         )
     return doubts
+
+
+def own_weights(reference: StagedNetwork) -> dict[str, Tensor]:
+    """Its weights, each in memory of its own: parts may share one, which safetensors refuses."""
+    plain = torch.contiguous_format
+    return {name: each.clone(memory_format=plain) for name, each in reference.state_dict().items()}
 
 
 def _broken_images(run: Run, data: ImageData) -> list[str]:

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 from torch.nn import functional
 
 from donna_ray.errors import ConfigError
 
-__all__ = ["LARGER", "CannotCutError", "Trace", "calls_of", "has_tensor"]
+__all__ = ["LARGER", "CannotCutError", "Trace", "has_tensor"]
 
 LARGER = 4  # times as high and wide: a second image size, which shows what depends on the size
 
@@ -134,6 +135,13 @@ class _OnMeta(fx.Interpreter):
         own = tuple(list(each) if isinstance(each, list) else each for each in args)
         return super().call_module(target, own, kwargs)
 
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        """With this device in the place of the model's."""
+        found = super().fetch_args_kwargs_from_env(n)
+        return map_aggregate(
+            found, lambda each: torch.device("meta") if isinstance(each, torch.device) else each
+        )
+
     def fetch_attr(self, target: str) -> Any:
         """A module or tensor of the model, on the meta device."""
         if target not in self._copies:
@@ -153,9 +161,9 @@ class _Sized(fx.Proxy):
 class _Tracer(fx.Tracer):
     """Traces into the containers of these modules only, and follows branches and loops on sizes."""
 
-    def __init__(self, names: Sequence[str], method: str, shape: Sequence[int]) -> None:
+    def __init__(self, names: Sequence[str], shape: Sequence[int]) -> None:
         super().__init__(param_shapes_constant=True)
-        self.traced_func_name, self._shape, self._running = method, shape, False
+        self._shape, self._running = shape, False
         self._on_meta: _OnMeta | None = None
         parts = [name.split(".") for name in names]
         self._containers = {
@@ -197,19 +205,6 @@ class _Tracer(fx.Tracer):
             self._running = False
 
 
-def calls_of(
-    model: nn.Module, names: Sequence[str], method: str, input_shape: Sequence[int]
-) -> list[str]:
-    """Those of these modules that a method of the model calls once, in the order of the calls.
-
-    Raises:
-        CannotCutError: it cannot be traced.
-    """
-    targets = [str(node.target) for node in _traced(model, names, method, input_shape).nodes]
-    known = set(names)
-    return [name for name in targets if name in known and targets.count(name) == 1]
-
-
 def has_tensor(value: Any) -> bool:
     """Whether a value is a tensor, or holds one."""
     if isinstance(value, dict):
@@ -220,7 +215,12 @@ def has_tensor(value: Any) -> bool:
 
 
 def _graph(model: nn.Module, names: Sequence[str], shape: Sequence[int]) -> fx.Graph:
-    graph = _traced(model, names, "forward", shape)
+    _, *optional = inspect.signature(model.forward).parameters.values()
+    defaults = {each.name: each.default for each in optional if each.default is not each.empty}
+    try:
+        graph = _Tracer(names, shape).trace(model, concrete_args=defaults)
+    except Exception as error:
+        raise _cause(model, shape, error) from error
     owner: Any = model
     graph.owning_module = owner  # or every call of a module counts as impure
     graph.eliminate_dead_code()
@@ -228,15 +228,6 @@ def _graph(model: nn.Module, names: Sequence[str], shape: Sequence[int]) -> fx.G
     for node in [node for node in graph.nodes if node.op == "placeholder" and not node.users]:
         graph.erase_node(node)
     return graph
-
-
-def _traced(model: nn.Module, names: Sequence[str], method: str, shape: Sequence[int]) -> fx.Graph:
-    _, *optional = inspect.signature(getattr(model, method)).parameters.values()
-    defaults = {each.name: each.default for each in optional if each.default is not each.empty}
-    try:
-        return _Tracer(names, method, shape).trace(model, concrete_args=defaults)
-    except Exception as error:
-        raise _cause(model, shape, error) from error
 
 
 def _cause(model: nn.Module, shape: Sequence[int], error: Exception) -> Exception:

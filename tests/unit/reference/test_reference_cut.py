@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import pytest
+import safetensors.torch
 import timm
 import torch
+from timm.utils import reparameterize_model
 from torch import nn
 
 from donna_ray.complexity import complexity
 from donna_ray.config import ReferenceConfig
 from donna_ray.errors import ConfigError
+from donna_ray.onnx_export import export_onnx, onnx_error
 from donna_ray.reference.cut import cut_model
 from donna_ray.reference.facts import reference_facts
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import cut_error, cut_reference
+from donna_ray.reference.step import cut_error, cut_reference, own_weights
 from donna_ray.reference.timm_models import create_timm_model
 from donna_ray.reference.trace import CannotCutError
 from donna_ray.training.loop import seeded
@@ -46,6 +49,13 @@ FAMILIES = [
     ("poolformer_s12", 64, 4),
     ("densenet121", 64, 4),
     ("cait_xxs24_224", 64, 4),
+    ("legacy_xception", 96, 4),
+    ("swin_tiny_patch4_window7_224", 64, 4),  # height x width x channels
+    ("test_vit_relpos", 32, 4),  # a second tensor, which has weights
+    ("vit_tiny_patch16_dinov3_qkvb", 64, 4),  # a second tensor without
+    ("mvitv2_tiny", 64, 4),  # a second argument, the features' size
+    ("hrnet_w18_small", 64, 2),  # several tensors go on within a stage
+    ("ghostnet_050", 64, 8),  # of 10
     ("donna_digits", 16, 3),
     ("donna_micro", 32, 4),
 ]
@@ -62,6 +72,41 @@ def test_parts_compute_what_the_model_does(name: str, size: int, stages: int) ->
     assert reference.classes == 7
     weights = {id(parameter) for parameter in reference.parameters()}
     assert weights == {id(parameter) for parameter in model.parameters()}
+
+
+@pytest.mark.parametrize("name", ["test_mambaout", "test_vit_relpos"])
+def test_cut_parts_are_exported_trained_and_stored(name: str) -> None:
+    """Those with features in another order, and those that share a tensor."""
+    config = ReferenceConfig(model=name)
+    with seeded(0):
+        reference = cut_reference(create_timm_model(config, image_size=64), config, (3, 64, 64))
+    images = torch.randn(3, 3, 64, 64)
+    reference.train()(images).sum().backward()
+    assert all(parameter.grad is not None for parameter in reference.parameters())
+    reference.eval().requires_grad_(False)
+    assert onnx_error(export_onnx(reference, (3, 64, 64)), reference, images) <= 1e-5
+    with seeded(1):
+        other = cut_reference(create_timm_model(config, image_size=64), config, (3, 64, 64))
+    other.load_state_dict(safetensors.torch.load(safetensors.torch.save(own_weights(reference))))
+    assert torch.equal(other(images), reference(images))
+
+
+@pytest.mark.parametrize("name", ["mobileone_s0", "repvgg_a0", "fastvit_t8", "repghostnet_050"])
+def test_branches_of_training_are_not_deployed(name: str) -> None:
+    config, shape = ReferenceConfig(model=name), (3, 64, 64)
+    model = create_timm_model(config)
+    reference = cut_reference(model, config, shape).requires_grad_(False)
+    weights, folded = (
+        sum(parameter.numel() for parameter in each.parameters())
+        for each in (model, reparameterize_model(model))
+    )
+    with torch.no_grad():
+        model.train()(torch.randn(4, *shape))  # statistics of BatchNorm that differ
+    exported = export_onnx(reference.eval(), shape)
+    assert len(exported) == pytest.approx(4 * folded, rel=0.02)
+    assert onnx_error(exported, reference, torch.randn(2, *shape)) <= 1e-4
+    assert complexity(reference, shape)["params"] == folded < weights
+    assert sum(parameter.numel() for parameter in reference.parameters()) == weights
 
 
 def test_stages_can_be_named() -> None:
@@ -88,13 +133,14 @@ def test_stages_can_be_named() -> None:
         ("resnet18", ["layer1.0.conv1", "layer2"], ["2 tensors go on (maxpool, layer1_0_conv1)"]),
         ("pit_ti_224", ["transformers.0"], ["several tensors go on"]),
         ("crossvit_tiny_240", None, ["tensors go on", "Choose another model"]),
+        ("vgg11", None, ["% of its MACs", "reference.stages"]),
         ("levit_128s", None, ["(3, 64, 64)", "data.image_size"]),
     ],
 )
 def test_model_that_cannot_be_cut_says_why(
     name: str, stages: list[str] | None, words: list[str]
 ) -> None:
-    size = {"pit_ti_224": 224, "crossvit_tiny_240": 240}.get(name, 64)
+    size = {"pit_ti_224": 224, "crossvit_tiny_240": 240, "vgg11": 32}.get(name, 64)
     config = ReferenceConfig(model=name, stages=stages)
     with torch.device("meta"), pytest.raises(ConfigError) as caught:
         cut_reference(create_timm_model(config), config, (3, size, size))

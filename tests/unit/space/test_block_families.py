@@ -18,7 +18,7 @@ from donna_ray.config import preset_space
 from donna_ray.errors import ConfigError
 from donna_ray.onnx_export import export_onnx
 from donna_ray.reference import own_models as models
-from donna_ray.reference.cut import cut_model, stage_modules
+from donna_ray.reference.stages import automatic_cut
 from donna_ray.space import BlockSpec, StageShape, block_families, block_family, build_block
 
 IMAGE_SHAPES = [
@@ -146,9 +146,9 @@ def cut(name: str) -> list[tuple[nn.Module, StageShape]]:
     """The automatic stages of a timm model on the meta device."""
     with torch.device("meta"), torch.no_grad():
         model = timm.create_model(name)
-        stem, stages, _ = cut_model(model, stage_modules(model))
         own = name.startswith("donna")
         image = (model.conv_stem.in_channels, 32, 32) if own else (3, 224, 224)
+        (stem, *stages, _), _ = automatic_cut(model, image)
         features = [stem(torch.empty(1, *image))]
         for stage in stages:
             features.append(stage(features[-1]))
