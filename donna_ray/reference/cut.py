@@ -151,7 +151,7 @@ def _channels(trace: Trace, node: fx.Node) -> int:
     value = trace.values[node]
     if value.ndim == 4 and getattr(trace.model, "output_fmt", None) == "NHWC":
         return 3
-    larger = (trace.values_of_larger or {}).get(node)
+    larger = trace.values_of_larger.get(node)
     if larger is not None and larger.ndim == value.ndim:
         fixed = [each for each in range(1, value.ndim) if value.shape[each] == larger.shape[each]]
         if len(fixed) == 1:

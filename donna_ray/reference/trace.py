@@ -58,7 +58,7 @@ class Trace:
 
         Raises:
             ConfigError: the model does not take images of this size.
-        CannotCutError: what was traced is not the model.
+            CannotCutError: what was traced is not the model.
         """
         try:
             return dict(self._on_meta.values((2, *self._shape)))
@@ -71,8 +71,8 @@ class Trace:
         return dict(self._on_meta.values((3, *self._shape)))
 
     @cached_property
-    def values_of_larger(self) -> dict[fx.Node, Any] | None:
-        """Like ``values``, for larger images; None where the model cannot take any."""
+    def values_of_larger(self) -> dict[fx.Node, Any]:
+        """Like ``values``, for larger images; empty where the model cannot take any."""
         channels, *size = self._shape
         shape = (2, channels, *(LARGER * each for each in size))
         try:
@@ -90,16 +90,17 @@ class Trace:
                 found.add(node)
         return found
 
-    def _of_another_model(self, shape: tuple[int, ...]) -> dict[fx.Node, Any] | None:
+    def _of_another_model(self, shape: tuple[int, ...]) -> dict[fx.Node, Any]:
         if self._enlarged is None:
-            return None
+            return {}
         try:
             model = self._enlarged().eval()
             graph = _graph(model, self._names, shape[1:])
             values = _OnMeta(model, graph).values(shape)
         except Exception:  # there is none of this size
-            return None
-        return dict(zip(self.nodes, map(values.get, graph.nodes), strict=True))
+            return {}
+        known = {(node.name, node.target): value for node, value in values.items()}
+        return {node: known.get((node.name, node.target)) for node in self.nodes}
 
 
 class _OnMeta(fx.Interpreter):

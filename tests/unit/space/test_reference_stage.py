@@ -34,7 +34,7 @@ MODELS = {  # a stage of each, and what it can be without
     "mobilenetv3_small_050": (2, {"cropped", "dropped", "width"}),
     "mobilenetv4_conv_small_035": (2, {"cropped", "dropped", "width"}),
     "regnety_002": (2, {"dropped", "width"}),
-    "repghostnet_050": (3, {"cropped", "dropped", "width"}),
+    "repghostnet_050": (2, {"cropped", "dropped", "width"}),
     "repvgg_a0": (1, {"dropped"}),
     "convnextv2_atto": (1, {"cropped", "dropped", "width"}),
     "test_efficientnet": (1, {"width"}),
