@@ -2,16 +2,10 @@
 
 Entry: `reference_step` in `step.py` (build, train or load, measure the variance of each stage).
 `timm_models.py` creates the model, `checkpoint.py` loads a file's weights, `own_models.py` adds two
-<<<<<<< HEAD
 small ones to timm's. `trace.py` traces a forward by torch.fx, `cut.py` cuts the trace, `stages.py`
 finds where. `network.py` has `StagedNetwork`, which every candidate is as well, `facts.py` is for
 `donna reference inspect` and `donna space show`, `compressible.py` says what the preset `compress`
 could make smaller of a model.
-=======
-small models to timm's. `trace.py` traces a forward by torch.fx, `cut.py` cuts the trace,
-`stages.py` finds where. `network.py` has `StagedNetwork`, which every candidate is as well,
-`facts.py` is for `donna reference inspect` and `donna space show`.
->>>>>>> models
 
 A stage is consecutive modules of the model, and one tensor goes from part to part: (N, C, H, W) or
 (N, tokens, C). The parts hold the model's own modules, so weights and code stay timm's; they are
