@@ -2,22 +2,23 @@
 
     python scripts/timm_table.py resnet50 vit_base_patch16_224    finds these, adds or replaces rows
     python scripts/timm_table.py                                  finds all that are in the table
+    python scripts/timm_table.py --smaller [MODEL …]              only what `compress` can do
 
 A model is cut with random weights at its own image size. It takes some seconds each; the page is
 written after each model.
 """
 
-import sys
+import argparse
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from donna_ray.config import ReferenceConfig
 from donna_ray.errors import DonnaError
 from donna_ray.onnx_export import export_onnx, onnx_error
+from donna_ray.reference.compressible import compression_facts
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import cut_error, cut_reference
 from donna_ray.reference.timm_models import create_timm_model, preprocessing_of
@@ -25,19 +26,13 @@ from donna_ray.training.loop import seeded
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 
-Facts = dict[str, Any]
-COLUMNS: dict[str, Callable[[Facts], str]] = {
-    "model": lambda facts: f"`{facts['model']}`",
-    "stages": lambda facts: str(facts["stages"] or "–"),
-    "cut error": lambda facts: _error(facts["cut_error"]),
-    "ONNX error": lambda facts: _error(facts["onnx_error"]),
-    "why not": lambda facts: facts["reason"],
-}
+MOST = 70  # percent of the MACs
+COLUMNS = ("model", "stages", "cut error", "ONNX error", "smaller", "why not")
 
 
-def facts_of(name: str) -> Facts:
-    """`stages` (0: not cut), `cut_error`, `onnx_error` (None: none) and the `reason` why not."""
-    facts: Facts = {"model": name, "stages": 0, "cut_error": None, "onnx_error": None, "reason": ""}
+def cells_of(name: str) -> dict[str, str]:
+    """How a model is cut and exported; a dash where it is not."""
+    cells = dict.fromkeys(COLUMNS, "–") | {"model": f"`{name}`", "why not": ""}
     config = ReferenceConfig(model=name)
     try:
         with seeded(0):
@@ -45,13 +40,23 @@ def facts_of(name: str) -> Facts:
         reference = cut_reference(model, config, preprocessing_of(model, None, None)["input_size"])
     except DonnaError as error:
         reason = str(error).partition(" cannot be cut here: ")[2] or str(error)
-        return facts | {"reason": reason.partition(". Choose another model")[0]}
-    facts |= {"stages": len(reference.stages), "cut_error": cut_error(model, reference)}
+        return cells | {"why not": reason.partition(". Choose another model")[0]}
+    apart = cut_error(model, reference)
+    cells |= {"stages": str(len(reference.stages)), "cut error": f"{apart:.0e}" if apart else "0"}
     try:
-        return facts | {"onnx_error": _exported_error(reference)}
+        return cells | {"ONNX error": f"{_exported_error(reference):.0e}"}
     except Exception as error:  # of torch's exporter, of many kinds
         first = str(error).partition("\n")[0].partition("  [")[0]
-        return facts | {"reason": f"no ONNX: {first[:100]}"}
+        return cells | {"why not": f"no ONNX: {first[:100]}"}
+
+
+def smaller(name: str) -> str:
+    """The share of MACs in stages that can be smaller, and of the smallest network."""
+    try:
+        facts = compression_facts(name)
+    except DonnaError:
+        return "–"
+    return f"{facts['shrinkable']:.0%}, {facts['least']:.0%}" if facts["stages"] else "0%"
 
 
 def _exported_error(reference: StagedNetwork) -> float:
@@ -61,33 +66,40 @@ def _exported_error(reference: StagedNetwork) -> float:
     return onnx_error(model, reference, images)
 
 
-def _error(value: float | None) -> str:
-    return "–" if value is None else "0" if value == 0 else f"{value:.0e}"
-
-
-def read_rows() -> dict[str, str]:
-    """The rows that the page has, by model."""
+def read_rows() -> dict[str, dict[str, str]]:
+    """The cells of the page's table, by model."""
     lines = PAGE.read_text(encoding="utf-8").splitlines()
-    return {line.split("`")[1]: line for line in lines if line.startswith("| `")}
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| `")]
+    return {cells[0].strip("`"): dict(zip(COLUMNS, [*cells, ""], strict=False)) for cells in rows}
 
 
-def write_rows(rows: Mapping[str, str]) -> None:
+def write_rows(rows: Mapping[str, Mapping[str, str]]) -> None:
     """Put a table of these rows in the place of the page's."""
     text, _, _ = PAGE.read_text(encoding="utf-8").partition("\n| model |")
-    cut = sum(not row.startswith(f"| `{name}` | –") for name, row in rows.items())
-    head = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
-    end = f"\n{cut} of these {len(rows)} are cut.\n"
-    table = "\n".join([*head, *(rows[name] for name in sorted(rows)), end])
-    PAGE.write_text(f"{text}\n{table}", encoding="utf-8")
+    every = [rows[name] for name in sorted(rows)]
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *(row.values() for row in every)]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    cut = sum(row["stages"] != "–" for row in every)
+    shares = [int(row["smaller"].partition("%")[0]) for row in every if row["smaller"] != "–"]
+    counts = (
+        f"{cut} of these {len(every)} are cut, {sum(row['ONNX error'] != '–' for row in every)} "
+        f"exported. {sum(share > 0 for share in shares)} can be smaller, "
+        f"{sum(share >= MOST for share in shares)} of them in {MOST}% of their MACs or more."
+    )
+    PAGE.write_text(f"{text}\n{table}\n\n{counts}\n", encoding="utf-8")
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("models", nargs="*", help="timm's names")
+    parser.add_argument("--smaller", action="store_true", help="only what compress can do")
+    options = parser.parse_args()
     rows = read_rows()
-    for name in sys.argv[1:] or list(rows):
-        facts = facts_of(name)
-        rows[name] = f"| {' | '.join(show(facts) for show in COLUMNS.values())} |"
-        print(rows[name], flush=True)
+    for name in options.models or list(rows):
+        cells = rows[name] if options.smaller else cells_of(name)
+        rows[name] = {**cells, "smaller": smaller(name)}
+        print(" | ".join(rows[name].values()), flush=True)
         write_rows(rows)
 
 
