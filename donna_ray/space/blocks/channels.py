@@ -20,6 +20,7 @@ _Dimension = tuple[int, int]  # id of a tensor, number of its dimension
 _FIXED: _Dimension = (0, 0)
 _WEIGHTED = ("conv2d", "linear")
 _MOVING = ("permute", "transpose", "movedim", "swapaxes", "t")
+_RESHAPING = ("reshape", "view", "flatten", "unflatten")
 _MIXING = (
     *("matmul", "__matmul__", "bmm", "mm", "einsum", "scaled_dot_product_attention"),
     *("conv1d", "conv3d", "conv_transpose2d"),
@@ -86,6 +87,8 @@ class _Dimensions(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _MOVING:
             self._moved(func, output, *args, **(kwargs or {}))
+        elif name in _RESHAPING:
+            self._reshaped(output, inputs[0])
         elif name in _WEIGHTED:
             self._weighted(output, *args, **(kwargs or {}))
         elif len(outputs) > 1 or name in _MIXING:
@@ -146,6 +149,16 @@ class _Dimensions(TorchFunctionMode):
         moved = func(torch.empty(_PRIMES[: input.ndim], device="meta"), *args, **kwargs).shape
         for number, size in enumerate(moved):
             self._join((id(output), number), (id(input), _PRIMES.index(size)))
+
+    def _reshaped(self, output: Tensor, tensor: Tensor) -> None:
+        """The first and last dimensions are the same, as far as their sizes are."""
+        one, other = _wide(tensor), _wide(output)
+        for end in (0, -1):
+            while one and other and tensor.shape[one[end]] == output.shape[other[end]]:
+                self._join((id(tensor), one.pop(end)), (id(output), other.pop(end)))
+        for left, numbers in ((tensor, one), (output, other)):
+            for number in numbers:
+                self._join((id(left), number), _FIXED)
 
     def _followed(self, output: Tensor, tensor: Tensor, along: int) -> None:
         """A function of which each dimension is that of its tensors, or another number of them."""

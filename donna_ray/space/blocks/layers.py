@@ -6,10 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["repeated_layers"]
+__all__ = ["LeftOut", "repeated_layers"]
 
 _CONTAINERS = (nn.Module, nn.ModuleDict, nn.ModuleList, nn.Sequential)
 _Calls = dict[nn.Module, list[bool]]  # in their order: whether one tensor kept its shape
+
+
+class LeftOut(nn.Module):
+    """In the place of a layer: gives the first of what it gets."""
+
+    def forward(self, features: Tensor, *_others: Any, **_named: Any) -> Tensor:
+        """Features of any shape to the same."""
+        return features
 
 
 def repeated_layers(module: nn.Module, input_shape: Sequence[int]) -> list[str]:
@@ -25,7 +33,8 @@ def repeated_layers(module: nn.Module, input_shape: Sequence[int]) -> list[str]:
     calls: _Calls = {}
 
     def note(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        one = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+        tensors = [isinstance(each, Tensor) for each in (*args, *kwargs.values())]
+        one = len(args) > 0 and tensors == [True, *[False] * (len(tensors) - 1)]
         keeps = one and isinstance(output, Tensor) and args[0].shape == output.shape
         calls.setdefault(layer, []).append(keeps)
 

@@ -19,7 +19,7 @@ from donna_ray.complexity import probe, shadow
 from donna_ray.errors import ConfigError
 from donna_ray.space.block import BlockSpec, StageShape, register_block
 from donna_ray.space.blocks.channels import ChannelGroup, channel_groups
-from donna_ray.space.blocks.layers import repeated_layers
+from donna_ray.space.blocks.layers import LeftOut, repeated_layers
 
 __all__ = ["UNSHRUNK", "reference_stage", "shrinking_values"]
 
@@ -63,8 +63,8 @@ def reference_stage(
         )
     block, sketch = copy.deepcopy(stage).requires_grad_(True), shadow(stage)
     for name in _last_layers(sketch, input_shape, dropped) if dropped else ():
-        block.set_submodule(name, nn.Identity())
-        sketch.set_submodule(name, nn.Identity())
+        block.set_submodule(name, LeftOut())
+        sketch.set_submodule(name, LeftOut())
     for group in channel_groups(sketch, input_shape) if width != 1 else ():
         _narrow(block, group, _kept(group, width))
     for convolution in _croppable(block) if cropped else ():

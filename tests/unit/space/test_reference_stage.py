@@ -28,11 +28,13 @@ from donna_ray.space import (
     check_space,
 )
 from donna_ray.space.blocks.channels import channel_groups
+from donna_ray.space.blocks.layers import LeftOut
 
 COMPRESS = SpaceConfig(preset="compress")
 MODELS = {  # a stage of each, and what it can be without
     "mobilenetv3_small_050": (2, {"cropped", "dropped", "width"}),
     "mobilenetv4_conv_small_035": (2, {"cropped", "dropped", "width"}),
+    "pvt_v2_b0": (3, {"dropped", "width"}),
     "regnety_002": (2, {"dropped", "width"}),
     "repghostnet_050": (2, {"cropped", "dropped", "width"}),
     "repvgg_a0": (1, {"dropped"}),
@@ -159,7 +161,7 @@ def test_channels_that_the_code_counts_on_stay() -> None:
     (stage,) = build_space(COMPRESS, [shape]).stages
     assert stage.choices == (UNSHRUNK, spec(dropped=1), spec(dropped=2))
     block = build_block(spec(dropped=1), shape)
-    assert [type(layer) for layer in block.children()] == [Counting, Counting, nn.Identity]
+    assert [type(layer) for layer in block.children()] == [Counting, Counting, LeftOut]
 
 
 def test_stage_that_cannot_be_smaller_stays_as_it_is() -> None:
