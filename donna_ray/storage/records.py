@@ -192,9 +192,11 @@ class RecordStore:
 
         They are no longer in the index then, and so in none of ``records`` from now on.
         """
-        groups = files_by_key(self._storage.listing())
+        files = self._storage.listing()
+        groups = files_by_key(files)
         intact = self._verified(groups)
-        self._storage.write_derived(INDEX, dump_index(intact))
+        if intact or INDEX in files:  # nothing is written into a folder of others
+            self._storage.write_derived(INDEX, dump_index(intact))
         return sorted(_with_object(groups) - intact.keys())
 
     def remove(self, keys: Iterable[str]) -> None:

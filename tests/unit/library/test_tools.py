@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from donna_ray.cli.library import app
 from donna_ray.config import RunConfig
 from donna_ray.errors import ConfigError, DonnaError, RunLockedError
-from donna_ray.library.tools import Library
+from donna_ray.library.tools import Library, bad_records, library_of
 from donna_ray.run.ownership import MARKER
 from donna_ray.storage.artifacts import StepFolder
 from donna_ray.storage.records import RecordStore
@@ -214,3 +214,11 @@ def test_commands_are_those_of_donna(run: Path) -> None:
     assert donna_here("library", "ls", str(run)).returncode == 0
     assert donna_here("library", "verify", str(run)).returncode == 1
     assert donna_here("library", "ls", str(run / "no-such")).returncode == 2
+
+
+def test_looking_writes_nothing_in_a_folder_of_others(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not a record")
+    library = library_of(str(tmp_path))
+    assert bad_records(library.store) == []
+    assert library.store.records() == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
