@@ -80,11 +80,11 @@ def write_rows(rows: Mapping[str, Mapping[str, str]]) -> None:
     lines = [COLUMNS, ["---"] * len(COLUMNS), *(row.values() for row in every)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     cut = sum(row["stages"] != "–" for row in every)
-    shares = [int(row["smaller"].partition("%")[0]) for row in every if row["smaller"] != "–"]
+    shares = [int(row["smaller"].partition("%")[0]) for row in every if "%" in row["smaller"]]
     counts = (
         f"{cut} of these {len(every)} are cut, {sum(row['ONNX error'] != '–' for row in every)} "
-        f"exported. {sum(share > 0 for share in shares)} can be smaller, "
-        f"{sum(share >= MOST for share in shares)} of them in {MOST}% of their MACs or more."
+        f"exported. Of {len(shares)} that were tried, {sum(share > 0 for share in shares)} can be "
+        f"smaller, {sum(share >= MOST for share in shares)} in {MOST}% of their MACs or more."
     )
     PAGE.write_text(f"{text}\n{table}\n\n{counts}\n", encoding="utf-8")
 
