@@ -127,7 +127,7 @@ def _of_trace(model: nn.Module, input_shape: Sequence[int], enlarged: Enlarged) 
     trace = Trace(model, _leaves(model), input_shape, enlarged)
     called = [str(node.target) for node in trace.nodes if node.op == "call_module"]
     names = [(name,) for name in called if called.count(name) == 1]
-    points, modules, reason = _points(trace, names)
+    points, modules, reason = _points(trace, names) if names else ([], [], None)
     points = list(takewhile(lambda point: _area(point) > 1, points))  # no further than the pooling
     chosen = _ends(points, input_shape) if len(points) > 2 else []
     stages = [sum(modules[start + 1 : end + 1], ()) for start, end in pairwise(chosen)]
