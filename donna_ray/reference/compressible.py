@@ -53,7 +53,7 @@ def compression_facts(model: str, image_size: int | None = None) -> Facts:
         "shrinkable": sum(own for own, least in costs if least < own) / macs,
         "least": 1 - sum(own - least for own, least in costs) / macs,
         "stages": [
-            {"share": own / macs, "choices": len(stage.choices), "least": least / own}
+            {"share": own / macs, "choices": len(stage.choices), "least": least / (own or 1)}
             for stage, (own, least) in zip(space.stages, costs, strict=True)
         ],
     }
