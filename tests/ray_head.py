@@ -103,7 +103,7 @@ def end(process: subprocess.Popen[bytes], folder: Path) -> None:
     process.wait()
 
 
-def run(head: Head, command: Sequence[str], folder: Path, seconds: float = 200) -> str:
+def run(head: Head, command: Sequence[str], folder: Path, seconds: float = 600) -> str:
     """The output of a command that has to succeed, on a head's cluster."""
     environment = {**head.environment, "RAY_ADDRESS": head.dashboard}
     done = subprocess.run(

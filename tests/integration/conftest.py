@@ -81,7 +81,7 @@ def environment() -> dict[str, str]:
 def donna(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run to the end, in a process and on a Ray of its own."""
     return subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=280, check=False
+        command, env=environment(), capture_output=True, text=True, timeout=1000, check=False
     )
 
 

@@ -69,7 +69,7 @@ def submit(head: Head, work: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def ended(client: JobSubmissionClient, job: str, seconds: float = 120) -> Any:
+def ended(client: JobSubmissionClient, job: str, seconds: float = 600) -> Any:
     deadline = time.monotonic() + seconds
     while not client.get_job_status(job).is_terminal():
         assert time.monotonic() < deadline, client.get_job_logs(job)
@@ -109,7 +109,7 @@ def test_stopped_and_killed_jobs_go_on_when_submitted_again(
         (job,) = [each.submission_id for each in client.list_jobs()]
         assert job is not None
         client.stop_job(job)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=600)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -159,7 +159,7 @@ def test_bad_configuration_is_not_submitted(
 ) -> None:
     before = len(client.list_jobs())
     process = submit(head, work, "--set", "device.connector=none")
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 2
     assert "connector" in output
     assert len(client.list_jobs()) == before

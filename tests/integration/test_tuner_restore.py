@@ -92,7 +92,7 @@ def test_killed_tuner_is_restored_without_loss_or_repetition(tmp_path: Path) -> 
     assert 9 <= before < EVALUATIONS
 
     second = _process(tmp_path, "restore")
-    output, errors = second.communicate(timeout=300)
+    output, errors = second.communicate(timeout=1000)
     assert second.returncode == 0, errors
     search = Search(setup_in(tmp_path)[0])
     assert search.finished
