@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from donna_ray.errors import DonnaError
-from donna_ray.predictor.model import Floats, shaped, standardised
+from donna_ray.predictor.model import Floats, scaling, shaped, standardised
 from donna_ray.space import Architecture, SearchSpace, encode
 
 __all__ = ["Suggestion", "design", "information_gain", "suggest"]
@@ -94,8 +94,7 @@ def information_gain(
     Yields:
         Index, and the fall of variance and interval as in ``Suggestion``.
     """
-    shapes = shaped(candidates[:typical])
-    centre, scale = shapes.mean(axis=0), np.sqrt(shapes.var(axis=0).mean(axis=1))
+    centre, scale = scaling(shaped(candidates[:typical]))
 
     def terms(nsr: Floats) -> Floats:
         return _with_constant(standardised(shaped(nsr), centre, scale))

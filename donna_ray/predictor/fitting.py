@@ -18,6 +18,7 @@ from donna_ray.predictor.model import (
     AccuracyPredictor,
     Floats,
     Uncertainty,
+    scaling,
     shaped,
     standardised,
 )
@@ -99,9 +100,7 @@ class _Average:
     @classmethod
     def of(cls, nsr: Floats, accuracy: Floats) -> "_Average":
         shapes = shaped(nsr)
-        centre, deviation = shapes.mean(axis=0), np.sqrt(shapes.var(axis=0).mean(axis=1))
-        rounding = 1e-9 * np.abs(shapes).max(axis=(0, 2))
-        scale = np.where(deviation > rounding, deviation, 0.0)
+        centre, scale = scaling(shapes)
         terms = standardised(shapes, centre, scale).reshape(shapes.shape)
         ridges = [
             _Ridge.of(number, terms[:, number], accuracy, penalty)

@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 
 from donna_ray.errors import DonnaError
 
-__all__ = ["VERSION", "AccuracyPredictor", "Floats", "Uncertainty", "shaped", "standardised"]
+__all__ = [
+    "VERSION",
+    "AccuracyPredictor",
+    "Floats",
+    "Uncertainty",
+    "scaling",
+    "shaped",
+    "standardised",
+]
 
 Floats = NDArray[np.float64]
 
@@ -141,6 +149,17 @@ def shaped(nsr: Floats) -> Floats:
     """The shapes (n, shapes, stages) of NSR (n, stages)."""
     bounded = np.clip(nsr, _LEAST, _MOST)
     return np.stack([shape(bounded) for shape in _SHAPES.values()], axis=1)
+
+
+def scaling(shapes: Floats) -> tuple[Floats, Floats]:
+    """Centre (shapes, stages) and scale (shapes,) of shapes (n, shapes, stages).
+
+    One scale for all stages of a shape, so that equal weights are the plain sum; 0 where the
+    stages do not vary but for rounding.
+    """
+    deviation = np.sqrt(shapes.var(axis=0).mean(axis=1))
+    rounding = 1e-9 * np.abs(shapes).max(axis=(0, 2))
+    return shapes.mean(axis=0), np.where(deviation > rounding, deviation, 0.0)
 
 
 def standardised(shapes: Floats, centre: Floats, scale: Floats) -> Floats:

@@ -1,6 +1,5 @@
 """Finds the stages of a model that names none: from timm's `feature_info`, else from its trace."""
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise, takewhile
@@ -9,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from donna_ray.complexity import probe
+from donna_ray.complexity import probe, shadow
 from donna_ray.reference.cut import (
     Boundary,
     StageModules,
@@ -174,8 +173,7 @@ def _with_enough(cut: _Cut, input_shape: Sequence[int], reason: CannotCutError) 
 def _macs(parts: Sequence[nn.Module], shape: Sequence[int]) -> list[int]:
     macs = []
     for part in parts:
-        shadow = copy.deepcopy(part).to("meta").eval().requires_grad_(False)
-        cost, shape = probe(shadow, shape)
+        cost, shape = probe(shadow(part), shape)
         macs.append(cost["macs"])
     return macs
 

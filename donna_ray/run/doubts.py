@@ -7,7 +7,7 @@ and the report begins with them.
 from collections.abc import Sequence
 from statistics import median
 
-from scipy.stats import binom
+from scipy.special import bdtrc  # scipy.stats takes a second to import in every worker
 
 __all__ = [
     "finetune_doubts",
@@ -23,7 +23,7 @@ _CHANCE = 0.025  # of as many right answers by guessing
 
 def guesses(accuracy: float, images: int, classes: int) -> bool:
     """Whether so many of the images may as well have been right by chance."""
-    return bool(binom.sf(round(accuracy * images) - 1, images, 1 / classes) > _CHANCE)
+    return bool(bdtrc(round(accuracy * images) - 1, images, 1 / classes) > _CHANCE)
 
 
 def reference_doubts(accuracy: float, images: int, classes: int, weights: str) -> list[str]:

@@ -36,7 +36,9 @@ def test_model_is_compressed_under_its_limit(one_ray: None, tmp_path: Path) -> N
     assert all(
         point.latency.median_ms <= 0.9 * reference.median_ms for point in results.scenarios[0].front
     )
-    assert any(point.params < results.reference.params for point in results.scenarios[0].front)
+    params = [point.params for point in results.scenarios[0].front]
+    assert max(params) <= results.reference.params  # all stages unshrunk, where noise allows it
+    assert min(params) < results.reference.params
     for stage in results.library.stages:
         unshrunk, *smaller = stage.blocks
         assert unshrunk.block == str(UNSHRUNK)

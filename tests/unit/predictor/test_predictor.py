@@ -84,10 +84,12 @@ def test_stages_that_weigh_alike_and_one_that_dominates_are_told_apart() -> None
 
 def test_logarithmic_law_is_recovered_down_to_no_noise_at_all() -> None:
     nsr, _ = samples(40, 0)
-    predictor, held_out = fit(nsr, 0.6 - 0.03 * np.log(nsr).sum(axis=1))
+    accuracy = 0.3 - 0.03 * np.log(nsr).sum(axis=1)
+    predictor, held_out = fit(nsr, accuracy)
     low, floor = predictor.predict(np.array([[0.0] * 4, [0.01] * 4]))
-    assert low == floor == pytest.approx(1.0)  # the law itself has 1.15, which is no accuracy
-    np.testing.assert_allclose(held_out, 0.6 - 0.03 * np.log(nsr).sum(axis=1), atol=1e-3)
+    assert low == floor
+    assert floor == pytest.approx(0.3 - 0.03 * 4 * np.log(0.01), abs=5e-3)
+    np.testing.assert_allclose(held_out, accuracy, atol=1e-3)
 
 
 def test_predictor_is_its_fit() -> None:
