@@ -114,7 +114,7 @@ def run(head: Head, command: Sequence[str], folder: Path, seconds: float = 600) 
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], ports: Sequence[int], folder: Path) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     for port in ports:
         while True:
             assert process.poll() is None, (folder / "start.log").read_text()

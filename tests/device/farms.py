@@ -29,7 +29,7 @@ def model_number(number: int) -> bytes:
 
 def results(asked: Sequence[Future[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Of models that were submitted to a local farm."""
-    return [each.result(60) for each in asked]
+    return [each.result(300) for each in asked]
 
 
 def row(farm: Farm | LocalFarm, device: str) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def row(farm: Farm | LocalFarm, device: str) -> dict[str, Any]:
 
 
 def wait_for_state(farm: Farm | LocalFarm, device: str, state: str) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while row(farm, device)["state"] != state:
         assert time.monotonic() < deadline, farm.status()
         time.sleep(0.02)

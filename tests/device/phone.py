@@ -48,7 +48,7 @@ class Adb:
             ["adb", *map(str, arguments)],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=300,
             env=self._environment,
         )
         return result.stdout + result.stderr

@@ -97,7 +97,7 @@ class Farm:
             device.retry_at = 0.0
 
     async def measure(self, model: bytes = b"m", name: str = "M") -> float:
-        record = await asyncio.wait_for(self.dispatcher.measure(model, name), 10)
+        record = await asyncio.wait_for(self.dispatcher.measure(model, name), 300)
         return float(record["median_ms"])
 
     async def until(self, fact: Callable[[], bool]) -> None:

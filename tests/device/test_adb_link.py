@@ -44,7 +44,7 @@ def shell(link: Link) -> Shell:
 
 
 def wait_for(fact: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while not fact():
         assert time.monotonic() < deadline
         time.sleep(0.01)

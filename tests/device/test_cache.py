@@ -98,7 +98,7 @@ def test_many_open_a_new_file_at_once(tmp_path: Path) -> None:
 
     def open_each() -> None:
         for number in range(25):
-            start.wait(timeout=30)
+            start.wait(timeout=300)
             MeasurementCache(tmp_path / f"{number}.sqlite").close()
 
     with ThreadPoolExecutor(8) as pool:

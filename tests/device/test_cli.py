@@ -49,7 +49,7 @@ def device_farm(
 
 def as_a_process(*arguments: str | Path) -> CompletedProcess[str]:
     command = [sys.executable, "-m", "device_farm", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=3000)
 
 
 def test_list(device_farm: Run) -> None:

@@ -23,7 +23,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 30))
+    asyncio.run(asyncio.wait_for(test(), 300))
 
 
 def away(is_away: list[int], **facts: Any) -> Callable[[], Coroutine[Any, Any, DeviceInfo]]:

@@ -35,11 +35,11 @@ def wait_for_metrics(*names: str) -> None:
     here = ray.get_runtime_context().get_node_id()
     head = next(node for node in ray.nodes() if node["NodeID"] == here)
     url = f"http://{head['NodeManagerAddress']}:{head['MetricsExportPort']}/metrics"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     missing = set(names)
     while missing:
         assert time.monotonic() < deadline, missing
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             text = answer.read().decode()
         missing = {name for name in missing if f"ray_device_farm_{name}{{" not in text}
         time.sleep(0.5)

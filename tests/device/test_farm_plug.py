@@ -71,7 +71,7 @@ def look(tmp_path: Path) -> Callable[..., HostRule]:
 
 
 def wait_for(fact: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not fact():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -78,7 +78,7 @@ def test_two_workers_go_on_when_one_dies(run: Run) -> None:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     (record,) = finetune(run, "finetune", reference, jobs, TOGETHER)
-    watcher.join(timeout=10)
+    watcher.join(timeout=300)
     assert killed_at
     assert min(epoch for time_ns, epoch in written if time_ns > killed_at[0]) >= 2
     assert record["epochs"] == 8

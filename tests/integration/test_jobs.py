@@ -167,5 +167,5 @@ def test_bad_configuration_is_not_submitted(
 
 def test_dashboard_refuses_those_without_the_token(head: Head) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(f"{head.dashboard}/api/jobs/", timeout=10)
+        urllib.request.urlopen(f"{head.dashboard}/api/jobs/", timeout=60)
     assert caught.value.code == 401

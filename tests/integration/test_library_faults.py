@@ -142,7 +142,7 @@ def test_queue_survives_killed_holders(one_ray: None, tmp_path: Path) -> None:
         killed.append(f"{place}-{pid}")
         workers[place] = Worker.remote()
         working[place] = workers[place].work.remote(queue, place, tmp_path)
-    assert ray.get(list(working.values()), timeout=60) == list(range(PLACES))
+    assert ray.get(list(working.values()), timeout=300) == list(range(PLACES))
 
     facts, error = ray.get(queue.result.remote())
     assert error is None
@@ -156,7 +156,7 @@ def test_queue_survives_killed_holders(one_ray: None, tmp_path: Path) -> None:
 
 def _held(folder: Path, unit: int) -> tuple[int, int]:
     """Place and process of the worker that stopped with a unit."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (found := list(folder.glob(f"{unit}-*"))):
         assert time.monotonic() < deadline, f"unit {unit} was never leased"
         time.sleep(0.02)

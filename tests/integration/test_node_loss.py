@@ -53,7 +53,7 @@ def test_what_was_in_flight_is_done_on_the_other_node(
             reference = reference_step(run)
             lost = when(_files(blocks, 2), lose_one)
             library = library_step(run, reference)
-            lost.join(timeout=60)
+            lost.join(timeout=300)
             assert 2 <= len(stored) < 12
             assert all(path.stat().st_mtime_ns == changed for path, changed in stored.items())
             assert_equal(library, finished)
@@ -67,7 +67,7 @@ def test_what_was_in_flight_is_done_on_the_other_node(
             jobs = jobs_of(run, reference, block_keys(library), space, chosen, recipe)
             lost = when(_files(unfinished, 2), lambda: _lose(cluster, nodes))
             records = finetune(run, "finetune", reference, jobs, recipe)
-            lost.join(timeout=60)
+            lost.join(timeout=300)
             assert len(nodes) == 1
             assert [record["epochs"] for record in records] == [EPOCHS] * 3
             assert network_store(run).verify() == []
@@ -108,7 +108,7 @@ def test_a_search_goes_on_where_its_device_was_lost(
         lost = when(lambda: measurements_in(cache) >= 5, replace_it)
         with Run(config, root) as run:
             found = run_steps(run, "search").result["scenarios"]["default"]
-        lost.join(timeout=60)
+        lost.join(timeout=300)
         assert found["measured_architectures"] == SMALLEST["search.evaluations"]
         assert measurements_in(cache) == SMALLEST["search.evaluations"] + 1  # and the reference
         assert joined

@@ -61,7 +61,7 @@ def workers_that_do(run: Run, folder: Path, units: int, **how: Any) -> set[int]:
 
 
 def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -112,7 +112,7 @@ def _wait_until_ray_is_gone(out: Path) -> None:
 
     They are told by the run folder, which Ray Train and Tune have in their arguments or open files.
     """
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if not _holders(out):
             return

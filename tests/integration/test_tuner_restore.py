@@ -129,7 +129,7 @@ def _wait_for(due: Any, process: subprocess.Popen[str]) -> None:
 
 def _wait_until_farm_is_gone(folder: Path) -> None:
     """The killed process's farm ends by itself; until then it may still measure."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while _users(folder / "measurements.sqlite"):
         assert time.monotonic() < deadline, "Ray's processes of the killed driver do not end"
         time.sleep(0.2)
