@@ -1,0 +1,102 @@
+"""The cuda connector's latency of timm models, each way to run them, beside torch's own timer.
+
+    python scripts/bench_cuda.py [--models mobilenetv3_large_100,resnet50,efficientnet_b0]
+
+torch.utils.benchmark times the timm module itself (BatchNorm folded as the export folds it, the
+same precision, layout and way to run); the connector the module that it makes of the ONNX file.
+`over_torch` is their ratio, without the overwriting of the L2 cache, which torch's timer does not
+do. Prints a table and, last, one JSON line; weights are random, which costs no time.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.fx.experimental.optimization import fuse
+from torch.utils.benchmark import Timer
+
+from device_farm import ModelError, Workload
+from device_farm.connectors.cuda.connector import CudaConnector
+from device_farm.connectors.cuda.loading import captured
+from donna_ray.onnx_export import export_onnx
+
+WAYS: dict[str, dict[str, Any]] = {
+    "eager": {},
+    "fp16, channels last": {"dtype": "float16", "channels_last": True},
+    "CUDA graph": {"cuda_graph": True},
+    "fp16, channels last, CUDA graph": {
+        "dtype": "float16",
+        "channels_last": True,
+        "cuda_graph": True,
+    },
+    "compiled": {"compile": "default"},
+}
+MODELS = "mobilenetv3_large_100,resnet50,efficientnet_b0"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", default=MODELS)
+    names = parser.parse_args().models.split(",")
+    table = Table("model", "way", "connector, ms", "torch, ms", "over torch")
+    found: dict[str, Any] = {"device": torch.cuda.get_device_name(), "models": {}}
+    for name in names:
+        module = timm.create_model(name, exportable=True).eval()
+        workload = Workload.from_onnx(export_onnx(module, (3, 224, 224)))
+        ways = found["models"][name] = {}
+        for way, settings in WAYS.items():
+            ours, torchs = _of_connector(workload, settings), _of_torch(module, settings)
+            ways[way] = {"connector_ms": ours, "torch_ms": torchs, "over_torch": ours / torchs}
+            table.add_row(name, way, f"{ours:.3f}", f"{torchs:.3f}", f"{ours / torchs:.2f}")
+    Console().print(table)
+    print(json.dumps(_rounded(found)))
+
+
+def _of_connector(workload: Workload, settings: dict[str, Any]) -> float:
+    """Median of its runs; NaN where it refuses the model."""
+    connector = CudaConnector("gpu", {**settings, "flush_l2": False})
+    try:
+        return connector.measure(connector.prepare(workload), connector.settings).median_ms
+    except ModelError:
+        return math.nan
+    finally:
+        connector.close()
+
+
+def _of_torch(module: torch.nn.Module, settings: dict[str, Any]) -> float:
+    """Median of torch.utils.benchmark, in ms."""
+    dtype = getattr(torch, settings.get("dtype", "float32"))
+    layout = torch.channels_last if settings.get("channels_last") else torch.contiguous_format
+    network: Any = fuse(module).to("cuda", dtype=dtype, memory_format=layout)
+    if "compile" in settings:
+        network = torch.compile(network, mode=settings["compile"])
+    images = torch.randn(1, 3, 224, 224, device="cuda", dtype=dtype).to(memory_format=layout)
+
+    def run() -> object:
+        with torch.inference_mode():
+            return network(images)
+
+    run()
+    work: Callable[[], object] = run
+    if settings.get("cuda_graph"):
+        work = captured(run, torch.device("cuda", 0))
+    timer = Timer("work()", globals={"work": work})
+    return timer.blocked_autorange(min_run_time=1).median * 1e3
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    if isinstance(value, float):
+        return round(value, 4) if math.isfinite(value) else None
+    return value
+
+
+if __name__ == "__main__":
+    main()
