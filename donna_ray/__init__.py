@@ -13,6 +13,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from donna_ray.versions import VERSION as __version__  # noqa: F401
+
 if TYPE_CHECKING:
     from donna_ray.config import (
         BlocksConfig,

@@ -6,7 +6,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -41,12 +40,12 @@ from donna_ray.storage.artifacts import (
     write_json,
 )
 from donna_ray.storage.records import Record, RecordStore
+from donna_ray.versions import package_versions
 
 __all__ = ["export_network"]
 
 _WEIGHTS, _ONNX, _SOURCE, _CARD = "weights.safetensors", "model.onnx", "network.py", "card.json"
 _IMAGES = 3
-_PACKAGES = ("donna-ray", "torch", "timm", "safetensors", "onnx")
 _RUN = """
 import sys
 import safetensors.torch, torch
@@ -221,7 +220,7 @@ class _Finetuned:
             "preprocessing": teacher["preprocessing"],
             "reference": {name: teacher[name] for name in ("model", "accuracy", "weights_sha256")},
             "digests": {"network": self.key, "reference": self.reference.digest},
-            "packages": {name: version(name) for name in _PACKAGES},
+            "packages": package_versions(),
         }
 
 

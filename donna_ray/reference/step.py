@@ -35,7 +35,7 @@ from donna_ray.storage.artifacts import Artifact, Files, StepFolder, file_sha256
 from donna_ray.storage.files import Storage, folder_in
 from donna_ray.storage.records import RecordStore
 from donna_ray.training.checkpoints import Checkpoints
-from donna_ray.training.loop import accuracy, seeded
+from donna_ray.training.loop import accuracy, device_of, network_input, seeded
 from donna_ray.training.threads import few_threads
 from donna_ray.training.trainer import Trainer, on_labels
 
@@ -259,7 +259,7 @@ def calibrate(reference: StagedNetwork, images: Split) -> list[Tensor]:
     reference.eval()
     sums: list[Tensor] = []
     for batch, _ in images.batches(256):
-        outputs = reference.features(batch)[1:]
+        outputs = reference.features(network_input(batch, device_of(reference)))[1:]
         moments = [_moments(output.double()) for output in outputs]
         sums = [a + b for a, b in zip(sums, moments, strict=True)] if sums else moments
     return [(squares / count - (total / count) ** 2).float() for count, total, squares in sums]

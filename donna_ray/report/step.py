@@ -1,7 +1,5 @@
 """Gathers the artifacts of a run into results.json and report.html."""
 
-import platform
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -15,10 +13,9 @@ from donna_ray.report.results import SCHEMA_VERSION, Results
 from donna_ray.run.run import Run
 from donna_ray.space import BlockSpec, encode
 from donna_ray.storage.artifacts import Artifact, write_atomic, write_json
+from donna_ray.versions import package_versions
 
 __all__ = ["report_step"]
-
-_PACKAGES = ("donna-ray", "ray", "torch", "timm", "optuna", "onnx", "onnxruntime", "numpy")
 
 
 def report_step(run: Run, done: dict[str, Artifact]) -> Artifact:
@@ -43,8 +40,7 @@ def _results(run: Run, done: dict[str, Artifact]) -> Results:
         "name": run.config.name,
         "seed": run.config.seed,
         "data": run.config.data.source,
-        "versions": {name: version(name) for name in _PACKAGES}
-        | {"python": platform.python_version()},
+        "versions": package_versions(),
         "reference": _reference(run, done["reference"].result),
         "library": _library(done),
         "predictor": _predictor(done["predictor"].result),

@@ -4,11 +4,11 @@ import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from donna_ray.errors import ConfigError
 from donna_ray.storage.artifacts import StepFolder, finished_inputs, write_json
+from donna_ray.versions import VERSION
 
 __all__ = ["MARKER", "Forgotten", "check_is_ours", "claim", "remove_if_empty"]
 
@@ -59,7 +59,7 @@ def claim(root: Path) -> list[Path]:
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
     root.mkdir(parents=True, exist_ok=True)
     if not (root / MARKER).exists():
-        facts = {"donna-ray": version("donna-ray"), "made": datetime.now(UTC).isoformat()}
+        facts = {"donna-ray": VERSION, "made": datetime.now(UTC).isoformat()}
         write_json(root / MARKER, facts)
     return made
 

@@ -49,7 +49,13 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def network_input(images: Tensor, device: torch.device) -> Tensor:
-    """Images on the device, channels last (1.4 to 1.8x faster convolutions on CPUs)."""
+    """Images on the device, channels last (1.4 to 1.8x faster convolutions on CPUs).
+
+    A GPU copies them out of pinned memory while it works on what it was asked before: out of other
+    memory, the caller would wait until it has finished that.
+    """
+    if device.type == "cuda" and not images.is_cuda:
+        images = images.pin_memory().to(device, non_blocking=True)
     return images.to(device).contiguous(memory_format=torch.channels_last)
 
 

@@ -18,7 +18,8 @@ def config() -> RunConfig:
 
 @pytest.fixture(scope="session")
 def data(config: RunConfig) -> ImageData:
-    return load_data(config.data, {"input_size": (1, 8, 8)})
+    _, preprocessing = build_reference(config, load_weights=False)
+    return load_data(config.data, preprocessing)
 
 
 @pytest.fixture(scope="session")

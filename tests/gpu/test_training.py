@@ -48,7 +48,7 @@ def space(config: RunConfig, reference: StagedNetwork) -> SearchSpace:
 @pytest.fixture(scope="session")
 def jobs(space: SearchSpace) -> list[BlockJob]:
     return [
-        BlockJob(f"key{stage}/{choice}", stage, space.stages[stage].choices[choice])
+        BlockJob(f"key{stage}-{choice}", stage, space.stages[stage].choices[choice])
         for stage in range(3)
         for choice in (0, 17, 31)
     ]
@@ -116,7 +116,9 @@ def test_precision_and_costs_are_measured(
 ) -> None:
     assert measured_precision(on_gpu, 64) in ("fp32", "bf16")
     features = torch.randn(64, *on_gpu.shapes[0].input, device="cuda")
-    seconds, peak = step_cost(copy.deepcopy(on_gpu.stages[0]).train(), features, "fp32")
+    seconds, peak = step_cost(
+        copy.deepcopy(on_gpu.stages[0]).requires_grad_(True).train(), features, "fp32"
+    )
     assert 0 < seconds < 60
     assert peak >= features.nbytes
     cluster = ClusterConfig(gpus_per_worker=1)
@@ -187,7 +189,13 @@ reference:
   training: {epochs: 12, batch_size: 64, learning_rate: 0.005}
 space:
   blocks:
-    - {family: inverted_residual, options: {kernel: [3], expansion: [1, 4], depth: [1, 2]}}
+    - family: inverted_residual
+      options:
+        kernel: [3]
+        expansion: [1, 4]
+        depth: [1, 2]
+        activation: [relu]
+        squeeze_excite: [false]
 library: {epochs: 3, batch_size: 64, learning_rate: 0.005}
 predictor: {samples: 6, epochs: 1, batch_size: 64, learning_rate: 0.002}
 search: {evaluations: 12, batch_size: 4}
