@@ -46,8 +46,9 @@ from donna_ray.run.run import Run
 from donna_ray.space import Architecture, SearchSpace, encode
 from donna_ray.storage.artifacts import Artifact, digest, write_json
 from donna_ray.storage.records import RecordStore
+from donna_ray.training.batchnorm import recalibrate
 from donna_ray.training.loop import accuracy, seeded
-from donna_ray.training.trainer import on_labels, recalibrate
+from donna_ray.training.trainer import on_labels
 from donna_ray.workers.spread import Unit, spread
 
 TYPICAL = 4096  # random architectures, which stand for the space

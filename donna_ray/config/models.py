@@ -206,6 +206,8 @@ class RacingConfig(Section):
 class LibraryConfig(TrainingConfig):
     """Blockwise distillation of every block of the space.
 
+    `steps` stands for `epochs`: as many whole passes as have at least so many steps (families of
+    `recipes` may still have epochs of their own).
     `pack_size` blocks are trained in one pass over the data; null is 16 on a CPU, and on a GPU what
     its memory holds (64 at most). `racing` pauses bad blocks early. `recipes` says, by block
     family, what differs there. `features` keeps the reference's features of the images instead of
@@ -214,6 +216,7 @@ class LibraryConfig(TrainingConfig):
     to be faster. `store` is where blocks are kept, any fsspec URL; null is the run folder.
     """
 
+    steps: PositiveInt | None = None
     pack_size: PositiveInt | None = None
     racing: RacingConfig | None = None
     recipes: dict[str, FamilyRecipe] = Field(default_factory=dict)

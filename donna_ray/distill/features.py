@@ -21,6 +21,7 @@ from donna_ray.data import ImageData, Split
 from donna_ray.data.sources import kind_of
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.reference.network import StagedNetwork
+from donna_ray.training.batchnorm import calibration_batches
 from donna_ray.training.loop import device_of, network_input
 
 __all__ = ["ComputedFeatures", "FeatureCache", "FeatureSource", "Features", "check_features"]
@@ -45,6 +46,10 @@ class FeatureSource(Protocol):
 
         `start` is the number of the first batch, from 0; those before it are left out.
         """
+        ...
+
+    def calibration(self, numbers: Collection[int]) -> Iterator[Features]:
+        """Of at most 16,384 distillation images without augmentation, for BatchNorm."""
         ...
 
     def validation(self, batch_size: int, numbers: Collection[int]) -> Iterator[Features]:
@@ -84,6 +89,11 @@ class ComputedFeatures:
         """See ``FeatureSource``."""
         split = self._data.distillation
         for images, _ in split.batches(batch_size, shuffle_seed=seed, epoch=epoch, start=start):
+            yield _forward(self._reference, images, max(numbers))
+
+    def calibration(self, numbers: Collection[int]) -> Iterator[Features]:
+        """See ``FeatureSource``."""
+        for images in calibration_batches(self._data.distillation_plain):
             yield _forward(self._reference, images, max(numbers))
 
     def validation(self, batch_size: int, numbers: Collection[int]) -> Iterator[Features]:
@@ -132,12 +142,20 @@ class FeatureCache:
     ) -> Iterator[Features]:
         """See ``FeatureSource``; the order is that of the images when none is broken."""
         for rows, _ in self._order.batches(batch_size, shuffle_seed=seed, epoch=epoch, start=start):
-            yield {n: self._loaded(self._training[n].index_select(0, rows)) for n in numbers}
+            yield self._at(rows, numbers)
+
+    def calibration(self, numbers: Collection[int]) -> Iterator[Features]:
+        """See ``FeatureSource``."""
+        for rows in calibration_batches(self._order):
+            yield self._at(rows, numbers)
 
     def validation(self, batch_size: int, numbers: Collection[int]) -> Iterator[Features]:
         """See ``FeatureSource``."""
         for batches in zip(*(self._validation[n].split(batch_size) for n in numbers), strict=True):
             yield {n: self._loaded(batch) for n, batch in zip(numbers, batches, strict=True)}
+
+    def _at(self, rows: Tensor, numbers: Collection[int]) -> Features:
+        return {n: self._loaded(self._training[n].index_select(0, rows)) for n in numbers}
 
     def _loaded(self, rows: Tensor) -> Tensor:
         return rows.to(self._device).float().movedim(-1, 1 if rows.ndim == 4 else -1)

@@ -18,6 +18,7 @@ from donna_ray.data import ImageData
 from donna_ray.distill.features import ComputedFeatures, FeatureCache, Features, FeatureSource
 from donna_ray.distill.students import BlockJob, Cohort, Student, TrainingState, new_student
 from donna_ray.reference.network import StagedNetwork
+from donna_ray.training.batchnorm import recalibrating
 from donna_ray.training.loop import device_of, seeded
 
 __all__ = ["DistilledBlock", "DistilledPack", "distill_pack"]
@@ -113,6 +114,7 @@ def distill_pack(
             student.block.eval()
         if share == 1:
             sound = [student for student in students if student.failure is None]
+            _recalibrate(sound, source)
             _evaluate(sound, config.batch_size, source)
             blocks = [DistilledBlock(one.job, one.block, one.nsr, one.failure) for one in students]
         else:
@@ -219,6 +221,15 @@ def _numbers(students: Iterable[Student]) -> list[int]:
     """Of the features that students learn from."""
     stages = {student.job.stage for student in students}
     return sorted(stages | {stage + 1 for stage in stages})
+
+
+def _recalibrate(students: Sequence[Student], source: FeatureSource) -> None:
+    """Give BatchNorm the statistics that networks have, too (``training.batchnorm``)."""
+    with recalibrating(nn.ModuleList(student.block for student in students)) as needed:
+        if needed:
+            for features in source.calibration(_numbers(students)):
+                for student in students:
+                    student.block(features[student.job.stage])
 
 
 @torch.no_grad()

@@ -30,9 +30,10 @@ from donna_ray.space import Architecture, BlockSpec, SearchSpace
 from donna_ray.storage.artifacts import Artifact, Files, digest
 from donna_ray.storage.files import folder_in
 from donna_ray.storage.records import RecordStore
+from donna_ray.training.batchnorm import calibrating, recalibrate
 from donna_ray.training.checkpoints import Checkpoints
 from donna_ray.training.loop import Loss, accuracy, device_of, network_input
-from donna_ray.training.trainer import Trainer, calibrating, recalibrate
+from donna_ray.training.trainer import Trainer
 from donna_ray.workers.group import Group, current_group
 from donna_ray.workers.spread import Unit, spread
 

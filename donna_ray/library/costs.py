@@ -1,5 +1,6 @@
 """What is measured on a worker before a library is distilled: precision, time and memory."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from donna_ray.config import RunConfig
+from donna_ray.config import LibraryConfig, RunConfig
 from donna_ray.distill.precision import step_cost
 from donna_ray.distill.students import BlockJob
 from donna_ray.library.measure import on_worker, settled_precision, worker_kind
@@ -17,7 +18,7 @@ from donna_ray.space import BlockSpec, StageShape, build_block, record_id
 from donna_ray.storage.artifacts import Artifact, Files
 from donna_ray.training.loop import Precision, device_of, seeded
 
-__all__ = ["PackCosts", "decided_precision", "pack_costs", "seconds_of"]
+__all__ = ["PackCosts", "decided", "pack_costs", "seconds_of"]
 
 _CPU_PACK = 16
 _LARGEST_PACK = 64  # what a worker's death costs grows with it, what is shared in it no longer does
@@ -31,13 +32,16 @@ PackCosts = dict[str, Any]
 that the measuring took."""
 
 
-def decided_precision(run: Run, reference: Artifact) -> RunConfig:
-    """The configuration with `library.precision` decided."""
-    config = run.config
-    if config.library.precision != "auto":
-        return config
-    decided = {"precision": settled_precision(run, reference)}
-    return config.model_copy(update={"library": config.library.model_copy(update=decided)})
+def decided(run: Run, reference: Artifact) -> RunConfig:
+    """The configuration with `library.precision` decided, and `library.steps` made epochs."""
+    library: LibraryConfig = run.config.library
+    known: dict[str, Any] = {}
+    if library.precision == "auto":
+        known["precision"] = settled_precision(run, reference)
+    if library.steps is not None:
+        of_a_pass = max(reference.result["images"]["distillation"] // library.batch_size, 1)
+        known |= {"epochs": math.ceil(library.steps / of_a_pass), "steps": None}
+    return run.config.model_copy(update={"library": library.model_copy(update=known)})
 
 
 def pack_costs(

@@ -9,7 +9,7 @@ from donna_ray.complexity import complexity
 from donna_ray.config import RunConfig
 from donna_ray.distill.students import BlockJob
 from donna_ray.errors import DonnaError
-from donna_ray.library.costs import decided_precision
+from donna_ray.library.costs import decided
 from donna_ray.library.making import LibraryMaking, Records
 from donna_ray.library.work import identity_of
 from donna_ray.reference.step import load_reference, space_of
@@ -44,7 +44,7 @@ def library_step(run: Run, reference: Artifact) -> Artifact:
         DonnaError: every block of a stage failed.
     """
     space = space_of(run.config, reference)
-    config = decided_precision(run, reference)
+    config = decided(run, reference)
     jobs = library_jobs(config, reference, space)
     store, racing = library_store(run), config.library.racing
     inputs = {
@@ -89,6 +89,7 @@ def library_jobs(
         "reference": reference.digest,
         "data": config.data.model_dump(exclude={"loader_workers", "download"}),
         "precision": config.library.precision,
+        "batchnorm": "recalibrated",  # before the NSR; earlier blocks were not
         "seed": config.seed,
     }
 

@@ -16,6 +16,7 @@ from donna_ray.distill.students import BlockJob, TrainingState
 from donna_ray.reference.step import data_of, load_reference
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.records import Record, RecordStore
+from donna_ray.training.batchnorm import calibrating
 
 __all__ = ["DistillPack", "identity_of"]
 
@@ -154,7 +155,8 @@ class DistillPack:
         epochs = max(library.recipe_of(job.spec.family).epochs for job in jobs)
         done = min(before[job.key][0]["share"] if job.key in before else 0.0 for job in jobs)
         trained = round((self._share - done) * epochs * len(data.distillation))
-        return trained + (len(data.validation) if self._share == 1 else 0)
+        measured = calibrating(data.distillation_plain) + len(data.validation)
+        return trained + (measured if self._share == 1 else 0)
 
     @cached_property
     def _loaded(self) -> tuple[Any, ...]:

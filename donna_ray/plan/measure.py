@@ -20,7 +20,7 @@ from donna_ray.distill.students import BlockJob
 from donna_ray.errors import DonnaError
 from donna_ray.latency.farm import start_farm
 from donna_ray.latency.lowering import Lowering
-from donna_ray.library.costs import decided_precision, pack_costs, seconds_of
+from donna_ray.library.costs import decided, pack_costs, seconds_of
 from donna_ray.library.measure import precision_artifact, settled_precision
 from donna_ray.library.step import library_jobs
 from donna_ray.plan.parts import PlanPart, check_images
@@ -36,7 +36,7 @@ from donna_ray.run.run import Run
 from donna_ray.search.tuner import evaluate_nothing
 from donna_ray.space import UNSHRUNK, SearchSpace, check_space
 from donna_ray.storage.artifacts import Artifact
-from donna_ray.training.trainer import calibrating
+from donna_ray.training.batchnorm import calibrating
 from donna_ray.workers.pool import fitting, pool_of
 from donna_ray.workers.spread import Unit, spread
 from donna_ray.workers.train_run import worker_resources
@@ -62,7 +62,7 @@ def measured_plan(run: Run) -> Plan:
     if run.config.library.precision == "auto":
         preparation += precision_artifact(run, reference).seconds
     space = space_of(run.config, reference)
-    config = decided_precision(run, reference)
+    config = decided(run, reference)
     every = [job for stage in library_jobs(config, reference, space) for job in stage]
     found = [cost["macs"] for stage in check_space(space) for cost in stage]
     distilled = [each for each in zip(every, found, strict=True) if each[0].spec != UNSHRUNK]

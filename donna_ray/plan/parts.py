@@ -31,6 +31,7 @@ from donna_ray.training.trainer import Trainer
 
 __all__ = ["Passes", "PlanPart", "batches_read", "check_images", "in_turn"]
 
+_CALIBRATED = 256  # images that give BatchNorm its statistics: little beside a whole training
 _SHORT, _MORE = 2, 6  # batches of a short pass, and how many more a long one has, at least
 _REPEATS = 3
 
@@ -232,5 +233,6 @@ def _part_of(data: ImageData, trained: int, tested: int) -> ImageData:
         data,
         train=data.train.first(trained),
         distillation=data.distillation.first(trained),
+        distillation_plain=data.distillation_plain.first(_CALIBRATED),
         validation=data.validation.first(tested),
     )

@@ -45,7 +45,8 @@ def library_doubts(ratios: Sequence[Sequence[float]]) -> list[str]:
         return []
     return [
         f"Half of the blocks have an NSR above {middle:.2f}: they have hardly learnt anything (a "
-        "constant has 1). Raise library.epochs, or distil on more images."
+        "constant has 1). Raise library.epochs (or give library.steps), or "
+        "distil on more images."
     ]
 
 

@@ -1,36 +1,30 @@
 """Trains one network epoch by epoch. Plain torch."""
 
 from collections.abc import Mapping
-from itertools import islice
 from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from donna_ray.config import FinetuneRecipe, TrainingConfig
 from donna_ray.data import ImageData, Split
 from donna_ray.data.images import derived_seed
 from donna_ray.errors import DonnaError
+from donna_ray.training.batchnorm import calibrating, recalibrate
 from donna_ray.training.loop import (
     Loss,
     Precision,
     accuracy,
     cross_entropy,
     descend,
-    device_of,
-    network_input,
     optimise,
-    seeded,
     train_epoch,
 )
 from donna_ray.workers.group import ALONE, Group
 
-__all__ = ["Trainer", "calibrating", "on_labels", "recalibrate"]
-
-_BATCH, _BATCHES = 256, 64  # of the images that give BatchNorm its statistics
+__all__ = ["Trainer", "on_labels"]
 
 
 class Trainer:
@@ -216,34 +210,3 @@ def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
     if value.shape != parameter.shape:
         return value  # the count of steps
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value).detach()
-
-
-def calibrating(images: Split) -> int:
-    """How many images ``recalibrate`` takes."""
-    return min(len(images), _BATCH * _BATCHES)
-
-
-def recalibrate(network: nn.Module, images: Split) -> None:
-    """Set the statistics of every BatchNorm to those of its inputs over at most 16,384 images.
-
-    Those that a short training leaves behind are far off (`scripts/bench_batchnorm.py`). All else
-    is in eval mode meanwhile, such as dropout, and the whole network afterwards.
-    """
-    network.eval()
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    tracking = {norm: norm.momentum for norm in norms if norm.running_mean is not None}
-    if not tracking:
-        return
-    device = device_of(network)
-    for norm in tracking:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over batches
-        norm.train()
-    try:
-        with seeded(0), torch.no_grad():
-            for batch, _ in islice(images.batches(_BATCH, shuffle_seed=0), _BATCHES):
-                network(network_input(batch, device))
-    finally:
-        for norm, momentum in tracking.items():
-            norm.momentum = momentum
-        network.eval()

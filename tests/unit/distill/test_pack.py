@@ -49,14 +49,16 @@ def with_dropout(in_channels: int, out_channels: int, stride: int, *, rate: floa
     return nn.Sequential(nn.Dropout(rate), layer, nn.BatchNorm2d(out_channels))
 
 
+class InfiniteInUse(nn.Conv2d):
+    """A layer that only the eval mode spoils."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features) * (1 if self.training else torch.inf)
+
+
 @register_block("testing_infinite", ("size",))
-def with_infinite_statistics(
-    in_channels: int, out_channels: int, stride: int, *, size: int
-) -> nn.Module:
-    norm = nn.BatchNorm2d(out_channels, momentum=0.0)
-    assert norm.running_mean is not None
-    norm.running_mean.fill_(torch.inf)  # which only the eval mode looks at
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, size, stride, size // 2), norm)
+def infinite_in_use(in_channels: int, out_channels: int, stride: int, *, size: int) -> nn.Module:
+    return InfiniteInUse(in_channels, out_channels, size, stride, size // 2)
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +170,21 @@ def test_all_blocks_may_fail(distill: Distill) -> None:
 def test_block_that_fails_in_eval_mode_alone_is_reported(distill: Distill) -> None:
     (block,) = distill([job_of("infinite", size=3)])
     assert (block.nsr, block.failure) == (None, "NSR of the validation images became inf")
+
+
+def test_batchnorm_has_the_statistics_of_the_images_as_they_are(
+    distill: Distill, jobs: list[BlockJob], reference: StagedNetwork, few_images: ImageData
+) -> None:
+    """Those of the last weights, and not a mean over the training."""
+    block = distill(jobs[:1])[0].block
+    norm = next(module for module in block.modules() if isinstance(module, nn.BatchNorm2d))
+    inputs: list[Tensor] = []
+    norm.register_forward_pre_hook(lambda _norm, given: inputs.append(given[0]))
+    for images, _ in few_images.distillation_plain.batches(96):
+        block(reference.stem(images))
+    [values] = inputs
+    assert norm.running_mean is not None
+    torch.testing.assert_close(norm.running_mean, values.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
 
 
 def test_learning_rate_factor_multiplies_the_learning_rate(

@@ -33,8 +33,9 @@ from donna_ray.run.run import Run
 from donna_ray.space import SearchSpace
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.records import RecordStore
+from donna_ray.training.batchnorm import recalibrate
 from donna_ray.training.loop import accuracy, cross_entropy, optimise, seeded
-from donna_ray.training.trainer import Trainer, recalibrate
+from donna_ray.training.trainer import Trainer
 
 STEPS = 4
 

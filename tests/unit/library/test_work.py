@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +14,13 @@ from donna_ray.data import load_data
 from donna_ray.distill.pack import distill_pack
 from donna_ray.distill.students import BlockJob
 from donna_ray.library import work as library_work
+from donna_ray.library.costs import decided
 from donna_ray.library.watch import LibraryWatch
 from donna_ray.library.work import DistillPack
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import calibrate
 from donna_ray.space import SearchSpace
+from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.records import RecordStore
 
 
@@ -113,3 +116,13 @@ def test_watch_counts_by_stage_and_writes_events(tmp_path: Path) -> None:
     content = events.read_bytes()
     for name in (b"nsr/stage0", b"blocks_per_hour", b"images_per_second", b"reference_share"):
         assert name in content
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(None, 3), (1, 1), (14, 1), (15, 2), (500, 36)])
+def test_steps_are_as_many_whole_passes(steps: int | None, epochs: int, config: RunConfig) -> None:
+    """Of 898 images in batches of 64: 14 steps each."""
+    settings = {"epochs": 3, "steps": steps, "batch_size": 64, "precision": "fp32"}
+    library = config.library.model_copy(update=settings)
+    run: Any = SimpleNamespace(config=config.model_copy(update={"library": library}))
+    reference = Artifact("reference", Path(), {"images": {"distillation": 898}}, {}, 0.0)
+    assert decided(run, reference).library.recipe_of("any").epochs == epochs
