@@ -36,6 +36,7 @@ bench: $(INSTALLED)
 	$(BIN)/python scripts/bench_regret.py
 	$(BIN)/python scripts/bench_samples.py
 	$(BIN)/python scripts/bench_farm.py
+	$(BIN)/python scripts/bench_timing.py
 	$(BIN)/python scripts/bench_search.py
 	$(BIN)/python scripts/bench_search.py --device
 	$(BIN)/python scripts/bench_cluster.py

@@ -3,19 +3,25 @@
 The speed of a shared host drifts by 10% within seconds, and any statistic of the runs alone
 drifts with it. So a block of runs of a control model goes before each block of the candidate.
 The control's latency at rest, its *baseline*, is measured once and kept. With b the blocks, c_b
-and k_b the runs of candidate and control in block b, each block yields one figure, the candidate's
-latency in units of the control's:
+and k_b the 5th percentiles of the runs of candidate and control in block b, each block yields one
+figure, the candidate's latency less what the control tells of the host:
 
-    figure_b = p20(c_b) / p20(k_b) * baseline
+    figure_b = c_b * (baseline / k_b) ** s
+
+`s` says how much the candidate feels of what the control feels: 1 if as much, and less for models
+that are longer than the control, whose runs average over what disturbs. For these it is fitted to
+the blocks' own fluctuations, drawn towards 1 as by a normal prior of deviation 0.15, and within 0
+to 1.2. For shorter ones it is 1: a fit to so short runs mostly sees their own noise.
 
 The latency reported, `median_ms`, is the median over the blocks; `p20_ms` and `p90_ms` are the
 percentiles over the blocks, for on a shared host the spread of single runs tells about the
-neighbours, not about the model. On such a host with 2 cores, one of them busy with other work,
-12 measurements of a network of 0.4 ms had a coefficient of variation of 1 to 2% by this figure,
-and of 7 to 17% by p20 or median of the runs alone.
+neighbours, not about the model. At least `blocks` are run, and more until half the 95% interval of
+the median is within `precision_percent`, up to four times as many or `max_seconds`. What remains
+wide says so in `ci_percent`. `scripts/bench_timing.py` has what each of these choices gives, on a
+quiet and on busy hosts, by the length of the model.
 
 On a dedicated device `interleave: false` halves the work: median, p20 and p90 are then those of
-all runs.
+all runs. A block lasts 5 ms at least, in which the scheduler of a host gets to act.
 
 Nothing here knows a clock or a device: the runs come from callables.
 """
@@ -35,9 +41,18 @@ Runs = Callable[[int], list[float]]
 """Does that many runs and returns the seconds that each took."""
 
 _MIN_BLOCKS = 2
-_BASELINE_BLOCKS = 40
+_BASELINE_BLOCKS = 8  # a round
 _BASELINE_RUNS = 50
+_ROUNDS, _MOST_ROUNDS = 5, 20
+_AGREED = 1.02  # times the lowest round that the second lowest may take
+_QUANTILE = 5  # percent of the runs of a block
+_SENSITIVITY, _DEVIATION = 1.0, 0.15  # of the candidate to what the control feels: prior
+_MOST_SENSITIVE = 1.2
+_OUTLIER = 4  # median deviations
+_JITTER = 1e-3  # of a block's logarithm, at least
 _WARMUP_SHARE = 0.1
+_MORE_BLOCKS = 4  # times `blocks`, at most
+_BLOCK_S = 0.005  # that a block of the candidate takes at least; the scheduler's slices are as long
 
 
 class ProtocolSettings(BaseModel):
@@ -46,10 +61,16 @@ class ProtocolSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     blocks: int = Field(default=12, ge=_MIN_BLOCKS)
+    """At least so many, and up to four times as many until `precision_percent` is reached."""
+    precision_percent: float = Field(default=2.0, ge=0)
+    """Half the 95% interval, in % of the latency, that is narrow enough."""
     runs_per_block: int = Field(default=15, ge=1)
-    """Runs of the candidate in a block, and of the control; fewer if `max_seconds` is short."""
+    """Runs of the control in a block, and of the candidate: more if they take less than 5 ms, fewer
+    if `max_seconds` is short."""
     warmup_runs: int = Field(default=10, ge=0)
     """Untimed runs of each model; they end early once they took a tenth of `max_seconds`."""
+    warmup_seconds: float = Field(default=0.0, ge=0)
+    """And for how long, at least, within that tenth: clocks take time to rise."""
     max_seconds: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     """Budget of timed runs, in seconds; two blocks are run whatever they take."""
     interleave: bool = True
@@ -73,27 +94,42 @@ class Timing:
     The interval is between two order statistics, so it assumes no distribution. With fewer than
     six blocks it is the whole range, which covers less than 95%.
     """
-    control_p20_ms: float | None
-    """The control's latency meanwhile: the median over blocks of p20; None if not interleaved."""
+    control_ms: float | None
+    """The control's latency meanwhile: the median over the blocks; None if not interleaved."""
+    sensitivity: float | None
+    """The exponent of the control's correction; None if not interleaved."""
 
     def control_facts(self, control_baseline_ms: float | None) -> dict[str, float]:
-        """The control's baseline and latency now, in ms, and how far it is off, in %."""
-        if self.control_p20_ms is None or control_baseline_ms is None:
+        """The control's baseline and latency now, in ms, how far it is off, in %, and what of it
+        the candidate feels."""
+        if self.control_ms is None or control_baseline_ms is None:
             return {}
+        assert self.sensitivity is not None
         return {
             "control_baseline_ms": control_baseline_ms,
-            "control_p20_ms": self.control_p20_ms,
-            "control_drift_percent": 100 * (self.control_p20_ms / control_baseline_ms - 1),
+            "control_ms": self.control_ms,
+            "control_drift_percent": 100 * (self.control_ms / control_baseline_ms - 1),
+            "control_sensitivity": self.sensitivity,
         }
 
 
 def baseline_ms(control: Runs, settings: ProtocolSettings, blocks: int = _BASELINE_BLOCKS) -> float:
-    """The control's own latency in milliseconds: blocks of 50 runs, median of the p20s.
+    """The control's own latency at rest, in milliseconds.
 
+    The lowest of at least five rounds, each the median of its blocks; more rounds are taken, up to
+    20, until the two lowest agree to 2%: one phase in which the host was busy does not decide.
     Take it once for a model of device and keep it: it is the unit of all its measurements.
     """
     _warm_up(control, settings)
-    return 1e3 * float(np.median([_p20(control(_BASELINE_RUNS)) for _ in range(blocks)]))
+    rounds: list[float] = []
+    while len(rounds) < _ROUNDS or (len(rounds) < _MOST_ROUNDS and not _agree(rounds)):
+        rounds.append(float(np.median([_typical(control(_BASELINE_RUNS)) for _ in range(blocks)])))
+    return 1e3 * min(rounds)
+
+
+def _agree(rounds: Sequence[float]) -> bool:
+    lowest, second = sorted(rounds)[:2]
+    return second <= _AGREED * lowest
 
 
 def time_candidate(
@@ -120,59 +156,113 @@ def time_candidate(
             "interleave needs a control model and its baseline, but got none: "
             "calibrate the device first, or set interleave to false"
         )
-    blocks, control_p20s = _run_blocks(candidate, control, settings)
-    if not control_p20s:
-        runs = 1e3 * np.concatenate(blocks)
-        return _summarize(blocks, runs, [1e3 * float(np.median(block)) for block in blocks], None)
-    assert control_baseline_ms is not None
-    ratios = np.array([_p20(block) for block in blocks]) / control_p20s
-    figures = control_baseline_ms * ratios
-    return _summarize(blocks, figures, figures, 1e3 * float(np.median(control_p20s)))
+    baseline_s = (control_baseline_ms or 0.0) / 1e3
+    blocks, controls = _run_blocks(candidate, control, baseline_s, settings)
+    figures = 1e3 * _figures(blocks, controls, baseline_s)
+    if controls:
+        sensitivity = _sensitivity(_typicals(blocks), np.log(controls), np.log(baseline_s))
+        return _summarize(blocks, figures, figures, 1e3 * float(np.median(controls)), sensitivity)
+    return _summarize(blocks, 1e3 * np.concatenate(blocks), figures, None, None)
 
 
 def _run_blocks(
-    candidate: Runs, control: Runs | None, settings: ProtocolSettings
+    candidate: Runs, control: Runs | None, baseline_s: float, settings: ProtocolSettings
 ) -> tuple[list[list[float]], list[float]]:
-    """Runs the blocks in turn; returns the candidate's runs and the control's p20, in seconds."""
+    """Runs the blocks in turn; the candidate's runs and the control's figures, in seconds."""
     if control is not None:
         _warm_up(control, settings)
     _warm_up(candidate, settings)
     runs = _affordable_runs(candidate, settings)
     blocks: list[list[float]] = []
-    control_p20s: list[float] = []
+    controls: list[float] = []
     spent = 0.0
-    while len(blocks) < settings.blocks and (
+    while _is_unknown(blocks, controls, baseline_s, settings) and (
         len(blocks) < _MIN_BLOCKS or spent < settings.max_seconds
     ):
         if control is not None:
             control_runs = control(settings.runs_per_block)
-            control_p20s.append(_p20(control_runs))
+            controls.append(_typical(control_runs))
             spent += sum(control_runs)
         blocks.append(candidate(runs))
         spent += sum(blocks[-1])
-    return blocks, control_p20s
+    return blocks, controls
+
+
+def _is_unknown(
+    blocks: Sequence[Sequence[float]],
+    controls: Sequence[float],
+    baseline_s: float,
+    settings: ProtocolSettings,
+) -> bool:
+    """Whether more blocks are needed, were there time without end."""
+    if not settings.blocks <= len(blocks) < _MORE_BLOCKS * settings.blocks:
+        return len(blocks) < settings.blocks
+    figures = _figures(blocks, controls, baseline_s)
+    return 100 * _half_interval(figures) > settings.precision_percent * float(np.median(figures))
+
+
+def _figures(
+    blocks: Sequence[Sequence[float]], controls: Sequence[float], baseline_s: float
+) -> np.ndarray:
+    """A block's figure, in seconds: corrected by the control, or the median of its runs."""
+    if not controls:
+        return np.array([np.median(block) for block in blocks])
+    own, control, baseline = _typicals(blocks), np.log(controls), float(np.log(baseline_s))
+    return np.exp(own - _sensitivity(own, control, baseline) * (control - baseline))
+
+
+def _sensitivity(own: np.ndarray, control: np.ndarray, baseline: float) -> float:
+    """The exponent: of least squares on the blocks' deviations, with the prior.
+
+    Args:
+        own: logarithms of the candidate's blocks.
+        control: of the control's.
+        baseline: of the control's at rest.
+    """
+    if np.median(own) < baseline:
+        return _SENSITIVITY
+    own, host = _deviations(own), _deviations(control)
+    weight, exponent = 1 / _DEVIATION**2, _SENSITIVITY
+    for _ in range(3):  # the residual's variance depends on the exponent, and not by much
+        variance = float(np.mean((own - exponent * host) ** 2)) + _JITTER**2
+        fitted = (own @ host / variance + weight * _SENSITIVITY) / (host @ host / variance + weight)
+        exponent = float(np.clip(fitted, 0, _MOST_SENSITIVE))
+    return exponent
+
+
+def _deviations(values: np.ndarray) -> np.ndarray:
+    """From the median; those far out are drawn in."""
+    off = values - np.median(values)
+    limit = _OUTLIER * np.median(np.abs(off))
+    return np.clip(off, -limit, limit)
+
+
+def _typicals(blocks: Sequence[Sequence[float]]) -> np.ndarray:
+    return np.log([_typical(block) for block in blocks])
 
 
 def _warm_up(model: Runs, settings: ProtocolSettings) -> None:
-    spent = 0.0
-    for _ in range(settings.warmup_runs):
-        spent += sum(model(1))
+    spent, count = 0.0, 0
+    while count < settings.warmup_runs or spent < settings.warmup_seconds:
+        spent, count = spent + sum(model(1)), count + 1
         if spent > _WARMUP_SHARE * settings.max_seconds:
             return
 
 
 def _affordable_runs(candidate: Runs, settings: ProtocolSettings) -> int:
-    """Runs a block, so that all blocks of the candidate fit into the budget; at least one."""
+    """Runs a block: for 5 ms at least, and so that all blocks fit into the budget; at least one."""
     seconds_a_run = max(sum(candidate(1)), 1e-9)
     affordable = int(settings.max_seconds / (settings.blocks * seconds_a_run))
-    return max(1, min(settings.runs_per_block, affordable))
+    wanted = max(settings.runs_per_block, math.ceil(_BLOCK_S / seconds_a_run))
+    return max(1, min(wanted, affordable))
 
 
 def _summarize(
     blocks: Sequence[Sequence[float]],
     latencies_ms: np.ndarray,
     block_figures_ms: Sequence[float] | np.ndarray,
-    control_p20_ms: float | None,
+    control_ms: float | None,
+    sensitivity: float | None,
 ) -> Timing:
     p20, median, p90 = (float(value) for value in np.percentile(latencies_ms, (20, 50, 90)))
     return Timing(
@@ -181,7 +271,8 @@ def _summarize(
         p90_ms=p90,
         n=sum(map(len, blocks)),
         ci_percent=100 * _half_interval(block_figures_ms) / median,
-        control_p20_ms=control_p20_ms,
+        control_ms=control_ms,
+        sensitivity=sensitivity,
     )
 
 
@@ -201,5 +292,6 @@ def _half_interval(values: Sequence[float] | np.ndarray) -> float:
     return float(ordered[n - k] - ordered[k - 1]) / 2
 
 
-def _p20(runs: Sequence[float]) -> float:
-    return float(np.percentile(runs, 20))
+def _typical(runs: Sequence[float]) -> float:
+    """What a run takes that is not held up, in seconds."""
+    return float(np.percentile(runs, _QUANTILE))

@@ -60,7 +60,7 @@ def test_measures_this_cpu_once_for_all_askers(start: StartFarm) -> None:
     farm = start(CPU)
     first, second = ray.get([farm.submit(MODEL, "cpu"), farm.submit(MODEL, "cpu")])
     assert first == second == farm.measure(MODEL, "cpu").to_json()
-    assert Measurement.from_json(first).n == 4 * 15
+    assert Measurement.from_json(first).n >= 4 * 15
     status = row(farm, "cpu")
     assert status["model"] == first["device"]
     assert (status["state"], status["leases"], status["done"]) == ("ready", 1, 1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import pytest
 
 from device_farm.timing.protocol import ProtocolSettings, Runs, baseline_ms, time_candidate
@@ -17,7 +18,14 @@ def runs_of(seconds: Iterable[float]) -> Runs:
 
 
 def settings(**values: object) -> ProtocolSettings:
-    return ProtocolSettings.model_validate({"warmup_runs": 0, **values})
+    plain = {"warmup_runs": 0, "precision_percent": 1000}
+    return ProtocolSettings.model_validate({**plain, **values})
+
+
+def fluctuating(length: float, host: Sequence[float], felt: float = 1.0) -> Iterator[float]:
+    """Runs of 6 a block, on a host that is so many times slower in each."""
+    yield length  # to learn what a run takes
+    yield from (length * slowness**felt for slowness in host for _ in range(6))
 
 
 def test_plain_figures_are_percentiles_in_milliseconds() -> None:
@@ -29,7 +37,7 @@ def test_plain_figures_are_percentiles_in_milliseconds() -> None:
     assert timing.p20_ms == pytest.approx(2.0)
     assert timing.median_ms == pytest.approx(3.5)
     assert timing.p90_ms == pytest.approx(6.0)
-    assert (timing.n, timing.ci_percent, timing.control_p20_ms) == (24, 0.0, None)
+    assert (timing.n, timing.ci_percent, timing.control_ms) == (24, 0.0, None)
 
 
 def test_drift_of_the_control_is_divided_out() -> None:
@@ -42,7 +50,7 @@ def test_drift_of_the_control_is_divided_out() -> None:
     assert timing.median_ms == pytest.approx(4.0)
     assert timing.p90_ms == pytest.approx(4.0)
     assert timing.ci_percent == pytest.approx(0.0, abs=1e-9)
-    assert timing.control_p20_ms == pytest.approx(1.5)
+    assert timing.control_ms == pytest.approx(1.5)
 
 
 def test_runs_that_were_held_up_do_not_count() -> None:
@@ -54,7 +62,7 @@ def test_runs_that_were_held_up_do_not_count() -> None:
 
 
 def test_percentiles_are_over_blocks() -> None:
-    candidate = runs_of([0.001, *(1e-3 * m for m in range(1, 12) for _ in range(3))])
+    candidate = runs_of([0.01, *(1e-3 * m for m in range(1, 12) for _ in range(3))])
     control = runs_of(itertools.repeat(0.001))
     timing = time_candidate(candidate, control, 1.0, settings(blocks=11, runs_per_block=3))
     assert timing.p20_ms == pytest.approx(3.0)
@@ -72,7 +80,7 @@ def test_figures_are_in_units_of_the_baseline() -> None:
 def test_confidence_interval_is_between_order_statistics() -> None:
     """Of 12 medians the third and the tenth enclose the true one in 96% of cases."""
     medians = [float(m) for m in range(1, 13)]
-    candidate = runs_of([0.001, *(1e-3 * m for m in medians for _ in range(3))])
+    candidate = runs_of([0.01, *(1e-3 * m for m in medians for _ in range(3))])
     timing = time_candidate(
         candidate, None, None, settings(blocks=12, runs_per_block=3, interleave=False)
     )
@@ -81,7 +89,7 @@ def test_confidence_interval_is_between_order_statistics() -> None:
 
 
 def test_few_blocks_give_the_whole_range() -> None:
-    candidate = runs_of([0.001, *(1e-3 * m for m in (2, 4, 3) for _ in range(2))])
+    candidate = runs_of([0.01, *(1e-3 * m for m in (2, 4, 3) for _ in range(2))])
     timing = time_candidate(
         candidate, None, None, settings(blocks=3, runs_per_block=2, interleave=False)
     )
@@ -114,9 +122,70 @@ def test_warm_up_is_not_counted_and_ends_early() -> None:
     assert asked == [1, 1, 1, 1, 10, 10]  # three for warm-up, one to learn what a run takes
 
 
-def test_baseline_is_the_median_of_the_p20s() -> None:
-    blocks = [0.001] * 50 * 21 + [0.009] * 50 * 19
-    assert baseline_ms(runs_of(blocks), settings()) == pytest.approx(1.0)
+def test_warm_up_goes_on_for_its_seconds() -> None:
+    asked: list[int] = []
+
+    def candidate(count: int) -> list[float]:
+        asked.append(count)
+        return [0.1] * count
+
+    protocol = settings(blocks=2, max_seconds=8, warmup_seconds=0.45, interleave=False)
+    time_candidate(candidate, None, None, protocol)
+    assert asked == [1] * 5 + [1] + [15] * 2
+
+
+def test_baseline_is_that_of_the_quiet_rounds() -> None:
+    """A host that is busy for the first three of its rounds of 8 blocks, or in some runs."""
+    rounds = [0.0013] * 50 * 8 * 3 + ([0.001] * 40 + [0.009] * 10) * 8 * 2
+    assert baseline_ms(runs_of(rounds), settings()) == pytest.approx(1.0)
+
+
+def test_baseline_is_taken_until_two_rounds_agree() -> None:
+    lengths = [0.003, 0.0026, 0.0023, 0.002, 0.0016, 0.0013, 0.001, 0.00101]
+    asked = itertools.count()
+    supply = runs_of(length for length in lengths for _ in range(50 * 8))
+
+    def control(count: int) -> list[float]:
+        next(asked)
+        return supply(count)
+
+    assert baseline_ms(control, settings()) == pytest.approx(1.0)
+    assert next(asked) == 8 * len(lengths)
+
+
+def test_a_model_that_feels_half_of_it_is_corrected_by_half() -> None:
+    host = np.exp(np.random.default_rng(0).normal(0.2, 0.1, 48))
+    control = runs_of(0.001 * slowness for slowness in host for _ in range(6))
+    candidate = runs_of(fluctuating(0.004, host, felt=0.5))
+    timing = time_candidate(candidate, control, 1.0, settings(blocks=48, runs_per_block=6))
+    assert timing.median_ms == pytest.approx(4.0, rel=0.02)
+    assert timing.sensitivity == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(("noise", "least", "most"), [(0.001, 12, 12), (0.08, 13, 47), (1, 48, 48)])
+def test_blocks_are_run_until_the_latency_is_known(noise: float, least: int, most: int) -> None:
+    host = np.exp(np.random.default_rng(1).normal(0, noise, 48))
+    timing = time_candidate(
+        runs_of(fluctuating(0.004, host)),
+        None,
+        None,
+        settings(runs_per_block=6, precision_percent=2, interleave=False, max_seconds=1e9),
+    )
+    assert least <= timing.n / 6 <= most
+    assert (timing.ci_percent <= 2) == (most < 48)
+
+
+def test_what_is_not_known_in_time_says_so() -> None:
+    host = np.exp(np.random.default_rng(1).normal(0, 0.3, 48))
+    limits = settings(runs_per_block=6, precision_percent=2, interleave=False, max_seconds=0.4)
+    timing = time_candidate(runs_of(fluctuating(0.004, host)), None, None, limits)
+    assert timing.n / 6 < 20
+    assert timing.ci_percent > 2
+
+
+def test_a_block_of_a_short_model_takes_5_ms() -> None:
+    timing = time_candidate(runs_of(itertools.repeat(2e-5)), None, None, settings(interleave=False))
+    assert timing.n == 12 * 250
 
 
 def test_interleaving_without_baseline_is_refused() -> None:

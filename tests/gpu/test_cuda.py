@@ -17,7 +17,7 @@ from device_farm.timing.control import control_workload
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
-QUICK = {"blocks": 3, "runs_per_block": 5}
+QUICK = {"blocks": 3, "runs_per_block": 5, "precision_percent": 1000}
 WAYS: list[dict[str, Any]] = [
     {},
     {"batch": 8, "dtype": "float16", "channels_last": True},
@@ -41,7 +41,7 @@ class TestConformance(ConnectorConformance):
 def test_every_way_to_run(way: dict[str, Any]) -> None:
     connector = CudaConnector("gpu", {**QUICK, **way})
     measurement = connector.measure(connector.prepare(control_workload()), connector.settings)
-    assert measurement.n == 15
+    assert measurement.n >= 15
     assert 0.001 < measurement.median_ms < 1000
     environment = measurement.environment
     assert environment["before"]["sm_mhz"] > 0

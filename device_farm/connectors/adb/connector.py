@@ -41,7 +41,7 @@ _CANNOT_RUN = (126, 127, 128 + signal.SIGILL)
 """A shell's status if a program is not there, or not for this processor."""
 _CANNOT_LINK = "CANNOT LINK EXECUTABLE"
 """What Android's linker says if a library is missing or does not fit."""
-_BASELINE_BLOCKS = 12
+_BASELINE_BLOCKS = 3  # a round: each starts a process on the phone
 """Each block is a process of its own here, so its figures are nearly independent."""
 
 

@@ -15,6 +15,7 @@ class CudaSettings(ProtocolSettings):
     """The protocol's settings, and how torch runs the model."""
 
     interleave: bool = False
+    warmup_seconds: float = Field(default=0.5, ge=0)
     index: int = Field(default=0, ge=0, exclude=True)
     """Of the GPUs that this process sees; under Ray it sees its own only."""
     accelerator_type: str | None = Field(default=None, exclude=True)
