@@ -19,7 +19,7 @@ import ray
 from device_farm.cache import MeasurementCache, MeasurementKey
 from device_farm.device_spec import DeviceSpec
 from device_farm.failures import DeviceError, DeviceLost, FailurePolicy
-from device_farm.farm.config import HostRule
+from device_farm.farm.config import FarmConfig, HostRule
 from device_farm.farm.drift import ControlCheck
 from device_farm.farm.failing import FailureHandler
 from device_farm.farm.host_watch import HostWatch
@@ -31,9 +31,9 @@ from device_farm.farm.roster import Roster
 from device_farm.timing.measurement import Measurement
 from device_farm.workload import workload_digest
 
-__all__ = ["DISPATCHER_GROUPS", "FARM_VERSION", "Dispatcher"]
+__all__ = ["DISPATCHER_GROUPS", "FARM_VERSION", "Dispatcher", "parts_of"]
 
-FARM_VERSION = 3
+FARM_VERSION = 4
 """Raised when calls of the actor change: an older farm that still runs is then refused."""
 
 DISPATCHER_GROUPS = {"status": 100, "presence": 1}
@@ -43,6 +43,17 @@ _LOG = logging.getLogger(__name__)
 _METRICS_PERIOD_S = 5.0
 _PERIOD_S = 1.0
 _T = TypeVar("_T")
+
+
+def parts_of(
+    cache_path: Path,
+    policy: FailurePolicy,
+    specs: Sequence[DeviceSpec],
+    rules: Sequence[HostRule],
+) -> dict[str, Any]:
+    """The parts of a farm's configuration, as JSON values."""
+    config = FarmConfig(cache=cache_path, limits=policy, devices=tuple(specs), hosts=tuple(rules))
+    return config.model_dump(mode="json", exclude={"runners"})
 
 
 class Dispatcher:
@@ -61,7 +72,7 @@ class Dispatcher:
         rules: Sequence[HostRule] = (),
     ) -> None:
         self._cache = MeasurementCache(cache_path)
-        self._policy = policy
+        self._parts = parts_of(cache_path, policy, specs, rules)
         self._lessor = Lessor(policy)
         self._control = ControlCheck(policy, self._cache, self._lessor)
         self._roster = Roster(
@@ -83,6 +94,11 @@ class Dispatcher:
     async def version(self) -> int:
         """`FARM_VERSION` of the code that runs."""
         return FARM_VERSION
+
+    @ray.method(concurrency_group="status")
+    async def configuration(self) -> dict[str, Any]:
+        """`parts_of` what it was started with."""
+        return self._parts
 
     async def ready(self) -> None:
         """Waits for the devices that were named at the start.
