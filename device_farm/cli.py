@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,7 @@ from device_farm.cache import MeasurementCache
 from device_farm.connector import Connector, DeviceInfo, connector_names, connector_type
 from device_farm.ending import Stopped, run_command
 from device_farm.failures import DeviceError
-from device_farm.farm.config import default_cache, load_farm_config
+from device_farm.farm.config import default_cache, load_farm_config, read_farm_config
 from device_farm.inputs import parse_shapes
 from device_farm.timing.measurement import Measurement
 from device_farm.workload import Workload
@@ -30,6 +31,8 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+_MOST_THREADS = 64
+_Way = tuple[type[Connector[Any]], dict[str, Any]]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _Config = Annotated[
     Path | None, typer.Option("--config", help="A farm.yaml, whose devices are known as well.")
@@ -45,26 +48,32 @@ def _options(
 
 @app.command("list")
 def list_devices(as_json: _AsJson = False, config: _Config = None) -> None:
-    """List the devices that this host can measure on."""
-    found = [_facts(kind, name, settings) for name, (kind, settings) in _known(config).items()]
+    """List the devices that this host can measure on; exit status 1 if one of them cannot."""
+    known, faults = _known(config)
+    with ThreadPoolExecutor(_MOST_THREADS) as pool:
+        found = [*pool.map(_facts, known, known.values())]
+    found += [{**_unknown(name), "error": str(fault)} for name, fault in faults.items()]
     if as_json:
         print(json.dumps(found))
-        return
-    table = Table("name", "model", "connector", "runtime", "cores")
-    for info in found:
-        cores = ", ".join(map(str, info["cores"]))
-        table.add_row(info["name"], info["model"], info["connector"], info["runtime"], cores)
-    Console().print(table)
+    else:
+        _print_devices(found)
+    if any(each["error"] for each in found):
+        raise typer.Exit(1)
 
 
 @app.command()
 def probe(
     name: Annotated[str, typer.Argument(help="A name from `device-farm list`.")],
+    as_json: _AsJson = False,
     config: _Config = None,
 ) -> None:
     """Connect to a device, and show what and how it is."""
-    connector = _connector(name, {}, config)
-    _print_facts({**dataclasses.asdict(connector.probe()), **connector.health()})
+    with contextlib.closing(_connector(name, {}, config)) as connector:
+        facts = {**dataclasses.asdict(connector.probe()), **connector.health()}
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        _print_facts(facts)
 
 
 @app.command()
@@ -84,7 +93,7 @@ def bench(
     try:
         workload = Workload.from_onnx(model, parse_shapes(shape or ()))
         handle = connector.prepare(workload)
-        measurement = connector.measure(handle, connector.settings, _baseline(connector))
+        measurement = connector.measure(handle, connector.settings, _baseline(connector, config))
         measurement.environment.update(inputs=connector.input_shapes(workload))
     finally:
         connector.close()
@@ -108,6 +117,12 @@ def serve(
             Farm.end()
             return
         farm = Farm.serve(settings)
+        if other := farm.differences(settings):
+            print(
+                f"This is a farm of another configuration: its {' and '.join(other)} are not "
+                f"those of {config}. To change it, end it with `device-farm serve {config} --stop` "
+                "and serve it again."
+            )
         count = len(farm.status())
         print(f"The farm is up, with {count} named or found; see `device-farm watch`.")
 
@@ -155,39 +170,47 @@ def _cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def _known(config: Path | None) -> dict[str, tuple[type[Connector[Any]], dict[str, Any]]]:
-    """Names of devices that this host reaches, each with its connector and settings."""
+def _known(config: Path | None) -> tuple[dict[str, _Way], dict[str, ValueError]]:
+    """Names of devices that this host reaches, each with its connector and settings.
+
+    Also what is wrong with entries of the farm.yaml, by name.
+    """
     known = {
         name: (kind, settings)
         for kind in map(connector_type, connector_names())
         for name, settings in kind.discover().items()
     }
     if config is None:
-        return known
-    farm = load_farm_config(config)
+        return known, {}
+    farm, faults = read_farm_config(config)
     for rule in farm.hosts:
         kind = connector_type(rule.connector)
         for name, reach in kind.discover(rule.places).items():
             known[name] = (kind, {**rule.settings, **reach})
     named = {d.name: (connector_type(d.connector), d.settings) for d in farm.devices}
-    return {**known, **named}
+    return {**known, **named}, faults
 
 
-def _facts(kind: type[Connector[Any]], name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(name: str, way: _Way) -> dict[str, Any]:
     """What a device says of itself; of one that cannot be reached, why."""
-    connector = kind(name, settings)
+    kind, settings = way
     try:
-        return dataclasses.asdict(connector.probe())
-    except DeviceError as error:
-        lacking = {field.name: "" for field in dataclasses.fields(DeviceInfo)}
-        known = {"name": name, "model": f"- ({error})", "connector": kind.name, "cores": ()}
-        return {**lacking, **known}
-    finally:
-        connector.close()
+        with contextlib.closing(kind(name, settings)) as connector:
+            return {**dataclasses.asdict(connector.probe()), "error": ""}
+    except Exception as error:  # of a connector, which may be a third party's
+        return {**_unknown(name), "connector": kind.name, "error": str(error) or repr(error)}
+
+
+def _unknown(name: str) -> dict[str, Any]:
+    """The facts of a device that tells none."""
+    lacking = {field.name: "" for field in dataclasses.fields(DeviceInfo)}
+    return {**lacking, "name": name, "cores": ()}
 
 
 def _connector(name: str, settings: Mapping[str, Any], config: Path | None) -> Connector[Any]:
-    devices = _known(config)
+    devices, faults = _known(config)
+    if name in faults:
+        raise faults[name]
     if name not in devices:
         raise ValueError(
             f"a device must be one of {', '.join(devices)}, but got {name!r}: "
@@ -197,12 +220,13 @@ def _connector(name: str, settings: Mapping[str, Any], config: Path | None) -> C
     return kind(name, {**reach, **settings})
 
 
-def _baseline(connector: Connector[Any]) -> float | None:
-    """The control's baseline in ms, which all runs of this command on this host share."""
+def _baseline(connector: Connector[Any], config: Path | None) -> float | None:
+    """The control's baseline in ms, that of the farm, or which all runs of this command share."""
     if not connector.settings.interleave:
         return None
     info = connector.probe()
-    cache = MeasurementCache(default_cache())
+    path = default_cache() if config is None else read_farm_config(config)[0].cache
+    cache = MeasurementCache(path)
     try:
         known = cache.get_baseline(info.model, info.control_digest)
         return known or cache.put_baseline(info.model, info.control_digest, connector.calibrate())
@@ -217,6 +241,15 @@ def _farm_table(rows: list[dict[str, Any]]) -> Table:
         figures = (str(row["queue_length"]), str(row["done"]), f"{row['busy_share']:.0%}", heat)
         table.add_row(row["device"], row["model"], row["state"], *figures, row["message"])
     return table
+
+
+def _print_devices(found: list[dict[str, Any]]) -> None:
+    table = Table("name", "model", "connector", "runtime", "cores", "error")
+    for info in found:
+        cores = ", ".join(map(str, info["cores"]))
+        words = (info["name"], info["model"], info["connector"], info["runtime"])
+        table.add_row(*words, cores, info["error"])
+    Console().print(table)
 
 
 def _print_facts(facts: Mapping[str, Any]) -> None:

@@ -124,6 +124,13 @@ class Connector(ABC, Generic[HandleT]):
     def probe(self) -> DeviceInfo:
         """Connects and says what the device is. Idempotent, takes seconds at most."""
 
+    def clear_remains(self) -> None:
+        """Removes what an owner that was killed may have left on the device.
+
+        A farm calls it once, when the device joins, for it is then the device's only user. By
+        default nothing.
+        """
+
     @abstractmethod
     def health(self) -> dict[str, Any]:
         """Facts on the device's condition now, JSON values; raises if it cannot measure now."""

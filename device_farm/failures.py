@@ -27,7 +27,10 @@ __all__ = [
 
 
 class DeviceError(Exception):
-    """A device could not do what was asked; the message says why and what to do."""
+    """A device could not do what was asked; the message says why and what to do.
+
+    Of this kind itself is what may be the fault of either, the device or the model.
+    """
 
 
 class AuthRequired(DeviceError):
@@ -35,7 +38,7 @@ class AuthRequired(DeviceError):
 
 
 class Busy(DeviceError):
-    """Another program, or a full disk, stands in the way; a person must clear it."""
+    """Another program, a full disk or a folder's mode stands in the way; a person must clear it."""
 
 
 class DeviceLost(DeviceError):
@@ -75,7 +78,8 @@ class Decision(enum.Enum):
     DELAY = "delay"
     """The device rests for `FailurePolicy.delay_s`; the measurement waits."""
     RAISE = "raise"
-    """The measurement has failed: the asker gets the error."""
+    """The measurement has failed, if the device then passes the control model; else the device is
+    parked. The asker gets the error, unless it blames no model and another device may try."""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ import platform
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -30,9 +30,11 @@ __all__ = ["OnnxRuntimeConnector", "OnnxRuntimeSettings", "PreparedModel"]
 
 onnxruntime.disable_telemetry_events()  # its builds for Windows send some
 
+_T = TypeVar("_T")
 _SESSIONS_KEPT = 4
 _OVERSUBSCRIBED = 1.05
 _CPU = "CPUExecutionProvider"
+_NO_MEMORY = ("bad_alloc", "bad allocation", "allocate memory")
 _ON_GPUS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "MIGraphXExecutionProvider")
 
 
@@ -73,10 +75,12 @@ class PreparedModel:
 
         Raises:
             ModelError: The model fails at run time.
+            MemoryError: There is not enough memory.
         """
         try:
             wall, thread = self._time(count)
         except Exception as error:  # ONNX Runtime's errors share no base class
+            _refuse_without_memory(error)
             raise ModelError(
                 f"ONNX Runtime cannot run the model ({first_line(error)}): "
                 "try it on inputs of its shapes"
@@ -154,24 +158,37 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
     def prepare(self, workload: Workload) -> PreparedModel:
         cores = self._cores()
         if workload.digest not in self._prepared:
-            with _pinned(cores):
-                session = _session(workload.model, cores, self.settings)
-            self._prepared[workload.digest] = PreparedModel(session, workload.make_inputs())
+            self._prepared[workload.digest] = self._with_memory(lambda: self._load(workload, cores))
         self._prepared.move_to_end(workload.digest)
         while len(self._prepared) > _SESSIONS_KEPT:
             self._prepared.popitem(last=False)
         return self._prepared[workload.digest]
 
+    def _load(self, workload: Workload, cores: tuple[int, ...]) -> PreparedModel:
+        with _pinned(cores):
+            session = _session(workload.model, cores, self.settings)
+        return PreparedModel(session, workload.make_inputs())
+
     def calibrate(self) -> float:
-        control = self._prepared_control()
-        with _pinned(self._cores()):
-            return baseline_ms(self._runs(control, interleave=True), self.settings)
+        def baseline() -> float:
+            with _pinned(self._cores()):
+                return baseline_ms(self._runs(self._prepared_control(), True), self.settings)
+
+        return self._with_memory(baseline)
 
     def measure(
         self,
         handle: PreparedModel,
         settings: ProtocolSettings,
         control_baseline_ms: float | None = None,
+    ) -> Measurement:
+        return self._with_memory(lambda: self._measure(handle, settings, control_baseline_ms))
+
+    def _measure(
+        self,
+        handle: PreparedModel,
+        settings: ProtocolSettings,
+        control_baseline_ms: float | None,
     ) -> Measurement:
         cores = self._cores()
         control = self._prepared_control() if settings.interleave else None
@@ -197,6 +214,25 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
         self._closed = True
         self._prepared.clear()
         self._control = None
+
+    def _with_memory(self, call: Callable[[], _T]) -> _T:
+        """Calls; where memory runs out once more, without the models loaded before.
+
+        Raises:
+            DeviceError: It still runs out.
+        """
+        try:
+            return call()
+        except MemoryError:
+            self._prepared.clear()
+            self._control = None
+        try:
+            return call()
+        except MemoryError as error:
+            raise DeviceError(
+                f"device {self.device!r} lacks memory for the model ({first_line(error)}): end "
+                "what else takes memory there, or let the process have more"
+            ) from error
 
     def _by_cpu_clock(self, interleave: bool) -> bool:
         return interleave and self.settings.threads == 1 and self.settings.provider == _CPU
@@ -256,6 +292,7 @@ def _session(
             model, options, providers=[(provider, settings.provider_options)]
         )
     except Exception as error:  # ONNX Runtime's errors share no base class
+        _refuse_without_memory(error)
         raise ModelError(
             f"ONNX Runtime cannot load the model ({first_line(error)}): "
             "export it with operators and an opset that this version knows"
@@ -266,6 +303,12 @@ def _session(
             "see that its driver and libraries are there"
         )
     return session
+
+
+def _refuse_without_memory(error: Exception) -> None:
+    """Raises MemoryError if that is what an error of ONNX Runtime is."""
+    if isinstance(error, MemoryError) or any(word in str(error) for word in _NO_MEMORY):
+        raise MemoryError(first_line(error)) from error
 
 
 @contextmanager

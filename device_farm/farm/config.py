@@ -16,7 +16,14 @@ from device_farm.device_spec import DeviceSpec
 from device_farm.failures import FailurePolicy
 from device_farm.reading import read_yaml
 
-__all__ = ["RAY_RESOURCES", "FarmConfig", "HostRule", "default_cache", "load_farm_config"]
+__all__ = [
+    "RAY_RESOURCES",
+    "FarmConfig",
+    "HostRule",
+    "default_cache",
+    "load_farm_config",
+    "read_farm_config",
+]
 
 
 RAY_RESOURCES = {"cuda": "GPU", "onnxruntime": "CPU"}
@@ -43,6 +50,10 @@ class HostRule(BaseModel):
     """The settings of each device that is found."""
 
 
+_KINDS: dict[str, type[DeviceSpec] | type[HostRule]] = {"devices": DeviceSpec, "hosts": HostRule}
+"""The lists of farm.yaml, and what is in them."""
+
+
 class FarmConfig(BaseModel):
     """A farm."""
 
@@ -62,27 +73,6 @@ class FarmConfig(BaseModel):
     def _at_home(cls, path: Path) -> Path:
         return path.expanduser()
 
-    def with_runners(self) -> FarmConfig:
-        """The same with the names of runners replaced by the runners.
-
-        Raises:
-            ValueError: There is no runner of that name.
-        """
-        devices = [d.model_copy(update=self._filled(d.settings, d.name)) for d in self.devices]
-        hosts = [h.model_copy(update=self._filled(h.settings, h.connector)) for h in self.hosts]
-        return self.model_copy(update={"devices": tuple(devices), "hosts": tuple(hosts)})
-
-    def _filled(self, settings: dict[str, Any], who: str) -> dict[str, Any]:
-        name = settings.get("runner")
-        if not isinstance(name, str):
-            return {}
-        if name not in self.runners:
-            raise ValueError(
-                f"the runner of {who!r} must be one of runners ({', '.join(self.runners)}), "
-                f"but got {name!r}: add it there, or correct the name"
-            )
-        return {"settings": {**settings, "runner": self.runners[name]}}
-
 
 def load_farm_config(path: Path) -> FarmConfig:
     """Reads farm.yaml.
@@ -92,25 +82,85 @@ def load_farm_config(path: Path) -> FarmConfig:
         ValueError: It is no YAML, a value in it is unknown or unusable, or two rules of `hosts`
             name one device.
     """
+    config, faults = read_farm_config(path)
+    for fault in faults.values():
+        raise fault
+    return config
+
+
+def read_farm_config(path: Path) -> tuple[FarmConfig, dict[str, ValueError]]:
+    """Reads what can be used of farm.yaml.
+
+    Returns:
+        The farm, and what is wrong with each device and rule that it lacks, by its name or number.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no YAML, names no device, or something else in it is unusable.
+    """
     try:
-        values = read_yaml(path.read_bytes())
+        values = read_yaml(path.read_bytes()) or {}
     except ValueError as error:
         raise ValueError(f"{path} must be YAML: {error}") from error
+    lists = {}
+    if isinstance(values, dict):  # else it is refused below
+        lists = {key: values.pop(key) for key in _KINDS if isinstance(values.get(key), list)}
     try:
-        config = FarmConfig.model_validate(values or {}).with_runners()
+        config = FarmConfig.model_validate(values)
     except ValidationError as error:
-        words = faults_in_words(error.errors())
-        raise ValueError(f"{path}: {words}. See docs/device-farm.md") from error
-    if not config.devices and not config.hosts:
+        raise _fault(path, error) from error
+    if not any(lists.values()):
         raise ValueError(f"{path} must name `devices`, or `hosts` that look for some")
-    for device in config.devices:
-        make_connector(device.connector, device.name, device.settings)
-    for rule in config.hosts:
-        check_settings(rule.connector, rule.settings)
-        if rule.places:
-            connector_type(rule.connector).discover(rule.places)  # refuses what is no place
-    _refuse_overlap(config.hosts)
-    return config
+    faults: dict[str, ValueError] = {}
+    for section, entries in lists.items():
+        for number, entry in enumerate(entries):
+            place = f"{section}.{number}"
+            try:
+                config = _with(config, section, entry)
+            except ValueError as error:
+                name = entry.get("name") if isinstance(entry, dict) else None
+                faults[str(name or place)] = _fault(path, error, place)
+    return config, faults
+
+
+def _fault(path: Path, error: ValueError, place: str = "") -> ValueError:
+    words = faults_in_words(error.errors()) if isinstance(error, ValidationError) else str(error)
+    return ValueError(f"{path}: {place}{place and ': '}{words}. See docs/device-farm.md")
+
+
+def _with(config: FarmConfig, section: str, entry: Any) -> FarmConfig:
+    """The farm with one more device or rule.
+
+    Raises:
+        ValueError: It is unusable.
+    """
+    made = _KINDS[section].model_validate(entry)
+    made = made.model_copy(update={"settings": _with_runner(made.settings, config.runners)})
+    if isinstance(made, DeviceSpec):
+        make_connector(made.connector, made.name, made.settings)
+    else:
+        check_settings(made.connector, made.settings)
+        if made.places:
+            connector_type(made.connector).discover(made.places)  # refuses what is no place
+        _refuse_overlap([*config.hosts, made])
+    return config.model_copy(update={section: (*getattr(config, section), made)})
+
+
+def _with_runner(settings: dict[str, Any], runners: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Settings with the runner in place of its name.
+
+    Raises:
+        ValueError: There is no runner of that name.
+    """
+    name = settings.get("runner")
+    if not isinstance(name, str):
+        return settings
+    if name not in runners:
+        raise ValueError(
+            f"runner must be one of runners ({', '.join(runners)}), but got {name!r}: add it "
+            "there, or correct the name"
+        )
+    return {**settings, "runner": runners[name]}
 
 
 def _refuse_overlap(rules: Sequence[HostRule]) -> None:

@@ -32,10 +32,15 @@ class DeviceActor:
     def __init__(self, connector: str, device: str, settings: Mapping[str, Any]) -> None:
         self._connector = make_connector(connector, device, settings)
         self._staged: dict[str, Workload] = {}
+        self._is_cleared = False
 
     def probe(self) -> DeviceInfo:
-        """See `Connector.probe`."""
-        return _portable(self._connector.probe)
+        """See `Connector.probe`; the first time it clears what was left on the device."""
+        info = _portable(self._connector.probe)
+        if not self._is_cleared:
+            _portable(self._connector.clear_remains)
+            self._is_cleared = True
+        return info
 
     def calibrate(self) -> float:
         """See `Connector.calibrate`; in milliseconds."""

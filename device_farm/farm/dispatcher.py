@@ -1,4 +1,4 @@
-"""The dispatcher: leases devices to measurements, and handles every failure.
+"""The dispatcher: leases devices to measurements.
 
 Devices that are interchangeable (same model, connector and settings) form a pool with one queue.
 Each device is served by one coroutine, which takes a job, measures it, and takes the next: so a
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,27 +18,22 @@ import ray
 
 from device_farm.cache import MeasurementCache, MeasurementKey
 from device_farm.device_spec import DeviceSpec
-from device_farm.failures import (
-    Decision,
-    DeviceError,
-    DeviceLost,
-    DeviceTimeout,
-    FailurePolicy,
-    Throttled,
-)
-from device_farm.farm.config import HostRule
+from device_farm.failures import DeviceError, DeviceLost, FailurePolicy
+from device_farm.farm.config import FarmConfig, HostRule
 from device_farm.farm.drift import ControlCheck
+from device_farm.farm.failing import FailureHandler
 from device_farm.farm.host_watch import HostWatch
+from device_farm.farm.jobs import Job
 from device_farm.farm.lease import Lessor, cause_of
 from device_farm.farm.metrics import FarmMetrics
-from device_farm.farm.pool import FIRST_PAUSE_S, Device, DeviceState, Job, Pool
+from device_farm.farm.pool import FIRST_PAUSE_S, Device, DeviceState, Pool
 from device_farm.farm.roster import Roster
 from device_farm.timing.measurement import Measurement
 from device_farm.workload import workload_digest
 
-__all__ = ["DISPATCHER_GROUPS", "FARM_VERSION", "Dispatcher"]
+__all__ = ["DISPATCHER_GROUPS", "FARM_VERSION", "Dispatcher", "parts_of"]
 
-FARM_VERSION = 3
+FARM_VERSION = 4
 """Raised when calls of the actor change: an older farm that still runs is then refused."""
 
 DISPATCHER_GROUPS = {"status": 100, "presence": 1}
@@ -48,6 +43,17 @@ _LOG = logging.getLogger(__name__)
 _METRICS_PERIOD_S = 5.0
 _PERIOD_S = 1.0
 _T = TypeVar("_T")
+
+
+def parts_of(
+    cache_path: Path,
+    policy: FailurePolicy,
+    specs: Sequence[DeviceSpec],
+    rules: Sequence[HostRule],
+) -> dict[str, Any]:
+    """The parts of a farm's configuration, as JSON values."""
+    config = FarmConfig(cache=cache_path, limits=policy, devices=tuple(specs), hosts=tuple(rules))
+    return config.model_dump(mode="json", exclude={"runners"})
 
 
 class Dispatcher:
@@ -66,7 +72,7 @@ class Dispatcher:
         rules: Sequence[HostRule] = (),
     ) -> None:
         self._cache = MeasurementCache(cache_path)
-        self._policy = policy
+        self._parts = parts_of(cache_path, policy, specs, rules)
         self._lessor = Lessor(policy)
         self._control = ControlCheck(policy, self._cache, self._lessor)
         self._roster = Roster(
@@ -74,6 +80,7 @@ class Dispatcher:
         )
         self._loop = asyncio.get_running_loop()
         self._metrics = FarmMetrics()
+        self._failures = FailureHandler(policy, self._roster, self._control, self._metrics)
         self._jobs: dict[MeasurementKey, Job] = {}
         self._askers: dict[Any, asyncio.Future[None]] = {}
         self._numbers = itertools.count()
@@ -87,6 +94,11 @@ class Dispatcher:
     async def version(self) -> int:
         """`FARM_VERSION` of the code that runs."""
         return FARM_VERSION
+
+    @ray.method(concurrency_group="status")
+    async def configuration(self) -> dict[str, Any]:
+        """`parts_of` what it was started with."""
+        return self._parts
 
     async def ready(self) -> None:
         """Waits for the devices that were named at the start.
@@ -167,9 +179,9 @@ class Dispatcher:
         result = asyncio.get_running_loop().create_future()
         job = self._jobs[key] = Job(next(self._numbers), key, model, result)
         result.add_done_callback(lambda _: self._forget(job))
-        if pool.all_out():
+        if not pool.able():
             self._roster.retry_pool(pool)
-        pool.jobs.put_nowait(job)
+        pool.jobs.put(job)
         return job
 
     def _forget(self, job: Job) -> None:
@@ -206,7 +218,7 @@ class Dispatcher:
         """Takes a job; if there is none for a while, sees to it that the device is there."""
         try:
             async with asyncio.timeout(_PERIOD_S):  # `wait_for` may swallow a cancellation
-                device.staged_job = await device.pool.jobs.get()
+                device.staged_job = await device.pool.jobs.get(device.name)
         except TimeoutError:
             await self._roster.check_presence(device)
 
@@ -224,7 +236,7 @@ class Dispatcher:
         try:
             measurement = await self._measure(device, job)
         except Exception as error:
-            await self._carry_out_policy(device, job, cause_of(error, device.name))
+            await self._failures.handle(device, job, cause_of(error, device.name))
             return
         device.serve()
         device.batch.append((job, measurement))
@@ -238,8 +250,9 @@ class Dispatcher:
             DeviceLost: Another device was measured.
             Exception: See `Lessor.measure`.
         """
-        if device.pool.jobs.qsize() >= len(device.pool.devices):
-            device.staged_job = device.pool.jobs.get_nowait()
+        if len(device.pool.jobs) >= len(device.pool.devices):
+            device.staged_job = device.pool.jobs.take(device.name)
+        if device.staged_job is not None:
             self._lessor.stage(device, device.staged_job.reference)
         with device.at_work():
             measurement = await self._lessor.measure(
@@ -260,7 +273,7 @@ class Dispatcher:
             with device.at_work():
                 facts = await self._control.check(device)
         except Exception as error:
-            await self._carry_out_policy(device, None, cause_of(error, device.name))
+            await self._failures.handle(device, None, cause_of(error, device.name))
         else:
             self._release_batch(device, facts)
             device.serve()
@@ -281,49 +294,6 @@ class Dispatcher:
             else:
                 job.finish(kept)
 
-    async def _carry_out_policy(self, device: Device, job: Job | None, error: Exception) -> None:
-        """Carries out the policy's decision, and brings the device back into service.
-
-        Args:
-            job: What was measured; None if it was the control.
-        """
-        kind = type(error).__name__
-        device.failures[kind] += 1
-        self._metrics.failed(device, kind)
-        decision = self._policy.decide(error, _attempt(device, job, error))
-        is_lost = isinstance(error, DeviceLost | DeviceTimeout)
-        if decision not in (Decision.DELAY, Decision.RETRY):
-            for moved in [done for done, _ in device.batch] if job is None else [job]:
-                moved.requeues += 1
-        if job is None or is_lost or decision in (Decision.PARK, Decision.DELAY):
-            self._give_back(device, device.unfinished(), error)
-        if job is not None and decision is Decision.RAISE:
-            job.fail(error)
-        elif job is not None:
-            self._give_back(device, [job], error)
-        if decision is Decision.PARK or (job is None and decision is Decision.RAISE):
-            is_slow = job is None and isinstance(error, Throttled)
-            state = DeviceState.QUARANTINED if is_slow else DeviceState.PARKED
-            self._roster.take_out(device, error, state)
-        elif decision is Decision.DELAY:
-            device.state = DeviceState.COOLING
-            device.check_first = device.control_ms is not None
-            await asyncio.sleep(self._policy.delay_s)
-            device.serve()
-        elif is_lost:
-            await self._roster.recover(device)
-        else:
-            device.serve()
-
-    def _give_back(self, device: Device, jobs: Iterable[Job], error: Exception) -> None:
-        """Leaves jobs to the pool, but not one that its devices have failed at too often."""
-        limit = self._policy.max_requeues + len(device.pool.devices)
-        for job in jobs:
-            if job.requeues > limit:
-                job.fail(error)
-            else:
-                device.pool.put([job])
-
     async def _retry_named_devices(self) -> None:
         while True:
             await asyncio.sleep(_PERIOD_S)
@@ -339,11 +309,3 @@ class Dispatcher:
         self._tasks.add(task)  # the loop itself holds tasks weakly
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _attempt(device: Device, job: Job | None, error: Exception) -> int:
-    """How often a job, or a device's control and what hangs on it, has failed in this way."""
-    if job is not None:
-        return job.count(error, device)
-    discarded = [done.count(error, device) for done, _ in device.batch]
-    return max(device.failed_checks, *discarded, 1)

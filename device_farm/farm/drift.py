@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
 from device_farm.cache import MeasurementCache
-from device_farm.failures import FailurePolicy, Throttled
-from device_farm.farm.lease import Lessor
+from device_farm.ending import one_line
+from device_farm.failures import (
+    AuthRequired,
+    Busy,
+    DeviceError,
+    DeviceLost,
+    DeviceTimeout,
+    FailurePolicy,
+    Throttled,
+)
+from device_farm.farm.lease import Lessor, cause_of
 from device_farm.farm.pool import Device
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
@@ -43,7 +54,7 @@ class ControlCheck:
         if device.interleave:
             known = self._cache.get_baseline(info.model, info.control_digest)
             device.control_baseline_ms = known or self._cache.put_baseline(
-                info.model, info.control_digest, await self._lessor.calibrate(device)
+                info.model, info.control_digest, await self._calibrate(device)
             )
         elif self._policy.control_every:
             device.batch_limit = self._policy.control_every
@@ -82,7 +93,7 @@ class ControlCheck:
         """Whether the device has to run the control before anything else."""
         if device.control_ms is None:
             return False
-        is_idle = device.staged_job is None and device.pool.jobs.empty()
+        is_idle = device.staged_job is None and not device.pool.jobs.count(device.name)
         is_full = len(device.batch) >= device.batch_limit
         return device.check_first or (bool(device.batch) and (is_idle or is_full))
 
@@ -117,5 +128,35 @@ class ControlCheck:
         known = [each for each in temperatures if isinstance(each, int | float)]
         device.temperature_c = max(known, default=device.temperature_c)
 
+    async def prove(self, device: Device) -> None:
+        """Runs the control, however fast, to see that the device works.
+
+        Raises:
+            DeviceError: It does not; it is never a `ModelError`.
+        """
+        await self._measure(device)
+
     async def _measure(self, device: Device) -> float:
-        return (await self._lessor.measure(device, control_workload().model, None)).median_ms
+        model, baseline = control_workload().model, device.control_baseline_ms
+        with _no_fault_of_a_model(device):
+            return (await self._lessor.measure(device, model, baseline)).median_ms
+
+    async def _calibrate(self, device: Device) -> float:
+        with _no_fault_of_a_model(device):
+            return await self._lessor.calibrate(device)
+
+
+@contextmanager
+def _no_fault_of_a_model(device: Device) -> Iterator[None]:
+    """What goes wrong with the control is the device's fault, or that of what leads to it."""
+    try:
+        yield
+    except Exception as error:
+        cause = cause_of(error, device.name)
+        if isinstance(cause, AuthRequired | Busy | DeviceLost | DeviceTimeout | Throttled):
+            raise cause from error
+        kind = "" if isinstance(cause, DeviceError) else f"{type(cause).__name__}: "
+        raise DeviceError(
+            f"device {device.name!r} must run the control model, which every device that works "
+            f"can, but fails ({kind}{one_line(str(cause))}): mend that, and it is tried again"
+        ) from error

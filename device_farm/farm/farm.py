@@ -17,7 +17,7 @@ from device_farm.connector import make_connector
 from device_farm.device_spec import DeviceSpec
 from device_farm.failures import FailurePolicy
 from device_farm.farm.config import FarmConfig, HostRule
-from device_farm.farm.dispatcher import DISPATCHER_GROUPS, FARM_VERSION, Dispatcher
+from device_farm.farm.dispatcher import DISPATCHER_GROUPS, FARM_VERSION, Dispatcher, parts_of
 from device_farm.timing.measurement import Measurement
 
 __all__ = ["FARM_NAME", "Farm"]
@@ -79,7 +79,7 @@ class Farm:
 
     @classmethod
     def serve(cls, config: FarmConfig, name: str = FARM_NAME) -> Farm:
-        """Starts a farm that outlives this job, or joins the one of that name.
+        """Starts a farm that outlives this job, or joins the one of that name as it is.
 
         It finds devices on all nodes by `FarmConfig.hosts`, and takes them in as they come. A
         device that cannot be reached is parked with the reason, and tried again.
@@ -98,6 +98,12 @@ class Farm:
         }
         _start_dispatcher(config.cache, config.limits, config.devices, config.hosts, options)
         return cls.connect(name)
+
+    def differences(self, config: FarmConfig) -> list[str]:
+        """The parts of a configuration that this farm was started with otherwise."""
+        mine: dict[str, Any] = _get(self._dispatcher.configuration.remote())
+        asked = parts_of(config.cache.resolve(), config.limits, config.devices, config.hosts)
+        return [name for name, value in asked.items() if mine[name] != value]
 
     @classmethod
     def connect(cls, name: str = FARM_NAME) -> Farm:

@@ -1,4 +1,4 @@
-"""What the dispatcher keeps: devices, pools of interchangeable ones, and jobs."""
+"""What the dispatcher keeps: devices, and pools of interchangeable ones."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
-import ray
-
-from device_farm.cache import MeasurementKey
 from device_farm.connector import DeviceInfo
 from device_farm.device_spec import DeviceSpec
 from device_farm.failures import DeviceError, DeviceLost, DeviceTimeout
+from device_farm.farm.jobs import Job, JobQueue
 from device_farm.timing.measurement import Measurement
 
-__all__ = ["FIRST_PAUSE_S", "Device", "DeviceState", "Job", "Pool", "pool_key"]
+__all__ = ["FIRST_PAUSE_S", "Device", "DeviceState", "Pool", "pool_key"]
 
 
 FIRST_PAUSE_S = 5.0
@@ -51,70 +48,32 @@ class DeviceState(enum.Enum):
         return self in (DeviceState.PARKED, DeviceState.QUARANTINED)
 
 
-@dataclass(order=True)
-class Job:
-    """One measurement to do. Jobs are served in the order of their numbers, repeats included."""
-
-    number: int
-    key: MeasurementKey = field(compare=False)
-    model: bytes = field(compare=False)
-    result: asyncio.Future[Measurement] = field(compare=False)
-    askers: list[asyncio.Future[None]] = field(compare=False, default_factory=list)
-    """Of each that waits for it what is done when it is gone."""
-    requeues: int = field(compare=False, default=0)
-    """How often a device that failed gave it back."""
-    failures: Counter[tuple[str, str]] = field(compare=False, default_factory=Counter)
-
-    @cached_property
-    def reference(self) -> Any:
-        """The model in Ray's store, put there once for all processes that get it."""
-        return ray.put(self.model)
-
-    def finish(self, measurement: Measurement) -> None:
-        """Gives the result to the askers."""
-        if not self.result.done():
-            self.result.set_result(measurement)
-
-    def fail(self, error: Exception) -> None:
-        """Tells the askers why there is no result."""
-        if not self.result.done():
-            self.result.set_exception(error)
-
-    def count(self, error: Exception, device: Device) -> int:
-        """Counts a failure; returns how often it has failed so on this device.
-
-        Phones that are unplugged, or hot, one after the other are not the model's fault. One that
-        hangs takes the longest of all: that is counted whatever the device.
-        """
-        kind = type(error).__name__, "" if isinstance(error, DeviceTimeout) else device.name
-        self.failures[kind] += 1
-        return self.failures[kind]
-
-
 @dataclass(eq=False)
 class Pool:
     """Interchangeable devices and the jobs that any of them may do."""
 
     devices: list[Device] = field(default_factory=list)
-    jobs: asyncio.PriorityQueue[Job] = field(default_factory=asyncio.PriorityQueue)
+    jobs: JobQueue = field(default_factory=JobQueue)
 
     def put(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
-            self.jobs.put_nowait(job)
+            self.jobs.put(job)
 
-    def all_out(self) -> bool:
-        """Whether no device serves, and none is being tried."""
-        return all(device.state.is_out and not device.is_being_tried for device in self.devices)
+    def able(self, job: Job | None = None) -> list[Device]:
+        """The devices that serve, or may soon; of a job those that have not refused it."""
+        serving = [each for each in self.devices if not each.state.is_out or each.is_being_tried]
+        return [each for each in serving if job is None or each.name not in job.refusals]
 
-    def fail_if_all_out(self) -> None:
-        """Tells those who wait why no device can serve them."""
-        if not self.all_out():
-            return
+    def fail_hopeless(self) -> None:
+        """Tells those who wait for what no device can do why."""
         errors = {d.name: d.out_reason for d in self.devices if d.out_reason}
         words = "; ".join(f"{name}: {errors[name]}" for name in sorted(errors))
-        while not self.jobs.empty():
-            kind = _kind_of(errors[min(errors)])
-            self.jobs.get_nowait().fail(kind(f"no device can measure this now: {words}"))
+        for job in self.jobs.remove(lambda job: not self.able(job)):
+            if job.refusals:
+                job.fail(list(job.refusals.values())[-1])
+            else:
+                kind = _kind_of(errors[min(errors)])
+                job.fail(kind(f"no device can measure this now: {words}"))
 
 
 @dataclass(eq=False)
@@ -138,6 +97,8 @@ class Device:
     """How far the control was off that of the first device of this model when it joined."""
     state: DeviceState = DeviceState.NEW
     out_reason: DeviceError | None = None
+    is_suspect: bool = False
+    """Whether the control failed when it last ran to find out what was at fault."""
     staged_job: Job | None = None
     """The next job, which is being staged."""
     batch: list[tuple[Job, Measurement]] = field(default_factory=list)
@@ -233,7 +194,7 @@ class Device:
             "leases": self.leases,
             "done": self.done,
             "failures": dict(self.failures),
-            "queue_length": self.pool.jobs.qsize(),
+            "queue_length": len(self.pool.jobs),
             "busy_s": self.busy_s,
             "busy_share": self.busy_s / since,
             "differs_percent": self.differs_percent,

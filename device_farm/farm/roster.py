@@ -156,7 +156,7 @@ class Roster:
     ) -> None:
         """Ends a device's service; jobs that no other can do fail."""
         device.take_out(_as_device_error(error), state)
-        device.pool.fail_if_all_out()
+        device.pool.fail_hopeless()
 
     def _known(self, name: str) -> Device | None:
         """The device of that name, or the one of that model that can serve soonest.
@@ -205,6 +205,8 @@ class Roster:
             if is_unknown:
                 device.state = DeviceState.NEW  # others now see that it is taken
                 await self._control.take_baseline(device)
+            elif device.is_suspect:
+                await self._control.prove(device)
         except Exception as error:
             cause = cause_of(error, device.name)
             device.failures[type(cause).__name__] += 1
@@ -221,11 +223,12 @@ class Roster:
     def _attempt_ended(self, device: Device, attempt: asyncio.Task[None]) -> None:
         if not attempt.cancelled() and attempt.exception() is not None:
             _LOG.warning("device %s cannot be used: %s", device.name, device.out_reason)
-            device.pool.fail_if_all_out()
+            device.pool.fail_hopeless()
 
     def _join(self, device: Device) -> None:
         assert device.info is not None
         device.failed_checks, device.check_first = 0, device.is_joined and bool(device.control_ms)
+        device.is_suspect = False
         device.serve()
         if not device.is_joined:
             device.joined_at = time.monotonic()

@@ -274,7 +274,8 @@ class LatencyFarm:
             return self.wait([reference])[0]
         except DonnaError as error:
             cause = getattr(error.__cause__, "cause", None)
-            if isinstance(cause, ModelError | DeviceLost | DeviceTimeout):
+            is_of_one = isinstance(cause, ModelError | DeviceLost | DeviceTimeout)
+            if is_of_one or (isinstance(cause, DeviceError) and self.devices()):
                 reason = f"{type(cause).__name__}: {cause}"
                 return Unmeasured(reason, of_model=isinstance(cause, ModelError))
             raise

@@ -9,6 +9,7 @@ It speaks the wire protocol (CNXN, AUTH, OPEN, WRTE, OKAY, CLSE; services `shell
     faults.json   see `Faults`; read at every connection
     state/        what the tools below report: serial, model, thermal_status, wakefulness
     state/log     the calls of tools that change something
+    state/full    1 if no byte can be written, by a push or by what runs here
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import ctypes
 import json
 import os
 import queue
+import re
+import resource
 import secrets
 import signal
 import socket
@@ -36,6 +39,7 @@ from adbd_sync import Sync
 
 VERSION, MAX_PAYLOAD = 0x01000000, 256 * 1024
 TOKEN, SIGNATURE, PUBLIC_KEY = 1, 2, 3
+TOO_LARGE, NO_SPACE = re.compile(b"File too large|I/O error"), b"No space left on device"
 PHONE_PATHS = ("/data/local/tmp", "/sys/class/thermal", "/sys/devices/system/cpu")
 
 TOOLS = {
@@ -241,6 +245,7 @@ class Phone:
             "wakefulness": "Awake",
             "sdk": "34",
             "stay_on": "3",
+            "full": "0",
         }.items():
             if not (folder / "state" / name).exists():
                 (folder / "state" / name).write_text(f"{value}\n")
@@ -288,6 +293,7 @@ class Phone:
     def _run(self, stream: Stream, command: str, crlf: bool) -> None:
         """On a terminal in raw mode, as AOSP's: what hangs up ends the command."""
         path = f"{self.folder}/bin:{os.environ['PATH']}"
+        is_full = self.state("full") == "1"
         master, slave = os.openpty()
         tty.setraw(slave)
         process = subprocess.Popen(
@@ -298,7 +304,7 @@ class Phone:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=as_a_phone_starts_it,
+            preexec_fn=as_on_a_full_disk if is_full else as_a_phone_starts_it,
         )
         os.close(slave)
 
@@ -310,6 +316,7 @@ class Phone:
         threading.Thread(target=reap, daemon=True).start()
         try:
             while data := printed(master):
+                data = TOO_LARGE.sub(NO_SPACE, data) if is_full else data
                 stream.write(data.replace(b"\n", b"\r\n") if crlf else data)
         finally:
             process.wait()
@@ -345,6 +352,13 @@ def as_a_phone_starts_it() -> None:
     """A hang-up ends it, also where the tests run under `nohup`, which children inherit."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     die_with_parent()
+
+
+def as_on_a_full_disk() -> None:
+    """No file may have a byte; what programs say of it is put right by `NO_SPACE`."""
+    as_a_phone_starts_it()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
 def die_with_parent() -> None:

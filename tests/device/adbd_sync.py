@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import struct
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,7 @@ class Sync:
         """As AOSP's: a failure is told at once, and the rest of the file is read for nothing."""
         path, _, mode = path_and_mode.rpartition(",")
         failure: threading.Thread | None = None
+        quota = 0 if self._phone.state("full") == "1" else self._faults.quota or sys.maxsize
         try:
             file = open(path, "wb")  # noqa: SIM115
         except OSError as error:
@@ -73,7 +75,7 @@ class Sync:
                 if self._faults.die_after and total > self._faults.die_after:
                     file.flush()
                     os.kill(os.getpid(), signal.SIGKILL)
-                if failure is None and self._faults.quota and total > self._faults.quota:
+                if failure is None and total > quota:
                     failure = self._fail_aside("write failed: No space left on device")
                 if failure is None:
                     file.write(data)

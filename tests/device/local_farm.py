@@ -13,11 +13,12 @@ from typing import Any, TypeVar, cast
 import pytest
 
 from device_farm import DeviceSpec, FailurePolicy, HostRule, Measurement
-from device_farm.farm import dispatcher, host_watch, lease, pool
+from device_farm.farm import dispatcher, host_watch, lease
 from device_farm.farm.device_actor import DeviceActor
 from device_farm.farm.dispatcher import Dispatcher
 from device_farm.farm.host_actor import HostActor
-from device_farm.farm.pool import Device, Job
+from device_farm.farm.jobs import Job
+from device_farm.farm.pool import Device
 
 _T = TypeVar("_T")
 NODE = {
@@ -51,7 +52,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(host_watch, "ray", SimpleNamespace(nodes=lambda: [NODE]))
     patch.setattr(host_watch, "_start_host", lambda _: LocalActor(HostActor()))
     # The models of jobs do not go into Ray's store.
-    patch.setattr(pool.Job, "reference", cast(Any, property(lambda job: cast(Job, job).model)))
+    patch.setattr(Job, "reference", cast(Any, property(lambda job: cast(Job, job).model)))
 
 
 def _start(device: Device) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import stat
 import threading
 import time
@@ -143,6 +144,17 @@ def test_killed_in_a_push_leaves_no_file(shell: Shell, phone: Phone) -> None:
     phone.start()
     shell.put(data, "/data/local/tmp/model")
     assert shell.has("/data/local/tmp/model", hashlib.sha256(data).hexdigest())
+
+
+def test_a_phone_that_does_not_greet_is_told_with_the_limit_of_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_farm.connectors.adb.wire._CONNECT_TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        shell = Shell(make_link("phone", address, "", tmp_path / "adbkey", 0.5))
+        with pytest.raises(DeviceTimeout, match=r"'phone' must greet .* within 0\.2 s"):
+            shell.run(["true"])
 
 
 def test_a_silent_command_is_ended(shell: Shell, phone: Phone) -> None:

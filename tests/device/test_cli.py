@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import onnx
 import pytest
 
+from device_farm.cache import MeasurementCache
 from device_farm.cli import main
+from device_farm.connectors.simulated import SimulatedConnector
 from device_farm.timing.control import control_workload
 
 Run = Callable[..., CompletedProcess[str]]
@@ -103,13 +107,86 @@ def test_devices_of_a_farm_file(device_farm: Run, model: Path, tmp_path: Path) -
     phone = {"name": "phone", "connector": "adb", "settings": {"address": "127.0.0.1:1"}}
     path.write_text(json.dumps({"devices": [{"name": "sim", "connector": "simulated"}, phone]}))
     listed = json.loads(device_farm("list", "--json", "--config", path).stdout)
-    models = {each["name"]: each["model"] for each in listed}
-    assert models["sim"] == "board (simulated)"
-    assert "check its cable" in models["phone"]
+    found = {each["name"]: (each["model"], each["error"]) for each in listed}
+    assert found["sim"] == ("board (simulated)", "")
+    assert found["phone"][0] == ""
+    assert "check its cable" in found["phone"][1]
     assert (
         "no device was measured"
         in device_farm("bench", model, "--device", "sim", "--config", path).stdout
     )
+
+
+def farm_file(folder: Path, *devices: Any) -> Path:
+    path = folder / "farm.yaml"
+    sim = {"name": "sim", "connector": "simulated"}
+    path.write_text(json.dumps({"cache": str(folder / "own.sqlite"), "devices": [sim, *devices]}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"name": "bad", "connector": "abacus"}, "devices.1: a connector must be one of adb"),
+        ({"name": "bad", "connector": "simulated", "settings": {"a": 1}}, "'bad': a: "),
+        ({"name": "bad", "conector": "simulated"}, "devices.1: connector: Field required"),
+        ({"name": "bad", "connector": "adb", "settings": {"runner": "x"}}, "runner must be one of"),
+        ("devices.1", "devices.1: settings: Input should be"),
+    ],
+)
+def test_a_bad_entry_spoils_only_itself(
+    device_farm: Run, model: Path, tmp_path: Path, entry: Any, words: str
+) -> None:
+    path = farm_file(tmp_path, entry)
+    listed = device_farm("list", "--json", "--config", path)
+    errors = {each["name"]: each["error"] for each in json.loads(listed.stdout)}
+    name = entry if isinstance(entry, str) else "bad"
+    assert (errors["sim"], errors["cpu"]) == ("", "")
+    assert words in errors[name]
+    assert listed.returncode == 1
+    assert device_farm("probe", "sim", "--config", path).returncode == 0
+    assert words in device_farm("probe", name, "--config", path).stderr
+
+
+def test_the_status_of_list_is_that_of_its_devices(device_farm: Run, tmp_path: Path) -> None:
+    away = {"name": "phone", "connector": "adb", "settings": {"address": "127.0.0.1:1"}}
+    table = device_farm("list", "--config", farm_file(tmp_path, away))
+    assert table.returncode == 1
+    assert "cable" in table.stdout
+    assert device_farm("list", "--config", farm_file(tmp_path)).returncode == 0
+
+
+def test_devices_are_probed_all_at_once(
+    device_farm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, probe = threading.Barrier(3), SimulatedConnector.probe
+
+    def waiting(connector: SimulatedConnector) -> Any:
+        together.wait(300)
+        return probe(connector)
+
+    monkeypatch.setattr(SimulatedConnector, "probe", waiting)
+    others = [{"name": name, "connector": "simulated"} for name in ("sim2", "sim3")]
+    assert device_farm("list", "--config", farm_file(tmp_path, *others)).returncode == 0
+
+
+def test_probe_prints_one_json_object(device_farm: Run, tmp_path: Path) -> None:
+    facts = json.loads(
+        device_farm("probe", "sim", "--json", "--config", farm_file(tmp_path)).stdout
+    )
+    assert (facts["model"], facts["simulated_seconds"]) == ("board (simulated)", 0.0)
+
+
+def test_bench_has_the_baselines_of_the_farm(device_farm: Run, model: Path, tmp_path: Path) -> None:
+    brief = {"blocks": 2, "runs_per_block": 2}
+    cpu = {"name": "mine", "connector": "onnxruntime", "settings": brief}
+    path = farm_file(tmp_path, cpu)
+    info = json.loads(device_farm("probe", "mine", "--json", "--config", path).stdout)
+    cache = MeasurementCache(tmp_path / "own.sqlite")
+    cache.put_baseline(info["model"], info["control_digest"], 123.0)
+    cache.close()
+    record = device_farm("bench", model, "--json", "--device", "mine", "--config", path).stdout
+    assert json.loads(record)["environment"]["control_baseline_ms"] == 123.0
 
 
 def test_a_farm_is_served_watched_and_ended(
@@ -120,7 +197,14 @@ def test_a_farm_is_served_watched_and_ended(
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     path = tmp_path / "farm.yaml"
     path.write_text(json.dumps({"devices": [{"name": "sim", "connector": "simulated"}]}))
-    assert "is up, with 1 named" in as_a_process("serve", path).stdout
+    served = as_a_process("serve", path).stdout
+    assert "is up, with 1 named" in served
+    assert "another configuration" not in served
+    settings = {"devices": [{"name": "two", "connector": "simulated"}], "limits": {"delay_s": 5}}
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(json.dumps(settings))
+    joined = as_a_process("serve", changed).stdout
+    assert "of another configuration: its devices and limits are not those of" in joined
     [row] = json.loads(as_a_process("watch", "--json").stdout)
     assert (row["device"], row["model"]) == ("sim", "board (simulated)")
     assert as_a_process("serve", path, "--stop").returncode == 0

@@ -168,7 +168,9 @@ def test_failures_that_last_are_told(local: StartLocal, scripted: Scripted) -> N
         ("AuthRequired", 1, AuthRequired),
         ("bug", 1, ZeroDivisionError),
     ]
-    acts = [act for act, times, _ in lasting for _ in range(times)]
+    parks = ("Throttled", "AuthRequired")
+    control = {act: [] if act in parks else ["measure"] for act, _, _ in lasting}
+    acts = [word for act, times, _ in lasting for word in [act] * times + control[act]]
     farm = local(scripted("board", *acts), policy=FailurePolicy(delay_s=0.05, control_every=0))
     farm.ready()
     leases = 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import onnxruntime
 import pytest
+from farms import model_number
 from onnx import TensorProto, helper
 
 from device_farm import DeviceError, DeviceLost, ModelError, Workload
@@ -127,3 +129,38 @@ def test_model_that_fails_at_run_time() -> None:
 
 def _affinities() -> dict[str, set[int]]:
     return {task: os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task")}
+
+
+def greedy() -> Workload:
+    """A model that is sound, but needs 4 TB."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    y.type.tensor_type.ClearField("shape")
+    size = helper.make_tensor("size", TensorProto.INT64, [2], [1 << 20, 1 << 20])
+    graph = helper.make_graph([helper.make_node("Expand", ["x", "size"], ["y"])], "g", [x], [y])
+    graph.initializer.append(size)
+    opset = helper.make_opsetid("", 17)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    return Workload.from_onnx(model.SerializeToString())
+
+
+def test_want_of_memory_is_not_the_models_fault_by_itself() -> None:
+    connector = OnnxRuntimeConnector("cpu", QUICK)
+    with pytest.raises(DeviceError, match=r"device 'cpu' lacks memory .*: end what") as caught:
+        connector.measure(connector.prepare(greedy()), connector.settings, 0.5)
+    assert type(caught.value) is DeviceError
+    assert connector.measure(connector.prepare(control_workload()), connector.settings, 0.5).n == 9
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("std::bad_alloc")])
+def test_models_loaded_before_make_room(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    connector = OnnxRuntimeConnector("cpu", QUICK)
+    connector.prepare(control_workload())
+    session = onnxruntime.InferenceSession
+
+    def full(*arguments: object, **more: object) -> onnxruntime.InferenceSession:
+        if connector._prepared:
+            raise error
+        return session(*arguments, **more)
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", full)
+    assert connector.prepare(Workload.from_onnx(model_number(1)))

@@ -60,13 +60,13 @@ def identify(shell: Shell) -> Identity:
     maker, model, release, version, serial = _answers(shell, "getprop", _PROPERTIES)
     if not model or not serial:
         raise DeviceError(
-            "a phone must tell its model and serial number by getprop, but this one does not: "
-            "is it an Android device?"
+            f"phone {shell.phone!r} must tell its model and serial number by getprop, but does "
+            "not: is it an Android device?"
         )
     if version and version.isdecimal() and int(version) < _OLDEST_API:
         raise DeviceError(
-            f"a phone must run Android 8 or newer, whose sha256sum tells that files arrived whole, "
-            f"but {maker} {model} runs {release}: update it, or use another one"
+            f"phone {shell.phone!r} must run Android 8 or newer, whose sha256sum tells that files "
+            f"arrived whole, but {maker} {model} runs {release}: update it, or use another one"
         )
     return Identity(serial, f"{maker} {model} (Android {release})")
 
@@ -83,14 +83,15 @@ def check_cores(shell: Shell, mask: str) -> None:
     try:
         printed = shell.run(["taskset", mask, "grep", "Cpus_allowed:", "/proc/self/status"])
     except CommandFailed as error:
-        printed, reason = "", str(error)
+        printed, reason = "", error.words
     else:
         reason = printed.strip()
     found = re.search(r"Cpus_allowed:\s*([0-9a-f,]+)", printed)
     if not found or int(found[1].replace(",", ""), 16) != int(mask, 16):
         raise DeviceError(
-            f"`cores` must be cores that the phone has and that are not shut off, but taskset with "
-            f"their mask {mask} fails or binds to others ({reason}): name others, or none"
+            f"`cores` must be cores that phone {shell.phone!r} has and that are not shut off, but "
+            f"taskset with their mask {mask} fails or binds to others ({reason}): name others, or "
+            "none"
         )
 
 
@@ -183,7 +184,7 @@ def _fix_performance(shell: Shell) -> None:
     except CommandFailed as error:
         raise DeviceError(
             "`fixed_performance` needs Android 11 or newer and a phone that has this mode, "
-            f"but this one refuses it ({error}): set it to false"
+            f"but phone {shell.phone!r} refuses it ({error.words}): set it to false"
         ) from error
 
 

@@ -41,7 +41,11 @@ _CANNOT_RUN = (126, 127, 128 + signal.SIGILL)
 """A shell's status if a program is not there, or not for this processor."""
 _CANNOT_LINK = "CANNOT LINK EXECUTABLE"
 """What Android's linker says if a library is missing or does not fit."""
-_BASELINE_BLOCKS = 3  # a round: each starts a process on the phone
+_CLEAR = """\
+cd "$1" 2>/dev/null || exit 0
+rm -f results.* models/*.part bin/*/*.part
+for old in bin/*; do [ "$old" = "bin/$2" ] || rm -rf "$old"; done"""
+_BASELINE_BLOCKS = 3  # a round
 """Each block is a process of its own here, so its figures are nearly independent."""
 
 
@@ -114,8 +118,15 @@ class AdbConnector(Connector[PhoneModel]):
         self._identity = found
         self._binding(shell)
         runner = self.settings.runner
+        if runner:
+            shell.check_writable(_FOLDER, self._models.path)
         runtime = runner.identity if runner else "none"
         return self._info(found.model, runtime, found.serial, serial=found.serial)
+
+    def clear_remains(self) -> None:
+        """Files that did not arrive whole, results that nobody read, and runners of before."""
+        if self.settings.runner:
+            self._shell().ask("sh", "-c", _CLEAR, "sh", _FOLDER, self._runner_key())
 
     def health(self) -> dict[str, Any]:
         own = self.settings
@@ -220,11 +231,13 @@ class AdbConnector(Connector[PhoneModel]):
             )
         return self.settings.runner
 
+    def _runner_key(self) -> str:
+        return hashlib.sha256(self._runner().identity.encode()).hexdigest()[:16]
+
     def _bring_binary(self, shell: Shell) -> str:
         """Brings the program, once unless it is built anew; returns its path on the phone."""
         runner = self._runner()
-        key = hashlib.sha256(runner.identity.encode()).hexdigest()[:16]
-        path = f"{_FOLDER}/bin/{key}/{runner.binary.name}"
+        path = f"{_FOLDER}/bin/{self._runner_key()}/{runner.binary.name}"
         if self._binary != path:
             for file in (*runner.libraries, runner.binary):
                 target = f"{path.rpartition('/')[0]}/{file.name}"
@@ -237,6 +250,7 @@ class AdbConnector(Connector[PhoneModel]):
 
         Raises:
             ModelError: The program fails on the model.
+            Busy: It cannot write its results.
         """
         runner, shell = self._runner(), self._shell()
         bound, binary = self._binding(shell), self._bring_binary(shell)
@@ -251,7 +265,11 @@ class AdbConnector(Connector[PhoneModel]):
         except CommandFailed as error:
             shell.ask(*take)
             raise self._failure(shell, model, binary, error) from error
-        return runner.seconds(output, shell.ask(*take) or "", plan)
+        try:
+            return runner.seconds(output, shell.ask(*take) or "", plan)
+        except DeviceError as error:
+            shell.check_writable(_FOLDER)
+            raise DeviceError(f"phone {self.device!r}: {error}") from error
 
     def _failure(
         self, shell: Shell, model: PhoneModel, binary: str, error: CommandFailed
@@ -270,10 +288,11 @@ class AdbConnector(Connector[PhoneModel]):
             self._binary = None
             return DeviceError(
                 f"phone {self.device!r} cannot run {runner.binary}: build it for the phone's "
-                f"processor, with its libraries in `libraries` ({error})"
+                f"processor, with its libraries in `libraries` ({error.words})"
             )
+        shell.check_writable(_FOLDER)
         return ModelError(
-            f"{runner.binary.name} on phone {self.device!r} cannot run the model: {error}"
+            f"{runner.binary.name} on phone {self.device!r} cannot run the model: {error.words}"
         )
 
     def _binding(self, shell: Shell) -> list[str]:

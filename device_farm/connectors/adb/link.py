@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from adb_shell import exceptions as adb_errors
 
-from device_farm.failures import AuthRequired, DeviceError, DeviceLost, DeviceTimeout
+from device_farm.failures import AuthRequired, Busy, DeviceError, DeviceLost, DeviceTimeout
 
 __all__ = ["DiskFull", "Link", "push_failure", "unknown_host"]
 
@@ -62,7 +62,8 @@ class Link(ABC):
 
         Raises:
             DiskFull: There is no room.
-            DeviceError: As `shell`, and if the phone refuses the file for another reason.
+            Busy: The phone refuses the file for another reason.
+            DeviceError: As `shell`.
         """
         with self._lock, self._translated(f"take a file of {len(data)} bytes"):
             self._push(data, path, mode)
@@ -106,7 +107,10 @@ def push_failure(phone: str, path: str, reason: str) -> Exception:
     """The failure behind a phone's words."""
     if "No space left" in reason or "quota exceeded" in reason:
         return DiskFull(reason)
-    return DeviceError(f"phone {phone!r} refuses the file {path} ({reason}): check that folder")
+    return Busy(
+        f"phone {phone!r} must take the file {path}, but refuses it ({reason}): remove that folder "
+        "or make it writable in `adb shell`"
+    )
 
 
 def unknown_host(phone: str, fingerprint: str = "") -> AuthRequired:

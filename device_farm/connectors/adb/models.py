@@ -49,7 +49,9 @@ class ModelFolder:
         elif not self.renew(shell, path):
             shell.put(runner.converted(workload.model), path)
         if not self.renew(shell, path):
-            raise DeviceLost(f"{path} vanished from the phone: see what removes files there")
+            raise DeviceLost(
+                f"{path} vanished from phone {shell.phone!r}: see what removes files there"
+            )
         return PhoneModel(workload.digest, path)
 
     def renew(self, shell: Shell, path: str) -> bool:

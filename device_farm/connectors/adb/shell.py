@@ -14,6 +14,10 @@ from device_farm.failures import Busy, DeviceError, DeviceLost
 __all__ = ["CommandFailed", "Shell"]
 
 _SHORT_S = 30.0
+_TRY_WRITING = """\
+for folder; do
+mkdir -p "$folder" && echo > "$folder/.try" && rm -f "$folder/.try" || exit 1
+done"""
 _LONGEST_COMMAND = 4000
 """Bytes; old phones take packets of 4096, and drop the connection on a longer command."""
 
@@ -21,14 +25,19 @@ _LONGEST_COMMAND = 4000
 class CommandFailed(DeviceError):
     """A command ended with a status other than 0."""
 
-    def __init__(self, command: Sequence[str], status: int, output: str) -> None:
-        super().__init__(command, status, output)
+    def __init__(self, phone: str, command: Sequence[str], status: int, output: str) -> None:
+        super().__init__(phone, command, status, output)
         self.status = status
         self.output = output
 
     def __str__(self) -> str:
+        return f"phone {self.args[0]!r} failed, try it in `adb shell`: {self.words}"
+
+    @property
+    def words(self) -> str:
+        """The same for a message that names the phone."""
         tail = " ".join(self.output.split())[-400:]
-        return f"`{shlex.join(self.args[0])}` ended with status {self.status}: {tail}"
+        return f"`{shlex.join(self.args[1])}` ended with status {self.status}: {tail}"
 
 
 class Shell:
@@ -36,6 +45,10 @@ class Shell:
 
     def __init__(self, link: Link) -> None:
         self._link = link
+
+    @property
+    def phone(self) -> str:
+        return self._link.phone
 
     def run(self, command: Sequence[str], timeout_s: float = _SHORT_S) -> str:
         """Runs a command and returns what it printed, standard error included.
@@ -58,12 +71,12 @@ class Shell:
         output, found, status = text.rpartition(mark)
         if not (found and (number := re.fullmatch(r"(\d+)\n", status))):
             raise DeviceLost(
-                f"phone {self._link.phone!r} went away while it ran {command[0]!r}: "
+                f"phone {self.phone!r} went away while it ran {command[0]!r}: "
                 "check its cable or network"
             )
         output = output.removesuffix("\n")
         if code := int(number[1]):
-            raise CommandFailed(command, code, output)
+            raise CommandFailed(self.phone, command, code, output)
         return output
 
     def ask(self, *command: str) -> str | None:
@@ -81,7 +94,7 @@ class Shell:
         """Brings a file, unless it is there: pushed under another name, checked, then renamed.
 
         Raises:
-            Busy: The phone's disk is full.
+            Busy: The phone's disk is full, or its folder cannot be written.
             DeviceLost: The file arrived broken.
             DeviceError: As `Link.push`.
         """
@@ -89,18 +102,43 @@ class Shell:
         if self.has(path, sha256):
             return
         aside = f"{path}.{secrets.token_hex(4)}.part"
-        self.run(["mkdir", "-p", path.rpartition("/")[0]])
+        folder = path.rpartition("/")[0]
+        self._change(["mkdir", "-p", folder], folder)
         try:
             self._link.push(data, aside, 0o755 if executable else 0o644)
         except DiskFull as error:
             self.ask("rm", "-f", aside)
             raise Busy(
-                f"phone {self._link.phone!r} has no room for {len(data) / 1e6:.1f} MB "
-                f"in {path.rpartition('/')[0]} ({error}): free some of its storage"
+                f"phone {self.phone!r} has no room for {len(data) / 1e6:.1f} MB "
+                f"in {folder} ({error}): free some of its storage"
             ) from error
         if not self.has(aside, sha256):
             self.ask("rm", "-f", aside)
             raise DeviceLost(
-                f"{path} arrived broken on phone {self._link.phone!r}: check its cable or network"
+                f"{path} arrived broken on phone {self.phone!r}: check its cable or network"
             )
-        self.run(["mv", "-f", aside, path])
+        self._change(["mv", "-f", aside, path], folder)
+
+    def check_writable(self, *folders: str) -> None:
+        """Makes folders, if need be, and sees that a file can be written in each.
+
+        Raises:
+            Busy: It cannot.
+            DeviceError: As `Link.shell`.
+        """
+        self._change(["sh", "-c", _TRY_WRITING, "sh", *folders], folders[0])
+
+    def _change(self, command: Sequence[str], folder: str) -> None:
+        """Runs a command that changes a folder.
+
+        Raises:
+            Busy: The phone refuses it.
+        """
+        try:
+            self.run(command)
+        except CommandFailed as error:
+            raise Busy(
+                f"phone {self.phone!r} must let files be written in {folder}, but does not "
+                f"({' '.join(error.output.split())[-400:]}): free some of its storage, or remove "
+                "that folder or make it writable in `adb shell`"
+            ) from error

@@ -19,7 +19,7 @@ from adb_shell.transport.tcp_transport import TcpTransport
 
 from device_farm.connectors.adb.keys import fingerprint
 from device_farm.connectors.adb.link import Link, push_failure, unknown_host
-from device_farm.failures import AuthRequired, DeviceError
+from device_farm.failures import AuthRequired, DeviceError, DeviceTimeout
 
 __all__ = ["MendedTcpTransport", "WireLink", "usb_transport"]
 
@@ -151,6 +151,7 @@ class WireLink(Link):
         try:
             device.connect(
                 rsa_keys=[self.signer],
+                read_timeout_s=_CONNECT_TIMEOUT_S,
                 auth_timeout_s=self.auth_timeout_s,
                 auth_callback=asked.append,
             )
@@ -158,6 +159,11 @@ class WireLink(Link):
             device.close()
             if asked and isinstance(error, (*self._timeouts, *self._losses)):
                 raise unknown_host(self.phone, fingerprint(self.signer)) from error
+            if isinstance(error, self._timeouts):
+                raise DeviceTimeout(
+                    f"phone {self.phone!r} must greet this computer within "
+                    f"{_CONNECT_TIMEOUT_S:g} s, but did not: turn its USB debugging off and on"
+                ) from error
             if isinstance(error, adb_errors.InvalidCommandError) and repr(_TLS) in str(error):
                 raise AuthRequired(
                     f"phone {self.phone!r} must be paired to be reached at this port, which is "

@@ -114,12 +114,13 @@ class Runner(BaseModel, ABC):
         """The model as the program reads it.
 
         Raises:
-            ModelError: The conversion fails.
+            ModelError: The converter refuses the model.
+            DeviceError: It does not start, or writes nothing.
         """
         if not self.convert:
             return onnx
         with tempfile.TemporaryDirectory() as folder:
-            source, target = Path(folder, "model.onnx"), Path(folder, f"model{self.suffix}")
+            source, target = Path(folder, "model.onnx"), Path(folder, f"output{self.suffix}")
             source.write_bytes(onnx)
             places = {"onnx": source, "output": target}
             return _convert([filled(word, places) for word in self.convert], target)
@@ -141,10 +142,15 @@ def _convert(command: list[str], target: Path) -> bytes:
     except subprocess.CalledProcessError as error:
         tail = " ".join((error.stdout + error.stderr).split())[-400:]
         raise ModelError(f"the converter {command[0]} refuses the model: {tail}") from error
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired as error:
         raise ModelError(
             f"the converter must write {{output}} within {_CONVERSION_LIMIT_S} s, but {command[0]} "
-            f"did not ({error}): try it by hand"
+            "did not: try it by hand"
+        ) from error
+    except OSError as error:
+        raise DeviceError(
+            f"the converter must write {{output}}, but {command[0]} does not ({error}): "
+            "correct `convert`, and try it by hand"
         ) from error
 
 

@@ -1,0 +1,163 @@
+"""Phones whose work folder is locked or whose disk is full, and what killed runs left there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from farms import model_number, row, wait_for_state
+from local_farm import LocalFarm
+from phone import Phone, quick_perf_test
+
+from device_farm import Busy, DeviceError, DeviceSpec, FailurePolicy, ModelError, Workload
+from device_farm.connectors.adb.connector import AdbConnector
+from device_farm.connectors.adb.keys import load_signer
+from device_farm.timing.control import control_workload
+
+Spoil = Callable[[Phone], None]
+
+
+def unlock(phone: Phone) -> None:
+    phone.set("full", "0")
+    for folder in ("device-farm", "device-farm/models"):
+        (phone.tmp / folder).chmod(0o755)
+
+
+def locked(mode: int, folder: str = "device-farm") -> Spoil:
+    return lambda phone: (phone.tmp / folder).chmod(mode)
+
+
+FAULTS: dict[str, Spoil] = {
+    "unreadable": locked(0),
+    "unwritable": locked(0o555),
+    "models unwritable": locked(0o555, "device-farm/models"),
+    "full": lambda phone: phone.set("full", "1"),
+}
+
+
+@pytest.fixture
+def phones(tmp_path: Path) -> Iterator[list[Phone]]:
+    phones = [Phone(tmp_path / name).start() for name in ("spoilt", "good")]
+    yield phones
+    for phone in phones:
+        if (phone.tmp / "device-farm").exists():
+            unlock(phone)
+        phone.kill()
+
+
+def spec(phone: Phone, folder: Path) -> DeviceSpec:
+    load_signer(folder / "adbkey")
+    binary = str(quick_perf_test(folder))
+    settings = {
+        "address": phone.address,
+        "key": str(folder / "adbkey"),
+        "runner": {"kind": "onnxruntime_perf_test", "binary": binary},
+        "blocks": 2,
+        "warmup_runs": 0,
+    }
+    return DeviceSpec(name=phone.folder.name, connector="adb", settings=settings)
+
+
+def connector(phone: Phone, folder: Path) -> AdbConnector:
+    device = spec(phone, folder)
+    return AdbConnector(device.name, device.settings)
+
+
+def renamed(number: int) -> bytes:
+    """The control model under another name, so another model."""
+    proto = onnx.load_model_from_string(control_workload().model)
+    proto.graph.name = f"control{number}"
+    return bytes(proto.SerializeToString())
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_phone_that_is_spoilt_says_so_of_itself(
+    phones: list[Phone], tmp_path: Path, fault: str
+) -> None:
+    phone, new = phones[0], Workload.from_onnx(renamed(1))
+    device = connector(phone, tmp_path)
+    device.prepare(control_workload())
+    FAULTS[fault](phone)
+    words = "No space left" if fault == "full" else "Permission denied"
+    for call in (device.probe, lambda: device.prepare(new)):
+        with pytest.raises(Busy, match=f"phone 'spoilt' .*{words}.*(free|remove that folder)"):
+            call()
+    unlock(phone)
+    device.probe()
+    device.prepare(new)
+    device.close()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_of_two_phones_the_spoilt_one_spoils_no_model(
+    phones: list[Phone], local: Callable[..., LocalFarm], tmp_path: Path, fault: str
+) -> None:
+    policy = FailurePolicy(control_every=0)
+    farm = local(*(spec(phone, tmp_path) for phone in phones), policy=policy)
+    for phone in phones:
+        wait_for_state(farm, phone.folder.name, "ready")
+    FAULTS[fault](phones[0])
+    asked = [farm.submit(renamed(number), "spoilt") for number in range(5)]
+    bad = farm.submit(model_number(1), "spoilt")
+    assert {each.result(300)["environment"]["serial"] for each in asked} == {"good"}
+    with pytest.raises(ModelError, match="Failed to load the model"):
+        bad.result(300)
+    status = row(farm, "spoilt")
+    assert status["state"] == "parked"
+    assert "phone 'spoilt' " in status["message"]
+
+
+def test_a_runner_that_fails_everything_parks_the_phone(
+    phones: list[Phone], local: Callable[..., LocalFarm], tmp_path: Path
+) -> None:
+    farm = local(spec(phones[0], tmp_path), policy=FailurePolicy(control_every=0))
+    wait_for_state(farm, "spoilt", "ready")
+    farm.measure(renamed(0), "spoilt")
+    [program] = (phones[0].tmp / "device-farm/bin").glob("*/*")
+    program.write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(DeviceError, match=r"device 'spoilt' must run .*status 1") as caught:
+        farm.measure(renamed(1), "spoilt")
+    assert not isinstance(caught.value, ModelError)
+
+
+def test_what_a_killed_run_left_is_cleared_when_the_phone_joins(
+    phones: list[Phone], local: Callable[..., LocalFarm], tmp_path: Path
+) -> None:
+    device = connector(phones[0], tmp_path)
+    device.prepare(control_workload())
+    folder = phones[0].tmp / "device-farm"
+    [runner] = (folder / "bin").iterdir()
+    old = folder / "bin/0123456789abcdef"
+    old.mkdir()
+    remains = [
+        folder / "results.0a1b2c3d",
+        folder / "models/x.onnx.0a1b2c3d.part",
+        runner / "y.0a1b2c3d.part",
+        old / "onnxruntime_perf_test",
+    ]
+    for path in remains:
+        path.write_text("left")
+    (phones[0].tmp / "results.mine").write_text("not the farm's")
+    device.probe()  # another program may look at a phone that a farm measures on
+    assert all(path.exists() for path in remains)
+    kept = set(folder.rglob("*.onnx*")) | set(runner.iterdir())
+    farm = local(spec(phones[0], tmp_path), policy=FailurePolicy(control_every=0))
+    wait_for_state(farm, "spoilt", "ready")
+    assert not old.exists()
+    assert {path for path in folder.rglob("*") if path.is_file()} == kept - set(remains)
+    assert (phones[0].tmp / "results.mine").exists()
+
+
+@pytest.mark.parametrize("command", ["no-such-converter", "true"])
+def test_a_converter_that_is_not_there_is_no_fault_of_the_model(
+    phones: list[Phone], tmp_path: Path, command: str
+) -> None:
+    device = spec(phones[0], tmp_path)
+    runner: dict[str, Any] = {**device.settings["runner"], "convert": [command]}
+    phone = AdbConnector("phone", {**device.settings, "runner": runner})
+    with pytest.raises(DeviceError, match=f"{command} does not .*correct `convert`") as caught:
+        phone.prepare(control_workload())
+    assert type(caught.value) is DeviceError

@@ -1,0 +1,55 @@
+"""A model that could not be measured, and what a search is told of it."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import pytest
+import ray
+from ray.exceptions import RayTaskError
+
+from device_farm import Busy, DeviceError, DeviceLost, ModelError
+from donna_ray.errors import DonnaError
+from donna_ray.latency.farm import LatencyFarm, Unmeasured
+
+
+class StandIn:
+    """A farm of one device in this state."""
+
+    def __init__(self, state: str) -> None:
+        self._state = state
+
+    def status(self) -> list[dict[str, Any]]:
+        return [{"device": "phone", "model": "M", "state": self._state}]
+
+
+def settled(monkeypatch: pytest.MonkeyPatch, error: Exception, state: str) -> Any:
+    def get(_: object) -> NoReturn:
+        raise RayTaskError("measure", "", error)
+
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "wait", lambda *_, **__: None)
+    [found] = LatencyFarm(StandIn(state), "phone", is_ours=False).settle(["reference"])  # type: ignore[arg-type]
+    return found
+
+
+@pytest.mark.parametrize("error", [DeviceError("no figures"), Busy("full"), DeviceLost("away")])
+def test_a_device_that_works_on_ends_no_search(
+    monkeypatch: pytest.MonkeyPatch, error: DeviceError
+) -> None:
+    reason = f"{type(error).__name__}: {error}"
+    assert settled(monkeypatch, error, "ready") == Unmeasured(reason, of_model=False)
+
+
+def test_the_models_own_fault_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settled(monkeypatch, ModelError("no operator"), "parked").of_model
+
+
+@pytest.mark.parametrize(
+    ("error", "state"), [(DeviceError("no figures"), "parked"), (ValueError("no such"), "ready")]
+)
+def test_where_nothing_can_measure_the_search_ends(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, state: str
+) -> None:
+    with pytest.raises(DonnaError, match=str(error)):
+        settled(monkeypatch, error, state)
