@@ -19,6 +19,7 @@ from donna_ray.config import FinetuneConfig, FinetuneRecipe, RunConfig, latency_
 from donna_ray.data import ImageData
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.assemble import assemble, block_keys, library_space
+from donna_ray.latency.farm import surely_ms
 from donna_ray.library.measure import settled_precision
 from donna_ray.library.step import library_store
 from donna_ray.onnx_export import check_onnx_error, export_onnx, onnx_error
@@ -204,19 +205,22 @@ def _chosen(found: dict[str, Any], config: FinetuneConfig) -> list[dict[str, Any
 def within_budgets(
     front: Sequence[dict[str, Any]], budgets: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """The point of the highest predicted accuracy within each latency in ms; none twice.
+    """The point of the highest predicted accuracy within each latency in ms, with 95% confidence.
+
+    None twice.
 
     Raises:
         DonnaError: no point is within one of them.
     """
     chosen: dict[str, dict[str, Any]] = {}
     for budget in budgets:
-        within = [point for point in front if point["latency"]["median_ms"] <= budget]
+        within = [point for point in front if surely_ms(point["latency"]) <= budget]
         if not within:
-            least = min(point["latency"]["median_ms"] for point in front)
+            least = min(surely_ms(point["latency"]) for point in front)
             raise DonnaError(
                 f"finetune.budgets must be ones that the front has a network for, but is "
-                f"{budget:.4g} ms and the fastest takes {least:.4g} ms. Raise it to at least that."
+                f"{budget:.4g} ms and the fastest takes up to {least:.4g} ms (95% interval). Raise "
+                "it to at least that."
             )
         best = max(within, key=lambda point: point["predicted_accuracy"])
         chosen[best["id"]] = best

@@ -368,9 +368,10 @@ def test_network_whose_onnx_file_differs_is_not_delivered(
 def test_budgets_choose_the_best_network_within_each() -> None:
     points = [("a", 1.0, 0.5), ("b", 2.0, 0.75), ("c", 4.0, 0.875)]
     front = [
-        {"id": name, "latency": {"median_ms": ms}, "predicted_accuracy": accuracy}
+        {"id": name, "latency": {"median_ms": ms, "ci_percent": 5}, "predicted_accuracy": accuracy}
         for name, ms, accuracy in points
     ]
-    assert [each["id"] for each in within_budgets(front, [3.0, 2.0, 9.0])] == ["b", "c"]
-    with pytest.raises(DonnaError, match=r"is 0\.5 ms and the fastest takes 1 ms"):
-        within_budgets(front, [0.5])
+    assert [each["id"] for each in within_budgets(front, [3.0, 2.1, 9.0])] == ["b", "c"]
+    assert [each["id"] for each in within_budgets(front, [2.05])] == ["a"]  # b takes up to 2.1 ms
+    with pytest.raises(DonnaError, match=r"is 1\.02 ms and the fastest takes up to 1\.05 ms"):
+        within_budgets(front, [1.02])
