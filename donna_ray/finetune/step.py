@@ -18,6 +18,7 @@ from donna_ray.complexity import complexity
 from donna_ray.config import FinetuneConfig, FinetuneRecipe, RunConfig, latency_ms
 from donna_ray.data import ImageData
 from donna_ray.errors import DonnaError
+from donna_ray.finetune.asked import asked_for, latencies_of
 from donna_ray.finetune.assemble import assemble, block_keys, library_space
 from donna_ray.latency.farm import surely_ms
 from donna_ray.library.measure import settled_precision
@@ -143,21 +144,36 @@ def finetune(
     return [store.get(job.key) or {} for job in jobs]
 
 
-def finetune_step(run: Run, reference: Artifact, library: Artifact, search: Artifact) -> Artifact:
+def finetune_step(
+    run: Run, reference: Artifact, library: Artifact, search: Artifact, names: Sequence[str] = ()
+) -> Artifact:
     """Step 5: finetune networks of each front, each to a file of weights and of ONNX.
 
-    They are spread over the front, or chosen by `finetune.budgets`. The result maps an
-    architecture's id to its accuracy and the paths of its files, relative to the run folder.
+    They are spread over the front, or chosen by `finetune.budgets`; and those that are asked for,
+    by `finetune.architectures`, by these names or earlier. The result maps an architecture's id to
+    its accuracy and the paths of its files, relative to the run folder, and has the latency of
+    those asked for (`asked`), by scenario.
+
+    Raises:
+        ConfigError: a name is of no network, or of more than one.
+        DonnaError: no network of a front is within a budget, one that is asked for cannot be
+            measured, or a training failed.
     """
     recipe = run.config.finetune
     space = library_space(library)
     fronts = search.result["scenarios"].values()
     chosen = [point for found in fronts for point in _chosen(found, recipe)]
-    architectures = list(dict.fromkeys(tuple(point["architecture"]) for point in chosen))
+    asked = asked_for(run, space, search, [*recipe.architectures, *names], network_store(run))
+    architectures = [*(tuple(point["architecture"]) for point in chosen), *asked.values()]
+    architectures = list(dict.fromkeys(architectures))
     jobs = jobs_of(run, reference, block_keys(library), space, architectures, recipe)
     inputs = {"networks": [job.key for job in jobs], "searches": search.result["digests"]}
+    specs = {name: space.specs(each) for name, each in asked.items()}
+    if asked:
+        inputs["asked"] = [[spec.to_json() for spec in each] for each in specs.values()]
 
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
+        latencies = latencies_of(run, reference, search, specs) if asked else {}
         records = finetune(run, "finetune", reference, jobs, recipe)
         for record in records:
             check_onnx_error(record["onnx_error"])
@@ -175,6 +191,13 @@ def finetune_step(run: Run, reference: Artifact, library: Artifact, search: Arti
         passes = sum(record["cost"]["image_passes"] for record in records)
         result = {
             "networks": networks,
+            "asked": {
+                scenario: [
+                    {"id": name, "architecture": list(each), "latency": own[name]}
+                    for name, each in asked.items()
+                ]
+                for scenario, own in latencies.items()
+            },
             "cost": {"image_passes": passes},
             "doubts": _doubts_of(run, records, reference.result),
         }

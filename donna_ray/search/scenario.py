@@ -11,10 +11,8 @@ from donna_ray.config import Scenario, SearchConfig
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.assemble import choice_table, library_space
 from donna_ray.latency.farm import Latency, surely_ms
-from donna_ray.latency.lowering import Lowering
 from donna_ray.predictor.model import AccuracyPredictor
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.run.run import Run
 from donna_ray.search.ask_tell import Search, SearchSetup
 from donna_ray.search.exact.accuracy import AccuracyModel
 from donna_ray.search.exact.front import nondominated
@@ -24,7 +22,7 @@ from donna_ray.search.tuner import BatchSearcher
 from donna_ray.search.yardstick import yardstick
 from donna_ray.storage.artifacts import Artifact
 
-__all__ = ["candidates_of_search", "lowering_of", "problem_of", "result_of", "searcher_of"]
+__all__ = ["candidates_of_search", "problem_of", "result_of", "searcher_of"]
 
 
 def problem_of(
@@ -61,12 +59,6 @@ def problem_of(
         objectives=tuple(config.objectives),
         rough=rough,
     )
-
-
-def lowering_of(run: Run, reference: Artifact, teacher: StagedNetwork) -> Lowering:
-    """To the models that are measured; the cached graphs are in the run folder."""
-    graphs = run.root / "search" / "graphs" / reference.digest
-    return Lowering(teacher, graphs, run.config.space.modules)
 
 
 def searcher_of(
