@@ -225,6 +225,7 @@ def test_suggestions_are_networks_that_are_not_finetuned(copy_of_finished: Path)
     suggested = json.loads(completed.stdout)
     assert suggested["samples"] == predictor.samples == 6
     first, second = suggested["architectures"]
+    assert len(first["architecture"]) == 3
     assert 0 < first["interval_fall"] < second["interval_fall"] < 1
     ids = {first["id"], second["id"], *(sample.id for sample in predictor.architectures)}
     assert len(ids) == 8
