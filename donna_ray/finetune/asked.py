@@ -17,7 +17,7 @@ from donna_ray.storage.artifacts import Artifact, finished_inputs, read_json
 from donna_ray.storage.records import RecordStore
 from donna_ray.workers.pool import pool_of
 
-__all__ = ["asked_for", "latencies_of"]
+__all__ = ["asked_for", "measured_points"]
 
 Blocks = Sequence[dict[str, Any]]
 Specs = dict[str, list[BlockSpec]]
@@ -40,15 +40,20 @@ def asked_for(
     """
     known = dict(_known(run, space, search, finetuned)) if names else {}
     wanted = {architecture_named(name, space, known) for name in names}
-    for inputs in finished_inputs(run.root, "finetune"):
-        for blocks in inputs.get("asked", []):
-            earlier = _in_space(space, blocks)
-            if earlier is None:
-                words = "; ".join(str(BlockSpec.from_json(each)) for each in blocks)
-                run.say(f"  a network that was asked for is not in the space any more: {words}")
-            else:
-                wanted.add(earlier)
+    earlier = [each for inputs in finished_inputs(run.root, "finetune") for each in _of(inputs)]
+    for words, blocks in dict(earlier).items():
+        architecture = _in_space(space, blocks)
+        if architecture is None:
+            run.say(f"  a network that was asked for is not in the space any more: {words}")
+        else:
+            wanted.add(architecture)
     return dict(sorted((space.id_of(each), each) for each in wanted))
+
+
+def _of(inputs: dict[str, Any]) -> Iterator[tuple[str, Blocks]]:
+    """What a finished step was asked for: in words, and its blocks."""
+    for blocks in inputs.get("asked", []):
+        yield "; ".join(str(BlockSpec.from_json(each)) for each in blocks), blocks
 
 
 def _known(
@@ -75,10 +80,17 @@ def _in_space(space: SearchSpace, blocks: Blocks) -> Architecture | None:
     return tuple(stage.choices.index(spec) for stage, spec in stages)
 
 
-def latencies_of(
-    run: Run, reference: Artifact, search: Artifact, specs: Specs
-) -> dict[str, dict[str, Latency]]:
-    """Latency of networks, by scenario and id: as its search measured it, or measured now.
+def measured_points(
+    run: Run,
+    reference: Artifact,
+    search: Artifact,
+    space: SearchSpace,
+    asked: dict[str, Architecture],
+) -> dict[str, list[dict[str, Any]]]:
+    """Networks by id with their latency, as the search of each scenario measured it, or now.
+
+    Returns:
+        By scenario, `id`, `architecture` and `latency` of each.
 
     Raises:
         DonnaError: a device is out, or one of them cannot be measured on it.
@@ -86,14 +98,20 @@ def latencies_of(
     found: dict[str, dict[str, Latency]] = {}
     for scenario, file in search.result["candidates"].items():
         measured = (read_json(run.root / file) or {}).get("measured", [])
-        found[scenario] = {each["id"]: each["latency"] for each in measured if each["id"] in specs}
+        found[scenario] = {each["id"]: each["latency"] for each in measured if each["id"] in asked}
     missing = {
-        scenario: {name: own for name, own in specs.items() if name not in there}
+        scenario: {name: space.specs(each) for name, each in asked.items() if name not in there}
         for scenario, there in found.items()
     }
     for scenario, latencies in _measured(run, reference, missing).items():
         found[scenario] |= latencies
-    return found
+    return {
+        scenario: [
+            {"id": name, "architecture": list(each), "latency": there[name]}
+            for name, each in asked.items()
+        ]
+        for scenario, there in found.items()
+    }
 
 
 def _measured(

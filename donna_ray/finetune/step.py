@@ -18,7 +18,7 @@ from donna_ray.complexity import complexity
 from donna_ray.config import FinetuneConfig, FinetuneRecipe, RunConfig, latency_ms
 from donna_ray.data import ImageData
 from donna_ray.errors import DonnaError
-from donna_ray.finetune.asked import asked_for, latencies_of
+from donna_ray.finetune.asked import asked_for, measured_points
 from donna_ray.finetune.assemble import assemble, block_keys, library_space
 from donna_ray.latency.farm import surely_ms
 from donna_ray.library.measure import settled_precision
@@ -168,12 +168,12 @@ def finetune_step(
     architectures = list(dict.fromkeys(architectures))
     jobs = jobs_of(run, reference, block_keys(library), space, architectures, recipe)
     inputs = {"networks": [job.key for job in jobs], "searches": search.result["digests"]}
-    specs = {name: space.specs(each) for name, each in asked.items()}
     if asked:
-        inputs["asked"] = [[spec.to_json() for spec in each] for each in specs.values()]
+        blocks = ([spec.to_json() for spec in space.specs(each)] for each in asked.values())
+        inputs["asked"] = list(blocks)
 
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
-        latencies = latencies_of(run, reference, search, specs) if asked else {}
+        points = measured_points(run, reference, search, space, asked) if asked else {}
         records = finetune(run, "finetune", reference, jobs, recipe)
         for record in records:
             check_onnx_error(record["onnx_error"])
@@ -191,13 +191,7 @@ def finetune_step(
         passes = sum(record["cost"]["image_passes"] for record in records)
         result = {
             "networks": networks,
-            "asked": {
-                scenario: [
-                    {"id": name, "architecture": list(each), "latency": own[name]}
-                    for name, each in asked.items()
-                ]
-                for scenario, own in latencies.items()
-            },
+            "asked": points,
             "cost": {"image_passes": passes},
             "doubts": _doubts_of(run, records, reference.result),
         }
