@@ -12,7 +12,7 @@ from donna_ray.distill.features import check_features
 from donna_ray.latency.farm import check_device, check_farm
 from donna_ray.reference.step import build_reference, reference_step
 from donna_ray.run.run import Run
-from donna_ray.space import build_space, check_space, numbered, register_modules
+from donna_ray.space import build_space, check_name, check_space, register_modules
 from donna_ray.storage.artifacts import Artifact
 
 __all__ = ["STEPS", "check", "run_steps"]
@@ -87,7 +87,7 @@ def check(config: RunConfig) -> None:
     check_space(space)
     space.sample(config.predictor.samples, config.seed)
     for name in config.finetune.architectures:
-        numbered(name, space)
+        check_name(name, space)
 
 
 def run_steps(

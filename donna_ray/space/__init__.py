@@ -25,7 +25,7 @@ from donna_ray.space.blocks.reference_stage import UNSHRUNK
 from donna_ray.space.build import build_space
 from donna_ray.space.check import check_space
 from donna_ray.space.modules import register_modules
-from donna_ray.space.names import architecture_named, numbered
+from donna_ray.space.names import architecture_named, check_name
 from donna_ray.space.space import Architecture, SearchSpace, Stage, encode
 
 __all__ = [
@@ -42,9 +42,9 @@ __all__ = [
     "blocks",
     "build_block",
     "build_space",
+    "check_name",
     "check_space",
     "encode",
-    "numbered",
     "record_id",
     "register_block",
     "register_modules",

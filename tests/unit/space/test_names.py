@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from donna_ray.config import FinetuneConfig
 from donna_ray.errors import ConfigError
 from donna_ray.space import architecture_named
+from donna_ray.space.names import check_name
 from tests.search_problems import toy
 
 SPACE = toy((3, 4, 5)).space
@@ -47,6 +48,15 @@ def test_name_of_no_network_is_refused(name: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         architecture_named(name, SPACE, KNOWN)
     assert "\n" not in str(caught.value)
+
+
+def test_name_is_refused_before_anything_is_known() -> None:
+    for name in ("2-0-4", *IDS, FIRST[:1]):
+        check_name(name, SPACE)
+    for name in ("2-0-5", f"{FIRST}0"):
+        with pytest.raises(ConfigError, match=r"Correct it"):
+            check_name(name, SPACE)
+    check_name("abc", toy((40,) * 6).space)  # which may be the id of one
 
 
 def test_large_space_is_not_looked_through() -> None:
