@@ -3,7 +3,8 @@
 What a step needs is imported when it begins: a mistake that ``check`` finds is told sooner.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from donna_ray.config import RunConfig
 from donna_ray.data import check_data
@@ -11,7 +12,7 @@ from donna_ray.distill.features import check_features
 from donna_ray.latency.farm import check_device, check_farm
 from donna_ray.reference.step import build_reference, reference_step
 from donna_ray.run.run import Run
-from donna_ray.space import build_space, check_space, register_modules
+from donna_ray.space import build_space, check_name, check_space, register_modules
 from donna_ray.storage.artifacts import Artifact
 
 __all__ = ["STEPS", "check", "run_steps"]
@@ -46,11 +47,11 @@ def _search(run: Run, done: Done) -> Artifact:
     return search_step(run, done["reference"], done["library"], done["predictor"])
 
 
-def _finetune(run: Run, done: Done) -> Artifact:
-    """Networks of the front, finetuned and exported."""
+def _finetune(run: Run, done: Done, names: Sequence[str] = ()) -> Artifact:
+    """Networks of the front and those that are named, finetuned and exported."""
     from donna_ray.finetune.step import finetune_step
 
-    return finetune_step(run, done["reference"], done["library"], done["search"])
+    return finetune_step(run, done["reference"], done["library"], done["search"], names)
 
 
 def _report(run: Run, done: Done) -> Artifact:
@@ -85,12 +86,17 @@ def check(config: RunConfig) -> None:
     space = build_space(config.space, reference.shapes, reference.own_blocks())
     check_space(space)
     space.sample(config.predictor.samples, config.seed)
+    for name in config.finetune.architectures:
+        check_name(name, space)
 
 
-def run_steps(run: Run, last: str = "report", *, fresh: bool = False) -> Artifact:
+def run_steps(
+    run: Run, last: str = "report", *, fresh: bool = False, asked: Sequence[str] = ()
+) -> Artifact:
     """Run the steps up to `last` and return its artifact; what is finished is reused.
 
-    With `fresh` nothing is: see ``Run.forget``.
+    With `fresh` nothing is: see ``Run.forget``. Networks that are `asked` for by name are finetuned
+    beside those of the front, in this and in later runs of the folder.
     """
     check(run.config)
     if list(STEPS).index(last) >= list(STEPS).index("search"):
@@ -100,7 +106,7 @@ def run_steps(run: Run, last: str = "report", *, fresh: bool = False) -> Artifac
     if fresh:
         run.forget()
     done: Done = {}
-    for name, step in STEPS.items():
+    for name, step in (STEPS | {"finetune": partial(_finetune, names=asked)}).items():
         done[name] = step(run, done)
         if name == last:
             break

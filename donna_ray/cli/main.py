@@ -2,11 +2,12 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from device_farm.ending import run_command
 from donna_ray.cli.library import app as library_app
@@ -49,6 +50,12 @@ _STATUSES: dict[type[Exception], int] = {
     DonnaError: 1,
 }
 
+NetworksArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="ARCH", help="An id, its beginning, or the number of each stage's block: 3-0-17."
+    ),
+]
 FreshOption = Annotated[
     bool, typer.Option("--fresh", help="Start over: forget what the run folder holds.")
 ]
@@ -173,8 +180,18 @@ def show(
     print(path.read_text(), end="")
 
 
+class _OrNetworks(TyperGroup):
+    """Takes what is no command's name for the RUN of `networks`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Name, command and arguments."""
+        known = self.get_command(ctx, args[0]) is not None or args[0].startswith("-")
+        return super().resolve_command(ctx, args if known else ["networks", *args])
+
+
 def _add_step(name: str, text: str) -> typer.Typer:
-    group = typer.Typer(no_args_is_help=True, help=text)
+    kind = _OrNetworks if name == "finetune" else TyperGroup
+    group = typer.Typer(cls=kind, no_args_is_help=True, help=text)
 
     @group.command("build", help=f"Run this step alone, from the artifacts before it. {text}")
     def build(config: ConfigArgument, out: OutOption = None, overrides: SetOption = None) -> None:
@@ -202,6 +219,13 @@ def inspect_reference(
     print_facts(reference_facts(model, image_size, num_classes), as_json, print_reference)
 
 
+@_groups["finetune"].command("networks")
+def finetune_networks(run: RunArgument, names: NetworksArgument) -> None:
+    """Finetune, measure and report any networks of a finished run: `donna finetune RUN ARCH…`."""
+    check_is_run(run)
+    _run(run, None, None, only="finetune", last="report", asked=names)
+
+
 @_groups["predictor"].command()
 def suggest(
     run: RunArgument,
@@ -225,6 +249,8 @@ def _run(
     *,
     fresh: bool = False,
     only: str | None = None,
+    last: str | None = None,
+    asked: Sequence[str] = (),
 ) -> None:
     folder, config = _configuration(path, overrides, options)
     root = run_folder(config, out or folder)
@@ -233,7 +259,7 @@ def _run(
     from donna_ray.run.run import Run
 
     with Run(config, root, only=only) as run:
-        run_steps(run, only or "report", fresh=fresh)
+        run_steps(run, last or only or "report", fresh=fresh, asked=asked)
 
 
 def _configuration(

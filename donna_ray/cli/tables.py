@@ -149,7 +149,7 @@ def print_suggestions(facts: Facts) -> None:
     """The result of ``predictor.suggestions.suggestions``."""
     rows = [
         (
-            each["id"],
+            f"{each['id']}\n{'-'.join(map(str, each['architecture']))}",
             escape("\n".join(each["blocks"])),
             f"{each['variance_fall']:.1%}",
             f"{each['interval_fall']:.1%}",

@@ -23,7 +23,14 @@ from donna_ray.config.scenarios import (
     ScenarioConfig,
     SearchConfig,
 )
-from donna_ray.config.values import AbsolutePath, FolderOrUrl, LatencyLimit, Section, absolute
+from donna_ray.config.values import (
+    AbsolutePath,
+    ArchitectureName,
+    FolderOrUrl,
+    LatencyLimit,
+    Section,
+    absolute,
+)
 
 __all__ = [
     "CONFIGS",
@@ -277,11 +284,13 @@ class FinetuneConfig(FinetuneRecipe):
 
     `networks` of them, spread over the front, or the most accurate if it is one; or, with
     `budgets`, the one of the highest predicted accuracy within each of these latencies:
-    milliseconds (`2.5ms`) or a multiple of the reference's (`0.8x`).
+    milliseconds (`2.5ms`) or a multiple of the reference's (`0.8x`). And the `architectures` that
+    are named: by an id, its beginning, or the number of each stage's block (`3-0-17`).
     """
 
     epochs: PositiveInt = 15
     networks: PositiveInt = 3
+    architectures: list[ArchitectureName] = Field(default_factory=list)
     budgets: Annotated[list[LatencyLimit], Field(min_length=1)] | None = None
 
 

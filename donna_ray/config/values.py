@@ -6,9 +6,18 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
-__all__ = ["AbsolutePath", "FolderOrUrl", "LatencyLimit", "Section", "absolute", "limit_of"]
+__all__ = [
+    "AbsolutePath",
+    "ArchitectureName",
+    "FolderOrUrl",
+    "LatencyLimit",
+    "Section",
+    "absolute",
+    "limit_of",
+]
 
 _LIMIT = re.compile(r"(\d+(?:\.\d+)?|\.\d+) ?(ms|x)")
+_NAME = re.compile(r"[0-9a-f]{1,16}|\d+(-\d+)+")
 # user:password@, a token before the host of a web address, and ?secret=…
 _PASSWORD = re.compile(r"//[^@]*:[^@]*@|^https?://[^/]*@|://[^?]*\?[^=]*=")
 
@@ -39,6 +48,15 @@ def _checked_latency(limit: Any) -> Any:
     return limit
 
 
+def _checked_name(name: Any) -> Any:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(
+            "must be the id of a network, its beginning, or the number of each stage's block such "
+            "as 3-0-17; correct it, or quote it in YAML"
+        )
+    return name
+
+
 def _folder_or_url(path: str) -> str:
     path = path.removeprefix("file://")
     if "://" not in path:
@@ -50,6 +68,9 @@ def _folder_or_url(path: str) -> str:
         )
     return path
 
+
+ArchitectureName = Annotated[str, BeforeValidator(_checked_name)]
+"""Of a network: an id, its beginning, or block numbers (`3-0-17`)."""
 
 AbsolutePath = Annotated[str, AfterValidator(absolute)]
 

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -240,53 +241,56 @@ def _choose(root: Path, beginning: str) -> tuple[str, str, list[dict[str, Any]]]
     """
     named, finetuned = _named(root), list(_finished(root, "finetune"))
     names = set(named).union(*(artifact.result["networks"] for _, artifact in finetuned))
-    matches = [name for name in names if name.startswith(beginning)]
-    if len(matches) != 1:
+    matches = [name for name in names if name.startswith(beginning)] or [
+        name for name, point in named.items() if _numbers(point) == beginning
+    ]
+    if len(matches) != 1 or not beginning:
         raise DonnaError(
             f"The architecture must be one of the finetuned networks of {root} "
             f"({', '.join(sorted(names)) or 'there are none'}), but {len(matches)} of them "
-            f"begin with {beginning!r}. Give the beginning of one."
+            f"begin with {beginning!r}. Give the beginning of one"
+            + ("." if matches else f", or finetune it: `donna finetune {root} {beginning}`.")
         )
     name = matches[0]
-    searches: dict[str, list[str]] = {}  # by key, the newest first
+    fronts, points = _fronts(root), dict[str, list[dict[str, Any]]]()  # by key, the newest first
     for inputs, artifact in finetuned:
         if name in artifact.result["networks"]:
-            key = artifact.result["networks"][name]["key"]
-            searches.setdefault(key, []).extend(inputs["searches"].values())
+            measured = points.setdefault(artifact.result["networks"][name]["key"], [])
+            measured.extend(chain(*artifact.result.get("asked", {}).values()))
+            measured.extend(chain(*(fronts.get(each, []) for each in inputs["searches"].values())))
     point = named.get(name)
-    if point is None and len(searches) != 1:
+    if point is None and len(points) != 1:
         raise DonnaError(
             f"The network {name} must be in results.json or have one key, but {root} has "
-            f"{', '.join(sorted(searches))} under other settings each. Give the settings that you "
+            f"{', '.join(sorted(points))} under other settings each. Give the settings that you "
             "mean to `donna run` again: it writes results.json."
         )
-    key = next(iter(searches)) if point is None else PurePosixPath(point["weights"]).stem
+    key = next(iter(points)) if point is None else PurePosixPath(point["weights"]).stem
     shown = {} if point is None else point["latency"]
-    return name, key, _latency(root, name, searches.get(key, []), shown)
+    latencies = (each["latency"] for each in points.get(key, []) if each["id"] == name)
+    return name, key, [each for each in latencies if shown.items() <= each.items()][:1]
 
 
 def _named(root: Path) -> dict[str, dict[str, Any]]:
-    """The finetuned points of the front in results.json, by id; none where it is missing."""
+    """The finetuned networks in results.json, by id; none where it is missing."""
     results = read_json(root / "results.json")
     scenarios = results.get("scenarios", []) if isinstance(results, dict) else []
-    fronts = (scenario["front"] for scenario in scenarios)
+    points = (each for own in scenarios for each in (*own["front"], *own.get("asked", ())))
+    return {point["id"]: point for point in points if point["weights"] is not None}
+
+
+def _numbers(point: dict[str, Any]) -> str:
+    """Of the block of each stage; empty in results.json of an earlier version."""
+    return "-".join(map(str, point.get("architecture", ())))
+
+
+def _fronts(root: Path) -> dict[str, list[dict[str, Any]]]:
+    """Of the finished searches, by digest."""
     return {
-        point["id"]: point for front in fronts for point in front if point["weights"] is not None
-    }
-
-
-def _latency(
-    root: Path, name: str, searches: list[str], shown: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """What one of these searches measured, as `shown` in results.json; none where none did."""
-    fronts = {
         artifact.digest: artifact.result["front"]
         for folder in (root / "search").glob("*/")
         for _, artifact in _finished(root, f"search/{folder.name}")
     }
-    points = (point for search in searches for point in fronts.get(search, []))
-    measured = (point["latency"] for point in points if point["id"] == name)
-    return [latency for latency in measured if shown.items() <= latency.items()][:1]
 
 
 def _finished(root: Path, step: str) -> Iterator[tuple[dict[str, Any], Artifact]]:

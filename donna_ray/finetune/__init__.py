@@ -1,7 +1,8 @@
 """Step 5: networks assembled of distilled blocks and finetuned end to end.
 
 Entry: `finetune_step` in `step.py` (networks of each front); `finetune` there also trains the
-predictor's samples. `assemble.py` builds a candidate between the reference's stem and head, and
-says what the library left in the space. A network's record is made once for its key: the digest of
-reference, its blocks' keys, recipe and seed.
+predictor's samples. `asked.py` has the networks that a person asks for, `assemble.py` builds a
+candidate between the reference's stem and head, and says what the library left in the space. A
+network's record is made once for its key: the digest of reference, its blocks' keys, recipe and
+seed.
 """

@@ -18,7 +18,9 @@ from donna_ray.complexity import complexity
 from donna_ray.config import FinetuneConfig, FinetuneRecipe, RunConfig, latency_ms
 from donna_ray.data import ImageData
 from donna_ray.errors import DonnaError
+from donna_ray.finetune.asked import asked_for, measured_points
 from donna_ray.finetune.assemble import assemble, block_keys, library_space
+from donna_ray.latency.farm import surely_ms
 from donna_ray.library.measure import settled_precision
 from donna_ray.library.step import library_store
 from donna_ray.onnx_export import check_onnx_error, export_onnx, onnx_error
@@ -143,21 +145,36 @@ def finetune(
     return [store.get(job.key) or {} for job in jobs]
 
 
-def finetune_step(run: Run, reference: Artifact, library: Artifact, search: Artifact) -> Artifact:
+def finetune_step(
+    run: Run, reference: Artifact, library: Artifact, search: Artifact, names: Sequence[str] = ()
+) -> Artifact:
     """Step 5: finetune networks of each front, each to a file of weights and of ONNX.
 
-    They are spread over the front, or chosen by `finetune.budgets`. The result maps an
-    architecture's id to its accuracy and the paths of its files, relative to the run folder.
+    They are spread over the front, or chosen by `finetune.budgets`; and those that are asked for,
+    by `finetune.architectures`, by these names or earlier. The result maps an architecture's id to
+    its accuracy and the paths of its files, relative to the run folder, and has the latency of
+    those asked for (`asked`), by scenario.
+
+    Raises:
+        ConfigError: a name is of no network, or of more than one.
+        DonnaError: no network of a front is within a budget, one that is asked for cannot be
+            measured, or a training failed.
     """
     recipe = run.config.finetune
     space = library_space(library)
     fronts = search.result["scenarios"].values()
     chosen = [point for found in fronts for point in _chosen(found, recipe)]
-    architectures = list(dict.fromkeys(tuple(point["architecture"]) for point in chosen))
+    asked = asked_for(run, space, search, [*recipe.architectures, *names], network_store(run))
+    architectures = [*(tuple(point["architecture"]) for point in chosen), *asked.values()]
+    architectures = list(dict.fromkeys(architectures))
     jobs = jobs_of(run, reference, block_keys(library), space, architectures, recipe)
     inputs = {"networks": [job.key for job in jobs], "searches": search.result["digests"]}
+    if asked:
+        blocks = ([spec.to_json() for spec in space.specs(each)] for each in asked.values())
+        inputs["asked"] = list(blocks)
 
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
+        points = measured_points(run, reference, search, space, asked) if asked else {}
         records = finetune(run, "finetune", reference, jobs, recipe)
         for record in records:
             check_onnx_error(record["onnx_error"])
@@ -175,6 +192,7 @@ def finetune_step(run: Run, reference: Artifact, library: Artifact, search: Arti
         passes = sum(record["cost"]["image_passes"] for record in records)
         result = {
             "networks": networks,
+            "asked": points,
             "cost": {"image_passes": passes},
             "doubts": _doubts_of(run, records, reference.result),
         }
@@ -205,19 +223,22 @@ def _chosen(found: dict[str, Any], config: FinetuneConfig) -> list[dict[str, Any
 def within_budgets(
     front: Sequence[dict[str, Any]], budgets: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """The point of the highest predicted accuracy within each latency in ms; none twice.
+    """The point of the highest predicted accuracy within each latency in ms, with 95% confidence.
+
+    None twice.
 
     Raises:
         DonnaError: no point is within one of them.
     """
     chosen: dict[str, dict[str, Any]] = {}
     for budget in budgets:
-        within = [point for point in front if point["latency"]["median_ms"] <= budget]
+        within = [point for point in front if surely_ms(point["latency"]) <= budget]
         if not within:
-            least = min(point["latency"]["median_ms"] for point in front)
+            least = min(surely_ms(point["latency"]) for point in front)
             raise DonnaError(
                 f"finetune.budgets must be ones that the front has a network for, but is "
-                f"{budget:.4g} ms and the fastest takes {least:.4g} ms. Raise it to at least that."
+                f"{budget:.4g} ms and the fastest takes up to {least:.4g} ms (95% interval). Raise "
+                "it to at least that."
             )
         best = max(within, key=lambda point: point["predicted_accuracy"])
         chosen[best["id"]] = best

@@ -36,6 +36,7 @@ __all__ = [
     "farm_at_hand",
     "start_farm",
     "start_farms",
+    "surely_ms",
 ]
 
 _DEVICE = "device"
@@ -51,6 +52,12 @@ def _nothing(_cpus: float) -> bool:
 
 Latency = dict[str, Any]
 """A measurement as plain JSON: median_ms, p20_ms, p90_ms, n, ci_percent, device, …"""
+
+
+def surely_ms(latency: Latency) -> float:
+    """What a latency is at most with 95% confidence: the upper end of its interval, in ms."""
+    median: float = latency["median_ms"]
+    return median * (1 + latency.get("ci_percent", 0.0) / 100)
 
 
 def check_device(config: DeviceConfig) -> None:

@@ -13,11 +13,12 @@ from torch import nn
 
 from donna_ray.onnx_export import export_onnx
 from donna_ray.reference.network import StagedNetwork
+from donna_ray.run.run import Run
 from donna_ray.space import BlockSpec, build_block, record_id, register_modules
-from donna_ray.storage.artifacts import write_atomic
+from donna_ray.storage.artifacts import Artifact, write_atomic
 from donna_ray.training.loop import seeded
 
-__all__ = ["Lowering", "stitch"]
+__all__ = ["Lowering", "lowering_of", "stitch"]
 
 
 class Lowering:
@@ -68,6 +69,12 @@ class Lowering:
             write_atomic(path, part.SerializeToString(deterministic=True))
             self._graphs[name] = part
         return self._graphs[name]
+
+
+def lowering_of(run: Run, reference: Artifact, teacher: StagedNetwork) -> Lowering:
+    """To the models that are measured; the cached graphs are in the run folder."""
+    graphs = run.root / "search" / "graphs" / reference.digest
+    return Lowering(teacher, graphs, run.config.space.modules)
 
 
 def stitch(parts: Sequence[onnx.ModelProto]) -> onnx.ModelProto:

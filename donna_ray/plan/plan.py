@@ -202,7 +202,7 @@ class Plan:
         self._check(nodes, workers)
         config = self.config
         finetuned = len(config.finetune.budgets or range(config.finetune.networks))
-        finetuned *= len(config.all_scenarios())
+        finetuned = finetuned * len(config.all_scenarios()) + len(config.finetune.architectures)
         samples, together = config.predictor.samples, config.predictor.workers_per_network
         kept = self.keeps_workers and nodes == 1
         kept = kept and config.finetune.workers_per_network == together

@@ -30,8 +30,9 @@ def suggestions(folder: Path, count: int) -> dict[str, Any]:
         count: how many.
 
     Returns:
-        `samples` (finetuned so far) and `architectures`: `id`, `blocks` in words, and
-        `variance_fall` and `interval_fall` of ``Suggestion``, for it and those before it.
+        `samples` (finetuned so far) and `architectures`: `id`, `architecture` (the number of its
+        block in each stage), `blocks` in words, and `variance_fall` and `interval_fall` of
+        ``Suggestion``, for it and those before it.
 
     Raises:
         ConfigError: the folder has no configuration.
@@ -52,6 +53,7 @@ def suggestions(folder: Path, count: int) -> dict[str, Any]:
         "architectures": [
             {
                 "id": space.id_of(each.architecture),
+                "architecture": list(each.architecture),
                 "blocks": [str(spec) for spec in space.specs(each.architecture)],
                 "variance_fall": each.variance_fall,
                 "interval_fall": each.interval_fall,

@@ -2,5 +2,5 @@
 
 Entry: `report_step` in `step.py`. `results.py` has the schema of results.json (docs/results-json.md
 explains it), `html.py` draws the page from results.json alone, with `fronts.py` for a scenario and
-`parts.py` for sections, plots and tables.
+`parts.py` for sections, plots and tables; `headline.py` says which network to take.
 """

@@ -1,6 +1,7 @@
 """The part of report.html that is about one scenario: its device, its search and its front."""
 
 import math
+from collections.abc import Sequence
 from html import escape
 
 import plotly.graph_objects as go
@@ -34,8 +35,15 @@ def scenario_sections(results: Results, scenario: Scenario) -> str:
             section(
                 _title(name, "the front"),
                 f"Fastest first. Files are beside this page.{_predicted_against_real(scenario)}",
-                _table(scenario),
+                _table(scenario.front),
             ),
+            section(
+                _title(name, "networks that were asked for"),
+                "Beside the front, by `finetune.architectures` or `donna finetune`.",
+                _table(scenario.asked),
+            )
+            if scenario.asked
+            else "",
         ]
     )
 
@@ -87,7 +95,7 @@ def _search_text(scenario: Scenario) -> str:
 
 def _figure(results: Results, scenario: Scenario) -> go.Figure:
     front, reference = scenario.front, results.reference
-    finetuned = [point for point in front if point.accuracy is not None]
+    finetuned = [each for each in (*front, *scenario.asked) if each.accuracy is not None]
     figure = go.Figure()
     points = scenario.search.points
     figure.add_scatter(
@@ -112,7 +120,7 @@ def _figure(results: Results, scenario: Scenario) -> go.Figure:
         x=[point.latency.median_ms for point in finetuned],
         y=[point.accuracy for point in finetuned],
         text=[_words(point) for point in finetuned],
-        name="front, finetuned and measured",
+        name="finetuned and measured",
         mode="markers",
         marker={"color": ORANGE, "size": 13, "symbol": "diamond"},
         hovertemplate="%{text}<extra></extra>",
@@ -135,7 +143,7 @@ def _words(point: FrontPoint) -> str:
     measured = "" if point.accuracy is None else f", accuracy {point.accuracy:.2%}"
     stages = [f"stage {number}: {escape(block)}" for number, block in enumerate(point.blocks)]
     lines = [
-        f"<b>{point.id}</b>",
+        f"<b>{point.id}</b> ({', '.join(point.roles)})",
         f"{point.latency.median_ms:.4f} ms, predicted {point.predicted_accuracy:.2%} "
         f"{_interval(point.predicted_low, point.predicted_high)}{measured}",
         *stages,
@@ -143,9 +151,9 @@ def _words(point: FrontPoint) -> str:
     return "<br>".join(lines)
 
 
-def _table(scenario: Scenario) -> str:
+def _table(points: Sequence[FrontPoint]) -> str:
     rows = []
-    for point in scenario.front:
+    for point in points:
         files = " ".join(
             f'<a href="{escape(path)}">{name}</a>'
             for name, path in (("weights", point.weights), ("onnx", point.onnx))
@@ -153,7 +161,7 @@ def _table(scenario: Scenario) -> str:
         )
         rows.append(
             [
-                f"<code>{point.id}</code><br>{files}",
+                f"<code>{point.id}</code><br>{', '.join(point.roles)}<br>{files}",
                 "<br>".join(escape(block) for block in point.blocks),
                 f"{point.latency.median_ms:.4f}",
                 f"{point.latency.p20_ms:.4f} / {point.latency.p90_ms:.4f}",

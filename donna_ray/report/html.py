@@ -6,8 +6,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from donna_ray.report.fronts import scenario_sections
+from donna_ray.report.headline import QUESTIONS, worded
 from donna_ray.report.parts import BLUE, GREY, plot, section, table
-from donna_ray.report.results import Estimate, FrontPoint, Results, Scenario
+from donna_ray.report.results import Estimate, Results
 
 __all__ = ["render"]
 
@@ -73,34 +74,11 @@ def _tiles(results: Results) -> str:
         latency = scenario.reference_latency.median_ms
         tiles.append((f"{latency:.3f} ms", f"latency of the reference{name}"))
         tiles += [
-            (_figures(point, latency), words + name) for words, point in _answers(results, scenario)
+            (worded(getattr(scenario.headline, question)), words + name)
+            for question, words in QUESTIONS.items()
         ]
     cells = (f'<div class="tile"><b>{big}</b><span>{small}</span></div>' for big, small in tiles)
     return f'<div class="tiles">{"".join(cells)}</div>'
-
-
-def _answers(results: Results, scenario: Scenario) -> list[tuple[str, FrontPoint | None]]:
-    """What a person asks first, with the network that is the answer."""
-    finetuned = [point for point in scenario.front if point.accuracy is not None]
-    accurate = [each for each in finetuned if (each.accuracy or 0) >= results.reference.accuracy]
-    latency = scenario.reference_latency.median_ms
-    fast = [each for each in finetuned if each.latency.median_ms <= latency]
-    return [
-        (
-            "the fastest network that is not less accurate than the reference",
-            min(accurate, key=lambda each: each.latency.median_ms, default=None),
-        ),
-        (
-            "the most accurate network that is not slower than the reference",
-            max(fast, key=lambda each: each.accuracy or 0, default=None),
-        ),
-    ]
-
-
-def _figures(point: FrontPoint | None, latency_ms: float) -> str:
-    if point is None:
-        return "none of those finetuned"
-    return f"{point.accuracy:.2%}, {latency_ms / point.latency.median_ms:.2f}x as fast"
 
 
 def _predictor_text(results: Results) -> str:

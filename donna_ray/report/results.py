@@ -5,11 +5,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 __all__ = [
+    "Answer",
     "Block",
     "Cost",
     "Device",
     "Estimate",
     "FrontPoint",
+    "Headline",
     "Latency",
     "Library",
     "LibraryStage",
@@ -187,13 +189,17 @@ class Search(_Part):
 
 
 class FrontPoint(_Part):
-    """A network that no candidate beats in all objectives.
+    """A network of the front, or one that was asked for.
 
-    `predicted_low` and `predicted_high`: its 95% prediction interval. `accuracy`, `weights` and
-    `onnx` are null where it was not finetuned; paths are relative to results.json.
+    `architecture`: the number of its block in each stage, as `Library.stages` has them. `roles`:
+    why it is here; on the front no candidate beats it in all objectives. `predicted_low` and
+    `predicted_high`: its 95% prediction interval. `accuracy`, `weights` and `onnx` are null where
+    it was not finetuned; paths are relative to results.json.
     """
 
     id: str
+    architecture: list[int]
+    roles: list[Literal["front", "asked for"]]
     blocks: list[str]
     predicted_accuracy: float
     predicted_low: float
@@ -206,14 +212,39 @@ class FrontPoint(_Part):
     onnx: str | None
 
 
+class Answer(_Part):
+    """A finetuned network; `speed_up`: the reference's latency in parts of its own."""
+
+    id: str
+    accuracy: float
+    median_ms: float
+    speed_up: float
+
+
+class Headline(_Part):
+    """What a person asks first, answered by the finetuned networks; null where none is one.
+
+    `fastest_as_accurate`: the fastest that is not less accurate than the reference.
+    `most_accurate_as_fast`: the most accurate that is not slower.
+    """
+
+    fastest_as_accurate: Answer | None
+    most_accurate_as_fast: Answer | None
+
+
 class Scenario(_Part):
-    """A device, its search and its front; `reference_latency` is the reference's own there."""
+    """A device, its search and its front; `reference_latency` is the reference's own there.
+
+    `asked`: networks that were asked for and are not on the front.
+    """
 
     name: str
     device: Device
     reference_latency: Latency
+    headline: Headline
     search: Search
     front: list[FrontPoint]
+    asked: list[FrontPoint]
 
 
 class Cost(_Part):

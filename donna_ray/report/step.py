@@ -8,6 +8,7 @@ from donna_ray.complexity import complexity
 from donna_ray.finetune.assemble import choice_table, library_space, untrained
 from donna_ray.predictor.model import AccuracyPredictor
 from donna_ray.reference.step import load_reference
+from donna_ray.report.headline import headline, headlines
 from donna_ray.report.html import render
 from donna_ray.report.results import SCHEMA_VERSION, Results
 from donna_ray.run.run import Run
@@ -17,6 +18,8 @@ from donna_ray.versions import package_versions
 
 __all__ = ["report_step"]
 
+_PREDICTED = ("predicted_accuracy", "predicted_low", "predicted_high")
+
 
 def report_step(run: Run, done: dict[str, Artifact]) -> Artifact:
     """Step 6: write RUN/results.json and RUN/report.html. Always made anew: it takes a second."""
@@ -25,6 +28,8 @@ def report_step(run: Run, done: dict[str, Artifact]) -> Artifact:
     files = [run.root / "results.json", run.root / "report.html"]
     write_json(files[0], results.model_dump(mode="json"))
     write_atomic(files[1], render(results).encode())
+    for line in headlines(results):
+        run.say(line)
     for file in files:
         run.say(f"wrote {run.relative(file)}")
     for artifact in done.values():
@@ -34,7 +39,8 @@ def report_step(run: Run, done: dict[str, Artifact]) -> Artifact:
 
 def _results(run: Run, done: dict[str, Artifact]) -> Results:
     """What the steps found; facts that the schema does not name are left out."""
-    front_of = _FrontTable(run, done)
+    table = _FrontTable(run, done)
+    asked = done["finetune"].result.get("asked", {})  # a step of an earlier version has none
     facts = {
         "version": SCHEMA_VERSION,
         "name": run.config.name,
@@ -45,15 +51,8 @@ def _results(run: Run, done: dict[str, Artifact]) -> Results:
         "library": _library(done),
         "predictor": _predictor(done["predictor"].result),
         "scenarios": [
-            {
-                **found,
-                "name": name,
-                "device": {**latency, "model": latency["device"]},
-                "search": found,
-                "front": front_of(found["front"]),
-            }
+            _scenario(name, found, table, asked.get(name, []), done["reference"].result)
             for name, found in done["search"].result["scenarios"].items()
-            for latency in [found["reference_latency"]]
         ],
         "doubts": [each for step in done.values() for each in step.result.get("doubts", [])],
         "cost": {
@@ -62,6 +61,30 @@ def _results(run: Run, done: dict[str, Artifact]) -> Results:
         },
     }
     return Results.model_validate(facts, extra="ignore")
+
+
+def _scenario(
+    name: str,
+    found: dict[str, Any],
+    table: "_FrontTable",
+    asked: list[dict[str, Any]],
+    reference: dict[str, Any],
+) -> dict[str, Any]:
+    latency = found["reference_latency"]
+    on_front, wanted = ({each["id"] for each in points} for points in (found["front"], asked))
+    front, others = (
+        table(points, {"front": on_front, "asked for": wanted})
+        for points in (found["front"], [each for each in asked if each["id"] not in on_front])
+    )
+    return {
+        **found,
+        "name": name,
+        "device": {**latency, "model": latency["device"]},
+        "headline": headline([*front, *others], reference["accuracy"], latency["median_ms"]),
+        "search": found,
+        "front": front,
+        "asked": others,
+    }
 
 
 def _reference(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +127,7 @@ def _predictor(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 class _FrontTable:
-    """Fronts in full, each network with all that is known of it."""
+    """Networks in full, each with all that is known of it."""
 
     def __init__(self, run: Run, done: dict[str, Artifact]) -> None:
         self._space = library_space(done["library"])
@@ -113,21 +136,25 @@ class _FrontTable:
         self._predictor = AccuracyPredictor.from_json(done["predictor"].result["predictor"])
         self._nsr = choice_table(done["library"], "nsr")
 
-    def __call__(self, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        architectures = [tuple(point["architecture"]) for point in points]
-        bounds = self._predictor.predict_interval(encode(architectures, self._nsr))
-        ends = np.stack(bounds, axis=1).tolist()
-        return [self._point(point, *end) for point, end in zip(points, ends, strict=True)]
+    def __call__(
+        self, points: list[dict[str, Any]], roles: dict[str, set[str]]
+    ) -> list[dict[str, Any]]:
+        """Of networks with id, architecture and latency, given the ids in each role."""
+        if not points:
+            return []
+        nsr = encode([tuple(point["architecture"]) for point in points], self._nsr)
+        columns = [self._predictor.predict(nsr), *self._predictor.predict_interval(nsr)]
+        rows = (dict(zip(_PREDICTED, row, strict=True)) for row in np.stack(columns, 1).tolist())
+        return [self._point(own | point, roles) for point, own in zip(points, rows, strict=True)]
 
-    def _point(self, point: dict[str, Any], low: float, high: float) -> dict[str, Any]:
+    def _point(self, point: dict[str, Any], roles: dict[str, set[str]]) -> dict[str, Any]:
         specs = self._space.specs(tuple(point["architecture"]))
         finetuned = self._networks.get(point["id"], {})
         return {
             **point,
+            "roles": [role for role, ids in roles.items() if point["id"] in ids],
             "blocks": [str(spec) for spec in specs],
             "predicted_accuracy": min(max(point["predicted_accuracy"], 0.0), 1.0),
-            "predicted_low": low,
-            "predicted_high": high,
             **complexity(untrained(self._reference, specs), self._reference.input_shape),
             **{name: finetuned.get(name) for name in ("accuracy", "weights", "onnx")},
         }

@@ -10,11 +10,9 @@ from donna_ray.complexity import complexity
 from donna_ray.config import Scenario, SearchConfig
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.assemble import choice_table, library_space
-from donna_ray.latency.farm import Latency
-from donna_ray.latency.lowering import Lowering
+from donna_ray.latency.farm import Latency, surely_ms
 from donna_ray.predictor.model import AccuracyPredictor
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.run.run import Run
 from donna_ray.search.ask_tell import Search, SearchSetup
 from donna_ray.search.exact.accuracy import AccuracyModel
 from donna_ray.search.exact.front import nondominated
@@ -24,7 +22,7 @@ from donna_ray.search.tuner import BatchSearcher
 from donna_ray.search.yardstick import yardstick
 from donna_ray.storage.artifacts import Artifact
 
-__all__ = ["candidates_of_search", "lowering_of", "problem_of", "result_of", "searcher_of"]
+__all__ = ["candidates_of_search", "problem_of", "result_of", "searcher_of"]
 
 
 def problem_of(
@@ -61,12 +59,6 @@ def problem_of(
         objectives=tuple(config.objectives),
         rough=rough,
     )
-
-
-def lowering_of(run: Run, reference: Artifact, teacher: StagedNetwork) -> Lowering:
-    """To the models that are measured; the cached graphs are in the run folder."""
-    graphs = run.root / "search" / "graphs" / reference.digest
-    return Lowering(teacher, graphs, run.config.space.modules)
 
 
 def searcher_of(
@@ -108,6 +100,8 @@ def _failed(search: Search) -> list[dict[str, Any]]:
 def result_of(scenario: Scenario, search: Search, reference_latency: Latency) -> dict[str, Any]:
     """The front, what it was held against, and how it was found.
 
+    Of a limit on latency, the front is of what keeps it with 95% confidence.
+
     Raises:
         DonnaError: nothing could be measured, or nothing keeps the limit on latency.
     """
@@ -145,19 +139,17 @@ def result_of(scenario: Scenario, search: Search, reference_latency: Latency) ->
 def _front(
     name: str, candidates: Sequence[dict[str, Any]], limit_ms: float | None
 ) -> list[dict[str, Any]]:
-    latencies = [each["latency"]["median_ms"] for each in candidates]
-    if limit_ms is not None and min(latencies) > limit_ms:
+    feasible = [
+        each for each in candidates if limit_ms is None or surely_ms(each["latency"]) <= limit_ms
+    ]
+    if not feasible:
         whose = "" if name == "default" else f" of {name!r}"
+        least = min(surely_ms(each["latency"]) for each in candidates)
         raise DonnaError(
             f"search.latency_limit{whose} must be feasible, but is {limit_ms:g} ms and the "
-            f"fastest of {len(candidates)} candidates takes {min(latencies):.4g} ms. Raise the "
-            "limit to at least that, or add cheaper blocks to the space."
+            f"fastest of {len(candidates)} candidates takes up to {least:.4g} ms (95% interval). "
+            "Raise the limit to at least that, or add cheaper blocks to the space."
         )
-    feasible = [
-        each
-        for each, latency in zip(candidates, latencies, strict=True)
-        if limit_ms is None or latency <= limit_ms
-    ]
     points = np.array(
         [
             (each["predicted_accuracy"], each["latency"]["median_ms"], *each["further"])

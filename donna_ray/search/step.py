@@ -10,6 +10,7 @@ from typing import Any
 from donna_ray.config import Scenario
 from donna_ray.errors import DonnaError, MissingArtifactError
 from donna_ray.latency.farm import Latency, LatencyFarm, start_farms
+from donna_ray.latency.lowering import lowering_of
 from donna_ray.onnx_export import export_onnx
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import load_reference
@@ -17,7 +18,6 @@ from donna_ray.run.run import Run
 from donna_ray.search.ask_tell import Search
 from donna_ray.search.scenario import (
     candidates_of_search,
-    lowering_of,
     problem_of,
     result_of,
     searcher_of,
@@ -27,6 +27,8 @@ from donna_ray.storage.artifacts import Artifact, Files, StepFolder, write_json
 from donna_ray.workers.pool import pool_of
 
 __all__ = ["search_step"]
+
+_CANDIDATES = "candidates.json"
 
 
 def search_step(run: Run, reference: Artifact, library: Artifact, predictor: Artifact) -> Artifact:
@@ -70,6 +72,10 @@ def search_step(run: Run, reference: Artifact, library: Artifact, predictor: Art
         result={
             "scenarios": {name: part.result for name, part in parts.items()},
             "digests": {name: part.digest for name, part in parts.items()},
+            "candidates": {
+                name: (part.path / _CANDIDATES).relative_to(run.root).as_posix()
+                for name, part in parts.items()
+            },
             "cost": {"image_passes": 0},
         },
         files={},
@@ -102,7 +108,7 @@ class _Searches:
         def compute(folder: StepFolder) -> tuple[dict[str, Any], Files]:
             self._search_once({name: each.path for name, each in folders.items()})
             search, latency = self._found[scenario.name]
-            file = folder.path / "candidates.json"
+            file = folder.path / _CANDIDATES
             result = result_of(scenario, search, latency)
             write_json(file, candidates_of_search(search))
             return result, [file]

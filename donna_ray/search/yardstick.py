@@ -8,7 +8,7 @@ from scipy.stats import kendalltau
 
 from donna_ray.predictor.model import Floats
 from donna_ray.search.exact.front import Indices, exact_front
-from donna_ray.search.exact.hypervolume import hypervolume, reference_point
+from donna_ray.search.exact.hypervolume import hypervolume_share
 from donna_ray.search.strategies.candidates import informative
 from donna_ray.search.study.problem import SearchProblem
 from donna_ray.search.surrogate.model import Surrogate
@@ -27,7 +27,7 @@ def yardstick(
     """How near a search came to what a latency model that adds up holds to be possible.
 
     The model is fitted to all measurements of the search; it is optimistic where it is uncertain,
-    so a share below 1 need not be a fault of the search, and one above 1 can come of noise.
+    so a share below 1 need not be a fault of the search.
 
     Args:
         problem: what was searched.
@@ -35,8 +35,8 @@ def yardstick(
         values: (n, objectives), their accuracy, latency in ms and others, which do not count here.
 
     Returns:
-        `hypervolume_share` (of the search's front, in parts of that of the model's exact front;
-        None where no architecture keeps the limits), `exact_front` (points of the model's front),
+        `hypervolume_share` (see there: of the search's front and the model's exact one; None where
+        by the model no architecture keeps the limits), `exact_front` (points of the model's front),
         `complete` (the skyline was not cut), `error_percent` (mean absolute error of the model at
         measurements that it was not fitted to, in percent of the latency) and `kendall_tau` of the
         same. None with too few measurements.
@@ -58,14 +58,11 @@ def _rated(problem: SearchProblem, rows: Indices, values: Floats) -> dict[str, A
     accuracy = problem.accuracy
     front = exact_front(accuracy.tables, costs, room, objectives=1, most=_MOST)
     exact = np.column_stack([accuracy.constant + front.gain, front.costs[:, 0] + constant])
-    own = possible = 0.0
-    if len(front):
-        reference = reference_point(exact, problem.latency_limit_ms)
-        own, possible = (hypervolume(each, reference) for each in (values, exact))
+    limit = np.inf if problem.latency_limit_ms is None else problem.latency_limit_ms
     held_out, latency = surrogate.held_out(), values[kept, 1]
     tau = float(kendalltau(held_out, latency).statistic)
     return {
-        "hypervolume_share": own / possible if possible else None,
+        "hypervolume_share": hypervolume_share(values[values[:, 1] <= limit], exact),
         "exact_front": len(exact),
         "complete": front.complete,
         "error_percent": float(100 * np.mean(np.abs(held_out - latency) / latency)),

@@ -2,8 +2,8 @@
 
 Entry: `build_space` in `build.py`, from a configuration and the reference's stages. `block.py` has
 `BlockSpec` (one block) and `BlockFamily` (what builds it), `blocks/` the families of the package,
-`modules.py` loads those of users, `space.py` has `SearchSpace`, `check.py` tries every block before
-training, `costs.py` keeps what it found.
+`modules.py` loads those of users, `space.py` has `SearchSpace`, `names.py` finds a network by name,
+`check.py` tries every block before training, `costs.py` keeps what it found.
 
 A block of a stage takes and gives the shapes of the reference's stage: (channels, height, width),
 or (tokens, channels). An architecture is a choice index a stage; its id is the digest of its block
@@ -25,6 +25,7 @@ from donna_ray.space.blocks.reference_stage import UNSHRUNK
 from donna_ray.space.build import build_space
 from donna_ray.space.check import check_space
 from donna_ray.space.modules import register_modules
+from donna_ray.space.names import architecture_named, check_name
 from donna_ray.space.space import Architecture, SearchSpace, Stage, encode
 
 __all__ = [
@@ -35,11 +36,13 @@ __all__ = [
     "SearchSpace",
     "Stage",
     "StageShape",
+    "architecture_named",
     "block_families",
     "block_family",
     "blocks",
     "build_block",
     "build_space",
+    "check_name",
     "check_space",
     "encode",
     "record_id",

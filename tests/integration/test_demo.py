@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import yaml
 from donna_ray.complexity import complexity
 from donna_ray.config import RunConfig
 from donna_ray.data import load_data
+from donna_ray.export.step import _choose
 from donna_ray.finetune.assemble import untrained
 from donna_ray.reference.step import build_reference
 from donna_ray.report.results import Results
@@ -167,6 +169,55 @@ def test_words_name_blocks() -> None:
     assert str(spec) == "inverted_residual(kernel=3, squeeze_excite=yes)"
 
 
+def test_network_that_is_asked_for_is_finetuned_and_kept(
+    one_ray: None, copy_of_finished: Path
+) -> None:
+    """One that no search measured, and one that it did and that is not on the front."""
+    run = str(copy_of_finished)
+    before = Results.model_validate(results_of(copy_of_finished))
+    (file,) = (copy_of_finished / "search" / "default").glob("*/candidates.json")
+    measured = {tuple(each["architecture"]) for each in json.loads(file.read_text())["measured"]}
+    other = next(each for each in product(range(4), repeat=3) if each not in measured)
+    beaten = next(
+        each["id"]
+        for each in json.loads(file.read_text())["measured"]
+        if each["id"] not in {point.id for point in before.scenarios[0].front}
+    )
+    numbers = "-".join(map(str, other))
+
+    refused = donna_here("export", run, numbers, "--to", f"{run}-out")
+    assert f"`donna finetune {run} {numbers}`" in refused.stderr
+    refused = donna_here("finetune", run, "zzzz")
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1].startswith("donna: A network must be named by its id")
+
+    completed = donna_here("finetune", run, numbers, beaten[:15])
+    assert completed.returncode == 0, completed.stderr
+    there = sum(point.accuracy is not None for point in before.scenarios[0].front)
+    assert f" of {there + 2} networks are finetuned already" in completed.stderr
+    after = Results.model_validate(results_of(copy_of_finished))
+    (scenario,) = after.scenarios
+    assert scenario.front == before.scenarios[0].front
+    asked = {tuple(each.architecture): each for each in scenario.asked}
+    assert len(asked) == 2
+    assert asked.keys() > {other}
+    assert beaten in {each.id for each in scenario.asked}
+    for point in scenario.asked:
+        assert point.roles == ["asked for"]
+        assert point.latency.median_ms > 0
+        assert f"asked for: {point.id}, {point.accuracy:.2%}" in completed.stderr
+        assert (copy_of_finished / str(point.onnx)).is_file()
+
+    again = donna_here(*words_of_demo(copy_of_finished))  # whose configuration names none
+    assert again.returncode == 0, again.stderr
+    assert f"{'finetune':<10} reused" in again.stderr
+    kept = Results.model_validate(results_of(copy_of_finished))
+    assert kept.scenarios == after.scenarios
+    card = _choose(copy_of_finished, numbers)
+    assert card[0] == asked[other].id
+    assert card[2][0]["median_ms"] == asked[other].latency.median_ms
+
+
 def test_suggestions_are_networks_that_are_not_finetuned(copy_of_finished: Path) -> None:
     predictor = Results.model_validate(results_of(copy_of_finished)).predictor
     suggest = ("predictor", "suggest")
@@ -175,6 +226,7 @@ def test_suggestions_are_networks_that_are_not_finetuned(copy_of_finished: Path)
     suggested = json.loads(completed.stdout)
     assert suggested["samples"] == predictor.samples == 6
     first, second = suggested["architectures"]
+    assert len(first["architecture"]) == 3
     assert 0 < first["interval_fall"] < second["interval_fall"] < 1
     ids = {first["id"], second["id"], *(sample.id for sample in predictor.architectures)}
     assert len(ids) == 8

@@ -38,6 +38,7 @@ READ_RUN = (
     ["library", "gc", "RUN"],
     ["predictor", "suggest", "RUN"],
     ["export", "RUN", "abc", "--to", "OUT"],
+    ["finetune", "RUN", "abc"],
     ["space", "show", "RUN"],
 )
 

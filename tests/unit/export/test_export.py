@@ -215,6 +215,9 @@ def test_unknown_id_names_those_that_there_are(tmp_path: Path) -> None:
     for word in ("zzz", ""):
         with pytest.raises(DonnaError, match=run.id):
             export_network(tmp_path, word, tmp_path / "out")
+    for word in ("012f", "3-0-17"):  # maybe of the space, but not finetuned
+        with pytest.raises(DonnaError, match=f"finetune it: `donna finetune {tmp_path} {word}`"):
+            export_network(tmp_path, word, tmp_path / "out")
     with pytest.raises(DonnaError, match="missing, torn or altered"):
         export_network(tmp_path, "0123", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -233,6 +236,21 @@ def test_weights_of_results_and_latency_of_their_search(tmp_path: Path) -> None:
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert (card["digests"]["network"], card["latency"]) == ("key", [LATENCY])
     assert card["class_names"] == NAMES
+
+
+@pytest.mark.usefixtures("in_process")
+def test_network_that_was_asked_for(tmp_path: Path) -> None:
+    """By the numbers of its blocks; with the latency that the finetuning's step has."""
+    run = Finished(tmp_path, [INVERTED] * 3)
+    asked = [{"id": run.id, "latency": LATENCY | {"median_ms": 7}}]
+    result = {"networks": {run.id: {"key": "key"}}, "asked": {"default": asked}}
+    StepFolder(tmp_path, "finetune", {"searches": {}}).commit(result, [], 0.0)
+    point = {"id": run.id, "architecture": [3, 0, 17], "weights": "networks/key.safetensors"}
+    scenario = {"front": [], "asked": [point | {"latency": {"median_ms": 7}}]}
+    (tmp_path / "results.json").write_text(json.dumps({"scenarios": [scenario]}))
+    export_network(tmp_path, "3-0-17", tmp_path / "out")
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert (card["architecture"], card["latency"]) == (run.id, [LATENCY | {"median_ms": 7}])
 
 
 def test_changed_family_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

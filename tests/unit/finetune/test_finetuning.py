@@ -25,7 +25,6 @@ from donna_ray.finetune.step import (
     distillation_loss,
     finetune_step,
     jobs_of,
-    network_store,
     within_budgets,
 )
 from donna_ray.reference.network import StagedNetwork
@@ -36,6 +35,7 @@ from donna_ray.storage.records import RecordStore
 from donna_ray.training.batchnorm import recalibrate
 from donna_ray.training.loop import accuracy, cross_entropy, optimise, seeded
 from donna_ray.training.trainer import Trainer
+from tests.unit.finetune.made import finetuned, steps_before
 
 STEPS = 4
 
@@ -324,54 +324,27 @@ def test_workers_share_a_batch_evenly_and_are_there(config: RunConfig) -> None:
 def test_network_whose_onnx_file_differs_is_not_delivered(
     config: RunConfig, space: SearchSpace, tmp_path: Path
 ) -> None:
-    stages = [
-        [
-            {"key": f"{number}-{index}", "block": spec.to_json()}
-            for index, spec in enumerate(choices)
-        ]
-        for number, choices in enumerate(stage.choices for stage in space.stages)
-    ]
-    shapes = [[stage.shape.input, stage.shape.output] for stage in space.stages]
-    architecture = (0,) * len(stages)
-    reference, library, search = (
-        Artifact(name, tmp_path, result, {}, 0.0)
-        for name, result in {
-            "reference": {"accuracy": 0.9, "images": {"validation": 100}, "classes": 10},
-            "library": {"shapes": shapes, "stages": stages},
-            "search": {
-                "scenarios": {"default": {"front": [{"architecture": architecture}]}},
-                "digests": {"default": ""},
-            },
-        }.items()
-    )
+    architecture = (0,) * len(space.stages)
     settings = config.model_copy(
         update={"finetune": config.finetune.model_copy(update={"precision": "fp32"})}
     )
     with Run(settings, tmp_path) as run:
-        (job,) = jobs_of(
-            run, reference, block_keys(library), space, [architecture], settings.finetune
-        )
-        record = {
-            "accuracy": 0.9,
-            "zero_shot_accuracy": 0.5,
-            "onnx_error": 2e-4,
-            "cost": {"image_passes": 1},
-        }
-        network_store(run).put(job.key, record, {"weight": torch.zeros(1)})
+        made = steps_before(tmp_path, space, architecture)
+        finetuned(run, made, space, architecture, onnx_error=2e-4)
         with pytest.raises(DonnaError, match=r"differs by 2\.00e-04"):
-            finetune_step(run, reference, library, search)
-        good = record | {"onnx_error": 9e-5}
-        network_store(run).put(job.key, good, {"weight": torch.zeros(1)})
-        result = finetune_step(run, reference, library, search).result
+            finetune_step(run, *made)
+        finetuned(run, made, space, architecture)
+        result = finetune_step(run, *made).result
     assert result["networks"][space.id_of(architecture)]["accuracy"] == 0.9
 
 
 def test_budgets_choose_the_best_network_within_each() -> None:
     points = [("a", 1.0, 0.5), ("b", 2.0, 0.75), ("c", 4.0, 0.875)]
     front = [
-        {"id": name, "latency": {"median_ms": ms}, "predicted_accuracy": accuracy}
+        {"id": name, "latency": {"median_ms": ms, "ci_percent": 5}, "predicted_accuracy": accuracy}
         for name, ms, accuracy in points
     ]
-    assert [each["id"] for each in within_budgets(front, [3.0, 2.0, 9.0])] == ["b", "c"]
-    with pytest.raises(DonnaError, match=r"is 0\.5 ms and the fastest takes 1 ms"):
-        within_budgets(front, [0.5])
+    assert [each["id"] for each in within_budgets(front, [3.0, 2.1, 9.0])] == ["b", "c"]
+    assert [each["id"] for each in within_budgets(front, [2.05])] == ["a"]  # b takes up to 2.1 ms
+    with pytest.raises(DonnaError, match=r"is 1\.02 ms and the fastest takes up to 1\.05 ms"):
+        within_budgets(front, [1.02])

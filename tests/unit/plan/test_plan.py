@@ -76,6 +76,8 @@ def test_line_adds_the_steps_of_the_run() -> None:
     assert one.seconds["predictor"] == pytest.approx(3 * network)
     assert two.seconds["predictor"] == pytest.approx(2 * network)
     assert one.seconds["finetune"] == pytest.approx(10 + 2 * (network + 4000 * 0.04))
+    named = plan(blocks, **{"finetune.architectures": ["0-0-0", "3f"]}).line(1)
+    assert named.seconds["finetune"] == pytest.approx(10 + 3 * (network + 4000 * 0.04))
     assert one.seconds["search"] == two.seconds["search"] == 8 + 200 * 0.5
     assert one.total == pytest.approx(100 + 108 + sum(one.seconds[n] for n in TRAINING))
 

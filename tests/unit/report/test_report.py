@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from donna_ray.report.headline import headline, headlines
 from donna_ray.report.html import render
-from donna_ray.report.results import Results
+from donna_ray.report.results import Headline, Results
 
 LATENCY = {"median_ms": 2.0, "p20_ms": 1.9, "p90_ms": 2.2, "n": 50, "ci_percent": 1.5}
 TAU = {"value": 0.75, "low": 0.5, "high": 0.875}
@@ -28,6 +29,8 @@ def point(name: str, median_ms: float, accuracy: float | None) -> dict[str, Any]
     finetuned = accuracy is not None
     return {
         "id": name,
+        "architecture": [0],
+        "roles": ["front"],
         "blocks": [f"{name} block"],
         "predicted_accuracy": 0.625,
         "predicted_low": 0.5,
@@ -49,6 +52,7 @@ def test_stages_of_a_transformer_have_tokens_and_channels() -> None:
 
 
 def scenario(name: str, text: str, simulated: bool) -> dict[str, Any]:
+    front = [point("fast", 1.0, None), point("good", 1.5, 0.875) | {"blocks": [text]}]
     return {
         "name": name,
         "device": {"model": text, "connector": text, "settings": {}, "simulated": simulated},
@@ -67,7 +71,9 @@ def scenario(name: str, text: str, simulated: bool) -> dict[str, Any]:
                 "kendall_tau": 0.9,
             },
         },
-        "front": [point("fast", 1.0, None), point("good", 1.5, 0.875) | {"blocks": [text]}],
+        "headline": headline(front, 0.9375, 3.0),
+        "front": front,
+        "asked": [],
     }
 
 
@@ -132,10 +138,55 @@ def test_page_answers_which_network_to_take() -> None:
     fastest = page.index("the fastest network that is not less accurate")
     accurate = page.index("the most accurate network that is not slower")
     assert page.index(answers[0]) < fastest < page.index(answers[1]) < accurate
-    value = results().model_dump(mode="json")
-    value["reference"]["accuracy"] = 0.875
-    assert answers[0] not in render(Results.model_validate(value))
     assert "0.75 [0.50, 0.88]" in page
+    assert list(headlines(results())) == [
+        "the fastest network that is not less accurate than the reference: none of those finetuned",
+        "the most accurate network that is not slower than the reference: good, 87.50%, 2.00x as "
+        "fast",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "latency_ms", "fastest", "most_accurate"),
+    [
+        (0.5, 9.0, "fast", "best"),
+        (0.8, 3.0, "good", "best"),  # just as accurate, just as slow
+        (0.81, 2.9, "best", "good"),
+        (0.8, 0.9, "good", None),
+        (0.95, 0.9, None, None),
+    ],
+)
+def test_headline(
+    accuracy: float, latency_ms: float, fastest: str | None, most_accurate: str | None
+) -> None:
+    points = [
+        point("unknown", 0.5, None),
+        point("fast", 1.0, 0.6),
+        point("good", 2.0, 0.8),
+        point("slow", 2.5, 0.8),
+        point("best", 3.0, 0.9),
+        point("beaten", 4.0, 0.9),
+    ]
+    found = Headline.model_validate(headline(points, accuracy, latency_ms))
+    answers = found.fastest_as_accurate, found.most_accurate_as_fast
+    assert [each and each.id for each in answers] == [fastest, most_accurate]
+    for answer in answers:
+        assert answer is None or answer.speed_up == latency_ms / answer.median_ms
+
+
+def test_networks_that_were_asked_for_are_shown_beside_the_front() -> None:
+    value = results().model_dump(mode="json")
+    assert "asked for" not in render(Results.model_validate(value))
+    wanted = point("wanted", 2.0, 0.9) | {"roles": ["asked for"]}
+    value["scenarios"][0]["asked"] = [wanted]
+    value["scenarios"][0]["front"][1]["roles"] = ["front", "asked for"]
+    page = render(Results.model_validate(value))
+    assert page.index("<h2>Networks that were asked for</h2>") < page.index("<code>wanted</code>")
+    assert "<code>good</code><br>front, asked for" in page
+    assert list(headlines(Results.model_validate(value)))[2:] == [
+        "asked for: good, 87.50%, 1.5 ms, networks/good.onnx",
+        "asked for: wanted, 90.00%, 2 ms, networks/wanted.onnx",
+    ]
 
 
 def test_page_begins_with_what_is_doubtful() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from threadpoolctl import ThreadpoolController
 
 from donna_ray.search import yardstick as yardstick_module
+from donna_ray.search.exact.hypervolume import hypervolume_share
 from donna_ray.search.strategies.frontier import Frontier
 from donna_ray.search.strategies.success import success_probability
 from donna_ray.search.study.ledger import Ledger
@@ -35,6 +37,44 @@ def test_yardstick_is_not_moved_by_one_bad_candidate() -> None:
         assert rated is not None
         shares.append(rated["hypervolume_share"])
     assert shares[1] == pytest.approx(shares[0], abs=0.1)
+
+
+ONE, TWO = [(0.5, 1.0)], [(0.5, 1.0), (0.75, 3.0)]
+
+
+@pytest.mark.parametrize(
+    ("exact", "found", "share"),
+    [
+        ([], ONE, None),  # nothing keeps the limits
+        (ONE, [], 0.0),
+        (ONE, ONE, 1.0),
+        (ONE, [(0.5, 1.02)], 0.8),
+        (ONE, [(0.5, 0.5)], 1.0),  # noise may be better than the exact front
+        (ONE, [(0.1, 9.0)], 0.0),
+        ([(0.0, 1.0)], [(0.0, 1.0)], None),  # no volume: there is nothing to compare
+        (TWO, TWO, 1.0),
+        (TWO, ONE, 0.055 / 0.105),  # 2.2 x 0.025 of that and 0.2 x 0.25
+        (TWO, [*TWO, (0.6, 2.0), (0.1, 1.0)], 1.0),
+    ],
+)
+def test_share_of_the_exact_front_is_one(
+    exact: list[tuple[float, float]], found: list[tuple[float, float]], share: float | None
+) -> None:
+    rows = [np.array(each, dtype=float).reshape(-1, 2) for each in (found, exact)]
+    assert hypervolume_share(*rows) == (share if share is None else pytest.approx(share))
+
+
+@pytest.mark.parametrize("kept", [1, 2, 5])
+def test_yardstick_of_a_limit_that_few_networks_keep(kept: int) -> None:
+    free = toy((4, 4, 4))
+    device = device_of(free, noise=0.02)
+    rows = list(product(range(4), repeat=3))
+    latency = [device(each) for each in rows]
+    problem = replace(free, latency_limit_ms=sorted(latency)[kept - 1] * 1.02)
+    rated = yardstick(problem, rows, np.column_stack([free.accuracy.predict_all(rows), latency]))
+    assert rated is not None
+    assert rated["exact_front"] in range(1, kept + 2)
+    assert 0.4 < rated["hypervolume_share"] <= 1
 
 
 def test_yardstick_says_where_its_front_was_cut(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from donna_ray.config import SearchConfig
+from donna_ray.config import DeviceConfig, Scenario, SearchConfig
 from donna_ray.errors import DonnaError
 from donna_ray.search.ask_tell import Search, SearchSetup
+from donna_ray.search.scenario import result_of
 from donna_ray.search.strategies.feasible import Feasible
+from donna_ray.search.study.ledger import measured
 from donna_ray.search.study.problem import KnownCost, SearchProblem
 from tests.search_problems import device_of, drive, outcome_of, search_on, toy
 
@@ -57,6 +59,32 @@ def test_all_that_keep_the_tightest_limits_are_measured(strategy: str, tmp_path:
             waiting.append(new)
     assert search.finished
     assert set(search.ledger.measured) == wanted
+
+
+@pytest.mark.parametrize("interval", [0.0, 10.0])
+def test_front_keeps_the_limit_with_its_whole_interval(interval: float, tmp_path: Path) -> None:
+    problem = toy((3, 3, 3), latency_limit_ms=1.7)
+    search = search_on(tmp_path / "journal", problem, latency_limit="1.7ms")
+    device = device_of(problem)
+    for each in iter(lambda: search.ask(4), []):
+        for one in each:
+            latency = {"median_ms": device(one), "ci_percent": interval}
+            accuracy = problem.accuracy.predict_all([one])[0]
+            search.tell([(one, measured(accuracy, latency))])
+    scenario = Scenario("default", DeviceConfig(), search.setup.config)
+    within = {
+        one: values[0]
+        for one, values in search.ledger.measured.items()
+        if values[1] * (1 + interval / 100) <= 1.7
+    }
+    front = result_of(scenario, search, {})["front"]
+    assert tuple(front[-1]["architecture"]) == max(within, key=lambda one: within[one])
+    assert {tuple(point["architecture"]) for point in front} <= within.keys()
+    strict = replace(search.setup.problem, latency_limit_ms=0.8)  # the fastest takes 0.783 ms
+    search.setup = replace(search.setup, problem=strict)
+    if interval:
+        with pytest.raises(DonnaError, match=r"takes up to 0\.8614 ms \(95% interval\)"):
+            result_of(scenario, search, {})
 
 
 def test_two_tight_limits_are_searched_within(tmp_path: Path) -> None:

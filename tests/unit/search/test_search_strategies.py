@@ -232,7 +232,7 @@ def test_frontier_finds_the_front_with_few_measurements(tmp_path: Path) -> None:
     assert len(found & best) / len(best) > 0.8
     rated = yardstick(problem, list(ledger), points)
     assert rated is not None
-    assert 0.97 < rated["hypervolume_share"] < 1.03
+    assert 0.97 < rated["hypervolume_share"] <= 1
     assert rated["error_percent"] < 3
     assert rated["kendall_tau"] > 0.9
 

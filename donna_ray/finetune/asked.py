@@ -1,0 +1,151 @@
+"""Networks that a person asked for, beside those that are chosen of the front.
+
+What was once finetuned because it was asked for is asked for in later runs of the folder, too: the
+step's earlier artifacts name its blocks.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from donna_ray.errors import DonnaError
+from donna_ray.latency.farm import Latency, LatencyFarm, Unmeasured, start_farms
+from donna_ray.latency.lowering import lowering_of
+from donna_ray.reference.step import load_reference
+from donna_ray.run.run import Run
+from donna_ray.space import Architecture, BlockSpec, SearchSpace, architecture_named
+from donna_ray.storage.artifacts import Artifact, finished_inputs, read_json
+from donna_ray.storage.records import RecordStore
+from donna_ray.workers.pool import pool_of
+
+__all__ = ["asked_for", "measured_points"]
+
+Blocks = Sequence[dict[str, Any]]
+Specs = dict[str, list[BlockSpec]]
+
+
+def asked_for(
+    run: Run,
+    space: SearchSpace,
+    search: Artifact,
+    names: Sequence[str],
+    finetuned: RecordStore,
+) -> dict[str, Architecture]:
+    """Networks by id, in its order: those named, and those that an earlier run was asked for.
+
+    Names may be ids of what the searches looked at, and of what is finetuned, the predictor's
+    samples among it.
+
+    Raises:
+        ConfigError: no network of the space, or more than one, has a name.
+    """
+    known = dict(_known(run, space, search, finetuned)) if names else {}
+    wanted = {architecture_named(name, space, known) for name in names}
+    earlier = [each for inputs in finished_inputs(run.root, "finetune") for each in _of(inputs)]
+    for words, blocks in dict(earlier).items():
+        architecture = _in_space(space, blocks)
+        if architecture is None:
+            run.say(f"  a network that was asked for is not in the space any more: {words}")
+        else:
+            wanted.add(architecture)
+    return dict(sorted((space.id_of(each), each) for each in wanted))
+
+
+def _of(inputs: dict[str, Any]) -> Iterator[tuple[str, Blocks]]:
+    """What a finished step was asked for: in words, and its blocks."""
+    for blocks in inputs.get("asked", []):
+        yield "; ".join(str(BlockSpec.from_json(each)) for each in blocks), blocks
+
+
+def _known(
+    run: Run, space: SearchSpace, search: Artifact, finetuned: RecordStore
+) -> Iterator[tuple[str, Architecture]]:
+    for file in search.result["candidates"].values():
+        looked_at = read_json(run.root / file) or {}
+        for each in (*looked_at.get("measured", ()), *looked_at.get("failed", ())):
+            yield each["id"], tuple(each["architecture"])
+    for record in finetuned.records().values():
+        architecture = _in_space(space, record["blocks"])
+        if architecture is not None:
+            yield record["architecture"], architecture
+
+
+def _in_space(space: SearchSpace, blocks: Blocks) -> Architecture | None:
+    """The network of these blocks; None where a stage does not have its block."""
+    specs = [BlockSpec.from_json(each) for each in blocks]
+    if len(specs) != len(space.stages):
+        return None
+    stages = list(zip(space.stages, specs, strict=True))
+    if any(spec not in stage.choices for stage, spec in stages):
+        return None
+    return tuple(stage.choices.index(spec) for stage, spec in stages)
+
+
+def measured_points(
+    run: Run,
+    reference: Artifact,
+    search: Artifact,
+    space: SearchSpace,
+    asked: dict[str, Architecture],
+) -> dict[str, list[dict[str, Any]]]:
+    """Networks by id with their latency, as the search of each scenario measured it, or now.
+
+    Returns:
+        By scenario, `id`, `architecture` and `latency` of each.
+
+    Raises:
+        DonnaError: a device is out, or one of them cannot be measured on it.
+    """
+    found: dict[str, dict[str, Latency]] = {}
+    for scenario, file in search.result["candidates"].items():
+        measured = (read_json(run.root / file) or {}).get("measured", [])
+        found[scenario] = {each["id"]: each["latency"] for each in measured if each["id"] in asked}
+    missing = {
+        scenario: {name: space.specs(each) for name, each in asked.items() if name not in there}
+        for scenario, there in found.items()
+    }
+    for scenario, latencies in _measured(run, reference, missing).items():
+        found[scenario] |= latencies
+    return {
+        scenario: [
+            {"id": name, "architecture": list(each), "latency": there[name]}
+            for name, each in asked.items()
+        ]
+        for scenario, there in found.items()
+    }
+
+
+def _measured(
+    run: Run, reference: Artifact, missing: dict[str, Specs]
+) -> dict[str, dict[str, Latency]]:
+    devices = {each.name: each.device for each in run.config.all_scenarios() if missing[each.name]}
+    if not devices:
+        return {}
+    teacher, _ = load_reference(run.config, reference)
+    lowering = lowering_of(run, reference, teacher)
+    run.connect()
+    cache = run.root / "search" / "measurements.sqlite"
+    farms = start_farms(devices, cache, run.say, pool_of(run).lend)
+    try:
+        asked = {
+            scenario: {
+                name: farm.submit(lowering.model(own)) for name, own in missing[scenario].items()
+            }
+            for scenario, farm in farms.items()
+        }
+        return {
+            scenario: {name: _settled(farms[scenario], name, each) for name, each in own.items()}
+            for scenario, own in asked.items()
+        }
+    finally:
+        for farm in farms.values():
+            farm.close()
+
+
+def _settled(farm: LatencyFarm, name: str, reference: Any) -> Latency:
+    (latency,) = farm.settle([reference])
+    if isinstance(latency, Unmeasured):
+        raise DonnaError(
+            f"A network that is asked for must be measured, but {name} cannot be: "
+            f"{latency.reason}. Ask for another one, or mend the device."
+        )
+    return latency
