@@ -2,13 +2,16 @@
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from device_farm.ending import one_line
+from donna_ray import onnx_symbolics
 from donna_ray.complexity import deployed
 from donna_ray.errors import DonnaError
 
@@ -38,10 +41,30 @@ def export_onnx(
         input_shape: (channels, height, width).
         names: of the model's input and output.
         dynamic_batch: it takes any number of images, else one.
+
+    Raises:
+        DonnaError: an operator of the module has no ONNX.
     """
     module = deployed(module).cpu().eval()
+    try:
+        return _exported(module, input_shape, names, dynamic_batch=dynamic_batch)
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise DonnaError(
+            f"A network must be of operators that ONNX's opset {_OPSET} has, but "
+            f"{one_line(str(error))}. Choose other blocks, or another reference."
+        ) from error
+
+
+def _exported(
+    module: nn.Module,
+    input_shape: Sequence[int],
+    names: tuple[str, str],
+    *,
+    dynamic_batch: bool,
+) -> bytes:
+    onnx_symbolics.register()
     file = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _no_graphs():
         warnings.simplefilter("ignore")  # the exporter is deprecated, see above
         torch.onnx.export(
             module,
@@ -54,6 +77,18 @@ def export_onnx(
             dynamo=False,
         )
     return file.getvalue()
+
+
+@contextmanager
+def _no_graphs() -> Iterator[None]:
+    """Of a module that it cannot export, torch prints the whole graph, which may be megabytes."""
+    name = "_jit_onnx_log"
+    log = getattr(torch._C, name)
+    setattr(torch._C, name, lambda *_: None)
+    try:
+        yield
+    finally:
+        setattr(torch._C, name, log)
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ def cells_of(name: str) -> dict[str, str]:
     try:
         return cells | {"ONNX error": f"{_exported_error(reference):.0e}"}
     except Exception as error:  # of torch's exporter, of many kinds
-        first = str(error).partition("\n")[0].partition("  [")[0]
+        first = str(error.__cause__ or error).partition("\n")[0].partition("  [")[0]
         return cells | {"why not": f"no ONNX: {first[:100]}"}
 
 
