@@ -28,14 +28,10 @@ def informative(accuracy: Floats, latency: Floats) -> Indices:
     return np.sort(np.concatenate([near, thinned(np.sort(rest), _FITTED - _NEAR)]))
 
 
-def exchanged(
-    rows: Indices, choices: Sequence[Indices], count: int, generator: np.random.Generator
-) -> Indices:
-    """`count` of some architectures, each with another block in one stage, at random."""
-    if not len(rows):
-        return rows
-    near = rows[generator.integers(len(rows), size=count)]
-    stages = generator.integers(len(choices), size=count)
+def exchanged(rows: Indices, choices: Sequence[Indices], generator: np.random.Generator) -> Indices:
+    """Each of some architectures with another block in one stage, at random."""
+    near = rows.copy()
+    stages = generator.integers(len(choices), size=len(rows))
     for number, usable in enumerate(choices):
         here = np.flatnonzero(stages == number)
         near[here, number] = generator.choice(usable, size=len(here))

@@ -6,6 +6,8 @@
    accuracy and the surrogate's latency, and architectures that differ from it in one stage, are the
    candidates. Of them a batch is taken one by one by the expected gain of hypervolume, as if those
    in flight, and those taken before, had the latency that is expected.
+3. The more the surrogate's errors are larger than it says, the more of a batch is evolved instead:
+   networks of the measured front with another block in one stage, if they are more accurate so.
 
 Nothing is kept but the ledger's trials: another process goes on from them.
 """
@@ -20,7 +22,7 @@ from scipy.special import ndtr
 
 from donna_ray.predictor.model import Floats
 from donna_ray.search.exact.accuracy import AccuracyModel
-from donna_ray.search.exact.front import Indices, exact_front, thinned
+from donna_ray.search.exact.front import Indices, exact_front, nondominated, thinned
 from donna_ray.search.strategies.candidates import exchanged, informative, spread_from
 from donna_ray.search.strategies.gain import Stairs, expected_gain
 from donna_ray.search.strategies.success import block_success, success_probability
@@ -39,6 +41,8 @@ _WHOLE = 4096  # architectures of a space that is looked at as a whole
 _MOST = 400_000  # partial architectures of an exact front with limits
 _FRONT = 300  # points of an exact front that are candidates
 _NEAR = 3000  # candidates that differ from those in one stage
+_EVOLVED = 0.5  # of a batch, at most
+_EVOLVED_PER_SURPRISE = 2.0
 _UNLIKELY = 1e-3  # probability of keeping the limit, below which there is no hope
 _USELESS = 0.25  # probability that a block is not at fault, below which it is left alone
 _WORKS = 0.5  # probability of being measurable, below which others go first
@@ -83,6 +87,7 @@ class Frontier:
             hand_out(self._of_design(ledger))
             if len(asked) < count and len(ledger.measured) >= 2:
                 self._fit(ledger)
+                hand_out(self._evolved(ledger, count - len(asked)))
                 hand_out(self._best(ledger, self._pool(ledger, generator), count - len(asked)))
             if len(asked) < count:  # the design is in flight, or failed, or the pool is used up
                 hand_out(self._random(ledger, generator))
@@ -191,10 +196,29 @@ class Frontier:
         else:
             _, tables = self._surrogate.tables()
             front = thinned(self._exact(tables, self._problem.accuracy, usable), _FRONT)
-            near = exchanged(front, usable, _NEAR, generator)
+            parents = generator.choice(front, _NEAR * bool(len(front)))
+            near = exchanged(parents, usable, generator)
             rows = np.concatenate([front, near[self._problem.keeps_limits(near)]])
         unknown = [row for row in map(tuple, rows.tolist()) if not ledger.knows(row)]
         return np.array(list(dict.fromkeys(unknown)), dtype=np.int64).reshape(-1, len(self._sizes))
+
+    def _evolved(self, ledger: Ledger, count: int) -> list[Architecture]:
+        """A share of `count`, whatever the surrogate says of them: see 3. of the module."""
+        measured, values = np.array([*ledger.measured]), np.array([*ledger.measured.values()])
+        limit = self._problem.latency_limit_ms
+        kept = np.flatnonzero(values[:, 1] <= (np.inf if limit is None else limit))
+        if not len(kept):
+            return []
+        front = kept[nondominated(values[kept, 0], values[kept, 1:2])]
+        generator = np.random.default_rng([self._seed, ledger.trials, 1])
+        parents = generator.choice(front, _NEAR)
+        rows = exchanged(measured[parents], self._usable(ledger), generator)
+        better = self._problem.accuracy.predict(rows) > values[parents, 0]
+        rows = rows[better & self._problem.keeps_limits(rows)]
+        unknown = [row for row in map(tuple, rows.tolist()) if not ledger.knows(row)]
+        share = min(_EVOLVED_PER_SURPRISE * self._surrogate.surprise(), _EVOLVED)
+        some = self._likely_to_work(ledger, list(dict.fromkeys(unknown)))
+        return some[: int(share * count + generator.random())]
 
     def _usable(self, ledger: Ledger) -> list[Indices]:
         """Blocks of each stage without those that nearly always fail; all where none is left."""

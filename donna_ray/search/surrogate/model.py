@@ -35,6 +35,7 @@ _GROWTH = 1.2  # of the measurements, before scales are found anew
 _GROWTH_OF_MANY = 1.5  # likewise, from `_MANY` on
 _MANY = 200
 _SCALED = 300  # measurements that scales are found from, at most
+_SURPRISE = 3.0  # standard deviations, beyond which a normal error is not expected
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,17 @@ class Surrogate:
         inverse = cho_solve(fit.factor, np.eye(len(fit.weights)))
         found: Floats = fit.latencies - fit.spread * fit.weights / inverse.diagonal()
         return found
+
+    def surprise(self) -> float:
+        """How far errors are from normal: the share of their squares beyond 3 deviations.
+
+        Errors are those of each measurement given the ones before it, in their deviations. Normal
+        ones give 0.03; where a device does what the model does not know, a few have most of it.
+        """
+        fit = self._known()
+        scaled = (fit.latencies - fit.centre) / fit.spread
+        squares = solve_triangular(fit.factor[0], scaled, lower=True) ** 2
+        return float(squares[squares > _SURPRISE**2].sum() / max(squares.sum(), JITTER))
 
     def spread_out(self, pool: Indices, taken: Indices, count: int) -> list[int]:
         """Rows of a pool whose latencies would tell most about those of the others.

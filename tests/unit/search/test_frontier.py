@@ -13,6 +13,7 @@ import pytest
 from threadpoolctl import ThreadpoolController
 
 from donna_ray.search import yardstick as yardstick_module
+from donna_ray.search.exact.front import nondominated
 from donna_ray.search.exact.hypervolume import hypervolume_share
 from donna_ray.search.strategies.frontier import Frontier
 from donna_ray.search.strategies.success import success_probability
@@ -140,6 +141,32 @@ def test_blocks_that_cannot_be_measured_are_avoided(tmp_path: Path) -> None:
         )
     assert np.mean(works[40:]) > 0.6
     assert np.mean(works[100:]) > 0.75
+
+
+def test_more_is_evolved_where_the_device_does_what_is_not_known(tmp_path: Path) -> None:
+    """Some networks take next to no time, as where a block cuts the others off."""
+    problem = toy((9,) * 4)
+    device = device_of(problem)
+    shares = []
+    for odd in (False, True):
+        ledger = Ledger(tmp_path / str(odd), problem.space)
+        frontier = Frontier(problem, 200, 0)
+        for number, row in enumerate(np.random.default_rng(0).integers(9, size=(60, 4)).tolist()):
+            if not ledger.knows(each := tuple(row)):
+                latency = device(each) * (0.1 if odd and number % 15 == 0 else 1.0)
+                ledger.ask(each)
+                ledger.tell(each, outcome_of(problem, each, latency), {})
+        frontier._fit(ledger)
+        evolved = frontier._evolved(ledger, 40)
+        shares.append(len(evolved) / 40)
+        values = np.array(list(ledger.measured.values()))
+        rows = np.array(list(ledger.measured))[nondominated(values[:, 0], values[:, 1:2])]
+        for child in evolved:  # of a network of the measured front, and more accurate
+            parents = rows[(rows != np.array(child)).sum(axis=1) == 1]
+            better = problem.accuracy.predict_all([child])[0]
+            assert min(problem.accuracy.predict(parents)) < better
+    assert shares[0] < 0.1
+    assert shares[1] == 0.5
 
 
 def test_success_is_learnt_from_the_blocks_of_what_failed() -> None:

@@ -61,6 +61,17 @@ def test_tables_add_up_to_the_prediction_without_pairs() -> None:
     np.testing.assert_allclose(summed, surrogate.predict(rows)[0], rtol=1e-9)
 
 
+@pytest.mark.parametrize(("odd", "least", "most"), [(0, 0.0, 0.1), (6, 0.3, 1.0)])
+def test_surprise_tells_of_a_device_that_does_what_is_not_known(
+    odd: int, least: float, most: float
+) -> None:
+    rows, latency = sampled(120, 0, 0.02)
+    latency[np.linspace(20, 119, odd).astype(int)] *= 0.1
+    surrogate = Surrogate(PROBLEM.features)
+    surrogate.fit(rows, latency)
+    assert least <= surrogate.surprise() <= most
+
+
 def test_measured_blocks_are_known_better_than_others() -> None:
     rows, latency = sampled(40, 0)
     rows[:, 0] %= 6  # the other half of the first stage's blocks is never measured
