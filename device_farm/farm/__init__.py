@@ -1,9 +1,9 @@
 """Devices of a Ray cluster, shared by many: found, leased, watched, and their measurements kept.
 
 `farm` is the handle that users hold, `config` is farm.yaml. `dispatcher` leases devices to `jobs`;
-`failing` finds whose fault a failure is and carries out what `FailurePolicy` decides; `roster`
-takes devices into service and out of it; `pool` has a device's state and says which devices are
-alike; `drift` runs the control and judges whether a device is as fast as it was; `lease` calls the
+`failing` finds whose fault a failure is and does what `FailurePolicy` decides; `roster` takes
+devices into service and out of it; `pool` has a device's state and says which devices are alike;
+`drift` runs the control and judges whether a device is as fast as it was; `lease` calls the
 devices' processes, `device_actor` is such a process. `host_watch` asks the `host_actor` of each
 node for devices; `metrics` are for Prometheus.
 """

@@ -213,8 +213,8 @@ class Roster:
             is_slow = isinstance(cause, Throttled)
             state = DeviceState.QUARANTINED if is_slow else DeviceState.PARKED
             device.take_out(_as_device_error(cause), state)
-            if not device.is_joined or isinstance(cause, DeviceLost):
-                self._lessor.end(device)
+            if not device.is_joined or device.is_suspect or isinstance(cause, DeviceLost):
+                self._lessor.end(device)  # the fault may lie in the process
             if not device.is_joined:
                 device.info = None
             raise cause from error

@@ -44,6 +44,8 @@ class ScriptedLessor:
         self.measures: dict[str, Measure] = {}
         self.log: list[str] = []
         """The device of each measurement that is not of the control."""
+        self.ended: list[str] = []
+        """The devices whose processes were ended."""
 
     async def probe(self, device: Device) -> DeviceInfo:
         await asyncio.sleep(0)
@@ -63,7 +65,7 @@ class ScriptedLessor:
         pass
 
     def end(self, device: Device) -> None:
-        pass
+        self.ended.append(device.name)
 
 
 class Farm:

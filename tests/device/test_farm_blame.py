@@ -109,6 +109,7 @@ def test_what_parks_a_device_is_named_with_the_remedy_and_ends_when_it_is_mended
         with pytest.raises(DeviceError):  # its probe passes, the control does not
             await farm.roster.bring_into_service(farm.device("a"))
         assert farm.state("a") == "parked"
+        assert farm.lessor.ended == ["a"]  # the next try is of a fresh process
         del farm.lessor.measures["a"]
         assert await farm.measure() == 2.0
 
