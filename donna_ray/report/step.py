@@ -1,5 +1,6 @@
 """Gathers the artifacts of a run into results.json and report.html."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from donna_ray.storage.artifacts import Artifact, write_atomic, write_json
 from donna_ray.versions import package_versions
 
 __all__ = ["report_step"]
+
+Points = list[dict[str, Any]]
 
 _PREDICTED = ("predicted_accuracy", "predicted_low", "predicted_high")
 
@@ -66,8 +69,8 @@ def _results(run: Run, done: dict[str, Artifact]) -> Results:
 def _scenario(
     name: str,
     found: dict[str, Any],
-    table: "_FrontTable",
-    asked: list[dict[str, Any]],
+    table: Callable[[Points, dict[str, set[str]]], Points],
+    asked: Points,
     reference: dict[str, Any],
 ) -> dict[str, Any]:
     latency = found["reference_latency"]
@@ -136,9 +139,7 @@ class _FrontTable:
         self._predictor = AccuracyPredictor.from_json(done["predictor"].result["predictor"])
         self._nsr = choice_table(done["library"], "nsr")
 
-    def __call__(
-        self, points: list[dict[str, Any]], roles: dict[str, set[str]]
-    ) -> list[dict[str, Any]]:
+    def __call__(self, points: Points, roles: dict[str, set[str]]) -> Points:
         """Of networks with id, architecture and latency, given the ids in each role."""
         if not points:
             return []

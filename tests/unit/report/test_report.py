@@ -11,6 +11,7 @@ import pytest
 from donna_ray.report.headline import headline, headlines
 from donna_ray.report.html import render
 from donna_ray.report.results import Headline, Results
+from donna_ray.report.step import _scenario
 
 LATENCY = {"median_ms": 2.0, "p20_ms": 1.9, "p90_ms": 2.2, "n": 50, "ci_percent": 1.5}
 TAU = {"value": 0.75, "low": 0.5, "high": 0.875}
@@ -172,6 +173,22 @@ def test_headline(
     assert [each and each.id for each in answers] == [fastest, most_accurate]
     for answer in answers:
         assert answer is None or answer.speed_up == latency_ms / answer.median_ms
+
+
+def test_network_on_the_front_that_is_asked_for_is_there_once() -> None:
+    def table(points: list[dict[str, Any]], roles: dict[str, set[str]]) -> list[dict[str, Any]]:
+        return [
+            point(each["id"], 1.0, 0.9)
+            | {"roles": [role for role, ids in roles.items() if each["id"] in ids]}
+            for each in points
+        ]
+
+    found = {"reference_latency": LATENCY | {"device": "cpu"}, "front": [{"id": "a"}, {"id": "b"}]}
+    made = _scenario("one", found, table, [{"id": "b"}, {"id": "c"}], {"accuracy": 0.9})
+    roles = {each["id"]: each["roles"] for each in (*made["front"], *made["asked"])}
+    assert roles == {"a": ["front"], "b": ["front", "asked for"], "c": ["asked for"]}
+    assert [each["id"] for each in made["asked"]] == ["c"]
+    assert made["headline"]["fastest_as_accurate"]["id"] == "a"
 
 
 def test_networks_that_were_asked_for_are_shown_beside_the_front() -> None:
