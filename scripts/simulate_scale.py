@@ -27,7 +27,7 @@ from device_farm.connector import DeviceInfo
 from device_farm.device_spec import DeviceSpec
 from device_farm.failures import DeviceLost, FailurePolicy
 from device_farm.farm import dispatcher as dispatching
-from device_farm.farm import pool
+from device_farm.farm import jobs
 from device_farm.farm.dispatcher import Dispatcher
 from device_farm.farm.lease import Lessor
 from device_farm.farm.pool import Device
@@ -192,7 +192,7 @@ def farm_figures(count: int, devices: int, lost: float) -> dict[str, float]:
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(dispatching, "Lessor", Phones),
         mock.patch.object(dispatching, "FarmMetrics", mock.MagicMock),
-        mock.patch.object(pool, "ray", mock.Mock(put=lambda model: model)),
+        mock.patch.object(jobs, "ray", mock.Mock(put=lambda model: model)),
         mock.patch.object(time, "monotonic", loop.time),
     ):
         try:
