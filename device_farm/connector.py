@@ -25,7 +25,7 @@ from pydantic_core import ErrorDetails
 from device_farm.failures import DeviceLost
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
-from device_farm.timing.protocol import ProtocolSettings, Runs, time_candidate
+from device_farm.timing.protocol import PROTOCOL, ProtocolSettings, Runs, time_candidate
 from device_farm.workload import Workload
 
 __all__ = [
@@ -66,7 +66,8 @@ class DeviceInfo:
     cores: tuple[int, ...]
     """Cores of the host that a measurement occupies: no other device may use them."""
     settings_digest: str
-    """Digest of the connector, its runtime and all settings: part of a measurement's identity."""
+    """Digest of all that a measurement depends on but for the model: the connector, its runtime,
+    the hardware with its driver, all settings, and the version of the protocol."""
     control_digest: str
     """Digest of what the control model's latency depends on: the key of the baseline."""
     serial: str = ""
@@ -201,22 +202,26 @@ class Connector(ABC, Generic[HandleT]):
         cores: tuple[int, ...] = (),
         serial: str = "",
         control_settings: Sequence[str] | None = None,
+        hardware: Mapping[str, Any] | None = None,
     ) -> DeviceInfo:
         """What `probe` returns, with the digests.
 
         Args:
             control_settings: The settings that the control's latency depends on; by default all.
+            hardware: What else of device and driver a latency depends on, as plain JSON. It is in
+                both digests, so devices that differ in it are not interchangeable.
         """
         identity = {"connector": self.name, "runtime": runtime}
         settings = self.settings.model_dump(mode="json")
+        known = {**identity, "hardware": dict(hardware or {}), "protocol": PROTOCOL}
         control = {key: settings[key] for key in control_settings or settings}
         return DeviceInfo(
             name=self.device,
             model=model,
             host=host,
             cores=cores,
-            settings_digest=digest({**identity, **settings}),
-            control_digest=digest({**identity, **control, "control": control_workload().digest}),
+            settings_digest=digest({**known, **settings}),
+            control_digest=digest({**known, **control, "control": control_workload().digest}),
             serial=serial,
             **identity,
         )

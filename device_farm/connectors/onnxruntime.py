@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import platform
 import socket
 import time
 from collections import OrderedDict
@@ -12,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -20,6 +18,7 @@ import onnxruntime
 from pydantic import Field, model_validator
 
 from device_farm.connector import Connector, DeviceInfo
+from device_farm.connectors.cpu import cpu_hardware, cpu_name
 from device_farm.failures import DeviceError, DeviceLost, ModelError, first_line
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
@@ -141,11 +140,12 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
         self._check_provider()
         placed_by = ("threads", "cores", "provider", "provider_options")
         return self._info(
-            self._model(),
+            self._model(cores),
             f"onnxruntime {onnxruntime.__version__}",
             socket.gethostname(),
             cores,
             control_settings=placed_by,
+            hardware=cpu_hardware(cores),
         )
 
     def health(self) -> dict[str, Any]:
@@ -245,9 +245,9 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
             self._control = self.prepare(control_workload())
         return self._control
 
-    def _model(self) -> str:
-        provider = self.settings.provider
-        return _cpu_model() if provider == _CPU else f"{_cpu_model()} with {provider}"
+    def _model(self, cores: Sequence[int]) -> str:
+        provider, name = self.settings.provider, cpu_name(cores)
+        return name if provider == _CPU else f"{name} with {provider}"
 
     def _check_provider(self) -> None:
         present = onnxruntime.get_available_providers()
@@ -320,12 +320,3 @@ def _pinned(cores: tuple[int, ...]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-def _cpu_model() -> str:
-    """The CPU's name as the kernel gives it; where it gives none (Arm), the architecture."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return platform.machine()

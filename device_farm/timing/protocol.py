@@ -35,7 +35,10 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["ProtocolSettings", "Runs", "Timing", "baseline_ms", "time_candidate"]
+__all__ = ["PROTOCOL", "ProtocolSettings", "Runs", "Timing", "baseline_ms", "time_candidate"]
+
+PROTOCOL = 2
+"""Version of how runs become figures: those of another are not compared with today's."""
 
 Runs = Callable[[int], list[float]]
 """Does that many runs and returns the seconds that each took."""

@@ -52,6 +52,8 @@ def driver(patch: pytest.MonkeyPatch, reasons: int, temperature_c: int, **raises
         "DeviceGetHandleByUUID": lambda uuid: {"GPU-1": "gpu"}[uuid],
         "DeviceGetClockInfo": lambda _, kind: {1: 1980, 2: 2619}[kind],
         "DeviceGetPowerUsage": lambda _: 118_250,
+        "DeviceGetEnforcedPowerLimit": lambda _: 700_000,
+        "DeviceGetMaxClockInfo": lambda _, kind: {1: 1980, 2: 3201}[kind],
         "DeviceGetTemperature": lambda _, sensor: {0: temperature_c}[sensor],
         "DeviceGetCurrentClocksThrottleReasons": lambda _: reasons,
         **{name: MagicMock(side_effect=error) for name, error in raises.items()},
@@ -81,6 +83,25 @@ def test_condition_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hot["hot"]
     assert hot["power_w"] is None
     assert len(hot["throttle_reasons"]) == 2
+
+
+def test_driver_and_power_limit_are_part_of_what_a_gpu_is(
+    pretended: MagicMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = CudaConnector("gpu", {}).probe()
+    assert CudaConnector("gpu", {}).probe() == before
+    changes: list[dict[str, Any]] = [
+        {"SystemGetDriverVersion": lambda: "590.1"},
+        {"DeviceGetEnforcedPowerLimit": lambda _: 400_000},
+    ]
+    for change in changes:
+        driver(monkeypatch, reasons=0, temperature_c=41)
+        for name, reading in change.items():
+            monkeypatch.setattr(pynvml, f"nvml{name}", reading)
+        after = CudaConnector("gpu", {}).probe()
+        assert after.model == before.model
+        assert after.settings_digest != before.settings_digest
+        assert after.control_digest != before.control_digest
 
 
 def test_a_gpu_that_the_driver_has_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +154,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
     }
     for name, value in pretended.items():
         monkeypatch.setattr(torch.cuda, name, value)
+    driver(monkeypatch, reasons=0, temperature_c=41)
     return pretended["synchronize"]
 
 

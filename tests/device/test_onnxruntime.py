@@ -148,7 +148,7 @@ def test_want_of_memory_is_not_the_models_fault_by_itself() -> None:
     with pytest.raises(DeviceError, match=r"device 'cpu' lacks memory .*: end what") as caught:
         connector.measure(connector.prepare(greedy()), connector.settings, 0.5)
     assert type(caught.value) is DeviceError
-    assert connector.measure(connector.prepare(control_workload()), connector.settings, 0.5).n == 9
+    assert connector.measure(connector.prepare(control_workload()), connector.settings, 0.5).n >= 9
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("std::bad_alloc")])

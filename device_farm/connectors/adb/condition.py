@@ -29,6 +29,7 @@ _PROPERTIES = (
     "ro.build.version.release",
     "ro.build.version.sdk",
     "ro.serialno",
+    "ro.build.fingerprint",
 )
 _SERVICES = ("thermalservice", "battery", "power")
 _MARK = "--end-of-answer--"
@@ -49,6 +50,8 @@ class Identity:
     serial: str
     model: str
     """Maker, model and Android's version: equal for interchangeable phones."""
+    build: str | None
+    """Fingerprint of the system: another one after every update."""
 
 
 def identify(shell: Shell) -> Identity:
@@ -57,7 +60,7 @@ def identify(shell: Shell) -> Identity:
     Raises:
         DeviceError: It is no Android device, is too old, or cannot be reached.
     """
-    maker, model, release, version, serial = _answers(shell, "getprop", _PROPERTIES)
+    maker, model, release, version, serial, build = _answers(shell, "getprop", _PROPERTIES)
     if not model or not serial:
         raise DeviceError(
             f"phone {shell.phone!r} must tell its model and serial number by getprop, but does "
@@ -68,7 +71,7 @@ def identify(shell: Shell) -> Identity:
             f"phone {shell.phone!r} must run Android 8 or newer, whose sha256sum tells that files "
             f"arrived whole, but {maker} {model} runs {release}: update it, or use another one"
         )
-    return Identity(serial, f"{maker} {model} (Android {release})")
+    return Identity(serial, f"{maker} {model} (Android {release})", build)
 
 
 def check_cores(shell: Shell, mask: str) -> None:

@@ -121,7 +121,10 @@ class AdbConnector(Connector[PhoneModel]):
         if runner:
             shell.check_writable(_FOLDER, self._models.path)
         runtime = runner.identity if runner else "none"
-        return self._info(found.model, runtime, found.serial, serial=found.serial)
+        hardware = {"build": found.build}
+        return self._info(
+            found.model, runtime, found.serial, serial=found.serial, hardware=hardware
+        )
 
     def clear_remains(self) -> None:
         """Files that did not arrive whole, results that nobody read, and runners of before."""

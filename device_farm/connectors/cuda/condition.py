@@ -9,7 +9,7 @@ import pynvml
 
 from device_farm.failures import DeviceError, DeviceLost
 
-__all__ = ["check_architecture", "has_driver", "read_condition"]
+__all__ = ["check_architecture", "fixed_facts", "has_driver", "read_condition"]
 
 _REASONS = {
     pynvml.nvmlClocksThrottleReasonApplicationsClocksSetting: "applications clocks setting",
@@ -98,10 +98,37 @@ def read_condition(uuid: str) -> dict[str, Any]:
             "hot": bool(reasons & _HOT),
         }
     except pynvml.NVMLError as error:
-        raise DeviceLost(
-            f"NVIDIA's driver must report the condition of GPU {uuid}, but does not ({error}): "
-            "see nvidia-smi"
-        ) from error
+        raise _lost(uuid, error) from error
+
+
+def fixed_facts(uuid: str) -> dict[str, Any]:
+    """The driver, and the power limit in watts and highest clocks in MHz that are set, by NVML.
+
+    Args:
+        uuid: As torch has it, `GPU-` in front or not.
+
+    Raises:
+        DeviceLost: The driver does not know the GPU, or does not answer.
+    """
+    try:
+        pynvml.nvmlInit()
+        gpu = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")
+        limit_mw = _known(pynvml.nvmlDeviceGetEnforcedPowerLimit, gpu)
+        return {
+            "driver": pynvml.nvmlSystemGetDriverVersion(),
+            "power_limit_w": None if limit_mw is None else limit_mw / 1e3,
+            "max_sm_mhz": _known(pynvml.nvmlDeviceGetMaxClockInfo, gpu, pynvml.NVML_CLOCK_SM),
+            "max_memory_mhz": _known(pynvml.nvmlDeviceGetMaxClockInfo, gpu, pynvml.NVML_CLOCK_MEM),
+        }
+    except pynvml.NVMLError as error:
+        raise _lost(uuid, error) from error
+
+
+def _lost(uuid: str, error: Exception) -> DeviceLost:
+    return DeviceLost(
+        f"NVIDIA's driver must report the condition of GPU {uuid}, but does not ({error}): "
+        "see nvidia-smi"
+    )
 
 
 def _known(read: Callable[..., int], *args: Any) -> int | None:

@@ -19,7 +19,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from device_farm.connector import Connector, DeviceInfo
-from device_farm.connectors.cuda.condition import check_architecture, has_driver, read_condition
+from device_farm.connectors.cuda.condition import (
+    check_architecture,
+    fixed_facts,
+    has_driver,
+    read_condition,
+)
 from device_farm.connectors.cuda.failures import typed_failures
 from device_farm.connectors.cuda.loading import float32_math, load
 from device_farm.connectors.cuda.settings import CudaSettings
@@ -78,8 +83,13 @@ class CudaConnector(Connector[CudaModel]):
             torch.cuda.synchronize(self.settings.index)  # a failed process must not count as back
         capability = (properties.major, properties.minor)
         check_architecture(properties.name, capability, torch.cuda.get_arch_list())
+        uuid = str(properties.uuid)
         return self._info(
-            properties.name, _runtime(), socket.gethostname(), serial=str(properties.uuid)
+            properties.name,
+            _runtime(),
+            socket.gethostname(),
+            serial=uuid,
+            hardware=fixed_facts(uuid),
         )
 
     def health(self) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""What kind of CPU a host has, as far as a model's latency depends on it (Linux)."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["cpu_hardware", "cpu_name"]
+
+_CPUINFO = Path("/proc/cpuinfo")
+_CORES = Path("/sys/devices/system/cpu")
+_KIND = (
+    *("vendor_id", "cpu family", "model", "stepping"),
+    *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision"),
+)
+_ISA = ("flags", "Features")
+_OF_A_CORE = ("cpu_capacity", "cpufreq/cpuinfo_max_freq")
+
+
+def cpu_name(cores: Sequence[int]) -> str:
+    """The CPU's name as the kernel gives it; where it gives none (Arm), its implementer and part.
+
+    Args:
+        cores: that a model runs on.
+    """
+    facts = _facts(cores[0])
+    if "model name" in facts:
+        return facts["model name"]
+    part = [facts[key] for key in ("CPU implementer", "CPU part") if key in facts]
+    return " ".join([platform.machine(), *part])
+
+
+def cpu_hardware(cores: Sequence[int]) -> dict[str, Any]:
+    """Kind, instruction sets and cache sizes of the first core; capacity and clock of each.
+
+    Hosts of one name, such as "AMD EPYC", differ in these, and so do the big and the small cores of
+    one host. What the kernel does not tell is left out.
+    """
+    facts = _facts(cores[0])
+    caches = sorted(_CORES.glob(f"cpu{cores[0]}/cache/index*/size"))
+    return {
+        "kind": {key: facts[key] for key in _KIND if key in facts},
+        "isa": sorted(word for key in _ISA for word in facts.get(key, "").split()),
+        "caches": [_text(path) for path in caches],
+        "cores": [_core(core) for core in cores],
+    }
+
+
+def _core(core: int) -> dict[str, str]:
+    paths = {name: _CORES / f"cpu{core}" / name for name in _OF_A_CORE}
+    return {name: _text(path) for name, path in paths.items() if path.exists()}
+
+
+def _facts(core: int) -> dict[str, str]:
+    """Of /proc/cpuinfo, those of a core; those of the first where it is not named."""
+    blocks = list(map(_fields, _CPUINFO.read_text().strip().split("\n\n")))
+    own = [block for block in blocks if block.get("processor") == str(core)]
+    return (own or blocks)[0]
+
+
+def _fields(block: str) -> dict[str, str]:
+    pairs = (line.partition(":") for line in block.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _text(path: Path) -> str:
+    return path.read_text().strip()

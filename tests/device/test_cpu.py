@@ -1,0 +1,85 @@
+"""Which hosts are alike: by what their kernel tells of the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from device_farm.connectors import cpu
+from device_farm.connectors.cpu import cpu_hardware, cpu_name
+from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
+
+ARM = """processor\t: {core}
+BogoMIPS\t: 243.75
+Features\t: fp asimd {features}
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x3
+CPU part\t: {part}
+CPU revision\t: 1
+
+"""
+X86 = """processor\t: 0
+vendor_id\t: AuthenticAMD
+cpu family\t: {family}
+model name\t: AMD EPYC
+cpu MHz\t\t: {mhz}
+flags\t\t: sse2 avx2
+
+"""
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(cpu, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cpu, "_CORES", tmp_path)
+    return tmp_path
+
+
+def write(kernel: Path, cpuinfo: str, **files: str) -> None:
+    (kernel / "cpuinfo").write_text(cpuinfo)
+    for name, text in files.items():
+        path = kernel / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+
+
+def test_arm_cores_have_a_name_of_their_own(kernel: Path) -> None:
+    write(
+        kernel,
+        "".join(ARM.format(core=n, part=p, features="") for n, p in enumerate(("0xd0c", "0xd05"))),
+    )
+    assert cpu_name([0]).endswith("0x41 0xd0c")
+    assert cpu_name([1]).endswith("0x41 0xd05")
+    assert cpu_hardware([0]) != cpu_hardware([1])
+
+
+def test_hosts_of_one_name_may_be_unlike(kernel: Path) -> None:
+    write(kernel, X86.format(family=23, mhz=2000))
+    older = cpu_hardware([0])
+    write(kernel, X86.format(family=23, mhz=3400))
+    assert cpu_hardware([0]) == older  # what changes from moment to moment is left out
+    write(kernel, X86.format(family=25, mhz=2000))
+    assert cpu_name([0]) == "AMD EPYC"
+    assert cpu_hardware([0]) != older
+    write(kernel, X86.format(family=23, mhz=2000), cpu0__cache__index3__size="32768K")
+    assert cpu_hardware([0]) != older
+
+
+def test_big_and_small_cores_are_unlike(kernel: Path) -> None:
+    sizes = {"cpu0__cpu_capacity": "1024", "cpu1__cpu_capacity": "446"}
+    write(kernel, "".join(ARM.format(core=n, part="0xd0c", features="") for n in (0, 1)), **sizes)
+    assert cpu_hardware([0]) != cpu_hardware([1])
+    assert [core["cpu_capacity"] for core in cpu_hardware([0, 1])["cores"]] == ["1024", "446"]
+
+
+def test_this_host_is_alike_to_itself() -> None:
+    """And its digests change with what the kernel tells."""
+    one, other = (OnnxRuntimeConnector(name, {}).probe() for name in ("one", "other"))
+    assert (one.model, one.settings_digest) == (other.model, other.settings_digest)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("device_farm.connectors.onnxruntime.cpu_hardware", lambda cores: {"isa": []})
+        changed = OnnxRuntimeConnector("one", {}).probe()
+    assert changed.settings_digest != one.settings_digest
+    assert changed.control_digest != one.control_digest
