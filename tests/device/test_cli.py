@@ -76,7 +76,8 @@ def test_bench_prints_one_json_object(device_farm: Run, model: Path) -> None:
         "environment",
         "simulated",
     }
-    assert (first["n"], first["settings"]["threads"]) == (180, 1)
+    assert first["n"] >= 180  # 12 blocks of 15 runs; more where the host is busy
+    assert first["settings"]["threads"] == 1
     baseline = first["environment"]["control_baseline_ms"]
     assert baseline == second["environment"]["control_baseline_ms"]
 
