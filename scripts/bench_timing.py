@@ -1,6 +1,6 @@
 """How well a latency repeats on this CPU: by the model's length, quiet and beside other work.
 
-    python scripts/bench_timing.py [--threads 2] [--repeats 8] [--models resnet18:160,...]
+    python scripts/bench_timing.py [--threads 2] [--repeats 5] [--models resnet18:160,...]
 
 Models from 0.02 to 30 ms, and one of 50 MB of weights, are timed again and again while nothing,
 one busy process or six (on 2 cores a load of 6) run beside it. The same recorded runs are summed up
@@ -51,7 +51,7 @@ Recorded = tuple[list[list[float]], list[list[float]]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--models", help="timm models and sizes instead, as resnet18:160,…")
     given = parser.parse_args()
     connector = OnnxRuntimeConnector("cpu", {"threads": given.threads})
