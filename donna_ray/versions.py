@@ -8,7 +8,7 @@ __all__ = ["VERSION", "package_versions"]
 VERSION = "0.1.0"
 """Of this package; an installation without metadata, such as a copied folder, has it too."""
 
-_PACKAGES = ("ray", "torch", "timm", "optuna", "onnx", "onnxruntime", "numpy")
+_PACKAGES = ("ray", "torch", "timm", "optuna", "onnx", "onnxruntime", "numpy", "safetensors")
 
 
 def package_versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +54,7 @@ def _core(core: int) -> dict[str, str]:
     return {name: _text(path) for name, path in paths.items() if path.exists()}
 
 
+@functools.cache  # on a host of many cores the kernel takes long to write it
 def _facts(core: int) -> dict[str, str]:
     """Of /proc/cpuinfo, those of a core; those of the first where it is not named."""
     blocks = list(map(_fields, _CPUINFO.read_text().strip().split("\n\n")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,14 +32,16 @@ flags\t\t: sse2 avx2
 
 
 @pytest.fixture
-def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(cpu, "_CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(cpu, "_CORES", tmp_path)
-    return tmp_path
+    yield tmp_path
+    cpu._facts.cache_clear()
 
 
 def write(kernel: Path, cpuinfo: str, **files: str) -> None:
     (kernel / "cpuinfo").write_text(cpuinfo)
+    cpu._facts.cache_clear()
     for name, text in files.items():
         path = kernel / name.replace("__", "/")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ def driver(patch: pytest.MonkeyPatch, reasons: int, temperature_c: int, **raises
         "DeviceGetHandleByUUID": lambda uuid: {"GPU-1": "gpu"}[uuid],
         "DeviceGetClockInfo": lambda _, kind: {1: 1980, 2: 2619}[kind],
         "DeviceGetPowerUsage": lambda _: 118_250,
-        "DeviceGetEnforcedPowerLimit": lambda _: 700_000,
+        "DeviceGetPowerManagementLimit": lambda _: 700_000,
         "DeviceGetMaxClockInfo": lambda _, kind: {1: 1980, 2: 3201}[kind],
         "DeviceGetTemperature": lambda _, sensor: {0: temperature_c}[sensor],
         "DeviceGetCurrentClocksThrottleReasons": lambda _: reasons,
@@ -92,7 +92,7 @@ def test_driver_and_power_limit_are_part_of_what_a_gpu_is(
     assert CudaConnector("gpu", {}).probe() == before
     changes: list[dict[str, Any]] = [
         {"SystemGetDriverVersion": lambda: "590.1"},
-        {"DeviceGetEnforcedPowerLimit": lambda _: 400_000},
+        {"DeviceGetPowerManagementLimit": lambda _: 400_000},
     ]
     for change in changes:
         driver(monkeypatch, reasons=0, temperature_c=41)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pynvml
@@ -81,9 +82,7 @@ def read_condition(uuid: str) -> dict[str, Any]:
     Raises:
         DeviceLost: The driver does not know the GPU, or does not answer.
     """
-    try:
-        pynvml.nvmlInit()
-        gpu = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")
+    with _reported(uuid) as gpu:
         power_mw = _known(pynvml.nvmlDeviceGetPowerUsage, gpu)
         reasons = _known(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, gpu) or 0
         return {
@@ -97,12 +96,10 @@ def read_condition(uuid: str) -> dict[str, Any]:
             "throttle_reasons": [words for bit, words in _REASONS.items() if reasons & bit],
             "hot": bool(reasons & _HOT),
         }
-    except pynvml.NVMLError as error:
-        raise _lost(uuid, error) from error
 
 
 def fixed_facts(uuid: str) -> dict[str, Any]:
-    """The driver, and the power limit in watts and highest clocks in MHz that are set, by NVML.
+    """The driver, the power limit in watts that is set, and the highest clocks in MHz, by NVML.
 
     Args:
         uuid: As torch has it, `GPU-` in front or not.
@@ -110,25 +107,27 @@ def fixed_facts(uuid: str) -> dict[str, Any]:
     Raises:
         DeviceLost: The driver does not know the GPU, or does not answer.
     """
-    try:
-        pynvml.nvmlInit()
-        gpu = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")
-        limit_mw = _known(pynvml.nvmlDeviceGetEnforcedPowerLimit, gpu)
+    with _reported(uuid) as gpu:
+        limit_mw = _known(pynvml.nvmlDeviceGetPowerManagementLimit, gpu)
         return {
             "driver": pynvml.nvmlSystemGetDriverVersion(),
             "power_limit_w": None if limit_mw is None else limit_mw / 1e3,
             "max_sm_mhz": _known(pynvml.nvmlDeviceGetMaxClockInfo, gpu, pynvml.NVML_CLOCK_SM),
             "max_memory_mhz": _known(pynvml.nvmlDeviceGetMaxClockInfo, gpu, pynvml.NVML_CLOCK_MEM),
         }
+
+
+@contextmanager
+def _reported(uuid: str) -> Iterator[Any]:
+    """NVML's handle of a GPU; what NVML raises while it is used is a lost device."""
+    try:
+        pynvml.nvmlInit()
+        yield pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")
     except pynvml.NVMLError as error:
-        raise _lost(uuid, error) from error
-
-
-def _lost(uuid: str, error: Exception) -> DeviceLost:
-    return DeviceLost(
-        f"NVIDIA's driver must report the condition of GPU {uuid}, but does not ({error}): "
-        "see nvidia-smi"
-    )
+        raise DeviceLost(
+            f"NVIDIA's driver must report the condition of GPU {uuid}, but does not ({error}): "
+            "see nvidia-smi"
+        ) from error
 
 
 def _known(read: Callable[..., int], *args: Any) -> int | None:
