@@ -27,6 +27,7 @@ from donna_ray.onnx_export import (
     logits_error,
     onnx_error,
 )
+from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import outline
 from donna_ray.reference.timm_models import model_arguments
@@ -146,7 +147,8 @@ class _Finetuned:
         store = RecordStore(root / "networks")
         record = store.get(key) or {"files": {}}
         artifacts = _finished(root, "reference")
-        found = [each for each in artifacts if each[1].digest == record.get("reference")]
+        identity = record.get("reference")
+        found = [each for each in artifacts if reference_identity(each[1]) == identity]
         if "onnx" not in record["files"] or not found:
             raise DonnaError(
                 f"The network {name} must have its record and its reference in {root}, but one is "
@@ -220,7 +222,7 @@ class _Finetuned:
             "class_names": self.class_names,
             "preprocessing": teacher["preprocessing"],
             "reference": {name: teacher[name] for name in ("model", "accuracy", "weights_sha256")},
-            "digests": {"network": self.key, "reference": self.reference.digest},
+            "digests": {"network": self.key, "reference": reference_identity(self.reference)},
             "packages": package_versions(),
         }
 

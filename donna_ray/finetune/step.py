@@ -24,6 +24,7 @@ from donna_ray.latency.farm import surely_ms
 from donna_ray.library.measure import settled_precision
 from donna_ray.library.step import library_store
 from donna_ray.onnx_export import check_onnx_error, export_onnx, onnx_error
+from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import data_of, load_reference
 from donna_ray.run.doubts import finetune_doubts
@@ -94,19 +95,19 @@ def jobs_of(
     """One job an architecture, keyed by all that decides its weights.
 
     Args:
-        run: whose seed is used, and where the precision is measured if the recipe leaves it open.
+        run: whose seed is used.
         reference: of ``reference_step``.
         keys: of the records of the blocks, in the order of the space's choices, a list a stage.
         space: of the architectures.
         architectures: to finetune.
         recipe: how.
     """
-    training = _settled(run, reference, recipe).model_dump(include=set(FinetuneRecipe.model_fields))
+    training = recipe.model_dump(include=set(FinetuneRecipe.model_fields))
     jobs = []
     for architecture in architectures:
         blocks = [stage[choice] for stage, choice in zip(keys, architecture, strict=True)]
         inputs = {
-            "reference": reference.digest,
+            "reference": reference_identity(reference),
             "blocks": blocks,
             "recipe": training,
             "seed": run.config.seed,
@@ -312,7 +313,7 @@ class FinetuneNetwork:
         record = {
             "architecture": job.architecture_id,
             "blocks": [spec.to_json() for spec in job.specs],
-            "reference": self._artifact.digest,
+            "reference": reference_identity(self._artifact),
             "recipe": self._recipe.model_dump(include=set(FinetuneRecipe.model_fields)),
             "seed": self._config.seed,
             "zero_shot_accuracy": reached,

@@ -12,6 +12,7 @@ from onnx import compose
 from torch import nn
 
 from donna_ray.onnx_export import export_onnx
+from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.run.run import Run
 from donna_ray.space import BlockSpec, build_block, record_id, register_modules
@@ -73,7 +74,7 @@ class Lowering:
 
 def lowering_of(run: Run, reference: Artifact, teacher: StagedNetwork) -> Lowering:
     """To the models that are measured; the cached graphs are in the run folder."""
-    graphs = run.root / "search" / "graphs" / reference.digest
+    graphs = run.root / "search" / "graphs" / reference_identity(reference)
     return Lowering(teacher, graphs, run.config.space.modules)
 
 

@@ -12,13 +12,14 @@ from donna_ray.config import LibraryConfig, RunConfig
 from donna_ray.distill.precision import step_cost
 from donna_ray.distill.students import BlockJob
 from donna_ray.library.measure import on_worker, settled_precision, worker_kind
+from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.run.run import Run
 from donna_ray.space import BlockSpec, StageShape, build_block, record_id
 from donna_ray.storage.artifacts import Artifact, Files
 from donna_ray.training.loop import Precision, device_of, seeded
 
-__all__ = ["PackCosts", "decided", "pack_costs", "seconds_of"]
+__all__ = ["PackCosts", "decided", "pack_costs", "seconds_of", "with_epochs"]
 
 _CPU_PACK = 16
 _LARGEST_PACK = 64  # what a worker's death costs grows with it, what is shared in it no longer does
@@ -34,14 +35,20 @@ that the measuring took."""
 
 def decided(run: Run, reference: Artifact) -> RunConfig:
     """The configuration with `library.precision` decided, and `library.steps` made epochs."""
-    library: LibraryConfig = run.config.library
-    known: dict[str, Any] = {}
+    library = with_epochs(run.config.library, reference)
     if library.precision == "auto":
-        known["precision"] = settled_precision(run, reference)
-    if library.steps is not None:
-        of_a_pass = max(reference.result["images"]["distillation"] // library.batch_size, 1)
-        known |= {"epochs": math.ceil(library.steps / of_a_pass), "steps": None}
-    return run.config.model_copy(update={"library": library.model_copy(update=known)})
+        settled = settled_precision(run, reference)
+        library = library.model_copy(update={"precision": settled})
+    return run.config.model_copy(update={"library": library})
+
+
+def with_epochs(library: LibraryConfig, reference: Artifact) -> LibraryConfig:
+    """With `library.steps` made epochs."""
+    if library.steps is None:
+        return library
+    of_a_pass = max(reference.result["images"]["distillation"] // library.batch_size, 1)
+    epochs = math.ceil(library.steps / of_a_pass)
+    return library.model_copy(update={"epochs": epochs, "steps": None})
 
 
 def pack_costs(
@@ -66,7 +73,7 @@ def pack_costs(
         return {"pack_size": library.pack_size or _CPU_PACK, "blocks": [], "seconds": 0.0}
     samples = [(jobs[index], macs[index]) for index in chosen]
     inputs = {
-        "reference": reference.digest,
+        "reference": reference_identity(reference),
         "cluster": worker_kind(config),
         "blocks": [[job.stage, record_id(job.spec), cost] for job, cost in samples],
         "step": [library.batch_size, library.precision, library.pack_size],

@@ -7,6 +7,7 @@ from typing import Any
 
 from donna_ray.config import RunConfig
 from donna_ray.distill.precision import measured_precision
+from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.step import load_reference
 from donna_ray.run.run import Run
 from donna_ray.storage.artifacts import Artifact, StepFolder
@@ -24,7 +25,8 @@ def settled_precision(run: Run, reference: Artifact) -> Precision:
 
 def precision_artifact(run: Run, reference: Artifact) -> Artifact:
     """What ``settled_precision`` found, and the seconds that it took."""
-    inputs: dict[str, Any] = {"reference": reference.digest, "cluster": worker_kind(run.config)}
+    cluster = worker_kind(run.config)
+    inputs = {"reference": reference_identity(reference), "cluster": cluster}
     folder = StepFolder(run.root, "library/precision", inputs)
     artifact = folder.load()
     if artifact is None:

@@ -9,9 +9,10 @@ from donna_ray.complexity import complexity
 from donna_ray.config import RunConfig
 from donna_ray.distill.students import BlockJob
 from donna_ray.errors import DonnaError
-from donna_ray.library.costs import decided
+from donna_ray.library.costs import decided, with_epochs
 from donna_ray.library.making import LibraryMaking, Records
 from donna_ray.library.work import identity_of
+from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.step import load_reference, space_of
 from donna_ray.run.doubts import library_doubts
 from donna_ray.run.run import Run
@@ -44,9 +45,8 @@ def library_step(run: Run, reference: Artifact) -> Artifact:
         DonnaError: every block of a stage failed.
     """
     space = space_of(run.config, reference)
-    config = decided(run, reference)
-    jobs = library_jobs(config, reference, space)
-    store, racing = library_store(run), config.library.racing
+    jobs = library_jobs(run.config, reference, space)
+    store, racing = library_store(run), run.config.library.racing
     inputs = {
         "blocks": [[job.key for job in stage] for stage in jobs],
         "store": run.config.library.store,
@@ -54,6 +54,7 @@ def library_step(run: Run, reference: Artifact) -> Artifact:
     }
 
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
+        config = decided(run, reference)
         making = LibraryMaking(run, config, reference, store, jobs, check_space(space))
         count = sum(map(len, jobs))
         reused = count - len(making.missing())
@@ -84,17 +85,22 @@ def library_step(run: Run, reference: Artifact) -> Artifact:
 def library_jobs(
     config: RunConfig, reference: Artifact, space: SearchSpace
 ) -> list[list[BlockJob]]:
-    """One job a block, a list a stage; the configuration has its precision decided."""
+    """One job a block, a list a stage, keyed by what the block is made from.
+
+    What was measured or timed is in no key: with `library.precision: auto` a block in either
+    precision is a good one.
+    """
+    library = with_epochs(config.library, reference)
     common = {
-        "reference": reference.digest,
+        "reference": reference_identity(reference),
         "data": config.data.model_dump(exclude={"loader_workers", "download"}),
-        "precision": config.library.precision,
+        "precision": library.precision,
         "batchnorm": "recalibrated",  # before the NSR; earlier blocks were not
         "seed": config.seed,
     }
 
     def job(number: int, spec: BlockSpec) -> BlockJob:
-        recipe = config.library.recipe_of(spec.family).model_dump()
+        recipe = library.recipe_of(spec.family).model_dump()
         block = {"stage": number, "block": record_id(spec), "recipe": recipe}
         return BlockJob(digest({**common, **block}), number, spec)
 

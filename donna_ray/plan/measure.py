@@ -63,7 +63,7 @@ def measured_plan(run: Run) -> Plan:
         preparation += precision_artifact(run, reference).seconds
     space = space_of(run.config, reference)
     config = decided(run, reference)
-    every = [job for stage in library_jobs(config, reference, space) for job in stage]
+    every = [job for stage in library_jobs(run.config, reference, space) for job in stage]
     found = [cost["macs"] for stage in check_space(space) for cost in stage]
     distilled = [each for each in zip(every, found, strict=True) if each[0].spec != UNSHRUNK]
     jobs, macs = [job for job, _ in distilled], [cost for _, cost in distilled]

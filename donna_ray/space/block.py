@@ -5,14 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from donna_ray.block_spec import BlockSpec, Option
 from donna_ray.errors import ConfigError
-from donna_ray.storage.artifacts import digest, file_sha256
+from donna_ray.space.source import source_digest
 
 __all__ = [
     "BlockFamily",
@@ -88,13 +87,8 @@ class BlockFamily:
 
     @cached_property
     def source(self) -> str:
-        """Digest of the file that defines the family: another text may be another block.
-
-        Of a family of this package, of all files beside it: they share code.
-        """
-        path = Path(inspect.getsourcefile(self.build) or "")
-        files = sorted(path.parent.glob("*.py")) if self.builtin else [path]
-        return digest([file_sha256(file) for file in files])
+        """Digest of the code that defines the family: another one may be another block."""
+        return source_digest(self.build)
 
     def specs(
         self, values: Mapping[str, list[Option]], exclude: Sequence[Mapping[str, list[Option]]] = ()
@@ -205,9 +199,8 @@ def block_family(name: str) -> BlockFamily:
 
 
 def record_id(spec: BlockSpec) -> str:
-    """What the block's results are kept under: its id and, of a user's family, its source."""
-    family = block_family(spec.family)
-    return spec.id if family.builtin else f"{spec.id}-{family.source}"
+    """What the block's results are kept under: its id, and the code of its family."""
+    return f"{spec.id}-{block_family(spec.family).source}"
 
 
 def build_block(spec: BlockSpec, shape: StageShape) -> nn.Module:

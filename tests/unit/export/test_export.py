@@ -25,6 +25,7 @@ from donna_ray.export.bundle import Bundle
 from donna_ray.export.step import export_network
 from donna_ray.finetune.assemble import untrained
 from donna_ray.onnx_export import export_onnx
+from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import outline
 from donna_ray.space import UNSHRUNK, BlockSpec, block_family, register_modules
@@ -99,13 +100,14 @@ class Finished:
             "weights_sha256": "",
             "images": {},
             "class_names": NAMES,
+            "stages": [],
         }
         inputs = {"reference": config.reference.model_dump(), "data": config.data.model_dump()}
         made = StepFolder(root, "reference", inputs).commit(teacher, [], 0.0)
         record = {
             "architecture": self.id,
             "blocks": [spec.to_json() for spec in specs],
-            "reference": made.digest,
+            "reference": reference_identity(made),
             **dict.fromkeys(("accuracy", "zero_shot_accuracy", "params", "macs"), 0.5),
             **{"epochs": 1, "recipe": {}, "seed": 0},
         }

@@ -32,7 +32,7 @@ def steps_before(
     ]
     write_json(root / "search/default/key/candidates.json", {"measured": candidates, "failed": []})
     results: dict[str, dict[str, Any]] = {
-        "reference": {"accuracy": 0.9, "images": {"validation": 100}, "classes": 10},
+        "reference": {"accuracy": 0.9, "images": {"validation": 100}, "classes": 10, "stages": []},
         "library": {"shapes": shapes, "stages": stages},
         "search": {
             "scenarios": {"default": {"front": candidates[:1]}},

@@ -144,7 +144,9 @@ def test_unlabelled_images_give_no_statistics(
         monkeypatch.setattr(f"donna_ray.{module}.accuracy", rate)
     monkeypatch.setattr("donna_ray.finetune.step.assemble", lambda *_: network)
     how, store = recipe(epochs=2, patience=patience), RecordStore(tmp_path)
-    work = FinetuneNetwork(Mock(seed=0), Mock(digest="digest"), how, store, store)
+    work = FinetuneNetwork(
+        Mock(seed=0), Artifact("reference", tmp_path, {"stages": []}, {}, 0.0), how, store, store
+    )
     work.__dict__["_loaded"] = (reference, data)
     work(FinetuneJob("key", "id", (), ()))
     assert len(rated) == (2 if patience is None else 4)
@@ -251,7 +253,7 @@ def test_key_names_all_that_decides_the_weights(
 ) -> None:
     stages = [[{"key": f"{stage}-{n}"} for n in range(32)] for stage in range(3)]
     library = Artifact("library", tmp_path, {"stages": stages}, {}, 0.0)
-    teacher = Artifact("reference", tmp_path, {"weights": "a"}, {}, 0.0)
+    teacher = Artifact("reference", tmp_path, {"stages": []}, {"weights": "a"}, 0.0)
     run = Run(config, tmp_path / "run")
 
     def key(recipe: FinetuneRecipe, reference: Artifact = teacher) -> str:
@@ -270,7 +272,7 @@ def test_key_names_all_that_decides_the_weights(
     }
     assert set(others) == set(FinetuneRecipe.model_fields)
     keys = {key(recipe(**{name: value})) for name, value in others.items()}
-    keys |= {key(recipe()), key(recipe(), replace(teacher, result={"weights": "b"}))}
+    keys |= {key(recipe()), key(recipe(), replace(teacher, files={"weights": "b"}))}
     assert len(keys) == len(others) + 2
 
 

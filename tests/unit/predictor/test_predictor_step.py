@@ -78,7 +78,8 @@ def spaces_of(library: Artifact) -> tuple[SearchSpace, list[Any]]:
 
 
 def reference_of(folder: Path) -> Artifact:
-    return Artifact("reference", folder, {"images": {"validation": 100}, "classes": 10}, {}, 0.0)
+    facts = {"images": {"validation": 100}, "classes": 10, "stages": []}
+    return Artifact("reference", folder, facts, {}, 0.0)
 
 
 @pytest.mark.parametrize(("tau_interval", "count"), [(None, BUDGET), (1.9, 16), (0.0001, BUDGET)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import textwrap
 from functools import partial
 from importlib.metadata import EntryPoint, EntryPoints
@@ -24,6 +26,7 @@ from donna_ray.space import (
 )
 from donna_ray.space import modules as space_modules
 from donna_ray.space.check import covering
+from donna_ray.space.source import source_digest
 
 SHAPE = StageShape((4, 8, 8), (6, 4, 4))
 PLAIN = """
@@ -107,14 +110,50 @@ def test_entry_point_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         register_modules(["nicer_blocks"])
 
 
-def test_record_of_an_own_block_depends_on_its_source(tmp_path: Path) -> None:
+def test_record_of_a_block_depends_on_the_code_of_its_family(tmp_path: Path) -> None:
     register_modules([write(tmp_path / "a.py", PLAIN, name="source_a")])
-    register_modules([write(tmp_path / "b.py", PLAIN + "    # changed", name="source_b")])
-    assert block_family("source_a").source != block_family("source_b").source
     spec = BlockSpec.of("source_a", {"kernel": 3, "width": 8})
     assert record_id(spec) == f"{spec.id}-{block_family('source_a').source}"
-    builtin = BlockSpec.of("convnext", {"kernel": 7, "expansion": 4, "depth": 1})
-    assert record_id(builtin) == builtin.id
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("", "", True),
+        ("return", "# a comment\n    return", True),
+        ('"""Says what it is."""', '"""Says it otherwise."""', True),
+        ("depth = 2", "depth=2", True),
+        ("depth = 2", "depth = 3", False),
+    ],
+)
+@pytest.mark.parametrize("file", ["family.py", "beside.py"])
+@pytest.mark.parametrize("line", ["from .beside import depth", "from package.beside import depth"])
+def test_code_is_told_from_words_about_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    line: str,
+    old: str,
+    new: str,
+    same: bool,
+) -> None:
+    """Also in a module beside it that a family imports from."""
+
+    def digest_of(name: str, text: dict[str, str]) -> str:
+        folder = tmp_path / name
+        (folder / "package").mkdir(parents=True)
+        for each, content in {**text, "__init__.py": "", "unused.py": name}.items():
+            (folder / "package" / each).write_text(content)
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(str(folder))
+            for module in [each for each in sys.modules if each.split(".")[0] == "package"]:
+                patch.delitem(sys.modules, module)
+            return source_digest(importlib.import_module("package.family").build)
+
+    plain = 'depth = 2\n\n\ndef build():\n    """Says what it is."""\n    return depth\n'
+    texts = {"family.py": f"{line}\n\n{plain}", "beside.py": plain}
+    changed = {**texts, file: texts[file].replace(old, new)}
+    assert (digest_of("before", texts) == digest_of("after", changed)) is same
 
 
 @pytest.mark.parametrize(
