@@ -1,5 +1,6 @@
 """Decoded and transformed images, by index or as a stream, with the broken ones marked as such."""
 
+import errno
 import logging
 import math
 import random
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
 
@@ -94,7 +96,7 @@ class IndexedImages(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         try:
-            image, label = self._read(index)
+            image, label = _patiently(self._read, index)
         except Exception as error:  # decoders raise all sorts of errors on damaged files
             return BrokenImage(self._name(index), _said(error))
         unknown = label is None or not self._labelled
@@ -188,6 +190,19 @@ class _StreamPass(IterableDataset[Sample]):
             return BrokenImage(f"sample {number} of worker {worker}", _said(error))
         with seeded_generators(self._seed, worker, number):
             return self._transform(image), int(label)
+
+
+def _is_of_the_system(error: BaseException) -> bool:
+    """Not of the image: a decoder's error has no number."""
+    return isinstance(error, OSError) and bool(error.errno) and error.errno != errno.ENOENT
+
+
+_patiently = Retrying(
+    retry=retry_if_exception(_is_of_the_system),
+    stop=stop_after_attempt(3),
+    wait=wait_exponential(multiplier=0.2),
+    reraise=True,
+)
 
 
 def _said(error: Exception) -> str:

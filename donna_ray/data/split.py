@@ -16,9 +16,20 @@ from donna_ray.data.files import TOLERATED_SHARE
 from donna_ray.data.images import Batch, ImageStream, SeededPass, collate, derived_seed, rebatched
 from donna_ray.errors import DonnaError
 
-__all__ = ["ImageData", "Split"]
+__all__ = ["ImageData", "Split", "batches_read"]
 
 _NAMED = 5  # broken images in the message
+_batches = 0
+
+
+def batches_read() -> int:
+    """How many batches of any split this process has read: a sign that it moves."""
+    return _batches
+
+
+def _count_batch() -> None:
+    global _batches
+    _batches += 1
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ class Split:
         epoch: int = 0,
         start: int = 0,
     ) -> Iterator[Batch]:
-        """One pass, without the images that cannot be read.
+        """One pass, without the images that cannot be read; ``batches_read`` counts them.
 
         Args:
             batch_size: images a batch; a shuffled pass leaves out the last one if it is not full
@@ -82,6 +93,13 @@ class Split:
             DonnaError: more than 1% of the images are broken, or half of a folder; a label is out
                 of range; or a stream stopped or had another number of images than it said.
         """
+        for batch in self._batches(batch_size, shuffle_seed, epoch, start):
+            _count_batch()
+            yield batch
+
+    def _batches(
+        self, batch_size: int, shuffle_seed: int | None, epoch: int, start: int
+    ) -> Iterator[Batch]:
         if isinstance(self.dataset, ImageStream):
             batches = self._streamed(self.dataset, batch_size, shuffle_seed, epoch)
             rank, size = self.part

@@ -76,14 +76,14 @@ class WorkerPool:
         self._wanted = group_size * min(self._cluster.workers // group_size, units)
 
     def tend(self) -> bool:
-        """Start workers where there is room; False if they died more than `cluster.retries` times
-        in this job."""
+        """Start workers where there is room; False if more than `cluster.retries` waves of them
+        ended in this job. How often a worker may die, the queue knows."""
         self._reap()
         if dead := _dead_nodes() - self._dead:
             self._dead |= dead
             self._lost = True
             ray.get(self._queue.lose.remote(list(dead)))
-        if max(ray.get(self._queue.deaths.remote()), self._ended) > self._cluster.retries:
+        if self._ended > self._cluster.retries:
             return False
         if self._started < self._wanted and self._settled():
             room = _room(self._cluster) // self._group_size * self._group_size

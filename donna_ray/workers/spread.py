@@ -71,35 +71,37 @@ def spread(
         What `work` returned, in the order of the units.
 
     Raises:
-        DonnaError: a unit raised, or workers died more often than `cluster.retries`.
+        DonnaError: a unit raised what does not pass, or failed for what may more often than
+            `cluster.retries`; or workers only died.
     """
     if not units:
         return []
     run.connect()
     actor: Any = ray.remote(num_cpus=0)(UnitQueue)
-    queue = actor.options(**on_this_node()).remote([unit.weight for unit in units])
+    weights, retries = [unit.weight for unit in units], run.config.cluster.retries
+    queue = actor.options(**on_this_node()).remote(weights, retries=retries)
     pool = pool_of(run)
     payloads_and_work = ray.put(([unit.payload for unit in units], work))
     pool.begin(queue, payloads_and_work, len(units), workers_per_unit)
     try:
         with run.progress(name, sum(unit.weight for unit in units), unit) as progress:
             _follow(queue, pool, progress, watch)
-        facts, error = ray.get(queue.result.remote())
+        facts, failure = ray.get(queue.result.remote())
     finally:
         pool.end_job()
         ray.kill(queue)
-    if error is not None:
+    if failure is not None:
+        what, details = failure
         raise DonnaError(
-            f"Step {name!r} must finish all its units, but one raised {one_line(error)}. What is "
-            "done is kept: mend the cause (--debug shows where it is), then give the same command "
-            "again."
-        ) from RuntimeError(error)
+            f"Step {name!r} must finish all its units, but one {one_line(what)}. What is done is "
+            "kept: mend the cause (--debug shows where it is), then give the same command again."
+        ) from (RuntimeError(details) if details else None)
     if len(facts) < len(units):
         raise DonnaError(
             f"Step {name!r} must finish all its units, but {len(facts)} of {len(units)} are done: "
-            f"it was interrupted, or workers died more than cluster.retries = "
-            f"{run.config.cluster.retries} times ({one_line(str(pool.failure))}). What is done is "
-            "kept: look for the cause (often memory), then run the same command again."
+            f"it was interrupted, or its workers ended more than cluster.retries = {retries} times "
+            f"({one_line(str(pool.failure))}). What is done is kept: look for the cause (often "
+            "memory), then run the same command again."
         )
     return facts
 

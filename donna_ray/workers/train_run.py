@@ -20,12 +20,13 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from donna_ray.config import ClusterConfig
 from donna_ray.errors import DonnaError
+from donna_ray.workers.faults import Pulse, leave, may_pass
 
 __all__ = ["fit", "worker_resources"]
 
 _POLL_S = 0.3
 _BEAT_S = 5.0
-_JOBS = 10  # of a run, at most: each may cost `cluster.retries` deaths, which the pool counts
+_JOBS = 10  # of a run, at most; how often workers may die in one, the queue says
 
 
 def worker_resources(cluster: ClusterConfig) -> dict[str, float]:
@@ -85,7 +86,7 @@ def fit(
         run_config=ray.train.RunConfig(
             name="train",
             storage_path=str(storage),
-            failure_config=ray.train.FailureConfig(max_failures=_JOBS * cluster.retries),
+            failure_config=ray.train.FailureConfig(_JOBS * size * (cluster.retries + 1)),
         ),
     ).fit()
 
@@ -128,40 +129,58 @@ def _next_job(board: Any, after: int, group: Any) -> Any:
 
 def _do_units(queue: Any, payloads_and_work: Any, place: str, group: Any, shared: Any) -> None:
     """Take units from a queue until it is finished."""
+    from donna_ray.data.split import batches_read
+
     worker = uuid.uuid4().hex
     try:
         shared.check()
     except DonnaError as error:
         with contextlib.suppress(ray.exceptions.RayActorError):
-            ray.get(queue.fail.remote(str(error)))
+            ray.get(queue.fail.remote(f"says: {error}"))
         return
     payloads, work = ray.get(payloads_and_work)
-    with _joined(queue, worker, place) if group.first else contextlib.nullcontext():
-        while (index := group.from_first(lambda: _next_unit(queue, worker))) is not None:
+    pulse = Pulse(batches_read)
+    with _joined(queue, worker, place, pulse) if group.first else contextlib.nullcontext():
+        while (index := group.from_first(lambda: _next_unit(queue, worker, pulse))) is not None:
             try:
                 facts = work(payloads[index])
             except Exception as error:
+                again = may_pass(error)
                 if group.size == 1 or isinstance(error, DonnaError):
                     with contextlib.suppress(ray.exceptions.RayActorError):
-                        known = isinstance(error, DonnaError)
-                        text = str(error) if known else traceback.format_exc()
-                        ray.get(queue.fail.remote(text))
-                if group.size > 1:
-                    raise  # all start again, in step; another one may have died
+                        _tell(queue, index, worker, error, again)
+                if group.size > 1 or again:
+                    raise  # this process is replaced; of a group all are, in step
                 return
             if group.first:
                 with contextlib.suppress(ray.exceptions.RayActorError):  # nobody waits for it
                     ray.get(queue.complete.remote(index, facts))
 
 
+def _tell(queue: Any, index: int, worker: str, error: Exception, again: bool) -> None:
+    """Say that a unit raised, and whether it is to be tried again."""
+    known = isinstance(error, DonnaError)
+    details = "" if known else traceback.format_exc()
+    text = str(error) if known else f"{type(error).__name__}: {error}"
+    if again:
+        ray.get(queue.try_again.remote(index, worker, f"it raised {text}", details))
+    else:
+        ray.get(queue.fail.remote(f"raised {text}", details))
+
+
 @contextlib.contextmanager
-def _joined(queue: Any, worker: str, place: str) -> Iterator[None]:
-    """Be one of the queue's workers, with signs of life from a thread."""
+def _joined(queue: Any, worker: str, place: str, pulse: Pulse) -> Iterator[None]:
+    """Be one of the queue's workers, with signs of life from a thread.
+
+    One that has a unit and does not move leaves, so that another takes its place.
+    """
     left = threading.Event()
 
     def beat() -> None:
         with contextlib.suppress(ray.exceptions.RayError):  # the queue ends with its step
             while not left.wait(_BEAT_S):
+                if pulse.has_stopped():
+                    leave()
                 ray.get(queue.beat.remote(worker))
 
     with contextlib.suppress(ray.exceptions.RayActorError):
@@ -173,11 +192,12 @@ def _joined(queue: Any, worker: str, place: str) -> Iterator[None]:
         left.set()
 
 
-def _next_unit(queue: Any, worker: str) -> int | None:
+def _next_unit(queue: Any, worker: str, pulse: Pulse) -> int | None:
     """Waits for a unit; None when the queue is finished, or gone with its step."""
     with contextlib.suppress(ray.exceptions.RayActorError):
         while not ray.get(queue.finished.remote()):
             index: int | None = ray.get(queue.lease.remote(worker))
+            pulse.begin()
             if index is not None:
                 return index
             time.sleep(_POLL_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import signal
@@ -17,6 +18,7 @@ import ray
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.errors import DonnaError
 from donna_ray.run.run import Run
+from donna_ray.workers import faults
 from donna_ray.workers.pool import pool_of
 from donna_ray.workers.spread import Unit, spread
 
@@ -26,20 +28,34 @@ def configuration(**values: Any) -> RunConfig:
     return load_config(shipped_config("demo"), sets)
 
 
-def noting(folder: Path, fatal: int | None = None) -> Callable[[int], dict[str, Any]]:
-    """Work that notes its starts in files; the first who takes the fatal unit is killed."""
+def noting(folder: Path, **first_end: int) -> Callable[[int], dict[str, Any]]:
+    """Work that notes its starts in files, and ends badly the first time that it has some units.
+
+    Args:
+        first_end: the unit at which it is `killed`, at which a mount is `stale`, at which it hangs.
+    """
 
     def work(number: int) -> dict[str, Any]:
         first = not list(folder.glob(f"{number}-*"))
         (folder / f"{number}-{os.getpid()}").touch()
         time.sleep(0.3)
-        if number == fatal and first:
-            os.kill(os.getpid(), signal.SIGKILL)
+        ends = {at: how for how, at in first_end.items()}
+        if first and number in ends:
+            end_badly(ends[number])
         if number < 0:
             raise ValueError(f"unit {number} is bad")
         return {"number": number, "pid": os.getpid()}
 
     return work
+
+
+def end_badly(how: str) -> None:
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "stale":
+        raise OSError(errno.ESTALE, "Stale file handle")
+    faults.STALLED_S = 1.0  # in this process, which ends
+    time.sleep(1000)
 
 
 def dying(number: int) -> dict[str, Any]:
@@ -71,9 +87,10 @@ def test_workers_are_kept_replaced_lent_and_ended_and_die(one_ray: None, tmp_pat
     with Run(configuration(workers=2, retries=1), tmp_path / "run") as run:
         first = workers_that_do(run, tmp_path / "first", 16)
         assert len(first) == 2
-        after = workers_that_do(run, tmp_path / "killed", 16, fatal=5)
-        assert begun(tmp_path / "killed") == Counter(range(16)) + Counter([5])  # it alone, again
-        assert len(after | first) == 3  # and one who took its place
+        ends = {"killed": 5, "stale": 7, "hangs": 9}
+        after = workers_that_do(run, tmp_path / "ended", 16, **ends)
+        assert begun(tmp_path / "ended") == Counter(range(16)) + Counter(ends.values())
+        assert len(after | first) >= 4  # those who took the places of the last ones
         assert pool_of(run).lend(2)  # what needs the CPUs of this host may have them
         assert workers_that_do(run, tmp_path / "lent", 8) <= after | first
         with pytest.raises(DonnaError, match="unit -1 is bad"):
@@ -83,6 +100,6 @@ def test_workers_are_kept_replaced_lent_and_ended_and_die(one_ray: None, tmp_pat
         again = workers_that_do(run, tmp_path / "again", 8)
         assert not again & (after | first)
         units = [Unit(number) for number in range(3)]
-        with pytest.raises(DonnaError, match=r"0 of 3 are done.*cluster\.retries = 1"):
+        with pytest.raises(DonnaError, match=r"failed 2 times \(cluster\.retries: 1\), .* died"):
             spread(run, "test", "units", units, dying)
     until(lambda: ray.available_resources().get("CPU") == 2)

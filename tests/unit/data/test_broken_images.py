@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from pathlib import Path
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 
 from donna_ray.config import DataConfig
 from donna_ray.data import ImageData, load_data
+from donna_ray.data.images import IndexedImages
 from donna_ray.errors import DonnaError
 from tests.unit.data.image_files import (
     PREPROCESSING,
@@ -58,6 +61,27 @@ def test_more_than_one_percent_stop_the_pass(workers: int, tmp_path: Path) -> No
         images_of(train)
     for part in ("train_split", "2 (2.0%)", "cat/007.png", "dog/003.png", "Repair or remove"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "times", "reads", "sound"),
+    [
+        (OSError(errno.ESTALE, "Stale file handle"), 2, 3, True),
+        (OSError(errno.EIO, "Input/output error"), 3, 3, False),
+        (OSError("image file is truncated"), 1, 1, False),
+        (FileNotFoundError(errno.ENOENT, "No such file"), 1, 1, False),
+    ],
+)
+def test_reading_is_tried_again_where_the_system_fails(
+    error: OSError, times: int, reads: int, sound: bool
+) -> None:
+    """An image of a mount that comes back is not broken."""
+    made = Mock(side_effect=[error] * times + [(Image.new("RGB", (4, 4)), 1)])
+    dataset = MagicMock(spec=["__getitem__", "samples"], samples=[("cat/000.png", 1)])
+    dataset.__getitem__.side_effect = made
+    sample = IndexedImages(dataset, lambda image: torch.zeros(3, *image.size))[0]
+    assert isinstance(sample, tuple) is sound
+    assert made.call_count == reads
 
 
 def test_batch_of_broken_images_alone_is_not_yielded(tmp_path: Path) -> None:

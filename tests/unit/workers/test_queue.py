@@ -48,7 +48,6 @@ def test_successor_at_a_place_returns_what_was_held() -> None:
     queue = queue_of(3)
     assert [queue.lease("a"), queue.lease("b")] == [0, 1]
     queue.join("c", "place of a", "another node")
-    assert queue.deaths() == 1
     assert queue.lease("b") == 0
     assert queue.lease("c") == 2
 
@@ -80,11 +79,80 @@ def test_silent_worker_is_taken_for_dead_and_may_still_be_first() -> None:
 def test_unit_that_raises_ends_the_queue() -> None:
     queue = queue_of(2)
     queue.lease("a")
-    queue.fail("first")
+    queue.fail("raised ValueError", "Traceback")
     queue.fail("second")
     assert queue.finished()
     assert queue.lease("b") is None
-    assert queue.result() == ([], "first")
+    assert queue.result() == ([], ("raised ValueError", "Traceback"))
+
+
+def test_unit_is_tried_again_as_often_as_retries_says() -> None:
+    queue = UnitQueue([1, 1], retries=2)
+    for worker in ("a", "b"):
+        queue.join(worker, worker, "node")
+    assert queue.lease("b") == 0
+    queue.complete(0, {})
+    for _ in range(2):
+        assert queue.lease("a") == 1
+        queue.try_again(1, "a", "it raised OSError: stale", "Traceback")
+        queue.try_again(1, "a", "told twice")  # counts once
+        assert not queue.finished()
+    assert queue.lease("a") == 1
+    queue.try_again(1, "a", "it raised OSError: stale", "Traceback")
+    what = "failed 3 times (cluster.retries: 2), at last because it raised OSError: stale"
+    assert queue.result() == ([{}], (what, "Traceback"))
+
+
+def test_deaths_are_counted_by_unit() -> None:
+    """A hundred workers may die, of which each held another unit."""
+    queue = UnitQueue([1] * 100, retries=1)
+    for number in range(100):
+        queue.join(f"first {number}", str(number), f"node {number}")
+        queue.lease(f"first {number}")
+    for number in range(100):
+        queue.join(f"second {number}", str(number), f"node {number}")
+    assert not queue.finished()
+    assert queue.lease("second 0") == 99
+    queue.join("third", "0", "node 0")
+    assert queue.finished()
+    what = "failed 2 times (cluster.retries: 1), at last because its worker died"
+    assert queue.result() == ([], (what, ""))
+
+
+def test_workers_that_only_die_end_the_queue() -> None:
+    queue = UnitQueue([1], retries=2)
+    for place in ("0", "1"):
+        queue.join(f"first at {place}", place, "node")
+    for number in range(5):
+        assert not queue.finished()
+        queue.join(str(number), "0", "node")
+    assert queue.result() == ([], ("lost 5 workers in a row (cluster.retries: 2)", ""))
+
+
+def test_lost_nodes_are_no_fault_of_the_units() -> None:
+    queue = UnitQueue([1], retries=0)
+    for number in range(5):
+        queue.join(str(number), str(number), str(number))
+        assert queue.lease(str(number)) == 0
+        queue.lose([str(number)])
+    assert not queue.finished()
+
+
+def test_bad_node_is_avoided_while_there_is_a_better_one() -> None:
+    clock = Clock()
+    queue = UnitQueue([1] * 9, retries=2, clock=clock)
+    queue.join("bad", "0", "bad node")
+    queue.join("good", "1", "good node")
+    for _ in range(3):
+        index = queue.lease("bad")
+        assert index is not None
+        queue.try_again(index, "bad", "CUDA error")
+        assert queue.lease("good") == index
+        queue.complete(index, {})
+    assert queue.lease("bad") is None
+    assert queue.lease("good") == 3
+    clock.now = 61  # the good one is silent
+    assert queue.lease("bad") is not None
 
 
 @settings(max_examples=200, deadline=None)
