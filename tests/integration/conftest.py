@@ -40,6 +40,7 @@ SMALLEST = {
     "predictor.samples": 6,
     "predictor.epochs": 1,
     "predictor.precision": "fp32",
+    "device.settings": {"threads": 1, "max_seconds": 0.05},
     "search.evaluations": 20,
     "search.batch_size": 4,
     "finetune.epochs": 1,
