@@ -246,8 +246,10 @@ class Connector(ABC, Generic[HandleT]):
         info = self.probe()  # afterwards: if it is another device now, the record says so
         return Measurement(
             median_ms=timing.median_ms,
-            p20_ms=timing.p20_ms,
+            blocks_p20_ms=timing.blocks_p20_ms,
+            blocks_p90_ms=timing.blocks_p90_ms,
             p90_ms=timing.p90_ms,
+            p99_ms=timing.p99_ms,
             n=timing.n,
             ci_percent=timing.ci_percent,
             device=info.model,

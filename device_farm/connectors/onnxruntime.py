@@ -22,7 +22,7 @@ from device_farm.connectors.cpu import cpu_hardware, cpu_name
 from device_farm.failures import DeviceError, DeviceLost, ModelError, first_line
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
-from device_farm.timing.protocol import ProtocolSettings, Runs, baseline_ms
+from device_farm.timing.protocol import ProtocolSettings, Runs, Timed, baseline_ms
 from device_farm.workload import Workload
 
 __all__ = ["OnnxRuntimeConnector", "OnnxRuntimeSettings", "PreparedModel"]
@@ -65,12 +65,12 @@ class PreparedModel:
     thread_s: float = 0.0
     """CPU seconds of the calling thread: less than `wall_s` if it was kept from running."""
 
-    def run(self, count: int, by_cpu_clock: bool = False) -> list[float]:
+    def run(self, count: int, by_cpu_clock: bool = False) -> Timed:
         """Does `count` runs and returns the seconds of each.
 
         Args:
-            by_cpu_clock: CPU seconds of the calling thread, where waiting is left out; else those
-                of the wall clock.
+            by_cpu_clock: The figure is of CPU seconds of the calling thread, where waiting is left
+                out; else of those of the wall clock, as the single runs are.
 
         Raises:
             ModelError: The model fails at run time.
@@ -86,7 +86,7 @@ class PreparedModel:
             ) from error
         self.wall_s += sum(wall)
         self.thread_s += sum(thread)
-        return thread if by_cpu_clock else wall
+        return Timed(thread if by_cpu_clock else wall, wall)
 
     def _time(self, count: int) -> tuple[list[float], list[float]]:
         """Seconds of each run by the wall clock, and by the calling thread's CPU clock."""

@@ -51,7 +51,7 @@ def _nothing(_cpus: float) -> bool:
 
 
 Latency = dict[str, Any]
-"""A measurement as plain JSON: median_ms, p20_ms, p90_ms, n, ci_percent, device, …"""
+"""A measurement as plain JSON: median_ms, p90_ms, p99_ms, n, ci_percent, device, …"""
 
 
 def surely_ms(latency: Latency) -> float:

@@ -31,7 +31,7 @@ from device_farm.connectors.adb.shell import CommandFailed, Shell
 from device_farm.failures import DeviceError, DeviceLost, ModelError
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
-from device_farm.timing.protocol import ProtocolSettings, baseline_ms
+from device_farm.timing.protocol import ProtocolSettings, Timed, baseline_ms
 from device_farm.workload import Workload
 
 __all__ = ["AdbConnector", "AdbSettings", "PhoneModel"]
@@ -248,7 +248,7 @@ class AdbConnector(Connector[PhoneModel]):
             self._binary = path
         return path
 
-    def _run(self, model: PhoneModel, warmup: int, count: int) -> list[float]:
+    def _run(self, model: PhoneModel, warmup: int, count: int) -> Timed:
         """One call of the program: the seconds of `count` runs.
 
         Raises:

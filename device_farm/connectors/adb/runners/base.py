@@ -16,6 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from device_farm.failures import DeviceError, ModelError
+from device_farm.timing.protocol import Timed
 
 __all__ = ["RunPlan", "Runner", "Unit", "file_digest"]
 
@@ -81,12 +82,12 @@ class Runner(BaseModel, ABC):
     def readings(self) -> list[tuple[str, Unit]]:
         """Regular expressions whose one group is a latency, with its unit; the best is the last."""
 
-    def seconds(self, output: str, results: str, plan: RunPlan) -> list[float]:
+    def seconds(self, output: str, results: str, plan: RunPlan) -> Timed:
         """Seconds of each of `plan.runs` runs, out of what was printed and written.
 
         The first of `readings` that has a figure for each run, warm-up first or left out, counts.
         Else it is the last of them that is found, and its last figure, a statistic of the runs
-        say, counts for each run: then p20 and p90 are those over blocks.
+        say, counts for each run: then, unless there is one run, nothing is known of single runs.
 
         Raises:
             DeviceError: There are no figures.
@@ -99,11 +100,11 @@ class Runner(BaseModel, ABC):
             except ValueError:
                 continue
             if len(figures) in (plan.runs, plan.warmup + plan.runs):
-                return figures[-plan.runs :]
+                return Timed(figures[-plan.runs :], figures[-plan.runs :])
             if len(figures) <= 2:  # of the warm-up, too; more are runs, and some are missing
                 statistic = figures[-1:] or statistic
         if statistic:
-            return statistic * plan.runs
+            return Timed(statistic * plan.runs, statistic if plan.runs == 1 else None)
         tail = " ".join(output.split())[-400:]
         raise DeviceError(
             f"{self.binary.name} printed no latency that runner {self.kind!r} can read: "
