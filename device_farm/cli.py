@@ -271,6 +271,9 @@ def _print_measurement(measurement: Measurement) -> None:
             "p99 of the runs": _told(measurement.p99_ms, "ms"),
             "p20 to p90 of the blocks": f"{measurement.blocks_p20_ms:.3f} to "
             f"{measurement.blocks_p90_ms:.3f} ms",
+            "loading": _told(measurement.init_ms, "ms"),
+            "peak memory": _told(measurement.peak_memory_mb, "MB"),
+            "energy a run": _told(measurement.energy_mj, "mJ"),
             "runs": measurement.n,
             "device": f"{measurement.device} ({measurement.connector})",
             **{f"input {name}": " x ".join(map(str, shape)) for name, shape in inputs},

@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -18,9 +18,11 @@ import onnxruntime
 from pydantic import Field, model_validator
 
 from device_farm.connector import Connector, DeviceInfo
-from device_farm.connectors.cpu import cpu_hardware, cpu_name
+from device_farm.connectors.cpu import cpu_energy_meter, cpu_hardware, cpu_name
+from device_farm.connectors.peak_memory import peak_memory_mb
 from device_farm.failures import DeviceError, DeviceLost, ModelError, first_line
 from device_farm.timing.control import control_workload
+from device_farm.timing.energy import energy_mj
 from device_farm.timing.measurement import Measurement
 from device_farm.timing.protocol import ProtocolSettings, Runs, Timed, baseline_ms
 from device_farm.workload import Workload
@@ -61,6 +63,10 @@ class PreparedModel:
 
     session: onnxruntime.InferenceSession
     inputs: dict[str, np.ndarray[Any, Any]]
+    workload: Workload
+    init_ms: float
+    peak_memory_mb: float | None = None
+    """Once it was measured."""
     wall_s: float = 0.0
     thread_s: float = 0.0
     """CPU seconds of the calling thread: less than `wall_s` if it was kept from running."""
@@ -166,8 +172,10 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
 
     def _load(self, workload: Workload, cores: tuple[int, ...]) -> PreparedModel:
         with _pinned(cores):
+            started = time.perf_counter()
             session = _session(workload.model, cores, self.settings)
-        return PreparedModel(session, workload.make_inputs())
+            init_ms = 1e3 * (time.perf_counter() - started)
+        return PreparedModel(session, workload.make_inputs(), workload, init_ms)
 
     def calibrate(self) -> float:
         def baseline() -> float:
@@ -208,7 +216,23 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
             wall_over_thread_time=slowdown,
             oversubscribed=slowdown > _OVERSUBSCRIBED,
         )
-        return measurement
+        return replace(measurement, **self._costs(handle, measurement.median_ms, cores))
+
+    def _costs(
+        self, model: PreparedModel, ms_a_run: float, cores: tuple[int, ...]
+    ) -> dict[str, Any]:
+        """What else a measurement tells; of another provider this host knows no memory."""
+        if self.settings.provider != _CPU:
+            return {"init_ms": model.init_ms}
+        with _pinned(cores):
+            if model.peak_memory_mb is None:
+                model.peak_memory_mb = peak_memory_mb(model.workload, self.settings.threads)
+            energy = energy_mj(model.run, cpu_energy_meter(), ms_a_run)
+        return {
+            "init_ms": model.init_ms,
+            "peak_memory_mb": model.peak_memory_mb,
+            "energy_mj": energy,
+        }
 
     def close(self) -> None:
         self._closed = True

@@ -46,6 +46,12 @@ class Measurement:
     """The tail: the 90th percentile of single runs by the wall clock; None where it is not told."""
     p99_ms: _Milliseconds | None = None
     """And the 99th."""
+    init_ms: Annotated[float, Field(ge=0)] | None = None
+    """Milliseconds until the model was loaded and could run; None, as below, if not told."""
+    peak_memory_mb: Annotated[float, Field(ge=0)] | None = None
+    """Most memory that the model takes, in MB (10**6 bytes); docs/device-farm.md says of what."""
+    energy_mj: Annotated[float, Field(gt=0)] | None = None
+    """Millijoules a run, of all that the device's counter sees meanwhile."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict that `json.dumps` takes and `from_json` reads."""

@@ -165,6 +165,7 @@ def _table(points: Sequence[FrontPoint]) -> str:
                 "<br>".join(escape(block) for block in point.blocks),
                 f"{point.latency.median_ms:.4f}",
                 " / ".join(map(_told, (point.latency.p90_ms, point.latency.p99_ms))),
+                _told(point.latency.peak_memory_mb),
                 f"{point.predicted_accuracy:.2%}<br>"
                 f"{_interval(point.predicted_low, point.predicted_high)}",
                 "" if point.accuracy is None else f"<b>{point.accuracy:.2%}</b>",
@@ -172,7 +173,16 @@ def _table(points: Sequence[FrontPoint]) -> str:
                 f"{point.macs:,}",
             ]
         )
-    header = ["network", "blocks", "median ms", "p90 / p99", "predicted", "accuracy", "params"]
+    header = [
+        "network",
+        "blocks",
+        "median ms",
+        "p90 / p99",
+        "peak MB",
+        "predicted",
+        "accuracy",
+        "params",
+    ]
     return table([*header, "MACs"], rows, text_columns=2)
 
 
@@ -180,5 +190,5 @@ def _interval(low: float, high: float) -> str:
     return f"[{low:.2%}, {high:.2%}]"
 
 
-def _told(ms: float | None) -> str:
-    return "not told" if ms is None else f"{ms:.4f}"
+def _told(figure: float | None) -> str:
+    return "not told" if figure is None else f"{figure:.4f}"

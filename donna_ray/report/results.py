@@ -39,7 +39,8 @@ class Latency(_Part):
     """Milliseconds of one inference with batch 1; `n` runs; 95% interval in % of the median.
 
     `p90_ms` and `p99_ms` are of single runs, null where the device does not tell them, and where
-    the run was made by a version that did not ask.
+    the run was made by a version that did not ask; so are `init_ms` (loading the model),
+    `peak_memory_mb` (10**6 bytes) and `energy_mj` (millijoules an inference).
     """
 
     median_ms: float
@@ -49,6 +50,9 @@ class Latency(_Part):
     blocks_p90_ms: float
     n: int
     ci_percent: float
+    init_ms: float | None = None
+    peak_memory_mb: float | None = None
+    energy_mj: float | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -48,6 +48,21 @@ def test_litert_tells_an_average_only(tmp_path: Path) -> None:
         runner.seconds("count=0\n", "", plan(2))
 
 
+def test_memory_and_loading_are_read_where_they_are_told(tmp_path: Path) -> None:
+    perf = OnnxRuntimeRunner(binary=perf_test(tmp_path))
+    printed = "Session creation time cost: 0.0183 s\nPeak working set size: 50905088 bytes\n"
+    told = {"init_ms": pytest.approx(18.3), "peak_memory_mb": pytest.approx(50.905088)}
+    assert perf.costs(printed, "") == told
+    assert perf.costs(printed.partition("\n")[0], "m,0.001,50905088,2,1\n") == told
+    tflite = TfliteRunner(binary=perf_test(tmp_path), convert=("cp",))
+    delta = "INFO: Memory footprint delta from the start of the tool (MB): init=6.25 overall=8"
+    assert tflite.costs(f"{SUMMARY}\n{delta}\n", "") == {
+        "init_ms": pytest.approx(0.009),
+        "peak_memory_mb": pytest.approx(8 * 1.048576),
+    }
+    assert tflite.costs("count=0\n", "") == {}
+
+
 def test_runs_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
     runner = OnnxRuntimeRunner(binary=perf_test(tmp_path))
     rows = "".join(f"m,0.00{number},1,2,{number}\n" for number in range(1, 6))

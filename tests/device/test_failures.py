@@ -35,6 +35,9 @@ RECORD: dict[str, Any] = {
     "settings": {"threads": 1},
     "environment": {"affinity": [1]},
     "simulated": False,
+    "init_ms": 3.0,
+    "peak_memory_mb": None,
+    "energy_mj": None,
 }
 
 

@@ -56,6 +56,7 @@ def test_latency_is_the_stated_model() -> None:
     assert faster.median_ms == pytest.approx(measurement.median_ms / 2)
     assert faster.settings == measurement.settings
     digest = conv_and_gemm().digest
+    assert measurement.peak_memory_mb == len(conv_and_gemm().model) / 1e6
     fixed = SimulatedConnector("board", {**EXACT, "table_ms": {digest: 7.0}})
     assert fixed.measure(fixed.prepare(conv_and_gemm()), fixed.settings).median_ms == 7.0
 

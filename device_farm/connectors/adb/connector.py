@@ -7,8 +7,10 @@ import secrets
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -179,8 +181,9 @@ class AdbConnector(Connector[PhoneModel]):
             control = partial(self._run, control_model, settings.warmup_runs)
         else:
             control = None
+        costs: list[dict[str, float]] = []
         measurement = self._timed(
-            partial(self._run, handle, settings.warmup_runs),
+            partial(self._run, handle, settings.warmup_runs, costs=costs),
             control,
             control_baseline_ms,
             self._without_warmup(settings),
@@ -195,7 +198,11 @@ class AdbConnector(Connector[PhoneModel]):
             screen_set=self.settings.screen,
             fixed_performance=self.settings.fixed_performance,
         )
-        return measurement
+        typical: dict[str, Any] = {
+            name: median(each[name] for each in costs if name in each)
+            for name in {name for each in costs for name in each}
+        }
+        return replace(measurement, **typical)
 
     def close(self) -> None:
         self._closed = True
@@ -248,8 +255,17 @@ class AdbConnector(Connector[PhoneModel]):
             self._binary = path
         return path
 
-    def _run(self, model: PhoneModel, warmup: int, count: int) -> Timed:
+    def _run(
+        self,
+        model: PhoneModel,
+        warmup: int,
+        count: int,
+        costs: list[dict[str, float]] | None = None,
+    ) -> Timed:
         """One call of the program: the seconds of `count` runs.
+
+        Args:
+            costs: to which is added what else the call tells.
 
         Raises:
             ModelError: The program fails on the model.
@@ -269,7 +285,10 @@ class AdbConnector(Connector[PhoneModel]):
             shell.ask(*take)
             raise self._failure(shell, model, binary, error) from error
         try:
-            return runner.seconds(output, shell.ask(*take) or "", plan)
+            written = shell.ask(*take) or ""
+            if costs is not None:
+                costs.append(runner.costs(output, written))
+            return runner.seconds(output, written, plan)
         except DeviceError as error:
             shell.check_writable(_FOLDER)
             raise DeviceError(f"phone {self.device!r}: {error}") from error

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -81,6 +82,20 @@ class Runner(BaseModel, ABC):
     @abstractmethod
     def readings(self) -> list[tuple[str, Unit]]:
         """Regular expressions whose one group is a latency, with its unit; the best is the last."""
+
+    @property
+    def cost_readings(self) -> dict[str, tuple[str, float]]:
+        """By cost of `Measurement`: a regular expression whose one group is it, and its unit."""
+        return {}
+
+    def costs(self, output: str, results: str) -> dict[str, float]:
+        """What else was printed or written: the most of each cost."""
+        text, found = f"{output}\n{results}", {}
+        for name, (pattern, unit) in self.cost_readings.items():
+            with suppress(ValueError):  # not there, or no number
+                figures = map(float, re.findall(pattern, text, re.MULTILINE))
+                found[name] = max(figures) * unit
+        return found
 
     def seconds(self, output: str, results: str, plan: RunPlan) -> Timed:
         """Seconds of each of `plan.runs` runs, out of what was printed and written.
