@@ -181,6 +181,11 @@ class Connector(ABC, Generic[HandleT]):
             ValueError: `settings.interleave` without a baseline.
         """
 
+    @property
+    def tells_memory(self) -> bool:
+        """Whether measurements with these settings have `Measurement.peak_memory_mb`."""
+        return False
+
     def input_shapes(self, workload: Workload) -> dict[str, list[int]]:
         """The shapes that a run of the model takes here, by the input's name."""
         return {spec.name: list(spec.shape) for spec in workload.inputs}

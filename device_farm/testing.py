@@ -64,7 +64,7 @@ class ConnectorConformance:
         assert measurement.connector == type(connector).name
         assert measurement.blocks_p20_ms <= measurement.blocks_p90_ms
         _check_tail(measurement)
-        assert measurement.peak_memory_mb is None or measurement.peak_memory_mb > 0
+        assert (measurement.peak_memory_mb is not None) == connector.tells_memory
         assert measurement.settings == {
             **connector.settings.model_dump(mode="json"),
             **_protocol(interleave=True).model_dump(mode="json"),

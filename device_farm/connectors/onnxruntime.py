@@ -137,6 +137,10 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
     def discover(cls, places: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
         return {"cpu": {}}
 
+    @property
+    def tells_memory(self) -> bool:
+        return self.settings.provider == _CPU
+
     def actor_options(self) -> dict[str, Any]:
         gpus = {"num_gpus": 1} if self.settings.provider in _ON_GPUS else {}
         return {"num_cpus": self.settings.threads, **gpus}

@@ -92,6 +92,10 @@ class SimulatedConnector(Connector[SimulatedModel]):
     def discover(cls, places: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
         return {}
 
+    @property
+    def tells_memory(self) -> bool:
+        return True
+
     def actor_options(self) -> dict[str, Any]:
         return {"num_cpus": 0}
 

@@ -108,6 +108,11 @@ class AdbConnector(Connector[PhoneModel]):
     def discover(cls, places: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
         return {name: dict(settings) for name, settings in find_phones(places).items()}
 
+    @property
+    def tells_memory(self) -> bool:
+        runner = self.settings.runner
+        return runner is not None and "peak_memory_mb" in runner.cost_readings
+
     def actor_options(self) -> dict[str, Any]:
         return {"num_cpus": 0}
 

@@ -78,6 +78,10 @@ class CudaConnector(Connector[CudaModel]):
 
         return {f"cuda{index}": {"index": index} for index in range(torch.cuda.device_count())}
 
+    @property
+    def tells_memory(self) -> bool:
+        return True
+
     def actor_options(self) -> dict[str, Any]:
         kind = self.settings.accelerator_type
         return {"num_cpus": 0, "num_gpus": 1, **({"accelerator_type": kind} if kind else {})}
