@@ -149,9 +149,10 @@ class Connector(ABC, Generic[HandleT]):
         """
 
     def stage(self, workload: Workload) -> None:
-        """Does ahead of `prepare` what of it does not disturb a measurement, a transfer say.
+        """Does ahead of `prepare` what of it does not disturb a measurement, a conversion say.
 
-        The only method that another thread may call while `measure` runs. By default nothing.
+        Nothing reaches the device: taking a file costs it CPU seconds, which a run would show. The
+        only method that another thread may call while `measure` runs. By default nothing.
         """
 
     @abstractmethod

@@ -97,12 +97,12 @@ class AdbConnector(Connector[PhoneModel]):
     def __init__(self, device: str, settings: Mapping[str, Any]) -> None:
         super().__init__(device, settings)
         self._link: Link | None = None
-        self._stager: Link | None = None
         self._identity: Identity | None = None
         self._binary: str | None = None
         self._bound: list[str] | None = None
         self._models = ModelFolder(f"{_FOLDER}/models")
         self._prepared: dict[str, PhoneModel] = {}
+        self._converted: dict[str, bytes] = {}
 
     @classmethod
     def discover(cls, places: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
@@ -128,7 +128,7 @@ class AdbConnector(Connector[PhoneModel]):
         if runner:
             shell.check_writable(_FOLDER, self._models.path)
         runtime = runner.identity if runner else "none"
-        hardware = {"build": found.build}
+        hardware = {"build": found.build, "converter": runner and runner.converter}
         return self._info(
             found.model, runtime, found.serial, serial=found.serial, hardware=hardware
         )
@@ -145,11 +145,8 @@ class AdbConnector(Connector[PhoneModel]):
         )
 
     def stage(self, workload: Workload) -> None:
-        """Pushes the model over a connection of its own; over USB there is only one."""
-        if self._closed or self.settings.address.startswith("usb:"):
-            return
-        self._stager = self._stager or self._make_link()
-        self._models.bring(Shell(self._stager), workload, self._runner())
+        """Converts the model, on this host; it is pushed when the phone measures nothing."""
+        self._converted = {workload.digest: self._runner().converted(workload.model)}
 
     def prepare(self, workload: Workload) -> PhoneModel:
         """Also runs the model once, so that one which the program refuses is found out here."""
@@ -158,7 +155,8 @@ class AdbConnector(Connector[PhoneModel]):
         if known and self._models.renew(shell, known.path):
             return known
         self._prepared.pop(workload.digest, None)
-        model = self._models.bring(shell, workload, runner)
+        converted = self._converted.pop(workload.digest, None)
+        model = self._models.bring(shell, workload, runner, converted)
         try:
             self._run(model, 0, 1)
         finally:
@@ -211,8 +209,8 @@ class AdbConnector(Connector[PhoneModel]):
 
     def close(self) -> None:
         self._closed = True
-        for link in filter(None, (self._link, self._stager)):
-            link.close()
+        if self._link:
+            self._link.close()
 
     @staticmethod
     def _without_warmup(settings: ProtocolSettings) -> ProtocolSettings:

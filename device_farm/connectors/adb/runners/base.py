@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import shutil
 import subprocess
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +27,7 @@ __all__ = ["RunPlan", "Runner", "Unit", "file_digest"]
 Unit = Literal["s", "ms", "us", "ns"]
 _SECONDS: Mapping[Unit, float] = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _CONVERSION_LIMIT_S = 600
+_VERSION_LIMIT_S = 60
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,14 @@ class Runner(BaseModel, ABC):
         """The program's name, and the start of the SHA-256 of it and its libraries."""
         hashes = "".join(file_digest(path) for path in (self.binary, *self.libraries))
         return f"{self.binary.name} {hashlib.sha256(hashes.encode()).hexdigest()[:12]}"
+
+    @property
+    def converter(self) -> str | None:
+        """What converts: the files among its words by their SHA-256, and what `--version` prints.
+
+        Of `python -m onnx2tf -i {onnx} …` it is asked of `python -m onnx2tf`. None without one.
+        """
+        return _converter(self.convert, _stamps(self.convert)) if self.convert else None
 
     @property
     def suffix(self) -> str:
@@ -147,6 +159,31 @@ def filled(word: str, places: Mapping[str, object]) -> str:
     for place, value in places.items():
         word = word.replace(f"{{{place}}}", str(value))
     return word
+
+
+def _stamps(words: Sequence[str]) -> tuple[tuple[Path, int], ...]:
+    """The files among words, the program's first, each with its time in ns."""
+    program = shutil.which(words[0]) or words[0]
+    files = [Path(word) for word in (program, *words[1:]) if os.path.isfile(word)]
+    return tuple((path, path.stat().st_mtime_ns) for path in files)
+
+
+@cache  # until a file is another one: a converter may take long to start
+def _converter(words: tuple[str, ...], stamps: tuple[tuple[Path, int], ...]) -> str:
+    asked = takewhile(lambda word: ("{" not in word and word[:1] != "-") or word == "-m", words)
+    try:
+        told = subprocess.run(
+            [*asked, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_VERSION_LIMIT_S,
+        )
+        version = told.stdout if told.returncode == 0 else ""
+    except (OSError, subprocess.TimeoutExpired):
+        version = ""
+    facts = [version.strip(), *(file_digest(path) for path, _ in stamps)]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 
 def _convert(command: list[str], target: Path) -> bytes:
