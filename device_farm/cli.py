@@ -267,8 +267,13 @@ def _print_measurement(measurement: Measurement) -> None:
         {
             **simulated,
             "median": f"{measurement.median_ms:.3f} ms ± {measurement.ci_percent:.1f}%",
-            "p20": f"{measurement.p20_ms:.3f} ms",
-            "p90": f"{measurement.p90_ms:.3f} ms",
+            "p90 of the runs": _told(measurement.p90_ms, "ms"),
+            "p99 of the runs": _told(measurement.p99_ms, "ms"),
+            "p20 to p90 of the blocks": f"{measurement.blocks_p20_ms:.3f} to "
+            f"{measurement.blocks_p90_ms:.3f} ms",
+            "loading": _told(measurement.init_ms, "ms"),
+            "peak memory": _told(measurement.peak_memory_mb, "MB"),
+            "energy a run": _told(measurement.energy_mj, "mJ"),
             "runs": measurement.n,
             "device": f"{measurement.device} ({measurement.connector})",
             **{f"input {name}": " x ".join(map(str, shape)) for name, shape in inputs},
@@ -276,3 +281,7 @@ def _print_measurement(measurement: Measurement) -> None:
             **environment,
         }
     )
+
+
+def _told(figure: float | None, unit: str) -> str:
+    return "not told" if figure is None else f"{figure:.3f} {unit}"

@@ -149,9 +149,10 @@ class Connector(ABC, Generic[HandleT]):
         """
 
     def stage(self, workload: Workload) -> None:
-        """Does ahead of `prepare` what of it does not disturb a measurement, a transfer say.
+        """Does ahead of `prepare` what of it does not disturb a measurement, a conversion say.
 
-        The only method that another thread may call while `measure` runs. By default nothing.
+        Nothing reaches the device: taking a file costs it CPU seconds, which a run would show. The
+        only method that another thread may call while `measure` runs. By default nothing.
         """
 
     @abstractmethod
@@ -180,6 +181,11 @@ class Connector(ABC, Generic[HandleT]):
             ModelError: The model fails at run time.
             ValueError: `settings.interleave` without a baseline.
         """
+
+    @property
+    def tells_memory(self) -> bool:
+        """Whether measurements with these settings have `Measurement.peak_memory_mb`."""
+        return False
 
     def input_shapes(self, workload: Workload) -> dict[str, list[int]]:
         """The shapes that a run of the model takes here, by the input's name."""
@@ -246,8 +252,10 @@ class Connector(ABC, Generic[HandleT]):
         info = self.probe()  # afterwards: if it is another device now, the record says so
         return Measurement(
             median_ms=timing.median_ms,
-            p20_ms=timing.p20_ms,
+            blocks_p20_ms=timing.blocks_p20_ms,
+            blocks_p90_ms=timing.blocks_p90_ms,
             p90_ms=timing.p90_ms,
+            p99_ms=timing.p99_ms,
             n=timing.n,
             ci_percent=timing.ci_percent,
             device=info.model,

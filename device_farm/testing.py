@@ -62,7 +62,9 @@ class ConnectorConformance:
         measurement = _measure(connector, interleave=True)
         assert measurement.device == connector.probe().model
         assert measurement.connector == type(connector).name
-        assert measurement.p20_ms <= measurement.median_ms <= measurement.p90_ms
+        assert measurement.blocks_p20_ms <= measurement.blocks_p90_ms
+        _check_tail(measurement)
+        assert (measurement.peak_memory_mb is not None) == connector.tells_memory
         assert measurement.settings == {
             **connector.settings.model_dump(mode="json"),
             **_protocol(interleave=True).model_dump(mode="json"),
@@ -76,7 +78,9 @@ class ConnectorConformance:
         assert _measure(connector, interleave=False).n >= 9
 
     def test_measures_without_control(self, connector: Connector[Any]) -> None:
-        assert _measure(connector, interleave=False).n >= 9
+        measurement = _measure(connector, interleave=False)
+        assert measurement.n >= 9
+        _check_tail(measurement)
 
     def test_interleaving_needs_a_baseline(self, connector: Connector[Any]) -> None:
         handle = connector.prepare(control_workload())
@@ -96,6 +100,14 @@ class ConnectorConformance:
         connector.close()
         with pytest.raises(DeviceLost):
             connector.prepare(control_workload())
+
+
+def _check_tail(measurement: Measurement) -> None:
+    """That it is one, or is not told: None."""
+    if measurement.p90_ms is None or measurement.p99_ms is None:
+        assert measurement.p90_ms is measurement.p99_ms
+    else:
+        assert measurement.median_ms <= measurement.p90_ms <= measurement.p99_ms
 
 
 def _protocol(interleave: bool) -> ProtocolSettings:

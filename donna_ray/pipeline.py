@@ -78,7 +78,7 @@ def check(config: RunConfig) -> None:
         ConfigError: with the key, the value and the remedy.
     """
     for scenario in config.all_scenarios():
-        check_device(scenario.device)
+        check_device(scenario.device, scenario.search.memory_limit is not None)
     check_data(config.data)
     check_features(config)
     register_modules(config.space.modules)

@@ -62,7 +62,7 @@ def main() -> None:
     control = connector.prepare(control_workload())
     by_cpu_clock = given.threads == 1
     with _pinned(connector._cores()):
-        baseline = [control.run(15, by_cpu_clock) for _ in range(BASELINE_BLOCKS)]
+        baseline = [control.run(15, by_cpu_clock).seconds for _ in range(BASELINE_BLOCKS)]
         recorded: dict[tuple[str, str], list[Recorded]] = defaultdict(list)
         for _ in range(given.repeats):
             for condition, count in CONDITIONS.items():
@@ -112,12 +112,12 @@ def _busy(count: int) -> Iterator[None]:
 
 def _record(model: PreparedModel, control: PreparedModel, by_cpu_clock: bool) -> Recorded:
     """Blocks of both, in turn, as the protocol runs them."""
-    seconds = statistics.median(model.run(5, by_cpu_clock))
+    seconds = statistics.median(model.run(5, by_cpu_clock).seconds)
     runs = int(min(max(15, 0.005 / seconds), max(LONGEST_BLOCK_S / seconds, 1)))
     blocks, controls = [], []
     for _ in range(BLOCKS):
-        controls.append(control.run(15, by_cpu_clock))
-        blocks.append(model.run(runs, by_cpu_clock))
+        controls.append(control.run(15, by_cpu_clock).seconds)
+        blocks.append(model.run(runs, by_cpu_clock).seconds)
     return blocks, controls
 
 

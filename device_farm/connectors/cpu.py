@@ -1,4 +1,4 @@
-"""What kind of CPU a host has, as far as a model's latency depends on it (Linux)."""
+"""What kind of CPU a host has, as far as a latency depends on it, and its energy (Linux)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cpu_hardware", "cpu_name"]
+from device_farm.timing.energy import Meter
+
+__all__ = ["cpu_energy_meter", "cpu_hardware", "cpu_name"]
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CORES = Path("/sys/devices/system/cpu")
+_POWERCAP = Path("/sys/class/powercap")
 _KIND = (
     *("vendor_id", "cpu family", "model", "stepping"),
     *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision"),
@@ -47,6 +50,38 @@ def cpu_hardware(cores: Sequence[int]) -> dict[str, Any]:
         "caches": [_text(path) for path in caches],
         "cores": [_core(core) for core in cores],
     }
+
+
+def cpu_energy_meter() -> Meter | None:
+    """Joules of all CPU packages of the host together, by RAPL.
+
+    None where the kernel has no such counters, or does not let this user read them.
+    """
+    zones = [zone for zone in sorted(_POWERCAP.glob("intel-rapl:*")) if zone.name.count(":") == 1]
+    try:
+        packages = [zone for zone in zones if _text(zone / "name").startswith("package")]
+        return _Rapl(packages) if packages else None
+    except OSError:
+        return None
+
+
+class _Rapl:
+    """Counts on where a counter starts again from 0, as each does within minutes or hours."""
+
+    def __init__(self, packages: Sequence[Path]) -> None:
+        self._counters = [package / "energy_uj" for package in packages]
+        self._ends = [int(_text(package / "max_energy_range_uj")) for package in packages]
+        self._last, self._used = self._read(), 0
+
+    def __call__(self) -> float:
+        now = self._read()
+        for was, value, end in zip(self._last, now, self._ends, strict=True):
+            self._used += value - was + (end if value < was else 0)
+        self._last = now
+        return self._used / 1e6
+
+    def _read(self) -> list[int]:
+        return [int(_text(counter)) for counter in self._counters]
 
 
 def _core(core: int) -> dict[str, str]:

@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -18,11 +18,13 @@ import onnxruntime
 from pydantic import Field, model_validator
 
 from device_farm.connector import Connector, DeviceInfo
-from device_farm.connectors.cpu import cpu_hardware, cpu_name
+from device_farm.connectors.cpu import cpu_energy_meter, cpu_hardware, cpu_name
+from device_farm.connectors.peak_memory import peak_memory_mb
 from device_farm.failures import DeviceError, DeviceLost, ModelError, first_line
 from device_farm.timing.control import control_workload
+from device_farm.timing.energy import energy_mj
 from device_farm.timing.measurement import Measurement
-from device_farm.timing.protocol import ProtocolSettings, Runs, baseline_ms
+from device_farm.timing.protocol import ProtocolSettings, Runs, Timed, baseline_ms
 from device_farm.workload import Workload
 
 __all__ = ["OnnxRuntimeConnector", "OnnxRuntimeSettings", "PreparedModel"]
@@ -61,16 +63,20 @@ class PreparedModel:
 
     session: onnxruntime.InferenceSession
     inputs: dict[str, np.ndarray[Any, Any]]
+    workload: Workload
+    init_ms: float
+    peak_memory_mb: float | None = None
+    """Once it was measured."""
     wall_s: float = 0.0
     thread_s: float = 0.0
     """CPU seconds of the calling thread: less than `wall_s` if it was kept from running."""
 
-    def run(self, count: int, by_cpu_clock: bool = False) -> list[float]:
+    def run(self, count: int, by_cpu_clock: bool = False) -> Timed:
         """Does `count` runs and returns the seconds of each.
 
         Args:
-            by_cpu_clock: CPU seconds of the calling thread, where waiting is left out; else those
-                of the wall clock.
+            by_cpu_clock: The figure is of CPU seconds of the calling thread, where waiting is left
+                out; else of those of the wall clock, as the single runs are.
 
         Raises:
             ModelError: The model fails at run time.
@@ -86,7 +92,7 @@ class PreparedModel:
             ) from error
         self.wall_s += sum(wall)
         self.thread_s += sum(thread)
-        return thread if by_cpu_clock else wall
+        return Timed(thread if by_cpu_clock else wall, wall)
 
     def _time(self, count: int) -> tuple[list[float], list[float]]:
         """Seconds of each run by the wall clock, and by the calling thread's CPU clock."""
@@ -131,6 +137,10 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
     def discover(cls, places: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
         return {"cpu": {}}
 
+    @property
+    def tells_memory(self) -> bool:
+        return self.settings.provider == _CPU
+
     def actor_options(self) -> dict[str, Any]:
         gpus = {"num_gpus": 1} if self.settings.provider in _ON_GPUS else {}
         return {"num_cpus": self.settings.threads, **gpus}
@@ -166,8 +176,10 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
 
     def _load(self, workload: Workload, cores: tuple[int, ...]) -> PreparedModel:
         with _pinned(cores):
+            started = time.perf_counter()
             session = _session(workload.model, cores, self.settings)
-        return PreparedModel(session, workload.make_inputs())
+            init_ms = 1e3 * (time.perf_counter() - started)
+        return PreparedModel(session, workload.make_inputs(), workload, init_ms)
 
     def calibrate(self) -> float:
         def baseline() -> float:
@@ -208,7 +220,23 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
             wall_over_thread_time=slowdown,
             oversubscribed=slowdown > _OVERSUBSCRIBED,
         )
-        return measurement
+        return replace(measurement, **self._costs(handle, measurement.median_ms, cores))
+
+    def _costs(
+        self, model: PreparedModel, ms_a_run: float, cores: tuple[int, ...]
+    ) -> dict[str, Any]:
+        """What else a measurement tells; of another provider this host knows no memory."""
+        if self.settings.provider != _CPU:
+            return {"init_ms": model.init_ms}
+        with _pinned(cores):
+            if model.peak_memory_mb is None:
+                model.peak_memory_mb = peak_memory_mb(model.workload, self.settings.threads)
+            energy = energy_mj(model.run, cpu_energy_meter(), ms_a_run)
+        return {
+            "init_ms": model.init_ms,
+            "peak_memory_mb": model.peak_memory_mb,
+            "energy_mj": energy,
+        }
 
     def close(self) -> None:
         self._closed = True

@@ -5,7 +5,8 @@ matrix products, N its nodes and t the seconds that the device has run, a run ta
 
     (overhead_ms + M / gmacs_per_s + N * node_us) / speed * (1 + drift(t)) * (1 + noise)
 
-where drift(t) is a sine of amplitude `drift_percent` and noise is normal. Whatever comes from here
+where drift(t) is a sine of amplitude `drift_percent` and noise is normal. Its memory is the size of
+the model's file, and it tells no energy. Whatever comes from here
 says so: `Measurement.simulated` is true, and the device's model is called "NAME (simulated)".
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -70,6 +71,7 @@ class SimulatedModel:
     digest: str
     latency_ms: float
     """Milliseconds a run on a device of speed 1, without drift and noise."""
+    memory_mb: float
 
 
 class SimulatedConnector(Connector[SimulatedModel]):
@@ -90,6 +92,10 @@ class SimulatedConnector(Connector[SimulatedModel]):
     def discover(cls, places: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
         return {}
 
+    @property
+    def tells_memory(self) -> bool:
+        return True
+
     def actor_options(self) -> dict[str, Any]:
         return {"num_cpus": 0}
 
@@ -104,7 +110,8 @@ class SimulatedConnector(Connector[SimulatedModel]):
     def prepare(self, workload: Workload) -> SimulatedModel:
         self._check_open()
         known = self.settings.table_ms.get(workload.digest)
-        return SimulatedModel(workload.digest, known or self._latency_ms(workload.model))
+        latency_ms = known or self._latency_ms(workload.model)
+        return SimulatedModel(workload.digest, latency_ms, len(workload.model) / 1e6)
 
     def calibrate(self) -> float:
         return baseline_ms(self._runs(self.prepare(control_workload())), self.settings)
@@ -118,13 +125,14 @@ class SimulatedConnector(Connector[SimulatedModel]):
         self._check_open()
         time.sleep(self.settings.seconds_per_measurement)
         self._raise_fault()
-        return self._timed(
+        measurement = self._timed(
             self._runs(handle),
             self._runs(self.prepare(control_workload())) if settings.interleave else None,
             control_baseline_ms,
             settings,
             simulated=True,
         )
+        return replace(measurement, peak_memory_mb=handle.memory_mb)
 
     def close(self) -> None:
         self._closed = True

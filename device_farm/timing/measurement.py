@@ -24,10 +24,10 @@ class Measurement:
 
     median_ms: _Milliseconds
     """Milliseconds a run: the latency to report and to compare."""
-    p20_ms: _Milliseconds
-    """Milliseconds a run: the 20th percentile, over blocks if interleaved, else over runs."""
-    p90_ms: _Milliseconds
-    """Milliseconds a run: the 90th percentile, likewise."""
+    blocks_p20_ms: _Milliseconds
+    """The figure's spread: the 20th percentile of those of the blocks, in milliseconds a run."""
+    blocks_p90_ms: _Milliseconds
+    """And the 90th."""
     n: Annotated[int, Field(ge=1)]
     """Timed runs of the model, warm-up and control not counted."""
     ci_percent: Annotated[float, Field(ge=0)]
@@ -42,6 +42,16 @@ class Measurement:
     `inputs`, the shapes that were measured."""
     simulated: bool
     """True if no device was measured and the figures come from a latency model."""
+    p90_ms: _Milliseconds | None = None
+    """The tail: the 90th percentile of single runs by the wall clock; None where it is not told."""
+    p99_ms: _Milliseconds | None = None
+    """And the 99th."""
+    init_ms: Annotated[float, Field(ge=0)] | None = None
+    """Milliseconds until the model was loaded and could run; None, as below, if not told."""
+    peak_memory_mb: Annotated[float, Field(ge=0)] | None = None
+    """Most memory that the model takes, in MB (10**6 bytes); docs/device-farm.md says of what."""
+    energy_mj: Annotated[float, Field(gt=0)] | None = None
+    """Millijoules a run, of all that the device's counter sees meanwhile."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict that `json.dumps` takes and `from_json` reads."""
@@ -49,9 +59,12 @@ class Measurement:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Measurement:
-        """Reads what `to_json` wrote.
+        """Reads what `to_json` wrote, also before there was a tail: p20 and p90 were of blocks.
 
         Raises:
             ValueError: A field is missing, unknown, of the wrong type or out of its range.
         """
-        return TypeAdapter(cls).validate_python(dict(record))
+        known = dict(record)
+        if "p20_ms" in known:
+            known |= {f"blocks_{name}": known.pop(name) for name in ("p20_ms", "p90_ms")}
+        return TypeAdapter(cls).validate_python(known)

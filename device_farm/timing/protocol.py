@@ -13,15 +13,21 @@ that are longer than the control, whose runs average over what disturbs. For the
 the blocks' own fluctuations, drawn towards 1 as by a normal prior of deviation 0.15, and within 0
 to 1.2. For shorter ones it is 1: a fit to so short runs mostly sees their own noise.
 
-The latency reported, `median_ms`, is the median over the blocks; `p20_ms` and `p90_ms` are the
-percentiles over the blocks, for on a shared host the spread of single runs tells about the
-neighbours, not about the model. At least `blocks` are run, and more until half the 95% interval of
-the median is within `precision_percent`, up to four times as many or `max_seconds`. What remains
-wide says so in `ci_percent`. `scripts/bench_timing.py` has what each of these choices gives, on a
-quiet and on busy hosts, by the length of the model.
+The latency reported, `median_ms`, is the median over the blocks; `blocks_p20_ms` and
+`blocks_p90_ms` say how far these are apart. At least `blocks` are run, and more until half the 95%
+interval of the median is within `precision_percent`, up to four times as many or `max_seconds`.
+What remains wide says so in `ci_percent`. `scripts/bench_timing.py` has what each of these choices
+gives, on a quiet and on busy hosts, by the length of the model.
 
-On a dedicated device `interleave: false` halves the work: median, p20 and p90 are then those of
-all runs. A block lasts 5 ms at least, in which the scheduler of a host gets to act.
+`p90_ms` and `p99_ms` are the tail: percentiles of all single runs by the wall clock, with whatever
+held them up, in the same unit: each run is multiplied by its block's (baseline / k_b) ** s, so the
+tail is never below the median. On a shared host it tells as much about the neighbours as about the
+model. Every run is timed by itself, however short; where a program tells only a statistic of
+several, there is no tail. Of fewer than 100 runs p99 is nearly the longest one.
+
+On a dedicated device `interleave: false` halves the work: median, p90 and p99 are then those of
+all runs, and a block's figure is the median of its own. A block lasts 5 ms at least, in which the
+scheduler of a host gets to act.
 
 Nothing here knows a clock or a device: the runs come from callables.
 """
@@ -31,17 +37,38 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["PROTOCOL", "ProtocolSettings", "Runs", "Timing", "baseline_ms", "time_candidate"]
+from device_farm.failures import DeviceError
 
-PROTOCOL = 2
+__all__ = [
+    "PROTOCOL",
+    "ProtocolSettings",
+    "Runs",
+    "Timed",
+    "Timing",
+    "baseline_ms",
+    "time_candidate",
+]
+
+PROTOCOL = 3
 """Version of how runs become figures: those of another are not compared with today's."""
 
-Runs = Callable[[int], list[float]]
-"""Does that many runs and returns the seconds that each took."""
+
+class Timed(NamedTuple):
+    """Seconds of the runs of a block."""
+
+    seconds: list[float]
+    """Of each run as the figure takes it: CPU seconds say, or of each the statistic of all."""
+    single: list[float] | None
+    """Of each run by itself, by the wall clock; None if only a statistic of several is known."""
+
+
+Runs = Callable[[int], list[float] | Timed]
+"""Does that many runs and returns the seconds that each took; a list is of both kinds."""
 
 _MIN_BLOCKS = 2
 _BASELINE_BLOCKS = 8  # a round
@@ -85,8 +112,10 @@ class Timing:
     """The figures of one candidate, in milliseconds a run: see this module's description."""
 
     median_ms: float
-    p20_ms: float
-    p90_ms: float
+    blocks_p20_ms: float
+    blocks_p90_ms: float
+    p90_ms: float | None
+    p99_ms: float | None
     n: int
     """Timed runs of the candidate."""
     ci_percent: float
@@ -126,7 +155,8 @@ def baseline_ms(control: Runs, settings: ProtocolSettings, blocks: int = _BASELI
     _warm_up(control, settings)
     rounds: list[float] = []
     while len(rounds) < _ROUNDS or (len(rounds) < _MOST_ROUNDS and not _agree(rounds)):
-        rounds.append(float(np.median([_typical(control(_BASELINE_RUNS)) for _ in range(blocks)])))
+        taken = (_timed(control, _BASELINE_RUNS).seconds for _ in range(blocks))
+        rounds.append(float(np.median([_typical(block) for block in taken])))
     return 1e3 * min(rounds)
 
 
@@ -151,6 +181,7 @@ def time_candidate(
 
     Raises:
         ValueError: `settings.interleave` without a control or its baseline.
+        DeviceError: What the device tells cannot be the seconds of runs.
     """
     if not settings.interleave:
         control = None
@@ -160,34 +191,46 @@ def time_candidate(
             "calibrate the device first, or set interleave to false"
         )
     baseline_s = (control_baseline_ms or 0.0) / 1e3
-    blocks, controls = _run_blocks(candidate, control, baseline_s, settings)
-    figures = 1e3 * _figures(blocks, controls, baseline_s)
-    if controls:
-        sensitivity = _sensitivity(_typicals(blocks), np.log(controls), np.log(baseline_s))
-        return _summarize(blocks, figures, figures, 1e3 * float(np.median(controls)), sensitivity)
-    return _summarize(blocks, 1e3 * np.concatenate(blocks), figures, None, None)
+    timed, controls = _run_blocks(candidate, control, baseline_s, settings)
+    blocks = [block.seconds for block in timed]
+    factors, sensitivity = _corrections(blocks, controls, baseline_s)
+    figures = _figures(blocks, controls, baseline_s)
+    median_s = float(np.median(figures if controls else np.concatenate(blocks)))
+    p20_s, p90_s = np.percentile(figures, (20, 90))
+    tail = _tail(timed, factors)
+    return Timing(
+        median_ms=1e3 * median_s,
+        blocks_p20_ms=1e3 * float(p20_s),
+        blocks_p90_ms=1e3 * float(p90_s),
+        p90_ms=tail and 1e3 * tail[0],
+        p99_ms=tail and 1e3 * tail[1],
+        n=sum(map(len, blocks)),
+        ci_percent=100 * _half_interval(figures) / median_s,
+        control_ms=1e3 * float(np.median(controls)) if controls else None,
+        sensitivity=sensitivity,
+    )
 
 
 def _run_blocks(
     candidate: Runs, control: Runs | None, baseline_s: float, settings: ProtocolSettings
-) -> tuple[list[list[float]], list[float]]:
+) -> tuple[list[Timed], list[float]]:
     """Runs the blocks in turn; the candidate's runs and the control's figures, in seconds."""
     if control is not None:
         _warm_up(control, settings)
     _warm_up(candidate, settings)
     runs = _affordable_runs(candidate, settings)
-    blocks: list[list[float]] = []
+    blocks: list[Timed] = []
     controls: list[float] = []
     spent = 0.0
-    while _is_unknown(blocks, controls, baseline_s, settings) and (
+    while _is_unknown([block.seconds for block in blocks], controls, baseline_s, settings) and (
         len(blocks) < _MIN_BLOCKS or spent < settings.max_seconds
     ):
         if control is not None:
-            control_runs = control(settings.runs_per_block)
+            control_runs = _timed(control, settings.runs_per_block).seconds
             controls.append(_typical(control_runs))
             spent += sum(control_runs)
-        blocks.append(candidate(runs))
-        spent += sum(blocks[-1])
+        blocks.append(_timed(candidate, runs))
+        spent += sum(blocks[-1].seconds)
     return blocks, controls
 
 
@@ -210,8 +253,32 @@ def _figures(
     """A block's figure, in seconds: corrected by the control, or the median of its runs."""
     if not controls:
         return np.array([np.median(block) for block in blocks])
+    factors, _ = _corrections(blocks, controls, baseline_s)
+    return np.array([_typical(block) for block in blocks]) * factors
+
+
+def _corrections(
+    blocks: Sequence[Sequence[float]], controls: Sequence[float], baseline_s: float
+) -> tuple[np.ndarray, float | None]:
+    """What the seconds of each block are multiplied by, and the exponent in it, if any."""
+    if not controls:
+        return np.ones(len(blocks)), None
     own, control, baseline = _typicals(blocks), np.log(controls), float(np.log(baseline_s))
-    return np.exp(own - _sensitivity(own, control, baseline) * (control - baseline))
+    sensitivity = _sensitivity(own, control, baseline)
+    return np.exp(sensitivity * (baseline - control)), sensitivity
+
+
+def _tail(blocks: Sequence[Timed], factors: np.ndarray) -> tuple[float, float] | None:
+    """The 90th and 99th percentile of the single runs, in seconds; None if not told."""
+    single = [
+        factor * np.array(block.single)
+        for block, factor in zip(blocks, factors, strict=True)
+        if block.single is not None
+    ]
+    if len(single) < len(blocks):
+        return None
+    p90, p99 = np.percentile(np.concatenate(single), (90, 99))
+    return float(p90), float(p99)
 
 
 def _sensitivity(own: np.ndarray, control: np.ndarray, baseline: float) -> float:
@@ -247,36 +314,34 @@ def _typicals(blocks: Sequence[Sequence[float]]) -> np.ndarray:
 def _warm_up(model: Runs, settings: ProtocolSettings) -> None:
     spent, count = 0.0, 0
     while count < settings.warmup_runs or spent < settings.warmup_seconds:
-        spent, count = spent + sum(model(1)), count + 1
+        spent, count = spent + sum(_timed(model, 1).seconds), count + 1
         if spent > _WARMUP_SHARE * settings.max_seconds:
             return
 
 
 def _affordable_runs(candidate: Runs, settings: ProtocolSettings) -> int:
     """Runs a block: for 5 ms at least, and so that all blocks fit into the budget; at least one."""
-    seconds_a_run = max(sum(candidate(1)), 1e-9)
+    seconds_a_run = max(sum(_timed(candidate, 1).seconds), 1e-9)
     affordable = int(settings.max_seconds / (settings.blocks * seconds_a_run))
     wanted = max(settings.runs_per_block, math.ceil(_BLOCK_S / seconds_a_run))
     return max(1, min(wanted, affordable))
 
 
-def _summarize(
-    blocks: Sequence[Sequence[float]],
-    latencies_ms: np.ndarray,
-    block_figures_ms: Sequence[float] | np.ndarray,
-    control_ms: float | None,
-    sensitivity: float | None,
-) -> Timing:
-    p20, median, p90 = (float(value) for value in np.percentile(latencies_ms, (20, 50, 90)))
-    return Timing(
-        median_ms=median,
-        p20_ms=p20,
-        p90_ms=p90,
-        n=sum(map(len, blocks)),
-        ci_percent=100 * _half_interval(block_figures_ms) / median,
-        control_ms=control_ms,
-        sensitivity=sensitivity,
-    )
+def _timed(model: Runs, count: int) -> Timed:
+    """Does runs, and refuses what cannot be their seconds.
+
+    Raises:
+        DeviceError: A figure is negative or not finite, or all are 0.
+    """
+    told = model(count)
+    timed = told if isinstance(told, Timed) else Timed(told, told)
+    for seconds in (timed.seconds, timed.single or timed.seconds):
+        if not (seconds and all(0 <= each < math.inf for each in seconds) and sum(seconds)):
+            raise DeviceError(
+                f"a device must tell seconds greater than 0 of each of {count} runs, but told "
+                f"{seconds[:5]}: see what times the runs there"
+            )
+    return timed
 
 
 def _half_interval(values: Sequence[float] | np.ndarray) -> float:

@@ -157,7 +157,7 @@ def check(config: ConfigArgument, overrides: SetOption = None) -> None:
     from donna_ray.reference.facts import space_facts
 
     for scenario in loaded.all_scenarios():
-        check_device(scenario.device)
+        check_device(scenario.device, scenario.search.memory_limit is not None)
     facts = space_facts(loaded)
     print(f"{config} can be run: {facts['blocks']} blocks, {facts['size']:.3g} networks.")
 

@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from donna_ray.config.values import LatencyLimit, Section, limit_of
+from donna_ray.config.values import LatencyLimit, MemoryLimit, Section, limit_of
 
 __all__ = [
     "DeviceConfig",
@@ -42,6 +42,7 @@ class SearchConfig(Section):
     taking a stage from the second one, and of drawing a stage anew (null: one of them a candidate).
 
     `latency_limit` is milliseconds (`2.5ms`) or a multiple of the reference's latency (`0.8x`);
+    `memory_limit` megabytes (`60MB`) of measured peak memory, or a multiple likewise;
     `params_limit` and `macs_limit` are numbers, or multiples likewise.
 
     `objectives` are minimised beside latency, so the front has them as well; an Optuna sampler is
@@ -57,6 +58,7 @@ class SearchConfig(Section):
     swapping_probability: Annotated[float, Field(ge=0, le=1)] = 0.5
     mutation_probability: Annotated[float, Field(ge=0, le=1)] | None = None
     latency_limit: LatencyLimit | None = None
+    memory_limit: MemoryLimit | None = None
     params_limit: PositiveInt | str | None = None
     macs_limit: PositiveInt | str | None = None
     objectives: list[Literal["params", "macs"]] = Field(default_factory=list)
@@ -74,6 +76,14 @@ class SearchConfig(Section):
     def latency_limit_ms(self, reference_ms: float) -> float | None:
         """The limit in milliseconds, given the reference's own latency."""
         return None if self.latency_limit is None else latency_ms(self.latency_limit, reference_ms)
+
+    def memory_limit_mb(self, reference_mb: float) -> float | None:
+        """The limit in MB, given the reference's own peak memory."""
+        if self.memory_limit is None:
+            return None
+        known = limit_of(self.memory_limit)
+        assert known is not None
+        return known[0] * (reference_mb if known[1] == "x" else 1)
 
     def known_limit(self, name: Literal["params", "macs"], reference: int) -> float | None:
         """The limit on params or MACs, given the reference's own."""

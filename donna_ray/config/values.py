@@ -11,12 +11,13 @@ __all__ = [
     "ArchitectureName",
     "FolderOrUrl",
     "LatencyLimit",
+    "MemoryLimit",
     "Section",
     "absolute",
     "limit_of",
 ]
 
-_LIMIT = re.compile(r"(\d+(?:\.\d+)?|\.\d+) ?(ms|x)")
+_LIMIT = re.compile(r"(\d+(?:\.\d+)?|\.\d+) ?(ms|MB|x)")
 _NAME = re.compile(r"[0-9a-f]{1,16}|\d+(-\d+)+")
 # user:password@, a token before the host of a web address, and ?secret=…
 _PASSWORD = re.compile(r"//[^@]*:[^@]*@|^https?://[^/]*@|://[^?]*\?[^=]*=")
@@ -34,15 +35,24 @@ def absolute(path: str) -> str:
 
 
 def limit_of(text: Any) -> tuple[float, str] | None:
-    """Number and unit (`ms` or `x`) of a limit such as `2.5ms`; None if it is not one above 0."""
+    """Number and unit (`ms`, `MB`, `x`) of a limit as `2.5ms`; None if it is not one above 0."""
     match = _LIMIT.fullmatch(text) if isinstance(text, str) else None
     return None if match is None or float(match[1]) == 0 else (float(match[1]), match[2])
 
 
 def _checked_latency(limit: Any) -> Any:
-    if limit is not None and limit_of(limit) is None:
+    if limit is not None and (limit_of(limit) or (0, ""))[1] not in ("ms", "x"):
         raise ValueError(
             "must be milliseconds such as '2.5ms', or a multiple of the reference's latency "
+            "such as '0.8x', greater than 0"
+        )
+    return limit
+
+
+def _checked_memory(limit: Any) -> Any:
+    if limit is not None and (limit_of(limit) or (0, ""))[1] not in ("MB", "x"):
+        raise ValueError(
+            "must be megabytes such as '60MB', or a multiple of the reference's peak memory "
             "such as '0.8x', greater than 0"
         )
     return limit
@@ -79,3 +89,6 @@ FolderOrUrl = Annotated[str, AfterValidator(_folder_or_url)]
 
 LatencyLimit = Annotated[str, BeforeValidator(_checked_latency)]
 """Milliseconds (`2.5ms`) or a multiple of the reference's latency (`0.8x`)."""
+
+MemoryLimit = Annotated[str, BeforeValidator(_checked_memory)]
+"""MB of 10**6 bytes (`60MB`) or a multiple of the reference's peak memory (`0.8x`)."""

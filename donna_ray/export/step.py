@@ -268,9 +268,9 @@ def _choose(root: Path, beginning: str) -> tuple[str, str, list[dict[str, Any]]]
             "mean to `donna run` again: it writes results.json."
         )
     key = next(iter(points)) if point is None else PurePosixPath(point["weights"]).stem
-    shown = {} if point is None else point["latency"]
+    shown = None if point is None else point["latency"]["median_ms"]
     latencies = (each["latency"] for each in points.get(key, []) if each["id"] == name)
-    return name, key, [each for each in latencies if shown.items() <= each.items()][:1]
+    return name, key, [each for each in latencies if shown in (None, each["median_ms"])][:1]
 
 
 def _named(root: Path) -> dict[str, dict[str, Any]]:

@@ -34,6 +34,7 @@ __all__ = [
     "check_device",
     "check_farm",
     "farm_at_hand",
+    "peak_memory",
     "start_farm",
     "start_farms",
     "surely_ms",
@@ -41,6 +42,7 @@ __all__ = [
 
 _DEVICE = "device"
 _POLL_S = 2.0
+_REMEDY = "Drop the limit, or measure on one that does: docs/device-farm.md has a table."
 _UNUSABLE = (DeviceError, ValueError, OSError, sqlite3.Error, ray.exceptions.RayError)
 
 Lend = Callable[[float], bool]
@@ -51,7 +53,7 @@ def _nothing(_cpus: float) -> bool:
 
 
 Latency = dict[str, Any]
-"""A measurement as plain JSON: median_ms, p20_ms, p90_ms, n, ci_percent, device, …"""
+"""A measurement as plain JSON: median_ms, p90_ms, p99_ms, n, ci_percent, device, …"""
 
 
 def surely_ms(latency: Latency) -> float:
@@ -60,17 +62,40 @@ def surely_ms(latency: Latency) -> float:
     return median * (1 + latency.get("ci_percent", 0.0) / 100)
 
 
-def check_device(config: DeviceConfig) -> None:
+def peak_memory(latency: Latency) -> float:
+    """What a measured model's memory is at most, in MB.
+
+    Raises:
+        DonnaError: the device does not tell.
+    """
+    if latency.get("peak_memory_mb") is None:
+        device = latency.get("device", "that of this evaluator")
+        raise DonnaError(
+            "search.memory_limit must be of a device that tells what memory a model takes, but "
+            f"{device!r} does not. {_REMEDY}"
+        )
+    return float(latency["peak_memory_mb"])
+
+
+def check_device(config: DeviceConfig, with_memory: bool = False) -> None:
     """Refuse a device that cannot exist, before anything is computed for it.
+
+    Args:
+        with_memory: it must tell a model's memory. Of a served farm that is seen once it measures.
 
     Raises:
         ConfigError: an unknown connector, settings that it does not take, or, without a named
-            cluster, more CPUs than this process may use.
+            cluster, more CPUs than this process may use; memory that it does not tell.
     """
     try:
-        make_connector(config.connector, _DEVICE, config.settings)
+        device = make_connector(config.connector, _DEVICE, config.settings)
     except ValueError as error:
         raise ConfigError(f"device: {error}") from None
+    if with_memory and config.farm is None and not device.tells_memory:
+        raise ConfigError(
+            "search.memory_limit must be of a device that tells what memory a model takes, but "
+            f"one of connector {config.connector!r} with {config.settings} does not. {_REMEDY}"
+        )
     needed, present = _cpus_of(config), len(os.sched_getaffinity(0))
     if present < needed < math.inf and not RaySession.joins():
         raise ConfigError(

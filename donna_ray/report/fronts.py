@@ -164,7 +164,8 @@ def _table(points: Sequence[FrontPoint]) -> str:
                 f"<code>{point.id}</code><br>{', '.join(point.roles)}<br>{files}",
                 "<br>".join(escape(block) for block in point.blocks),
                 f"{point.latency.median_ms:.4f}",
-                f"{point.latency.p20_ms:.4f} / {point.latency.p90_ms:.4f}",
+                " / ".join(map(_told, (point.latency.p90_ms, point.latency.p99_ms))),
+                _told(point.latency.peak_memory_mb),
                 f"{point.predicted_accuracy:.2%}<br>"
                 f"{_interval(point.predicted_low, point.predicted_high)}",
                 "" if point.accuracy is None else f"<b>{point.accuracy:.2%}</b>",
@@ -172,9 +173,22 @@ def _table(points: Sequence[FrontPoint]) -> str:
                 f"{point.macs:,}",
             ]
         )
-    header = ["network", "blocks", "median ms", "p20 / p90", "predicted", "accuracy", "params"]
+    header = [
+        "network",
+        "blocks",
+        "median ms",
+        "p90 / p99",
+        "peak MB",
+        "predicted",
+        "accuracy",
+        "params",
+    ]
     return table([*header, "MACs"], rows, text_columns=2)
 
 
 def _interval(low: float, high: float) -> str:
     return f"[{low:.2%}, {high:.2%}]"
+
+
+def _told(figure: float | None) -> str:
+    return "not told" if figure is None else f"{figure:.4f}"

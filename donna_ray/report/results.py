@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 __all__ = [
     "Answer",
@@ -25,7 +25,7 @@ __all__ = [
     "Yardstick",
 ]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 Shape = tuple[int, int, int]
 FeatureShape = tuple[int, int, int] | tuple[int, int]  # of a map, or (tokens, channels)
@@ -36,13 +36,32 @@ class _Part(BaseModel):
 
 
 class Latency(_Part):
-    """Milliseconds of one inference with batch 1; `n` runs; 95% interval in % of the median."""
+    """Milliseconds of one inference with batch 1; `n` runs; 95% interval in % of the median.
+
+    `p90_ms` and `p99_ms` are of single runs, null where the device does not tell them, and where
+    the run was made by a version that did not ask; so are `init_ms` (loading the model),
+    `peak_memory_mb` (10**6 bytes) and `energy_mj` (millijoules an inference).
+    """
 
     median_ms: float
-    p20_ms: float
-    p90_ms: float
+    p90_ms: float | None
+    p99_ms: float | None
+    blocks_p20_ms: float
+    blocks_p90_ms: float
     n: int
     ci_percent: float
+    init_ms: float | None = None
+    peak_memory_mb: float | None = None
+    energy_mj: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_run(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if "p20_ms" not in values:
+            return values
+        blocks = {"blocks_p20_ms": values["p20_ms"], "blocks_p90_ms": values["p90_ms"]}
+        rest = {name: value for name, value in values.items() if name != "p20_ms"}
+        return {**rest, **blocks, "p90_ms": None, "p99_ms": None}
 
 
 class Device(_Part):
@@ -262,7 +281,7 @@ class Cost(_Part):
 class Results(_Part):
     """results.json."""
 
-    version: Literal[3]
+    version: Literal[4]
     name: str
     seed: int
     data: str

@@ -9,6 +9,7 @@ import numpy as np
 
 from donna_ray.config import SearchConfig, latency_ms
 from donna_ray.errors import DonnaError
+from donna_ray.latency.farm import peak_memory
 from donna_ray.predictor.model import Floats
 from donna_ray.search.exact.hypervolume import hypervolume, reference_point
 from donna_ray.search.strategies.frontier import Frontier
@@ -229,6 +230,9 @@ class Search:
         found = {f"{name}_limit": float(by[0]) for name, by in problem.violations(rows).items()}
         if problem.latency_limit_ms is not None:
             found["latency_limit_ms"] = float(outcome["values"][1]) - problem.latency_limit_ms
+        if problem.memory_limit_mb is not None:
+            memory = peak_memory(outcome.get("facts", {}).get("latency", {}))
+            found["memory_limit_mb"] = memory - problem.memory_limit_mb
         return found
 
     def _enough(self) -> bool:
@@ -260,7 +264,7 @@ def _check_agreement(config: SearchConfig, problem: SearchProblem) -> None:
             f"search.objectives must be those of the problem, but are {config.objectives} and not "
             f"{list(problem.objectives)}. Give SearchProblem.objectives the same."
         )
-    carried = {"latency_limit": problem.latency_limit_ms}
+    carried = {"latency_limit": problem.latency_limit_ms, "memory_limit": problem.memory_limit_mb}
     for name in ("params", "macs"):
         cost = problem.known.get(name)
         carried[f"{name}_limit"] = None if cost is None else cost.limit
@@ -270,16 +274,16 @@ def _check_agreement(config: SearchConfig, problem: SearchProblem) -> None:
         if configured is not None and (limit is None or (number is not None and number != limit)):
             raise DonnaError(
                 f"search.{name} must be kept by the problem, but is {configured!r}, and the "
-                f"problem's limit is {limit}. Set SearchProblem.latency_limit_ms, or "
-                "KnownCost.limit."
+                f"problem's limit is {limit}. Set SearchProblem.latency_limit_ms, "
+                "SearchProblem.memory_limit_mb or KnownCost.limit."
             )
 
 
 def _number(limit: int | str | None) -> float | None:
-    """A limit that does not depend on the reference, in ms or as a number; else None."""
+    """A limit that does not depend on the reference, in ms, MB or as a number; else None."""
     if not isinstance(limit, str):
         return limit
-    return latency_ms(limit, 1.0) if limit.endswith("ms") else None
+    return latency_ms(limit, 1.0) if limit.endswith(("ms", "MB")) else None
 
 
 def _gain(values: Floats, limit: float | None) -> float:

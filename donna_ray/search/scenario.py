@@ -10,7 +10,7 @@ from donna_ray.complexity import complexity
 from donna_ray.config import Scenario, SearchConfig
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.assemble import choice_table, library_space
-from donna_ray.latency.farm import Latency, surely_ms
+from donna_ray.latency.farm import Latency, peak_memory, surely_ms
 from donna_ray.predictor.model import AccuracyPredictor
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.search.ask_tell import Search, SearchSetup
@@ -103,7 +103,7 @@ def result_of(scenario: Scenario, search: Search, reference_latency: Latency) ->
     Of a limit on latency, the front is of what keeps it with 95% confidence.
 
     Raises:
-        DonnaError: nothing could be measured, or nothing keeps the limit on latency.
+        DonnaError: nothing could be measured, or nothing keeps a limit on what is measured.
     """
     if search.broken:
         raise DonnaError(
@@ -127,13 +127,33 @@ def result_of(scenario: Scenario, search: Search, reference_latency: Latency) ->
         "reference_latency": reference_latency,
         "strategy": scenario.search.strategy,
         "objectives": scenario.search.objectives,
-        "front": _front(scenario.name, candidates, problem.latency_limit_ms),
+        "front": _front(
+            scenario.name,
+            _within_memory(scenario.name, candidates, problem.memory_limit_mb),
+            problem.latency_limit_ms,
+        ),
         "candidates": len(candidates) + len(failed),
         "measured_architectures": len(candidates),
         "points": values[:, ::-1].tolist(),
         "yardstick": yardstick(problem, architectures, values),
         "cost": {"image_passes": 0},
     }
+
+
+def _within_memory(
+    name: str, candidates: Sequence[dict[str, Any]], limit_mb: float | None
+) -> Sequence[dict[str, Any]]:
+    if limit_mb is None:
+        return candidates
+    memory = [peak_memory(each["latency"]) for each in candidates]
+    if min(memory) > limit_mb:
+        whose = "" if name == "default" else f" of {name!r}"
+        raise DonnaError(
+            f"search.memory_limit{whose} must be feasible, but is {limit_mb:g} MB and the smallest "
+            f"of {len(candidates)} candidates takes {min(memory):.4g} MB. Raise the limit to at "
+            "least that, or add cheaper blocks to the space."
+        )
+    return [each for each, own in zip(candidates, memory, strict=True) if own <= limit_mb]
 
 
 def _front(

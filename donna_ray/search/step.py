@@ -9,7 +9,7 @@ from typing import Any
 
 from donna_ray.config import Scenario
 from donna_ray.errors import DonnaError, MissingArtifactError
-from donna_ray.latency.farm import Latency, LatencyFarm, start_farms
+from donna_ray.latency.farm import Latency, LatencyFarm, peak_memory, start_farms
 from donna_ray.latency.lowering import lowering_of
 from donna_ray.onnx_export import export_onnx
 from donna_ray.reference.network import StagedNetwork
@@ -146,6 +146,9 @@ class _Searches:
                 name = scenario.name
                 limit = scenario.search.latency_limit_ms(latencies[name]["median_ms"])
                 problem = replace(problems[name], latency_limit_ms=limit)
+                if scenario.search.memory_limit is not None:
+                    own = scenario.search.memory_limit_mb(peak_memory(latencies[name]))
+                    problem = replace(problem, memory_limit_mb=own)
                 searchers[name] = searcher_of(scenario, problem, run.config.seed, folders[name])
                 evaluators[name] = FarmEvaluator(problem, lowering, served[name])
             counts = {name: farm.devices for name, farm in served.items()}

@@ -33,17 +33,34 @@ def plan(runs: int) -> RunPlan:
 def test_tflite_is_read_after_its_warmup(tmp_path: Path, last: str, microseconds: float) -> None:
     runner = TfliteRunner(binary=perf_test(tmp_path), convert=("cp",))
     output = f"{WARMUP}\n\n{last}\n\n{SUMMARY}\nMemory (bytes): count=0\n"
-    [first, *others] = runner.seconds(output, "", plan(3))
-    assert first == pytest.approx(microseconds / 1e6)
-    assert others == [first] * 2
+    read = runner.seconds(output, "", plan(3))
+    assert read.seconds == pytest.approx([microseconds / 1e6] * 3)
+    assert read.single is None
+    [alone] = runner.seconds(output, "", plan(1)).single or []
+    assert alone > 0
 
 
 def test_litert_tells_an_average_only(tmp_path: Path) -> None:
     runner = TfliteRunner(binary=perf_test(tmp_path), convert=("cp",))
     output = "Warmup (avg): 9.5 ms (1 runs)\nInference (avg): 1.25 ms (50 runs)\n"
-    assert runner.seconds(output, "", plan(2)) == pytest.approx([1.25e-3] * 2)
+    assert runner.seconds(output, "", plan(2)).seconds == pytest.approx([1.25e-3] * 2)
     with pytest.raises(DeviceError, match="printed no latency"):
         runner.seconds("count=0\n", "", plan(2))
+
+
+def test_memory_and_loading_are_read_where_they_are_told(tmp_path: Path) -> None:
+    perf = OnnxRuntimeRunner(binary=perf_test(tmp_path))
+    printed = "Session creation time cost: 0.0183 s\nPeak working set size: 50905088 bytes\n"
+    told = {"init_ms": pytest.approx(18.3), "peak_memory_mb": pytest.approx(50.905088)}
+    assert perf.costs(printed, "") == told
+    assert perf.costs(printed.partition("\n")[0], "m,0.001,50905088,2,1\n") == told
+    tflite = TfliteRunner(binary=perf_test(tmp_path), convert=("cp",))
+    delta = "INFO: Memory footprint delta from the start of the tool (MB): init=6.25 overall=8"
+    assert tflite.costs(f"{SUMMARY}\n{delta}\n", "") == {
+        "init_ms": pytest.approx(0.009),
+        "peak_memory_mb": pytest.approx(8 * 1.048576),
+    }
+    assert tflite.costs("count=0\n", "") == {}
 
 
 def test_runs_that_are_missing_are_not_made_up(tmp_path: Path) -> None:

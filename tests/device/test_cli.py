@@ -66,8 +66,13 @@ def test_bench_prints_one_json_object(device_farm: Run, model: Path) -> None:
     first, second = (json.loads(device_farm("bench", model, "--json").stdout) for _ in range(2))
     assert first.keys() == {
         "median_ms",
-        "p20_ms",
+        "blocks_p20_ms",
+        "blocks_p90_ms",
         "p90_ms",
+        "p99_ms",
+        "init_ms",
+        "peak_memory_mb",
+        "energy_mj",
         "n",
         "ci_percent",
         "device",

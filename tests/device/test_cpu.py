@@ -10,6 +10,7 @@ import pytest
 from device_farm.connectors import cpu
 from device_farm.connectors.cpu import cpu_hardware, cpu_name
 from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
+from device_farm.timing.energy import energy_mj
 
 ARM = """processor\t: {core}
 BogoMIPS\t: 243.75
@@ -86,3 +87,54 @@ def test_this_host_is_alike_to_itself() -> None:
         changed = OnnxRuntimeConnector("one", {}).probe()
     assert changed.settings_digest != one.settings_digest
     assert changed.control_digest != one.control_digest
+
+
+def zone(powercap: Path, name: str, kind: str, microjoules: int) -> Path:
+    folder = powercap / name
+    folder.mkdir(parents=True)
+    (folder / "name").write_text(f"{kind}\n")
+    (folder / "max_energy_range_uj").write_text("10000000\n")
+    (folder / "energy_uj").write_text(f"{microjoules}\n")
+    return folder / "energy_uj"
+
+
+def test_energy_is_that_of_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of their parts, nor that of the platform; each counter starts again from 0."""
+    monkeypatch.setattr(cpu, "_POWERCAP", tmp_path)
+    first = zone(tmp_path, "intel-rapl:0", "package-0", 9_000_000)
+    second = zone(tmp_path, "intel-rapl:1", "package-1", 0)
+    others = [
+        zone(tmp_path, "intel-rapl:0:0", "core", 0),
+        zone(tmp_path, "intel-rapl:2", "psys", 0),
+    ]
+    meter = cpu.cpu_energy_meter()
+    assert meter is not None
+    for counter in (second, *others):
+        counter.write_text("500000\n")
+    assert meter() == pytest.approx(0.5)
+    first.write_text("1000000\n")
+    assert meter() == pytest.approx(2.5)
+    first.unlink()  # as for a user who may not read it
+    assert cpu.cpu_energy_meter() is None
+
+
+def test_a_host_without_counters_has_no_meter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_POWERCAP", tmp_path / "none")
+    assert cpu.cpu_energy_meter() is None
+
+
+def test_a_run_costs_what_the_meter_sees_meanwhile() -> None:
+    """One that draws 20 W and takes 4 ms a run."""
+    done: list[int] = []
+
+    def run(count: int) -> list[float]:
+        done.append(count)
+        return [0.004] * count
+
+    assert energy_mj(run, lambda: 7 + 20 * 0.004 * sum(done), 4.0) == pytest.approx(80)
+    assert done == [250]  # a second of them
+    assert energy_mj(run, lambda: 7.0, 4.0) is None
+    assert energy_mj(run, None, 4.0) is None
+    assert done == [250, 250]

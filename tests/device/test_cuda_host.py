@@ -23,7 +23,7 @@ from device_farm import (
     Workload,
 )
 from device_farm.connectors.cuda import connector as cuda
-from device_farm.connectors.cuda.condition import check_architecture, read_condition
+from device_farm.connectors.cuda.condition import check_architecture, energy_meter, read_condition
 from device_farm.connectors.cuda.connector import CudaConnector
 from device_farm.connectors.cuda.failures import memory_failure, typed_failures
 from device_farm.connectors.cuda.loading import captured, float32_math
@@ -151,6 +151,9 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
         "mem_get_info": lambda index: (60 << 30, 80 << 30),
         "memory_reserved": lambda index: 2 << 30,
         "synchronize": MagicMock(),
+        "reset_peak_memory_stats": MagicMock(),
+        "memory_allocated": lambda index: 3_000_000,
+        "max_memory_allocated": lambda index: 7_500_000,
     }
     for name, value in pretended.items():
         monkeypatch.setattr(torch.cuda, name, value)
@@ -196,6 +199,28 @@ def test_loaded_models_make_room(pretended: MagicMock, monkeypatch: pytest.Monke
     tries.extend([torch.OutOfMemoryError] * 2)
     with pytest.raises(Busy, match=r"other programs hold about 19\.3 of 85\.9 GB"):
         connector.prepare(_workload(7))
+
+
+def test_what_loading_a_model_took_is_known(
+    pretended: MagicMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "load", MagicMock())
+    model = CudaConnector("gpu", {}).prepare(control_workload())
+    assert model.peak_memory_mb == 4.5  # of the others' 3 MB nothing
+    assert model.init_ms > 0
+
+
+def test_energy_is_nvmls_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = iter([5_000, 5_000, 9_500])  # millijoules
+    driver(monkeypatch, reasons=0, temperature_c=41)
+    counted = lambda _: next(counter)  # noqa: E731
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", counted)
+    meter = energy_meter("1")
+    assert meter is not None
+    assert (meter(), meter()) == (5.0, 9.5)
+    unknown = MagicMock(side_effect=pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", unknown)
+    assert energy_meter("1") is None
 
 
 def test_shapes_that_are_measured_have_the_batch() -> None:

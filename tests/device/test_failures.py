@@ -24,8 +24,10 @@ KINDS = [AuthRequired, Busy, DeviceError, DeviceLost, DeviceTimeout, ModelError,
 
 RECORD: dict[str, Any] = {
     "median_ms": 1.5,
-    "p20_ms": 1.0,
-    "p90_ms": 2.0,
+    "blocks_p20_ms": 1.0,
+    "blocks_p90_ms": 2.0,
+    "p90_ms": 2.5,
+    "p99_ms": None,
     "n": 180,
     "ci_percent": 0.5,
     "device": "a CPU",
@@ -33,6 +35,9 @@ RECORD: dict[str, Any] = {
     "settings": {"threads": 1},
     "environment": {"affinity": [1]},
     "simulated": False,
+    "init_ms": 3.0,
+    "peak_memory_mb": None,
+    "energy_mj": None,
 }
 
 
@@ -74,7 +79,7 @@ def test_record_round_trip() -> None:
     ("field", "value"),
     [
         ("median_ms", 0.0),
-        ("p20_ms", float("nan")),
+        ("blocks_p20_ms", float("nan")),
         ("p90_ms", "fast"),
         ("n", 0),
         ("ci_percent", -1.0),
@@ -85,6 +90,12 @@ def test_record_round_trip() -> None:
 def test_bad_record_is_refused(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
         Measurement.from_json({**RECORD, field: value})
+
+
+def test_a_record_of_before_there_was_a_tail_is_read() -> None:
+    old = {name: value for name, value in RECORD.items() if "p" not in name.partition("_ms")[0]}
+    old |= {"p20_ms": 1.0, "p90_ms": 2.0, "ci_percent": 0.5}
+    assert Measurement.from_json(old).to_json() == {**RECORD, "p90_ms": None}
 
 
 def test_incomplete_record_is_refused() -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 from farms import model_number
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from device_farm import DeviceError, DeviceLost, ModelError, Workload
+from device_farm.connectors import peak_memory
 from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
+from device_farm.connectors.peak_memory import peak_memory_mb
 from device_farm.testing import ConnectorConformance
 from device_farm.timing.control import control_workload
 
@@ -41,6 +45,36 @@ def test_environment_tells_what_was_true() -> None:
     assert environment["oversubscribed"] is (slowdown > 1.05)
     assert environment["before"].keys() == environment["after"].keys()
     assert sorted(os.sched_getaffinity(0)) == usable
+
+
+def test_memory_is_that_of_the_model_whatever_ran_before() -> None:
+    """The weights twice, for the runtime reads and repacks them; nothing of it is the process's."""
+    connector = OnnxRuntimeConnector("cpu", {**QUICK, "interleave": False})
+    large, small = (
+        connector.measure(connector.prepare(product(side)), connector.settings).peak_memory_mb
+        for side in (2000, 1000)
+    )
+    assert large is not None
+    assert small is not None
+    assert 16 <= large <= 40
+    assert 4 <= small <= 12
+
+
+def test_a_model_that_cannot_run_alone_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peak_memory, "_PROGRAM", Path("/no/such/program.py"))
+    with pytest.raises(DeviceError, match="ended with status 2"):
+        peak_memory_mb(product(2), 1)
+
+
+def product(side: int) -> Workload:
+    """A vector times a square matrix of 4 * side**2 bytes."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, side]) for name in "xy")
+    weight = numpy_helper.from_array(np.ones((side, side), np.float32), "w")
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "g", [x], [y], [weight])
+    opset = helper.make_opsetid("", 17)
+    proto = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    return Workload.from_onnx(proto.SerializeToString())
 
 
 def test_a_dedicated_host_is_timed_by_the_wall_clock() -> None:

@@ -8,7 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import pytest
 
-from device_farm.timing.protocol import ProtocolSettings, Runs, baseline_ms, time_candidate
+from device_farm import DeviceError
+from device_farm.timing.protocol import (
+    ProtocolSettings,
+    Runs,
+    Timed,
+    baseline_ms,
+    time_candidate,
+)
 
 
 def runs_of(seconds: Iterable[float]) -> Runs:
@@ -34,9 +41,10 @@ def test_plain_figures_are_percentiles_in_milliseconds() -> None:
     timing = time_candidate(
         candidate, None, None, settings(blocks=4, runs_per_block=6, interleave=False)
     )
-    assert timing.p20_ms == pytest.approx(2.0)
+    assert timing.blocks_p20_ms == timing.blocks_p90_ms == pytest.approx(3.5)
     assert timing.median_ms == pytest.approx(3.5)
     assert timing.p90_ms == pytest.approx(6.0)
+    assert timing.p99_ms == pytest.approx(6.0)
     assert (timing.n, timing.ci_percent, timing.control_ms) == (24, 0.0, None)
 
 
@@ -46,35 +54,74 @@ def test_drift_of_the_control_is_divided_out() -> None:
     candidate = runs_of([0.004, *(0.004 * s for s in slowness for _ in range(5))])
     control = runs_of(0.001 * s for s in slowness for _ in range(5))
     timing = time_candidate(candidate, control, 1.0, settings(blocks=11, runs_per_block=5))
-    assert timing.p20_ms == pytest.approx(4.0)
+    assert timing.blocks_p20_ms == pytest.approx(4.0)
     assert timing.median_ms == pytest.approx(4.0)
-    assert timing.p90_ms == pytest.approx(4.0)
+    assert timing.blocks_p90_ms == timing.p99_ms == pytest.approx(4.0)
     assert timing.ci_percent == pytest.approx(0.0, abs=1e-9)
     assert timing.control_ms == pytest.approx(1.5)
 
 
-def test_runs_that_were_held_up_do_not_count() -> None:
+def test_runs_that_were_held_up_are_the_tail_but_do_not_count() -> None:
     """A third of the runs of each block waits for a neighbour."""
     candidate = runs_of([0.004, *([0.004] * 4 + [0.04] * 2) * 12])
     control = runs_of(([0.001] * 4 + [0.01] * 2) * 12)
     timing = time_candidate(candidate, control, 1.0, settings(runs_per_block=6))
-    assert timing.median_ms == timing.p90_ms == pytest.approx(4.0)
+    assert timing.median_ms == timing.blocks_p90_ms == pytest.approx(4.0)
+    assert timing.p90_ms == timing.p99_ms == pytest.approx(40.0)
 
 
-def test_percentiles_are_over_blocks() -> None:
+@pytest.mark.parametrize("single", [None, [0.003, 0.003, 0.003, 0.03, 0.06]])
+def test_the_tail_is_of_single_runs_by_the_wall_clock(single: list[float] | None) -> None:
+    """The figure is of CPU time. On a host half as fast as at rest both are as at rest."""
+
+    def candidate(count: int) -> Timed:
+        return Timed([0.002] * count, single)
+
+    control = runs_of(itertools.repeat(0.001))
+    timing = time_candidate(candidate, control, 0.5, settings(runs_per_block=5))
+    assert timing.median_ms == pytest.approx(1.0)
+    if single is None:
+        assert timing.p90_ms is timing.p99_ms is None
+    else:
+        assert timing.p90_ms == pytest.approx(30.0)
+        assert timing.p99_ms == pytest.approx(30.0)
+
+
+def test_the_median_is_never_above_the_tail() -> None:
+    """However far the control is off its baseline, and however few the runs."""
+    random = np.random.default_rng(3)
+    for runs in (1, 2, 7):
+        candidate = runs_of(random.lognormal(-5, 0.5, 1000))
+        control = runs_of(random.lognormal(-7, 0.3, 1000))
+        limits = settings(blocks=2, runs_per_block=runs)
+        timing = time_candidate(candidate, control, 2.0, limits)
+        assert timing.p90_ms is not None
+        assert timing.p99_ms is not None
+        assert timing.median_ms <= timing.p90_ms <= timing.p99_ms
+
+
+@pytest.mark.parametrize("lie", [[0.001, -0.002], [float("nan")] * 2, [0.0, 0.0], []])
+@pytest.mark.parametrize("of_single_runs", [True, False])
+def test_figures_that_cannot_be_seconds_are_refused(lie: list[float], of_single_runs: bool) -> None:
+    told = Timed([0.001] * 2, lie or [0.0]) if of_single_runs else lie
+    with pytest.raises(DeviceError, match="seconds greater than 0 of each of 1 runs"):
+        time_candidate(lambda _: told, None, None, settings(interleave=False))
+
+
+def test_the_spread_is_over_blocks() -> None:
     candidate = runs_of([0.01, *(1e-3 * m for m in range(1, 12) for _ in range(3))])
     control = runs_of(itertools.repeat(0.001))
     timing = time_candidate(candidate, control, 1.0, settings(blocks=11, runs_per_block=3))
-    assert timing.p20_ms == pytest.approx(3.0)
+    assert timing.blocks_p20_ms == pytest.approx(3.0)
     assert timing.median_ms == pytest.approx(6.0)
-    assert timing.p90_ms == pytest.approx(10.0)
+    assert timing.blocks_p90_ms == pytest.approx(10.0)
 
 
 def test_figures_are_in_units_of_the_baseline() -> None:
     timing = time_candidate(
         runs_of(itertools.repeat(0.006)), runs_of(itertools.repeat(0.002)), 1.0, settings()
     )
-    assert timing.p20_ms == pytest.approx(3.0)
+    assert timing.blocks_p20_ms == timing.p99_ms == pytest.approx(3.0)
 
 
 def test_confidence_interval_is_between_order_statistics() -> None:

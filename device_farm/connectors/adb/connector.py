@@ -7,8 +7,10 @@ import secrets
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -31,7 +33,7 @@ from device_farm.connectors.adb.shell import CommandFailed, Shell
 from device_farm.failures import DeviceError, DeviceLost, ModelError
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
-from device_farm.timing.protocol import ProtocolSettings, baseline_ms
+from device_farm.timing.protocol import ProtocolSettings, Timed, baseline_ms
 from device_farm.workload import Workload
 
 __all__ = ["AdbConnector", "AdbSettings", "PhoneModel"]
@@ -95,16 +97,21 @@ class AdbConnector(Connector[PhoneModel]):
     def __init__(self, device: str, settings: Mapping[str, Any]) -> None:
         super().__init__(device, settings)
         self._link: Link | None = None
-        self._stager: Link | None = None
         self._identity: Identity | None = None
         self._binary: str | None = None
         self._bound: list[str] | None = None
         self._models = ModelFolder(f"{_FOLDER}/models")
         self._prepared: dict[str, PhoneModel] = {}
+        self._converted: dict[str, bytes] = {}
 
     @classmethod
     def discover(cls, places: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
         return {name: dict(settings) for name, settings in find_phones(places).items()}
+
+    @property
+    def tells_memory(self) -> bool:
+        runner = self.settings.runner
+        return runner is not None and "peak_memory_mb" in runner.cost_readings
 
     def actor_options(self) -> dict[str, Any]:
         return {"num_cpus": 0}
@@ -121,7 +128,7 @@ class AdbConnector(Connector[PhoneModel]):
         if runner:
             shell.check_writable(_FOLDER, self._models.path)
         runtime = runner.identity if runner else "none"
-        hardware = {"build": found.build}
+        hardware = {"build": found.build, "converter": runner and runner.converter}
         return self._info(
             found.model, runtime, found.serial, serial=found.serial, hardware=hardware
         )
@@ -138,11 +145,8 @@ class AdbConnector(Connector[PhoneModel]):
         )
 
     def stage(self, workload: Workload) -> None:
-        """Pushes the model over a connection of its own; over USB there is only one."""
-        if self._closed or self.settings.address.startswith("usb:"):
-            return
-        self._stager = self._stager or self._make_link()
-        self._models.bring(Shell(self._stager), workload, self._runner())
+        """Converts the model, on this host; it is pushed when the phone measures nothing."""
+        self._converted = {workload.digest: self._runner().converted(workload.model)}
 
     def prepare(self, workload: Workload) -> PhoneModel:
         """Also runs the model once, so that one which the program refuses is found out here."""
@@ -151,7 +155,8 @@ class AdbConnector(Connector[PhoneModel]):
         if known and self._models.renew(shell, known.path):
             return known
         self._prepared.pop(workload.digest, None)
-        model = self._models.bring(shell, workload, runner)
+        converted = self._converted.pop(workload.digest, None)
+        model = self._models.bring(shell, workload, runner, converted)
         try:
             self._run(model, 0, 1)
         finally:
@@ -179,8 +184,9 @@ class AdbConnector(Connector[PhoneModel]):
             control = partial(self._run, control_model, settings.warmup_runs)
         else:
             control = None
+        costs: list[dict[str, float]] = []
         measurement = self._timed(
-            partial(self._run, handle, settings.warmup_runs),
+            partial(self._run, handle, settings.warmup_runs, costs=costs),
             control,
             control_baseline_ms,
             self._without_warmup(settings),
@@ -195,12 +201,16 @@ class AdbConnector(Connector[PhoneModel]):
             screen_set=self.settings.screen,
             fixed_performance=self.settings.fixed_performance,
         )
-        return measurement
+        typical: dict[str, Any] = {
+            name: median(each[name] for each in costs if name in each)
+            for name in {name for each in costs for name in each}
+        }
+        return replace(measurement, **typical)
 
     def close(self) -> None:
         self._closed = True
-        for link in filter(None, (self._link, self._stager)):
-            link.close()
+        if self._link:
+            self._link.close()
 
     @staticmethod
     def _without_warmup(settings: ProtocolSettings) -> ProtocolSettings:
@@ -248,8 +258,17 @@ class AdbConnector(Connector[PhoneModel]):
             self._binary = path
         return path
 
-    def _run(self, model: PhoneModel, warmup: int, count: int) -> list[float]:
+    def _run(
+        self,
+        model: PhoneModel,
+        warmup: int,
+        count: int,
+        costs: list[dict[str, float]] | None = None,
+    ) -> Timed:
         """One call of the program: the seconds of `count` runs.
+
+        Args:
+            costs: to which is added what else the call tells.
 
         Raises:
             ModelError: The program fails on the model.
@@ -269,7 +288,10 @@ class AdbConnector(Connector[PhoneModel]):
             shell.ask(*take)
             raise self._failure(shell, model, binary, error) from error
         try:
-            return runner.seconds(output, shell.ask(*take) or "", plan)
+            written = shell.ask(*take) or ""
+            if costs is not None:
+                costs.append(runner.costs(output, written))
+            return runner.seconds(output, written, plan)
         except DeviceError as error:
             shell.check_writable(_FOLDER)
             raise DeviceError(f"phone {self.device!r}: {error}") from error

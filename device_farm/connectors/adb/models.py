@@ -34,11 +34,17 @@ class ModelFolder:
 
     def path_of(self, workload: Workload, runner: Runner) -> str:
         """Where the model is, or will be, as the runner reads it."""
-        name = digest({"model": workload.digest, "convert": runner.convert})
+        how = {"convert": runner.convert, "converter": runner.converter}
+        name = digest({"model": workload.digest, **how})
         return f"{self.path}/{name if runner.convert else workload.digest}{runner.suffix}"
 
-    def bring(self, shell: Shell, workload: Workload, runner: Runner) -> PhoneModel:
+    def bring(
+        self, shell: Shell, workload: Workload, runner: Runner, converted: bytes | None = None
+    ) -> PhoneModel:
         """Brings a model, unless it is there, and renews its time.
+
+        Args:
+            converted: the model as the runner reads it, if that was made before.
 
         Raises:
             DeviceError: As `Shell.put` and `Runner.converted`.
@@ -47,7 +53,7 @@ class ModelFolder:
         if not runner.convert:
             shell.put(workload.model, path)
         elif not self.renew(shell, path):
-            shell.put(runner.converted(workload.model), path)
+            shell.put(converted or runner.converted(workload.model), path)
         if not self.renew(shell, path):
             raise DeviceLost(
                 f"{path} vanished from phone {shell.phone!r}: see what removes files there"

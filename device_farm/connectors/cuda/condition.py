@@ -9,8 +9,9 @@ from typing import Any
 import pynvml
 
 from device_farm.failures import DeviceError, DeviceLost
+from device_farm.timing.energy import Meter
 
-__all__ = ["check_architecture", "fixed_facts", "has_driver", "read_condition"]
+__all__ = ["check_architecture", "energy_meter", "fixed_facts", "has_driver", "read_condition"]
 
 _REASONS = {
     pynvml.nvmlClocksThrottleReasonApplicationsClocksSetting: "applications clocks setting",
@@ -115,6 +116,24 @@ def fixed_facts(uuid: str) -> dict[str, Any]:
             "max_sm_mhz": _known(pynvml.nvmlDeviceGetMaxClockInfo, gpu, pynvml.NVML_CLOCK_SM),
             "max_memory_mhz": _known(pynvml.nvmlDeviceGetMaxClockInfo, gpu, pynvml.NVML_CLOCK_MEM),
         }
+
+
+def energy_meter(uuid: str) -> Meter | None:
+    """Joules of a GPU since its driver was loaded, by NVML; None if it counts none.
+
+    Args:
+        uuid: As torch has it, `GPU-` in front or not.
+
+    Raises:
+        DeviceLost: The driver does not know the GPU, or does not answer; also where it is read.
+    """
+
+    def joules() -> float | None:
+        with _reported(uuid) as gpu:
+            counted = _known(pynvml.nvmlDeviceGetTotalEnergyConsumption, gpu)
+        return None if counted is None else counted / 1e3
+
+    return None if joules() is None else lambda: joules() or 0.0
 
 
 @contextmanager

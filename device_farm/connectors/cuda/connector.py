@@ -11,16 +11,18 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import socket
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from device_farm.connector import Connector, DeviceInfo
 from device_farm.connectors.cuda.condition import (
     check_architecture,
+    energy_meter,
     fixed_facts,
     has_driver,
     read_condition,
@@ -30,6 +32,7 @@ from device_farm.connectors.cuda.loading import float32_math, load
 from device_farm.connectors.cuda.settings import CudaSettings
 from device_farm.failures import DeviceLost, Throttled
 from device_farm.timing.control import control_workload
+from device_farm.timing.energy import energy_mj
 from device_farm.timing.measurement import Measurement
 from device_farm.timing.protocol import ProtocolSettings, baseline_ms
 from device_farm.workload import Workload
@@ -49,6 +52,10 @@ class CudaModel:
 
     digest: str
     run: Callable[[], object]
+    init_ms: float
+    """Of translating and loading it, compilation and a first run included."""
+    peak_memory_mb: float
+    """Most of the GPU's memory that tensors took meanwhile, those of other models left out."""
 
 
 class CudaConnector(Connector[CudaModel]):
@@ -70,6 +77,10 @@ class CudaConnector(Connector[CudaModel]):
         import torch
 
         return {f"cuda{index}": {"index": index} for index in range(torch.cuda.device_count())}
+
+    @property
+    def tells_memory(self) -> bool:
+        return True
 
     def actor_options(self) -> dict[str, Any]:
         kind = self.settings.accelerator_type
@@ -133,12 +144,21 @@ class CudaConnector(Connector[CudaModel]):
         control_baseline_ms: float | None = None,
     ) -> Measurement:
         control = self.prepare(control_workload()) if settings.interleave else None
-        return self._timed(
+        measurement = self._timed(
             partial(self._time, handle),
             partial(self._time, control) if control else None,
             control_baseline_ms,
             settings,
             self._measuring(),
+        )
+        meter = energy_meter(str(self._properties().uuid))
+        with self._measuring():
+            energy = energy_mj(partial(self._run, handle), meter, measurement.median_ms)
+        return replace(
+            measurement,
+            init_ms=handle.init_ms,
+            peak_memory_mb=handle.peak_memory_mb,
+            energy_mj=energy,
         )
 
     def close(self) -> None:
@@ -164,12 +184,34 @@ class CudaConnector(Connector[CudaModel]):
 
         with float32_math(self.settings.tf32):
             try:
-                return CudaModel(workload.digest, load(workload, self.settings))
+                return self._loaded(workload)
             except torch.OutOfMemoryError:
                 self._prepared.clear()
             gc.collect()
             torch.cuda.empty_cache()
-            return CudaModel(workload.digest, load(workload, self.settings))
+            return self._loaded(workload)
+
+    def _loaded(self, workload: Workload) -> CudaModel:
+        """Loads a model, and sees what that takes."""
+        import torch
+
+        index, started = self.settings.index, time.perf_counter()
+        torch.cuda.reset_peak_memory_stats(index)
+        before = torch.cuda.memory_allocated(index)
+        run = load(workload, self.settings)
+        taken = torch.cuda.max_memory_allocated(index) - before
+        return CudaModel(workload.digest, run, 1e3 * (time.perf_counter() - started), taken / 1e6)
+
+    def _run(self, model: CudaModel, count: int) -> list[float]:
+        """Runs that follow each other at once, without the L2 cache being overwritten."""
+        import torch
+
+        started = time.perf_counter()
+        with torch.cuda.device(self.settings.index):
+            for _ in range(count):
+                model.run()
+            torch.cuda.synchronize()
+        return [(time.perf_counter() - started) / count] * count
 
     def _time(self, model: CudaModel, count: int) -> list[float]:
         """Seconds of each run, by events on the GPU."""

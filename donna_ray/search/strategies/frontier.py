@@ -9,6 +9,9 @@
 3. The more the surrogate's errors are larger than it says, the more of a batch is evolved instead:
    networks of the measured front with another block in one stage, if they are more accurate so.
 
+With a limit on measured memory, what breaks it is no part of the front, and a candidate counts by
+the probability that it keeps it, by a second surrogate.
+
 Nothing is kept but the ledger's trials: another process goes on from them.
 """
 
@@ -206,7 +209,8 @@ class Frontier:
         """A share of `count`, whatever the surrogate says of them: see 3. of the module."""
         measured, values = np.array([*ledger.measured]), np.array([*ledger.measured.values()])
         limit = self._problem.latency_limit_ms
-        kept = np.flatnonzero(values[:, 1] <= (np.inf if limit is None else limit))
+        is_fast = values[:, 1] <= (np.inf if limit is None else limit)
+        kept = np.flatnonzero(is_fast & self._kept_memory(ledger))
         if not len(kept):
             return []
         front = kept[nondominated(values[kept, 0], values[kept, 1:2])]
@@ -237,6 +241,7 @@ class Frontier:
         mean, deviation = self._surrogate.predict(pool)
         stairs = Stairs.over(self._believed(ledger), np.column_stack([accuracy, mean]), limit)
         works = success_probability(ledger.measured, ledger.failed, pool)
+        works = works * self._keeps_memory(ledger, pool)
         score = works * expected_gain(accuracy, mean, deviation, stairs)
         if limit is not None:
             self._check_limit(ledger, pool, limit)
@@ -257,9 +262,29 @@ class Frontier:
 
     def _believed(self, ledger: Ledger) -> Floats:
         """(accuracy, latency) as the surrogate has it of all that is measured or asked for."""
-        rows = np.array([*ledger.measured, *ledger.in_flight])
+        kept = np.array([*ledger.measured])[self._kept_memory(ledger)]
+        asked = np.array([*ledger.in_flight], dtype=kept.dtype).reshape(-1, len(self._sizes))
+        rows = np.concatenate([kept, asked])
+        if not len(rows):
+            return np.empty((0, 2))
         mean, _ = self._surrogate.predict(rows, deviation=False)
         return np.column_stack([self._problem.accuracy.predict(rows), mean])
+
+    def _kept_memory(self, ledger: Ledger) -> np.ndarray:
+        """Whether each measured architecture keeps the limit on memory, (n,)."""
+        if self._problem.memory_limit_mb is None:
+            return np.ones(len(ledger.measured), dtype=bool)
+        return np.asarray(ledger.excess("memory_limit_mb") <= 0)
+
+    def _keeps_memory(self, ledger: Ledger, rows: Indices) -> Floats:
+        """The probability that architectures keep it, (n,)."""
+        limit = self._problem.memory_limit_mb
+        if limit is None:
+            return np.ones(len(rows))
+        memory = Surrogate(self._problem.features)
+        memory.fit(np.array([*ledger.measured]), limit + ledger.excess("memory_limit_mb"))
+        mean, deviation = memory.predict(rows)
+        return np.asarray(ndtr((limit - mean) / np.maximum(deviation, 1e-12 * limit)))
 
     def _check_limit(self, ledger: Ledger, pool: Indices, limit: float) -> None:
         """Notes that no candidate is likely to keep the limit, when the fastest are measured.

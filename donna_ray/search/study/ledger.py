@@ -15,6 +15,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from donna_ray.errors import DonnaError
+from donna_ray.predictor.model import Floats
 from donna_ray.search.study.journal import Journal, damaged
 from donna_ray.space import Architecture, SearchSpace
 from donna_ray.storage.artifacts import digest
@@ -100,6 +101,10 @@ class Ledger:
     def spent(self) -> int:
         """Distinct candidates that were measured or failed."""
         return len(self.measured) + len(self.failed)
+
+    def excess(self, limit: str) -> Floats:
+        """By how much each measured architecture breaks a limit, in the order of `measured`."""
+        return np.array([self._excess[each][limit] for each in self.measured])
 
     def knows(self, architecture: Architecture) -> bool:
         """It is asked for already, or was."""

@@ -45,6 +45,7 @@ class SearchProblem:
         accuracy: predicted, up.
         known: costs that need no device, by name (`macs`, `params`); features of the blocks too.
         latency_limit_ms: what a network may take at most; None for any.
+        memory_limit_mb: what its measured peak memory may be at most; None for any.
         objectives: known costs that are minimised beside latency.
         rough: a stand-in for accuracy, known before there is a predictor; by it the first
             candidates are chosen, so that they can be measured by then.
@@ -54,6 +55,7 @@ class SearchProblem:
     accuracy: AccuracyModel
     known: Mapping[str, KnownCost] = field(default_factory=dict)
     latency_limit_ms: float | None = None
+    memory_limit_mb: float | None = None
     objectives: Sequence[str] = ()
     rough: AccuracyModel | None = None
 

@@ -38,6 +38,8 @@ BAD_VALUES = [
     ("search.latency_limit=fast", ["search.latency_limit", "'0.8x'", "'fast'"]),
     ("reference.weights=/no/file", ["reference.weights", "/no/file", "correct the path"]),
     ("search={strategy: nsga2, evaluations: 3}", ["search", "3", "population of 24", "raise the"]),
+    ("search.memory_limit=2.5ms", ["search.memory_limit must be megabytes", "2.5ms"]),
+    ("search.latency_limit=60MB", ["search.latency_limit must be milliseconds", "60MB"]),
     ("search.params_limit=2.5ms", ["search.params_limit", "'0.5x'", "2.5ms"]),
     ("search.macs_limit=0", ["search.macs_limit", "0", "greater than"]),
     ("cluster.storage=sftp://me:pass@host/runs", ["cluster.storage must hold no", "//…@host"]),
@@ -201,6 +203,13 @@ def test_schema_is_json() -> None:
 
 def test_every_step_has_a_command() -> None:
     assert list(cli._STEPS) == list(pipeline.STEPS)
+
+
+def test_memory_limit_is_megabytes_or_a_multiple() -> None:
+    assert load_config(shipped_config("demo")).search.memory_limit_mb(50.0) is None
+    for text, limit in (("60MB", 60), ("0.8x", 40)):
+        changed = load_config(shipped_config("demo"), [f"search.memory_limit={text}"])
+        assert changed.search.memory_limit_mb(50.0) == pytest.approx(limit)
 
 
 def test_latency_limit_is_milliseconds_or_a_multiple() -> None:

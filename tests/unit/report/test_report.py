@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from donna_ray.report.fronts import _table
 from donna_ray.report.headline import headline, headlines
 from donna_ray.report.html import render
-from donna_ray.report.results import Headline, Results
+from donna_ray.report.results import FrontPoint, Headline, Latency, Results
 from donna_ray.report.step import _scenario
 
-LATENCY = {"median_ms": 2.0, "p20_ms": 1.9, "p90_ms": 2.2, "n": 50, "ci_percent": 1.5}
+LATENCY = {"median_ms": 2.0, "p90_ms": 2.2, "p99_ms": 4.0, "n": 50, "ci_percent": 1.5}
+LATENCY |= {"blocks_p20_ms": 1.9, "blocks_p90_ms": 2.1}
 TAU = {"value": 0.75, "low": 0.5, "high": 0.875}
 QUALITY = {
     "kendall_tau": TAU,
@@ -83,7 +85,7 @@ def results(*, simulated: bool = False, text: str = "plain", scenarios: int = 1)
     block = {"block": text, "key": "k", "nsr": 0.25, "params": 10, "macs": 100}
     return Results.model_validate(
         {
-            "version": 3,
+            "version": 4,
             "name": text,
             "seed": 0,
             "data": text,
@@ -255,6 +257,14 @@ def test_results_read_as_written_and_refuse_unknown_fields() -> None:
     assert Results.model_validate(value) == results()
     with pytest.raises(ValueError, match="extra"):
         Results.model_validate(value | {"more": 1})
+
+
+def test_a_latency_of_an_earlier_run_has_no_tail() -> None:
+    earlier = {"median_ms": 2.0, "p20_ms": 1.9, "p90_ms": 2.1, "n": 50, "ci_percent": 1.5}
+    known = Latency.model_validate(earlier)
+    assert known == Latency.model_validate(LATENCY | {"p90_ms": None, "p99_ms": None})
+    front = [FrontPoint(**point("a", 2.0, None) | {"latency": known})]
+    assert "not told / not told" in _table(front)
 
 
 def test_failed_blocks_are_shown_with_their_reason() -> None:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from donna_ray.config import DeviceConfig, Scenario, SearchConfig
-from donna_ray.errors import DonnaError
+from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.latency.farm import check_device
 from donna_ray.search.ask_tell import Search, SearchSetup
 from donna_ray.search.scenario import result_of
 from donna_ray.search.strategies.feasible import Feasible
-from donna_ray.search.study.ledger import measured
+from donna_ray.search.study.ledger import Outcome, measured
 from donna_ray.search.study.problem import KnownCost, SearchProblem
 from tests.search_problems import device_of, drive, outcome_of, search_on, toy
 
@@ -87,6 +88,58 @@ def test_front_keeps_the_limit_with_its_whole_interval(interval: float, tmp_path
             result_of(scenario, search, {})
 
 
+@pytest.mark.parametrize("strategy", ["frontier", "nsga2"])
+def test_measured_memory_is_kept_within_its_limit(strategy: str, tmp_path: Path) -> None:
+    """Memory grows with what makes a network accurate, so without the limit the front breaks it."""
+    problem = replace(toy((8,) * 4), memory_limit_mb=14.0)
+    search = search_on(tmp_path / "journal", problem, strategy=strategy, memory_limit="14MB")
+    device, asked = device_of(problem), list[tuple[int, ...]]()
+    for batch in iter(lambda: search.ask(4), []):
+        asked += batch
+        search.tell((each, with_memory(problem, each, device(each), sum(each))) for each in batch)
+    scenario = Scenario("default", DeviceConfig(), search.setup.config)
+    front = [sum(point["architecture"]) for point in result_of(scenario, search, {})["front"]]
+    assert 10 <= max(front) <= 14
+    if strategy == "frontier":
+        later = [sum(each) <= 14 for each in asked[-15:]]
+        assert sum(later) >= 12  # of all networks, half would
+    again = search_on(tmp_path / "journal", problem, strategy=strategy, memory_limit="14MB")
+    assert list(again.ledger.excess("memory_limit_mb")) == [sum(each) - 14 for each in asked]
+    smallest = min(map(sum, asked))
+    tight = replace(problem, memory_limit_mb=smallest - 0.5)
+    search.setup = replace(search.setup, problem=tight)
+    with pytest.raises(DonnaError, match=rf"memory_limit must be .* takes {smallest} MB"):
+        result_of(scenario, search, {})
+
+
+def with_memory(
+    problem: SearchProblem, architecture: tuple[int, ...], ms: float, memory_mb: float | None
+) -> Outcome:
+    (accuracy,) = problem.accuracy.predict_all([architecture])
+    latency = {"median_ms": ms, "peak_memory_mb": memory_mb, "device": "a board"}
+    return measured(accuracy, latency)
+
+
+def test_a_limit_on_memory_that_is_not_told_is_an_error(tmp_path: Path) -> None:
+    problem = replace(toy(), memory_limit_mb=14.0)
+    search = search_on(tmp_path / "journal", problem)
+    [first, *_] = search.ask(2)
+    with pytest.raises(
+        DonnaError, match=r"memory_limit must be of a device that .* 'a board' does"
+    ):
+        search.tell([(first, with_memory(problem, first, 1.0, None))])
+    telling, silent = (
+        DeviceConfig(),
+        DeviceConfig(settings={"provider": "XnnpackExecutionProvider"}),
+    )
+    check_device(telling, with_memory=True)
+    check_device(silent)
+    with pytest.raises(
+        ConfigError, match=r"memory_limit .*'onnxruntime' with .*Xnnpack.* does not"
+    ):
+        check_device(silent, with_memory=True)
+
+
 def test_two_tight_limits_are_searched_within(tmp_path: Path) -> None:
     free = toy((30,) * 5)
     limits = {"params": 2.5 * least_of(free, "params"), "macs": 5 * least_of(free, "macs")}
@@ -130,6 +183,7 @@ def test_search_refuses_limits_that_nothing_keeps(tmp_path: Path) -> None:
     [
         ({"latency_limit": "2.5ms"}, r"search\.latency_limit must be kept by the problem"),
         ({"latency_limit": "0.8x"}, r"search\.latency_limit must be kept by the problem"),
+        ({"memory_limit": "60MB"}, r"search\.memory_limit must be kept by the problem"),
         ({"params_limit": 90}, r"search\.params_limit must be kept by the problem, but is 90"),
         ({"macs_limit": "0.5x"}, r"search\.macs_limit must be kept"),
         ({"objectives": ["params"], "strategy": "nsga2"}, r"search\.objectives must be those"),

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import shutil
 import subprocess
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from device_farm.failures import DeviceError, ModelError
+from device_farm.timing.protocol import Timed
 
 __all__ = ["RunPlan", "Runner", "Unit", "file_digest"]
 
 Unit = Literal["s", "ms", "us", "ns"]
 _SECONDS: Mapping[Unit, float] = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _CONVERSION_LIMIT_S = 600
+_VERSION_LIMIT_S = 60
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,14 @@ class Runner(BaseModel, ABC):
         return f"{self.binary.name} {hashlib.sha256(hashes.encode()).hexdigest()[:12]}"
 
     @property
+    def converter(self) -> str | None:
+        """What converts: the files among its words by their SHA-256, and what `--version` prints.
+
+        Of `python -m onnx2tf -i {onnx} …` it is asked of `python -m onnx2tf`. None without one.
+        """
+        return _converter(self.convert, _stamps(self.convert)) if self.convert else None
+
+    @property
     def suffix(self) -> str:
         """The file name extension of models."""
         return ".onnx"
@@ -81,12 +95,26 @@ class Runner(BaseModel, ABC):
     def readings(self) -> list[tuple[str, Unit]]:
         """Regular expressions whose one group is a latency, with its unit; the best is the last."""
 
-    def seconds(self, output: str, results: str, plan: RunPlan) -> list[float]:
+    @property
+    def cost_readings(self) -> dict[str, tuple[str, float]]:
+        """By cost of `Measurement`: a regular expression whose one group is it, and its unit."""
+        return {}
+
+    def costs(self, output: str, results: str) -> dict[str, float]:
+        """What else was printed or written: the most of each cost."""
+        text, found = f"{output}\n{results}", {}
+        for name, (pattern, unit) in self.cost_readings.items():
+            with suppress(ValueError):  # not there, or no number
+                figures = map(float, re.findall(pattern, text, re.MULTILINE))
+                found[name] = max(figures) * unit
+        return found
+
+    def seconds(self, output: str, results: str, plan: RunPlan) -> Timed:
         """Seconds of each of `plan.runs` runs, out of what was printed and written.
 
         The first of `readings` that has a figure for each run, warm-up first or left out, counts.
         Else it is the last of them that is found, and its last figure, a statistic of the runs
-        say, counts for each run: then p20 and p90 are those over blocks.
+        say, counts for each run: then, unless there is one run, nothing is known of single runs.
 
         Raises:
             DeviceError: There are no figures.
@@ -99,11 +127,11 @@ class Runner(BaseModel, ABC):
             except ValueError:
                 continue
             if len(figures) in (plan.runs, plan.warmup + plan.runs):
-                return figures[-plan.runs :]
+                return Timed(figures[-plan.runs :], figures[-plan.runs :])
             if len(figures) <= 2:  # of the warm-up, too; more are runs, and some are missing
                 statistic = figures[-1:] or statistic
         if statistic:
-            return statistic * plan.runs
+            return Timed(statistic * plan.runs, statistic if plan.runs == 1 else None)
         tail = " ".join(output.split())[-400:]
         raise DeviceError(
             f"{self.binary.name} printed no latency that runner {self.kind!r} can read: "
@@ -131,6 +159,31 @@ def filled(word: str, places: Mapping[str, object]) -> str:
     for place, value in places.items():
         word = word.replace(f"{{{place}}}", str(value))
     return word
+
+
+def _stamps(words: Sequence[str]) -> tuple[tuple[Path, int], ...]:
+    """The files among words, the program's first, each with its time in ns."""
+    program = shutil.which(words[0]) or words[0]
+    files = [Path(word) for word in (program, *words[1:]) if os.path.isfile(word)]
+    return tuple((path, path.stat().st_mtime_ns) for path in files)
+
+
+@cache  # until a file is another one: a converter may take long to start
+def _converter(words: tuple[str, ...], stamps: tuple[tuple[Path, int], ...]) -> str:
+    asked = takewhile(lambda word: ("{" not in word and word[:1] != "-") or word == "-m", words)
+    try:
+        told = subprocess.run(
+            [*asked, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_VERSION_LIMIT_S,
+        )
+        version = told.stdout if told.returncode == 0 else ""
+    except (OSError, subprocess.TimeoutExpired):
+        version = ""
+    facts = [version.strip(), *(file_digest(path) for path, _ in stamps)]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 
 def _convert(command: list[str], target: Path) -> bytes:

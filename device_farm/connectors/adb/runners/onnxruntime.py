@@ -29,3 +29,11 @@ class OnnxRuntimeRunner(Runner):
             (r"^[^,\n]*,([0-9.eE+-]+),\d+,\d+,\d+\r?$", "s"),
             (r"P50 Latency(?:: | is )([0-9.eE+-]+) ?s", "s"),
         ]
+
+    @property
+    def cost_readings(self) -> dict[str, tuple[str, float]]:
+        """Memory is that of the whole program, the runtime included."""
+        return {
+            "init_ms": (r"^Session creation time cost: ([0-9.eE+-]+) s", 1e3),
+            "peak_memory_mb": (r"^(?:Peak working set size: ?|[^,\n]*,[0-9.eE+-]+,)(\d+)", 1e-6),
+        }

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from device_farm.connectors.adb.runners.base import Runner, RunPlan, Unit
+from device_farm.timing.protocol import Timed
 
 __all__ = ["TfliteRunner"]
 
@@ -48,7 +49,18 @@ class TfliteRunner(Runner):
         found: list[tuple[str, Unit]] = [(f"{average}$", "us"), (f"{average} ms", "ms")]
         return found + [(rf"^(?:INFO: )?count=.*\b{name}={_NUMBER}", "us") for name in _STATISTICS]
 
-    def seconds(self, output: str, results: str, plan: RunPlan) -> list[float]:
+    @property
+    def cost_readings(self) -> dict[str, tuple[str, float]]:
+        """Memory is what the program took more than before it loaded the model, in MiB."""
+        return {
+            "init_ms": (rf"\bInit: {_NUMBER}", 1e-3),
+            "peak_memory_mb": (
+                rf"Memory footprint delta from the start of the tool \(MB\):.* overall={_NUMBER}",
+                2**20 / 1e6,
+            ),
+        }
+
+    def seconds(self, output: str, results: str, plan: RunPlan) -> Timed:
         """See `Runner.seconds`; of the statistics only the last, those of the runs, count."""
         last = _COUNT.findall(output)[-1:]
         return super().seconds("\n".join([_COUNT.sub("", output), *last]), results, plan)

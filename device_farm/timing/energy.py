@@ -1,0 +1,31 @@
+"""What a run costs in energy, where the device counts it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from device_farm.timing.protocol import Runs
+
+__all__ = ["Meter", "energy_mj"]
+
+Meter = Callable[[], float]
+"""Joules that the device has used, from whenever on: differences count."""
+
+_LEAST_S = 1.0
+"""Counters are renewed every 100 ms or so."""
+
+
+def energy_mj(candidate: Runs, meter: Meter | None, ms_a_run: float) -> float | None:
+    """Millijoules a run: of all that the meter sees while the model runs for a second, idle too.
+
+    Returns:
+        None without a meter, or if it stands still.
+    """
+    if meter is None:
+        return None
+    runs = math.ceil(1e3 * _LEAST_S / ms_a_run)
+    before = meter()
+    candidate(runs)
+    used = meter() - before
+    return 1e3 * used / runs if used > 0 else None
