@@ -13,9 +13,11 @@ Nothing is kept but the ledger's trials: another process goes on from them.
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import product
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
@@ -24,6 +26,7 @@ from donna_ray.predictor.model import Floats
 from donna_ray.search.exact.accuracy import AccuracyModel
 from donna_ray.search.exact.front import Indices, exact_front, nondominated, thinned
 from donna_ray.search.strategies.candidates import exchanged, informative, spread_from
+from donna_ray.search.strategies.contract import Strategy
 from donna_ray.search.strategies.gain import Stairs, expected_gain
 from donna_ray.search.strategies.success import block_success, success_probability
 from donna_ray.search.study.ledger import Ledger
@@ -48,26 +51,22 @@ _USELESS = 0.25  # probability that a block is not at fault, below which it is l
 _WORKS = 0.5  # probability of being measurable, below which others go first
 
 
-class Frontier:
-    """See the module.
+class Frontier(Strategy):
+    """See the module."""
 
-    Attributes:
-        infeasible: the limit on latency cannot be kept, by all that is known.
-
-    Args:
-        problem: what is searched.
-        evaluations: how many candidates may be asked for in all.
-        seed: with it and the ledger's trials the proposals are decided.
-    """
-
-    def __init__(self, problem: SearchProblem, evaluations: int, seed: int) -> None:
-        self._problem, self._seed = problem, seed
+    def __init__(
+        self,
+        problem: SearchProblem,
+        evaluations: int,
+        seed: int,
+        options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(problem, evaluations, seed, options)
         self._sizes = [len(stage.choices) for stage in problem.space.stages]
         self._surrogate = Surrogate(problem.features)
         share = int(_DESIGN_SHARE * evaluations)
         self._design_size = max(min(_DESIGN_PER_STAGE * len(self._sizes), share), 4)
         self._fitted_to = 0
-        self.infeasible = False
 
     def ask(self, ledger: Ledger, count: int) -> list[Architecture]:
         """Hands out up to `count` architectures; fewer if no more are left."""
@@ -75,7 +74,7 @@ class Frontier:
             self.infeasible = False
         if self.infeasible:
             return []
-        generator = np.random.default_rng([self._seed, ledger.trials])
+        generator = np.random.default_rng([self.seed, ledger.trials])
         asked: list[Architecture] = []
 
         def hand_out(architectures: Sequence[Architecture]) -> None:
@@ -108,7 +107,7 @@ class Frontier:
     @cached_property
     def _proxy_front(self) -> Indices:
         """That of accuracy and MACs, within the limits: it needs no measurement."""
-        problem = self._problem
+        problem = self.problem
         macs = problem.known.get("macs")
         tables = macs.tables if macs else [np.ones(len(each)) for each in problem.accuracy.tables]
         every = [np.arange(len(each)) for each in tables]
@@ -119,7 +118,7 @@ class Frontier:
         """The design: half of it along the front of proxies, half by variance; and some more."""
         front, count = self._proxy_front, self._design_size
         along = thinned(front, (count + 1) // 2)
-        pool = self._samples(_DESIGN_POOL, np.random.default_rng([self._seed, 2**32 - 1]))
+        pool = self._samples(_DESIGN_POOL, np.random.default_rng([self.seed, 2**32 - 1]))
         order = self._surrogate.spread_out(pool, along, count)
         # The ends first, so that the range is known early; then both halves in turn.
         ends_first = [*along[:1], *along[-1:], *along[1:-1]]
@@ -132,14 +131,14 @@ class Frontier:
         Where limits leave too few of those drawn, the others are reached by exchanging single
         stages of the exact front's networks, and of the smallest ones.
         """
-        sizes, keeps = self._sizes, self._problem.keeps_limits
-        if self._problem.space.size <= _WHOLE:
+        sizes, keeps = self._sizes, self.problem.keeps_limits
+        if self.problem.space.size <= _WHOLE:
             rows = generator.permutation(np.array(list(product(*map(range, sizes)))))
             return rows[keeps(rows)][:count]
         rows = generator.integers(sizes, size=(4 * count, len(sizes)))
         rows = rows[keeps(rows)][:count]
-        if len(rows) < count and self._problem.limited:
-            rows = np.concatenate([rows, self._proxy_front, self._problem.fewest])
+        if len(rows) < count and self.problem.limited:
+            rows = np.concatenate([rows, self._proxy_front, self.problem.fewest])
             rows = spread_from(rows, sizes, keeps, count)
         return rows[:count]
 
@@ -163,7 +162,7 @@ class Frontier:
         if len(ledger.measured) > self._fitted_to:
             rows = np.array(list(ledger.measured))
             latency = np.array([each[1] for each in ledger.measured.values()])
-            kept = informative(self._problem.accuracy.predict(rows), latency)
+            kept = informative(self.problem.accuracy.predict(rows), latency)
             self._surrogate.fit(rows[kept], latency[kept])
             self._fitted_to = len(rows)
 
@@ -174,7 +173,7 @@ class Frontier:
 
         Only of some blocks of each stage; if those do not keep the limits, none.
         """
-        tables, room = self._problem.cost_tables(latency)
+        tables, room = self.problem.cost_tables(latency)
         gains, tables = (
             [table[kept] for table, kept in zip(each, usable, strict=True)]
             for each in (accuracy.tables, tables)
@@ -189,32 +188,32 @@ class Frontier:
         Of a small space all, else the surrogate's exact front and what is near it.
         """
         usable = self._usable(ledger)
-        if self._problem.space.size <= _WHOLE:
+        if self.problem.space.size <= _WHOLE:
             rows = self._samples(_WHOLE, generator)
             works = [np.isin(own, kept) for own, kept in zip(rows.T, usable, strict=True)]
             rows = rows[np.all(works, axis=0)]
         else:
             _, tables = self._surrogate.tables()
-            front = thinned(self._exact(tables, self._problem.accuracy, usable), _FRONT)
+            front = thinned(self._exact(tables, self.problem.accuracy, usable), _FRONT)
             parents = generator.choice(front, _NEAR * bool(len(front)))
             near = exchanged(parents, usable, generator)
-            rows = np.concatenate([front, near[self._problem.keeps_limits(near)]])
+            rows = np.concatenate([front, near[self.problem.keeps_limits(near)]])
         unknown = [row for row in map(tuple, rows.tolist()) if not ledger.knows(row)]
         return np.array(list(dict.fromkeys(unknown)), dtype=np.int64).reshape(-1, len(self._sizes))
 
     def _evolved(self, ledger: Ledger, count: int) -> list[Architecture]:
         """A share of `count`, whatever the surrogate says of them: see 3. of the module."""
         measured, values = np.array([*ledger.measured]), np.array([*ledger.measured.values()])
-        limit = self._problem.latency_limit_ms
+        limit = self.problem.latency_limit_ms
         kept = np.flatnonzero(values[:, 1] <= (np.inf if limit is None else limit))
         if not len(kept):
             return []
         front = kept[nondominated(values[kept, 0], values[kept, 1:2])]
-        generator = np.random.default_rng([self._seed, ledger.trials, 1])
+        generator = np.random.default_rng([self.seed, ledger.trials, 1])
         parents = generator.choice(front, _NEAR)
         rows = exchanged(measured[parents], self._usable(ledger), generator)
-        better = self._problem.accuracy.predict(rows) > values[parents, 0]
-        rows = rows[better & self._problem.keeps_limits(rows)]
+        better = self.problem.accuracy.predict(rows) > values[parents, 0]
+        rows = rows[better & self.problem.keeps_limits(rows)]
         unknown = [row for row in map(tuple, rows.tolist()) if not ledger.knows(row)]
         share = min(_EVOLVED_PER_SURPRISE * self._surrogate.surprise(), _EVOLVED)
         some = self._likely_to_work(ledger, list(dict.fromkeys(unknown)))
@@ -232,8 +231,8 @@ class Frontier:
         """
         if not len(pool):
             return []
-        limit = self._problem.latency_limit_ms
-        accuracy = self._problem.accuracy.predict(pool)
+        limit = self.problem.latency_limit_ms
+        accuracy = self.problem.accuracy.predict(pool)
         mean, deviation = self._surrogate.predict(pool)
         stairs = Stairs.over(self._believed(ledger), np.column_stack([accuracy, mean]), limit)
         works = success_probability(ledger.measured, ledger.failed, pool)
@@ -259,7 +258,7 @@ class Frontier:
         """(accuracy, latency) as the surrogate has it of all that is measured or asked for."""
         rows = np.array([*ledger.measured, *ledger.in_flight])
         mean, _ = self._surrogate.predict(rows, deviation=False)
-        return np.column_stack([self._problem.accuracy.predict(rows), mean])
+        return np.column_stack([self.problem.accuracy.predict(rows), mean])
 
     def _check_limit(self, ledger: Ledger, pool: Indices, limit: float) -> None:
         """Notes that no candidate is likely to keep the limit, when the fastest are measured.
@@ -273,5 +272,5 @@ class Frontier:
         self.infeasible = bool(likely.max() < _UNLIKELY)
 
     def _kept_limit(self, ledger: Ledger) -> bool:
-        limit = self._problem.latency_limit_ms
+        limit = self.problem.latency_limit_ms
         return limit is None or any(values[1] <= limit for values in ledger.measured.values())
