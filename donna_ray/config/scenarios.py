@@ -117,6 +117,7 @@ class DeviceConfig(Section):
 
     Or one of a farm that is served on the cluster (`device-farm serve`): `farm` is the farm's name,
     `name` that of the device, or a model of devices. Kind and settings are then in its farm.yaml.
+    The connector `recorded` is no device: its latencies were measured before (docs/search.md).
     `resources` are what a node of the cluster must offer for it (`{"phone:pixel-8": 1}`): an
     autoscaler is asked for such a node, and the search waits for one.
     """

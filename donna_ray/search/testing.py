@@ -6,6 +6,7 @@ class TestMyStrategy(StrategyConformance):
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -109,6 +110,14 @@ class StrategyConformance:
         searched = self._on(tmp_path / "journal", made_up_problem(limits=limits))
         searched.to_its_end()
         assert searched.problem.keeps_limits(np.array(searched.asked)).all()
+
+    def test_only_what_is_recorded_is_asked_for(self, tmp_path: Path) -> None:
+        rows = np.array(list(product(range(6), repeat=3)))[::7]
+        problem = replace(made_up_problem(limits={"macs": 1400.0}), recorded=rows)
+        searched = self._on(tmp_path / "journal", problem)
+        searched.to_its_end()
+        assert searched.asked
+        assert problem.keeps_limits(np.array(searched.asked)).all()
 
     def test_a_limit_on_latency_is_taken(self, tmp_path: Path) -> None:
         searched = self._on(tmp_path / "journal", made_up_problem(latency_limit_ms=2.0))

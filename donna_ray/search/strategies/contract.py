@@ -67,9 +67,9 @@ class Strategy(ABC):
         """Hands out up to `count` candidates, and returns them.
 
         Each is handed out by ``ledger.ask``. It is one that the ledger does not know
-        (``ledger.knows``), as it is measured, failed or in flight, and keeps the limits on known
-        costs. The answer never waits for those in flight, and is shorter only if there are no
-        others.
+        (``ledger.knows``), as it is measured, failed or in flight. It keeps the limits on known
+        costs, and is recorded where not all are (``problem.keeps_limits`` says both). The answer
+        never waits for those in flight, and is shorter only if there are no others.
         """
 
     @classmethod

@@ -105,10 +105,22 @@ class Frontier(Strategy):
             return self._spread[: self._design_size]
 
     @cached_property
+    def _whole(self) -> Indices | None:
+        """All architectures, where there are few; those that are recorded, where not all are."""
+        if self.problem.recorded is None and self.problem.space.size <= _WHOLE:
+            return np.array(list(product(*map(range, self._sizes))))
+        return self.problem.recorded
+
+    @cached_property
     def _proxy_front(self) -> Indices:
         """That of accuracy and MACs, within the limits: it needs no measurement."""
         problem = self.problem
         macs = problem.known.get("macs")
+        if problem.recorded is not None:
+            rows = problem.recorded[problem.keeps_limits(problem.recorded)]
+            costs = macs.total(rows) if macs else np.ones(len(rows))
+            accuracy = (problem.rough or problem.accuracy).predict(rows)
+            return rows[nondominated(accuracy, costs[:, None])]
         tables = macs.tables if macs else [np.ones(len(each)) for each in problem.accuracy.tables]
         every = [np.arange(len(each)) for each in tables]
         return self._exact(list(tables), problem.rough or problem.accuracy, every)
@@ -126,14 +138,15 @@ class Frontier(Strategy):
         return list(dict.fromkeys(spread))
 
     def _samples(self, count: int, generator: np.random.Generator) -> Indices:
-        """Architectures that keep the limits, at random; all of a small space; maybe none.
+        """Architectures that keep the limits, at random; of a small space, or of those recorded,
+        all; maybe none.
 
         Where limits leave too few of those drawn, the others are reached by exchanging single
         stages of the exact front's networks, and of the smallest ones.
         """
         sizes, keeps = self._sizes, self.problem.keeps_limits
-        if self.problem.space.size <= _WHOLE:
-            rows = generator.permutation(np.array(list(product(*map(range, sizes)))))
+        if self._whole is not None:
+            rows = generator.permutation(self._whole)
             return rows[keeps(rows)][:count]
         rows = generator.integers(sizes, size=(4 * count, len(sizes)))
         rows = rows[keeps(rows)][:count]
@@ -188,7 +201,7 @@ class Frontier(Strategy):
         Of a small space all, else the surrogate's exact front and what is near it.
         """
         usable = self._usable(ledger)
-        if self.problem.space.size <= _WHOLE:
+        if self._whole is not None:
             rows = self._samples(_WHOLE, generator)
             works = [np.isin(own, kept) for own, kept in zip(rows.T, usable, strict=True)]
             rows = rows[np.all(works, axis=0)]

@@ -9,7 +9,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from donna_ray.config import GeneticConfig
 from donna_ray.search.strategies.contract import Strategy
-from donna_ray.search.strategies.feasible import Feasible
+from donna_ray.search.strategies.feasible import Feasible, Recorded
 from donna_ray.search.strategies.genetic import GENERATION, GeneticSampler, nsga2, nsga3
 from donna_ray.search.study.ledger import Ledger, architecture_of, distributions
 from donna_ray.space import Architecture
@@ -23,10 +23,11 @@ _REPAIRS = 100  # of draws that break a limit, to networks that are known; then 
 class Sampled(Strategy):
     """Candidates that an Optuna sampler draws.
 
-    One that breaks a limit on a known cost is repaired (see ``Feasible``). One that is measured
-    already is answered from that; one that is in flight, or that failed, is drawn again. The
-    sampler has converged when a thousand draws in a row bring nothing to measure. Where draws break
-    a limit it has not: then networks that are known get another block in one stage.
+    One that breaks a limit on a known cost, or is not recorded, is repaired (see ``Feasible`` and
+    ``Recorded``). One that is measured already is answered from that; one that is in flight, or
+    that failed, is drawn again. The sampler has converged when a thousand draws in a row bring
+    nothing to measure. Where draws break a limit it has not: then networks that are known get
+    another block in one stage.
     """
 
     several_objectives = True
@@ -43,7 +44,12 @@ class Sampled(Strategy):
         sampler = self._made(int(state[0]))
         self._genetic = sampler if isinstance(sampler, GeneticSampler) else None
         generator = np.random.default_rng([self.seed, trials, 1])
-        self._feasible = Feasible(problem, generator) if problem.limited else None
+        self._feasible: Feasible | Recorded | None = None
+        if problem.recorded is not None:
+            kept = problem.keeps_limits(problem.recorded)
+            self._feasible = Recorded(problem.recorded[kept], generator)
+        elif problem.limited:
+            self._feasible = Feasible(problem, generator)
         self._distributions: dict[str, BaseDistribution] = dict(distributions(problem.space))
         # Drawn together; TPE draws stage by stage, as only so it heeds what is in flight.
         self._searched = {
@@ -77,7 +83,9 @@ class Sampled(Strategy):
             asked += self._exchanged(self._feasible, ledger, count - len(asked))
         return asked
 
-    def _exchanged(self, feasible: Feasible, ledger: Ledger, count: int) -> list[Architecture]:
+    def _exchanged(
+        self, feasible: Feasible | Recorded, ledger: Ledger, count: int
+    ) -> list[Architecture]:
         found = feasible.unknown(ledger, count) if count else []
         for architecture in found:
             ledger.ask(architecture, self._attributes())

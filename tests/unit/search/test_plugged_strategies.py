@@ -105,6 +105,7 @@ class TestInOrder(StrategyConformance):
     [
         ("waits", "those_in_flight_are_not_waited_for", {}),
         ("breaks limits", "limits_on_known_costs_are_kept", {}),
+        ("breaks limits", "only_what_is_recorded_is_asked_for", {}),
         ("draws without seed", "its_seed_decides", {}),
         ("asks for failed ones", "failed_candidates_are_left_alone", {"every": 2}),
         ("asks for measured ones", "no_architecture_is_asked_for_twice", {}),
