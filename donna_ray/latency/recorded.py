@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import PositiveFloat, ValidationError
 
 from device_farm.cache import read_measurements
 from device_farm.connector import faults_in_words
 from device_farm.workload import workload_digest
 from donna_ray.config import DeviceConfig
-from donna_ray.config.values import AbsolutePath, Section
+from donna_ray.config.values import AbsolutePath, Section, absolute
 from donna_ray.errors import ConfigError
 from donna_ray.space import Architecture, SearchSpace
 from donna_ray.storage.artifacts import file_sha256
@@ -139,10 +140,10 @@ def read_record(config: DeviceConfig) -> Record:
         ) from error
 
 
-def recorded_architectures(config: DeviceConfig, space: SearchSpace) -> Any:
+def recorded_architectures(config: DeviceConfig, space: SearchSpace) -> NDArray[np.int64] | None:
     """(n, stages), the only ones that a device can tell the latency of.
 
-    None where that are all, or where the record has models and not architectures.
+    None where those are all, or where the record has models and not architectures.
 
     Raises:
         ConfigError: see ``Record.architectures``.
@@ -155,7 +156,7 @@ def recorded_architectures(config: DeviceConfig, space: SearchSpace) -> Any:
 
 def record_facts(config: DeviceConfig) -> dict[str, Any]:
     """What a search depends on beside the configuration: the content of a table."""
-    path = Path(config.settings.get("path", ""))
+    path = Path(absolute(config.settings.get("path", "")))
     if config.connector != RECORDED or path.suffix not in (".csv", ".json"):
         return {}  # of measurements, the first of a model stays
     return {"record": file_sha256(path)}
