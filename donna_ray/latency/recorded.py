@@ -132,11 +132,11 @@ def read_record(config: DeviceConfig) -> Record:
         if path.suffix == ".json":
             return _of_json(settings, json.loads(path.read_bytes()))
         return _of_measurements(settings)
-    except (OSError, sqlite3.Error, ValueError) as error:
+    except (OSError, sqlite3.Error, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"device.settings.path must be a record (measurements.sqlite, candidates.json, or JSON "
-            f"or CSV of architectures), but {path} cannot be read as one ({error}). Correct the "
-            "path or the file."
+            f"or CSV of architectures), but {path} cannot be read as one "
+            f"({type(error).__name__}: {error}). Correct the path or the file."
         ) from error
 
 
@@ -178,10 +178,7 @@ def _of_measurements(settings: RecordedSettings) -> Record:
             f"name or its settings, but is {settings.device!r}. It has: {known or 'none'}."
         )
     [(device, own)] = kept
-    models = {
-        name: _marked(latency, device, settings) for name, latency in found[device, own].items()
-    }
-    return _record(settings, device, models=models)
+    return _record(settings, device, models=found[device, own])
 
 
 def _of_json(settings: RecordedSettings, content: Any) -> Record:
@@ -192,8 +189,7 @@ def _of_json(settings: RecordedSettings, content: Any) -> Record:
     table, device = {}, settings.device
     for each in content["measured"]:
         device = settings.device or each["latency"]["device"]
-        latency = _marked(each["latency"], device, settings)
-        table[tuple(each["architecture"])] = (each["id"], latency)
+        table[tuple(each["architecture"])] = (each["id"], each["latency"])
     beside = Path(settings.path).with_name("artifact.json")  # of the search that wrote it
     reference = None
     if beside.is_file():
@@ -210,13 +206,13 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _of_table(settings: RecordedSettings, rows: Iterable[tuple[str, Any]]) -> Record:
-    table: dict[Architecture, tuple[None, Latency]] = {}
+    table: dict[Architecture, tuple[str | None, Latency]] = {}
     reference = None
     for name, value in rows:
         milliseconds = float(value)
         if not (math.isfinite(milliseconds) and milliseconds > 0):
             raise ValueError(f"latencies must be above 0 ms, but that of {name} is {value}")
-        latency = _marked(_told(milliseconds), settings.device or "", settings)
+        latency = _told(milliseconds)
         if name == _REFERENCE:
             reference = latency
             continue
@@ -248,8 +244,19 @@ def _record(
         raise ValueError("it has no latencies")
     if settings.reference_ms is not None:
         reference = _told(settings.reference_ms)
-    reference = reference and _marked(reference, device, settings)
-    return Record(settings.path, device, models or {}, table or {}, {}, reference)
+    name = device.removesuffix(_SUFFIX)
+
+    def marked(latency: Latency) -> Latency:
+        return _marked(latency, name + _SUFFIX, settings)
+
+    return Record(
+        path=settings.path,
+        device=name,
+        models={digest: marked(latency) for digest, latency in (models or {}).items()},
+        table={own: (network, marked(ms)) for own, (network, ms) in (table or {}).items()},
+        networks={},
+        reference=None if reference is None else marked(reference),
+    )
 
 
 def _told(milliseconds: float) -> Latency:
@@ -259,13 +266,11 @@ def _told(milliseconds: float) -> Latency:
 
 
 def _marked(latency: Latency, device: str, settings: RecordedSettings) -> Latency:
-    """As recorded, with the device and how it was measured there."""
+    """As recorded, with the device and how it was measured there, at first."""
     origin = {name: latency[name] for name in ("connector", "settings") if name in latency}
-    own = settings.model_dump()
-    if latency.get("connector") != RECORDED:
-        own["recorded"] = origin
-    name = device.removesuffix(_SUFFIX) + _SUFFIX
-    return {**latency, "device": name, "connector": RECORDED, "settings": own}
+    origin = latency.get("settings", {}).get(RECORDED, origin)
+    own = {**settings.model_dump(), RECORDED: origin}
+    return {**latency, "device": device, "connector": RECORDED, "settings": own}
 
 
 def _is_in(architecture: Architecture, sizes: list[int]) -> bool:

@@ -125,6 +125,13 @@ def test_candidates_of_an_earlier_search_are_a_record(tmp_path: Path) -> None:
     }
     assert (reference["median_ms"], reference["device"]) == (6.0, "Pixel 8 (recorded)")
     assert recorded_architectures(config, SPACE).tolist() == [[1, 2]]
+    again = tmp_path / "of a record.json"
+    again.write_text(json.dumps({"measured": [{**known, "latency": own}]}))
+    twice = replayed(device(again)).submit(model((1, 2)))
+    assert (twice["device"], twice["settings"]["recorded"]) == (
+        "Pixel 8 (recorded)",
+        own["settings"]["recorded"],
+    )
     (tmp_path / "candidates.json").write_text(json.dumps({"measured": [other]}))
     with pytest.raises(ConfigError, match="all of its 1 architectures are of another"):
         replayed(config)
@@ -160,6 +167,13 @@ def test_measurements_of_a_farm_answer_by_the_model(tmp_path: Path) -> None:
         ("a.csv", CSV + "abc,1\n", {"device": "x"}, r"such as 3-0-17.*'abc'"),
         ("a.csv", CSV + "1-3,1\n", {"device": "x"}, r"of 1-2 at most, but one is 1-3"),
         ("a.csv", "architecture,latency_ms\n", {"device": "x"}, r"no latencies"),
+        (
+            "a.json",
+            '{"measured": [{}]}',
+            {"device": "x"},
+            r"cannot be read as one \(KeyError: 'id'",
+        ),
+        ("a.json", '{"0-0": [1]}', {"device": "x"}, r"cannot be read as one .*list"),
         ("a.json", "[]", {"device": "x"}, r"must be a mapping"),
         ("a.sqlite", "not SQLite", {}, r"not a database"),
         ("a.json", None, {"device": "x"}, r"No such file"),
