@@ -7,13 +7,13 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from device_farm.timing.measurement import Measurement
 
-__all__ = ["MeasurementCache", "MeasurementKey"]
+__all__ = ["MeasurementCache", "MeasurementKey", "read_measurements"]
 
 _LOCK_LIMIT_S = 60.0
 _LOCK_PAUSE_S = 0.02
@@ -143,3 +143,16 @@ class MeasurementCache:
     def _write(self, statement: str, *values: str | float) -> None:
         with self._lock, self._named():
             self._db.execute(statement, values)
+
+
+def read_measurements(path: str | Path) -> Iterator[tuple[MeasurementKey, Measurement]]:
+    """What a file of measurements has, of all devices; the file is left as it is.
+
+    Raises:
+        sqlite3.Error: It cannot be opened, or is no such file.
+        ValueError: A record is of another version.
+    """
+    with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
+        rows = db.execute("SELECT workload, model, settings, record FROM measurements")
+        for *key, record in rows:
+            yield MeasurementKey(*key), Measurement.from_json(json.loads(record))

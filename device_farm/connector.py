@@ -16,13 +16,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from device_farm.failures import DeviceLost
+from device_farm.plugins import plugin, plugin_names
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
 from device_farm.timing.protocol import PROTOCOL, ProtocolSettings, Runs, time_candidate
@@ -273,21 +273,21 @@ class Connector(ABC, Generic[HandleT]):
 
 def connector_names() -> list[str]:
     """The kinds of device known here: built in, or registered by an entry point."""
-    return sorted(_BUILT_IN.keys() | {point.name for point in entry_points(group=_ENTRY_POINTS)})
+    return sorted(_BUILT_IN.keys() | set(plugin_names(_ENTRY_POINTS)))
 
 
 def connector_type(name: str) -> type[Connector[Any]]:
     """Finds a kind of device by its name; a built-in one goes before an entry point.
 
     Raises:
-        ValueError: No such kind is known.
+        ValueError: No such kind is known, several packages register it, or its cannot be imported.
     """
     kind: type[Connector[Any]]
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
         kind = getattr(importlib.import_module(module), attribute)
-    elif points := entry_points(group=_ENTRY_POINTS, name=name):
-        kind = next(iter(points)).load()
+    elif found := plugin(_ENTRY_POINTS, name):
+        kind = found
     else:
         raise ValueError(
             f"a connector must be one of {', '.join(connector_names())}, but got {name!r}: "

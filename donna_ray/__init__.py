@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from donna_ray.search.ask_tell import Search, SearchSetup
     from donna_ray.search.exact.accuracy import AccuracyModel
     from donna_ray.search.exact.front import exact_front
+    from donna_ray.search.strategies.contract import Strategy
+    from donna_ray.search.study.ledger import Ledger
     from donna_ray.search.study.problem import KnownCost, SearchProblem
     from donna_ray.search.tuner import BatchSearcher, candidates_of
     from donna_ray.space import (
@@ -69,6 +71,7 @@ __all__ = [
     "DonnaError",
     "FinetuneConfig",
     "KnownCost",
+    "Ledger",
     "LibraryConfig",
     "PredictorConfig",
     "RecordStore",
@@ -84,6 +87,7 @@ __all__ = [
     "Stage",
     "StageShape",
     "StagedNetwork",
+    "Strategy",
     "build_block",
     "build_reference",
     "build_space",
@@ -108,6 +112,8 @@ _HOMES = {
     "search.ask_tell": "Search SearchSetup",
     "search.exact.accuracy": "AccuracyModel",
     "search.exact.front": "exact_front",
+    "search.strategies.contract": "Strategy",
+    "search.study.ledger": "Ledger",
     "search.study.problem": "KnownCost SearchProblem",
     "search.tuner": "BatchSearcher candidates_of",
     "space": "BlockSpec SearchSpace Stage StageShape build_block build_space register_block",

@@ -72,13 +72,16 @@ STEPS: dict[str, Callable[[Run, Done], Artifact]] = {
 
 
 def check(config: RunConfig) -> None:
-    """Refuse what cannot work before anything is computed: device, data, model, blocks.
+    """Refuse what cannot work before anything is computed: device, strategy, data, model, blocks.
 
     Raises:
         ConfigError: with the key, the value and the remedy.
     """
+    from donna_ray.search.strategies.registry import check_strategy
+
     for scenario in config.all_scenarios():
         check_device(scenario.device, scenario.search.memory_limit is not None)
+        check_strategy(scenario.search)
     check_data(config.data)
     check_features(config)
     register_modules(config.space.modules)

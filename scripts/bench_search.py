@@ -20,12 +20,13 @@ exact_front_20x1000_s       of 20 stages of 1,000 blocks; likewise 5 of 384, in 
 
     python scripts/bench_search.py
     python scripts/bench_search.py --laws
-    python scripts/bench_search.py --tables cells.csv
+    python scripts/bench_search.py --tables cells.csv [--strategy NAME]
     python scripts/bench_search.py --device [--measurements 150] [--seeds 3]
 
 With --laws: `frontier` and `nsga2` (population 24) on each law of `search_problem.py`: the median
 of 3 seeds after 60, 130, 260 and 500 measurements. With --tables: the same on cells that were
-measured on a phone and a GPU, with an accuracy that is made up (some 20 s of CPU).
+measured on a phone and a GPU, with an accuracy that is made up (some 20 s of CPU). With --strategy,
+which may be given several times: these in place of the two, also those of installed packages.
 
 With --device: frontier and nsga2 on this CPU, with the preset `micro` and a made-up accuracy, which
 rises with a block's MACs; the networks of both fronts are measured again by a long protocol, and
@@ -70,6 +71,7 @@ from donna_ray.config import SearchConfig
 from donna_ray.predictor.model import Floats
 from donna_ray.search.ask_tell import Search, SearchSetup
 from donna_ray.search.exact.front import Indices, exact_front
+from donna_ray.search.strategies.registry import strategy_names
 from donna_ray.search.study.problem import KnownCost, SearchProblem
 from donna_ray.search.tuner import BatchSearcher, evaluate_with_tune
 
@@ -88,6 +90,7 @@ def main() -> None:
     parser.add_argument("--device", action="store_true")
     parser.add_argument("--laws", action="store_true")
     parser.add_argument("--tables", type=Path)
+    parser.add_argument("--strategy", action="append", choices=strategy_names())
     parser.add_argument("--measurements", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
@@ -98,7 +101,8 @@ def main() -> None:
         if arguments.tables:
             laws |= {name: read_cells(arguments.tables, name) for name in MEASURED_ON}
         with tempfile.TemporaryDirectory() as folder:
-            figures = quality_by_law(laws, Path(folder), arguments.seeds)
+            strategies = arguments.strategy or ["frontier", "nsga2"]
+            figures = quality_by_law(laws, strategies, Path(folder), arguments.seeds)
     else:
         law = make_problem(seed=0)
         with tempfile.TemporaryDirectory() as folder:
@@ -163,11 +167,13 @@ def made_laws() -> dict[str, Law]:
     return laws | {form: make_form(form, number) for number, form in enumerate(FORMS, 10)}
 
 
-def quality_by_law(laws: dict[str, Law], folder: Path, seeds: int) -> dict[str, float]:
+def quality_by_law(
+    laws: dict[str, Law], strategies: Sequence[str], folder: Path, seeds: int
+) -> dict[str, float]:
     figures = {}
     for name, law in laws.items():
         shares = shares_of(law)
-        for strategy in ("frontier", "nsga2"):
+        for strategy in strategies:
             own = folder / name / strategy
             found = [
                 shares(searched(law, own, strategy, BUDGETS[-1], seed, population=24), BUDGETS)

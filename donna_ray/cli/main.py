@@ -150,14 +150,16 @@ def show_space(
 
 @config_app.command()
 def check(config: ConfigArgument, overrides: SetOption = None) -> None:
-    """Check all of a configuration that can be without the data: values, device, model, blocks."""
+    """Check what can be without the data: values, device, strategy, model, blocks."""
     _, loaded = _configuration(config, overrides)
 
     from donna_ray.latency.farm import check_device
     from donna_ray.reference.facts import space_facts
+    from donna_ray.search.strategies.registry import check_strategy
 
     for scenario in loaded.all_scenarios():
         check_device(scenario.device, scenario.search.memory_limit is not None)
+        check_strategy(scenario.search)
     facts = space_facts(loaded)
     print(f"{config} can be run: {facts['blocks']} blocks, {facts['size']:.3g} networks.")
 

@@ -26,6 +26,7 @@ from donna_ray.config.models import (
 )
 from donna_ray.config.scenarios import (
     DeviceConfig,
+    GeneticConfig,
     Scenario,
     ScenarioConfig,
     SearchConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "FamilyRecipe",
     "FinetuneConfig",
     "FinetuneRecipe",
+    "GeneticConfig",
     "LibraryConfig",
     "PredictorConfig",
     "RacingConfig",

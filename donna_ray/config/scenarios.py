@@ -16,6 +16,7 @@ from donna_ray.config.values import LatencyLimit, MemoryLimit, Section, limit_of
 
 __all__ = [
     "DeviceConfig",
+    "GeneticConfig",
     "Scenario",
     "ScenarioConfig",
     "SearchConfig",
@@ -30,16 +31,28 @@ def latency_ms(limit: str, reference_ms: float) -> float:
     return known[0] * (reference_ms if known[1] == "x" else 1)
 
 
-class SearchConfig(Section):
+class GeneticConfig(Section):
+    """What `nsga2` and `nsga3` take.
+
+    The probabilities are those of crossing two parents, of taking a stage from the second one, and
+    of drawing a stage anew (null: one of them a candidate).
+    """
+
+    population: Annotated[int, Field(ge=2)] = 24
+    crossover_probability: Annotated[float, Field(ge=0, le=1)] = 0.9
+    swapping_probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+    mutation_probability: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+class SearchConfig(GeneticConfig):
     """How the front is searched, how many candidates are measured, and the limits they must keep.
 
-    `strategy` is `frontier` (few measurements, by a model of the device's latency) or a sampler of
-    Optuna: `nsga2` (the paper's), `nsga3`, `tpe`, `random`. `evaluations` is the most candidates
-    that are measured, `batch_size` how many at a time. With `min_gain` the search stops earlier,
-    when a measurement brings less hypervolume than this share of it all, on the average over 30.
-
-    `population` and the probabilities are of `nsga2` and `nsga3`: of crossing two parents, of
-    taking a stage from the second one, and of drawing a stage anew (null: one of them a candidate).
+    `strategy` is `frontier` (few measurements, by a model of the device's latency), a sampler of
+    Optuna: `nsga2` (the paper's), `nsga3`, `tpe`, `random`, or one that an installed package
+    registers, with its `options`. `evaluations` is the most candidates that are measured,
+    `batch_size` how many at a time. With `min_gain` the search stops earlier, when a measurement
+    brings less hypervolume than this share of it all, on the average over 30. `population` and the
+    probabilities are of `nsga2` and `nsga3` (``GeneticConfig``).
 
     `latency_limit` is milliseconds (`2.5ms`) or a multiple of the reference's latency (`0.8x`);
     `memory_limit` megabytes (`60MB`) of measured peak memory, or a multiple likewise;
@@ -49,14 +62,11 @@ class SearchConfig(Section):
     needed for that. The memory of weights is 4 bytes a parameter in fp32.
     """
 
-    strategy: Literal["frontier", "nsga2", "nsga3", "tpe", "random"] = "frontier"
+    strategy: str = "frontier"
+    options: dict[str, Any] = Field(default_factory=dict)
     evaluations: PositiveInt = 200
     batch_size: PositiveInt = 12
     min_gain: PositiveFloat | None = None
-    population: Annotated[int, Field(ge=2)] = 24
-    crossover_probability: Annotated[float, Field(ge=0, le=1)] = 0.9
-    swapping_probability: Annotated[float, Field(ge=0, le=1)] = 0.5
-    mutation_probability: Annotated[float, Field(ge=0, le=1)] | None = None
     latency_limit: LatencyLimit | None = None
     memory_limit: MemoryLimit | None = None
     params_limit: PositiveInt | str | None = None
@@ -117,6 +127,7 @@ class DeviceConfig(Section):
 
     Or one of a farm that is served on the cluster (`device-farm serve`): `farm` is the farm's name,
     `name` that of the device, or a model of devices. Kind and settings are then in its farm.yaml.
+    The connector `recorded` is no device: its latencies were measured before (docs/search.md).
     `resources` are what a node of the cluster must offer for it (`{"phone:pixel-8": 1}`): an
     autoscaler is asked for such a node, and the search waits for one.
     """

@@ -103,7 +103,7 @@ def measured_points(
         scenario: {name: space.specs(each) for name, each in asked.items() if name not in there}
         for scenario, there in found.items()
     }
-    for scenario, latencies in _measured(run, reference, missing).items():
+    for scenario, latencies in _measured(run, reference, space, missing).items():
         found[scenario] |= latencies
     return {
         scenario: [
@@ -115,7 +115,7 @@ def measured_points(
 
 
 def _measured(
-    run: Run, reference: Artifact, missing: dict[str, Specs]
+    run: Run, reference: Artifact, space: SearchSpace, missing: dict[str, Specs]
 ) -> dict[str, dict[str, Latency]]:
     devices = {each.name: each.device for each in run.config.all_scenarios() if missing[each.name]}
     if not devices:
@@ -124,7 +124,7 @@ def _measured(
     lowering = lowering_of(run, reference, teacher)
     run.connect()
     cache = run.root / "search" / "measurements.sqlite"
-    farms = start_farms(devices, cache, run.say, pool_of(run).lend)
+    farms = start_farms(devices, cache, run.say, pool_of(run).lend, space)
     try:
         asked = {
             scenario: {

@@ -24,7 +24,9 @@ from device_farm import (
 from device_farm.ending import one_line
 from donna_ray.config import DeviceConfig
 from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.latency.recorded import RECORDED, Record, read_record
 from donna_ray.run.session import RaySession
+from donna_ray.space import SearchSpace
 from donna_ray.workers.demand import demanded
 
 __all__ = [
@@ -84,9 +86,13 @@ def check_device(config: DeviceConfig, with_memory: bool = False) -> None:
         with_memory: it must tell a model's memory. Of a served farm that is seen once it measures.
 
     Raises:
-        ConfigError: an unknown connector, settings that it does not take, or, without a named
-            cluster, more CPUs than this process may use; memory that it does not tell.
+        ConfigError: an unknown connector, settings that it does not take, a record that cannot be
+            read, or, without a named cluster, more CPUs than this process may use; memory that it
+            does not tell.
     """
+    if config.connector == RECORDED:
+        read_record(config)
+        return
     try:
         device = make_connector(config.connector, _DEVICE, config.settings)
     except ValueError as error:
@@ -129,6 +135,7 @@ def start_farms(
     cache_path: Path,
     say: Callable[[str], None] = print,
     lend: Lend = _nothing,
+    space: SearchSpace | None = None,
 ) -> dict[str, "LatencyFarm"]:
     """The way to each device, by name, on the Ray cluster that this process is connected to.
 
@@ -141,10 +148,14 @@ def start_farms(
         say: told what is waited for.
         lend: called once with the CPUs of this host that the devices need, infinite where they need
             more than that; True if the caller holds as many and they are to use those.
+        space: of the networks that are measured; a table's architectures are its.
 
     Raises:
-        DonnaError: a device cannot be used, or a served farm is not there.
+        DonnaError: a device cannot be used, a served farm is not there, or a record is of another
+            space.
     """
+    recorded = {name: config for name, config in devices.items() if config.connector == RECORDED}
+    devices = {name: config for name, config in devices.items() if name not in recorded}
     served = {name: config for name, config in devices.items() if config.farm is not None}
     own = {name: config for name, config in devices.items() if config.farm is None}
     with ExitStack() as stack:
@@ -152,6 +163,7 @@ def start_farms(
         lent = lend(sum(map(_cpus_of, devices.values())))
         farms = {name: _join(config, say) for name, config in served.items()}
         farms |= _start(own, cache_path, lent)
+        farms |= {name: _replayed(name, each, space, say) for name, each in recorded.items()}
         at_end = stack.pop_all()
     for farm in farms.values():
         farm.at_end = at_end
@@ -207,6 +219,19 @@ def _start(
         name: LatencyFarm(farm, called[config.model_dump_json()], is_ours=True)
         for name, config in devices.items()
     }
+
+
+def _replayed(
+    name: str, config: DeviceConfig, space: SearchSpace | None, say: Callable[[str], None]
+) -> "RecordedFarm":
+    record = read_record(config)
+    if space is not None:
+        record = record.within(space)
+        networks = f"{len(record.networks):,} of the space's {space.size:,} networks, and no others"
+        models = f"{len(record.models):,} models, and others fail"
+        found = models if record.models else f"{networks} are searched"
+        say(f"  {name}: {record.device} as recorded: {found}")
+    return RecordedFarm(record)
 
 
 def _connect(name: str) -> Farm:
@@ -272,7 +297,7 @@ class LatencyFarm:
 
     def submit(self, model: bytes) -> Any:
         """Queue an ONNX model for the device; a reference for ``wait``."""
-        reference = self._farm.submit(model, self._device)
+        reference = self._farm.submit(bytes(model), self._device)  # the farm knows no network
         self._asked.add(reference)
         return reference
 
@@ -329,3 +354,41 @@ class LatencyFarm:
                 return
             for reference in self._asked:
                 ray.cancel(reference)
+
+
+class RecordedFarm(LatencyFarm):
+    """Answers from a record, at once: the references are the answers."""
+
+    def __init__(self, record: Record) -> None:
+        self._record, self.at_end = record, ExitStack()
+
+    def submit(self, model: bytes, repeat: int = 0) -> "Latency | Unmeasured":
+        """What is recorded of an ONNX model, or of its network."""
+        network = getattr(model, "network", None)
+        found = self._record.latency(model, network, repeat)
+        if found is not None:
+            return found
+        path = self._record.path
+        if network is None:
+            remedy = "give it as device.settings.reference_ms"
+            return Unmeasured(f"the reference is not in the record {path}: {remedy}", of_model=True)
+        return Unmeasured(f"{network} is not in the record {path}", of_model=True)
+
+    def wait(self, references: Sequence[Any]) -> list[Latency]:
+        """See ``LatencyFarm``."""
+        for each in references:
+            if isinstance(each, Unmeasured):
+                raise DonnaError(f"A network must be recorded, but {each.reason}.")
+        return list(references)
+
+    def settle(self, references: Sequence[Any]) -> list["Latency | Unmeasured"]:
+        """See ``LatencyFarm``."""
+        return list(references)
+
+    def devices(self) -> int:
+        """One: that of the record."""
+        return 1
+
+    def close(self) -> None:
+        """There is nothing to stop."""
+        self.at_end.close()

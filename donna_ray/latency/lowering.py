@@ -15,11 +15,21 @@ from donna_ray.onnx_export import export_onnx
 from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.run.run import Run
-from donna_ray.space import BlockSpec, build_block, record_id, register_modules
+from donna_ray.space import BlockSpec, build_block, network_id, record_id, register_modules
 from donna_ray.storage.artifacts import Artifact, write_atomic
 from donna_ray.training.loop import seeded
 
-__all__ = ["Lowering", "lowering_of", "stitch"]
+__all__ = ["CandidateModel", "Lowering", "lowering_of", "stitch"]
+
+
+class CandidateModel(bytes):
+    """A network's serialised ONNX model.
+
+    Attributes:
+        network: id of the network.
+    """
+
+    network: str
 
 
 class Lowering:
@@ -35,7 +45,7 @@ class Lowering:
         self._reference, self._folder, self._modules = reference, folder, modules
         self._graphs: dict[str, onnx.ModelProto] = {}
 
-    def model(self, specs: Sequence[BlockSpec]) -> bytes:
+    def model(self, specs: Sequence[BlockSpec]) -> CandidateModel:
         """The candidate of these blocks as a serialised ONNX model; the same bytes each time."""
         register_modules(self._modules)
         reference, last = self._reference, len(specs)
@@ -45,7 +55,9 @@ class Lowering:
             *(self._block(number, spec) for number, spec in enumerate(specs)),
             self._graph("head", lambda: reference.head, head_shape, (f"edge{last}", "output")),
         ]
-        return stitch(parts).SerializeToString(deterministic=True)
+        model = CandidateModel(stitch(parts).SerializeToString(deterministic=True))
+        model.network = network_id(specs)
+        return model
 
     def _block(self, number: int, spec: BlockSpec) -> onnx.ModelProto:
         shape = self._reference.shapes[number]

@@ -21,7 +21,7 @@ def scenario_sections(results: Results, scenario: Scenario) -> str:
     name = f"{scenario.name}: " if len(results.scenarios) > 1 else ""
     return "".join(
         [
-            _simulated(scenario),
+            _origin(scenario),
             section(
                 _title(name, "accuracy against latency"),
                 f"On {device.model} ({device.connector}), where the reference takes "
@@ -52,12 +52,14 @@ def _title(name: str, words: str) -> str:
     return f"{name}{words}" if name else words.capitalize()
 
 
-def _simulated(scenario: Scenario) -> str:
-    if not scenario.device.simulated:
-        return ""
-    return (
-        '<section class="warning">Latency '
-        f"of {escape(scenario.name)} comes from a simulated device.</section>"
+def _origin(scenario: Scenario) -> str:
+    device = scenario.device
+    origins = ["a simulated device"] if device.simulated else []
+    if device.connector == "recorded":
+        origins.append(f"a record, and was not measured by this run: {escape(device.model)}")
+    return "".join(
+        f'<section class="warning">Latency of {escape(scenario.name)} comes from {each}.</section>'
+        for each in origins
     )
 
 

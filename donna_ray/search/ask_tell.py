@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -12,35 +11,17 @@ from donna_ray.errors import DonnaError
 from donna_ray.latency.farm import peak_memory
 from donna_ray.predictor.model import Floats
 from donna_ray.search.exact.hypervolume import hypervolume, reference_point
-from donna_ray.search.strategies.frontier import Frontier
-from donna_ray.search.strategies.sampler import Sampled
+from donna_ray.search.strategies.registry import make_strategy
 from donna_ray.search.study.ledger import Ledger, Outcome, check_outcome, failure_of
 from donna_ray.search.study.problem import SearchProblem
 from donna_ray.space import Architecture
 
-__all__ = ["Search", "SearchSetup", "Strategy"]
+__all__ = ["Search", "SearchSetup"]
 
 _FAILURES = 20  # in a row, after which the device is at fault and not the candidates
 _FEW = 3  # failures at the end of a search, which may be the candidates' own fault
 _TRIES = 3  # of a candidate whose whole batch is lost, or that fails in one process after the other
 _GAIN_OVER = 30  # measurements that the gain of hypervolume is taken over
-
-
-class Strategy(Protocol):
-    """Which candidates are measured next.
-
-    It keeps nothing of its own that another process could not have from the ledger. Not for several
-    threads at once.
-    """
-
-    infeasible: bool
-    """The limit on latency cannot be kept, by all that is known: nothing more is asked."""
-
-    def ask(self, ledger: Ledger, count: int) -> list[Architecture]:
-        """Hands out up to `count` candidates that the ledger does not know, by ``Ledger.ask``.
-
-        It never waits for those in flight. Fewer, or none, if there are no others.
-        """
 
 
 @dataclass(frozen=True)
@@ -78,8 +59,8 @@ class Search:
         broken: why the search cannot go on, or None.
 
     Raises:
-        DonnaError: no network keeps the limits, the problem is not that of the configuration, or
-            the journal is of another one.
+        DonnaError: no network keeps the limits, the problem is not that of the configuration, the
+            journal is of another one, or the strategy is not there or takes other options.
     """
 
     def __init__(self, setup: SearchSetup) -> None:
@@ -89,7 +70,7 @@ class Search:
         objectives = setup.problem.objectives
         self.ledger = Ledger(setup.journal, setup.problem.space, objectives=objectives)
         self.broken: str | None = None
-        self._strategy = _strategy(setup, self.ledger.trials)
+        self._strategy = make_strategy(setup.problem, setup.config, setup.seed)
         suspected = self.ledger.suspected
         self._waiting = [each for each in self.ledger.lost if each not in suspected]
         self._doubted = list(suspected)  # by an earlier process
@@ -167,10 +148,42 @@ class Search:
         wanted = min(count, self.setup.config.evaluations - known)
         if wanted <= 0 or self._short == self.done or self._enough():
             return []
-        new = self._strategy.ask(self.ledger, wanted)
+        new = self._handed_out(wanted)
         if len(new) < wanted:
             self._short = self.done
         return new
+
+    def _handed_out(self, wanted: int) -> list[Architecture]:
+        """By the strategy, which may be another package's.
+
+        Raises:
+            DonnaError: it failed, or broke its contract; what it handed out so is not measured.
+        """
+        before, name = len(self.ledger.in_flight), self.setup.config.strategy
+        try:
+            said = self._strategy.ask(self.ledger, wanted)
+        except DonnaError:
+            raise
+        except Exception as error:
+            raise DonnaError(
+                f"The strategy {name!r} raised {type(error).__name__}: {error}. Mend it, or set "
+                "another search.strategy; what is measured is kept."
+            ) from error
+        new = list(self.ledger.in_flight)[before:]
+        if list(said) == new and len(new) <= wanted and self._keeps_limits(new):
+            return new
+        for architecture in new:
+            self.ledger.tell(architecture, {"failure": "its strategy broke the contract"}, {})
+        raise DonnaError(
+            f"The strategy {name!r} must return what it handed out by Ledger.ask, at most as many "
+            f"as are wanted, within the limits, but returned {said!r:.200}. Mend it: "
+            "donna_ray.search.testing.StrategyConformance shows where."
+        )
+
+    def _keeps_limits(self, architectures: Sequence[Architecture]) -> bool:
+        return not architectures or bool(
+            self.setup.problem.keeps_limits(np.array(architectures)).all()
+        )
 
     def _probe(self, count: int) -> list[Architecture]:
         """Suspects of an earlier process, to be tried once more."""
@@ -245,12 +258,6 @@ class Search:
             if _gain(values, self.setup.problem.latency_limit_ms) < least:
                 self._exhausted = True
         return self._exhausted
-
-
-def _strategy(setup: SearchSetup, trials: int) -> Strategy:
-    if setup.config.strategy == "frontier":
-        return Frontier(setup.problem, setup.config.evaluations, setup.seed)
-    return Sampled(setup.problem, setup.config, setup.seed, trials)
 
 
 def _check_agreement(config: SearchConfig, problem: SearchProblem) -> None:

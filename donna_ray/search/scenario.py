@@ -1,6 +1,7 @@
 """One device's search: what is searched, and the front that it found."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from donna_ray.config import Scenario, SearchConfig
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.assemble import choice_table, library_space
 from donna_ray.latency.farm import Latency, peak_memory, surely_ms
+from donna_ray.latency.recorded import recorded_architectures
 from donna_ray.predictor.model import AccuracyPredictor
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.search.ask_tell import Search, SearchSetup
@@ -64,7 +66,11 @@ def problem_of(
 def searcher_of(
     scenario: Scenario, problem: SearchProblem, seed: int, folder: Path
 ) -> BatchSearcher:
-    """Goes on from the journal in this folder, if there is one."""
+    """Goes on from the journal in this folder, if there is one.
+
+    Where the device is a record, only what is recorded is asked for.
+    """
+    problem = replace(problem, recorded=recorded_architectures(scenario.device, problem.space))
     return BatchSearcher(SearchSetup(problem, scenario.search, seed, folder / "study.journal"))
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from donna_ray.config import Scenario
 from donna_ray.errors import DonnaError, MissingArtifactError
+from donna_ray.finetune.assemble import library_space
 from donna_ray.latency.farm import Latency, LatencyFarm, peak_memory, start_farms
 from donna_ray.latency.lowering import lowering_of
+from donna_ray.latency.recorded import record_facts
 from donna_ray.onnx_export import export_onnx
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import load_reference
@@ -50,7 +52,9 @@ def search_step(run: Run, reference: Artifact, library: Artifact, predictor: Art
         "seed": run.config.seed,
     }
     folders = {
-        name: StepFolder(run.root, f"search/{name}", common | _inputs(each))
+        name: StepFolder(
+            run.root, f"search/{name}", common | _inputs(each) | record_facts(each.device)
+        )
         for name, each in scenarios.items()
     }
     missing = [each for name, each in scenarios.items() if folders[name].load() is None]
@@ -137,7 +141,8 @@ class _Searches:
         run.connect()
         cache = run.root / "search" / "measurements.sqlite"
         devices = {each.name: each.device for each in self._missing}
-        served = start_farms(devices, cache, run.say, pool_of(run).lend)
+        space = library_space(self._library)
+        served = start_farms(devices, cache, run.say, pool_of(run).lend, space)
         try:
             latencies = self._reference_latencies(teacher, served)
             lowering = lowering_of(run, self._reference, teacher)

@@ -26,7 +26,7 @@ from donna_ray.space.build import build_space
 from donna_ray.space.check import check_space
 from donna_ray.space.modules import register_modules
 from donna_ray.space.names import architecture_named, check_name
-from donna_ray.space.space import Architecture, SearchSpace, Stage, encode
+from donna_ray.space.space import Architecture, SearchSpace, Stage, encode, network_id
 
 __all__ = [
     "UNSHRUNK",
@@ -45,6 +45,7 @@ __all__ = [
     "check_name",
     "check_space",
     "encode",
+    "network_id",
     "record_id",
     "register_block",
     "register_modules",

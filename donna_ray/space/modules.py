@@ -4,9 +4,9 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 
+from device_farm.plugins import plugin, plugin_names
 from donna_ray.errors import ConfigError
 from donna_ray.space.block import block_families
 from donna_ray.storage.artifacts import digest
@@ -64,12 +64,13 @@ def _load_file(path: Path) -> None:
 
 
 def _load_entry_point(name: str) -> None:
-    points = entry_points(group=_GROUP)
-    found = [point for point in points if point.name == name]
-    if not found:
-        known = ", ".join(sorted(point.name for point in points)) or "none"
+    if name not in (known := plugin_names(_GROUP)):
         raise ConfigError(
             f"space.modules must name Python files (NAME.py) or entry points of the group {_GROUP} "
-            f"({known} installed), but has {name!r}. Correct the name or install the package."
+            f"({', '.join(known) or 'none'} installed), but has {name!r}. Correct the name or "
+            "install the package."
         )
-    found[0].load()
+    try:
+        plugin(_GROUP, name)
+    except ValueError as error:
+        raise ConfigError(f"space.modules: {error}.") from error

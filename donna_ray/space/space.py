@@ -12,10 +12,15 @@ from donna_ray.errors import DonnaError
 from donna_ray.space.block import BlockSpec, StageShape
 from donna_ray.storage.artifacts import digest
 
-__all__ = ["Architecture", "SearchSpace", "Stage", "encode"]
+__all__ = ["Architecture", "SearchSpace", "Stage", "encode", "network_id"]
 
 Architecture = tuple[int, ...]
 """One choice index a stage. Hashable; valid for one space only (see ``SearchSpace.id_of``)."""
+
+
+def network_id(specs: Sequence[BlockSpec]) -> str:
+    """Of the network of these blocks, one a stage."""
+    return digest([spec.to_json() for spec in specs])
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class SearchSpace:
 
     def id_of(self, architecture: Architecture) -> str:
         """Digest of the block specs, not of the indices: an extended space keeps old ids."""
-        return digest([spec.to_json() for spec in self.specs(architecture)])
+        return network_id(self.specs(architecture))
 
     def sample(self, count: int, seed: int) -> list[Architecture]:
         """Distinct architectures, uniformly at random; a longer sample begins with a shorter one.

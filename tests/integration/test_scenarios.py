@@ -30,8 +30,17 @@ def with_scenarios(run: Path, *scenarios: dict[str, Any], **finetune: Any) -> Pa
 
 def test_each_scenario_has_its_front(one_ray: None, copy_of_finished: Path) -> None:
     small = {"strategy": "nsga3", "evaluations": 16, "population": 8, "objectives": ["params"]}
+    [measured] = copy_of_finished.glob("search/default/*/candidates.json")
+    table = {
+        "-".join(map(str, each["architecture"])): 1 + number / 10
+        for number, each in enumerate(json.loads(measured.read_bytes())["measured"])
+    }
+    file = copy_of_finished.parent / "table.json"
+    file.write_text(json.dumps({"reference": 10.0, **table}))
+    recorded = {"connector": "recorded", "settings": {"path": str(file), "device": "Pixel 3"}}
     file = with_scenarios(
         copy_of_finished,
+        {"name": "replayed", "device": recorded},
         {"name": "phone", "device": PHONE},
         {"name": "light", "device": PHONE, "search": small},
         {"name": "board", "device": BOARD, "search": {"latency_limit": "1x"}},
@@ -40,8 +49,11 @@ def test_each_scenario_has_its_front(one_ray: None, copy_of_finished: Path) -> N
     completed = donna_here("run", str(file), f"--out={copy_of_finished}")
     assert completed.returncode == 0, completed.stderr
     results = Results.model_validate(results_of(copy_of_finished))
-    phone, light, board = results.scenarios
+    replayed, phone, light, board = results.scenarios
+    assert replayed.search.candidates == replayed.search.measured_architectures == len(table)
+    assert {latency for latency, _ in replayed.search.points} == set(table.values())
     assert [each.device.model for each in results.scenarios] == [
+        "Pixel 3 (recorded)",
         *["phone (simulated)"] * 2,
         "board (simulated)",
     ]

@@ -19,7 +19,7 @@ FLOORS = {  # from the lowest to the highest; rooms of one floor do not import e
     "finetune | export, predictor | report, search | pipeline, plan, timm_models | cli | "
     "__init__, __main__",
     "donna_ray.search": f"exact | surrogate | study | strategies | {REST}",
-    "device_farm": "device_spec, ending, failures, reading | inputs | workload | timing | "
+    "device_farm": "device_spec, ending, failures, plugins, reading | inputs | workload | timing | "
     "connector, cache | connectors, farm, testing | cli | __init__, __main__",
 }
 

@@ -2,12 +2,13 @@
 
 import numpy as np
 
+from donna_ray.search.exact.front import Indices
 from donna_ray.search.strategies.candidates import spread_from
 from donna_ray.search.study.ledger import Ledger
 from donna_ray.search.study.problem import SearchProblem
 from donna_ray.space import Architecture
 
-__all__ = ["Feasible"]
+__all__ = ["Feasible", "Recorded"]
 
 _SLACK = 1e-9  # of a limit, relative: sums of floats
 
@@ -60,3 +61,26 @@ class Feasible:
         near = spread_from(rows, sizes, self._problem.keeps_limits, len(rows) + count)
         fresh = map(tuple, self._generator.permutation(near).tolist())
         return [each for each in fresh if not ledger.knows(each)][:count]
+
+
+class Recorded:
+    """Likewise where only some architectures can be told the latency of.
+
+    Args:
+        rows: (n, stages), those; they keep the limits.
+        generator: of what is left to chance.
+    """
+
+    def __init__(self, rows: Indices, generator: np.random.Generator) -> None:
+        self._rows, self._generator = rows, generator
+
+    def repaired(self, architecture: Architecture) -> Architecture:
+        """The same where it is one of them; else one that differs in the fewest stages."""
+        differing = (self._rows != architecture).sum(axis=1)
+        nearest = np.flatnonzero(differing == differing.min())
+        return tuple(self._rows[self._generator.choice(nearest)].tolist())
+
+    def unknown(self, ledger: Ledger, count: int) -> list[Architecture]:
+        """Up to `count` that a ledger does not know."""
+        rows = map(tuple, self._generator.permutation(self._rows).tolist())
+        return [each for each in rows if not ledger.knows(each)][:count]

@@ -16,9 +16,11 @@ Nothing is kept but the ledger's trials: another process goes on from them.
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import product
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
@@ -27,6 +29,7 @@ from donna_ray.predictor.model import Floats
 from donna_ray.search.exact.accuracy import AccuracyModel
 from donna_ray.search.exact.front import Indices, exact_front, nondominated, thinned
 from donna_ray.search.strategies.candidates import exchanged, informative, spread_from
+from donna_ray.search.strategies.contract import Strategy
 from donna_ray.search.strategies.gain import Stairs, expected_gain
 from donna_ray.search.strategies.success import block_success, success_probability
 from donna_ray.search.study.ledger import Ledger
@@ -51,26 +54,22 @@ _USELESS = 0.25  # probability that a block is not at fault, below which it is l
 _WORKS = 0.5  # probability of being measurable, below which others go first
 
 
-class Frontier:
-    """See the module.
+class Frontier(Strategy):
+    """See the module."""
 
-    Attributes:
-        infeasible: the limit on latency cannot be kept, by all that is known.
-
-    Args:
-        problem: what is searched.
-        evaluations: how many candidates may be asked for in all.
-        seed: with it and the ledger's trials the proposals are decided.
-    """
-
-    def __init__(self, problem: SearchProblem, evaluations: int, seed: int) -> None:
-        self._problem, self._seed = problem, seed
+    def __init__(
+        self,
+        problem: SearchProblem,
+        evaluations: int,
+        seed: int,
+        options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(problem, evaluations, seed, options)
         self._sizes = [len(stage.choices) for stage in problem.space.stages]
         self._surrogate = Surrogate(problem.features)
         share = int(_DESIGN_SHARE * evaluations)
         self._design_size = max(min(_DESIGN_PER_STAGE * len(self._sizes), share), 4)
         self._fitted_to = 0
-        self.infeasible = False
 
     def ask(self, ledger: Ledger, count: int) -> list[Architecture]:
         """Hands out up to `count` architectures; fewer if no more are left."""
@@ -78,7 +77,7 @@ class Frontier:
             self.infeasible = False
         if self.infeasible:
             return []
-        generator = np.random.default_rng([self._seed, ledger.trials])
+        generator = np.random.default_rng([self.seed, ledger.trials])
         asked: list[Architecture] = []
 
         def hand_out(architectures: Sequence[Architecture]) -> None:
@@ -109,10 +108,22 @@ class Frontier:
             return self._spread[: self._design_size]
 
     @cached_property
+    def _whole(self) -> Indices | None:
+        """All architectures, where there are few; those that are recorded, where not all are."""
+        if self.problem.recorded is None and self.problem.space.size <= _WHOLE:
+            return np.array(list(product(*map(range, self._sizes))))
+        return self.problem.recorded
+
+    @cached_property
     def _proxy_front(self) -> Indices:
         """That of accuracy and MACs, within the limits: it needs no measurement."""
-        problem = self._problem
+        problem = self.problem
         macs = problem.known.get("macs")
+        if problem.recorded is not None:
+            rows = problem.recorded[problem.keeps_limits(problem.recorded)]
+            costs = macs.total(rows) if macs else np.ones(len(rows))
+            accuracy = (problem.rough or problem.accuracy).predict(rows)
+            return rows[nondominated(accuracy, costs[:, None])]
         tables = macs.tables if macs else [np.ones(len(each)) for each in problem.accuracy.tables]
         every = [np.arange(len(each)) for each in tables]
         return self._exact(list(tables), problem.rough or problem.accuracy, every)
@@ -122,7 +133,7 @@ class Frontier:
         """The design: half of it along the front of proxies, half by variance; and some more."""
         front, count = self._proxy_front, self._design_size
         along = thinned(front, (count + 1) // 2)
-        pool = self._samples(_DESIGN_POOL, np.random.default_rng([self._seed, 2**32 - 1]))
+        pool = self._samples(_DESIGN_POOL, np.random.default_rng([self.seed, 2**32 - 1]))
         order = self._surrogate.spread_out(pool, along, count)
         # The ends first, so that the range is known early; then both halves in turn.
         ends_first = [*along[:1], *along[-1:], *along[1:-1]]
@@ -130,19 +141,20 @@ class Frontier:
         return list(dict.fromkeys(spread))
 
     def _samples(self, count: int, generator: np.random.Generator) -> Indices:
-        """Architectures that keep the limits, at random; all of a small space; maybe none.
+        """Architectures that keep the limits, at random; of a small space, or of those recorded,
+        all; maybe none.
 
         Where limits leave too few of those drawn, the others are reached by exchanging single
         stages of the exact front's networks, and of the smallest ones.
         """
-        sizes, keeps = self._sizes, self._problem.keeps_limits
-        if self._problem.space.size <= _WHOLE:
-            rows = generator.permutation(np.array(list(product(*map(range, sizes)))))
+        sizes, keeps = self._sizes, self.problem.keeps_limits
+        if self._whole is not None:
+            rows = generator.permutation(self._whole)
             return rows[keeps(rows)][:count]
         rows = generator.integers(sizes, size=(4 * count, len(sizes)))
         rows = rows[keeps(rows)][:count]
-        if len(rows) < count and self._problem.limited:
-            rows = np.concatenate([rows, self._proxy_front, self._problem.fewest])
+        if len(rows) < count and self.problem.limited:
+            rows = np.concatenate([rows, self._proxy_front, self.problem.fewest])
             rows = spread_from(rows, sizes, keeps, count)
         return rows[:count]
 
@@ -166,7 +178,7 @@ class Frontier:
         if len(ledger.measured) > self._fitted_to:
             rows = np.array(list(ledger.measured))
             latency = np.array([each[1] for each in ledger.measured.values()])
-            kept = informative(self._problem.accuracy.predict(rows), latency)
+            kept = informative(self.problem.accuracy.predict(rows), latency)
             self._surrogate.fit(rows[kept], latency[kept])
             self._fitted_to = len(rows)
 
@@ -177,7 +189,7 @@ class Frontier:
 
         Only of some blocks of each stage; if those do not keep the limits, none.
         """
-        tables, room = self._problem.cost_tables(latency)
+        tables, room = self.problem.cost_tables(latency)
         gains, tables = (
             [table[kept] for table, kept in zip(each, usable, strict=True)]
             for each in (accuracy.tables, tables)
@@ -192,33 +204,33 @@ class Frontier:
         Of a small space all, else the surrogate's exact front and what is near it.
         """
         usable = self._usable(ledger)
-        if self._problem.space.size <= _WHOLE:
+        if self._whole is not None:
             rows = self._samples(_WHOLE, generator)
             works = [np.isin(own, kept) for own, kept in zip(rows.T, usable, strict=True)]
             rows = rows[np.all(works, axis=0)]
         else:
             _, tables = self._surrogate.tables()
-            front = thinned(self._exact(tables, self._problem.accuracy, usable), _FRONT)
+            front = thinned(self._exact(tables, self.problem.accuracy, usable), _FRONT)
             parents = generator.choice(front, _NEAR * bool(len(front)))
             near = exchanged(parents, usable, generator)
-            rows = np.concatenate([front, near[self._problem.keeps_limits(near)]])
+            rows = np.concatenate([front, near[self.problem.keeps_limits(near)]])
         unknown = [row for row in map(tuple, rows.tolist()) if not ledger.knows(row)]
         return np.array(list(dict.fromkeys(unknown)), dtype=np.int64).reshape(-1, len(self._sizes))
 
     def _evolved(self, ledger: Ledger, count: int) -> list[Architecture]:
         """A share of `count`, whatever the surrogate says of them: see 3. of the module."""
         measured, values = np.array([*ledger.measured]), np.array([*ledger.measured.values()])
-        limit = self._problem.latency_limit_ms
+        limit = self.problem.latency_limit_ms
         is_fast = values[:, 1] <= (np.inf if limit is None else limit)
         kept = np.flatnonzero(is_fast & self._kept_memory(ledger))
         if not len(kept):
             return []
         front = kept[nondominated(values[kept, 0], values[kept, 1:2])]
-        generator = np.random.default_rng([self._seed, ledger.trials, 1])
+        generator = np.random.default_rng([self.seed, ledger.trials, 1])
         parents = generator.choice(front, _NEAR)
         rows = exchanged(measured[parents], self._usable(ledger), generator)
-        better = self._problem.accuracy.predict(rows) > values[parents, 0]
-        rows = rows[better & self._problem.keeps_limits(rows)]
+        better = self.problem.accuracy.predict(rows) > values[parents, 0]
+        rows = rows[better & self.problem.keeps_limits(rows)]
         unknown = [row for row in map(tuple, rows.tolist()) if not ledger.knows(row)]
         share = min(_EVOLVED_PER_SURPRISE * self._surrogate.surprise(), _EVOLVED)
         some = self._likely_to_work(ledger, list(dict.fromkeys(unknown)))
@@ -236,8 +248,8 @@ class Frontier:
         """
         if not len(pool):
             return []
-        limit = self._problem.latency_limit_ms
-        accuracy = self._problem.accuracy.predict(pool)
+        limit = self.problem.latency_limit_ms
+        accuracy = self.problem.accuracy.predict(pool)
         mean, deviation = self._surrogate.predict(pool)
         stairs = Stairs.over(self._believed(ledger), np.column_stack([accuracy, mean]), limit)
         works = success_probability(ledger.measured, ledger.failed, pool)
@@ -268,20 +280,20 @@ class Frontier:
         if not len(rows):
             return np.empty((0, 2))
         mean, _ = self._surrogate.predict(rows, deviation=False)
-        return np.column_stack([self._problem.accuracy.predict(rows), mean])
+        return np.column_stack([self.problem.accuracy.predict(rows), mean])
 
     def _kept_memory(self, ledger: Ledger) -> np.ndarray:
         """Whether each measured architecture keeps the limit on memory, (n,)."""
-        if self._problem.memory_limit_mb is None:
+        if self.problem.memory_limit_mb is None:
             return np.ones(len(ledger.measured), dtype=bool)
         return np.asarray(ledger.excess("memory_limit_mb") <= 0)
 
     def _keeps_memory(self, ledger: Ledger, rows: Indices) -> Floats:
         """The probability that architectures keep it, (n,)."""
-        limit = self._problem.memory_limit_mb
+        limit = self.problem.memory_limit_mb
         if limit is None:
             return np.ones(len(rows))
-        memory = Surrogate(self._problem.features)
+        memory = Surrogate(self.problem.features)
         memory.fit(np.array([*ledger.measured]), limit + ledger.excess("memory_limit_mb"))
         mean, deviation = memory.predict(rows)
         return np.asarray(ndtr((limit - mean) / np.maximum(deviation, 1e-12 * limit)))
@@ -298,5 +310,5 @@ class Frontier:
         self.infeasible = bool(likely.max() < _UNLIKELY)
 
     def _kept_limit(self, ledger: Ledger) -> bool:
-        limit = self._problem.latency_limit_ms
+        limit = self.problem.latency_limit_ms
         return limit is None or any(values[1] <= limit for values in ledger.measured.values())

@@ -16,7 +16,7 @@ from optuna.samplers import BaseGASampler, NSGAIIISampler, NSGAIISampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from donna_ray.config import SearchConfig
+from donna_ray.config import GeneticConfig
 
 __all__ = ["GENERATION", "GeneticSampler", "nsga2", "nsga3"]
 
@@ -72,19 +72,19 @@ class _Nsga3(GeneticSampler, NSGAIIISampler):
     pass
 
 
-def nsga2(config: SearchConfig, seed: int) -> GeneticSampler:
+def nsga2(config: GeneticConfig, seed: int) -> GeneticSampler:
     """NSGA-II."""
     return _make(_Nsga2, config, seed)
 
 
-def nsga3(config: SearchConfig, seed: int) -> GeneticSampler:
+def nsga3(config: GeneticConfig, seed: int) -> GeneticSampler:
     """NSGA-III."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return _make(_Nsga3, config, seed)
 
 
-def _make(kind: type[_Nsga2] | type[_Nsga3], config: SearchConfig, seed: int) -> GeneticSampler:
+def _make(kind: type[_Nsga2] | type[_Nsga3], config: GeneticConfig, seed: int) -> GeneticSampler:
     return kind(
         population_size=config.population,
         mutation_prob=config.mutation_probability,

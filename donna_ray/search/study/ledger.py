@@ -138,7 +138,15 @@ class Ledger:
         Args:
             architecture: not known yet.
             attributes: of the sampler, for its trial.
+
+        Raises:
+            DonnaError: it is known.
         """
+        if self.knows(architecture):
+            raise DonnaError(
+                f"A strategy must ask for no architecture twice, but did for {architecture}. Leave "
+                "out those that Ledger.knows."
+            )
         self.in_flight[architecture] = self._create(
             TrialState.RUNNING, architecture, system_attrs=dict(attributes or {})
         )

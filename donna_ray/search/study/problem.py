@@ -11,7 +11,7 @@ from donna_ray.predictor.model import Floats
 from donna_ray.search.exact.accuracy import AccuracyModel
 from donna_ray.search.exact.front import ExactFront, Indices, exact_front
 from donna_ray.search.surrogate.block_features import BlockFeatures
-from donna_ray.space import SearchSpace
+from donna_ray.space import Architecture, SearchSpace
 
 __all__ = ["KnownCost", "SearchProblem"]
 
@@ -49,6 +49,7 @@ class SearchProblem:
         objectives: known costs that are minimised beside latency.
         rough: a stand-in for accuracy, known before there is a predictor; by it the first
             candidates are chosen, so that they can be measured by then.
+        recorded: (n, stages), the only architectures whose latency can be told; None for all.
     """
 
     space: SearchSpace
@@ -58,6 +59,7 @@ class SearchProblem:
     memory_limit_mb: float | None = None
     objectives: Sequence[str] = ()
     rough: AccuracyModel | None = None
+    recorded: Indices | None = None
 
     def further(self, architectures: Indices) -> Floats:
         """The objectives beside accuracy and latency, (n, len(objectives))."""
@@ -84,11 +86,19 @@ class SearchProblem:
         return found
 
     def keeps_limits(self, architectures: Indices) -> np.ndarray:
-        """(n,), whether all limits on known costs are kept."""
+        """(n,), whether all limits on known costs are kept, and the latency can be told at all."""
         kept = np.ones(len(architectures), dtype=bool)
         for excess in self.violations(architectures).values():
             kept &= excess <= 0
+        if self.recorded is not None:
+            known = self._known_to_record
+            kept &= np.array([each in known for each in map(tuple, architectures.tolist())], bool)
         return kept
+
+    @cached_property
+    def _known_to_record(self) -> frozenset[Architecture]:
+        rows = [] if self.recorded is None else self.recorded.tolist()
+        return frozenset(map(tuple, rows))
 
     def cost_tables(self, latency: list[Floats]) -> tuple[list[Floats], list[float]]:
         """Costs for ``exact_front``: latency, then every limited one; and their limits.
@@ -114,6 +124,12 @@ class SearchProblem:
             self._check_one(name, [])
         for number, name in reversed(list(enumerate(self.limited))):
             self._check_one(name, self.limited[number + 1 :])  # which can be kept together
+        if self.recorded is not None and not self.keeps_limits(self.recorded).any():
+            raise DonnaError(
+                f"One of the {len(self.recorded)} recorded networks must keep "
+                f"{' and '.join(f'search.{name}_limit' for name in self.limited)}, but none does. "
+                "Raise the limits, or measure on the device."
+            )
 
     def _check_one(self, name: str, others: Sequence[str]) -> None:
         least = float(self._fewest(name, others).costs[0, 0]) + self.known[name].fixed

@@ -129,6 +129,17 @@ def test_page_warns_of_a_simulated_device_only(simulated: bool) -> None:
     assert (WARNING in render(results(simulated=simulated))) == simulated
 
 
+@pytest.mark.parametrize("connector", ["adb", "recorded"])
+def test_page_says_what_was_recorded_and_on_what(connector: str) -> None:
+    found = results()
+    device = found.scenarios[0].device.model_copy(
+        update={"connector": connector, "model": "Pixel 3 (recorded)"}
+    )
+    found.scenarios[0] = found.scenarios[0].model_copy(update={"device": device})
+    warning = "comes from a record, and was not measured by this run: Pixel 3 (recorded)"
+    assert (warning in render(found)) == (connector == "recorded")
+
+
 def test_names_are_escaped() -> None:
     page = render(results(text=HOSTILE))
     assert HOSTILE not in page

@@ -1,4 +1,4 @@
-"""Every strategy, driven without Ray: what it never does, and where it ends."""
+"""Every strategy in a search without Ray: faults, a process that dies, and where it ends."""
 
 from __future__ import annotations
 
@@ -19,15 +19,6 @@ every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 
 
 @every_strategy
-def test_nothing_is_measured_twice(strategy: str, tmp_path: Path) -> None:
-    problem = toy((3, 3, 3))
-    search = search_on(tmp_path / "journal", problem, strategy=strategy, evaluations=25)
-    asked = drive(search, device_of(problem))
-    assert len(asked) == len(set(asked)) == 25
-    assert set(search.ledger.measured) == set(asked)
-
-
-@every_strategy
 @pytest.mark.parametrize("choices", [(3,), (2, 2), (1, 1), (1, 4, 1)])
 def test_space_smaller_than_the_evaluations_is_measured_and_left(
     strategy: str, choices: tuple[int, ...], tmp_path: Path
@@ -39,25 +30,15 @@ def test_space_smaller_than_the_evaluations_is_measured_and_left(
 
 
 @every_strategy
-def test_same_seed_asks_for_the_same(strategy: str, tmp_path: Path) -> None:
+def test_another_seed_asks_for_others(strategy: str, tmp_path: Path) -> None:
     problem = toy((9, 9, 9, 9))
     runs = [
         drive(
             search_on(tmp_path / name, problem, seed, strategy=strategy), device_of(problem, 0.02)
         )
-        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+        for name, seed in (("a", 0), ("b", 1))
     ]
-    assert runs[0] == runs[1] != runs[2]
-
-
-@every_strategy
-def test_limits_on_known_costs_are_kept(strategy: str, tmp_path: Path) -> None:
-    problem = toy(limits={"params": 90.0, "macs": 1000.0})
-    search = search_on(tmp_path / "journal", problem, strategy=strategy, evaluations=20)
-    asked = np.array(drive(search, device_of(problem)))
-    assert len(asked) == 20
-    assert problem.known["params"].total(asked).max() <= 90
-    assert problem.known["macs"].total(asked).max() <= 1000
+    assert runs[0] != runs[1]
 
 
 @pytest.mark.parametrize("strategy", ["frontier", "nsga2"])
@@ -140,10 +121,9 @@ def test_process_that_dies_half_way_loses_and_repeats_nothing(
     assert len({*told, in_flight[0], *rest}) == len(told) + 1 + len(rest) == 30
 
 
-@every_strategy
-def test_asks_do_not_wait_for_those_in_flight(strategy: str, tmp_path: Path) -> None:
+def test_asks_do_not_wait_for_those_in_flight(tmp_path: Path) -> None:
     problem = toy()
-    search = search_on(tmp_path / "journal", problem, strategy=strategy, evaluations=40)
+    search = search_on(tmp_path / "journal", problem, evaluations=40)
     batches = [search.ask(10) for _ in range(4)]
     assert [len(batch) for batch in batches] == [10] * 4
     assert len({each for batch in batches for each in batch}) == 40

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from device_farm import plugins
 from donna_ray.config import SpaceConfig
 from donna_ray.errors import ConfigError
 from donna_ray.space import (
@@ -24,7 +25,6 @@ from donna_ray.space import (
     register_block,
     register_modules,
 )
-from donna_ray.space import modules as space_modules
 from donna_ray.space.check import covering
 from donna_ray.space.source import source_digest
 
@@ -103,7 +103,7 @@ def test_entry_point_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     write(tmp_path / "donna_test_package.py", PLAIN, name="of_a_package")
     monkeypatch.syspath_prepend(str(tmp_path))
     point = EntryPoint("nice_blocks", "donna_test_package", "donna_ray.blocks")
-    monkeypatch.setattr(space_modules, "entry_points", lambda group: EntryPoints([point]))
+    monkeypatch.setattr(plugins, "entry_points", EntryPoints([point]).select)
     config = space_config("nice_blocks", "of_a_package", kernel=[3], width=[8])
     assert build_space(config, [SHAPE]).size == 1
     with pytest.raises(ConfigError, match=r"nice_blocks installed.*'nicer_blocks'"):
