@@ -71,7 +71,7 @@ HELD_OUT: dict[str, Law] = {
     "neighbours' worst": lambda nsr: 0.88 - 0.06 * np.maximum(nsr[:, 1:], nsr[:, :-1]).sum(1),
     "accumulating": lambda nsr: 0.9 - 0.15 * np.log1p(np.cumprod(1 + nsr, axis=1).sum(1) - STAGES),
     "threshold": lambda nsr: 0.9 - 0.3 / (1 + np.exp(-8 * (nsr.sum(1) - 1.2))),
-    "two worst": lambda nsr: 0.9 - 0.3 * np.sort(nsr, 1)[:, -2:].sum(1),
+    "best two decide": lambda nsr: 0.9 - 0.3 * np.sort(nsr, 1)[:, :2].sum(1),
 }
 
 
