@@ -6,11 +6,12 @@ each way to predict, mean over the seeds:
 
 - tau: Kendall's, of the predictions of random networks against their true accuracy;
 - share: hypervolume of the true accuracies on the front by prediction, of that of the true front;
-- cover: of the 95% intervals, on random networks and on the front by prediction.
+- cover and width: of the 95% intervals, on random networks and on the front by prediction.
 
 Prints tables and, last, one JSON line. The floor is what the law itself would give: 1 of all.
 
     python scripts/bench_regret.py --samples 8,16,24 --seeds 12
+    python scripts/bench_regret.py --held-out   # laws by which nothing was chosen
 """
 
 import argparse
@@ -56,6 +57,21 @@ LAWS: dict[str, Law] = {
     "pairs": lambda nsr: 0.9 - 0.3 * (nsr[:, 0] * nsr[:, 1] + nsr[:, 2] * nsr[:, 3]),
     "product": lambda nsr: 0.9 * np.prod(np.maximum(1 - 0.25 * nsr, 0), axis=1),
     "norm": lambda nsr: 0.9 - 0.15 * np.sqrt((nsr**2).sum(1)),
+}
+HELD_OUT: dict[str, Law] = {
+    "product of shares": lambda nsr: 0.9 * np.prod(1 / (1 + 0.4 * nsr), axis=1),
+    "worst, weighed": lambda nsr: 0.85 - 0.12 * (nsr * RISING).max(1),
+    "worst root": lambda nsr: 0.9 - 0.2 * np.sqrt(nsr).max(1),
+    "nearly the worst": lambda nsr: 0.9 - 0.05 * np.log(np.exp(6 * nsr).sum(1)),
+    "saturating to a floor": lambda nsr: 0.1 + 0.75 / (1 + (nsr @ [0.5, 1, 1.5, 0.5, 0.3]) ** 1.5),
+    "one's logarithm": lambda nsr: 0.5 - np.log(np.maximum(nsr, 0.01)) @ [0.08, *[0.006] * 4],
+    "one saturates": lambda nsr: 0.9 - 0.4 * nsr[:, 3] / (nsr[:, 3] + 0.3) - 0.02 * nsr.sum(1),
+    "neighbours": lambda nsr: 0.9 - 0.03 * nsr.sum(1) - 0.2 * (nsr[:, 1:] * nsr[:, :-1]).sum(1),
+    "neighbours' root": lambda nsr: 0.9 - 0.12 * np.sqrt(nsr[:, 1:] * nsr[:, :-1]).sum(1),
+    "neighbours' worst": lambda nsr: 0.88 - 0.06 * np.maximum(nsr[:, 1:], nsr[:, :-1]).sum(1),
+    "accumulating": lambda nsr: 0.9 - 0.15 * np.log1p(np.cumprod(1 + nsr, axis=1).sum(1) - STAGES),
+    "threshold": lambda nsr: 0.9 - 0.3 / (1 + np.exp(-8 * (nsr.sum(1) - 1.2))),
+    "best two decide": lambda nsr: 0.9 - 0.3 * np.sort(nsr, 1)[:, :2].sum(1),
 }
 
 
@@ -103,10 +119,12 @@ def main() -> None:
     parser.add_argument("--samples", default="8,16,24", help="how many are finetuned")
     parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--random", action="store_true", help="sample at random, not by the design")
+    parser.add_argument("--held-out", action="store_true", help="laws by which nothing was chosen")
     options = parser.parse_args()
+    laws = HELD_OUT if options.held_out else LAWS
     facts: dict[str, float] = {}
     for samples in map(int, options.samples.split(",")):
-        found = {law: _of_law(LAWS[law], samples, options) for law in LAWS}
+        found = {name: _of_law(law, samples, options) for name, law in laws.items()}
         Console(width=150).print(_table(found, samples))
         facts.update(_summary(found, samples))
     print(json.dumps(facts))
@@ -137,10 +155,11 @@ def _of_seed(law: Law, samples: int, seed: int, random: bool) -> dict[str, dict[
         found[name] = {"tau": tau(predicted[tested], true[tested]), "share": share}
     predictor, _ = fit(nsr[chosen], accuracy)
     front = nondominated(predictor.predict(nsr), cost)
-    for name, rows in (("cover", tested), ("cover of front", front)):
+    for where, rows in (("", tested), (" of front", front)):
         low, high = predictor.predict_interval(nsr[rows])
         measured = true[rows] + generator.normal(0, NOISE, len(rows))
-        found["this"][name] = float(np.mean((low <= measured) & (measured <= high)))
+        found["this"]["cover" + where] = float(np.mean((low <= measured) & (measured <= high)))
+        found["this"]["width" + where] = float(np.mean(high - low))
     return found
 
 
@@ -184,10 +203,13 @@ def _table(found: dict[str, Any], samples: int) -> Table:
 
 
 def _summary(found: dict[str, Any], samples: int) -> dict[str, float]:
-    """Of the worst law for each."""
+    """Of the worst law for each, or the mean of the laws."""
 
     def worst(name: str) -> float:
         return min(ways["this"][name].mean() for ways in found.values())
+
+    def mean(name: str) -> float:
+        return float(np.mean([ways["this"][name].mean() for ways in found.values()]))
 
     def beside(name: str, others: tuple[str, ...]) -> float:
         return min(
@@ -202,7 +224,10 @@ def _summary(found: dict[str, Any], samples: int) -> dict[str, float]:
         "tau_minus_best_of_others": beside("tau", simple),
         "cover_worst": worst("cover"),
         "cover_of_front_worst": worst("cover of front"),
-        "cover_mean": float(np.mean([ways["this"]["cover"].mean() for ways in found.values()])),
+        "cover_mean": mean("cover"),
+        "cover_of_front_mean": mean("cover of front"),
+        "width_mean": mean("width"),
+        "width_of_front_mean": mean("width of front"),
     }
     return {f"{name}_{samples}": round(value, 4) for name, value in figures.items()}
 

@@ -29,6 +29,7 @@ _PENALTIES = np.logspace(-2, 4, 7)  # on weights that differ from their mean; 10
 _PRIOR = 1e-3  # on the mean: only so that any number of samples has a solution
 _MOST_LEVERAGE = 0.98  # of a sample on its own prediction
 _CONFIDENCE = 0.95
+_ROUNDING = 1e-9
 
 
 def fit(nsr: Floats, accuracy: Floats) -> tuple[AccuracyPredictor, Floats]:
@@ -47,10 +48,18 @@ def fit(nsr: Floats, accuracy: Floats) -> tuple[AccuracyPredictor, Floats]:
     for others, one in LeaveOneOut().split(nsr):
         average = _Average.of(nsr[others], accuracy[others])
         held_out[one], leverage[one] = average.predict(nsr[one]), average.leverage_of(nsr[one])
-    residuals = accuracy - held_out
-    deviation = float(np.sqrt(np.mean(residuals**2 / (1 + leverage))))
-    freedom = max(len(nsr) - whole.parameters, 2)
-    return whole.as_predictor(deviation, freedom), np.clip(held_out, 0.0, 1.0)
+    trust = 1 / np.sqrt(1 + leverage)
+    errors = trust * (accuracy - held_out)
+    bend, bent = _bend(whole.mean - whole.predict(nsr), errors, trust)
+    uncertainty = Uncertainty(
+        deviation=float(np.sqrt(np.mean(errors**2))),
+        quantile=float(student.ppf((1 + _CONFIDENCE) / 2, max(len(nsr) - whole.parameters, 2))),
+        samples=len(nsr),
+        leverage=_rows(whole.leverage),
+        bend=bend,
+        bent=bent,
+    )
+    return whole.as_predictor(uncertainty), np.clip(held_out, 0.0, 1.0)
 
 
 def predicted_by_fit(nsr: Floats, accuracy: Floats, others: Floats) -> Floats:
@@ -135,19 +144,34 @@ class _Average:
     def _terms(self, nsr: Floats) -> Floats:
         return standardised(shaped(nsr), self.centre, self.scale)
 
-    def as_predictor(self, deviation: float, freedom: float) -> AccuracyPredictor:
+    def as_predictor(self, uncertainty: Uncertainty) -> AccuracyPredictor:
         return AccuracyPredictor(
             mean=self.mean,
             centre=_rows(self.centre),
             scale=tuple(self.scale.tolist()),
             weights=_rows(self.weights),
-            uncertainty=Uncertainty(
-                deviation=deviation,
-                quantile=float(student.ppf((1 + _CONFIDENCE) / 2, freedom)),
-                samples=self.samples,
-                leverage=_rows(self.leverage),
-            ),
+            uncertainty=uncertainty,
         )
+
+
+def _bend(falls: Floats, errors: Floats, trust: Floats) -> tuple[tuple[float, ...], float]:
+    """How held-out errors bend with the predicted fall; see ``Uncertainty``.
+
+    A ridge whose penalty is worth one sample, on one term: a law that is a curve of the sum bends
+    all networks of its good end to one side.
+
+    Args:
+        falls: (samples,), that are predicted.
+        errors: (samples,), held out, times `trust`.
+        trust: (samples,), one over their standard error, where that of the noise is 1.
+    """
+    square, line = trust * falls**2, np.column_stack([trust * falls, trust])
+    coefficients = np.array([1.0, *-np.linalg.lstsq(line, square)[0]])
+    curve = np.column_stack([square, line]) @ coefficients
+    if np.linalg.norm(curve) <= _ROUNDING * np.linalg.norm(square):
+        return (0.0, 0.0, 0.0), 0.0
+    unit = 1 / np.sqrt(curve @ curve + np.mean((curve / trust) ** 2))
+    return tuple((unit * coefficients).tolist()), float(unit * curve @ errors)
 
 
 def _leverage(ridges: list[_Ridge], shares: Floats, weights: Floats, noise: float) -> Floats:

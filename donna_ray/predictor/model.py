@@ -28,7 +28,7 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-VERSION = 3
+VERSION = 4
 _SHAPES: dict[str, Callable[[Floats], Floats]] = {
     "logarithm": np.log,
     "root": np.sqrt,
@@ -45,19 +45,26 @@ _CHUNK = 16384  # architectures at a time, so that what lies between stays in th
 class Uncertainty:
     """What the prediction interval is made of.
 
-    An architecture with terms z has the standard error deviation * sqrt(1 + 1/samples + z' L z).
+    An architecture with terms z and fall f, the accuracy that it is predicted below the mean, has
+    the standard error deviation * sqrt(1 + 1/samples + z' L z + bend(f)^2). Held-out errors that
+    bend with f, as where falls do not add up, widen it further, by bent * bend(f) to that side.
 
     Attributes:
         deviation: of a measured accuracy about the predicted, a fraction.
         quantile: of Student's t distribution, for 95%.
         samples: of the fit.
         leverage: L, (shapes * stages, shapes * stages).
+        bend: of f^2, f and 1: what of f^2 is no line through the samples, scaled so that `bent`
+            has the same standard error as one measured accuracy.
+        bent: accuracy that one unit of `bend` is off by.
     """
 
     deviation: float
     quantile: float
     samples: int
     leverage: tuple[tuple[float, ...], ...]
+    bend: tuple[float, ...]
+    bent: float
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,11 @@ class AccuracyPredictor:
 
     def predict(self, nsr: Floats) -> Floats:
         """Accuracy (n,) as a fraction, from NSR (n, stages); millions a second."""
-        falls = [self._falls(number, nsr[:, number]) for number in range(nsr.shape[1])]
-        return np.clip(self.mean - np.asarray(sum(falls)), 0.0, 1.0)
+        return np.clip(self.mean - self.fall(nsr), 0.0, 1.0)
+
+    def fall(self, nsr: Floats) -> Floats:
+        """How far below ``mean`` (n,) NSR (n, stages) is predicted, before it is kept in 0 to 1."""
+        return np.asarray(sum(self._falls(number, each) for number, each in enumerate(nsr.T)))
 
     def gains(self, nsr: Sequence[Floats]) -> list[Floats]:
         """What the choices of each stage add to ``mean``, (choices,) a stage as their NSR."""
@@ -93,7 +103,10 @@ class AccuracyPredictor:
         Args:
             nsr: (n, stages).
         """
-        return self._about(self.predict(nsr), 1 + self._leverage(nsr))
+        bend = np.polyval(self.uncertainty.bend, self.fall(nsr))
+        low, high = self._about(self.predict(nsr), 1 + self._leverage(nsr) + bend**2)
+        error = self.uncertainty.bent * bend
+        return np.maximum(low + np.minimum(error, 0), 0), np.minimum(high + np.maximum(error, 0), 1)
 
     def held_out_interval(self, nsr: Floats, held_out: Floats) -> tuple[Floats, Floats]:
         """The same about the predictions (n,) of the samples of the fit, each made without it."""

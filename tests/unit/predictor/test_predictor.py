@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -131,6 +132,31 @@ def test_intervals_hold_what_they_say() -> None:
         own.append(np.mean((low <= accuracy) & (accuracy <= high)))
     assert 0.9 <= np.mean(covered) <= 0.99
     assert 0.9 <= np.mean(own) <= 0.99
+
+
+@pytest.mark.parametrize(
+    ("bent", "widest"),
+    [
+        (lambda nsr: 0.92 / (1 + np.exp(2 * nsr.sum(axis=1) - 3)), 1.0),
+        (lambda nsr: 0.3 + 0.5 * np.exp(-2 * nsr.sum(axis=1)), 1.0),
+        (lambda nsr: 0.9 - 0.06 * nsr.sum(axis=1), 0.06),
+    ],
+    ids=["sigmoid", "saturating", "a plain sum, which is not widened"],
+)
+def test_intervals_hold_at_the_good_end_where_falls_do_not_add_up(
+    bent: Callable[[Floats], Floats], widest: float
+) -> None:
+    covered, widths = [], []
+    for seed in range(4):
+        nsr, (others, _) = samples(16, seed)[0], samples(2000, 1000 + seed)
+        noise = np.random.default_rng(seed).normal(0, NOISE, 16)
+        predictor, _ = fit(nsr, bent(nsr) + noise)
+        best = others[predictor.predict(others).argsort()[-40:]]
+        low, high = predictor.predict_interval(best)
+        covered.append(np.mean((low <= bent(best)) & (bent(best) <= high)))
+        widths.append(np.mean(high - low))
+    assert np.mean(covered) >= 0.9
+    assert np.mean(widths) < widest
 
 
 def test_interval_is_wider_far_from_the_samples() -> None:
