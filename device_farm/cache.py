@@ -33,11 +33,16 @@ class MeasurementKey(NamedTuple):
     """The identity of a measurement."""
 
     workload: str
-    """`Workload.digest`."""
+    """`Workload.digest`; of a repeat, its number behind that: see `MeasurementKey.of`."""
     model: str
     """`DeviceInfo.model`."""
     settings: str
     """`DeviceInfo.settings_digest`."""
+
+    @classmethod
+    def of(cls, workload: str, model: str, settings: str, repeat: int = 0) -> MeasurementKey:
+        """The key of a model's first measurement, or of a repeat, from 1: each stands by itself."""
+        return cls(f"{workload}/{repeat}" if repeat else workload, model, settings)
 
 
 class MeasurementCache:

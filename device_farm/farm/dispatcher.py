@@ -33,7 +33,7 @@ from device_farm.workload import workload_digest
 
 __all__ = ["DISPATCHER_GROUPS", "FARM_VERSION", "Dispatcher", "parts_of"]
 
-FARM_VERSION = 4
+FARM_VERSION = 5
 """Raised when calls of the actor change: an older farm that still runs is then refused."""
 
 DISPATCHER_GROUPS = {"status": 100, "presence": 1}
@@ -115,17 +115,22 @@ class Dispatcher:
         """Never ends: who asked for it has a reference that tells others when it is gone."""
         await asyncio.Event().wait()
 
-    async def measure(self, model: bytes, name: str, asker: Sequence[Any] = ()) -> dict[str, Any]:
+    async def measure(
+        self, model: bytes, name: str, asker: Sequence[Any] = (), repeat: int = 0
+    ) -> dict[str, Any]:
         """Measures a model on the named device or one of its pool; see `Farm.submit`.
 
         Args:
+            model, name, repeat: As there.
             asker: What the asker's `stay` returned, in a list, for Ray is not to wait for it.
         """
         await asyncio.shield(self._starting)
         device = await self._roster.find(name)
         await self._roster.await_joined(device)
         assert device.info is not None
-        key = MeasurementKey(workload_digest(model), device.info.model, device.info.settings_digest)
+        key = MeasurementKey.of(
+            workload_digest(model), device.info.model, device.info.settings_digest, repeat
+        )
         if known := self._cache.get(key):
             return known.to_json()
         job = self._jobs.get(key)

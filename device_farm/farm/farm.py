@@ -129,7 +129,7 @@ class Farm:
         """
         cls(_named(name)).close()
 
-    def submit(self, model: bytes, device: str) -> ray.ObjectRef[dict[str, Any]]:
+    def submit(self, model: bytes, device: str, repeat: int = 0) -> ray.ObjectRef[dict[str, Any]]:
         """Asks for a measurement, and returns at once.
 
         The cache answers if it can; an equal measurement under way is waited for; else the model
@@ -140,6 +140,8 @@ class Farm:
         Args:
             model: A serialized ONNX model.
             device: The name of a device, or a model of devices.
+            repeat: 0 for the measurement that the cache knows; any other number asks for one of its
+                own, made anew unless the cache has that of the same number.
 
         Returns:
             A reference to `Measurement.to_json()`. `ray.get` on it raises the `DeviceError` that
@@ -148,7 +150,7 @@ class Farm:
         if not self._presence:
             self._presence = [self._dispatcher.stay.remote()]
         reference: ray.ObjectRef[dict[str, Any]] = self._dispatcher.measure.remote(
-            model, device, self._presence
+            model, device, self._presence, repeat
         )
         return reference
 

@@ -295,9 +295,14 @@ class LatencyFarm:
         """A copy gives up only what it asked for itself, and ends nothing else."""
         return {**self.__dict__, "_asked": set(), "at_end": ExitStack()}
 
-    def submit(self, model: bytes) -> Any:
-        """Queue an ONNX model for the device; a reference for ``wait``."""
-        reference = self._farm.submit(bytes(model), self._device)  # the farm knows no network
+    def submit(self, model: bytes, repeat: int = 0) -> Any:
+        """Queue an ONNX model for the device; a reference for ``wait``.
+
+        Args:
+            model: serialized.
+            repeat: asks for a measurement of its own, beside those of other numbers.
+        """
+        reference = self._farm.submit(bytes(model), self._device, repeat)
         self._asked.add(reference)
         return reference
 

@@ -261,7 +261,8 @@ def _record(
 
 def _told(milliseconds: float) -> Latency:
     """Of which no more is known: its spread is not, and taken to be none."""
-    spread = {"p20_ms": milliseconds, "p90_ms": milliseconds, "n": 1, "ci_percent": 0.0}
+    spread: dict[str, float | None] = {"blocks_p20_ms": milliseconds, "blocks_p90_ms": milliseconds}
+    spread |= {"p90_ms": None, "p99_ms": None, "n": 1, "ci_percent": 0.0}
     return {"median_ms": milliseconds, **spread, "environment": {}, "simulated": False}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from donna_ray.config import FinetuneRecipe, RunConfig
 from donna_ray.distill.dealing import packs_of
 from donna_ray.errors import DonnaError
+from donna_ray.search.verify import ROUNDS, most_verified
 
 __all__ = [
     "Block",
@@ -258,11 +259,15 @@ class Plan:
         return cost.own + tested + trained
 
     def _search(self) -> float:
-        """Lowering and measuring go on at once; as if one device measured for all scenarios."""
-        costs, scenarios = self.costs, self.config.all_scenarios()
+        """Lowering and measuring go on at once; as if one device measured for all scenarios.
+
+        At the end the fronts are measured again, each with the reference.
+        """
+        costs = self.costs
+        counts = [each.search.evaluations for each in self.config.all_scenarios()]
         lowered = len(self.blocks) * costs.lowering
-        measured = sum(each.search.evaluations for each in scenarios) * costs.candidate
-        return costs.search + max(lowered, measured)
+        again = ROUNDS * sum(most_verified(each) + 1 for each in counts)
+        return costs.search + max(lowered, sum(counts) * costs.candidate) + again * costs.candidate
 
 
 def makespan(durations: Sequence[float], workers: int) -> float:

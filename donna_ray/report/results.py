@@ -22,6 +22,8 @@ __all__ = [
     "Sample",
     "Scenario",
     "Search",
+    "Verified",
+    "VerifiedNetwork",
     "Yardstick",
 ]
 
@@ -192,11 +194,44 @@ class Yardstick(_Part):
     kendall_tau: float | None
 
 
+class VerifiedNetwork(_Part):
+    """A network that was measured again.
+
+    `first_ms`: the measurement of the search; `latency`: of all rounds since, `rounds_ms` each.
+    `on_front_before`: by first measurements.
+    """
+
+    id: str
+    first_ms: float
+    rounds_ms: list[float]
+    latency: Latency
+    on_front_before: bool
+    on_front: bool
+
+
+class Verified(_Part):
+    """What was measured again at a search's end, and what that changed.
+
+    `measurements`: the reference's included. `front_before`: networks of the front by first
+    measurements; `left` and `joined`: how many of it are on the front no more, and how many others
+    are. `limits_broken`: networks of the front before that take over 1% more than their first
+    measurement said: a limit there is broken.
+    """
+
+    rounds: int
+    measurements: int
+    front_before: int
+    left: int
+    joined: int
+    limits_broken: int
+    networks: list[VerifiedNetwork]
+
+
 class Search(_Part):
     """All measured candidates as (latency in ms, predicted accuracy).
 
     `objectives`: minimised beside latency. `candidates`: with those that could not be measured;
-    `yardstick`: null with fewer than 5.
+    `yardstick`: null with fewer than 5. The front is of the networks of `verified`.
     """
 
     strategy: str
@@ -205,15 +240,16 @@ class Search(_Part):
     measured_architectures: int
     points: list[tuple[float, float]]
     yardstick: Yardstick | None
+    verified: Verified
 
 
 class FrontPoint(_Part):
     """A network of the front, or one that was asked for.
 
     `architecture`: the number of its block in each stage, as `Library.stages` has them. `roles`:
-    why it is here; on the front no candidate beats it in all objectives. `predicted_low` and
-    `predicted_high`: its 95% prediction interval. `accuracy`, `weights` and `onnx` are null where
-    it was not finetuned; paths are relative to results.json.
+    why it is here; on the front none of those measured again beats it in all objectives.
+    `predicted_low` and `predicted_high`: its 95% prediction interval. `accuracy`, `weights` and
+    `onnx` are null where it was not finetuned; paths are relative to results.json.
     """
 
     id: str

@@ -11,20 +11,21 @@ from donna_ray.config import Scenario
 from donna_ray.errors import DonnaError, MissingArtifactError
 from donna_ray.finetune.assemble import library_space
 from donna_ray.latency.farm import Latency, LatencyFarm, peak_memory, start_farms
-from donna_ray.latency.lowering import lowering_of
+from donna_ray.latency.lowering import Lowering, lowering_of
 from donna_ray.latency.recorded import record_facts
 from donna_ray.onnx_export import export_onnx
-from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import load_reference
 from donna_ray.run.run import Run
 from donna_ray.search.ask_tell import Search
 from donna_ray.search.scenario import (
     candidates_of_search,
+    check_measured,
     problem_of,
     result_of,
     searcher_of,
 )
 from donna_ray.search.tuner import BatchSearcher, FarmEvaluator, evaluate_with_tune
+from donna_ray.search.verify import ROUNDS, Verification, verify
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, write_json
 from donna_ray.workers.pool import pool_of
 
@@ -36,10 +37,12 @@ _CANDIDATES = "candidates.json"
 def search_step(run: Run, reference: Artifact, library: Artifact, predictor: Artifact) -> Artifact:
     """Step 4: for each scenario the front of predicted accuracy and measured latency.
 
-    Those that are not finished run at once; they share library, predictor and measurements. The
-    result maps a scenario's name to its front (architecture, predicted accuracy, latency), the
-    reference's own latency, the number of candidates and the yardstick. The folder of each holds
-    the study's journal and all candidates, those that could not be measured with their reason.
+    Those that are not finished run at once; they share library, predictor and measurements. At the
+    end what may be on the fronts is measured again, and so is the reference: see
+    ``search.verify``. The result maps a scenario's name to its front (architecture, predicted
+    accuracy, latency), the reference's own latency, the number of candidates, the yardstick, and
+    what measuring again has changed. The folder of each holds the study's journal and all
+    candidates, those that could not be measured with their reason.
 
     Raises:
         DonnaError: no architecture keeps a scenario's limits (with the nearest that one keeps),
@@ -89,7 +92,11 @@ def search_step(run: Run, reference: Artifact, library: Artifact, predictor: Art
 
 
 def _inputs(scenario: Scenario) -> dict[str, Any]:
-    return {"search": scenario.search.model_dump(), "device": scenario.device.model_dump()}
+    return {
+        "search": scenario.search.model_dump(),
+        "device": scenario.device.model_dump(),
+        "verified": ROUNDS,
+    }
 
 
 class _Searches:
@@ -101,7 +108,8 @@ class _Searches:
         """Takes reference, library and predictor, and what is missing."""
         self._run, self._missing = run, missing
         self._reference, self._library, self._predictor = made
-        self._found: dict[str, tuple[Search, Latency]] = {}
+        self._searches: dict[str, Search] = {}
+        self._verifications: dict[str, Verification] = {}
         self._failure: DonnaError | None = None
 
     def compute(
@@ -111,10 +119,14 @@ class _Searches:
 
         def compute(folder: StepFolder) -> tuple[dict[str, Any], Files]:
             self._search_once({name: each.path for name, each in folders.items()})
-            search, latency = self._found[scenario.name]
+            search = self._searches[scenario.name]
+            check_measured(scenario.name, search)
+            verification = self._verifications[scenario.name]
+            if verification.failure is not None:
+                raise verification.failure
             file = folder.path / _CANDIDATES
-            result = result_of(scenario, search, latency)
-            write_json(file, candidates_of_search(search))
+            result = result_of(scenario, search, verification.rounds)
+            write_json(file, candidates_of_search(search, verification.rounds))
             return result, [file]
 
         return compute
@@ -123,7 +135,7 @@ class _Searches:
         if self._failure is not None:
             raise self._failure
         try:
-            if not self._found:
+            if not self._searches:
                 self._search_all(folders)
         except DonnaError as error:
             self._failure = error
@@ -144,7 +156,8 @@ class _Searches:
         space = library_space(self._library)
         served = start_farms(devices, cache, run.say, pool_of(run).lend, space)
         try:
-            latencies = self._reference_latencies(teacher, served)
+            model = export_onnx(teacher, teacher.input_shape)
+            latencies = _reference_latencies(model, served)
             lowering = lowering_of(run, self._reference, teacher)
             searchers, evaluators = {}, {}
             for scenario in self._missing:
@@ -158,20 +171,26 @@ class _Searches:
                 evaluators[name] = FarmEvaluator(problem, lowering, served[name])
             counts = {name: farm.devices for name, farm in served.items()}
             self._run_tune(searchers, evaluators, counts)
+            self._searches = {name: searcher.search for name, searcher in searchers.items()}
+            self._verify(model, lowering, served)
         finally:
             for farm in served.values():
                 farm.close()
-        self._found = {
-            name: (searcher.search, latencies[name]) for name, searcher in searchers.items()
-        }
 
-    def _reference_latencies(
-        self, teacher: StagedNetwork, served: Mapping[str, LatencyFarm]
-    ) -> dict[str, Latency]:
-        """Of the reference itself, on the device of each scenario."""
-        model = export_onnx(teacher, teacher.input_shape)
-        asked = {name: farm.submit(model) for name, farm in served.items()}
-        return {name: served[name].wait([each])[0] for name, each in asked.items()}
+    def _verify(
+        self, reference: bytes, lowering: Lowering, served: Mapping[str, LatencyFarm]
+    ) -> None:
+        """Measure again what may be on the fronts."""
+        self._verifications = {
+            name: Verification(search, reference, lowering, served[name])
+            for name, search in self._searches.items()
+            if search.ledger.measured and not search.broken
+        }
+        every = list(self._verifications.values())
+        turns = ROUNDS * max((len(each.networks) + 1 for each in every), default=0)
+        with self._run.progress("front measured again", turns, "networks") as progress:
+            for _ in verify(every):
+                progress.advance()
 
     def _run_tune(
         self,
@@ -201,3 +220,9 @@ class _Searches:
         for name, search in searches.items():
             ledger = search.ledger
             run.say(f"  {name}: {len(ledger.measured)} measured, {len(ledger.failed)} failed")
+
+
+def _reference_latencies(model: bytes, served: Mapping[str, LatencyFarm]) -> dict[str, Latency]:
+    """Latency of the reference itself, on the device of each scenario."""
+    asked = {name: farm.submit(model) for name, farm in served.items()}
+    return {name: served[name].wait([each])[0] for name, each in asked.items()}

@@ -85,8 +85,8 @@ class LocalFarm:
         """Waits for the devices that were named; raises as `Farm.start`."""
         self._spawn(self._dispatcher.ready()).result(30)
 
-    def submit(self, model: bytes, device: str) -> Future[dict[str, Any]]:
-        return self._spawn(self._dispatcher.measure(model, device))
+    def submit(self, model: bytes, device: str, repeat: int = 0) -> Future[dict[str, Any]]:
+        return self._spawn(self._dispatcher.measure(model, device, (), repeat))
 
     def measure(self, model: bytes, device: str) -> Measurement:
         return Measurement.from_json(self.submit(model, device).result(60))

@@ -6,10 +6,20 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from device_farm import Measurement, MeasurementCache, MeasurementKey
+from farms import model_number, results, row
+from local_farm import LocalFarm
+
+from device_farm import (
+    DeviceSpec,
+    FailurePolicy,
+    Measurement,
+    MeasurementCache,
+    MeasurementKey,
+)
 
 WRITER = """
 import sys
@@ -56,6 +66,20 @@ def test_a_record_of_another_version_is_replaced(tmp_path: Path) -> None:
         db.execute("UPDATE measurements SET record=json_remove(record, '$.ci_percent')")
     assert cache.get(key("w")) is None
     assert cache.put(key("w"), measurement(9.0)) == measurement(9.0)
+
+
+def test_a_repeat_is_measured_anew_once(local: Callable[..., LocalFarm]) -> None:
+    spec = DeviceSpec(name="board", connector="simulated", settings={"noise_percent": 5})
+    policy, model = FailurePolicy(control_every=0), model_number(1)
+    asked = [(model, "board"), (model, "board", 1), (model, "board", 2)]
+    first = local(spec, policy=policy)
+    first.ready()
+    found = results([first.submit(*each) for each in (*asked, *asked)])
+    assert row(first, "board")["done"] == len({each["median_ms"] for each in found}) == 3
+    second = local(spec, policy=policy)
+    second.ready()
+    assert results([second.submit(*each) for each in asked]) == found[:3] == found[3:]
+    assert row(second, "board")["leases"] == 0
 
 
 def test_the_first_baseline_stays(tmp_path: Path) -> None:

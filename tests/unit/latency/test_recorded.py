@@ -28,8 +28,8 @@ PROBLEM = toy((2, 3))
 SPACE = PROBLEM.space
 CSV = "architecture,latency_ms\nreference,9\n0-0,1.5\n1-2,4\n"
 MEASURED = {
-    "p20_ms": 1.0,
-    "p90_ms": 3.0,
+    "blocks_p20_ms": 1.0,
+    "blocks_p90_ms": 3.0,
     "n": 60,
     "ci_percent": 2.0,
     "connector": "adb",
@@ -80,7 +80,7 @@ def test_table_answers_what_it_has_and_no_more(table: Path) -> None:
     [own, missing, reference] = farm.settle(
         [farm.submit(each) for each in (model((1, 2)), model((1, 1)), b"reference")]
     )
-    assert own["median_ms"] == own["p90_ms"] == 4.0
+    assert own["median_ms"] == own["blocks_p90_ms"] == 4.0
     assert (own["device"], own["connector"]) == ("Pixel 3 (recorded)", "recorded")
     assert reference["median_ms"] == 9.0
     assert isinstance(missing, Unmeasured)

@@ -73,6 +73,24 @@ def scenario(name: str, text: str, simulated: bool) -> dict[str, Any]:
                 "error_percent": 2.5,
                 "kendall_tau": 0.9,
             },
+            "verified": {
+                "rounds": 3,
+                "measurements": 9,
+                "front_before": 7,
+                "left": 5,
+                "joined": 4,
+                "limits_broken": 6,
+                "networks": [
+                    {
+                        "id": "fast",
+                        "first_ms": 0.9,
+                        "rounds_ms": [0.9, 1.0, 1.1],
+                        "latency": LATENCY,
+                        "on_front_before": False,
+                        "on_front": True,
+                    }
+                ],
+            },
         },
         "headline": headline(front, 0.9375, 3.0),
         "front": front,
@@ -249,6 +267,7 @@ def test_page_tells_how_far_to_trust_predictions() -> None:
 def test_page_tells_how_near_the_search_came() -> None:
     page = render(results())
     assert "2 candidates measured by frontier, 1 failed." in page
+    assert "5 of 7 left it, 4 joined it, and 6 took over 1% more" in page
     assert "98.7% of the hypervolume of the exact front" in page
     assert "off the measured latencies by 2.5%" in page
 

@@ -17,6 +17,7 @@ from donna_ray.search.scenario import result_of
 from donna_ray.search.strategies.feasible import Feasible
 from donna_ray.search.study.ledger import Outcome, measured
 from donna_ray.search.study.problem import KnownCost, SearchProblem
+from donna_ray.search.verify import Rounds, contenders
 from tests.search_problems import device_of, drive, outcome_of, search_on, toy
 
 
@@ -78,14 +79,20 @@ def test_front_keeps_the_limit_with_its_whole_interval(interval: float, tmp_path
         for one, values in search.ledger.measured.items()
         if values[1] * (1 + interval / 100) <= 1.7
     }
-    front = result_of(scenario, search, {})["front"]
+    rounds = {
+        tuple(trial.params.values()): [trial.user_attrs["latency"]]
+        for trial in search.ledger.trials_measured()
+    }
+    rounds[None] = [{"median_ms": 2.0}]
+    front = result_of(scenario, search, rounds)["front"]
     assert tuple(front[-1]["architecture"]) == max(within, key=lambda one: within[one])
     assert {tuple(point["architecture"]) for point in front} <= within.keys()
-    strict = replace(search.setup.problem, latency_limit_ms=0.8)  # the fastest takes 0.783 ms
-    search.setup = replace(search.setup, problem=strict)
+    strict = SearchConfig(latency_limit="0.4x")  # the fastest takes 0.783 ms
     if interval:
-        with pytest.raises(DonnaError, match=r"takes up to 0\.8614 ms \(95% interval\)"):
-            result_of(scenario, search, {})
+        with pytest.raises(
+            DonnaError, match=r"is 0\.8 ms .* takes up to 0\.8614 ms \(95% interval\)"
+        ):
+            result_of(Scenario("default", DeviceConfig(), strict), search, rounds)
 
 
 @pytest.mark.parametrize("strategy", ["frontier", "nsga2"])
@@ -98,7 +105,9 @@ def test_measured_memory_is_kept_within_its_limit(strategy: str, tmp_path: Path)
         asked += batch
         search.tell((each, with_memory(problem, each, device(each), sum(each))) for each in batch)
     scenario = Scenario("default", DeviceConfig(), search.setup.config)
-    front = [sum(point["architecture"]) for point in result_of(scenario, search, {})["front"]]
+    found = result_of(scenario, search, measured_again(search))
+    front = [sum(point["architecture"]) for point in found["front"]]
+    assert found["verified"]["left"] == 0
     assert 10 <= max(front) <= 14
     if strategy == "frontier":
         later = [sum(each) <= 14 for each in asked[-15:]]
@@ -109,7 +118,17 @@ def test_measured_memory_is_kept_within_its_limit(strategy: str, tmp_path: Path)
     tight = replace(problem, memory_limit_mb=smallest - 0.5)
     search.setup = replace(search.setup, problem=tight)
     with pytest.raises(DonnaError, match=rf"memory_limit must be .* takes {smallest} MB"):
-        result_of(scenario, search, {})
+        result_of(scenario, search, measured_again(search))
+
+
+def measured_again(search: Search) -> Rounds:
+    """As it was at first."""
+    latencies = {
+        tuple(trial.params.values()): trial.user_attrs["latency"]
+        for trial in search.ledger.trials_measured()
+    }
+    rounds: Rounds = {each: [latencies[each]] for each in contenders(search)}
+    return {**rounds, None: [{"median_ms": 2.0}]}
 
 
 def with_memory(
