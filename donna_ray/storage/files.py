@@ -7,6 +7,9 @@ How a write is made atomic depends on the filesystem:
 - others (``sftp://``, ``smb://``, ``hdfs://``, …): temporary name, then the filesystem's own move.
   Where that is a copy and no rename, a crash may leave a torn file: readers must check sums.
 
+An object store's client keeps no listings (fsspec's `use_listings_cache`): files that others have
+written since would not be there, not even when they are read by name.
+
 Credentials and endpoints come from fsspec's own configuration.
 """
 
@@ -217,8 +220,9 @@ def _may_pass(error: BaseException) -> bool:
 def _filesystem(url: str | Path) -> tuple[Any, str]:
     if isinstance(url, Path):  # fsspec would take one with `::` in it for a chained URL
         return LocalFileSystem(), os.path.abspath(url.expanduser())
+    uncached = {"use_listings_cache": False} if url.partition("://")[0] in _ATOMIC_PUT else {}
     try:
-        filesystem, path = fsspec.url_to_fs(url)
+        filesystem, path = fsspec.url_to_fs(url, **uncached)
     except (ImportError, ValueError) as error:
         raise ConfigError(
             f"A store must be a path or a URL of an installed fsspec filesystem, but {url!r} is "
