@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from donna_ray.errors import ConfigError
+from donna_ray.run.lease import LEASE
 from donna_ray.run.ownership import MARKER
 from donna_ray.run.shared_folder import MARK
 from donna_ray.storage.artifacts import file_sha256, read_json, write_atomic, write_json
@@ -44,10 +45,11 @@ class Mirror:
     Args:
         root: the run folder.
         url: of the copy.
+        name: of the run (``name_of``), by which it is told from others with the same URL.
     """
 
-    def __init__(self, root: Path, url: str) -> None:
-        self._root, self._copy = root, Storage(url)
+    def __init__(self, root: Path, url: str, name: str = "") -> None:
+        self._root, self._copy, self._name = root, Storage(url), name
         self._objects = Storage(folder_in(url, OBJECTS))
         self._sums: dict[str, tuple[tuple[int, int], str]] = {}
 
@@ -55,12 +57,13 @@ class Mirror:
         """Fetch the copy, unless this folder made it, and so has all of it or more.
 
         Raises:
-            ConfigError: what is there is no run's, or names files outside of the run folder.
+            ConfigError: what is there is no run's or another's, or names files outside of the run
+                folder.
         """
+        if not (self._root / _SYNCED).exists():
+            self._claim()
         data = self._copy.read(_MANIFEST)
         manifest = json.loads(data) if data is not None else None
-        if manifest is None:
-            self._claim()
         if manifest is None or manifest == read_json(self._root / _SYNCED):
             return
         files = manifest["files"]
@@ -125,13 +128,25 @@ class Mirror:
             )
 
     def _claim(self) -> None:
-        files = [name for name in self._copy.listing() if not name.startswith(MARK)]
-        if files and MARKER not in files:
+        mark = self._copy.read(MARKER)
+        if mark is not None:
+            self._check_is_this_run(json.loads(mark).get("run"))
+            return
+        files = [name for name in self._copy.listing() if not name.startswith((MARK, LEASE))]
+        if files and _MANIFEST not in files:
             raise ConfigError(
                 f"A run's copy must be at a URL where nothing else is, but {self._copy.url} holds "
                 f"{min(files)} and no {MARKER}. Give the run another name, or --out."
             )
-        self._copy.write(MARKER, b"{}\n")
+        self._copy.write(MARKER, json.dumps({"run": self._name}).encode())
+
+    def _check_is_this_run(self, owner: str | None) -> None:
+        if owner not in (None, self._name):
+            raise ConfigError(
+                f"The copy at {self._copy.url} must be of this run, {self._name}, but is that of "
+                f"{owner}. Give this one another name, or an --out that ends in another one; to go "
+                f"on with that one, give --out {owner}, or remove {self._copy.url}/{MARKER}."
+            )
 
     def _local(self) -> dict[str, str]:
         """SHA-256 of the files that belong to the copy, by relative path."""

@@ -93,6 +93,10 @@ class Storage:
     A filesystem that refuses is asked again, with growing pauses, for up to a minute. What it does
     then, and at once on a full disk, is a ``DonnaError``.
 
+    Args:
+        url: the folder.
+        own_client: do not share the filesystem's client with others of this process.
+
     Attributes:
         url: the folder, for people (without a password).
         local: its path on this machine's filesystem; None on another one.
@@ -101,8 +105,8 @@ class Storage:
         ConfigError: the URL is of no filesystem that is installed.
     """
 
-    def __init__(self, url: str | Path) -> None:
-        self._filesystem, self._folder = _filesystem(url)
+    def __init__(self, url: str | Path, *, own_client: bool = False) -> None:
+        self._filesystem, self._folder = _filesystem(url, skip_instance_cache=own_client)
         is_local = isinstance(self._filesystem, LocalFileSystem)
         self.local = Path(self._folder) if is_local else None
         self.url = self._folder if self.local else re.sub(r"//[^/@]*@", "//", str(url))
@@ -247,13 +251,14 @@ def _is_of_no_bucket(error: BaseException) -> bool:
     return type(error.__cause__).__name__ == "NoSuchBucket"  # of botocore; s3fs says 'not found'
 
 
-def _filesystem(url: str | Path) -> tuple[Any, str]:
+def _filesystem(url: str | Path, **options: Any) -> tuple[Any, str]:
     if isinstance(url, Path):  # fsspec would take one with `::` in it for a chained URL
         return LocalFileSystem(), os.path.abspath(url.expanduser())
     protocol = url.partition("://")[0]
-    uncached = {"use_listings_cache": False} if protocol in _ATOMIC_PUT else {}
+    if protocol in _ATOMIC_PUT:
+        options["use_listings_cache"] = False
     try:
-        filesystem, path = fsspec.url_to_fs(url, **uncached)
+        filesystem, path = fsspec.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         extra = _EXTRAS.get(protocol)
         package = f"`pip install 'donna-ray[{extra}]'`" if extra else "Install its package"

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from donna_ray.config import load_config, shipped_config
 from donna_ray.errors import ConfigError
+from donna_ray.run.folder import name_of, run_folder
 from donna_ray.run.mirror import Mirror
 from donna_ray.storage.files import Storage
 from tests.unit.run.pushing import PROCESSES, push
@@ -97,3 +99,28 @@ def test_copy_of_the_earlier_layout_is_fetched_and_renewed(tmp_path: Path) -> No
     assert (tmp_path / "run" / "a.txt").read_text() == "1"
     copy.push()
     assert set(Storage(f"{url}/objects").listing()) == {sha}
+
+
+def test_runs_of_two_teams_are_not_one_copy(tmp_path: Path) -> None:
+    url = (tmp_path / "copy").as_uri()
+    Mirror(tmp_path / "a", url, "team-a/demo").pull()
+    with pytest.raises(ConfigError, match=r"copy .*team-b/demo, .* of team-a/demo.* --out"):
+        Mirror(tmp_path / "b", url, "team-b/demo").pull()
+    (tmp_path / "a" / "x").mkdir(parents=True)
+    (tmp_path / "a" / "config.yaml").write_text("1")
+    Mirror(tmp_path / "a", url, "team-a/demo").push()
+    with pytest.raises(ConfigError, match="team-b/demo"):
+        Mirror(tmp_path / "b", url, "team-b/demo").pull()
+    assert not (tmp_path / "b").exists()
+    Mirror(tmp_path / "elsewhere", url, "team-a/demo").pull()
+    assert (tmp_path / "elsewhere" / "config.yaml").read_text() == "1"
+    Mirror(tmp_path / "a", url, "/by/another/path").pull()  # of this folder in any case
+
+
+def test_name_of_a_run_is_the_same_on_all_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = load_config(shipped_config("demo"), ["cluster.storage=s3://bucket/runs"])
+    assert name_of(run_folder(config, None)) == "demo"
+    assert name_of(Path("./team-a/demo")) == "team-a/demo"
