@@ -20,6 +20,7 @@ __all__ = [
 _LIMIT = re.compile(r"(\d+(?:\.\d+)?|\.\d+) ?(ms|MB|x)")
 _NAME = re.compile(r"[0-9a-f]{1,16}|\d+(-\d+)+")
 # user:password@, a token before the host of a web address, and ?secret=…
+_ONE_SLASH = re.compile(r"[A-Za-z][\w+.-]*:/(?!/)")
 _PASSWORD = re.compile(r"//[^@]*:[^@]*@|^https?://[^/]*@|://[^?]*\?[^=]*=")
 
 
@@ -69,6 +70,11 @@ def _checked_name(name: Any) -> Any:
 
 def _folder_or_url(path: str) -> str:
     path = path.removeprefix("file://")
+    if _ONE_SLASH.match(path):
+        raise ValueError(
+            "must be a URL with two slashes (s3://BUCKET/FOLDER), or a folder; write ./ before a "
+            "folder whose name has a colon"
+        )
     if "://" not in path:
         return absolute(path)
     if _PASSWORD.search(path):  # a configuration is kept in the run folder, and in a job's log

@@ -5,11 +5,13 @@ from collections import ChainMap
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from donna_ray.block_spec import BlockSpec
 from donna_ray.config import RunConfig, load_config
 from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.storage.files import Storage
 from donna_ray.storage.index import Group, files_by_key
 from donna_ray.storage.records import PAUSED, RecordStore, block_store
 
@@ -17,6 +19,7 @@ __all__ = ["Library", "bad_records", "blocks_of", "collect_garbage", "library_of
 
 Facts = dict[str, Any]
 
+_CONFIG = "config.yaml"
 _WORD = re.compile(r"[\w-]+")
 
 
@@ -42,24 +45,32 @@ class Library:
 
 
 def library_of(place: str) -> Library:
-    """The store of a run folder (one with a ``config.yaml``), or a store by its path or URL.
+    """The store of a run (by its folder, or the URL of its copy), or a store by its path or URL.
 
     Raises:
         ConfigError: it is neither.
     """
     if "://" in place:
-        return Library(RecordStore(place))
+        settings = Storage(place).read(_CONFIG)
+        return Library(RecordStore(place) if settings is None else _of_copy(place, settings))
     folder = Path(place).expanduser().resolve()
     if not folder.is_dir():
         raise ConfigError(
             f"A library must be a run folder, or a store's path or URL, but {place} is no folder. "
             "Correct the path."
         )
-    if not (folder / "config.yaml").is_file():
+    if not (folder / _CONFIG).is_file():
         return Library(RecordStore(folder))
-    config = load_config(folder / "config.yaml")
+    config = load_config(folder / _CONFIG)
     store = block_store(config.cluster.location_of(folder), config.library.store)
     return Library(store, folder, config)
+
+
+def _of_copy(url: str, settings: bytes) -> RecordStore:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / _CONFIG
+        path.write_bytes(settings)
+        return block_store(url, load_config(path).library.store)
 
 
 def blocks_of(store: RecordStore, stage: int | None = None) -> list[Facts]:

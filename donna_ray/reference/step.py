@@ -28,11 +28,12 @@ from donna_ray.reference.stages import automatic_cut
 from donna_ray.reference.timm_models import create_timm_model, preprocessing_of
 from donna_ray.reference.trace import LARGER, CannotCutError
 from donna_ray.run.doubts import reference_doubts
+from donna_ray.run.mirror import OBJECTS
 from donna_ray.run.progress import Progress
 from donna_ray.run.run import Run
 from donna_ray.space import SearchSpace, build_space, register_modules
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, file_sha256, write_atomic
-from donna_ray.storage.files import Storage, folder_in
+from donna_ray.storage.files import Storage
 from donna_ray.storage.records import RecordStore
 from donna_ray.training.checkpoints import Checkpoints
 from donna_ray.training.loop import accuracy, device_of, network_input, seeded
@@ -233,8 +234,10 @@ def _file(config: RunConfig, artifact: Artifact, name: str) -> bytes:
     """A file of the reference, on a node that may not see the run folder."""
     place = config.cluster.location_of(artifact.root)
     folder = f"{artifact.step}/{artifact.path.name}"
-    data = Storage(folder_in(place, folder)).read(name)
-    if data is None or hashlib.sha256(data).hexdigest() != artifact.files[f"{folder}/{name}"]:
+    sha = artifact.files[f"{folder}/{name}"]
+    file = f"{folder}/{name}" if isinstance(place, Path) else f"{OBJECTS}/{sha}"
+    data = Storage(place).read(file)
+    if data is None or hashlib.sha256(data).hexdigest() != sha:
         raise DonnaError(
             f"The reference's {name} must be intact in {place}/{folder}, but is missing, torn or "
             "altered. Give the same command again: it makes what is missing."

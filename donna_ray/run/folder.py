@@ -8,7 +8,7 @@ from donna_ray.errors import ConfigError
 from donna_ray.run.ownership import check_is_ours
 from donna_ray.storage.artifacts import digest
 
-__all__ = ["run_folder"]
+__all__ = ["name_of", "run_folder"]
 
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets for the command of a job
 
@@ -39,5 +39,16 @@ def _default(config: RunConfig) -> Path:
         return Path("runs") / config.name
     if "://" not in storage:
         return Path(storage) / config.name
+    return _copies() / digest(storage) / config.name
+
+
+def name_of(root: Path) -> str:
+    """What tells a run from others with the same URL: its name, or the `--out` that was given."""
+    if root.is_relative_to(_copies()):
+        return Path(*root.relative_to(_copies()).parts[1:]).as_posix()
+    return root.as_posix()
+
+
+def _copies() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "donna-ray" / "runs" / digest(storage) / config.name
+    return cache / "donna-ray" / "runs"

@@ -1,27 +1,42 @@
 """A run folder's copy at a URL, from which a command on another host goes on.
 
-``mirror.json`` is written last and names the SHA-256 of every file; a file that does not have it is
-not fetched, so what a torn copy lacks is computed again. One command at a time may use a URL.
-fsspec's ``generic.rsync`` knows no such manifest: it tells changed files by size or time alone.
+    mirror.json       written last; names the SHA-256 of every file of the run folder
+    objects/<sha256>  what the files hold
+    networks/, …      what workers store, where they stored it
+    results.json, …   a few files once more, for people
+
+Nothing that a manifest names is overwritten, and it is removed only when the next manifest is
+there: whenever a push is killed, the copy is the old one or the new one. fsspec's
+``generic.rsync`` knows no such manifest: it tells changed files by size or time alone.
 """
 
 import hashlib
 import json
+import sqlite3
 import uuid
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 from donna_ray.errors import ConfigError
+from donna_ray.run.lease import LEASE
 from donna_ray.run.ownership import MARKER
 from donna_ray.run.shared_folder import MARK
 from donna_ray.storage.artifacts import file_sha256, read_json, write_atomic, write_json
-from donna_ray.storage.files import Storage, is_temporary
+from donna_ray.storage.files import Storage, folder_in, is_temporary
 
-__all__ = ["Mirror"]
+__all__ = ["OBJECTS", "Mirror"]
+
+OBJECTS = "objects"
+"""The folder of the copy that holds the files by their SHA-256."""
 
 _MANIFEST, _SYNCED = "mirror.json", ".mirror.json"
+_LAYOUT = 2  # 1 had every file under its own name
 _NOT_COPIED = ("ray/", "search/graphs/", "library/tensorboard/")
 _NOR = "/unfinished/"  # checkpoints
+_OF_SQLITE = ("-wal", "-shm")  # what they hold is in the snapshot
 _THERE_ALREADY = "networks/"  # workers store them at the URL
+_FOR_PEOPLE = ("config.yaml", "results.json", "report.html")
 
 
 class Mirror:
@@ -30,55 +45,108 @@ class Mirror:
     Args:
         root: the run folder.
         url: of the copy.
+        name: of the run (``name_of``), by which it is told from others with the same URL.
     """
 
-    def __init__(self, root: Path, url: str) -> None:
-        self._root, self._copy = root, Storage(url)
+    def __init__(self, root: Path, url: str, name: str = "") -> None:
+        self._root, self._copy, self._name = root, Storage(url), name
+        self._objects = Storage(folder_in(url, OBJECTS))
         self._sums: dict[str, tuple[tuple[int, int], str]] = {}
 
     def pull(self) -> None:
         """Fetch the copy, unless this folder made it, and so has all of it or more.
 
         Raises:
-            ConfigError: what is there is no run's.
+            ConfigError: what is there is no run's or another's, or names files outside of the run
+                folder.
         """
+        if not (self._root / _SYNCED).exists():
+            self._claim()
         data = self._copy.read(_MANIFEST)
         manifest = json.loads(data) if data is not None else None
-        if manifest is None:
-            self._claim()
         if manifest is None or manifest == read_json(self._root / _SYNCED):
             return
+        files = manifest["files"]
+        for name in files:
+            self._check_is_within(name)
         local = self._local()
-        for name, sha in manifest["files"].items():
-            if local.get(name) != sha:
-                data = self._copy.read(name)
-                if data is not None and hashlib.sha256(data).hexdigest() == sha:
-                    write_atomic(self._root / name, data)
+        self._copy.map(self._fetch, (each for each in files.items() if each not in local.items()))
         write_json(self._root / _SYNCED, manifest)
 
     def push(self) -> None:
         """Bring the copy up to date."""
-        local = self._local()
-        before = (read_json(self._root / _SYNCED) or {"files": {}})["files"]
+        local, before = self._local(), self._pushed()
         if local == before:
             return
-        for name, sha in local.items():
-            if before.get(name) != sha and not name.startswith(_THERE_ALREADY):
-                self._copy.write(name, (self._root / name).read_bytes())
-        for name in before.keys() - local.keys():
-            self._copy.remove(name)
-        manifest = {"version": uuid.uuid4().hex, "files": local}
+        there = self._objects.listing()
+        missing = [
+            name
+            for name, sha in local.items()
+            if sha not in there and not name.startswith(_THERE_ALREADY)
+        ]
+        local.update(zip(missing, self._copy.map(self._store, missing), strict=True))
+        manifest = {"layout": _LAYOUT, "version": uuid.uuid4().hex, "files": local}
         self._copy.write(_MANIFEST, json.dumps(manifest, indent=2).encode())
         write_json(self._root / _SYNCED, manifest)
+        self._objects.map(self._objects.remove, there.keys() - local.values())
+        for name in (name for name in _FOR_PEOPLE if local.get(name) != before.get(name)):
+            self._show(name)
+
+    def _pushed(self) -> dict[str, str]:
+        """The files of the last manifest that this folder pulled or pushed."""
+        manifest = read_json(self._root / _SYNCED) or {}
+        files: dict[str, str] = manifest["files"] if manifest.get("layout") == _LAYOUT else {}
+        return files
+
+    def _fetch(self, file: tuple[str, str]) -> None:
+        name, sha = file
+        data = None if name.startswith(_THERE_ALREADY) else self._objects.read(sha)
+        data = self._copy.read(name) if data is None else data  # a worker's, or of layout 1
+        if data is None or hashlib.sha256(data).hexdigest() != sha:
+            return  # its step is done again
+        for end in _OF_SQLITE:  # of the file that is replaced
+            (self._root / f"{name}{end}").unlink(missing_ok=True)
+        write_atomic(self._root / name, data)
+
+    def _store(self, name: str) -> str:
+        data = _snapshot(self._root / name)
+        sha = hashlib.sha256(data).hexdigest()
+        self._objects.write(sha, data)
+        return sha
+
+    def _show(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self._copy.write_derived(name, (self._root / name).read_bytes())
+
+    def _check_is_within(self, name: str) -> None:
+        root = self._root.resolve()
+        if (root / name).resolve() == root or not (root / name).resolve().is_relative_to(root):
+            raise ConfigError(
+                f"A run's copy must name files within the run folder, but {_MANIFEST} of "
+                f"{self._copy.url} names {name!r}. Nothing was fetched: give the run another name, "
+                "or --out, and see who writes to that URL."
+            )
 
     def _claim(self) -> None:
-        files = [name for name in self._copy.listing() if not name.startswith(MARK)]
-        if files and MARKER not in files:
+        mark = self._copy.read(MARKER)
+        if mark is not None:
+            self._check_is_this_run(json.loads(mark).get("run"))
+            return
+        files = [name for name in self._copy.listing() if not name.startswith((MARK, LEASE))]
+        if files and _MANIFEST not in files:
             raise ConfigError(
                 f"A run's copy must be at a URL where nothing else is, but {self._copy.url} holds "
                 f"{min(files)} and no {MARKER}. Give the run another name, or --out."
             )
-        self._copy.write(MARKER, b"{}\n")
+        self._copy.write(MARKER, json.dumps({"run": self._name}).encode())
+
+    def _check_is_this_run(self, owner: str | None) -> None:
+        if owner not in (None, self._name):
+            raise ConfigError(
+                f"The copy at {self._copy.url} must be of this run, {self._name}, but is that of "
+                f"{owner}. Give this one another name, or an --out that ends in another one; to go "
+                f"on with that one, give --out {owner}, or remove {self._copy.url}/{MARKER}."
+            )
 
     def _local(self) -> dict[str, str]:
         """SHA-256 of the files that belong to the copy, by relative path."""
@@ -88,13 +156,37 @@ class Mirror:
     def _is_copied(self, name: str) -> bool:
         file = name.rpartition("/")[2]
         ours = file in (".lock", MARKER, _SYNCED) or file.startswith(MARK) or is_temporary(file)
-        kept_here = name.startswith(_NOT_COPIED) or _NOR in name
+        kept_here = name.startswith(_NOT_COPIED) or _NOR in name or name.endswith(_OF_SQLITE)
         return not ours and not kept_here and (self._root / name).is_file()
 
     def _sum(self, name: str) -> str:
         path = self._root / name
+        if path.suffix in _SNAPSHOTS:  # SQLite's time may stay while its log grows
+            return hashlib.sha256(_snapshot(path)).hexdigest()
         status = path.stat()
         stamp = status.st_size, status.st_mtime_ns
         if name not in self._sums or self._sums[name][0] != stamp:
             self._sums[name] = stamp, file_sha256(path)
         return self._sums[name][1]
+
+
+def _snapshot(path: Path) -> bytes:
+    """What a file held at one moment, also while it is written."""
+    return _SNAPSHOTS.get(path.suffix, Path.read_bytes)(path)
+
+
+def _whole_lines(path: Path) -> bytes:
+    data = path.read_bytes()
+    return data[: data.rfind(b"\n") + 1]
+
+
+def _database(path: Path) -> bytes:
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(":memory:")) as copy:
+        try:
+            source.backup(copy)
+        except sqlite3.DatabaseError:  # no database: who opens it will say so
+            return path.read_bytes()
+        return copy.serialize()
+
+
+_SNAPSHOTS: dict[str, Any] = {".journal": _whole_lines, ".sqlite": _database}

@@ -15,6 +15,8 @@ from rich.markup import escape
 
 from donna_ray.config import RunConfig
 from donna_ray.errors import MissingArtifactError, RunLockedError
+from donna_ray.run.folder import name_of
+from donna_ray.run.lease import Lease
 from donna_ray.run.mirror import Mirror
 from donna_ray.run.ownership import Forgotten, claim, remove_if_empty
 from donna_ray.run.progress import Progress
@@ -48,7 +50,8 @@ class Run:
         self.ray = RaySession(config.cluster)
         self.shared = SharedFolder(config.cluster.location_of(self.root))
         url = self.shared.location
-        self._mirror = Mirror(self.root, url) if isinstance(url, str) else None
+        self._mirror = Mirror(self.root, url, name_of(root)) if isinstance(url, str) else None
+        self._lease = Lease(self.root, url) if isinstance(url, str) else None
         self._open = ExitStack()
         self._kept: dict[str, Any] = {}
         self._nodes_are_checked = False
@@ -60,19 +63,22 @@ class Run:
         """Hold the folder.
 
         Raises:
-            ConfigError: the folder, or its copy, is no run's.
+            ConfigError: the folder, or its copy, is no run's or another's.
             RunLockedError: another process holds it.
         """
         self._made = claim(self.root)
-        self._open.enter_context(_locked(self.root / ".lock"))
-        self._forgotten.recover()
-        if self._mirror is not None:
-            self._mirror.pull()
-            self._mirror.push()  # what a command that was killed had made
-        shutil.rmtree(self.root / "ray", ignore_errors=True)  # of a process that was killed
-        for left in self.root.glob(f"{MARK}*"):
-            left.unlink(missing_ok=True)
-        self._open.enter_context(self.shared.marked())
+        with ExitStack() as opened:
+            opened.enter_context(_locked(self.root / ".lock"))
+            self._forgotten.recover()
+            if self._mirror is not None and self._lease is not None:
+                opened.enter_context(self._lease)
+                self._mirror.pull()
+                self._mirror.push()  # what a command that was killed had made
+            shutil.rmtree(self.root / "ray", ignore_errors=True)  # of a process that was killed
+            for left in self.root.glob(f"{MARK}*"):
+                left.unlink(missing_ok=True)
+            opened.enter_context(self.shared.marked())
+            self._open = opened.pop_all()
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -192,7 +198,8 @@ class Run:
         )
 
     def _copy(self) -> None:
-        if self._mirror is not None:
+        if self._mirror is not None and self._lease is not None:
+            self._lease.check()
             self._mirror.push()
 
     def _remove_records(self) -> None:

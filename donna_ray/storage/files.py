@@ -7,6 +7,9 @@ How a write is made atomic depends on the filesystem:
 - others (``sftp://``, ``smb://``, ``hdfs://``, …): temporary name, then the filesystem's own move.
   Where that is a copy and no rename, a crash may leave a torn file: readers must check sums.
 
+An object store's client keeps no listings (fsspec's `use_listings_cache`): files that others have
+written since would not be there, not even when they are read by name.
+
 Credentials and endpoints come from fsspec's own configuration.
 """
 
@@ -42,6 +45,13 @@ U = TypeVar("U")
 PATIENCE = 60.0  # seconds for which a store that refuses is asked again
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds at most between two attempts: doubled each time
 
+_WITHOUT_CREDENTIALS = {
+    *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"),  # of botocore
+    "DefaultCredentialsError",  # of google.auth
+}
+_FORBIDDEN = (401, 403)  # gcsfs
+_PERHAPS = "See to its network, permissions and credentials"
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ATOMIC_PUT = {"abfs", "abfss", "az", "gcs", "gs", "memory", "oss", "s3", "s3a"}
 _ETAGS = ("ETag", "etag")
@@ -83,6 +93,10 @@ class Storage:
     A filesystem that refuses is asked again, with growing pauses, for up to a minute. What it does
     then, and at once on a full disk, is a ``DonnaError``.
 
+    Args:
+        url: the folder.
+        own_client: do not share the filesystem's client with others of this process.
+
     Attributes:
         url: the folder, for people (without a password).
         local: its path on this machine's filesystem; None on another one.
@@ -91,8 +105,8 @@ class Storage:
         ConfigError: the URL is of no filesystem that is installed.
     """
 
-    def __init__(self, url: str | Path) -> None:
-        self._filesystem, self._folder = _filesystem(url)
+    def __init__(self, url: str | Path, *, own_client: bool = False) -> None:
+        self._filesystem, self._folder = _filesystem(url, skip_instance_cache=own_client)
         is_local = isinstance(self._filesystem, LocalFileSystem)
         self.local = Path(self._folder) if is_local else None
         self.url = self._folder if self.local else re.sub(r"//[^/@]*@", "//", str(url))
@@ -132,9 +146,12 @@ class Storage:
 
     def _or_none(self, verb: str, name: str, action: Callable[[], T]) -> T | None:
         def none_where_missing() -> T | None:
-            with suppress(FileNotFoundError):
+            try:
                 return action()
-            return None
+            except FileNotFoundError as error:
+                if _is_of_no_bucket(error):
+                    raise
+                return None
 
         return self._patiently(verb, name, none_where_missing)
 
@@ -151,16 +168,16 @@ class Storage:
             raise self._error(verb, name, error) from error
 
     def _error(self, verb: str, name: str, error: Exception) -> DonnaError:
-        if _may_pass(error):
-            rule = (
-                f"let {name} be {verb}, but refused for {PATIENCE:.0f} s ({type(error).__name__}: "
-                f"{error}). See to its network, permissions and credentials"
-            )
+        told, remedy = f"{type(error).__name__}: {error}", _remedy(error)
+        if getattr(error, "errno", None) in _FULL:
+            rule = f"have room, but is full ({error}; file {name})"
+        elif remedy is not None:
+            rule = f"let {name} be {verb}, but refused ({told})"
         else:
-            rule = f"have room, but is full ({error}; file {name}). Make room"
+            rule = f"let {name} be {verb}, but refused for {PATIENCE:.0f} s ({told})"
         return DonnaError(
-            f"The store {self.url} must {rule}, then give the same command again: all records that "
-            "were stored before are kept, and it goes on from them."
+            f"The store {self.url} must {rule}. {remedy or _PERHAPS}, then give the same command "
+            "again: all records that were stored before are kept, and it goes on from them."
         )
 
     def _list_local(self) -> dict[str, FileFact]:
@@ -211,18 +228,43 @@ class Storage:
 
 
 def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, Exception) and getattr(error, "errno", None) not in _FULL
+    return isinstance(error, Exception) and _remedy(error) is None
 
 
-def _filesystem(url: str | Path) -> tuple[Any, str]:
+def _remedy(error: BaseException) -> str | None:
+    """What to do about an error that stays however often one asks; None where it may pass."""
+    if getattr(error, "errno", None) in _FULL:
+        return "Make room"
+    if _is_of_no_bucket(error):
+        return "Make the bucket, or correct its name"
+    if type(error).__name__ in _WITHOUT_CREDENTIALS:
+        return (
+            "Give the store's client credentials (of s3://: AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, a profile, or a role of the nodes)"
+        )
+    if isinstance(error, PermissionError) or getattr(error, "code", None) in _FORBIDDEN:
+        return "Correct the credentials, or let them read, write and remove there"
+    return None
+
+
+def _is_of_no_bucket(error: BaseException) -> bool:
+    return type(error.__cause__).__name__ == "NoSuchBucket"  # of botocore; s3fs says 'not found'
+
+
+def _filesystem(url: str | Path, **options: Any) -> tuple[Any, str]:
     if isinstance(url, Path):  # fsspec would take one with `::` in it for a chained URL
         return LocalFileSystem(), os.path.abspath(url.expanduser())
+    protocol = url.partition("://")[0]
+    if protocol in _ATOMIC_PUT:
+        options["use_listings_cache"] = False
     try:
-        filesystem, path = fsspec.url_to_fs(url)
+        filesystem, path = fsspec.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
+        extra = _EXTRAS.get(protocol)
+        package = f"`pip install 'donna-ray[{extra}]'`" if extra else "Install its package"
         raise ConfigError(
             f"A store must be a path or a URL of an installed fsspec filesystem, but {url!r} is "
-            f"not ({error}). Install its package, such as s3fs or gcsfs, or correct the URL."
+            f"not ({error}). {package} on all nodes, or correct the URL."
         ) from error
     return filesystem, path.rstrip("/")
 

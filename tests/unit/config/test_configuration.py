@@ -45,6 +45,7 @@ BAD_VALUES = [
     ("cluster.storage=sftp://me:pass@host/runs", ["cluster.storage must hold no", "//…@host"]),
     ("cluster.storage=sftp://me:p/w@host/runs", ["cluster.storage must hold no password"]),
     ("cluster.storage=https://token@host/runs", ["cluster.storage must hold no password"]),
+    ("cluster.storage=s3:/bucket/runs", ["cluster.storage must be a URL with two slashes", "./"]),
     ("cluster.storage=s3://bucket/runs?secret=abc", ["cluster.storage must hold no password"]),
     ("library.store=sftp://me:pass@host/runs", ["library.store must hold no password", "//…@"]),
     ("device.resources={phone: 0}", ["device.resources.phone", "greater than 0"]),

@@ -14,11 +14,12 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from donna_ray.cli.library import app
-from donna_ray.config import RunConfig
+from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.errors import ConfigError, DonnaError, RunLockedError
 from donna_ray.library.tools import Library, bad_records, library_of
 from donna_ray.run.ownership import MARKER
 from donna_ray.storage.artifacts import StepFolder
+from donna_ray.storage.files import Storage
 from donna_ray.storage.records import RecordStore
 from tests.command_line import donna_here
 
@@ -207,6 +208,18 @@ def test_place_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run folder, or .* no-such is no folder"):
         donna_library("ls", "no-such")
     assert donna_library("ls", "memory://no/such/store", "--json").output == "[]\n"
+
+
+@pytest.mark.parametrize("elsewhere", [None, "memory://a/store"])
+def test_library_of_a_copy_at_a_url_is_that_of_its_run(
+    tmp_path: Path, elsewhere: str | None
+) -> None:
+    url = f"memory://{tmp_path.name}/run"
+    assert library_of(url).store.url == url
+    sets = [f"library.store={elsewhere}"] if elsewhere else []
+    settings = load_config(shipped_config("demo"), sets).model_dump()
+    Storage(url).write("config.yaml", yaml.safe_dump(settings).encode())
+    assert library_of(url).store.url == (elsewhere or f"{url}/library/blocks")
 
 
 def test_commands_are_those_of_donna(run: Path) -> None:

@@ -159,7 +159,7 @@ def test_store_that_refuses_for_long_is_an_error(
     refusing: RecordStore, pauses: list[float]
 ) -> None:
     fill(refusing, 1)
-    RefusingFiles.refuse(3600, PermissionError("not yours"))
+    RefusingFiles.refuse(3600, OSError("not yours"))
     with pytest.raises(DonnaError) as caught:
         refusing.put("key", {"nsr": 1}, {"w": torch.ones(3)})
     assert 54 < sum(pauses) < 60
@@ -170,10 +170,17 @@ def test_store_that_refuses_for_long_is_an_error(
     assert not [name for name in refusing.files() if name.startswith(".")]
 
 
-def test_full_store_is_an_error_at_once(refusing: RecordStore) -> None:
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), r"must have room, but is full .* Make room"),
+        (PermissionError("not yours"), r"refused \(PermissionError: not yours\).* credentials"),
+    ],
+)
+def test_what_stays_is_an_error_at_once(refusing: RecordStore, error: OSError, words: str) -> None:
     fill(refusing, 1)
-    RefusingFiles.refuse(60, OSError(errno.ENOSPC, "No space left on device"))
-    with pytest.raises(DonnaError, match=r"must have room, but is full .* records .* are kept"):
+    RefusingFiles.refuse(60, error)
+    with pytest.raises(DonnaError, match=rf"{words}.* records .* are kept"):
         refusing.put("key", {"nsr": 1}, {"w": torch.ones(3)})
     assert RefusingFiles.refusals == 1
     assert refusing.verify() == []

@@ -1,0 +1,97 @@
+"""Who uses a run's copy at a URL: one command at a time, known by a file there that it renews."""
+
+import json
+import os
+import threading
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from donna_ray.errors import DonnaError, RunLockedError
+from donna_ray.storage.files import Storage
+
+__all__ = ["LEASE", "Lease"]
+
+LEASE = ".lease.json"
+"""The name of that file."""
+
+_BEAT_S = 30.0
+_OVER_S = 300.0  # without a beat; the clocks of two hosts may differ by less
+
+
+class Lease:
+    """That file, held by this process; a context manager.
+
+    Args:
+        root: the run folder, whose own lock this process holds.
+        url: of the copy.
+    """
+
+    def __init__(self, root: Path, url: str) -> None:
+        self._storage = Storage(url, own_client=True)  # the thread's, and some bear but one thread
+        user = os.environ.get("USER") or str(os.getuid())
+        self._mine = {"host": os.uname().nodename, "user": user, "folder": str(root)}
+        self._id = uuid.uuid4().hex
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> Self:
+        """Hold it.
+
+        Raises:
+            RunLockedError: another command does.
+        """
+        holder = self._holder()
+        if holder is not None and not self._is_over(holder):
+            raise self._error(holder)
+        self._renew()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        holder = self._holder()
+        if holder is not None and holder["id"] == self._id:
+            self._storage.remove(LEASE)
+
+    def check(self) -> None:
+        """Refuse to go on where another command has taken over.
+
+        Raises:
+            RunLockedError: with its process.
+        """
+        holder = self._holder()
+        if holder is not None and holder["id"] != self._id:
+            raise self._error(holder)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(_BEAT_S):
+            with suppress(DonnaError):  # the store is away: the next beat may reach it
+                self.check()
+                self._renew()
+
+    def _renew(self) -> None:
+        facts = {**self._mine, "pid": os.getpid(), "id": self._id, "beat": time.time()}
+        self._storage.write(LEASE, json.dumps(facts).encode())
+
+    def _holder(self) -> dict[str, Any] | None:
+        data = self._storage.read(LEASE)
+        return None if data is None else json.loads(data)
+
+    def _is_over(self, holder: dict[str, Any]) -> bool:
+        """Its process ended without a word: of this folder, since we have its lock, or long ago."""
+        here = all(holder[name] == value for name, value in self._mine.items())
+        return here or time.time() - holder["beat"] > _OVER_S
+
+    def _error(self, holder: dict[str, Any]) -> RunLockedError:
+        silent = max(time.time() - holder["beat"], 0)
+        return RunLockedError(
+            f"A run's copy must be used by one command at a time, but {self._storage.url} is in "
+            f"use by process {holder['pid']} of {holder['user']} on host {holder['host']} (last "
+            f"sign {silent:.0f} s ago). Wait for it, or stop it; if it was killed, this command "
+            f"takes over {_OVER_S:.0f} s after its last sign, or at once if you remove "
+            f"{self._storage.url}/{LEASE}."
+        )

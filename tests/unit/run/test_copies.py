@@ -1,0 +1,126 @@
+"""The copy of a run folder at a URL: the old one or the new one, whenever its making is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from donna_ray.config import load_config, shipped_config
+from donna_ray.errors import ConfigError
+from donna_ray.run.folder import name_of, run_folder
+from donna_ray.run.mirror import Mirror
+from donna_ray.storage.files import Storage
+from tests.unit.run.pushing import PROCESSES, push
+
+FILES = 60
+
+
+def fill(root: Path, text: str) -> None:
+    for number in range(FILES):
+        (root / f"{number}.txt").write_text(f"{text} {number}")
+
+
+def texts(root: Path) -> set[str]:
+    return {path.read_text().split()[0] for path in root.glob("*.txt")}
+
+
+def test_push_that_is_killed_leaves_the_old_copy_or_the_new_one(tmp_path: Path) -> None:
+    here, at = tmp_path / "here", tmp_path / "copy"
+    here.mkdir()
+    copy = Mirror(here, at.as_uri())
+    fill(here, "old")
+    copy.push()
+    for attempt in range(5):
+        fill(here, f"new{attempt}")
+        process = PROCESSES.Process(target=push, args=(here, at.as_uri()))
+        process.start()
+        stored = random.randrange(FILES, 2 * FILES)
+        while len(os.listdir(at / "objects")) < stored and process.is_alive():
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        there = tmp_path / f"there{attempt}"
+        Mirror(there, at.as_uri()).pull()
+        assert len(list(there.glob("*.txt"))) == FILES
+        assert len(texts(there)) == 1
+    copy.push()
+    assert len(os.listdir(at / "objects")) == FILES
+
+
+def test_files_in_use_are_copied_as_they_were_at_one_moment(tmp_path: Path) -> None:
+    here, there, url = tmp_path / "here", tmp_path / "there", (tmp_path / "copy").as_uri()
+    here.mkdir()
+    there.mkdir()
+    (here / "study.journal").write_text('{"a": 1}\n{"b"')
+    with closing(sqlite3.connect(here / "m.sqlite")) as database:
+        database.executescript("PRAGMA journal_mode=wal; CREATE TABLE t (x); BEGIN")
+        database.execute("INSERT INTO t VALUES (7)")
+        database.commit()
+        Mirror(here, url).push()
+        version = Storage(url).read("mirror.json")
+        Mirror(here, url).push()
+        assert Storage(url).read("mirror.json") == version
+    (there / "m.sqlite-wal").write_bytes(b"of an older file")
+    Mirror(there, url).pull()
+    assert (there / "study.journal").read_text() == '{"a": 1}\n'
+    assert {path.name for path in there.iterdir() if path.name.startswith("m.")} == {"m.sqlite"}
+    with closing(sqlite3.connect(there / "m.sqlite")) as database:
+        assert database.execute("SELECT x FROM t").fetchall() == [(7,)]
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/tmp/outside", "link/outside"])
+def test_copy_that_names_files_outside_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    root, url = tmp_path / "run", (tmp_path / "copy").as_uri()
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path)
+    manifest = {"layout": 2, "version": "1", "files": {"good": "0" * 64, name: "0" * 64}}
+    Storage(url).write("mirror.json", json.dumps(manifest).encode())
+    with pytest.raises(ConfigError, match=r"within the run folder.*outside.*--out"):
+        Mirror(root, url).pull()
+    assert [path.name for path in root.iterdir()] == ["link"]
+
+
+def test_copy_of_the_earlier_layout_is_fetched_and_renewed(tmp_path: Path) -> None:
+    url = (tmp_path / "copy").as_uri()
+    sha = "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"  # of "1"
+    Storage(url).write("a.txt", b"1")
+    Storage(url).write(
+        "mirror.json", json.dumps({"version": "1", "files": {"a.txt": sha}}).encode()
+    )
+    copy = Mirror(tmp_path / "run", url)
+    copy.pull()
+    assert (tmp_path / "run" / "a.txt").read_text() == "1"
+    copy.push()
+    assert set(Storage(f"{url}/objects").listing()) == {sha}
+
+
+def test_runs_of_two_teams_are_not_one_copy(tmp_path: Path) -> None:
+    url = (tmp_path / "copy").as_uri()
+    Mirror(tmp_path / "a", url, "team-a/demo").pull()
+    with pytest.raises(ConfigError, match=r"copy .*team-b/demo, .* of team-a/demo.* --out"):
+        Mirror(tmp_path / "b", url, "team-b/demo").pull()
+    (tmp_path / "a" / "x").mkdir(parents=True)
+    (tmp_path / "a" / "config.yaml").write_text("1")
+    Mirror(tmp_path / "a", url, "team-a/demo").push()
+    with pytest.raises(ConfigError, match="team-b/demo"):
+        Mirror(tmp_path / "b", url, "team-b/demo").pull()
+    assert not (tmp_path / "b").exists()
+    Mirror(tmp_path / "elsewhere", url, "team-a/demo").pull()
+    assert (tmp_path / "elsewhere" / "config.yaml").read_text() == "1"
+    Mirror(tmp_path / "a", url, "/by/another/path").pull()  # of this folder in any case
+
+
+def test_name_of_a_run_is_the_same_on_all_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = load_config(shipped_config("demo"), ["cluster.storage=s3://bucket/runs"])
+    assert name_of(run_folder(config, None)) == "demo"
+    assert name_of(Path("./team-a/demo")) == "team-a/demo"

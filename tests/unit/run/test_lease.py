@@ -1,0 +1,66 @@
+"""One command at a time uses a run's copy."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from donna_ray.errors import RunLockedError
+from donna_ray.run import lease as module
+from donna_ray.run.lease import LEASE, Lease
+from donna_ray.storage.files import Storage
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"memory://{tmp_path.name}/run"
+
+
+def age(url: str, seconds: float) -> None:
+    """As if the holder had given no sign for so long."""
+    holder = json.loads(Storage(url).read(LEASE) or b"")
+    holder["beat"] -= seconds
+    Storage(url).write(LEASE, json.dumps(holder).encode())
+
+
+def test_second_command_is_refused_and_told_by_whom(url: str) -> None:
+    with Lease(Path("/a"), url):
+        with pytest.raises(RunLockedError) as caught, Lease(Path("/b"), url):
+            pass
+        for words in (url, str(os.getpid()), os.uname().nodename, "300 s", f"remove {url}/{LEASE}"):
+            assert words in str(caught.value)
+        age(url, 290)
+        with pytest.raises(RunLockedError, match=r"29\d s ago"), Lease(Path("/b"), url):
+            pass
+    assert Storage(url).listing() == {}
+    with Lease(Path("/b"), url):
+        pass
+
+
+def test_command_that_gives_no_sign_is_followed_and_then_refused(url: str) -> None:
+    with Lease(Path("/a"), url) as first:
+        first.check()
+        age(url, 301)
+        with Lease(Path("/b"), url) as second:
+            with pytest.raises(RunLockedError, match="in use by"):
+                first.check()
+            first.__exit__()
+            second.check()
+            assert LEASE in Storage(url).listing()
+
+
+def test_command_of_the_same_folder_is_followed_at_once(url: str) -> None:
+    with Lease(Path("/a"), url), Lease(Path("/a"), url) as second:  # its lock tells that it ended
+        second.check()
+
+
+def test_sign_is_given_again_and_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BEAT_S", 0.01)
+    with Lease(Path("/a"), url):
+        age(url, 301)
+        while json.loads(Storage(url).read(LEASE) or b"")["beat"] < time.time() - 100:
+            time.sleep(0.01)
