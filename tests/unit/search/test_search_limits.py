@@ -107,7 +107,6 @@ def test_measured_memory_is_kept_within_its_limit(strategy: str, tmp_path: Path)
     scenario = Scenario("default", DeviceConfig(), search.setup.config)
     found = result_of(scenario, search, measured_again(search))
     front = [sum(point["architecture"]) for point in found["front"]]
-    assert found["verified"]["left"] == 0
     assert 10 <= max(front) <= 14
     if strategy == "frontier":
         later = [sum(each) <= 14 for each in asked[-15:]]
