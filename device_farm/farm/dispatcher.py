@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +34,7 @@ from device_farm.workload import workload_digest
 
 __all__ = ["DISPATCHER_GROUPS", "FARM_VERSION", "Dispatcher", "parts_of"]
 
-FARM_VERSION = 4
+FARM_VERSION = 5
 """Raised when calls of the actor change: an older farm that still runs is then refused."""
 
 DISPATCHER_GROUPS = {"status": 100, "presence": 1}
@@ -127,6 +128,8 @@ class Dispatcher:
         assert device.info is not None
         key = MeasurementKey(workload_digest(model), device.info.model, device.info.settings_digest)
         if known := self._cache.get(key):
+            device.cache_hits += 1
+            self._metrics.answered(device)
             return known.to_json()
         job = self._jobs.get(key)
         if job is None or job.result.done():  # given up just now, say
@@ -232,16 +235,24 @@ class Dispatcher:
         """One measurement, and what follows from how it ends."""
         device.state = DeviceState.LEASED
         device.leases += 1
+        began = time.monotonic()
+        device.waits_s.append(began - job.asked_at)
         self._metrics.leased(device)
         try:
             measurement = await self._measure(device, job)
         except Exception as error:
+            self._end_lease(device, began)
             await self._failures.handle(device, job, cause_of(error, device.name))
             return
+        self._end_lease(device, began)
         device.serve()
         device.batch.append((job, measurement))
         if device.control_ms is None:
             self._release_batch(device)
+
+    def _end_lease(self, device: Device, began: float) -> None:
+        device.leases_s.append(time.monotonic() - began)
+        self._metrics.ended(device)
 
     async def _measure(self, device: Device, job: Job) -> Measurement:
         """Measures a job's model while the next one is staged.
