@@ -196,7 +196,7 @@ class Search(_Part):
     """All measured candidates as (latency in ms, predicted accuracy).
 
     `objectives`: minimised beside latency. `candidates`: with those that could not be measured;
-    `yardstick`: null with fewer than 5.
+    `yardstick`: null with fewer than 5, or with a limit on memory.
     """
 
     strategy: str

@@ -100,6 +100,7 @@ def test_measured_memory_is_kept_within_its_limit(strategy: str, tmp_path: Path)
     scenario = Scenario("default", DeviceConfig(), search.setup.config)
     front = [sum(point["architecture"]) for point in result_of(scenario, search, {})["front"]]
     assert 10 <= max(front) <= 14
+    assert result_of(scenario, search, {})["yardstick"] is None
     if strategy == "frontier":
         later = [sum(each) <= 14 for each in asked[-15:]]
         assert sum(later) >= 12  # of all networks, half would
