@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         Throttled,
     )
     from device_farm.farm.config import FarmConfig, HostRule, load_farm_config
-    from device_farm.farm.farm import Farm
+    from device_farm.farm.farm import Farm, FarmLost
     from device_farm.inputs import TensorSpec
     from device_farm.timing.measurement import Measurement
     from device_farm.timing.protocol import ProtocolSettings
@@ -48,6 +48,7 @@ __all__ = [
     "FailurePolicy",
     "Farm",
     "FarmConfig",
+    "FarmLost",
     "HostRule",
     "Measurement",
     "MeasurementCache",
@@ -66,7 +67,7 @@ _MODULES = {
     "cache": ("MeasurementCache", "MeasurementKey"),
     "connector": ("Connector", "DeviceInfo", "connector_names", "make_connector"),
     "device_spec": ("DeviceSpec",),
-    "farm.farm": ("Farm",),
+    "farm.farm": ("Farm", "FarmLost"),
     "farm.config": ("FarmConfig", "HostRule", "load_farm_config"),
     "inputs": ("TensorSpec",),
     "timing.measurement": ("Measurement",),

@@ -235,12 +235,21 @@ def _baseline(connector: Connector[Any], config: Path | None) -> float | None:
 
 
 def _farm_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("device", "model", "state", "queue", "done", "busy", "°C", "message")
+    table = Table("device", "model", "state", "queue", "done", "cached", "busy")
+    for name in ("wait, s", "lease, s", "°C", "message"):
+        table.add_column(name)
     for row in rows:
         heat = "" if row["temperature_c"] is None else f"{row['temperature_c']:.0f}"
-        figures = (str(row["queue_length"]), str(row["done"]), f"{row['busy_share']:.0%}", heat)
+        counts = (str(row[name]) for name in ("queue_length", "done", "cache_hits"))
+        times = (_typical(row[name]) for name in ("wait_s", "lease_s"))
+        figures = (*counts, f"{row['busy_share']:.0%}", *times, heat)
         table.add_row(row["device"], row["model"], row["state"], *figures, row["message"])
     return table
+
+
+def _typical(seconds: Mapping[str, float] | None) -> str:
+    """Median and 90th percentile."""
+    return "" if seconds is None else f"{seconds['p50']:.2g} / {seconds['p90']:.2g}"
 
 
 def _print_devices(found: list[dict[str, Any]]) -> None:

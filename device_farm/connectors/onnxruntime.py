@@ -220,23 +220,23 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
             wall_over_thread_time=slowdown,
             oversubscribed=slowdown > _OVERSUBSCRIBED,
         )
-        return replace(measurement, **self._costs(handle, measurement.median_ms, cores))
+        return self._with_costs(measurement, handle, cores)
 
-    def _costs(
-        self, model: PreparedModel, ms_a_run: float, cores: tuple[int, ...]
-    ) -> dict[str, Any]:
-        """What else a measurement tells; of another provider this host knows no memory."""
+    def _with_costs(
+        self, measurement: Measurement, model: PreparedModel, cores: tuple[int, ...]
+    ) -> Measurement:
+        """With what else is known; of another provider this host knows no memory and no energy."""
+        measurement = replace(measurement, init_ms=model.init_ms)
         if self.settings.provider != _CPU:
-            return {"init_ms": model.init_ms}
+            return measurement
         with _pinned(cores):
-            if model.peak_memory_mb is None:
-                model.peak_memory_mb = peak_memory_mb(model.workload, self.settings.threads)
-            energy = energy_mj(model.run, cpu_energy_meter(), ms_a_run)
-        return {
-            "init_ms": model.init_ms,
-            "peak_memory_mb": model.peak_memory_mb,
-            "energy_mj": energy,
-        }
+            try:
+                if model.peak_memory_mb is None:
+                    model.peak_memory_mb = peak_memory_mb(model.workload, self.settings.threads)
+            except DeviceError as error:  # the latency is known all the same
+                measurement.environment.update(peak_memory_not_told=str(error))
+            energy = energy_mj(model.run, cpu_energy_meter(), measurement.median_ms)
+        return replace(measurement, peak_memory_mb=model.peak_memory_mb, energy_mj=energy)
 
     def close(self) -> None:
         self._closed = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -132,6 +133,8 @@ class Dispatcher:
             workload_digest(model), device.info.model, device.info.settings_digest, repeat
         )
         if known := self._cache.get(key):
+            device.cache_hits += 1
+            self._metrics.answered(device)
             return known.to_json()
         job = self._jobs.get(key)
         if job is None or job.result.done():  # given up just now, say
@@ -237,16 +240,24 @@ class Dispatcher:
         """One measurement, and what follows from how it ends."""
         device.state = DeviceState.LEASED
         device.leases += 1
+        began = time.monotonic()
+        device.waits_s.append(began - job.asked_at)
         self._metrics.leased(device)
         try:
             measurement = await self._measure(device, job)
         except Exception as error:
+            self._end_lease(device, began)
             await self._failures.handle(device, job, cause_of(error, device.name))
             return
+        self._end_lease(device, began)
         device.serve()
         device.batch.append((job, measurement))
         if device.control_ms is None:
             self._release_batch(device)
+
+    def _end_lease(self, device: Device, began: float) -> None:
+        device.leases_s.append(time.monotonic() - began)
+        self._metrics.ended(device)
 
     async def _measure(self, device: Device, job: Job) -> Measurement:
         """Measures a job's model while the next one is staged.

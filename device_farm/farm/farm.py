@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnschedulableError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from device_farm.cache import MeasurementCache
@@ -20,11 +20,25 @@ from device_farm.farm.config import FarmConfig, HostRule
 from device_farm.farm.dispatcher import DISPATCHER_GROUPS, FARM_VERSION, Dispatcher, parts_of
 from device_farm.timing.measurement import Measurement
 
-__all__ = ["FARM_NAME", "Farm"]
+__all__ = ["FARM_NAME", "Farm", "FarmLost"]
 
 FARM_NAME = "device-farm"
 _NAMESPACE = "device-farm"
 _CONCURRENT_CALLS = 10_000
+
+
+class FarmLost(RayError):
+    """The node that the farm was started on is gone, and the farm with it.
+
+    Ray does not start it elsewhere: its measurements are in a file of that node.
+    """
+
+    def __str__(self) -> str:
+        return (
+            "the node that the farm was started on is gone, and the farm with it: serve it again "
+            "(`device-farm serve`), best on the cluster's head; what it measured is in its cache "
+            "file, on that node's disk"
+        )
 
 
 class Farm:
@@ -170,7 +184,12 @@ class Farm:
         parked, or how it differs from others of its model), `leases` (measurements begun), `done`,
         `failures` (count by kind), `queue_length` (jobs that wait for this device or another of
         its pool), `busy_s` and `busy_share` (time at work since it joined), `differs_percent`,
-        `temperature_c`.
+        `temperature_c`, `cache_hits` (asks that the cache answered), `wait_s` and `lease_s` (`p50`,
+        `p90` and `p99` of how long models of the last 1000 leases had waited, and how long these
+        took; None before the first).
+
+        Raises:
+            RayError: The farm is gone.
         """
         rows: list[dict[str, Any]] = _get(self._dispatcher.status.remote())
         return rows
@@ -179,7 +198,7 @@ class Farm:
         """Ends the farm's processes; what is under way fails. Idempotent."""
         for stay in self._presence:
             ray.cancel(stay)
-        with contextlib.suppress(RayActorError):
+        with contextlib.suppress(RayActorError, ActorUnschedulableError):
             ray.get(self._dispatcher.close.remote())
         ray.kill(self._dispatcher)
 
@@ -232,8 +251,14 @@ def _start_dispatcher(
 
 
 def _get(reference: Any) -> Any:
-    """Like `ray.get`, but raises what the actor raised, not Ray's copy with a traceback in it."""
+    """Like `ray.get`, but raises what the actor raised, not Ray's copy with a traceback in it.
+
+    Raises:
+        FarmLost: The farm's node is gone.
+    """
     try:
         return ray.get(reference)
+    except ActorUnschedulableError as error:
+        raise FarmLost from error
     except RayTaskError as error:
         raise error.cause from None

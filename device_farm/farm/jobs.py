@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from bisect import insort
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +30,7 @@ class Job:
     result: asyncio.Future[Measurement] = field(compare=False)
     askers: list[asyncio.Future[None]] = field(compare=False, default_factory=list)
     """Of each that waits for it what is done when it is gone."""
+    asked_at: float = field(compare=False, default_factory=time.monotonic)
     requeues: int = field(compare=False, default=0)
     """How often a device that failed gave it back."""
     failures: Counter[tuple[str, str]] = field(compare=False, default_factory=Counter)

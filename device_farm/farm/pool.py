@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from device_farm.connector import DeviceInfo
 from device_farm.device_spec import DeviceSpec
@@ -22,6 +24,7 @@ __all__ = ["FIRST_PAUSE_S", "Device", "DeviceState", "Pool", "pool_key"]
 
 FIRST_PAUSE_S = 5.0
 _LONGEST_PAUSE_S = 60.0
+_RECENT = 1000
 
 
 class DeviceState(enum.Enum):
@@ -110,6 +113,12 @@ class Device:
     check_first: bool = False
     leases: int = 0
     done: int = 0
+    cache_hits: int = 0
+    """Asks that the cache answered."""
+    waits_s: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    """Of the last leases, how long the model had waited since it was asked for."""
+    leases_s: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    """And how long they took, those that failed too."""
     failures: Counter[str] = field(default_factory=Counter)
     temperature_c: float | None = None
     joined_at: float = field(default_factory=time.monotonic)
@@ -199,7 +208,18 @@ class Device:
             "busy_share": self.busy_s / since,
             "differs_percent": self.differs_percent,
             "temperature_c": self.temperature_c,
+            "cache_hits": self.cache_hits,
+            "wait_s": _percentiles(self.waits_s),
+            "lease_s": _percentiles(self.leases_s),
         }
+
+
+def _percentiles(seconds: Sequence[float]) -> dict[str, float] | None:
+    """None before there is one."""
+    if not seconds:
+        return None
+    p50, p90, p99 = np.percentile(seconds, (50, 90, 99)).tolist()
+    return {"p50": p50, "p90": p90, "p99": p99}
 
 
 def _kind_of(error: DeviceError) -> type[DeviceError]:

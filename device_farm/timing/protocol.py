@@ -130,10 +130,12 @@ class Timing:
     """The control's latency meanwhile: the median over the blocks; None if not interleaved."""
     sensitivity: float | None
     """The exponent of the control's correction; None if not interleaved."""
+    wall_tail_ms: tuple[float, float] | None
+    """`p90_ms` and `p99_ms` as they were on the host of then, without the correction."""
 
     def control_facts(self, control_baseline_ms: float | None) -> dict[str, float]:
-        """The control's baseline and latency now, in ms, how far it is off, in %, and what of it
-        the candidate feels."""
+        """The control's baseline and latency now, in ms, how far it is off, in %, what of it the
+        candidate feels, and the candidate's tail without its correction, in ms."""
         if self.control_ms is None or control_baseline_ms is None:
             return {}
         assert self.sensitivity is not None
@@ -142,6 +144,7 @@ class Timing:
             "control_ms": self.control_ms,
             "control_drift_percent": 100 * (self.control_ms / control_baseline_ms - 1),
             "control_sensitivity": self.sensitivity,
+            **dict(zip(("wall_p90_ms", "wall_p99_ms"), self.wall_tail_ms or (), strict=False)),
         }
 
 
@@ -197,17 +200,18 @@ def time_candidate(
     figures = _figures(blocks, controls, baseline_s)
     median_s = float(np.median(figures if controls else np.concatenate(blocks)))
     p20_s, p90_s = np.percentile(figures, (20, 90))
-    tail = _tail(timed, factors)
+    tail, wall_tail = _tail_ms(timed, factors), _tail_ms(timed, np.ones(len(timed)))
     return Timing(
         median_ms=1e3 * median_s,
         blocks_p20_ms=1e3 * float(p20_s),
         blocks_p90_ms=1e3 * float(p90_s),
-        p90_ms=tail and 1e3 * tail[0],
-        p99_ms=tail and 1e3 * tail[1],
+        p90_ms=tail and tail[0],
+        p99_ms=tail and tail[1],
         n=sum(map(len, blocks)),
         ci_percent=100 * _half_interval(figures) / median_s,
         control_ms=1e3 * float(np.median(controls)) if controls else None,
         sensitivity=sensitivity,
+        wall_tail_ms=wall_tail,
     )
 
 
@@ -268,10 +272,10 @@ def _corrections(
     return np.exp(sensitivity * (baseline - control)), sensitivity
 
 
-def _tail(blocks: Sequence[Timed], factors: np.ndarray) -> tuple[float, float] | None:
-    """The 90th and 99th percentile of the single runs, in seconds; None if not told."""
+def _tail_ms(blocks: Sequence[Timed], factors: np.ndarray) -> tuple[float, float] | None:
+    """The 90th and 99th percentile of the single runs, in ms; None if not told."""
     single = [
-        factor * np.array(block.single)
+        1e3 * factor * np.array(block.single)
         for block, factor in zip(blocks, factors, strict=True)
         if block.single is not None
     ]

@@ -18,6 +18,7 @@ from device_farm import (
     DeviceSpec,
     DeviceTimeout,
     Farm,
+    FarmLost,
     ModelError,
     make_connector,
 )
@@ -317,7 +318,9 @@ class LatencyFarm:
         except ray.exceptions.RayTaskError as error:
             raise DonnaError(f"A candidate could not be measured: {error.cause}") from error
         except ray.exceptions.RayError as error:
-            raise DonnaError(f"The device farm stopped while it measured: {error}") from error
+            is_lost = isinstance(error, ray.exceptions.ActorUnschedulableError)
+            why = FarmLost() if is_lost else error
+            raise DonnaError(f"The device farm stopped while it measured: {why}") from error
         self._asked.difference_update(references)
         return latencies
 

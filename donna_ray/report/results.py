@@ -231,7 +231,8 @@ class Search(_Part):
     """All measured candidates as (latency in ms, predicted accuracy).
 
     `objectives`: minimised beside latency. `candidates`: with those that could not be measured;
-    `yardstick`: null with fewer than 5. The front is of the networks of `verified`.
+    `yardstick`: null with fewer than 5, or with a limit on memory. The front is of the networks of
+    `verified`.
     """
 
     strategy: str

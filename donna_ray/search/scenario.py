@@ -155,7 +155,10 @@ def result_of(scenario: Scenario, search: Search, rounds: Rounds) -> dict[str, A
         "candidates": len(candidates) + len(search.ledger.failed),
         "measured_architectures": len(candidates),
         "points": values[:, ::-1].tolist(),
-        "yardstick": yardstick(problem, architectures, values),
+        # Which knows nothing of memory: its exact front would be of networks that take too much.
+        "yardstick": yardstick(problem, architectures, values)
+        if problem.memory_limit_mb is None
+        else None,
         "verified": _verified(search, rounds, verified, front),
         "cost": {"image_passes": 0},
     }

@@ -45,7 +45,9 @@ class LocalActor:
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:
     """From now on farms start threads where they would start actors, and no metrics."""
-    quiet = dict.fromkeys(("leased", "failed", "measured", "publish"), lambda *_: None)
+    quiet = dict.fromkeys(
+        ("leased", "ended", "answered", "failed", "measured", "publish"), lambda *_: None
+    )
     patch.setattr(dispatcher, "FarmMetrics", lambda: SimpleNamespace(**quiet))
     patch.setattr(lease, "ray", SimpleNamespace(kill=lambda *_, **__: None))
     patch.setattr(lease, "_start", _start)

@@ -295,6 +295,35 @@ def test_what_another_farm_measured_meanwhile_is_taken_from_the_cache(tmp_path: 
     run(test)
 
 
+def test_a_device_of_the_same_name_on_an_unlike_host_takes_over_nothing(tmp_path: Path) -> None:
+    """What is asked of the one is not measured on the other, when the first goes away."""
+
+    async def test() -> None:
+        farm, is_away = Farm(tmp_path, start_limit_s=0.1), list[int]()
+        farm.lessor.probes["a"] = away(is_away)
+        farm.see("a")
+        await farm.until(lambda: farm.state("a") == "ready")
+        is_away.append(1)
+        farm.lessor.measures["a"] = lost
+        with pytest.raises(DeviceLost):
+            await farm.measure(b"first")
+        await farm.until(lambda: farm.state("a") == "parked")
+        farm.device("a").seen_at = float("-inf")
+        farm.lessor.probes["a"] = away([], settings_digest="of another CPU")
+        farm.lessor.log.clear()
+        farm.roster.report_found(farm.device("a").spec, "another")
+        farm.pass_time()
+        with pytest.raises(DeviceError, match="came back as M: start the farm anew"):
+            await farm.measure(b"second")
+        assert farm.device("a").node == "another"
+        assert not farm.lessor.log
+
+    async def lost(model: bytes) -> Measurement:
+        raise DeviceLost("away")
+
+    run(test)
+
+
 def test_two_devices_of_one_name_are_told(tmp_path: Path) -> None:
     async def test() -> None:
         farm = Farm(tmp_path)

@@ -64,7 +64,8 @@ def test_a_host_is_lost_and_another_takes_over(cluster: Cluster, tmp_path: Path)
         cluster.add_node(num_cpus=1, node_name="phones-2")
         assert [record["median_ms"] for record in ray.get(asked)] == [2.0] * 4
         assert row(farm, phone.address)["failures"]["DeviceLost"] >= 1
-        wait_for_metrics("leases_total", "failures_total", "queue_length", "busy_share")
+        counts = ("leases_total", "failures_total", "queue_length", "busy_share")
+        wait_for_metrics(*counts, "wait_seconds_bucket", "lease_seconds_bucket")
     finally:
         farm.close()
         phone.kill()

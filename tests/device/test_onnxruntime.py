@@ -64,6 +64,10 @@ def test_a_model_that_cannot_run_alone_is_no_silence(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(peak_memory, "_PROGRAM", Path("/no/such/program.py"))
     with pytest.raises(DeviceError, match="ended with status 2"):
         peak_memory_mb(product(2), 1)
+    connector = OnnxRuntimeConnector("cpu", {**QUICK, "interleave": False})
+    measurement = connector.measure(connector.prepare(product(2)), connector.settings)
+    assert measurement.peak_memory_mb is None
+    assert "must run the model" in measurement.environment["peak_memory_not_told"]
 
 
 def product(side: int) -> Workload:

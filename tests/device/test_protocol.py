@@ -82,7 +82,9 @@ def test_the_tail_is_of_single_runs_by_the_wall_clock(single: list[float] | None
     assert timing.median_ms == pytest.approx(1.0)
     if single is None:
         assert timing.p90_ms is timing.p99_ms is None
+        assert "wall_p90_ms" not in timing.control_facts(0.5)
     else:
+        assert timing.control_facts(0.5)["wall_p90_ms"] == pytest.approx(60.0)
         assert timing.p90_ms == pytest.approx(30.0)
         assert timing.p99_ms == pytest.approx(30.0)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from typing import Any, NoReturn
+from unittest.mock import MagicMock
 
 import pytest
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import ActorUnschedulableError, RayTaskError
 
 from device_farm import Busy, DeviceError, DeviceLost, ModelError
 from donna_ray.errors import DonnaError
@@ -53,3 +54,12 @@ def test_where_nothing_can_measure_the_search_ends(
 ) -> None:
     with pytest.raises(DonnaError, match=str(error)):
         settled(monkeypatch, error, state)
+
+
+def test_a_search_whose_farm_lost_its_node_is_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray, "get", MagicMock(side_effect=ActorUnschedulableError("no such node")))
+    farm = LatencyFarm(StandIn("ready"), "phone", is_ours=False)  # type: ignore[arg-type]
+    with pytest.raises(DonnaError, match=r"farm stopped .*serve it again"):
+        farm.wait(["reference"])
