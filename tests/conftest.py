@@ -14,6 +14,12 @@ from hypothesis import settings
 
 _cache = tempfile.TemporaryDirectory(prefix="donna-ray-cache-")  # removed at the end
 os.environ["XDG_CACHE_HOME"] = _cache.name
+AWS = Path(_cache.name) / "aws"
+"""The settings of S3's clients, in place of the user's; workers of a Ray begun before find them."""
+for _name in [name for name in os.environ if name.startswith("AWS_")]:
+    del os.environ[_name]
+os.environ |= {"AWS_CONFIG_FILE": str(AWS), "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 settings.register_profile("shared host", deadline=None)  # where time says nothing
 settings.load_profile("shared host")
 
@@ -50,30 +56,29 @@ def start_ray() -> None:
 
 
 @pytest.fixture(scope="session")
-def _s3_endpoint() -> Iterator[str]:
+def _s3_server() -> Iterator[None]:
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
+    lines = (
+        "[default]",
+        f"endpoint_url = http://{host}:{port}",
+        "region = us-east-1",
+        "aws_access_key_id = key",
+        "aws_secret_access_key = secret",
+    )
+    AWS.write_text("\n".join(lines))
+    yield
     server.stop()
 
 
 @pytest.fixture
-def bucket(_s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of an empty bucket at an S3 server of the tests, which this environment leads to."""
+def bucket(_s3_server: None) -> str:
+    """The URL of an empty bucket at an S3 server of the tests, which workers find, too."""
     import s3fs
 
-    settings = {
-        "AWS_ENDPOINT_URL_S3": _s3_endpoint,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
     name = f"bucket-{uuid.uuid4().hex[:8]}"
     s3fs.S3FileSystem().mkdir(name)
     return f"s3://{name}"

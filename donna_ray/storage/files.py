@@ -107,14 +107,18 @@ class Storage:
 
     def __init__(self, url: str | Path, *, own_client: bool = False) -> None:
         self._filesystem, self._folder = _filesystem(url, skip_instance_cache=own_client)
+        protocol = self._filesystem.protocol
+        self._protocols = {protocol} if isinstance(protocol, str) else set(protocol)
         is_local = isinstance(self._filesystem, LocalFileSystem)
         self.local = Path(self._folder) if is_local else None
         self.url = self._folder if self.local else re.sub(r"//[^/@]*@", "//", str(url))
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None where there is none of this name."""
+        # s3fs asks for the size first, to read large files in parts: two requests for each block
+        options = {"max_concurrency": 1} if "s3" in self._protocols else {}
         return self._or_none(
-            "read", name, lambda: bytes(self._filesystem.cat_file(self._path(name)))
+            "read", name, lambda: bytes(self._filesystem.cat_file(self._path(name), **options))
         )
 
     def listing(self) -> dict[str, FileFact]:
@@ -202,10 +206,9 @@ class Storage:
         }
 
     def _write(self, path: str, data: bytes) -> None:
-        protocol = self._filesystem.protocol
         if self.local:
             write_atomic(Path(path), data)
-        elif _ATOMIC_PUT & ({protocol} if isinstance(protocol, str) else set(protocol)):
+        elif _ATOMIC_PUT & self._protocols:
             self._filesystem.pipe_file(path, data)
         else:
             self._write_and_move(path, data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -12,6 +13,7 @@ from s3fs import S3FileSystem
 
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.storage.files import Storage
+from tests.conftest import AWS
 
 
 def test_what_others_wrote_since_a_listing_is_there(bucket: str) -> None:
@@ -25,6 +27,27 @@ def test_what_others_wrote_since_a_listing_is_there(bucket: str) -> None:
     others.rm_file(f"{bucket}/run/old")
     assert store.read("old") is None
     assert set(store.listing()) == {"new"}
+
+
+def test_each_action_is_one_request(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    call = S3FileSystem._call_s3
+
+    async def counted(self: S3FileSystem, method: str, *rest: Any, **more: Any) -> Any:
+        asked.append(method)
+        return await call(self, method, *rest, **more)
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", counted)
+    store = Storage(f"{bucket}/run")
+    store.write("a", b"1")
+    assert store.read("a") == b"1"
+    assert store.read("b") is None
+    assert store.listing()["a"].size == 1
+    store.remove("a")
+    assert asked == [
+        *("put_object", "get_object", "get_object"),
+        *("list_objects_v2", "delete_object"),
+    ]
 
 
 @pytest.fixture
@@ -57,9 +80,9 @@ def test_bucket_that_is_missing_is_told_at_once(bucket: str) -> None:
 def test_credentials_that_are_missing_are_told_at_once(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name)
+    lines = [line for line in AWS.read_text().splitlines() if "aws_" not in line]
+    (tmp_path / "aws").write_text("\n".join(lines))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "aws"))
     S3FileSystem.clear_instance_cache()  # they have keys
     check_refusal(Storage(f"{bucket}/run"), r"NoCredentialsError.*AWS_ACCESS_KEY_ID.* role")
     S3FileSystem.clear_instance_cache()
