@@ -21,6 +21,7 @@ __all__ = [
     "BrokenImage",
     "ImageStream",
     "IndexedImages",
+    "Sample",
     "SeededPass",
     "Transform",
     "collate",

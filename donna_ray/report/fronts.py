@@ -3,12 +3,14 @@
 import math
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 import plotly.graph_objects as go
 from scipy.stats import kendalltau
 
+from donna_ray.report.headline import tested
 from donna_ray.report.parts import BLUE, GREY, INK, ORANGE, plot, section, table
-from donna_ray.report.results import FrontPoint, Results, Scenario
+from donna_ray.report.results import Accuracies, FrontPoint, Results, Scenario
 
 __all__ = ["scenario_sections"]
 
@@ -27,9 +29,10 @@ def scenario_sections(results: Results, scenario: Scenario) -> str:
                 f"On {device.model} ({device.connector}), where the reference takes "
                 f"{scenario.reference_latency.median_ms:.3f} ms. Each point is a network; hover "
                 "for its blocks. Predictions rank the candidates: they are of the accuracy after "
-                "the predictor's short finetuning. Finetuned networks are trained longer and "
-                "measured on the whole validation set. Brackets behind predictions are 95% "
-                "prediction intervals." + _search_text(scenario),
+                "the predictor's short finetuning, on the validation images. Finetuned networks "
+                "are trained longer and measured on the test images, which nothing else looks at. "
+                "Brackets are 95% intervals: of a prediction, or of a share of the test images."
+                + _search_text(scenario),
                 plot(_figure(results, scenario), 520),
             ),
             section(
@@ -118,29 +121,44 @@ def _figure(results: Results, scenario: Scenario) -> go.Figure:
     )
     figure.add_scatter(
         x=[point.latency.median_ms for point in finetuned],
-        y=[point.accuracy for point in finetuned],
+        y=[point.test_accuracy for point in finetuned],
+        error_y=_bars(finetuned),
         text=[_words(point) for point in finetuned],
-        name="finetuned and measured",
+        name="finetuned, on the test images",
         mode="markers",
         marker={"color": ORANGE, "size": 13, "symbol": "diamond"},
         hovertemplate="%{text}<extra></extra>",
     )
     figure.add_scatter(
         x=[scenario.reference_latency.median_ms],
-        y=[reference.accuracy],
+        y=[reference.test_accuracy],
+        error_y=_bars([reference]),
         text=[f"<b>reference {escape(reference.model)}</b>"],
         name="reference",
         mode="markers",
         marker={"color": INK, "size": 16, "symbol": "star"},
-        hovertemplate="%{text}<br>%{x:.4f} ms, accuracy %{y:.2%}<extra></extra>",
+        hovertemplate="%{text}<br>%{x:.4f} ms, on the test images %{y:.2%}<extra></extra>",
     )
     figure.update_xaxes(title="latency in ms, median, batch 1")
     figure.update_yaxes(title="accuracy", tickformat=".1%")
     return figure
 
 
+def _bars(networks: Sequence[Accuracies | FrontPoint]) -> dict[str, Any]:
+    """Of the intervals of test accuracies."""
+    ends = [
+        (each.test_high - each.test_accuracy, each.test_accuracy - each.test_low)
+        for each in networks
+        if each.test_accuracy is not None
+        and each.test_low is not None
+        and each.test_high is not None
+    ]
+    above, below = zip(*ends, strict=True) if ends else ((), ())
+    return {"array": above, "arrayminus": below, "color": GREY, "thickness": 1}
+
+
 def _words(point: FrontPoint) -> str:
-    measured = "" if point.accuracy is None else f", accuracy {point.accuracy:.2%}"
+    measured = "" if point.accuracy is None else f", test {tested(point)}"
     stages = [f"stage {number}: {escape(block)}" for number, block in enumerate(point.blocks)]
     lines = [
         f"<b>{point.id}</b> ({', '.join(point.roles)})",
@@ -167,13 +185,14 @@ def _table(points: Sequence[FrontPoint]) -> str:
                 f"{point.latency.p20_ms:.4f} / {point.latency.p90_ms:.4f}",
                 f"{point.predicted_accuracy:.2%}<br>"
                 f"{_interval(point.predicted_low, point.predicted_high)}",
-                "" if point.accuracy is None else f"<b>{point.accuracy:.2%}</b>",
+                "" if point.accuracy is None else f"{point.accuracy:.2%}",
+                "" if point.accuracy is None else f"<b>{tested(point).replace(' ', '</b><br>', 1)}",
                 f"{point.params:,}",
                 f"{point.macs:,}",
             ]
         )
-    header = ["network", "blocks", "median ms", "p20 / p90", "predicted", "accuracy", "params"]
-    return table([*header, "MACs"], rows, text_columns=2)
+    header = ["network", "blocks", "median ms", "p20 / p90", "predicted", "validation"]
+    return table([*header, "test", "params", "MACs"], rows, text_columns=2)
 
 
 def _interval(low: float, high: float) -> str:

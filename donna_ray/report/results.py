@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 __all__ = [
+    "Accuracies",
     "Answer",
     "Block",
     "Cost",
@@ -25,7 +26,7 @@ __all__ = [
     "Yardstick",
 ]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 Shape = tuple[int, int, int]
 FeatureShape = tuple[int, int, int] | tuple[int, int]  # of a map, or (tokens, channels)
@@ -54,12 +55,29 @@ class Device(_Part):
     simulated: bool
 
 
-class Reference(_Part):
-    """The teacher; `class_names` in the order of its outputs, none where the data have none."""
+class Accuracies(_Part):
+    """Of a finished network: `accuracy` is of the validation images, which also chose and stopped.
+
+    `test_low` and `test_high`: the 95% interval of `test_accuracy` (Wilson), of images that nothing
+    else looked at.
+    """
+
+    accuracy: float
+    test_accuracy: float
+    test_low: float
+    test_high: float
+
+
+class Reference(Accuracies):
+    """The teacher; `class_names` in the order of its outputs, none where the data have none.
+
+    `finetuned`: itself, trained on by the recipe of the networks. `test_from`: where the test
+    images come from, `data.test_split` or `data.test_fraction` with its value.
+    """
 
     model: str
     weights: str
-    accuracy: float
+    finetuned: Accuracies
     params: int
     macs: int
     input: Shape
@@ -67,6 +85,8 @@ class Reference(_Part):
     class_names: list[str] = []
     train_images: int
     validation_images: int
+    test_images: int
+    test_from: str
 
 
 class Block(_Part):
@@ -193,8 +213,8 @@ class FrontPoint(_Part):
 
     `architecture`: the number of its block in each stage, as `Library.stages` has them. `roles`:
     why it is here; on the front no candidate beats it in all objectives. `predicted_low` and
-    `predicted_high`: its 95% prediction interval. `accuracy`, `weights` and `onnx` are null where
-    it was not finetuned; paths are relative to results.json.
+    `predicted_high`: its 95% prediction interval. The accuracies (see ``Accuracies``), `weights`
+    and `onnx` are null where it was not finetuned; paths are relative to results.json.
     """
 
     id: str
@@ -205,6 +225,9 @@ class FrontPoint(_Part):
     predicted_low: float
     predicted_high: float
     accuracy: float | None
+    test_accuracy: float | None
+    test_low: float | None
+    test_high: float | None
     latency: Latency
     params: int
     macs: int
@@ -216,13 +239,17 @@ class Answer(_Part):
     """A finetuned network; `speed_up`: the reference's latency in parts of its own."""
 
     id: str
-    accuracy: float
+    test_accuracy: float
+    test_low: float
+    test_high: float
     median_ms: float
     speed_up: float
 
 
 class Headline(_Part):
-    """What a person asks first, answered by the finetuned networks; null where none is one.
+    """What a person asks first, answered by test accuracies of the finetuned networks.
+
+    Null where none is one.
 
     `fastest_as_accurate`: the fastest that is not less accurate than the reference.
     `most_accurate_as_fast`: the most accurate that is not slower.
@@ -262,7 +289,7 @@ class Cost(_Part):
 class Results(_Part):
     """results.json."""
 
-    version: Literal[3]
+    version: Literal[4]
     name: str
     seed: int
     data: str

@@ -23,6 +23,8 @@ Points = list[dict[str, Any]]
 
 _PREDICTED = ("predicted_accuracy", "predicted_low", "predicted_high")
 
+_FINETUNED = ("accuracy", "test_accuracy", "test_low", "test_high", "weights", "onnx")
+
 
 def report_step(run: Run, done: dict[str, Artifact]) -> Artifact:
     """Step 6: write RUN/results.json and RUN/report.html. Always made anew: it takes a second."""
@@ -43,18 +45,19 @@ def report_step(run: Run, done: dict[str, Artifact]) -> Artifact:
 def _results(run: Run, done: dict[str, Artifact]) -> Results:
     """What the steps found; facts that the schema does not name are left out."""
     table = _FrontTable(run, done)
-    asked = done["finetune"].result.get("asked", {})  # a step of an earlier version has none
+    asked = done["finetune"].result["asked"]
+    reference = _reference(run, done)
     facts = {
         "version": SCHEMA_VERSION,
         "name": run.config.name,
         "seed": run.config.seed,
         "data": run.config.data.source,
         "versions": package_versions(),
-        "reference": _reference(run, done["reference"].result),
+        "reference": reference,
         "library": _library(done),
         "predictor": _predictor(done["predictor"].result),
         "scenarios": [
-            _scenario(name, found, table, asked.get(name, []), done["reference"].result)
+            _scenario(name, found, table, asked.get(name, []), reference)
             for name, found in done["search"].result["scenarios"].items()
         ],
         "doubts": [each for step in done.values() for each in step.result.get("doubts", [])],
@@ -83,16 +86,18 @@ def _scenario(
         **found,
         "name": name,
         "device": {**latency, "model": latency["device"]},
-        "headline": headline([*front, *others], reference["accuracy"], latency["median_ms"]),
+        "headline": headline([*front, *others], reference["test_accuracy"], latency["median_ms"]),
         "search": found,
         "front": front,
         "asked": others,
     }
 
 
-def _reference(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
+def _reference(run: Run, done: dict[str, Artifact]) -> dict[str, Any]:
+    facts = done["reference"].result
     return {
         **facts,
+        **done["finetune"].result["reference"],
         "weights": run.config.reference.weights,
         "input": facts["preprocessing"]["input_size"],
         "train_images": facts["images"]["train"],
@@ -157,5 +162,5 @@ class _FrontTable:
             "blocks": [str(spec) for spec in specs],
             "predicted_accuracy": min(max(point["predicted_accuracy"], 0.0), 1.0),
             **complexity(untrained(self._reference, specs), self._reference.input_shape),
-            **{name: finetuned.get(name) for name in ("accuracy", "weights", "onnx")},
+            **{name: finetuned.get(name) for name in _FINETUNED},
         }
