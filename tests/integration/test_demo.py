@@ -15,7 +15,7 @@ import yaml
 
 from donna_ray.complexity import complexity
 from donna_ray.config import RunConfig
-from donna_ray.data import load_data
+from donna_ray.data import load_data, load_test
 from donna_ray.export.step import _choose
 from donna_ray.finetune.assemble import untrained
 from donna_ray.reference.step import build_reference
@@ -63,7 +63,15 @@ def test_finetuned_files_are_what_results_say(finished: Path) -> None:
     specs = {
         str(spec): spec for spec in build_space(config.space, reference.shapes).stages[0].choices
     }
-    images, labels = next(load_data(config.data, preprocessing).validation.batches(1000))
+    data, test = load_data(config.data, preprocessing), load_test(config.data, preprocessing)
+    images, labels = map(
+        torch.cat, zip(*(next(each.batches(1000)) for each in (data.validation, test)), strict=True)
+    )
+    held_out = slice(len(data.validation), None)
+    assert (results.reference.test_images, results.reference.test_from) == (
+        len(test),
+        "data.test_fraction 0.5",
+    )
     finetuned = [point for point in results.scenarios[0].front if point.accuracy is not None]
     assert len(finetuned) == min(3, len(results.scenarios[0].front))
     for point in finetuned:
@@ -76,8 +84,10 @@ def test_finetuned_files_are_what_results_say(finished: Path) -> None:
         session = onnxruntime.InferenceSession(finished / point.onnx)
         outputs = [session.run(None, {"input": image[None].numpy()})[0] for image in images]
         np.testing.assert_allclose(np.concatenate(outputs), logits, atol=1e-4)
-        share = (torch.from_numpy(logits).argmax(1) == labels).float().mean().item()
-        assert share == pytest.approx(point.accuracy, abs=2e-3)
+        right = (torch.from_numpy(logits).argmax(1) == labels).float()
+        assert right[: held_out.start].mean().item() == pytest.approx(point.accuracy, abs=3e-3)
+        assert right[held_out].mean().item() == pytest.approx(point.test_accuracy, abs=3e-3)
+        assert point.test_low < point.test_accuracy < point.test_high
         cost = complexity(network, network.input_shape)
         assert (point.params, point.macs) == (cost["params"], cost["macs"])
 
@@ -194,7 +204,7 @@ def test_network_that_is_asked_for_is_finetuned_and_kept(
     completed = donna_here("finetune", run, numbers, beaten[:15])
     assert completed.returncode == 0, completed.stderr
     there = sum(point.accuracy is not None for point in before.scenarios[0].front)
-    assert f" of {there + 2} networks are finetuned already" in completed.stderr
+    assert f" of {there + 3} networks are finetuned already" in completed.stderr
     after = Results.model_validate(results_of(copy_of_finished))
     (scenario,) = after.scenarios
     assert scenario.front == before.scenarios[0].front
@@ -205,7 +215,7 @@ def test_network_that_is_asked_for_is_finetuned_and_kept(
     for point in scenario.asked:
         assert point.roles == ["asked for"]
         assert point.latency.median_ms > 0
-        assert f"asked for: {point.id}, {point.accuracy:.2%}" in completed.stderr
+        assert f"asked for: {point.id}, {point.test_accuracy:.2%} [" in completed.stderr
         assert (copy_of_finished / str(point.onnx)).is_file()
 
     again = donna_here(*words_of_demo(copy_of_finished))  # whose configuration names none
