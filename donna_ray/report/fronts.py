@@ -28,11 +28,10 @@ def scenario_sections(results: Results, scenario: Scenario) -> str:
                 _title(name, "accuracy against latency"),
                 f"On {device.model} ({device.connector}), where the reference takes "
                 f"{scenario.reference_latency.median_ms:.3f} ms. Each point is a network; hover "
-                "for its blocks. Predictions rank the candidates: they are of the accuracy after "
-                "the predictor's short finetuning, on the validation images. Finetuned networks "
-                "are trained longer and measured on the test images, which nothing else looks at. "
-                "Brackets are 95% intervals: of a prediction, or of a share of the test images."
-                + _search_text(scenario),
+                f"for its blocks. Predictions are of the validation images. {_calibrated(results)} "
+                "Finetuned networks are trained longer and measured on the test images, which "
+                "nothing else looks at. Brackets are 95% intervals: of a prediction, or of a share of "
+                "the test images." + _search_text(scenario),
                 plot(_figure(results, scenario), 520),
             ),
             section(
@@ -64,16 +63,29 @@ def _simulated(scenario: Scenario) -> str:
     )
 
 
+def _calibrated(results: Results) -> str:
+    made = results.predictor.calibration
+    if made is None:
+        return (
+            "They are not calibrated to the final finetuning, since fewer than 3 networks had it: "
+            "they are raw, of the accuracy after the predictor's short finetuning."
+        )
+    return (
+        f"They are calibrated to the final finetuning on {len(made.networks)} networks that had "
+        "it; raw ones are of the accuracy after the predictor's short finetuning."
+    )
+
+
 def _predicted_against_real(scenario: Scenario) -> str:
     pairs = [
-        (point.predicted_accuracy, point.accuracy)
+        (point.raw_accuracy, point.accuracy)
         for point in scenario.front
         if point.accuracy is not None
     ]
     if not pairs:
         return ""
     above = sum(real - predicted for predicted, real in pairs) / len(pairs)
-    text = f" {len(pairs)} are finetuned: on average {above:+.2%} off what was predicted"
+    text = f" {len(pairs)} are finetuned: on average {above:+.2%} off their raw prediction"
     if len(pairs) >= _LEAST_RANKED:
         tau = float(kendalltau(*zip(*pairs, strict=True)).statistic)
         if math.isfinite(tau):  # it is not where all are equal
@@ -163,7 +175,8 @@ def _words(point: FrontPoint) -> str:
     lines = [
         f"<b>{point.id}</b> ({', '.join(point.roles)})",
         f"{point.latency.median_ms:.4f} ms, predicted {point.predicted_accuracy:.2%} "
-        f"{_interval(point.predicted_low, point.predicted_high)}{measured}",
+        f"{_interval(point.predicted_low, point.predicted_high)}, raw {point.raw_accuracy:.2%}"
+        f"{measured}",
         *stages,
     ]
     return "<br>".join(lines)
@@ -183,6 +196,7 @@ def _table(points: Sequence[FrontPoint]) -> str:
                 "<br>".join(escape(block) for block in point.blocks),
                 f"{point.latency.median_ms:.4f}",
                 f"{point.latency.p20_ms:.4f} / {point.latency.p90_ms:.4f}",
+                f"{point.raw_accuracy:.2%}<br>{_interval(point.raw_low, point.raw_high)}",
                 f"{point.predicted_accuracy:.2%}<br>"
                 f"{_interval(point.predicted_low, point.predicted_high)}",
                 "" if point.accuracy is None else f"{point.accuracy:.2%}",
@@ -191,7 +205,8 @@ def _table(points: Sequence[FrontPoint]) -> str:
                 f"{point.macs:,}",
             ]
         )
-    header = ["network", "blocks", "median ms", "p20 / p90", "predicted", "validation"]
+    header = ["network", "blocks", "median ms", "p20 / p90", "raw prediction"]
+    header += ["predicted", "validation"]
     return table([*header, "test", "params", "MACs"], rows, text_columns=2)
 
 

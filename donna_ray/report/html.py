@@ -85,9 +85,9 @@ def _tiles(results: Results) -> str:
 def _predictor_text(results: Results) -> str:
     return (
         f"Kendall tau {_estimate(results.predictor.kendall_tau)} over {results.predictor.samples} "
-        "finetuned architectures, each predicted by a fit to the others; brackets are 95% "
-        "bootstrap intervals, bars 95% prediction intervals. A simple figure ranks by itself, and "
-        f"its error is that of a line through it.{_kept(results)}"
+        "architectures after the short finetuning, each predicted by a fit to the others; brackets "
+        "are 95% bootstrap intervals, bars 95% prediction intervals. A simple figure ranks by "
+        f"itself, and its error is that of a line through it.{_kept(results)}"
     )
 
 

@@ -8,6 +8,7 @@ __all__ = [
     "Accuracies",
     "Answer",
     "Block",
+    "Calibration",
     "Cost",
     "Device",
     "Estimate",
@@ -162,8 +163,24 @@ class Sample(_Part):
     accuracy: float
 
 
+class Calibration(_Part):
+    """How raw predictions, of the short finetuning, became those of the final one.
+
+    logit(final) = `shift` + `slope` (raw - `centre`), fitted to `networks` that were finetuned to
+    the end, with their accuracies on the validation images.
+    """
+
+    networks: list[str]
+    centre: float
+    shift: float
+    slope: float
+
+
 class Predictor(_Part):
     """How well accuracy is ranked, beside simpler orderings of the same samples.
+
+    All of it is of the short finetuning. `calibration`: null (not calibrated) where fewer than 3
+    networks were finetuned to the end; `predicted_accuracy` is the raw prediction then.
 
     `library_size`: blocks in the library when it was fitted; fewer than now in an extended space.
     `quality`: of `predictor`, and of each baseline as a line through it.
@@ -171,6 +188,7 @@ class Predictor(_Part):
 
     samples: int
     library_size: int
+    calibration: Calibration | None
     kendall_tau: Estimate
     baselines: dict[str, Estimate]
     quality: dict[str, Quality]
@@ -194,7 +212,7 @@ class Yardstick(_Part):
 
 
 class Search(_Part):
-    """All measured candidates as (latency in ms, predicted accuracy).
+    """All measured candidates as (latency in ms, predicted accuracy after the final finetuning).
 
     `objectives`: minimised beside latency. `candidates`: with those that could not be measured;
     `yardstick`: null with fewer than 5.
@@ -212,15 +230,20 @@ class FrontPoint(_Part):
     """A network of the front, or one that was asked for.
 
     `architecture`: the number of its block in each stage, as `Library.stages` has them. `roles`:
-    why it is here; on the front no candidate beats it in all objectives. `predicted_low` and
-    `predicted_high`: its 95% prediction interval. The accuracies (see ``Accuracies``), `weights`
-    and `onnx` are null where it was not finetuned; paths are relative to results.json.
+    why it is here; on the front no candidate beats it in all objectives. `raw_accuracy`: predicted
+    after the predictor's short finetuning; `predicted_accuracy`: after the final one (see
+    ``Calibration``), on the validation images; each with its 95% prediction interval. The
+    accuracies (see ``Accuracies``), `weights` and `onnx` are null where it was not finetuned; paths
+    are relative to results.json.
     """
 
     id: str
     architecture: list[int]
     roles: list[Literal["front", "asked for"]]
     blocks: list[str]
+    raw_accuracy: float
+    raw_low: float
+    raw_high: float
     predicted_accuracy: float
     predicted_low: float
     predicted_high: float

@@ -45,6 +45,9 @@ def point(name: str, median_ms: float, accuracy: float | None) -> dict[str, Any]
         "architecture": [0],
         "roles": ["front"],
         "blocks": [f"{name} block"],
+        "raw_accuracy": 0.5625,
+        "raw_low": 0.4375,
+        "raw_high": 0.6875,
         "predicted_accuracy": 0.625,
         "predicted_low": 0.5,
         "predicted_high": 0.75,
@@ -124,6 +127,7 @@ def results(*, simulated: bool = False, text: str = "plain", scenarios: int = 1)
             "predictor": {
                 "samples": 6,
                 "library_size": 2,
+                "calibration": None,
                 "kendall_tau": TAU,
                 "baselines": {"macs": TAU},
                 "quality": {"predictor": QUALITY, text: QUALITY},
@@ -244,7 +248,19 @@ def test_each_scenario_has_a_front_of_its_own() -> None:
 
 
 def test_page_tells_predicted_against_real_accuracy() -> None:
-    assert "1 are finetuned: on average +28.12% off what was predicted." in render(results())
+    assert "1 are finetuned: on average +34.38% off their raw prediction." in render(results())
+
+
+def test_page_tells_on_what_predictions_were_calibrated() -> None:
+    value = results().model_dump(mode="json")
+    assert "They are not calibrated to the final finetuning" in render(results())
+    value["predictor"]["calibration"] = {"networks": ["a", "b", "c"]} | dict.fromkeys(
+        ("centre", "shift", "slope"), 0.5
+    )
+    page = render(Results.model_validate(value))
+    assert "They are calibrated to the final finetuning on 3 networks that had it" in page
+    assert "56.25%<br>[43.75%, 68.75%]" in page
+    assert page.index(">raw prediction<") < page.index(">predicted<") < page.index(">validation<")
 
 
 def test_page_tells_how_far_to_trust_predictions() -> None:
