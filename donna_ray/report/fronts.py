@@ -30,8 +30,8 @@ def scenario_sections(results: Results, scenario: Scenario) -> str:
                 f"{scenario.reference_latency.median_ms:.3f} ms. Each point is a network; hover "
                 f"for its blocks. Predictions are of the validation images. {_calibrated(results)} "
                 "Finetuned networks are trained longer and measured on the test images, which "
-                "nothing else looks at. Brackets are 95% intervals: of a prediction, or of a share of "
-                "the test images." + _search_text(scenario),
+                "nothing else looks at. Brackets are 95% intervals: of a prediction, or of a share "
+                "of the test images." + _search_text(scenario),
                 plot(_figure(results, scenario), 520),
             ),
             section(

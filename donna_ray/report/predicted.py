@@ -48,11 +48,11 @@ class Predictions:
         """`raw_…` and `predicted_…`: `accuracy`, `low` and `high` of each, given architectures."""
         if not points:
             return []
-        raw = self._raw(points)
-        final = raw
+        value, *interval = self._raw(points)
+        raw = final = (np.clip(value, 0.0, 1.0), *interval)
         if self._calibration is not None:
-            interval = self._calibration.predict_interval(raw[0], raw[1:])
-            final = (self._calibration.predict(raw[0]), *interval)
+            ends = self._calibration.predict_interval(value, interval)
+            final = (self._calibration.predict(value), *ends)
         names = [f"{kind}_{end}" for kind in ("raw", "predicted") for end in _ENDS]
         rows = np.stack([*raw, *final], axis=1).tolist()
         return [dict(zip(names, row, strict=True)) for row in rows]
@@ -65,8 +65,11 @@ class Predictions:
         return list(zip(latency.tolist(), self._calibration.predict(raw).tolist(), strict=True))
 
     def _raw(self, points: Points) -> Columns:
+        """Predictions as the search had them, which orders those above 1 too, and intervals."""
         nsr = encode([tuple(point["architecture"]) for point in points], self._nsr)
-        return (self._predictor.predict(nsr), *self._predictor.predict_interval(nsr))
+        pairs = zip(points, self._predictor.predict(nsr).tolist(), strict=True)
+        value = np.array([point.get("predicted_accuracy", own) for point, own in pairs])
+        return (value, *self._predictor.predict_interval(nsr))
 
     def _finetuned(self, config: RunConfig, done: dict[str, Artifact]) -> dict[str, list[float]]:
         """By id: the raw prediction, its interval, and the accuracy after the final finetuning.

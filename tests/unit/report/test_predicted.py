@@ -63,6 +63,16 @@ def test_predictions_are_of_the_final_finetuning(config: RunConfig, tmp_path: Pa
     )
 
 
+def test_order_of_the_search_stays_above_1(config: RunConfig, tmp_path: Path) -> None:
+    made = Predictions(config, steps(tmp_path, 4))
+    points = [{"architecture": [0, 0], "predicted_accuracy": each} for each in (1.02, 1.01)]
+    best, good = made.of(points)
+    assert best["raw_accuracy"] == good["raw_accuracy"] == 1.0
+    assert best["predicted_accuracy"] > good["predicted_accuracy"]
+    final = [accuracy for _, accuracy in made.final([(1.0, 1.02), (2.0, 1.01)])]
+    assert final == [best["predicted_accuracy"], good["predicted_accuracy"]]
+
+
 def test_two_networks_calibrate_nothing(config: RunConfig, tmp_path: Path) -> None:
     done = steps(tmp_path, 2)
     made = Predictions(config, done)
