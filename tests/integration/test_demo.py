@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -19,7 +20,7 @@ from donna_ray.data import load_data, load_test
 from donna_ray.export.step import _choose
 from donna_ray.finetune.assemble import untrained
 from donna_ray.reference.step import build_reference
-from donna_ray.report.results import Results
+from donna_ray.report.results import FrontPoint, Results
 from donna_ray.space import BlockSpec, build_space
 from tests.command_line import donna_here
 from tests.integration.conftest import results_of, words_of_demo
@@ -170,6 +171,12 @@ def test_infeasible_limit_names_the_nearest_feasible(one_ray: None, copy_of_fini
     assert "Traceback" not in completed.stderr
 
 
+def measured_of(front: list[FrontPoint]) -> list[dict[str, Any]]:
+    """All but what is calibrated to the networks that are finetuned."""
+    calibrated = {"predicted_accuracy", "predicted_low", "predicted_high"}
+    return [point.model_dump(exclude=calibrated) for point in front]
+
+
 def _is_buffer(name: str) -> bool:
     return name.endswith(("running_mean", "running_var", "num_batches_tracked"))
 
@@ -207,7 +214,10 @@ def test_network_that_is_asked_for_is_finetuned_and_kept(
     assert f" of {there + 3} networks are finetuned already" in completed.stderr
     after = Results.model_validate(results_of(copy_of_finished))
     (scenario,) = after.scenarios
-    assert scenario.front == before.scenarios[0].front
+    assert measured_of(scenario.front) == measured_of(before.scenarios[0].front)
+    calibrated = after.predictor.calibration
+    assert calibrated is not None
+    assert len(calibrated.networks) == there + 2
     asked = {tuple(each.architecture): each for each in scenario.asked}
     assert len(asked) == 2
     assert asked.keys() > {other}
