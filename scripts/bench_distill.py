@@ -93,7 +93,9 @@ class World:
 
     def __init__(self, images: Path) -> None:
         self.config = RunConfig(
-            data=DataConfig(source=str(images), augmentation=None, image_size=32),
+            data=DataConfig(
+                source=str(images), augmentation=None, image_size=32, test_fraction=0.01
+            ),
             reference=ReferenceConfig(model="donna_micro"),
             space=SpaceConfig(preset="micro"),
             library=LIBRARY,

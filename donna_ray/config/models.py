@@ -90,6 +90,10 @@ class DataConfig(Section):
     `unlabelled` is a folder or tar of images for the distillation of blocks, which needs no labels.
     `classes` is needed only where the data do not tell. `augmentation` holds arguments of
     timm.data.create_transform for the training images (null: none).
+
+    The test images give the final accuracies and are used for nothing else. They are those of
+    `test_split`, or a share of the validation images, `test_fraction`. Where both are null: of a
+    folder its `test/` (with a folder a class) or `test.tar`, else half of the validation images.
     """
 
     source: str = "digits"
@@ -97,6 +101,8 @@ class DataConfig(Section):
     download: bool = False
     train_split: str = "train"
     validation_split: str = "validation"
+    test_split: str | None = None
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     unlabelled: AbsolutePath | None = None
     classes: Annotated[int, Field(ge=2)] | None = None
     image_size: Annotated[int, Field(ge=8)] | None = None
@@ -109,6 +115,15 @@ class DataConfig(Section):
     def _folder_is_absolute(cls, source: str) -> str:
         named = source == "digits" or _NAMED_DATASET.match(source)
         return source if named else absolute(source)
+
+    @model_validator(mode="after")
+    def _test_has_one_origin(self) -> "DataConfig":
+        if self.test_split is not None and self.test_fraction is not None:
+            raise ValueError(
+                "must have test_split or test_fraction, but has both "
+                f"({self.test_split!r} and {self.test_fraction}); remove one"
+            )
+        return self
 
 
 class ReferenceConfig(Section):

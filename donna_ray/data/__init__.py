@@ -2,7 +2,8 @@
 
 Entry: `load_data` in `loading.py`. `files.py` lists the images of a folder or tar, `sources.py`
 opens what has a name with timm, `decode.py` makes RGB of any image, `images.py` transforms,
-`split.py` makes batches, of all images or of a process's part of them.
+`held_out.py` says which images are the test's (`load_test`), `split.py` makes batches, of all
+images or of a process's part of them.
 
 A `Split` yields batches of images (N, C, H, W), float32 and normalised, and labels (N,), int64, in
 the order of `ImageData.class_names`. Its order and its augmentation are functions of seed and epoch
@@ -10,7 +11,25 @@ alone, so every worker sees the same. An image that cannot be read is left out, 
 and more than a few stop the run.
 """
 
-from donna_ray.data.loading import check_data, class_count, image_format, load_data
+from donna_ray.data.held_out import inputs_without_test, origin_of_test, words_of_test
+from donna_ray.data.loading import (
+    check_data,
+    class_count,
+    image_format,
+    load_data,
+    load_test,
+)
 from donna_ray.data.split import ImageData, Split
 
-__all__ = ["ImageData", "Split", "check_data", "class_count", "image_format", "load_data"]
+__all__ = [
+    "ImageData",
+    "Split",
+    "check_data",
+    "class_count",
+    "image_format",
+    "inputs_without_test",
+    "load_data",
+    "load_test",
+    "origin_of_test",
+    "words_of_test",
+]

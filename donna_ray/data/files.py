@@ -10,7 +10,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -65,6 +65,13 @@ class ImageFiles:
 
     def filename(self, index: int) -> str:
         return self.names[index]
+
+    def part(self, indices: Sequence[int], number: int) -> "ImageFiles":
+        """Some of the images; `number`, 0 or 1, of both halves, which share out what is none."""
+        names = [self.names[index] for index in indices]
+        labels = [self.labels[index] for index in indices]
+        unread = dict(list(self.unread.items())[number::2])
+        return replace(self, names=names, labels=labels, unread=unread)
 
     def folder_sizes(self) -> Counter[str]:
         """How many files each folder has, those that are no images included."""

@@ -23,6 +23,7 @@ __all__ = [
     "BrokenImage",
     "ImageStream",
     "IndexedImages",
+    "Sample",
     "SeededPass",
     "Transform",
     "collate",

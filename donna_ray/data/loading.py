@@ -2,6 +2,7 @@
 
 import tarfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils.data import TensorDataset
 
 from donna_ray.config import DataConfig
 from donna_ray.data.files import class_folders
+from donna_ray.data.held_out import check_is_another, divided, hold_out, with_test
 from donna_ray.data.images import Transform, seeded_generators
 from donna_ray.data.sources import (
     Source,
@@ -27,7 +29,7 @@ from donna_ray.data.sources import (
 from donna_ray.data.split import ImageData, Split
 from donna_ray.errors import ConfigError
 
-__all__ = ["check_data", "class_count", "image_format", "load_data"]
+__all__ = ["check_data", "class_count", "image_format", "load_data", "load_test"]
 
 _DIGITS_SIZE = 16  # the digits are 8x8; twice that is enough for three stages
 _DIGITS_CLASSES = 10
@@ -78,7 +80,7 @@ def check_data(config: DataConfig) -> None:
 
 
 def load_data(config: DataConfig, preprocessing: dict[str, Any]) -> ImageData:
-    """Open the data; images are read in each pass.
+    """Open the data but for the test; images are read in each pass.
 
     Args:
         config: where they are.
@@ -89,39 +91,54 @@ def load_data(config: DataConfig, preprocessing: dict[str, Any]) -> ImageData:
         ConfigError: they cannot be opened, or their classes or the augmentation are wrong.
     """
     if kind_of(config.source) == "digits":
-        _check_digits(config)
-        return _digits(preprocessing["input_size"][-1], config.validation_fraction)
+        return _digits(config, preprocessing)[0]
     augmented, plain = _transforms(config, preprocessing)
-    train, validation, classes = _open_labelled(config)
-
-    def split(source: Source, transform: Transform, name: str, known: int | None) -> Split:
-        images = source.images(transform, labelled=known is not None)
-        sizes, unread = source.folder_sizes() if known else {}, dict(source.unread)
-        made = Split(images, config.loader_workers, name, known, folder_sizes=sizes, broken=unread)
-        made.check_broken()
-        return made
-
-    own = [split(train, each, "data.train_split", classes) for each in (augmented, plain)]
+    labelled = _open_labelled(config)
+    train, validation, classes = labelled.train, labelled.validation, labelled.classes
+    own = [_split(config, train, each, "train_split", classes) for each in (augmented, plain)]
     path, distilled = _unlabelled_path(config), own
     if path is not None:
         source = open_files(path, "data.unlabelled", labelled=False)
-        distilled = [split(source, each, "data.unlabelled", None) for each in (augmented, plain)]
+        distilled = [
+            _split(config, source, each, "unlabelled", None) for each in (augmented, plain)
+        ]
     names, seen = class_names(train), validation.labels()
     return ImageData(
         train=own[0],
         calibration=own[1],
-        validation=split(validation, plain, "data.validation_split", classes),
+        validation=_split(config, validation, plain, "validation_split", classes),
         distillation=distilled[0],
         distillation_plain=distilled[1],
         classes=classes,
         class_names=names,
         unvalidated=[name for label, name in enumerate(names) if seen and label not in seen],
+        tested=len(_split(config, labelled.test, plain, "test_split", classes)),
     )
+
+
+def load_test(config: DataConfig, preprocessing: dict[str, Any]) -> Split:
+    """The images of the test, which are in no split of ``load_data``; see there."""
+    if kind_of(config.source) == "digits":
+        return _digits(config, preprocessing)[1]
+    _, plain = _transforms(config, preprocessing)
+    labelled = _open_labelled(config)
+    return _split(config, labelled.test, plain, "test_split", labelled.classes)
+
+
+def _split(
+    config: DataConfig, source: Source, transform: Transform, key: str, classes: int | None
+) -> Split:
+    images = source.images(transform, labelled=classes is not None)
+    sizes, unread = source.folder_sizes() if classes else {}, dict(source.unread)
+    workers, name = config.loader_workers, f"data.{key}"
+    made = Split(images, workers, name, classes, folder_sizes=sizes, broken=unread)
+    made.check_broken()
+    return made
 
 
 def _check_digits(config: DataConfig) -> None:
     _checked_classes(config, _DIGITS_CLASSES)
-    for key in ("augmentation", "unlabelled"):
+    for key in ("augmentation", "unlabelled", "test_split"):
         if getattr(config, key):
             raise ConfigError(
                 f"data.{key} goes with images in files, but data.source is 'digits' and data.{key} "
@@ -129,23 +146,32 @@ def _check_digits(config: DataConfig) -> None:
             )
 
 
-def _digits(size: int, validation_fraction: float) -> ImageData:
+def _digits(config: DataConfig, preprocessing: dict[str, Any]) -> tuple[ImageData, Split]:
+    """All but the test, and the test."""
     from sklearn.datasets import load_digits  # 2 s that only the digits need
     from sklearn.model_selection import train_test_split
 
-    digits = load_digits()
+    _check_digits(config)
+    digits, size = load_digits(), preprocessing["input_size"][-1]
     pixels = torch.from_numpy(digits.images).float()[:, None] / 16  # grey values are 0 to 16
     images = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear") - 0.5
     labels = torch.from_numpy(digits.target).long()
-    indices = train_test_split(
+    trained, others = train_test_split(
         np.arange(len(labels)),
-        test_size=validation_fraction,
+        test_size=config.validation_fraction,
         random_state=_DIGITS_SPLIT_SEED,
         stratify=digits.target,
     )
-    train, validation = (Split(TensorDataset(images[part], labels[part])) for part in indices)
+    parts = divided(digits.target[others], with_test(config).test_fraction or 0.0)
+    train, validation, test = (
+        Split(TensorDataset(images[part], labels[part]))
+        for part in (trained, *(others[each] for each in parts))
+    )
     names = list(map(str, digits.target_names))
-    return ImageData(train, train, validation, train, train, _DIGITS_CLASSES, names)
+    data = ImageData(
+        train, train, validation, train, train, _DIGITS_CLASSES, names, tested=len(test)
+    )
+    return data, test
 
 
 def _transforms(config: DataConfig, preprocessing: dict[str, Any]) -> tuple[Transform, Transform]:
@@ -214,33 +240,50 @@ def _check_no_masks(config: DataConfig, names: Sequence[str]) -> None:
         )
 
 
-def _open_labelled(config: DataConfig) -> tuple[Source, Source, int]:
-    """The splits, and the number of classes of the first, which the second is to agree with.
+@dataclass(frozen=True)
+class _Labelled:
+    """The opened splits, and the number of classes of the first, with which the others agree."""
 
-    The validation images in files may be of a part of the classes: their folders name them.
-    """
+    train: Source
+    validation: Source
+    test: Source
+    classes: int
+
+
+def _open_labelled(config: DataConfig) -> _Labelled:
+    """The images in files of validation and test may be of a part of the classes."""
     train = open_split(config, "train_split")
     classes, names = _checked_classes(config, train.classes()), class_names(train)
     _check_no_masks(config, names)
-    validation = open_split(config, "validation_split", names)
-    others = class_names(validation)
+    every = open_split(config, "validation_split", names)
+    validation, test = hold_out(config, every, names)
+    for other, words in ((every, "validation"), (test, "test")):
+        _check_same_classes(config, names, class_names(other), words)
+    return _Labelled(train, validation, test, classes)
+
+
+def _check_same_classes(
+    config: DataConfig, names: Sequence[str], others: Sequence[str], split: str
+) -> None:
     if names != others:
         first = next((n, o) for n, o in zip_longest(names, others) if n != o)
         raise ConfigError(
-            "data.source must have the same classes in the same order for training and validation, "
+            f"data.source must have the same classes in the same order for training and {split}, "
             f"but {config.source} has {len(names)} and {len(others)}, first {first[0]!r} and "
             f"{first[1]!r} differ. Correct the labels of one."
         )
-    return train, validation, classes
 
 
 def _check_files(config: DataConfig) -> None:
-    for key in ("train_split", "validation_split"):
-        path = split_path(config, key)
+    own = with_test(config)
+    for key in ("train_split", "validation_split", *(["test_split"] * bool(own.test_split))):
+        path = split_path(own, key)
         if not (path.is_dir() or _is_tar(path)):
             raise ConfigError(
                 f"data.{key} must be a folder or a tar, but {path} is no tar. Pack it again."
             )
+    if own.test_split:
+        check_is_another(own)
     path = split_path(config, "train_split")
     if path.is_dir():
         class_count(config)

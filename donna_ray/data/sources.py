@@ -5,20 +5,31 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from timm.data import create_dataset
+from torch.utils.data import Dataset, Subset
 
 from donna_ray.config import DataConfig
 from donna_ray.data.files import ImageFiles, open_images
-from donna_ray.data.images import ImageStream, IndexedImages, Transform
+from donna_ray.data.images import ImageStream, IndexedImages, Sample, Transform
 from donna_ray.errors import ConfigError
 
-__all__ = ["Source", "class_names", "kind_of", "open_files", "open_split", "split_path"]
+__all__ = [
+    "Source",
+    "class_names",
+    "find_path",
+    "kind_of",
+    "open_files",
+    "open_split",
+    "same_split",
+    "split_path",
+]
 
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
 _STREAMS = ("hfids", "tfds", "wds")
@@ -41,17 +52,28 @@ class Source:
         dataset: timm's, torchvision's or ``ImageFiles``.
         reopen: for a stream, (shuffled, seed) to the same dataset for one pass.
         shards: see ``ImageStream``.
+        indices: of the images, where they are a part of the dataset's.
     """
 
     dataset: Any
     reopen: Callable[[bool, int], Any] | None = None
     shards: int | None = None
+    indices: Sequence[int] | None = None
 
-    def images(self, transform: Transform, *, labelled: bool = True) -> IndexedImages | ImageStream:
+    def images(
+        self, transform: Transform, *, labelled: bool = True
+    ) -> Dataset[Sample] | ImageStream:
         """Its images, transformed; labels are -1 if it is not labelled."""
-        if self.reopen is None:
-            return IndexedImages(self.dataset, transform, labelled=labelled)
-        return ImageStream(self.reopen, transform, self.shards)
+        if self.reopen is not None:
+            return ImageStream(self.reopen, transform, self.shards)
+        images = IndexedImages(self.dataset, transform, labelled=labelled)
+        return images if self.indices is None else Subset(images, self.indices)
+
+    def part(self, indices: NDArray[np.int64], number: int) -> "Source":
+        """Some of its images, no stream's; `number`, 0 or 1, of both halves of a division."""
+        if isinstance(self.dataset, ImageFiles):
+            return replace(self, dataset=self.dataset.part(indices.tolist(), number))
+        return replace(self, indices=indices.tolist())
 
     def classes(self) -> int | None:
         """Number of classes, None where the data do not tell."""
@@ -60,6 +82,12 @@ class Source:
             return len(names)
         targets = getattr(self.dataset, "targets", None)
         return None if targets is None else int(np.max(targets)) + 1
+
+    def known_labels(self) -> NDArray[np.int64]:
+        """Of each image; all 0 where they are not known without reading it."""
+        name = "labels" if isinstance(self.dataset, ImageFiles) else "targets"
+        labels = np.asarray(getattr(self.dataset, name, ()))
+        return labels if labels.shape == (len(self.dataset),) else np.zeros(len(self.dataset), int)
 
     @property
     def unread(self) -> Mapping[str, str]:
@@ -96,7 +124,7 @@ def class_names(source: Source) -> list[str]:
 
 
 def open_split(config: DataConfig, key: str, classes: Sequence[str] | None = None) -> Source:
-    """Open the split that `train_split` or `validation_split` (the key) names.
+    """Open the split that `train_split`, `validation_split` or `test_split` (the key) names.
 
     Args:
         classes: what the folders of image files must be among; None takes them as they are.
@@ -138,21 +166,49 @@ def split_path(config: DataConfig, key: str) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    root, split = _root_folder(config), getattr(config, key)
-    names = [split, *next((group for group in _SYNONYMS if split in group), ())]
+    path, split = find_path(config, key), getattr(config, key)
+    if path is not None:
+        return path
+    wanted = ", ".join(f"{name}/ or {name}.tar" for name in _names_of(split))
+    raise ConfigError(
+        f"The folder of the images must have a folder or tar for data.{key} ({split!r}), but "
+        f"{_root_folder(config)} has none of {wanted}. Move the images there, one folder a class."
+    )
+
+
+def find_path(config: DataConfig, key: str) -> Path | None:
+    """The same, or None where there is none or the source is no folder."""
+    if kind_of(config.source) != "files":
+        return None
+    names = _names_of(getattr(config, key))
+    root = _root_folder(config)
     for path in [root / f"{name}{suffix}" for name in names for suffix in ("", ".tar")]:
         if path.is_file() if path.suffix == ".tar" else path.is_dir():
             return path
-    wanted = ", ".join(f"{name}/ or {name}.tar" for name in dict.fromkeys(names))
-    raise ConfigError(
-        f"The folder of the images must have a folder or tar for data.{key} ({split!r}), but "
-        f"{root} has none of {wanted}. Move the images there, one folder a class."
-    )
+    return None
+
+
+def same_split(config: DataConfig, one: str, other: str) -> bool:
+    """Whether two keys name the same images."""
+    if kind_of(config.source) == "files":
+        paths = [find_path(config, key) for key in (one, other)]
+        return None not in paths and len({path.resolve() for path in paths if path}) == 1
+    first, second = (getattr(config, key) for key in (one, other))
+    names = set(_names_of(first))
+    if _has_two_splits(config) and names & set(_SYNONYMS[1]):
+        names.add("test")  # torchvision's name for its only other images
+    return second in names
+
+
+def _names_of(split: str) -> list[str]:
+    """Its own name, and those that mean the same to timm."""
+    group = next((group for group in _SYNONYMS if split in group), ())
+    return list(dict.fromkeys([split, *group]))
 
 
 def _root_folder(config: DataConfig) -> Path:
     rule, folder = "data.root must be a folder", config.root or ""
-    if kind_of(config.source) == "files" and config.source.lower() not in _TORCH_FOLDERS:
+    if config.source.lower() not in _TORCH_FOLDERS:
         prefixes = ", ".join(f"{name}/" for name in _NAMED)
         rule = f"data.source must be 'digits', a folder, or begin with one of {prefixes}"
         folder = config.source
@@ -166,13 +222,18 @@ def _root_folder(config: DataConfig) -> Path:
 
 
 def _check_torch_split(config: DataConfig, key: str) -> None:
-    name, split = config.source.split("/", 2)[-1].lower(), getattr(config, key)
+    split = getattr(config, key)
     allowed = _SYNONYMS[0] if key == "train_split" else (*_SYNONYMS[1], "test")
-    if name in _TORCH_TWO_SPLITS and split not in allowed:
+    if _has_two_splits(config) and split not in allowed:
         raise ConfigError(
             f"data.{key} of {config.source} must be one of {', '.join(allowed)}, but is {split!r}."
             " Choose one of them; torchvision would take any other name for the test images."
         )
+
+
+def _has_two_splits(config: DataConfig) -> bool:
+    is_torch = kind_of(config.source) == "torch"
+    return is_torch and config.source.split("/", 2)[-1].lower() in _TORCH_TWO_SPLITS
 
 
 def _open_stream(config: DataConfig, split: str) -> Source:

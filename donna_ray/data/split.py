@@ -247,18 +247,19 @@ def _without_gaps(loaded: Iterable[Any]) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set. Each split serves one purpose.
+    """A data set but for its test. Each split serves one purpose.
 
     Attributes:
         train: labelled, with augmentation.
         calibration: the images of train without augmentation, for the statistics of BatchNorm.
-        validation: labelled; every accuracy is measured on it.
+        validation: labelled; every accuracy but the final ones is measured on it.
         distillation: what blocks are distilled on: the unlabelled images (labels -1) if there are
             any, else the same as train.
         distillation_plain: the images of distillation without augmentation.
         classes: labels are 0 to classes - 1.
         class_names: in the order of the labels; empty where the data have none.
         unvalidated: names of classes that no validation image is of, where that is known.
+        tested: how many images the test has.
     """
 
     train: Split
@@ -269,3 +270,4 @@ class ImageData:
     classes: int
     class_names: Sequence[str] = ()
     unvalidated: Sequence[str] = ()
+    tested: int = 0

@@ -130,10 +130,14 @@ def _check_replaceable(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class _Finetuned:
-    """A finetuned network and what it was made from; its latency as its search measured it."""
+    """A finetuned network and what it was made from; its latency as its search measured it.
+
+    `tests`: what the test found, of the network and of the reference.
+    """
 
     key: str
     latency: list[dict[str, Any]]
+    tests: tuple[dict[str, Any], dict[str, Any]]
     record: Record
     store: RecordStore
     config: RunConfig
@@ -144,6 +148,7 @@ class _Finetuned:
         # where the reference's weights came from says nothing here, and a checkpoint may be gone
         config = load_config(root / "config.yaml", ["reference.weights=train"])
         name, key, latency = _choose(root, beginning)
+        tests = _tests(root, name, key)
         store = RecordStore(root / "networks")
         record = store.get(key) or {"files": {}}
         artifacts = _finished(root, "reference")
@@ -158,7 +163,7 @@ class _Finetuned:
         model = ReferenceConfig.model_validate({**inputs["reference"], "weights": "train"})
         data = DataConfig.model_validate(inputs["data"])
         config = config.model_copy(update={"reference": model, "data": data})
-        return cls(key, latency, record, store, config, reference)
+        return cls(key, latency, tests, record, store, config, reference)
 
     def build(self) -> tuple[StagedNetwork, str]:
         """The network with its weights, in eval mode, and its source as one Python file."""
@@ -210,18 +215,22 @@ class _Finetuned:
             *("architecture", "accuracy", "zero_shot_accuracy", "params", "macs", "epochs"),
             *("recipe", "seed", "blocks"),
         )
-        teacher = self.reference.result
+        teacher, (own, others) = self.reference.result, self.tests
         return {
             "version": 1,
             "run": self.config.name,
             **{name: self.record[name] for name in names},
+            **own,
             "latency": self.latency,
             "data": self.config.data.model_dump(exclude={"loader_workers", "download"}),
             "images": teacher["images"],
             "classes": teacher["classes"],
             "class_names": self.class_names,
             "preprocessing": teacher["preprocessing"],
-            "reference": {name: teacher[name] for name in ("model", "accuracy", "weights_sha256")},
+            "reference": {
+                **{name: teacher[name] for name in ("model", "accuracy", "weights_sha256")},
+                **others,
+            },
             "digests": {"network": self.key, "reference": reference_identity(self.reference)},
             "packages": package_versions(),
         }
@@ -271,6 +280,16 @@ def _choose(root: Path, beginning: str) -> tuple[str, str, list[dict[str, Any]]]
     shown = None if point is None else point["latency"]["median_ms"]
     latencies = (each["latency"] for each in points.get(key, []) if each["id"] == name)
     return name, key, [each for each in latencies if shown in (None, each["median_ms"])][:1]
+
+
+def _tests(root: Path, name: str, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Test accuracies of a network and of its reference; none where an earlier version made it."""
+    for _, artifact in _finished(root, "finetune"):
+        found = artifact.result["networks"].get(name, {})
+        if found.get("key") == key and "reference" in artifact.result:
+            names = ("test_accuracy", "test_low", "test_high", "test_images")
+            return {each: found[each] for each in names}, artifact.result["reference"]
+    return {}, {}
 
 
 def _named(root: Path) -> dict[str, dict[str, Any]]:

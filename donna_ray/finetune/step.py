@@ -3,7 +3,8 @@
 The loss is KL(teacher || student) on logits plus the cross entropy (DONNA, section 3.3).
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
@@ -16,17 +17,18 @@ from torch.nn import functional as F
 
 from donna_ray.complexity import complexity
 from donna_ray.config import FinetuneConfig, FinetuneRecipe, RunConfig, latency_ms
-from donna_ray.data import ImageData
+from donna_ray.data import ImageData, origin_of_test
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.asked import asked_for, measured_points
 from donna_ray.finetune.assemble import assemble, block_keys, library_space
+from donna_ray.finetune.tested import tested
 from donna_ray.latency.farm import surely_ms
 from donna_ray.library.measure import settled_precision
 from donna_ray.library.step import library_store
 from donna_ray.onnx_export import check_onnx_error, export_onnx, onnx_error
 from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import data_of, load_reference
+from donna_ray.reference.step import data_of, load_reference, own_weights
 from donna_ray.run.doubts import finetune_doubts
 from donna_ray.run.run import Run
 from donna_ray.space import Architecture, BlockSpec, SearchSpace
@@ -49,17 +51,19 @@ __all__ = [
     "jobs_of",
     "network_files",
     "network_store",
+    "opponent",
     "spread_over",
     "within_budgets",
 ]
 
 _CHECKED_IMAGES = 16
 _NETWORKS = "networks"
+_FACTS = ("accuracy", "zero_shot_accuracy", "onnx_error")
 
 
 @dataclass(frozen=True)
 class FinetuneJob:
-    """An architecture to finetune.
+    """An architecture to finetune, or the reference itself, which has no blocks.
 
     Attributes:
         key: of its record in the network store.
@@ -102,19 +106,27 @@ def jobs_of(
         architectures: to finetune.
         recipe: how.
     """
-    training = recipe.model_dump(include=set(FinetuneRecipe.model_fields))
+    key = _keys(run, reference, recipe)
     jobs = []
     for architecture in architectures:
         blocks = [stage[choice] for stage, choice in zip(keys, architecture, strict=True)]
-        inputs = {
-            "reference": reference_identity(reference),
-            "blocks": blocks,
-            "recipe": training,
-            "seed": run.config.seed,
-        }
         specs = tuple(space.specs(architecture))
-        jobs.append(FinetuneJob(digest(inputs), space.id_of(architecture), specs, tuple(blocks)))
+        jobs.append(FinetuneJob(key(blocks), space.id_of(architecture), specs, tuple(blocks)))
     return jobs
+
+
+def _keys(run: Run, reference: Artifact, recipe: FinetuneRecipe) -> Callable[[Any], str]:
+    """The key of a network of blocks, given theirs."""
+    training = recipe.model_dump(include=set(FinetuneRecipe.model_fields))
+    identity = reference_identity(reference)
+    common = {"reference": identity, "recipe": training, "seed": run.config.seed}
+    return lambda blocks: digest({**common, "blocks": blocks})
+
+
+def opponent(run: Run, reference: Artifact) -> FinetuneJob:
+    """The reference, to be finetuned by the recipe of the networks that are compared with it."""
+    key = _keys(run, reference, run.config.finetune)
+    return FinetuneJob(key("the reference's own"), "reference", (), ())
 
 
 def finetune(
@@ -153,8 +165,9 @@ def finetune_step(
 
     They are spread over the front, or chosen by `finetune.budgets`; and those that are asked for,
     by `finetune.architectures`, by these names or earlier. The result maps an architecture's id to
-    its accuracy and the paths of its files, relative to the run folder, and has the latency of
-    those asked for (`asked`), by scenario.
+    its accuracies, of validation and test, and the paths of its files, relative to the run folder.
+    It has the test accuracy of the reference, with both of it `finetuned` by the same recipe
+    (`reference`), and the latency of the networks asked for (`asked`), by scenario.
 
     Raises:
         ConfigError: a name is of no network, or of more than one.
@@ -169,48 +182,64 @@ def finetune_step(
     architectures = [*(tuple(point["architecture"]) for point in chosen), *asked.values()]
     architectures = list(dict.fromkeys(architectures))
     jobs = jobs_of(run, reference, block_keys(library), space, architectures, recipe)
-    inputs = {"networks": [job.key for job in jobs], "searches": search.result["digests"]}
+    other, origin = opponent(run, reference), origin_of_test(run.config.data)
+    inputs = {
+        "networks": [job.key for job in jobs],
+        "opponent": other.key,
+        "searches": search.result["digests"],
+        "test": origin,
+    }
     if asked:
         blocks = ([spec.to_json() for spec in space.specs(each)] for each in asked.values())
         inputs["asked"] = list(blocks)
 
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
         points = measured_points(run, reference, search, space, asked) if asked else {}
-        records = finetune(run, "finetune", reference, jobs, recipe)
-        for record in records:
+        records = finetune(run, "finetune", reference, [*jobs, other], recipe)
+        for record in records[:-1]:
             check_onnx_error(record["onnx_error"])
+        trained = [(job.key, job.specs) for job in (*jobs, other)]
+        given, *tests = tested(
+            run, reference, network_store(run), trained, recipe.workers_per_network
+        )
+        facts = [
+            {name: record[name] for name in _FACTS} | test
+            for record, test in zip(records, tests, strict=True)
+        ]
         networks = {
             job.architecture_id: {
+                **found,
                 "key": job.key,
-                "accuracy": record["accuracy"],
-                "zero_shot_accuracy": record["zero_shot_accuracy"],
-                "onnx_error": record["onnx_error"],
                 "weights": f"networks/{job.key}.safetensors",
                 "onnx": f"networks/{job.key}.onnx",
             }
-            for job, record in zip(jobs, records, strict=True)
+            for job, found in zip(jobs, facts, strict=False)
         }
         passes = sum(record["cost"]["image_passes"] for record in records)
+        passes += sum(each["test_images"] for each in (given, *tests))
         result = {
             "networks": networks,
+            "reference": {**given, "test_from": origin, "finetuned": facts[-1]},
             "asked": points,
             "cost": {"image_passes": passes},
-            "doubts": _doubts_of(run, records, reference.result),
+            "doubts": _doubts_of(run, tests, given, reference.result["classes"]),
         }
         return result, network_files(run, jobs)
 
     return run.step("finetune", inputs, compute)
 
 
-def _doubts_of(run: Run, records: Sequence[dict[str, Any]], reference: dict[str, Any]) -> list[str]:
-    """Say how accurate they are, and return what is to be doubted."""
-    accuracies = [record["accuracy"] for record in records]
-    own, images = reference["accuracy"], reference["images"]["validation"]
+def _doubts_of(
+    run: Run, tests: Sequence[dict[str, Any]], reference: dict[str, Any], classes: int
+) -> list[str]:
+    """Say how accurate they are, the reference by the same recipe last; return the doubts."""
+    *accuracies, other = (each["test_accuracy"] for each in tests)
+    own, images = reference["test_accuracy"], reference["test_images"]
     run.say(
-        f"  accuracy {min(accuracies):.2%} to {max(accuracies):.2%} of {images} images, the "
-        f"reference's {own:.2%}"
+        f"  accuracy {min(accuracies):.2%} to {max(accuracies):.2%} of {images} test images, the "
+        f"reference's {own:.2%}, and {other:.2%} when it is finetuned, too"
     )
-    return finetune_doubts(accuracies, own, images, reference["classes"])
+    return finetune_doubts(accuracies, own, images, classes)
 
 
 def _chosen(found: dict[str, Any], config: FinetuneConfig) -> list[dict[str, Any]]:
@@ -298,7 +327,11 @@ class FinetuneNetwork:
     def __call__(self, job: FinetuneJob) -> dict[str, Any]:
         reference, data = self._loaded
         group = current_group()
-        network = assemble(reference, job.specs, job.blocks, self._blocks)
+        network = (
+            assemble(reference, job.specs, job.blocks, self._blocks)
+            if job.specs
+            else copy.deepcopy(reference).requires_grad_(True)
+        )
         network.to(device_of(reference))
 
         def zero_shot() -> float:
@@ -349,7 +382,7 @@ class FinetuneNetwork:
                 "not. Lower the recipe's learning_rate."
             )
         measured = {"accuracy": final, **complexity(network, shape), "onnx_error": error}
-        self._store.put(key, record | measured, network.state_dict(), files={"onnx": model})
+        self._store.put(key, record | measured, own_weights(network), files={"onnx": model})
 
     @cached_property
     def _loaded(self) -> tuple[StagedNetwork, ImageData]:

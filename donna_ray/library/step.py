@@ -7,6 +7,7 @@ from typing import Any
 
 from donna_ray.complexity import complexity
 from donna_ray.config import RunConfig
+from donna_ray.data import inputs_without_test
 from donna_ray.distill.students import BlockJob
 from donna_ray.errors import DonnaError
 from donna_ray.library.costs import decided, with_epochs
@@ -93,7 +94,7 @@ def library_jobs(
     library = with_epochs(config.library, reference)
     common = {
         "reference": reference_identity(reference),
-        "data": config.data.model_dump(exclude={"loader_workers", "download"}),
+        "data": inputs_without_test(config.data),
         "precision": library.precision,
         "batchnorm": "recalibrated",  # before the NSR; earlier blocks were not
         "seed": config.seed,

@@ -3,7 +3,7 @@
 All times are in seconds. Blocks are dealt into packs, and packs and networks given to workers, in
 the order of the queue, as in the run itself. Upper bounds: blocks that a race would pause are
 counted, and samples that `predictor.tau_interval` would spare; kept features count as computed. Not
-in it: how long a cloud takes to boot a node.
+in it: how long a cloud takes to boot a node, and the one pass over the test images at the end.
 """
 
 import heapq
@@ -204,6 +204,7 @@ class Plan:
         config = self.config
         finetuned = len(config.finetune.budgets or range(config.finetune.networks))
         finetuned = finetuned * len(config.all_scenarios()) + len(config.finetune.architectures)
+        finetuned += 1  # the reference, by the same recipe
         samples, together = config.predictor.samples, config.predictor.workers_per_network
         kept = self.keeps_workers and nodes == 1
         kept = kept and config.finetune.workers_per_network == together

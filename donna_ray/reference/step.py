@@ -20,7 +20,15 @@ from torch import Tensor, nn
 
 from donna_ray.complexity import complexity
 from donna_ray.config import ReferenceConfig, RunConfig, TrainingConfig
-from donna_ray.data import ImageData, Split, class_count, image_format, load_data
+from donna_ray.data import (
+    ImageData,
+    Split,
+    class_count,
+    image_format,
+    inputs_without_test,
+    load_data,
+    words_of_test,
+)
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.reference.cut import cut_model
 from donna_ray.reference.network import StagedNetwork, channel_sums
@@ -60,6 +68,7 @@ _CUT_TOLERANCE = 1e-5
 _DEFAULT_TRAINING = {"train": TrainingConfig(epochs=20)}  # by `reference.weights`
 _TRIED_BATCH = 32  # where nothing is trained
 _UNFINISHED = "unfinished"
+_COUNTED = ("train", "distillation", "validation")
 
 
 def build_reference(
@@ -185,7 +194,7 @@ def reference_step(run: Run) -> Artifact:
 def reference_inputs(config: RunConfig, checkpoint: str | None) -> dict[str, Any]:
     """What a reference is made from; `checkpoint` is the SHA-256 of the file of its weights."""
     return {
-        "data": config.data.model_dump(exclude={"loader_workers", "download"}),
+        "data": inputs_without_test(config.data),
         "reference": config.reference.model_dump(),
         "checkpoint": checkpoint,
         "seed": config.seed,
@@ -279,6 +288,7 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
     with seeded(config.seed):
         reference, preprocessing = build_reference(config)
     data = load_data(config.data, preprocessing)
+    run.say(f"  {words_of_test(config.data, data)}")
     recipe = config.reference.training or _DEFAULT_TRAINING.get(config.reference.weights)
     trained = recipe.epochs * len(data.train) if recipe else 0
     passes = trained + len(data.distillation_plain) + len(data.validation)
@@ -302,11 +312,7 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
         **complexity(reference, reference.input_shape),
         "stages": _stage_facts(reference),
         "weights_sha256": file_sha256(weights_file),
-        "images": {
-            "train": len(data.train),
-            "distillation": len(data.distillation),
-            "validation": len(data.validation),
-        },
+        "images": {name: len(getattr(data, name)) for name in _COUNTED},
         "cost": {"image_passes": passes},
     }
     shutil.rmtree(folder.path / _UNFINISHED, ignore_errors=True)
@@ -358,10 +364,10 @@ def _doubts(config: RunConfig, data: ImageData, reached: float) -> list[str]:
     return doubts
 
 
-def own_weights(reference: StagedNetwork) -> dict[str, Tensor]:
+def own_weights(network: nn.Module) -> dict[str, Tensor]:
     """Its weights, each in memory of its own: parts may share one, which safetensors refuses."""
     plain = torch.contiguous_format
-    return {name: each.clone(memory_format=plain) for name, each in reference.state_dict().items()}
+    return {name: each.clone(memory_format=plain) for name, each in network.state_dict().items()}
 
 
 def _broken_images(run: Run, data: ImageData) -> list[str]:

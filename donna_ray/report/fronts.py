@@ -3,12 +3,14 @@
 import math
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 import plotly.graph_objects as go
 from scipy.stats import kendalltau
 
+from donna_ray.report.headline import tested
 from donna_ray.report.parts import BLUE, GREY, INK, ORANGE, plot, section, table
-from donna_ray.report.results import FrontPoint, Results, Scenario
+from donna_ray.report.results import Accuracies, FrontPoint, Results, Scenario
 
 __all__ = ["scenario_sections"]
 
@@ -26,10 +28,10 @@ def scenario_sections(results: Results, scenario: Scenario) -> str:
                 _title(name, "accuracy against latency"),
                 f"On {device.model} ({device.connector}), where the reference takes "
                 f"{scenario.reference_latency.median_ms:.3f} ms. Each point is a network; hover "
-                "for its blocks. Predictions rank the candidates: they are of the accuracy after "
-                "the predictor's short finetuning. Finetuned networks are trained longer and "
-                "measured on the whole validation set. Brackets behind predictions are 95% "
-                "prediction intervals." + _search_text(scenario),
+                f"for its blocks. Predictions are of the validation images. {_calibrated(results)} "
+                "Finetuned networks are trained longer and measured on the test images, which "
+                "nothing else looks at. Brackets are 95% intervals: of a prediction, or of a share "
+                "of the test images." + _search_text(scenario),
                 plot(_figure(results, scenario), 520),
             ),
             section(
@@ -63,16 +65,29 @@ def _origin(scenario: Scenario) -> str:
     )
 
 
+def _calibrated(results: Results) -> str:
+    made = results.predictor.calibration
+    if made is None:
+        return (
+            "They are not calibrated to the final finetuning, since fewer than 3 networks had it: "
+            "they are raw, of the accuracy after the predictor's short finetuning."
+        )
+    return (
+        f"They are calibrated to the final finetuning on {len(made.networks)} networks that had "
+        "it; raw ones are of the accuracy after the predictor's short finetuning."
+    )
+
+
 def _predicted_against_real(scenario: Scenario) -> str:
     pairs = [
-        (point.predicted_accuracy, point.accuracy)
+        (point.raw_accuracy, point.accuracy)
         for point in scenario.front
         if point.accuracy is not None
     ]
     if not pairs:
         return ""
     above = sum(real - predicted for predicted, real in pairs) / len(pairs)
-    text = f" {len(pairs)} are finetuned: on average {above:+.2%} off what was predicted"
+    text = f" {len(pairs)} are finetuned: on average {above:+.2%} off their raw prediction"
     if len(pairs) >= _LEAST_RANKED:
         tau = float(kendalltau(*zip(*pairs, strict=True)).statistic)
         if math.isfinite(tau):  # it is not where all are equal
@@ -127,34 +142,50 @@ def _figure(results: Results, scenario: Scenario) -> go.Figure:
     )
     figure.add_scatter(
         x=[point.latency.median_ms for point in finetuned],
-        y=[point.accuracy for point in finetuned],
+        y=[point.test_accuracy for point in finetuned],
+        error_y=_bars(finetuned),
         text=[_words(point) for point in finetuned],
-        name="finetuned and measured",
+        name="finetuned, on the test images",
         mode="markers",
         marker={"color": ORANGE, "size": 13, "symbol": "diamond"},
         hovertemplate="%{text}<extra></extra>",
     )
     figure.add_scatter(
         x=[scenario.reference_latency.median_ms],
-        y=[reference.accuracy],
+        y=[reference.test_accuracy],
+        error_y=_bars([reference]),
         text=[f"<b>reference {escape(reference.model)}</b>"],
         name="reference",
         mode="markers",
         marker={"color": INK, "size": 16, "symbol": "star"},
-        hovertemplate="%{text}<br>%{x:.4f} ms, accuracy %{y:.2%}<extra></extra>",
+        hovertemplate="%{text}<br>%{x:.4f} ms, on the test images %{y:.2%}<extra></extra>",
     )
     figure.update_xaxes(title="latency in ms, median, batch 1")
     figure.update_yaxes(title="accuracy", tickformat=".1%")
     return figure
 
 
+def _bars(networks: Sequence[Accuracies | FrontPoint]) -> dict[str, Any]:
+    """Of the intervals of test accuracies."""
+    ends = [
+        (each.test_high - each.test_accuracy, each.test_accuracy - each.test_low)
+        for each in networks
+        if each.test_accuracy is not None
+        and each.test_low is not None
+        and each.test_high is not None
+    ]
+    above, below = zip(*ends, strict=True) if ends else ((), ())
+    return {"array": above, "arrayminus": below, "color": GREY, "thickness": 1}
+
+
 def _words(point: FrontPoint) -> str:
-    measured = "" if point.accuracy is None else f", accuracy {point.accuracy:.2%}"
+    measured = "" if point.accuracy is None else f", test {tested(point)}"
     stages = [f"stage {number}: {escape(block)}" for number, block in enumerate(point.blocks)]
     lines = [
         f"<b>{point.id}</b> ({', '.join(point.roles)})",
         f"{point.latency.median_ms:.4f} ms, predicted {point.predicted_accuracy:.2%} "
-        f"{_interval(point.predicted_low, point.predicted_high)}{measured}",
+        f"{_interval(point.predicted_low, point.predicted_high)}, raw {point.raw_accuracy:.2%}"
+        f"{measured}",
         *stages,
     ]
     return "<br>".join(lines)
@@ -175,24 +206,18 @@ def _table(points: Sequence[FrontPoint]) -> str:
                 f"{point.latency.median_ms:.4f}",
                 " / ".join(map(_told, (point.latency.p90_ms, point.latency.p99_ms))),
                 _told(point.latency.peak_memory_mb),
+                f"{point.raw_accuracy:.2%}<br>{_interval(point.raw_low, point.raw_high)}",
                 f"{point.predicted_accuracy:.2%}<br>"
                 f"{_interval(point.predicted_low, point.predicted_high)}",
-                "" if point.accuracy is None else f"<b>{point.accuracy:.2%}</b>",
+                "" if point.accuracy is None else f"{point.accuracy:.2%}",
+                "" if point.accuracy is None else f"<b>{tested(point).replace(' ', '</b><br>', 1)}",
                 f"{point.params:,}",
                 f"{point.macs:,}",
             ]
         )
-    header = [
-        "network",
-        "blocks",
-        "median ms",
-        "p90 / p99",
-        "peak MB",
-        "predicted",
-        "accuracy",
-        "params",
-    ]
-    return table([*header, "MACs"], rows, text_columns=2)
+    header = ["network", "blocks", "median ms", "p90 / p99", "peak MB", "raw prediction"]
+    header += ["predicted", "validation"]
+    return table([*header, "test", "params", "MACs"], rows, text_columns=2)
 
 
 def _interval(low: float, high: float) -> str:

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from donna_ray.report.results import Answer, Results
+from donna_ray.report.results import Accuracies, Answer, FrontPoint, Results
 
-__all__ = ["QUESTIONS", "headline", "headlines", "worded"]
+__all__ = ["QUESTIONS", "headline", "headlines", "tested", "worded"]
 
 QUESTIONS = {
     "fastest_as_accurate": "the fastest network that is not less accurate than the reference",
@@ -17,38 +17,49 @@ QUESTIONS = {
 def headline(
     points: Sequence[dict[str, Any]], accuracy: float, latency_ms: float
 ) -> dict[str, Any]:
-    """``Headline`` of networks (``FrontPoint``), given the reference's figures."""
+    """``Headline`` of networks (``FrontPoint``), given the reference's test and latency."""
     answers = [
         {
             "id": point["id"],
-            "accuracy": point["accuracy"],
+            **{name: point[name] for name in ("test_accuracy", "test_low", "test_high")},
             "median_ms": point["latency"]["median_ms"],
             "speed_up": latency_ms / point["latency"]["median_ms"],
         }
         for point in points
-        if point["accuracy"] is not None
+        if point["test_accuracy"] is not None
     ]
-    accurate = [each for each in answers if each["accuracy"] >= accuracy]
+    accurate = [each for each in answers if each["test_accuracy"] >= accuracy]
     fast = [each for each in answers if each["median_ms"] <= latency_ms]
     return {
         "fastest_as_accurate": min(
-            accurate, key=lambda each: (each["median_ms"], -each["accuracy"]), default=None
+            accurate, key=lambda each: (each["median_ms"], -each["test_accuracy"]), default=None
         ),
         "most_accurate_as_fast": max(
-            fast, key=lambda each: (each["accuracy"], -each["median_ms"]), default=None
+            fast, key=lambda each: (each["test_accuracy"], -each["median_ms"]), default=None
         ),
     }
 
 
 def worded(answer: Answer | None) -> str:
-    """Its figures, beside those of the reference."""
+    """Its test accuracy, and its latency beside the reference's."""
     if answer is None:
         return "none of those finetuned"
-    return f"{answer.accuracy:.2%}, {answer.speed_up:.2f}x as fast"
+    return f"{tested(answer)}, {answer.speed_up:.2f}x as fast"
+
+
+def tested(found: Accuracies | Answer | FrontPoint) -> str:
+    """A test accuracy with its interval, of what is finetuned."""
+    return f"{found.test_accuracy:.2%} [{found.test_low:.2%}, {found.test_high:.2%}]"
 
 
 def headlines(results: Results) -> Iterator[str]:
-    """A line for each question, and for each network that was asked for, of each scenario."""
+    """The reference, the answers to each question, and each network that was asked for."""
+    reference = results.reference
+    yield (
+        f"test accuracy of {reference.test_images} images ({reference.test_from}), with its 95% "
+        f"interval: the reference {tested(reference)}, finetuned like the networks "
+        f"{tested(reference.finetuned)}"
+    )
     for scenario in results.scenarios:
         of = f"{scenario.name}: " if len(results.scenarios) > 1 else ""
         for question, words in QUESTIONS.items():
@@ -57,4 +68,4 @@ def headlines(results: Results) -> Iterator[str]:
         for point in (*scenario.front, *scenario.asked):
             if "asked for" in point.roles:
                 latency = f"{point.latency.median_ms:.4g} ms"
-                yield f"{of}asked for: {point.id}, {point.accuracy:.2%}, {latency}, {point.onnx}"
+                yield f"{of}asked for: {point.id}, {tested(point)}, {latency}, {point.onnx}"

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from donna_ray.report.fronts import scenario_sections
-from donna_ray.report.headline import QUESTIONS, worded
+from donna_ray.report.headline import QUESTIONS, tested, worded
 from donna_ray.report.parts import BLUE, GREY, plot, section, table
 from donna_ray.report.results import Estimate, Results
 
@@ -66,7 +66,8 @@ def _devices(results: Results) -> str:
 def _tiles(results: Results) -> str:
     reference = results.reference
     tiles = [
-        (f"{reference.accuracy:.2%}", "accuracy of the reference"),
+        (tested(reference), f"the reference on {reference.test_images} test images"),
+        (tested(reference.finetuned), "the reference, finetuned by the networks' recipe"),
         (f"{results.predictor.kendall_tau.value:.2f}", "Kendall tau of the predictor"),
     ]
     for scenario in results.scenarios:
@@ -84,9 +85,9 @@ def _tiles(results: Results) -> str:
 def _predictor_text(results: Results) -> str:
     return (
         f"Kendall tau {_estimate(results.predictor.kendall_tau)} over {results.predictor.samples} "
-        "finetuned architectures, each predicted by a fit to the others; brackets are 95% "
-        "bootstrap intervals, bars 95% prediction intervals. A simple figure ranks by itself, and "
-        f"its error is that of a line through it.{_kept(results)}"
+        "architectures after the short finetuning, each predicted by a fit to the others; brackets "
+        "are 95% bootstrap intervals, bars 95% prediction intervals. A simple figure ranks by "
+        f"itself, and its error is that of a line through it.{_kept(results)}"
     )
 
 

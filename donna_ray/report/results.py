@@ -5,8 +5,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 __all__ = [
+    "Accuracies",
     "Answer",
     "Block",
+    "Calibration",
     "Cost",
     "Device",
     "Estimate",
@@ -75,12 +77,29 @@ class Device(_Part):
     simulated: bool
 
 
-class Reference(_Part):
-    """The teacher; `class_names` in the order of its outputs, none where the data have none."""
+class Accuracies(_Part):
+    """Of a finished network: `accuracy` is of the validation images, which also chose and stopped.
+
+    `test_low` and `test_high`: the 95% interval of `test_accuracy` (Wilson), of images that nothing
+    else looked at.
+    """
+
+    accuracy: float
+    test_accuracy: float
+    test_low: float
+    test_high: float
+
+
+class Reference(Accuracies):
+    """The teacher; `class_names` in the order of its outputs, none where the data have none.
+
+    `finetuned`: itself, trained on by the recipe of the networks. `test_from`: where the test
+    images come from, `data.test_split` or `data.test_fraction` with its value.
+    """
 
     model: str
     weights: str
-    accuracy: float
+    finetuned: Accuracies
     params: int
     macs: int
     input: Shape
@@ -88,6 +107,8 @@ class Reference(_Part):
     class_names: list[str] = []
     train_images: int
     validation_images: int
+    test_images: int
+    test_from: str
 
 
 class Block(_Part):
@@ -163,8 +184,24 @@ class Sample(_Part):
     accuracy: float
 
 
+class Calibration(_Part):
+    """How raw predictions, of the short finetuning, became those of the final one.
+
+    logit(final) = `shift` + `slope` (raw - `centre`), fitted to `networks` that were finetuned to
+    the end, with their accuracies on the validation images.
+    """
+
+    networks: list[str]
+    centre: float
+    shift: float
+    slope: float
+
+
 class Predictor(_Part):
     """How well accuracy is ranked, beside simpler orderings of the same samples.
+
+    All of it is of the short finetuning. `calibration`: null (not calibrated) where fewer than 3
+    networks were finetuned to the end; `predicted_accuracy` is the raw prediction then.
 
     `library_size`: blocks in the library when it was fitted; fewer than now in an extended space.
     `quality`: of `predictor`, and of each baseline as a line through it.
@@ -172,6 +209,7 @@ class Predictor(_Part):
 
     samples: int
     library_size: int
+    calibration: Calibration | None
     kendall_tau: Estimate
     baselines: dict[str, Estimate]
     quality: dict[str, Quality]
@@ -228,7 +266,7 @@ class Verified(_Part):
 
 
 class Search(_Part):
-    """All measured candidates as (latency in ms, predicted accuracy).
+    """All measured candidates as (latency in ms, predicted accuracy after the final finetuning).
 
     `objectives`: minimised beside latency. `candidates`: with those that could not be measured;
     `yardstick`: null with fewer than 5, or with a limit on memory. The front is of the networks of
@@ -249,18 +287,27 @@ class FrontPoint(_Part):
 
     `architecture`: the number of its block in each stage, as `Library.stages` has them. `roles`:
     why it is here; on the front none of those measured again beats it in all objectives.
-    `predicted_low` and `predicted_high`: its 95% prediction interval. `accuracy`, `weights` and
-    `onnx` are null where it was not finetuned; paths are relative to results.json.
+    `raw_accuracy`: predicted after the predictor's short finetuning; `predicted_accuracy`: after
+    the final one (see
+    ``Calibration``), on the validation images; each with its 95% prediction interval. The
+    accuracies (see ``Accuracies``), `weights` and `onnx` are null where it was not finetuned; paths
+    are relative to results.json.
     """
 
     id: str
     architecture: list[int]
     roles: list[Literal["front", "asked for"]]
     blocks: list[str]
+    raw_accuracy: float
+    raw_low: float
+    raw_high: float
     predicted_accuracy: float
     predicted_low: float
     predicted_high: float
     accuracy: float | None
+    test_accuracy: float | None
+    test_low: float | None
+    test_high: float | None
     latency: Latency
     params: int
     macs: int
@@ -272,13 +319,17 @@ class Answer(_Part):
     """A finetuned network; `speed_up`: the reference's latency in parts of its own."""
 
     id: str
-    accuracy: float
+    test_accuracy: float
+    test_low: float
+    test_high: float
     median_ms: float
     speed_up: float
 
 
 class Headline(_Part):
-    """What a person asks first, answered by the finetuned networks; null where none is one.
+    """What a person asks first, answered by test accuracies of the finetuned networks.
+
+    Null where none is one.
 
     `fastest_as_accurate`: the fastest that is not less accurate than the reference.
     `most_accurate_as_fast`: the most accurate that is not slower.

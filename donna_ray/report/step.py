@@ -3,17 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from donna_ray.complexity import complexity
-from donna_ray.finetune.assemble import choice_table, library_space, untrained
-from donna_ray.predictor.model import AccuracyPredictor
+from donna_ray.finetune.assemble import library_space, untrained
 from donna_ray.reference.step import load_reference
 from donna_ray.report.headline import headline, headlines
 from donna_ray.report.html import render
+from donna_ray.report.predicted import Predictions
 from donna_ray.report.results import SCHEMA_VERSION, Results
 from donna_ray.run.run import Run
-from donna_ray.space import BlockSpec, encode
+from donna_ray.space import BlockSpec
 from donna_ray.storage.artifacts import Artifact, write_atomic, write_json
 from donna_ray.versions import package_versions
 
@@ -21,7 +19,7 @@ __all__ = ["report_step"]
 
 Points = list[dict[str, Any]]
 
-_PREDICTED = ("predicted_accuracy", "predicted_low", "predicted_high")
+_FINETUNED = ("accuracy", "test_accuracy", "test_low", "test_high", "weights", "onnx")
 
 
 def report_step(run: Run, done: dict[str, Artifact]) -> Artifact:
@@ -43,18 +41,28 @@ def report_step(run: Run, done: dict[str, Artifact]) -> Artifact:
 def _results(run: Run, done: dict[str, Artifact]) -> Results:
     """What the steps found; facts that the schema does not name are left out."""
     table = _FrontTable(run, done)
-    asked = done["finetune"].result.get("asked", {})  # a step of an earlier version has none
+    asked = done["finetune"].result["asked"]
+    reference = _reference(run, done)
     facts = {
         "version": SCHEMA_VERSION,
         "name": run.config.name,
         "seed": run.config.seed,
         "data": run.config.data.source,
         "versions": package_versions(),
-        "reference": _reference(run, done["reference"].result),
+        "reference": reference,
         "library": _library(done),
-        "predictor": _predictor(done["predictor"].result),
+        "predictor": {
+            **_predictor(done["predictor"].result),
+            "calibration": table.predictions.facts(),
+        },
         "scenarios": [
-            _scenario(name, found, table, asked.get(name, []), done["reference"].result)
+            _scenario(
+                name,
+                {**found, "points": table.predictions.final(found["points"])},
+                table,
+                asked.get(name, []),
+                reference,
+            )
             for name, found in done["search"].result["scenarios"].items()
         ],
         "doubts": [each for step in done.values() for each in step.result.get("doubts", [])],
@@ -83,16 +91,18 @@ def _scenario(
         **found,
         "name": name,
         "device": {**latency, "model": latency["device"]},
-        "headline": headline([*front, *others], reference["accuracy"], latency["median_ms"]),
+        "headline": headline([*front, *others], reference["test_accuracy"], latency["median_ms"]),
         "search": found,
         "front": front,
         "asked": others,
     }
 
 
-def _reference(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
+def _reference(run: Run, done: dict[str, Artifact]) -> dict[str, Any]:
+    facts = done["reference"].result
     return {
         **facts,
+        **done["finetune"].result["reference"],
         "weights": run.config.reference.weights,
         "input": facts["preprocessing"]["input_size"],
         "train_images": facts["images"]["train"],
@@ -136,17 +146,12 @@ class _FrontTable:
         self._space = library_space(done["library"])
         self._reference, _ = load_reference(run.config, done["reference"])
         self._networks = done["finetune"].result["networks"]
-        self._predictor = AccuracyPredictor.from_json(done["predictor"].result["predictor"])
-        self._nsr = choice_table(done["library"], "nsr")
+        self.predictions = Predictions(run.config, done)
 
     def __call__(self, points: Points, roles: dict[str, set[str]]) -> Points:
         """Of networks with id, architecture and latency, given the ids in each role."""
-        if not points:
-            return []
-        nsr = encode([tuple(point["architecture"]) for point in points], self._nsr)
-        columns = [self._predictor.predict(nsr), *self._predictor.predict_interval(nsr)]
-        rows = (dict(zip(_PREDICTED, row, strict=True)) for row in np.stack(columns, 1).tolist())
-        return [self._point(own | point, roles) for point, own in zip(points, rows, strict=True)]
+        predicted = self.predictions.of(points)
+        return [self._point(one | own, roles) for one, own in zip(points, predicted, strict=True)]
 
     def _point(self, point: dict[str, Any], roles: dict[str, set[str]]) -> dict[str, Any]:
         specs = self._space.specs(tuple(point["architecture"]))
@@ -155,7 +160,6 @@ class _FrontTable:
             **point,
             "roles": [role for role, ids in roles.items() if point["id"] in ids],
             "blocks": [str(spec) for spec in specs],
-            "predicted_accuracy": min(max(point["predicted_accuracy"], 0.0), 1.0),
             **complexity(untrained(self._reference, specs), self._reference.input_shape),
-            **{name: finetuned.get(name) for name in ("accuracy", "weights", "onnx")},
+            **{name: finetuned.get(name) for name in _FINETUNED},
         }

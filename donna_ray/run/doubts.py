@@ -18,6 +18,7 @@ __all__ = [
 ]
 
 _UNTRAINED = 0.8  # NSR; a block that always returns the mean of what it should has 1
+_FEW = 100  # test images: the 95% interval of 1/2 is 20 points wide
 _CHANCE = 0.025  # of as many right answers by guessing
 
 
@@ -85,17 +86,25 @@ def finetune_doubts(
     Args:
         accuracies: of the networks.
         reference: its accuracy.
-        images: that all were measured on.
+        images: of the test, that all were measured on.
         classes: of the data.
     """
+    doubts = []
+    if images < _FEW:
+        doubts.append(
+            f"The test has {images} images, so a final accuracy may be {images**-0.5:.0%} off. "
+            "Name more by data.test_split, or add validation images."
+        )
     best, chance = max(accuracies), 1 / classes
     if guesses(best, images, classes):
         found = f"no better than guessing one of {classes} classes"
     elif best - chance < (reference - chance) / 2:
         found = "less than half of what the reference has above guessing"
     else:
-        return []
+        return doubts
     return [
-        f"The best finetuned network is right on {best:.2%} of the images, {found} (the reference: "
-        f"{reference:.2%}). Raise finetune.epochs and library.epochs, or take milder blocks."
+        *doubts,
+        f"The best finetuned network is right on {best:.2%} of the test images, {found} (the "
+        f"reference: {reference:.2%}). Raise finetune.epochs and library.epochs, or take milder "
+        "blocks.",
     ]

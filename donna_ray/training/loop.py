@@ -21,6 +21,7 @@ __all__ = [
     "device_of",
     "network_input",
     "optimise",
+    "right_answers",
     "seeded",
     "train_epoch",
 ]
@@ -143,9 +144,15 @@ def cross_entropy(_images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits, labels)
 
 
-@torch.no_grad()
 def accuracy(network: nn.Module, split: Split) -> float:
     """Share of the split's images whose label has the largest logit, in eval mode."""
+    right, images = right_answers(network, split)
+    return right / images
+
+
+@torch.no_grad()
+def right_answers(network: nn.Module, split: Split) -> tuple[int, int]:
+    """Of how many images the label has the largest logit, in eval mode; and of how many all."""
     device = device_of(network)
     network.eval()
     correct, count = 0, 0
@@ -153,4 +160,4 @@ def accuracy(network: nn.Module, split: Split) -> float:
         logits = network(network_input(images, device))
         correct += int((logits.argmax(1) == labels.to(device)).sum())
         count += len(labels)
-    return correct / count
+    return correct, count

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,11 +16,11 @@ import yaml
 
 from donna_ray.complexity import complexity
 from donna_ray.config import RunConfig
-from donna_ray.data import load_data
+from donna_ray.data import load_data, load_test
 from donna_ray.export.step import _choose
 from donna_ray.finetune.assemble import untrained
 from donna_ray.reference.step import build_reference
-from donna_ray.report.results import Results
+from donna_ray.report.results import FrontPoint, Results
 from donna_ray.space import BlockSpec, build_space
 from tests.command_line import donna_here
 from tests.integration.conftest import results_of, words_of_demo
@@ -47,13 +48,20 @@ def test_front_has_no_dominated_point(finished: Path) -> None:
         (point.latency.median_ms, point.predicted_accuracy) for point in results.scenarios[0].front
     ]
     assert front == sorted(front)
-    for latency, accuracy in front:
-        better = [
-            other
-            for other in results.scenarios[0].search.points
-            if other[0] <= latency and other[1] >= accuracy and tuple(other) != (latency, accuracy)
-        ]
-        assert not better
+    assert all(slower[1] > faster[1] for faster, slower in pairwise(front))
+    (file,) = (finished / "search" / "default").glob("*/candidates.json")
+    raw = {
+        each["id"]: each["predicted_accuracy"] for each in json.loads(file.read_text())["measured"]
+    }
+    on_front = {point.id: point for point in results.scenarios[0].front}
+    again = results.scenarios[0].search.verified.networks
+    assert {each.id for each in again} >= set(on_front)
+    for each in again:
+        assert (each.id in on_front) == each.on_front
+        assert each.on_front or any(
+            point.latency.median_ms <= each.latency.median_ms and raw[point.id] >= raw[each.id]
+            for point in on_front.values()
+        )
 
 
 def test_finetuned_files_are_what_results_say(finished: Path) -> None:
@@ -63,7 +71,15 @@ def test_finetuned_files_are_what_results_say(finished: Path) -> None:
     specs = {
         str(spec): spec for spec in build_space(config.space, reference.shapes).stages[0].choices
     }
-    images, labels = next(load_data(config.data, preprocessing).validation.batches(1000))
+    data, test = load_data(config.data, preprocessing), load_test(config.data, preprocessing)
+    images, labels = map(
+        torch.cat, zip(*(next(each.batches(1000)) for each in (data.validation, test)), strict=True)
+    )
+    held_out = slice(len(data.validation), None)
+    assert (results.reference.test_images, results.reference.test_from) == (
+        len(test),
+        "data.test_fraction 0.5",
+    )
     finetuned = [point for point in results.scenarios[0].front if point.accuracy is not None]
     assert len(finetuned) == min(3, len(results.scenarios[0].front))
     for point in finetuned:
@@ -76,8 +92,10 @@ def test_finetuned_files_are_what_results_say(finished: Path) -> None:
         session = onnxruntime.InferenceSession(finished / point.onnx)
         outputs = [session.run(None, {"input": image[None].numpy()})[0] for image in images]
         np.testing.assert_allclose(np.concatenate(outputs), logits, atol=1e-4)
-        share = (torch.from_numpy(logits).argmax(1) == labels).float().mean().item()
-        assert share == pytest.approx(point.accuracy, abs=2e-3)
+        right = (torch.from_numpy(logits).argmax(1) == labels).float()
+        assert right[: held_out.start].mean().item() == pytest.approx(point.accuracy, abs=3e-3)
+        assert right[held_out].mean().item() == pytest.approx(point.test_accuracy, abs=3e-3)
+        assert point.test_low < point.test_accuracy < point.test_high
         cost = complexity(network, network.input_shape)
         assert (point.params, point.macs) == (cost["params"], cost["macs"])
 
@@ -159,6 +177,12 @@ def test_step_alone_names_the_step_that_is_missing(copy_of_finished: Path) -> No
     assert completed.returncode == 0, completed.stderr
 
 
+def measured_of(front: list[FrontPoint]) -> list[dict[str, Any]]:
+    """All but what is calibrated to the networks that are finetuned."""
+    calibrated = {"predicted_accuracy", "predicted_low", "predicted_high"}
+    return [point.model_dump(exclude=calibrated) for point in front]
+
+
 def _is_buffer(name: str) -> bool:
     return name.endswith(("running_mean", "running_var", "num_batches_tracked"))
 
@@ -193,10 +217,13 @@ def test_network_that_is_asked_for_is_finetuned_and_kept(
     completed = donna_here("finetune", run, numbers, beaten[:15])
     assert completed.returncode == 0, completed.stderr
     there = sum(point.accuracy is not None for point in before.scenarios[0].front)
-    assert f" of {there + 2} networks are finetuned already" in completed.stderr
+    assert f" of {there + 3} networks are finetuned already" in completed.stderr
     after = Results.model_validate(results_of(copy_of_finished))
     (scenario,) = after.scenarios
-    assert scenario.front == before.scenarios[0].front
+    assert measured_of(scenario.front) == measured_of(before.scenarios[0].front)
+    calibrated = after.predictor.calibration
+    assert calibrated is not None
+    assert len(calibrated.networks) == there + 2
     asked = {tuple(each.architecture): each for each in scenario.asked}
     assert len(asked) == 2
     assert asked.keys() > {other}
@@ -204,7 +231,7 @@ def test_network_that_is_asked_for_is_finetuned_and_kept(
     for point in scenario.asked:
         assert point.roles == ["asked for"]
         assert point.latency.median_ms > 0
-        assert f"asked for: {point.id}, {point.accuracy:.2%}" in completed.stderr
+        assert f"asked for: {point.id}, {point.test_accuracy:.2%} [" in completed.stderr
         assert (copy_of_finished / str(point.onnx)).is_file()
 
     again = donna_here(*words_of_demo(copy_of_finished))  # whose configuration names none

@@ -42,9 +42,10 @@ def write_split(folder: Path, count: int, classes: tuple[str, ...] = ("cat", "do
 
 
 def write_folder(root: Path, count: int = 3) -> DataConfig:
-    """A folder with both splits, and its configuration without augmentation."""
+    """A folder with all splits, and its configuration without augmentation."""
     write_split(root / "train", count)
     write_split(root / "val", 2)
+    write_split(root / "test", 1)
     return DataConfig(source=str(root), augmentation=None)
 
 

@@ -124,12 +124,14 @@ def write_broken_shard(root: Path, broken: int) -> DataConfig:
     for name, content in names.items():
         members |= {name: content, name.replace("jpg", "cls"): b"0"}
     write_tar(root / "train-0.tar", members)
-    write_shard(root / "val-0.tar", range(5))
+    for name in ("val", "test"):
+        write_shard(root / f"{name}-0.tar", range(5))
     return DataConfig(
         source="wds/",
         root=str(root),
         train_split="train-0.tar|150",
         validation_split="val-0.tar|5",
+        test_split="test-0.tar|5",
         classes=2,
         augmentation=None,
     )
@@ -172,6 +174,8 @@ def test_stream_that_cannot_go_on_says_so(tmp_path: Path) -> None:
     write_folder(tmp_path / "images", count=50)
     (tmp_path / "images" / "train" / "dog" / "004.png").write_bytes(BROKEN["text"])
     source, cache = f"hfids/{tmp_path / 'images'}", str(tmp_path / "cache")
-    config = DataConfig(source=source, root=cache, download=True, augmentation=None)
+    config = DataConfig(
+        source=source, root=cache, download=True, test_split="test", augmentation=None
+    )
     with pytest.raises(DonnaError, match="must not stop before its end"):
         images_of(load(config).train)

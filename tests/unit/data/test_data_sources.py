@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from donna_ray.config import DataConfig
-from donna_ray.data import check_data, class_count, image_format, load_data
+from donna_ray.data import check_data, class_count, image_format, load_data, load_test
 from donna_ray.errors import ConfigError, DonnaError
 from tests.unit.data.image_files import (
     PREPROCESSING,
@@ -49,15 +49,17 @@ def write_mnist(root: Path) -> DataConfig:
 
 
 def write_shards(root: Path) -> DataConfig:
-    """12 training images in 2 shards, 5 for validation."""
+    """12 training images in 2 shards, 5 for validation, 3 for the test."""
     write_shard(root / "train-0.tar", range(6))
     write_shard(root / "train-1.tar", range(6, 12))
     write_shard(root / "val-0.tar", range(5))
+    write_shard(root / "test-0.tar", range(5, 8))
     return DataConfig(
         source="wds/",
         root=str(root),
         train_split="train-{0..1}.tar|12",
         validation_split="val-0.tar|5",
+        test_split="test-0.tar|3",
         classes=2,
         augmentation=None,
     )
@@ -100,10 +102,13 @@ def test_grey_images_get_three_channels(tmp_path: Path) -> None:
 def test_splits_may_have_names_of_their_own(tmp_path: Path) -> None:
     write_split(tmp_path / "big", 3)
     write_split(tmp_path / "small", 1)
-    config = DataConfig(source=str(tmp_path), train_split="big", validation_split="small")
+    write_split(tmp_path / "last", 2)
+    config = DataConfig(
+        source=str(tmp_path), train_split="big", validation_split="small", test_split="last"
+    )
     check_data(config)
     data = load_data(config, PREPROCESSING)
-    assert (len(data.train), len(data.validation)) == (6, 2)
+    assert (len(data.train), len(data.validation), data.tested) == (6, 2, 4)
 
 
 def test_torchvision_dataset(tmp_path: Path) -> None:
@@ -111,9 +116,10 @@ def test_torchvision_dataset(tmp_path: Path) -> None:
     check_data(config)
     data = load_data(config, PREPROCESSING)
     assert class_count(config) == data.classes == 10
-    assert (len(data.train), labels_of(data.validation)) == (30, list(range(10)))
+    labels = [*labels_of(data.validation), *labels_of(load_test(config, PREPROCESSING))]
+    assert (len(data.train), sorted(labels), data.tested) == (30, list(range(10)), 5)
     images = images_of(data.validation)
-    assert images.shape == (10, 3, 16, 16)
+    assert images.shape == (5, 3, 16, 16)
     assert images.min() == 1
 
 
@@ -133,6 +139,7 @@ def test_hugging_face_dataset(prefix: str, tmp_path: Path) -> None:
         source=f"{prefix}/{tmp_path / 'images'}",
         root=str(tmp_path / "cache"),
         download=True,
+        test_split="test",
         augmentation=None,
     )
     check_data(config)
@@ -227,6 +234,7 @@ def refused(config: DataConfig, *parts: str) -> None:
         ({"source": "hfds//no/such"}, ["hfds//no/such", "Correct data.source"]),
         ({"source": "tfds/mnist"}, ["tensorflow_datasets", "pip install"]),
         ({"classes": 11}, ["data.classes", "11", "digits has 10 classes"]),
+        ({"test_split": "test"}, ["data.test_split", "digits", "Remove it"]),
         ({"unlabelled": "/tmp"}, ["data.unlabelled", "digits", "Remove it"]),
         ({"augmentation": {"hflip": 0.5}}, ["data.augmentation", "digits", "hflip"]),
     ],
@@ -273,8 +281,16 @@ def test_torchvision_takes_no_other_split_for_the_test_images(tmp_path: Path) ->
     refused(config, "data.train_split", "trian", "train, training")
 
 
+def test_torchvision_has_two_splits_only(tmp_path: Path) -> None:
+    config = write_mnist(tmp_path)
+    for name in ("test", "val"):
+        same = config.model_copy(update={"test_split": name})
+        refused(same, "used for nothing else", "data.validation_split", "a share of the validation")
+
+
 def test_webdataset_must_say_what_it_has(tmp_path: Path) -> None:
     config = write_shards(tmp_path)
+    refused(config.model_copy(update={"test_split": None}), "cannot be divided", "data.test_split")
     refused(config.model_copy(update={"classes": None}), "data.classes must be given", "wds/")
     unknown = config.model_copy(update={"validation_split": "val-0.tar"})
     refused(unknown, "number of images", "_info.json")

@@ -48,11 +48,12 @@ def split(names: str = "a b", count: int = 3) -> dict[str, bytes]:
 
 @pytest.fixture(params=["folder", "tar"])
 def write(request: pytest.FixtureRequest, tmp_path: Path) -> Write:
-    """Writes both splits as folders or as tars of them."""
+    """Writes all splits, the test like the validation, as folders or as tars of them."""
 
     def make(train: Files, validation: Files | None = None) -> DataConfig:
         shutil.rmtree(tmp_path / "data", ignore_errors=True)
-        parts = {"train": train, "validation": split() if validation is None else validation}
+        held_out = split() if validation is None else validation
+        parts = {"train": train, "validation": held_out, "test": held_out}
         for name, files in parts.items():
             root = tmp_path / "data" / name
             root.mkdir(parents=True)

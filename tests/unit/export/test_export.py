@@ -78,6 +78,7 @@ OWN = """
 """
 
 
+TEST = {"test_accuracy": 0.75, "test_low": 0.5, "test_high": 0.875, "test_images": 8}
 NAMES = [f"class {number}" for number in range(10)]
 
 
@@ -121,7 +122,9 @@ class Finished:
         front = {"front": [{"id": self.id, "latency": latency}]}
         search = StepFolder(self.root, "search/default", latency).commit(front, [], 0.0)
         inputs = {"searches": {"default": search.digest}}
-        StepFolder(self.root, "finetune", inputs).commit({"networks": networks}, [], 0.0)
+        networks = {name: {**facts, **TEST} for name, facts in networks.items()}
+        result = {"networks": networks, "reference": {"test_from": "data.test_split test"}}
+        StepFolder(self.root, "finetune", inputs).commit(result, [], 0.0)
 
 
 def own_family(path: Path, name: str) -> str:
@@ -179,6 +182,8 @@ def test_own_reference_and_own_family(tmp_path: Path) -> None:
     card = json.loads((to / "card.json").read_text())
     assert (card["architecture"], card["accuracy"]) == (run.id, 0.5)
     assert card["latency"] == [LATENCY]
+    assert {name: card[name] for name in TEST} == TEST
+    assert card["reference"]["test_from"] == "data.test_split test"
     names = ("weights.safetensors", "model.onnx", "network.py")
     assert card["files"] == {name: file_sha256(to / name) for name in names}
 

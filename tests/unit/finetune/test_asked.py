@@ -16,7 +16,7 @@ from donna_ray.finetune.step import finetune_step
 from donna_ray.latency.farm import Unmeasured
 from donna_ray.run.run import Run
 from donna_ray.space import SearchSpace
-from donna_ray.storage.artifacts import StepFolder, finished_inputs
+from donna_ray.storage.artifacts import finished_inputs
 from tests.unit.finetune.made import LATENCY, finetuned, steps_before
 
 FRONT, KNOWN, NEW = (0, 0, 0), (1, 2, 3), (3, 2, 1)
@@ -97,15 +97,3 @@ def test_failure_leaves_nothing_asked_for(
         assert finetune_step(run, *made).result["asked"] == {}
     assert [each for each in finished_inputs(tmp_path, "finetune") if "asked" in each] == []
     assert farm.close.call_count == 1
-
-
-def test_step_of_an_earlier_version_is_reused(run: Run, space: SearchSpace, tmp_path: Path) -> None:
-    """Its inputs say nothing of networks that are asked for."""
-    with run:
-        made = steps_before(tmp_path, space, FRONT)
-        finetuned(run, made, space, FRONT)
-        finetune_step(run, *made)
-        (inputs,) = finished_inputs(tmp_path, "finetune")
-        assert inputs.keys() == {"networks", "searches"}
-        StepFolder(tmp_path, "finetune", inputs).commit({"networks": {}}, [], 0.0)
-        assert finetune_step(run, *made).result == {"networks": {}}

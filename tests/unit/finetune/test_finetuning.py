@@ -122,6 +122,7 @@ def test_average_is_that_of_the_weights_after_each_step(
 def test_unlabelled_images_give_no_statistics(
     reference: StagedNetwork,
     network: StagedNetwork,
+    space: SearchSpace,
     data: ImageData,
     patience: int | None,
     tmp_path: Path,
@@ -148,7 +149,8 @@ def test_unlabelled_images_give_no_statistics(
         Mock(seed=0), Artifact("reference", tmp_path, {"stages": []}, {}, 0.0), how, store, store
     )
     work.__dict__["_loaded"] = (reference, data)
-    work(FinetuneJob("key", "id", (), ()))
+    specs = tuple(space.specs((0,) * len(space.stages)))
+    work(FinetuneJob("key", "id", specs, ()))
     assert len(rated) == (2 if patience is None else 4)
 
 
@@ -337,7 +339,10 @@ def test_network_whose_onnx_file_differs_is_not_delivered(
             finetune_step(run, *made)
         finetuned(run, made, space, architecture)
         result = finetune_step(run, *made).result
-    assert result["networks"][space.id_of(architecture)]["accuracy"] == 0.9
+    found = result["networks"][space.id_of(architecture)]
+    assert (found["accuracy"], found["test_accuracy"], found["test_images"]) == (0.95, 0.9, 100)
+    assert result["reference"]["test_from"] == "data.test_fraction 0.5"
+    assert result["reference"]["finetuned"]["accuracy"] == 0.95
 
 
 def test_budgets_choose_the_best_network_within_each() -> None:

@@ -49,7 +49,7 @@ def plan(blocks: list[Block], *, keeps_workers: bool = False, **sets: Any) -> Pl
     values = {
         "predictor.samples": 6,
         "predictor.epochs": 1,
-        "finetune.networks": 4,
+        "finetune.networks": 3,  # and the reference
         "finetune.epochs": 5,
         "search.evaluations": 200,
     }
@@ -89,7 +89,7 @@ EIGHT = [Block(cost=0.01, epochs=1)] * 8
 
 
 def test_node_hours_are_of_the_nodes_that_a_step_asks_for() -> None:
-    """4 nodes of 2 workers: 8 packs of one block, 6 samples, 4 networks."""
+    """4 nodes of 2 workers: 8 packs of one block, 6 samples, 3 networks and the reference."""
     line = plan(EIGHT).line(4)
     assert line.asked == {"reference": 0, "library": 4, "predictor": 3, "search": 0, "finetune": 2}
     # a pack: 1 + 2000 (0.01 + 0.5 x 0.01) + 100 (0.005 + 0.25 x 0.01) = 31.75
@@ -137,7 +137,7 @@ def test_workers_are_started_for_the_first_step_that_has_work() -> None:
 def test_networks_of_several_workers_ask_for_nodes_and_need_them() -> None:
     sets = {"cluster.workers": 4, "finetune.workers_per_network": 4, "finetune.networks": 1}
     made = plan(EIGHT, **sets)
-    assert made.line(4).asked["finetune"] == 2
+    assert made.line(4).asked["finetune"] == 4
     with pytest.raises(DonnaError, match=r"workers_per_network = 4 .* 1 nodes have room for 2"):
         made.line(1)
 
@@ -149,7 +149,7 @@ def test_lowering_bounds_a_quick_device_and_groups_share_a_network() -> None:
         plan([Block(0.01, 1)], **{"finetune.workers_per_network": size, "finetune.networks": 1})
         for size in (1, 2)
     )
-    saved = alone.line(1).seconds["finetune"] - together.line(1).seconds["finetune"]
+    saved = alone.line(2).seconds["finetune"] - together.line(2).seconds["finetune"]
     assert saved == pytest.approx(5 * 1000 * 0.04 / 2)
 
 

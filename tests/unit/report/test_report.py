@@ -28,6 +28,18 @@ WARNING = "Latency of phone comes from a simulated device."
 HOSTILE = "<script>alert('x')</script>"
 
 
+def accuracies(accuracy: float | None) -> dict[str, float | None]:
+    """The validation's is a little better, as where it chose."""
+    if accuracy is None:
+        return dict.fromkeys(("accuracy", "test_accuracy", "test_low", "test_high"))
+    return {
+        "accuracy": accuracy + 0.03125,
+        "test_accuracy": accuracy,
+        "test_low": accuracy - 0.125,
+        "test_high": accuracy + 0.0625,
+    }
+
+
 def point(name: str, median_ms: float, accuracy: float | None) -> dict[str, Any]:
     finetuned = accuracy is not None
     return {
@@ -35,10 +47,13 @@ def point(name: str, median_ms: float, accuracy: float | None) -> dict[str, Any]
         "architecture": [0],
         "roles": ["front"],
         "blocks": [f"{name} block"],
+        "raw_accuracy": 0.5625,
+        "raw_low": 0.4375,
+        "raw_high": 0.6875,
         "predicted_accuracy": 0.625,
         "predicted_low": 0.5,
         "predicted_high": 0.75,
-        "accuracy": accuracy,
+        **accuracies(accuracy),
         "latency": LATENCY | {"median_ms": median_ms},
         "params": 1234,
         "macs": 56789,
@@ -112,13 +127,16 @@ def results(*, simulated: bool = False, text: str = "plain", scenarios: int = 1)
             "reference": {
                 "model": text,
                 "weights": "train",
-                "accuracy": 0.9375,
+                **accuracies(0.9375),
+                "finetuned": accuracies(0.90625),
                 "params": 10,
                 "macs": 100,
                 "input": shape,
                 "classes": 10,
                 "train_images": 8,
                 "validation_images": 4,
+                "test_images": 32,
+                "test_from": "data.test_split test",
             },
             "library": {
                 "size": 1,
@@ -129,6 +147,7 @@ def results(*, simulated: bool = False, text: str = "plain", scenarios: int = 1)
             "predictor": {
                 "samples": 6,
                 "library_size": 2,
+                "calibration": None,
                 "kendall_tau": TAU,
                 "baselines": {"macs": TAU},
                 "quality": {"predictor": QUALITY, text: QUALITY},
@@ -166,15 +185,22 @@ def test_names_are_escaped() -> None:
 
 def test_page_answers_which_network_to_take() -> None:
     page = render(results())
-    answers = "<b>none of those finetuned</b>", "<b>87.50%, 2.00x as fast</b>"  # 3.0 ms over 1.5
+    answers = (
+        "<b>none of those finetuned</b>",
+        "<b>87.50% [75.00%, 93.75%], 2.00x as fast</b>",
+    )  # 3.0 ms over 1.5
     fastest = page.index("the fastest network that is not less accurate")
     accurate = page.index("the most accurate network that is not slower")
     assert page.index(answers[0]) < fastest < page.index(answers[1]) < accurate
     assert "0.75 [0.50, 0.88]" in page
+    assert "<b>93.75% [81.25%, 100.00%]</b><span>the reference on 32 test images" in page
+    assert "<b>90.62% [78.12%, 96.88%]</b><span>the reference, finetuned by" in page
     assert list(headlines(results())) == [
+        "test accuracy of 32 images (data.test_split test), with its 95% interval: the reference "
+        "93.75% [81.25%, 100.00%], finetuned like the networks 90.62% [78.12%, 96.88%]",
         "the fastest network that is not less accurate than the reference: none of those finetuned",
-        "the most accurate network that is not slower than the reference: good, 87.50%, 2.00x as "
-        "fast",
+        "the most accurate network that is not slower than the reference: good, 87.50% [75.00%, "
+        "93.75%], 2.00x as fast",
     ]
 
 
@@ -215,7 +241,7 @@ def test_network_on_the_front_that_is_asked_for_is_there_once() -> None:
         ]
 
     found = {"reference_latency": LATENCY | {"device": "cpu"}, "front": [{"id": "a"}, {"id": "b"}]}
-    made = _scenario("one", found, table, [{"id": "b"}, {"id": "c"}], {"accuracy": 0.9})
+    made = _scenario("one", found, table, [{"id": "b"}, {"id": "c"}], {"test_accuracy": 0.9})
     roles = {each["id"]: each["roles"] for each in (*made["front"], *made["asked"])}
     assert roles == {"a": ["front"], "b": ["front", "asked for"], "c": ["asked for"]}
     assert [each["id"] for each in made["asked"]] == ["c"]
@@ -231,9 +257,9 @@ def test_networks_that_were_asked_for_are_shown_beside_the_front() -> None:
     page = render(Results.model_validate(value))
     assert page.index("<h2>Networks that were asked for</h2>") < page.index("<code>wanted</code>")
     assert "<code>good</code><br>front, asked for" in page
-    assert list(headlines(Results.model_validate(value)))[2:] == [
-        "asked for: good, 87.50%, 1.5 ms, networks/good.onnx",
-        "asked for: wanted, 90.00%, 2 ms, networks/wanted.onnx",
+    assert list(headlines(Results.model_validate(value)))[3:] == [
+        "asked for: good, 87.50% [75.00%, 93.75%], 1.5 ms, networks/good.onnx",
+        "asked for: wanted, 90.00% [77.50%, 96.25%], 2 ms, networks/wanted.onnx",
     ]
 
 
@@ -253,7 +279,19 @@ def test_each_scenario_has_a_front_of_its_own() -> None:
 
 
 def test_page_tells_predicted_against_real_accuracy() -> None:
-    assert "1 are finetuned: on average +25.00% off what was predicted." in render(results())
+    assert "1 are finetuned: on average +34.38% off their raw prediction." in render(results())
+
+
+def test_page_tells_on_what_predictions_were_calibrated() -> None:
+    value = results().model_dump(mode="json")
+    assert "They are not calibrated to the final finetuning" in render(results())
+    value["predictor"]["calibration"] = {"networks": ["a", "b", "c"]} | dict.fromkeys(
+        ("centre", "shift", "slope"), 0.5
+    )
+    page = render(Results.model_validate(value))
+    assert "They are calibrated to the final finetuning on 3 networks that had it" in page
+    assert "56.25%<br>[43.75%, 68.75%]" in page
+    assert page.index(">raw prediction<") < page.index(">predicted<") < page.index(">validation<")
 
 
 def test_page_tells_how_far_to_trust_predictions() -> None:

@@ -1,0 +1,132 @@
+"""Which images are held out for the test: a split of their own, or a share of the validation's."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from donna_ray.config import DataConfig
+from donna_ray.data.files import class_folders
+from donna_ray.data.sources import Source, find_path, open_split, same_split
+from donna_ray.data.split import ImageData
+from donna_ray.errors import ConfigError
+
+__all__ = [
+    "check_is_another",
+    "divided",
+    "hold_out",
+    "inputs_without_test",
+    "origin_of_test",
+    "with_test",
+    "words_of_test",
+]
+
+Labels = NDArray[np.int64]
+
+_SEED = 0  # the division is part of the data: the same for every seed of a run
+_SHARE = 0.5
+_OTHERS = ("train_split", "validation_split")
+
+
+def with_test(config: DataConfig) -> DataConfig:
+    """The configuration with one of `test_split` and `test_fraction`: where both are null, chosen.
+
+    A folder's own `test` is chosen if it has a folder a class and is not the validation already.
+    """
+    if config.test_split is not None or config.test_fraction is not None:
+        return config
+    own = config.model_copy(update={"test_split": "test"})
+    path = find_path(own, "test_split")
+    is_labelled = path is not None and (path.is_file() or bool(class_folders(path)))
+    if is_labelled and not any(same_split(own, key, "test_split") for key in _OTHERS):
+        return own
+    return config.model_copy(update={"test_fraction": _SHARE})
+
+
+def hold_out(
+    config: DataConfig, validation: Source, classes: Sequence[str]
+) -> tuple[Source, Source]:
+    """The validation images that are left, and those of the test.
+
+    Args:
+        config: of the data.
+        validation: all of its images.
+        classes: what the folders of image files must be among.
+
+    Raises:
+        ConfigError: the test is another split over again or cannot be opened, or the validation
+            images are a stream or too few to be divided.
+    """
+    config = with_test(config)
+    if config.test_fraction is None:
+        check_is_another(config)
+        return validation, open_split(config, "test_split", classes)
+    if validation.reopen is not None:
+        raise ConfigError(
+            f"A stream of images cannot be divided, so data.test_split must name the test images "
+            f"of {config.source}, but is null. Set it, also to a part of a split where the source "
+            "knows such names (`validation[50%:]`)."
+        )
+    kept, test = divided(validation.known_labels(), config.test_fraction)
+    return validation.part(kept, 0), validation.part(test, 1)
+
+
+def inputs_without_test(config: DataConfig) -> dict[str, Any]:
+    """What decides the images but for the test's, and how many of the validation are its."""
+    config = with_test(config)
+    left_out = {"loader_workers", "download", "test_split"}
+    left_out |= {"test_fraction"} if config.test_fraction is None else set()
+    return config.model_dump(exclude=left_out)
+
+
+def origin_of_test(config: DataConfig) -> str:
+    """`data.test_split` or `data.test_fraction`, with its value."""
+    config = with_test(config)
+    if config.test_fraction is None:
+        return f"data.test_split {config.test_split}"
+    return f"data.test_fraction {config.test_fraction}"
+
+
+def words_of_test(config: DataConfig, data: ImageData) -> str:
+    """How many images the test has, from where, and how many the validation."""
+    return (
+        f"{data.tested} images are held out for the test ({origin_of_test(config)}), and "
+        f"{len(data.validation)} are the validation's, to which the predictor is fitted"
+    )
+
+
+def divided(labels: Labels, share: float) -> tuple[Labels, Labels]:
+    """Indices of the images that stay, and of the share that is taken, both in order.
+
+    The share of every class is taken, to an image.
+
+    Raises:
+        ConfigError: one of both would have none.
+    """
+    order = np.random.default_rng(_SEED).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    taken = np.diff(np.floor(np.arange(len(labels) + 1) * share + 1e-9)) > 0
+    kept, test = np.sort(order[~taken]), np.sort(order[taken])
+    if not len(kept) or not len(test):
+        raise ConfigError(
+            "The validation images must be enough for a validation and a test, but there are "
+            f"{len(labels)} and data.test_fraction is {share}. Add some, or name the test images "
+            "by data.test_split."
+        )
+    return kept, test
+
+
+def check_is_another(config: DataConfig) -> None:
+    """Refuse a `test_split` that is the training's or the validation's images.
+
+    Raises:
+        ConfigError: with both keys.
+    """
+    for key in _OTHERS:
+        if same_split(config, key, "test_split"):
+            raise ConfigError(
+                f"The test images must be used for nothing else, but data.test_split "
+                f"({config.test_split!r}) is data.{key} ({getattr(config, key)!r}). Name another "
+                "split, or remove it: then a share of the validation images is held out."
+            )

@@ -1,0 +1,87 @@
+"""Final accuracies, on the test images, which are read here only, when all is trained."""
+
+import copy
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from donna_ray.config import RunConfig
+from donna_ray.data import Split, load_test
+from donna_ray.finetune.assemble import untrained
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.reference.step import load_reference
+from donna_ray.run.run import Run
+from donna_ray.space import BlockSpec
+from donna_ray.storage.artifacts import Artifact
+from donna_ray.storage.records import RecordStore
+from donna_ray.training.loop import right_answers
+from donna_ray.workers.group import current_group
+from donna_ray.workers.spread import Unit, spread
+
+__all__ = ["tested", "wilson"]
+
+Trained = tuple[str, tuple[BlockSpec, ...]]
+"""Key of its record, and its blocks; none of the reference's own stages."""
+
+
+def tested(
+    run: Run,
+    reference: Artifact,
+    store: RecordStore,
+    networks: Sequence[Trained],
+    workers_per_network: int,
+) -> list[dict[str, Any]]:
+    """Measure the reference and finetuned networks, on workers of the run.
+
+    Args:
+        run: for the configuration and the cluster.
+        reference: of ``reference_step``.
+        store: of the networks.
+        networks: to measure after the reference.
+        workers_per_network: as in the finetuning, so that its workers are kept.
+
+    Returns:
+        Of each, the reference first: `test_accuracy`, and `test_low` and `test_high`, its 95%
+        interval (Wilson, binomial), and `test_images`, of how many.
+    """
+    work = _TestNetwork(run.config, reference, store)
+    units = [Unit(None), *map(Unit, networks)]
+    answers = spread(run, "test", "networks", units, work, workers_per_unit=workers_per_network)
+    return [wilson(each["right"], each["images"]) for each in answers]
+
+
+def wilson(right: int, images: int) -> dict[str, Any]:
+    """The share of images that a network is right on, with its 95% interval; see ``tested``."""
+    from scipy.stats import binomtest  # a second that the workers do not need
+
+    low, high = binomtest(right, images).proportion_ci(0.95, "wilson")
+    return {
+        "test_accuracy": right / images,
+        "test_low": float(low),
+        "test_high": float(high),
+        "test_images": images,
+    }
+
+
+class _TestNetwork:
+    """Measures one network on a worker, or the reference."""
+
+    def __init__(self, config: RunConfig, reference: Artifact, store: RecordStore) -> None:
+        self._config, self._artifact, self._store = config, reference, store
+
+    def __call__(self, trained: Trained | None) -> dict[str, Any]:
+        if not current_group().first:
+            return {}
+        network, test = self._loaded
+        if trained is not None:
+            key, specs = trained
+            network = untrained(network, specs) if specs else copy.deepcopy(network)
+            network.load_state_dict(self._store.weights(key))
+        network.to("cuda" if self._config.cluster.gpus_per_worker else "cpu")
+        right, images = right_answers(network, test)
+        return {"right": right, "images": images}
+
+    @cached_property
+    def _loaded(self) -> tuple[StagedNetwork, Split]:
+        reference, _ = load_reference(self._config, self._artifact)
+        return reference, load_test(self._config.data, self._artifact.result["preprocessing"])

@@ -1,0 +1,94 @@
+"""Predictions of networks: raw, of the short finetuning, and calibrated to the final one."""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from donna_ray.config import FinetuneRecipe, RunConfig
+from donna_ray.finetune.assemble import choice_table
+from donna_ray.predictor.calibration import LEAST, Calibration
+from donna_ray.predictor.model import AccuracyPredictor, Floats
+from donna_ray.space import encode
+from donna_ray.storage.artifacts import Artifact
+
+__all__ = ["Predictions"]
+
+Points = Sequence[dict[str, Any]]
+Columns = tuple[Floats, Floats, Floats]
+"""A prediction, and the ends of its interval."""
+
+_ENDS = ("accuracy", "low", "high")
+
+
+class Predictions:
+    """The predictor of a run, calibrated to the networks that it finetuned to the end."""
+
+    def __init__(self, config: RunConfig, done: dict[str, Artifact]) -> None:
+        self._predictor = AccuracyPredictor.from_json(done["predictor"].result["predictor"])
+        self._nsr = choice_table(done["library"], "nsr")
+        known = self._finetuned(config, done)
+        self._networks = list(known)
+        self._calibration = None
+        if len(known) >= LEAST:
+            raw, low, high, final = np.array(list(known.values())).T
+            images = done["reference"].result["images"]["validation"]
+            self._calibration = Calibration.of(raw, (low, high), final, images)
+
+    def facts(self) -> dict[str, Any] | None:
+        """What it was calibrated on, and the line; None where it is not calibrated."""
+        made = self._calibration
+        if made is None:
+            return None
+        line = {"centre": made.centre, "shift": made.shift, "slope": made.slope}
+        return {"networks": self._networks, **line}
+
+    def of(self, points: Points) -> list[dict[str, float]]:
+        """`raw_…` and `predicted_…`: `accuracy`, `low` and `high` of each, given architectures."""
+        if not points:
+            return []
+        value, *interval = self._raw(points)
+        raw = final = (np.clip(value, 0.0, 1.0), *interval)
+        if self._calibration is not None:
+            ends = self._calibration.predict_interval(value, interval)
+            final = (self._calibration.predict(value), *ends)
+        names = [f"{kind}_{end}" for kind in ("raw", "predicted") for end in _ENDS]
+        rows = np.stack([*raw, *final], axis=1).tolist()
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def final(self, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        """(latency, raw prediction) with the prediction calibrated."""
+        if self._calibration is None or not points:
+            return list(points)
+        latency, raw = np.array(points).T
+        return list(zip(latency.tolist(), self._calibration.predict(raw).tolist(), strict=True))
+
+    def _raw(self, points: Points) -> Columns:
+        """Predictions as the search had them, which orders those above 1 too, and intervals."""
+        nsr = encode([tuple(point["architecture"]) for point in points], self._nsr)
+        pairs = zip(points, self._predictor.predict(nsr).tolist(), strict=True)
+        value = np.array([point.get("predicted_accuracy", own) for point, own in pairs])
+        return (value, *self._predictor.predict_interval(nsr))
+
+    def _finetuned(self, config: RunConfig, done: dict[str, Artifact]) -> dict[str, list[float]]:
+        """By id: the raw prediction, its interval, and the accuracy after the final finetuning.
+
+        The predictor's samples are among them where both recipes are the same.
+        """
+        known: dict[str, list[float]] = {}
+        recipes = (config.predictor, config.finetune)
+        one, other = (each.model_dump(include=set(FinetuneRecipe.model_fields)) for each in recipes)
+        if one == other:
+            names = ("predicted", "predicted_low", "predicted_high", "accuracy")
+            for sample in done["predictor"].result["samples"]:
+                known[sample["id"]] = [sample[name] for name in names]
+        result, networks = done["finetune"].result, done["finetune"].result["networks"]
+        fronts = (found["front"] for found in done["search"].result["scenarios"].values())
+        every = {each["id"]: each for each in chain(*fronts, *result["asked"].values())}
+        points = [every[name] for name in networks if name in every and name not in known]
+        if points:
+            rows = np.stack(self._raw(points), axis=1).tolist()
+            for point, row in zip(points, rows, strict=True):
+                known[point["id"]] = [*row, networks[point["id"]]["accuracy"]]
+        return known
