@@ -9,7 +9,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import ray
-from farms import model_number, results, row
+from farms import model_number, results, row, wait_for_state
 from local_farm import LocalFarm
 from ray.exceptions import ActorUnschedulableError
 from rich.console import Console
@@ -78,3 +78,27 @@ def test_a_farm_whose_node_is_gone_says_so_and_what_to_do(monkeypatch: pytest.Mo
     monkeypatch.setattr(ray, "get", MagicMock(side_effect=gone))
     with pytest.raises(FarmLost, match=r"node .* is gone.*serve it again .*head"):
         Farm(MagicMock()).status()
+
+
+def test_a_device_that_lies_is_parked_and_another_measures(
+    local: Callable[..., LocalFarm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its runs take less than no time, those of the control, too; it is no fault of the model."""
+    plain = SimulatedConnector._runs
+
+    def runs(connector: SimulatedConnector, model: SimulatedModel) -> Any:
+        run = plain(connector, model)
+        sign = -1 if connector.device == "liar" else 1
+        return lambda count: [sign * seconds for seconds in run(count)]
+
+    monkeypatch.setattr(SimulatedConnector, "_runs", runs)
+    taking = {"seconds_per_measurement": 0.05}  # so that both have some to do
+    names = ("honest", "liar")
+    specs = [DeviceSpec(name=name, connector="simulated", settings=taking) for name in names]
+    farm = local(*specs, policy=FailurePolicy(control_every=0))
+    farm.ready()
+    model = row(farm, "honest")["model"]
+    asked = [farm.submit(model_number(number), model) for number in range(6)]
+    assert all(each["median_ms"] > 0 for each in results(asked))
+    wait_for_state(farm, "liar", "parked")
+    assert "must tell seconds greater than 0" in row(farm, "liar")["message"]
