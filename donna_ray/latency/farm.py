@@ -285,7 +285,13 @@ class Unmeasured:
 
 
 class LatencyFarm:
-    """Measures candidates on one device. Picklable: give it to Ray's workers as it is."""
+    """Measures candidates on one device. Picklable: give it to Ray's workers as it is.
+
+    Attributes:
+        repeats: a model that is measured again is another measurement.
+    """
+
+    repeats = True
 
     def __init__(self, farm: Farm, device: str, *, is_ours: bool) -> None:
         self._farm, self._device, self._is_ours = farm, device, is_ours
@@ -366,6 +372,8 @@ class LatencyFarm:
 
 class RecordedFarm(LatencyFarm):
     """Answers from a record, at once: the references are the answers."""
+
+    repeats = False
 
     def __init__(self, record: Record) -> None:
         self._record, self.at_end = record, ExitStack()

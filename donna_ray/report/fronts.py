@@ -101,12 +101,13 @@ def _search_text(scenario: Scenario) -> str:
     text = f" {search.measured_architectures} candidates measured by {search.strategy}"
     text += f", {failed} failed." if failed else "."
     again = search.verified
-    text += (
-        f" {len(again.networks)} of them and the reference were measured again, {again.rounds} "
-        f"times in turn, and the front is of these: {again.left} of {again.front_before} left it, "
-        f"{again.joined} joined it, and {again.limits_broken} took over 1% more than the first "
-        "measurement said."
-    )
+    if scenario.device.connector != "recorded":
+        text += (
+            f" {len(again.networks)} of them and the reference were measured again, {again.rounds} "
+            f"times in turn, and the front is of these: {again.left} of {again.front_before} left "
+            f"it, {again.joined} joined it, and {again.limits_broken} took over 1% more than the "
+            "first measurement said."
+        )
     if (rated := search.yardstick) is None:
         return text
     if rated.hypervolume_share is not None:

@@ -21,7 +21,7 @@ from donna_ray.search.exact.front import nondominated
 from donna_ray.search.study.ledger import architecture_of
 from donna_ray.search.study.problem import KnownCost, SearchProblem
 from donna_ray.search.tuner import BatchSearcher
-from donna_ray.search.verify import ROUNDS, Rounds, repeated
+from donna_ray.search.verify import Rounds, repeated
 from donna_ray.search.yardstick import yardstick
 from donna_ray.space import Architecture
 from donna_ray.storage.artifacts import Artifact
@@ -263,7 +263,7 @@ def _verified(
         for each in verified
     ]
     return {
-        "rounds": ROUNDS,
+        "rounds": max(map(len, rounds.values())),
         "measurements": sum(map(len, rounds.values())),
         "front_before": len(before),
         "left": len(before - after),

@@ -129,10 +129,11 @@ class Verification:
         self._reference, self._lowering, self._farm = reference, lowering, farm
         self._asked: deque[tuple[Architecture | None, Any]] = deque()
         self._ahead = 2 * farm.devices() + 2  # so that none of them waits
+        self._rounds = ROUNDS if farm.repeats else 1  # of a record: all would be the same
 
     def ask(self, network: Architecture | None, repeat: int) -> None:
         """Have a network measured, or the reference, unless the device is out."""
-        if self.failure is None:
+        if self.failure is None and repeat <= self._rounds:
             specs = self._space.specs
             model = self._lowering.model(specs(network)) if network else self._reference
             self._asked.append((network, self._farm.submit(model, repeat)))

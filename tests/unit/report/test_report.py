@@ -175,6 +175,7 @@ def test_page_says_what_was_recorded_and_on_what(connector: str) -> None:
     found.scenarios[0] = found.scenarios[0].model_copy(update={"device": device})
     warning = "comes from a record, and was not measured by this run: Pixel 3 (recorded)"
     assert (warning in render(found)) == (connector == "recorded")
+    assert ("measured again" in render(found)) == (connector != "recorded")
 
 
 def test_names_are_escaped() -> None:

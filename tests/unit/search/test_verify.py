@@ -38,6 +38,8 @@ class Shelf:
     What is `told` is answered from there, as by a farm's cache; the rest is measured, with noise.
     """
 
+    repeats = True
+
     def __init__(self, problem: SearchProblem, noise: float = 0.0, told: Told | None = None):
         self._device, self._noise = device_of(problem), noise
         self._random = np.random.default_rng(0)
@@ -110,6 +112,16 @@ def test_all_are_measured_once_before_any_is_again(problem: SearchProblem, searc
     once = ["own", *map(str, verification.networks)]
     assert shelf.asked == [(name, number) for number in range(1, ROUNDS + 1) for name in once]
     assert len(set(once)) == 1 + min(most_verified(60), len(contenders(search)))
+
+
+def test_what_is_recorded_is_not_made_more_certain_by_reading_it_again(
+    problem: SearchProblem, search: Search
+) -> None:
+    shelf = Shelf(problem)
+    shelf.repeats = False
+    found = anew(shelf, search)
+    assert {number for _, number in shelf.asked} == {found["verified"]["rounds"]} == {1}
+    assert {each["latency"]["n"] for each in found["front"]} == {10}
 
 
 def test_what_was_measured_again_is_not_when_a_search_goes_on(
