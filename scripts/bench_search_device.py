@@ -34,7 +34,7 @@ def compare_on_this_cpu(measurements: int, seeds: int) -> dict[str, float]:
     """The share of hypervolume of each strategy and seed; see ``bench_search``."""
     config = RunConfig.model_validate(MICRO)
     reference, _ = build_reference(config, load_weights=False)
-    problem = _problem(build_space(config.space, reference.shapes))
+    problem = made_up_problem(build_space(config.space, reference.shapes))
     figures = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -48,7 +48,7 @@ def compare_on_this_cpu(measurements: int, seeds: int) -> dict[str, float]:
     return figures
 
 
-def _problem(space: SearchSpace) -> SearchProblem:
+def made_up_problem(space: SearchSpace) -> SearchProblem:
     """NSR by MACs, with luck of each block: as in a library, but made up."""
     costs = check_space(space)
     generator = np.random.default_rng(0)
