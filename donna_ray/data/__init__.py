@@ -11,7 +11,12 @@ alone, so every worker sees the same. An image that cannot be read is left out, 
 and more than a few stop the run.
 """
 
-from donna_ray.data.held_out import inputs_without_test, origin_of_test, words_of_test
+from donna_ray.data.held_out import (
+    inputs_without_test,
+    origin_of_test,
+    origin_of_validation,
+    words_of_test,
+)
 from donna_ray.data.loading import (
     check_data,
     class_count,
@@ -31,5 +36,6 @@ __all__ = [
     "load_data",
     "load_test",
     "origin_of_test",
+    "origin_of_validation",
     "words_of_test",
 ]

@@ -18,6 +18,7 @@ __all__ = [
     "hold_out",
     "inputs_without_test",
     "origin_of_test",
+    "origin_of_validation",
     "with_test",
     "words_of_test",
 ]
@@ -78,6 +79,13 @@ def inputs_without_test(config: DataConfig) -> dict[str, Any]:
     left_out = {"loader_workers", "download", "test_split"}
     left_out |= {"test_fraction"} if config.test_fraction is None else set()
     return config.model_dump(exclude=left_out)
+
+
+def origin_of_validation(config: DataConfig) -> dict[str, Any]:
+    """What decides which images the validation has, as plain JSON."""
+    config = with_test(config)
+    named = config.model_dump(include={"source", "root", "validation_split"})
+    return named | {"held_out": config.test_fraction}
 
 
 def origin_of_test(config: DataConfig) -> str:

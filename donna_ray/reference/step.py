@@ -27,6 +27,7 @@ from donna_ray.data import (
     image_format,
     inputs_without_test,
     load_data,
+    origin_of_validation,
     words_of_test,
 )
 from donna_ray.errors import ConfigError, DonnaError
@@ -307,6 +308,7 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
         "class_names": list(data.class_names),
         "preprocessing": preprocessing,
         "accuracy": reached,
+        "measured_on": origin_of_validation(config.data),
         "doubts": _doubts(config, data, reached),
         "broken_images": _broken_images(run, data),
         **complexity(reference, reference.input_shape),

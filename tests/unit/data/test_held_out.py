@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from donna_ray.config import DataConfig
-from donna_ray.data import check_data, load_data, load_test, origin_of_test
+from donna_ray.data import check_data, load_data, load_test, origin_of_test, origin_of_validation
 from donna_ray.data.held_out import divided, inputs_without_test
 from donna_ray.data.split import Split
 from donna_ray.errors import ConfigError
@@ -131,6 +131,8 @@ def test_where_the_test_comes_from(
     assert len(load_test(config, PREPROCESSING)) > 0
     divides = "fraction" in origin
     assert ("test_fraction" in inputs_without_test(config)) == divides  # else all is as without it
+    share = float(origin.split()[-1]) if divides else None
+    assert origin_of_validation(config)["held_out"] == share
 
 
 def test_unlabelled_folder_is_no_test(tmp_path: Path) -> None:

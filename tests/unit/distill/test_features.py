@@ -145,6 +145,7 @@ def test_broken_images_have_no_features(tmp_path: Path) -> None:
     members = {f"{name}/{n:03}.jpg": encoded(n) for name in ("cat", "dog") for n in range(60)}
     write_tar(tmp_path / "train.tar", members | {"cat/050.jpg": b"torn"})
     write_split(tmp_path / "validation", 3)
+    write_split(tmp_path / "test", 1)
     data = load_data(DataConfig(source=str(tmp_path), augmentation=None), PREPROCESSING)
     stem, head = nn.Conv2d(3, 4, 3), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     network = StagedNetwork(stem, [nn.Conv2d(4, 4, 3)], head, (3, 16, 16))

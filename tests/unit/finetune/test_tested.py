@@ -16,6 +16,7 @@ from donna_ray.finetune.tested import _TestNetwork, wilson
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import own_weights
 from donna_ray.space import SearchSpace
+from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.records import RecordStore
 from donna_ray.training.loop import accuracy, seeded
 
@@ -68,7 +69,8 @@ def test_the_reference_is_finetuned_from_its_own_weights(
         update={"epochs": 1, "learning_rate": 1e-9, "precision": "fp32"}
     )
     store, before = RecordStore(tmp_path), own_weights(reference)
-    work = FinetuneNetwork(Mock(seed=0), Mock(digest="digest"), recipe, store, store)
+    made = Artifact("reference", tmp_path, {"stages": []}, {}, 0.0)
+    work = FinetuneNetwork(Mock(seed=0), made, recipe, store, store)
     work.__dict__["_loaded"] = (reference, data)
     work(FinetuneJob("key", "reference", (), ()))
     kept = store.weights("key")

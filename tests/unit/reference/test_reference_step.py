@@ -22,7 +22,8 @@ NUMBERS = tuple(str(number) for number in range(12))
 def configured(root: Path, names: tuple[str, ...] = NUMBERS, shown: int = 10) -> RunConfig:
     """An image in each of these folders, `shown` of them validated, and a small reference."""
     write_split(root / "images" / "train", 1, names)
-    write_split(root / "images" / "validation", 1, names[:shown])
+    for name in ("validation", "test"):
+        write_split(root / "images" / name, 1, names[:shown])
     data = {"source": str(root / "images"), "image_size": 32, "augmentation": None}
     reference = {"model": "donna_micro", "training": {"epochs": 1}}
     values = {"data": data, "reference": reference, "space": {"preset": "micro"}}
