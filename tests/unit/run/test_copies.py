@@ -9,6 +9,7 @@ import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,9 @@ from donna_ray.config import load_config, shipped_config
 from donna_ray.errors import ConfigError
 from donna_ray.run.folder import name_of, run_folder
 from donna_ray.run.mirror import Mirror
+from donna_ray.run.ownership import MARKER
+from donna_ray.run.run import Run
+from donna_ray.storage.artifacts import StepFolder
 from donna_ray.storage.files import Storage
 from tests.unit.run.pushing import PROCESSES, push
 
@@ -124,3 +128,31 @@ def test_name_of_a_run_is_the_same_on_all_hosts(
     config = load_config(shipped_config("demo"), ["cluster.storage=s3://bucket/runs"])
     assert name_of(run_folder(config, None)) == "demo"
     assert name_of(Path("./team-a/demo")) == "team-a/demo"
+
+
+def test_run_at_an_object_store_goes_on_elsewhere_and_writes_nothing_twice(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(shipped_config("demo"), [f"cluster.storage={bucket}/runs"])
+    made: list[str] = []
+
+    def compute(folder: StepFolder) -> tuple[dict[str, Any], list[Path]]:
+        made.append(os.getcwd())
+        (folder.path / "weights").write_text("1 2 3")
+        return {"cost": {}}, [folder.path / "weights"]
+
+    listings = []
+    for place in ("here", "here", "there"):
+        (tmp_path / place).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / place)
+        with Run(config, Path("team/demo")) as run:
+            artifact = run.step("reference", {"seed": 1}, compute)
+            assert (artifact.path / "weights").read_text() == "1 2 3"
+        copy = Storage(f"{bucket}/runs/demo")
+        listings.append((copy.read("mirror.json"), set(copy.listing())))
+    assert made == [str(tmp_path / "here")]
+    assert listings == [(listings[0][0], {"mirror.json", "config.yaml", MARKER})] * 3
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"demo .*other/demo, but is that of team/demo"):
+        Run(config, Path("other/demo")).__enter__()
+    assert set(copy.listing()) == listings[0][1]
