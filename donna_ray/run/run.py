@@ -68,6 +68,8 @@ class Run:
         """
         self._made = claim(self.root)
         with ExitStack() as opened:
+            failed = opened.enter_context(ExitStack())
+            failed.callback(remove_if_empty, self._made)
             opened.enter_context(_locked(self.root / ".lock"))
             self._forgotten.recover()
             if self._mirror is not None and self._lease is not None:
@@ -78,6 +80,7 @@ class Run:
             for left in self.root.glob(f"{MARK}*"):
                 left.unlink(missing_ok=True)
             opened.enter_context(self.shared.marked())
+            failed.pop_all()  # nothing did
             self._open = opened.pop_all()
         return self
 

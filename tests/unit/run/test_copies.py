@@ -156,3 +156,4 @@ def test_run_at_an_object_store_goes_on_elsewhere_and_writes_nothing_twice(
     with pytest.raises(ConfigError, match=r"demo .*other/demo, but is that of team/demo"):
         Run(config, Path("other/demo")).__enter__()
     assert set(copy.listing()) == listings[0][1]
+    assert not (tmp_path / "other").exists()
