@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from donna_ray.config import load_config, shipped_config
 from donna_ray.errors import ConfigError
@@ -119,6 +120,22 @@ def test_runs_of_two_teams_are_not_one_copy(tmp_path: Path) -> None:
     Mirror(tmp_path / "elsewhere", url, "team-a/demo").pull()
     assert (tmp_path / "elsewhere" / "config.yaml").read_text() == "1"
     Mirror(tmp_path / "a", url, "/by/another/path").pull()  # of this folder in any case
+
+
+def test_run_may_be_elsewhere_by_another_absolute_path_with_the_same_settings(
+    tmp_path: Path,
+) -> None:
+    url, settings = (tmp_path / "copy").as_uri(), {"seed": 1, "cluster": {"workers": 2}}
+    copy = Mirror(tmp_path / "a", url, "/home/a/demo", settings)
+    copy.pull()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.yaml").write_text(yaml.safe_dump(settings))
+    copy.push()
+    moved = {**settings, "cluster": {"workers": 8}}
+    Mirror(tmp_path / "b", url, "/home/b/demo", moved).pull()
+    assert (tmp_path / "b" / "config.yaml").exists()
+    with pytest.raises(ConfigError, match="/home/c/demo, but is that of /home/a/demo"):
+        Mirror(tmp_path / "c", url, "/home/c/demo", {**settings, "seed": 2}).pull()
 
 
 def test_name_of_a_run_is_the_same_on_all_hosts(
