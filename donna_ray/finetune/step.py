@@ -155,7 +155,7 @@ def finetune(
     work = FinetuneNetwork(run.config, reference, _settled(run, reference, recipe), blocks, store)
     units = [Unit(job) for job in missing]
     spread(run, name, "networks", units, work, workers_per_unit=recipe.workers_per_network)
-    return [store.get(job.key) or {} for job in jobs]
+    return [store.record(job.key) for job in jobs]
 
 
 def finetune_step(

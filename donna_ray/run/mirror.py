@@ -14,9 +14,12 @@ import hashlib
 import json
 import sqlite3
 import uuid
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from donna_ray.errors import ConfigError
 from donna_ray.run.lease import LEASE
@@ -46,10 +49,14 @@ class Mirror:
         root: the run folder.
         url: of the copy.
         name: of the run (``name_of``), by which it is told from others with the same URL.
+        settings: of the run, which tell where a folder's absolute path does not.
     """
 
-    def __init__(self, root: Path, url: str, name: str = "") -> None:
-        self._root, self._copy, self._name = root, Storage(url), name
+    def __init__(
+        self, root: Path, url: str, name: str = "", settings: Mapping[str, Any] = {}
+    ) -> None:
+        self._root, self._copy = root, Storage(url)
+        self._name, self._settings = name, settings
         self._objects = Storage(folder_in(url, OBJECTS))
         self._sums: dict[str, tuple[tuple[int, int], str]] = {}
 
@@ -141,12 +148,19 @@ class Mirror:
         self._copy.write(MARKER, json.dumps({"run": self._name}).encode())
 
     def _check_is_this_run(self, owner: str | None) -> None:
-        if owner not in (None, self._name):
+        if owner in (None, self._name):
+            return
+        moved = owner.startswith("/") or self._name.startswith("/")
+        if not moved or not self._has_these_settings():
             raise ConfigError(
                 f"The copy at {self._copy.url} must be of this run, {self._name}, but is that of "
                 f"{owner}. Give this one another name, or an --out that ends in another one; to go "
                 f"on with that one, give --out {owner}, or remove {self._copy.url}/{MARKER}."
             )
+
+    def _has_these_settings(self) -> bool:
+        theirs = yaml.safe_load(self._copy.read("config.yaml") or b"{}")
+        return {**theirs, "cluster": None} == {**self._settings, "cluster": None}
 
     def _local(self) -> dict[str, str]:
         """SHA-256 of the files that belong to the copy, by relative path."""

@@ -50,8 +50,12 @@ class Run:
         self.ray = RaySession(config.cluster)
         self.shared = SharedFolder(config.cluster.location_of(self.root))
         url = self.shared.location
-        self._mirror = Mirror(self.root, url, name_of(root)) if isinstance(url, str) else None
-        self._lease = Lease(self.root, url) if isinstance(url, str) else None
+        self._mirror: Mirror | None = None
+        self._lease: Lease | None = None
+        if isinstance(url, str):
+            settings = yaml.safe_load(self._settings())
+            self._mirror = Mirror(self.root, url, name_of(root), settings)
+            self._lease = Lease(self.root, url)
         self._open = ExitStack()
         self._kept: dict[str, Any] = {}
         self._nodes_are_checked = False
@@ -68,6 +72,8 @@ class Run:
         """
         self._made = claim(self.root)
         with ExitStack() as opened:
+            failed = opened.enter_context(ExitStack())
+            failed.callback(remove_if_empty, self._made)
             opened.enter_context(_locked(self.root / ".lock"))
             self._forgotten.recover()
             if self._mirror is not None and self._lease is not None:
@@ -78,6 +84,7 @@ class Run:
             for left in self.root.glob(f"{MARK}*"):
                 left.unlink(missing_ok=True)
             opened.enter_context(self.shared.marked())
+            failed.pop_all()  # nothing did
             self._open = opened.pop_all()
         return self
 
@@ -173,8 +180,7 @@ class Run:
 
     def write_config(self) -> None:
         """Make this configuration the one that the run folder stands for (`config.yaml`)."""
-        text = yaml.safe_dump(self.config.model_dump(), sort_keys=False)
-        write_atomic(self.root / "config.yaml", text.encode())
+        write_atomic(self.root / "config.yaml", self._settings().encode())
 
     def progress(self, name: str, total: int, unit: str) -> Progress:
         """A display for `total` units of a long step."""
@@ -188,6 +194,9 @@ class Run:
         """A path of the run folder as a person would write it."""
         near = Path(path).is_relative_to(Path.cwd())
         return os.path.relpath(path) if near else str(path)
+
+    def _settings(self) -> str:
+        return yaml.safe_dump(self.config.model_dump(), sort_keys=False)
 
     def _what_is_kept(self) -> str:
         if not self.root.exists():

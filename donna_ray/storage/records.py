@@ -128,6 +128,17 @@ class RecordStore:
                 return None
         return record
 
+    def record(self, key: str) -> Record:
+        """``get``, of a key that must be there.
+
+        Raises:
+            DonnaError: no intact record has this key.
+        """
+        record = self._intact(key)
+        if record is None:
+            raise self._no_record(key)
+        return record
+
     def weights(self, key: str) -> "dict[str, Tensor]":
         """The state dict of a key.
 

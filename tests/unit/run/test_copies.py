@@ -9,13 +9,18 @@ import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from donna_ray.config import load_config, shipped_config
 from donna_ray.errors import ConfigError
 from donna_ray.run.folder import name_of, run_folder
 from donna_ray.run.mirror import Mirror
+from donna_ray.run.ownership import MARKER
+from donna_ray.run.run import Run
+from donna_ray.storage.artifacts import StepFolder
 from donna_ray.storage.files import Storage
 from tests.unit.run.pushing import PROCESSES, push
 
@@ -117,6 +122,22 @@ def test_runs_of_two_teams_are_not_one_copy(tmp_path: Path) -> None:
     Mirror(tmp_path / "a", url, "/by/another/path").pull()  # of this folder in any case
 
 
+def test_run_may_be_elsewhere_by_another_absolute_path_with_the_same_settings(
+    tmp_path: Path,
+) -> None:
+    url, settings = (tmp_path / "copy").as_uri(), {"seed": 1, "cluster": {"workers": 2}}
+    copy = Mirror(tmp_path / "a", url, "/home/a/demo", settings)
+    copy.pull()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.yaml").write_text(yaml.safe_dump(settings))
+    copy.push()
+    moved = {**settings, "cluster": {"workers": 8}}
+    Mirror(tmp_path / "b", url, "/home/b/demo", moved).pull()
+    assert (tmp_path / "b" / "config.yaml").exists()
+    with pytest.raises(ConfigError, match="/home/c/demo, but is that of /home/a/demo"):
+        Mirror(tmp_path / "c", url, "/home/c/demo", {**settings, "seed": 2}).pull()
+
+
 def test_name_of_a_run_is_the_same_on_all_hosts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,3 +145,32 @@ def test_name_of_a_run_is_the_same_on_all_hosts(
     config = load_config(shipped_config("demo"), ["cluster.storage=s3://bucket/runs"])
     assert name_of(run_folder(config, None)) == "demo"
     assert name_of(Path("./team-a/demo")) == "team-a/demo"
+
+
+def test_run_at_an_object_store_goes_on_elsewhere_and_writes_nothing_twice(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(shipped_config("demo"), [f"cluster.storage={bucket}/runs"])
+    made: list[str] = []
+
+    def compute(folder: StepFolder) -> tuple[dict[str, Any], list[Path]]:
+        made.append(os.getcwd())
+        (folder.path / "weights").write_text("1 2 3")
+        return {"cost": {}}, [folder.path / "weights"]
+
+    listings = []
+    for place in ("here", "here", "there"):
+        (tmp_path / place).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / place)
+        with Run(config, Path("team/demo")) as run:
+            artifact = run.step("reference", {"seed": 1}, compute)
+            assert (artifact.path / "weights").read_text() == "1 2 3"
+        copy = Storage(f"{bucket}/runs/demo")
+        listings.append((copy.read("mirror.json"), set(copy.listing())))
+    assert made == [str(tmp_path / "here")]
+    assert listings == [(listings[0][0], {"mirror.json", "config.yaml", MARKER})] * 3
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"demo .*other/demo, but is that of team/demo"):
+        Run(config, Path("other/demo")).__enter__()
+    assert set(copy.listing()) == listings[0][1]
+    assert not (tmp_path / "other").exists()

@@ -106,6 +106,8 @@ def test_damaged_record_is_none(store: RecordStore, suffix: str, damage: str) ->
     if suffix != "onnx":
         with pytest.raises(DonnaError, match=r"key .* missing, torn or altered"):
             store.weights("key")
+        with pytest.raises(DonnaError, match=r"key .* missing, torn or altered"):
+            store.record("key")
     fill(store, "key")
     assert set(store.records()) == {"key", "good", "other"}
     assert store.verify() == []
