@@ -38,7 +38,7 @@ from search_problem import make_form, make_problem
 from device_farm import Workload
 from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
 from donna_ray.config import RunConfig, SearchConfig
-from donna_ray.latency.farm import Latency, surely_ms
+from donna_ray.latency.figures import Latency, surely_ms
 from donna_ray.latency.lowering import Lowering
 from donna_ray.predictor.model import Floats
 from donna_ray.reference.step import build_reference

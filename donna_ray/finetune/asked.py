@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from donna_ray.errors import DonnaError
-from donna_ray.latency.farm import Latency, LatencyFarm, Unmeasured, start_farms
+from donna_ray.latency.farm import LatencyFarm, Unmeasured, start_farms
+from donna_ray.latency.figures import Latency
 from donna_ray.latency.lowering import lowering_of
 from donna_ray.reference.step import load_reference
 from donna_ray.run.run import Run

@@ -22,13 +22,13 @@ from donna_ray.errors import DonnaError
 from donna_ray.finetune.asked import asked_for, measured_points
 from donna_ray.finetune.assemble import assemble, block_keys, library_space
 from donna_ray.finetune.tested import tested
-from donna_ray.latency.farm import surely_ms
+from donna_ray.latency.figures import surely_ms
 from donna_ray.library.measure import settled_precision
 from donna_ray.library.step import library_store
 from donna_ray.onnx_export import check_onnx_error, export_onnx, onnx_error
 from donna_ray.reference.identity import reference_identity
-from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import data_of, load_reference, own_weights
+from donna_ray.reference.network import StagedNetwork, own_weights
+from donna_ray.reference.step import data_of, load_reference
 from donna_ray.run.doubts import finetune_doubts
 from donna_ray.run.run import Run
 from donna_ray.space import Architecture, BlockSpec, SearchSpace

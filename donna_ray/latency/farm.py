@@ -25,27 +25,24 @@ from device_farm import (
 from device_farm.ending import one_line
 from donna_ray.config import DeviceConfig
 from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.latency.figures import MEMORY_REMEDY, Latency
 from donna_ray.latency.recorded import RECORDED, Record, read_record
 from donna_ray.run.session import RaySession
 from donna_ray.space import SearchSpace
 from donna_ray.workers.demand import demanded
 
 __all__ = [
-    "Latency",
     "LatencyFarm",
     "Unmeasured",
     "check_device",
     "check_farm",
     "farm_at_hand",
-    "peak_memory",
     "start_farm",
     "start_farms",
-    "surely_ms",
 ]
 
 _DEVICE = "device"
 _POLL_S = 2.0
-_REMEDY = "Drop the limit, or measure on one that does: docs/device-farm.md has a table."
 _UNUSABLE = (DeviceError, ValueError, OSError, sqlite3.Error, ray.exceptions.RayError)
 
 Lend = Callable[[float], bool]
@@ -53,31 +50,6 @@ Lend = Callable[[float], bool]
 
 def _nothing(_cpus: float) -> bool:
     return False
-
-
-Latency = dict[str, Any]
-"""A measurement as plain JSON: median_ms, p90_ms, p99_ms, n, ci_percent, device, …"""
-
-
-def surely_ms(latency: Latency) -> float:
-    """What a latency is at most with 95% confidence: the upper end of its interval, in ms."""
-    median: float = latency["median_ms"]
-    return median * (1 + latency.get("ci_percent", 0.0) / 100)
-
-
-def peak_memory(latency: Latency) -> float:
-    """What a measured model's memory is at most, in MB.
-
-    Raises:
-        DonnaError: the device does not tell.
-    """
-    if latency.get("peak_memory_mb") is None:
-        device = latency.get("device", "that of this evaluator")
-        raise DonnaError(
-            "search.memory_limit must be of a device that tells what memory a model takes, but "
-            f"{device!r} does not. {_REMEDY}"
-        )
-    return float(latency["peak_memory_mb"])
 
 
 def check_device(config: DeviceConfig, with_memory: bool = False) -> None:
@@ -101,7 +73,7 @@ def check_device(config: DeviceConfig, with_memory: bool = False) -> None:
     if with_memory and config.farm is None and not device.tells_memory:
         raise ConfigError(
             "search.memory_limit must be of a device that tells what memory a model takes, but "
-            f"one of connector {config.connector!r} with {config.settings} does not. {_REMEDY}"
+            f"one of connector {config.connector!r} with {config.settings} does not. {MEMORY_REMEDY}"
         )
     needed, present = _cpus_of(config), len(os.sched_getaffinity(0))
     if present < needed < math.inf and not RaySession.joins():

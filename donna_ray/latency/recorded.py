@@ -25,6 +25,7 @@ from device_farm.workload import workload_digest
 from donna_ray.config import DeviceConfig
 from donna_ray.config.values import AbsolutePath, Section, absolute
 from donna_ray.errors import ConfigError
+from donna_ray.latency.figures import Latency
 from donna_ray.space import Architecture, SearchSpace
 from donna_ray.storage.artifacts import file_sha256
 
@@ -36,8 +37,6 @@ RECORDED = "recorded"
 _REFERENCE = "reference"
 _NUMBERS = re.compile(r"\d+(-\d+)*")
 _SUFFIX = f" ({RECORDED})"
-
-Latency = dict[str, Any]
 
 
 class RecordedSettings(Section):

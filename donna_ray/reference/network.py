@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from donna_ray.errors import ConfigError
 from donna_ray.space import BlockSpec, StageShape, block_families
 
-__all__ = ["StagedNetwork", "channel_sums"]
+__all__ = ["StagedNetwork", "channel_sums", "own_weights"]
 
 
 class StagedNetwork(nn.Module):
@@ -82,3 +82,9 @@ def _described(stage: nn.Module) -> BlockSpec | None:
         if options is not None:
             return BlockSpec.of(family.name, options)
     return None
+
+
+def own_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Its weights, each in memory of its own: parts may share one, which safetensors refuses."""
+    plain = torch.contiguous_format
+    return {name: each.clone(memory_format=plain) for name, each in network.state_dict().items()}

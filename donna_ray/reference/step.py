@@ -32,7 +32,7 @@ from donna_ray.data import (
 )
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.reference.cut import cut_model
-from donna_ray.reference.network import StagedNetwork, channel_sums
+from donna_ray.reference.network import StagedNetwork, channel_sums, own_weights
 from donna_ray.reference.stages import automatic_cut
 from donna_ray.reference.timm_models import create_timm_model, preprocessing_of
 from donna_ray.reference.trace import LARGER, CannotCutError
@@ -57,7 +57,6 @@ __all__ = [
     "data_of",
     "load_reference",
     "outline",
-    "own_weights",
     "reference_inputs",
     "reference_step",
     "space_of",
@@ -364,12 +363,6 @@ def _doubts(config: RunConfig, data: ImageData, reached: float) -> list[str]:
             f"such as {data.unvalidated[0]!r}, so no accuracy tells of them. Add some."
         )
     return doubts
-
-
-def own_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Its weights, each in memory of its own: parts may share one, which safetensors refuses."""
-    plain = torch.contiguous_format
-    return {name: each.clone(memory_format=plain) for name, each in network.state_dict().items()}
 
 
 def _broken_images(run: Run, data: ImageData) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from donna_ray.config import SearchConfig, latency_ms
 from donna_ray.errors import DonnaError
-from donna_ray.latency.farm import peak_memory
+from donna_ray.latency.figures import peak_memory
 from donna_ray.predictor.model import Floats
 from donna_ray.search.exact.hypervolume import hypervolume, reference_point
 from donna_ray.search.strategies.registry import make_strategy

@@ -11,7 +11,7 @@ from donna_ray.complexity import complexity
 from donna_ray.config import Scenario, SearchConfig
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.assemble import choice_table, library_space
-from donna_ray.latency.farm import Latency, peak_memory, surely_ms
+from donna_ray.latency.figures import Latency, peak_memory, surely_ms
 from donna_ray.latency.recorded import recorded_architectures
 from donna_ray.predictor.model import AccuracyPredictor
 from donna_ray.reference.network import StagedNetwork

@@ -10,7 +10,8 @@ from typing import Any
 from donna_ray.config import Scenario
 from donna_ray.errors import DonnaError, MissingArtifactError
 from donna_ray.finetune.assemble import library_space
-from donna_ray.latency.farm import Latency, LatencyFarm, peak_memory, start_farms
+from donna_ray.latency.farm import LatencyFarm, start_farms
+from donna_ray.latency.figures import Latency, peak_memory
 from donna_ray.latency.lowering import Lowering, lowering_of
 from donna_ray.latency.recorded import record_facts
 from donna_ray.onnx_export import export_onnx

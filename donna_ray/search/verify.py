@@ -17,7 +17,8 @@ import numpy as np
 from scipy.stats import t as student
 
 from donna_ray.errors import DonnaError
-from donna_ray.latency.farm import Latency, LatencyFarm, Unmeasured, peak_memory
+from donna_ray.latency.farm import LatencyFarm, Unmeasured
+from donna_ray.latency.figures import Latency, peak_memory
 from donna_ray.latency.lowering import Lowering
 from donna_ray.predictor.model import Floats
 from donna_ray.search.ask_tell import Search

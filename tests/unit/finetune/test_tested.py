@@ -13,8 +13,7 @@ from donna_ray.data import Split, load_data, load_test
 from donna_ray.finetune.assemble import untrained
 from donna_ray.finetune.step import FinetuneJob, FinetuneNetwork
 from donna_ray.finetune.tested import _TestNetwork, wilson
-from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import own_weights
+from donna_ray.reference.network import StagedNetwork, own_weights
 from donna_ray.space import SearchSpace
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.records import RecordStore

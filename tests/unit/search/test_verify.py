@@ -11,7 +11,8 @@ import pytest
 
 from donna_ray.config import DeviceConfig, Scenario
 from donna_ray.errors import DonnaError
-from donna_ray.latency.farm import Latency, LatencyFarm, Unmeasured, surely_ms
+from donna_ray.latency.farm import LatencyFarm, Unmeasured
+from donna_ray.latency.figures import Latency, surely_ms
 from donna_ray.latency.lowering import Lowering
 from donna_ray.search.ask_tell import Search
 from donna_ray.search.scenario import result_of

@@ -1,0 +1,34 @@
+"""What is read from a measurement."""
+
+from typing import Any
+
+from donna_ray.errors import DonnaError
+
+__all__ = ["MEMORY_REMEDY", "Latency", "peak_memory", "surely_ms"]
+
+MEMORY_REMEDY = "Drop the limit, or measure on one that does: docs/device-farm.md has a table."
+"""Where a device does not tell what memory a model takes."""
+
+Latency = dict[str, Any]
+"""A measurement as plain JSON: median_ms, p90_ms, p99_ms, n, ci_percent, device, …"""
+
+
+def surely_ms(latency: Latency) -> float:
+    """What a latency is at most with 95% confidence: the upper end of its interval, in ms."""
+    median: float = latency["median_ms"]
+    return median * (1 + latency.get("ci_percent", 0.0) / 100)
+
+
+def peak_memory(latency: Latency) -> float:
+    """What a measured model's memory is at most, in MB.
+
+    Raises:
+        DonnaError: the device does not tell.
+    """
+    if latency.get("peak_memory_mb") is None:
+        device = latency.get("device", "that of this evaluator")
+        raise DonnaError(
+            "search.memory_limit must be of a device that tells what memory a model takes, but "
+            f"{device!r} does not. {MEMORY_REMEDY}"
+        )
+    return float(latency["peak_memory_mb"])
