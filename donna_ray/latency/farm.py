@@ -73,7 +73,8 @@ def check_device(config: DeviceConfig, with_memory: bool = False) -> None:
     if with_memory and config.farm is None and not device.tells_memory:
         raise ConfigError(
             "search.memory_limit must be of a device that tells what memory a model takes, but "
-            f"one of connector {config.connector!r} with {config.settings} does not. {MEMORY_REMEDY}"
+            f"one of connector {config.connector!r} with {config.settings} does not. "
+            f"{MEMORY_REMEDY}"
         )
     needed, present = _cpus_of(config), len(os.sched_getaffinity(0))
     if present < needed < math.inf and not RaySession.joins():
