@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--samples", default="8,16,24", help="how many are finetuned")
     parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--random", action="store_true", help="sample at random, not by the design")
-    parser.add_argument("--held-out", action="store_true", help="laws that the method was not made for")
+    parser.add_argument("--held-out", action="store_true", help="other laws")
     options = parser.parse_args()
     laws = HELD_OUT if options.held_out else LAWS
     facts: dict[str, float] = {}
