@@ -11,7 +11,7 @@ each way to predict, mean over the seeds:
 Prints tables and, last, one JSON line. The floor is what the law itself would give: 1 of all.
 
     python scripts/bench_regret.py --samples 8,16,24 --seeds 12
-    python scripts/bench_regret.py --held-out   # laws by which nothing was chosen
+    python scripts/bench_regret.py --held-out   # other laws
 """
 
 import argparse
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--samples", default="8,16,24", help="how many are finetuned")
     parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--random", action="store_true", help="sample at random, not by the design")
-    parser.add_argument("--held-out", action="store_true", help="laws by which nothing was chosen")
+    parser.add_argument("--held-out", action="store_true", help="other laws")
     options = parser.parse_args()
     laws = HELD_OUT if options.held_out else LAWS
     facts: dict[str, float] = {}
