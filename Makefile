@@ -31,6 +31,7 @@ bench: $(INSTALLED)
 	$(BIN)/python scripts/bench_racing.py
 	$(BIN)/python scripts/bench_lowering.py
 	$(BIN)/python scripts/bench_space.py
+	$(BIN)/python scripts/bench_storage.py
 	$(BIN)/python scripts/bench_batchnorm.py
 	$(BIN)/python scripts/bench_predictions.py
 	$(BIN)/python scripts/bench_regret.py
