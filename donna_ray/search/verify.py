@@ -70,7 +70,7 @@ def contenders(search: Search) -> list[Architecture]:
     generator = np.random.default_rng(search.setup.seed)
     latencies = mean + deviation * generator.normal(size=(_DRAWS, len(rows)))
     chance = _chances(values, latencies, search.setup.problem.latency_limit_ms)
-    likely = np.flatnonzero(chance >= _UNLIKELY)
+    likely = np.flatnonzero(chance >= min(_UNLIKELY, chance.max()))
     likely = likely[np.argsort(mean[likely], kind="stable")]
     groups = np.array_split(likely, min(most_verified(len(rows)), len(likely)))
     return [tuple(map(int, rows[group[chance[group].argmax()]])) for group in groups]

@@ -14,6 +14,7 @@ from donna_ray.errors import DonnaError
 from donna_ray.latency.farm import LatencyFarm, Unmeasured
 from donna_ray.latency.figures import Latency, surely_ms
 from donna_ray.latency.lowering import Lowering
+from donna_ray.search import verify as verify_module
 from donna_ray.search.ask_tell import Search
 from donna_ray.search.scenario import result_of
 from donna_ray.search.study.problem import SearchProblem
@@ -264,3 +265,11 @@ def test_contenders_are_of_the_whole_front(problem: SearchProblem, search: Searc
     assert device(found[0]) < np.quantile(latencies, 0.1)
     best = max(search.ledger.measured, key=lambda each: search.ledger.measured[each][0])
     assert best in found
+
+
+def test_of_very_many_that_are_alike_some_are_measured_again(
+    monkeypatch: pytest.MonkeyPatch, search: Search
+) -> None:
+    """The one on the front may be any of them, so that each is unlikely to be it."""
+    monkeypatch.setattr(verify_module, "_chances", lambda values, *_: np.full(len(values), 0.01))
+    assert len(contenders(search)) == most_verified(60)
