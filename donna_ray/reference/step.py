@@ -36,7 +36,7 @@ from donna_ray.reference.network import StagedNetwork, channel_sums, own_weights
 from donna_ray.reference.stages import automatic_cut
 from donna_ray.reference.timm_models import create_timm_model, preprocessing_of
 from donna_ray.reference.trace import LARGER, CannotCutError
-from donna_ray.run.doubts import reference_doubts
+from donna_ray.run.doubts import check_reference, reference_doubts
 from donna_ray.run.mirror import OBJECTS
 from donna_ray.run.progress import Progress
 from donna_ray.run.run import Run
@@ -297,6 +297,8 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
             _train(on_labels(reference, data, recipe, config.seed), folder, progress)
         variances = calibrate(reference, data.distillation_plain)
         reached = accuracy(reference, data.validation)
+    run.say(f"  accuracy {reached:.2%} of {len(data.validation)} validation images")
+    check_reference(reached, len(data.validation), data.classes, trained=recipe is not None)
     variance = {str(number): values for number, values in enumerate(variances)}
     weights_file, variance_file = folder.path / _WEIGHTS, folder.path / _VARIANCE
     write_atomic(weights_file, safetensors.torch.save(own_weights(reference)))

@@ -9,7 +9,10 @@ from statistics import median
 
 from scipy.special import bdtrc  # scipy.stats takes a second to import in every worker
 
+from donna_ray.errors import DonnaError
+
 __all__ = [
+    "check_reference",
     "finetune_doubts",
     "guesses",
     "library_doubts",
@@ -36,6 +39,23 @@ def reference_doubts(accuracy: float, images: int, classes: int, weights: str) -
         f"classes. Its weights ({weights}) or the order of their classes are likely wrong: it must "
         "be that of class_names in results.json."
     ]
+
+
+def check_reference(accuracy: float, images: int, classes: int, *, trained: bool) -> None:
+    """Refuse weights that were given and guess: no block can learn from them.
+
+    One that the run trained itself is only doubted, as is one that few images tell of.
+
+    Raises:
+        DonnaError: with the accuracy.
+    """
+    if not trained and images >= _FEW and guesses(accuracy, images, classes):
+        raise DonnaError(
+            f"The weights of the reference must be trained for the {classes} classes of the data, "
+            f"but are right on {accuracy:.2%} of {images} validation images, no better than "
+            "guessing. Correct reference.weights or the order of the classes, or train it on the "
+            "data (reference.training)."
+        )
 
 
 def library_doubts(ratios: Sequence[Sequence[float]]) -> list[str]:

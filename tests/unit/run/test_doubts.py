@@ -1,8 +1,12 @@
 """When a figure is doubtful."""
 
+from contextlib import nullcontext
+
 import pytest
 
+from donna_ray.errors import DonnaError
 from donna_ray.run.doubts import (
+    check_reference,
     finetune_doubts,
     guesses,
     library_doubts,
@@ -25,6 +29,23 @@ from donna_ray.run.doubts import (
 )
 def test_right_answers_by_luck(accuracy: float, images: int, classes: int, guessed: bool) -> None:
     assert guesses(accuracy, images, classes) is guessed
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "images", "trained", "stops"),
+    [
+        (0.1, 1000, False, True),
+        (0.1, 1000, True, False),  # in a first trial with few epochs
+        (0.1, 50, False, False),
+        (0.2, 1000, False, False),
+    ],
+)
+def test_given_weights_that_guess_stop_the_run(
+    accuracy: float, images: int, trained: bool, stops: bool
+) -> None:
+    stopping = pytest.raises(DonnaError, match=r"right on 10\.00% of 1000 .* reference\.weights")
+    with stopping if stops else nullcontext():
+        check_reference(accuracy, images, 10, trained=trained)
 
 
 def test_reference_whose_classes_are_in_another_order() -> None:
