@@ -4,11 +4,11 @@ from donna_ray.storage.artifacts import Artifact, digest
 
 __all__ = ["reference_identity"]
 
-_FACTS = ("model", "classes", "class_names", "preprocessing")
+_FACTS = ("model", "classes", "class_names", "preprocessing", "measured_on")
 
 
 def reference_identity(reference: Artifact) -> str:
-    """Digest of the model, its cut, its files (weights and variances) and its classes.
+    """Digest of the model, its cut, its files (weights and variances), its classes and its data.
 
     No accuracy, count of images or time is in it: what is made from the same reference stays valid
     where those are measured anew.
