@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import select
 import subprocess
 import sys
 import tempfile
@@ -25,7 +27,8 @@ def peak_memory_mb(workload: Workload, threads: int) -> float:
 
     Resident memory, so weights, activations, and what the runtime makes of the weights; not the
     runtime itself. A process that measures model after model would not do: it takes memory again
-    that an earlier one has freed. Takes half a second and what the model takes to load.
+    that an earlier one has freed. So each model has a process of its own, a fork of one that has
+    loaded no model yet; it takes what the model takes to load, and some 20 ms.
 
     Raises:
         DeviceError: The process fails, for the host's memory is too small say, or the kernel does
@@ -36,21 +39,39 @@ def peak_memory_mb(workload: Workload, threads: int) -> float:
         files[0].write_bytes(_nothing())
         files[1].write_bytes(workload.model)
         np.savez(files[2], **workload.make_inputs())  # type: ignore[arg-type]
-        command = [sys.executable, "-P", str(_PROGRAM), str(threads), *map(str, files)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S)
-        except subprocess.TimeoutExpired as error:
-            raise DeviceError(
-                f"the memory of a model must be known within {_LIMIT_S:g} s, but is not: measure a "
-                "smaller one"
-            ) from error
-    if done.returncode or not done.stdout.strip().isdecimal():
-        tail = " ".join((done.stdout + done.stderr).split())[-300:]
+        told = _ask(json.dumps([threads, *map(str, files)]))
+    if not told.isdecimal():
         raise DeviceError(
-            f"a process of its own must run the model, to see what memory it takes, but ended with "
-            f"status {done.returncode} ({tail}): see that the host has memory for two of it"
+            f"a process of its own must run the model, to see what memory it takes, but does not "
+            f"({told[-300:]}): see that the host has memory for two of it"
         )
-    return int(done.stdout) / 1e6
+    return int(told) / 1e6
+
+
+def _ask(line: str) -> str:
+    """What the program answers to a line; it is started for the first one, or where it ended."""
+    try:
+        if _program().poll() is not None:
+            _program.cache_clear()
+        program = _program()
+        assert program.stdin is not None
+        assert program.stdout is not None
+        print(line, file=program.stdin, flush=True)
+        ready, _, _ = select.select([program.stdout], [], [], _LIMIT_S)
+    except OSError as error:
+        _program.cache_clear()
+        return str(error)
+    if not ready:
+        program.kill()
+        return f"not within {_LIMIT_S:g} s"
+    return program.stdout.readline().strip() or f"it ended with status {program.wait()}"
+
+
+@cache
+def _program() -> subprocess.Popen[str]:
+    """It ends with this process, whose end closes its input."""
+    pipe, command = subprocess.PIPE, [sys.executable, "-P", str(_PROGRAM)]
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
 
 
 @cache

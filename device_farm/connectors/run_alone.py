@@ -1,25 +1,50 @@
-"""Prints by how many bytes memory grew at most while a process loaded one model and ran it.
+"""Says by how many bytes memory grew at most while a process loaded one model and ran it.
 
-    python -P run_alone.py THREADS NOTHING.onnx MODEL.onnx INPUTS.npz
-
-A program of its own, which imports no more than it needs: see `peak_memory`. NOTHING is a model of
-one small operator: with it the runtime is loaded, and is no part of the growth.
+A program of its own, which imports no more than it needs: see `peak_memory`. Each line of its input
+is a JSON list: threads, and the files of a model of one small operator, of the model and of its
+inputs (.npz). It forks, so that the runtime's import is paid once, and answers with a line: the
+bytes, or what went wrong. With the small model the fork's runtime is loaded, and no part of them.
 """
 
+import json
+import os
 import sys
 
 import numpy as np
 import onnxruntime
 
 
-def main(threads: str, nothing: str, model: str, inputs: str) -> None:
+def main() -> None:
+    for line in sys.stdin:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            answer(writing, *json.loads(line))
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            told = pipe.read()
+        _, status = os.waitpid(child, 0)
+        print(told or f"it ended with status {status}", flush=True)
+
+
+def answer(pipe: int, threads: int, nothing: str, model: str, inputs: str) -> None:
+    """In the fork, which ends."""
+    try:
+        told = str(growth(threads, nothing, model, inputs))
+    except Exception as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+    os.write(pipe, told[:2000].encode())
+    os._exit(0)
+
+
+def growth(threads: int, nothing: str, model: str, inputs: str) -> int:
     values = dict(np.load(inputs))
-    run(nothing, {"x": np.zeros(1, np.float32)}, int(threads))
+    run(nothing, {"x": np.zeros(1, np.float32)}, threads)
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak is from now on
     before = kilobytes("VmRSS")
-    run(model, values, int(threads))
-    print(1024 * (kilobytes("VmHWM") - before))
+    run(model, values, threads)
+    return 1024 * (kilobytes("VmHWM") - before)
 
 
 def run(path: str, inputs: "dict[str, np.ndarray]", threads: int) -> None:
@@ -38,4 +63,4 @@ def kilobytes(field: str) -> int:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,13 +62,24 @@ def test_memory_is_that_of_the_model_whatever_ran_before() -> None:
 
 
 def test_a_model_that_cannot_run_alone_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    peak_memory._program.cache_clear()
     monkeypatch.setattr(peak_memory, "_PROGRAM", Path("/no/such/program.py"))
-    with pytest.raises(DeviceError, match="ended with status 2"):
+    with pytest.raises(DeviceError, match=r"does not \\(.*(status 2|Broken pipe)"):
         peak_memory_mb(product(2), 1)
     connector = OnnxRuntimeConnector("cpu", {**QUICK, "interleave": False})
     measurement = connector.measure(connector.prepare(product(2)), connector.settings)
     assert measurement.peak_memory_mb is None
     assert "must run the model" in measurement.environment["peak_memory_not_told"]
+
+
+def test_what_a_process_of_its_own_ends_by_is_told_and_the_next_one_answers() -> None:
+    broken = replace(product(2), model=b"no model")
+    with pytest.raises(DeviceError, match="InvalidProtobuf"):
+        peak_memory_mb(broken, 1)
+    assert peak_memory_mb(product(2), 1) < 1
+    peak_memory._program().kill()
+    peak_memory._program().wait()
+    assert peak_memory_mb(product(2), 1) < 1
 
 
 def product(side: int) -> Workload:
