@@ -64,7 +64,7 @@ def test_memory_is_that_of_the_model_whatever_ran_before() -> None:
 def test_a_model_that_cannot_run_alone_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     peak_memory._program.cache_clear()
     monkeypatch.setattr(peak_memory, "_PROGRAM", Path("/no/such/program.py"))
-    with pytest.raises(DeviceError, match=r"does not \\(.*(status 2|Broken pipe)"):
+    with pytest.raises(DeviceError, match=r"does not \(.*(status 2|Broken pipe)"):
         peak_memory_mb(product(2), 1)
     connector = OnnxRuntimeConnector("cpu", {**QUICK, "interleave": False})
     measurement = connector.measure(connector.prepare(product(2)), connector.settings)
