@@ -1,6 +1,6 @@
 """Errors that a user can act on. The command line prints their text alone and exits with 2."""
 
-__all__ = ["ConfigError", "DonnaError", "MissingArtifactError", "RunLockedError"]
+__all__ = ["ConfigError", "DivergedError", "DonnaError", "MissingArtifactError", "RunLockedError"]
 
 
 class DonnaError(Exception):
@@ -9,6 +9,10 @@ class DonnaError(Exception):
 
 class ConfigError(DonnaError):
     """A configuration that cannot be run."""
+
+
+class DivergedError(DonnaError):
+    """A training whose loss or logits are no longer finite: of one network, not of all."""
 
 
 class MissingArtifactError(DonnaError):

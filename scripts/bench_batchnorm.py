@@ -23,7 +23,7 @@ from donna_ray.config import FinetuneRecipe, LibraryConfig, load_config, shipped
 from donna_ray.data import ImageData, load_data
 from donna_ray.distill.pack import DistilledBlock, distill_pack
 from donna_ray.distill.students import BlockJob
-from donna_ray.finetune.step import distillation_loss
+from donna_ray.finetune.work import distillation_loss
 from donna_ray.predictor.quality import tau
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import build_reference, calibrate

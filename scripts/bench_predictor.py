@@ -35,7 +35,8 @@ from rich.console import Console
 from donna_ray.config import RunConfig, TrainingConfig
 from donna_ray.data import load_data
 from donna_ray.finetune.assemble import block_keys, choice_table, library_space, untrained
-from donna_ray.finetune.step import FinetuneJob, finetune, jobs_of
+from donna_ray.finetune.step import finetune, jobs_of
+from donna_ray.finetune.work import FinetuneJob
 from donna_ray.library.step import library_step
 from donna_ray.predictor.design import design, information_gain
 from donna_ray.predictor.fitting import fit, predicted_by_fit

@@ -39,7 +39,7 @@ from donna_ray.config import FinetuneRecipe, LibraryConfig, load_config, shipped
 from donna_ray.data import Split, load_data
 from donna_ray.distill.pack import DistilledBlock, distill_pack
 from donna_ray.distill.students import BlockJob
-from donna_ray.finetune.step import distillation_loss
+from donna_ray.finetune.work import distillation_loss
 from donna_ray.predictor.design import design
 from donna_ray.predictor.fitting import fit
 from donna_ray.predictor.model import Floats

@@ -1,51 +1,31 @@
-"""End-to-end finetuning under knowledge distillation, from distilled blocks.
+"""End-to-end finetuning under knowledge distillation, from distilled blocks."""
 
-The loss is KL(teacher || student) on logits plus the cross entropy (DONNA, section 3.3).
-"""
-
-import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from math import isfinite
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from donna_ray.complexity import complexity
-from donna_ray.config import FinetuneConfig, FinetuneRecipe, RunConfig, latency_ms
-from donna_ray.data import ImageData, origin_of_test
+from donna_ray.config import FinetuneConfig, FinetuneRecipe, latency_ms
+from donna_ray.data import origin_of_test
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.asked import asked_for, measured_points
-from donna_ray.finetune.assemble import assemble, block_keys, library_space
+from donna_ray.finetune.assemble import block_keys, library_space
 from donna_ray.finetune.tested import tested
+from donna_ray.finetune.work import FinetuneJob, FinetuneNetwork
 from donna_ray.latency.figures import surely_ms
 from donna_ray.library.measure import settled_precision
 from donna_ray.library.step import library_store
-from donna_ray.onnx_export import check_onnx_error, export_onnx, onnx_error
+from donna_ray.onnx_export import check_onnx_error
 from donna_ray.reference.identity import reference_identity
-from donna_ray.reference.network import StagedNetwork, own_weights
-from donna_ray.reference.step import data_of, load_reference
 from donna_ray.run.doubts import finetune_doubts
 from donna_ray.run.run import Run
-from donna_ray.space import Architecture, BlockSpec, SearchSpace
+from donna_ray.space import Architecture, SearchSpace
 from donna_ray.storage.artifacts import Artifact, Files, digest
 from donna_ray.storage.files import folder_in
 from donna_ray.storage.records import RecordStore
-from donna_ray.training.batchnorm import calibrating, recalibrate
 from donna_ray.training.checkpoints import Checkpoints
-from donna_ray.training.loop import Loss, accuracy, device_of, network_input
-from donna_ray.training.trainer import Trainer
-from donna_ray.workers.group import Group, current_group
 from donna_ray.workers.spread import Unit, spread
 
 __all__ = [
-    "FinetuneJob",
-    "FinetuneNetwork",
-    "distillation_loss",
     "finetune",
     "finetune_step",
     "jobs_of",
@@ -53,29 +33,12 @@ __all__ = [
     "network_store",
     "opponent",
     "spread_over",
+    "trained",
     "within_budgets",
 ]
 
-_CHECKED_IMAGES = 16
 _NETWORKS = "networks"
 _FACTS = ("accuracy", "zero_shot_accuracy", "onnx_error")
-
-
-@dataclass(frozen=True)
-class FinetuneJob:
-    """An architecture to finetune, or the reference itself, which has no blocks.
-
-    Attributes:
-        key: of its record in the network store.
-        architecture_id: see ``SearchSpace.id_of``.
-        specs: its blocks.
-        blocks: the keys of their records in the library.
-    """
-
-    key: str
-    architecture_id: str
-    specs: tuple[BlockSpec, ...]
-    blocks: tuple[str, ...]
 
 
 def network_store(run: Run) -> RecordStore:
@@ -144,7 +107,8 @@ def finetune(
     Returns:
         The record of each job, in order: `accuracy` and, of the distilled blocks as they are,
         `zero_shot_accuracy`, both over all validation images with BatchNorm recalibrated; `params`,
-        `macs`, `onnx_error`, `epochs`, `cost`.
+        `macs`, `onnx_error`, `epochs`, `cost`. Where the training diverged it has the reason under
+        `failed`, and none of these: see ``trained``.
     """
     store = network_store(run)
     missing = [job for job in jobs if store.get(job.key) is None]
@@ -156,6 +120,29 @@ def finetune(
     units = [Unit(job) for job in missing]
     spread(run, name, "networks", units, work, workers_per_unit=recipe.workers_per_network)
     return [store.record(job.key) for job in jobs]
+
+
+def trained(
+    run: Run, name: str, jobs: Sequence[FinetuneJob], records: Sequence[Mapping[str, Any]]
+) -> list[int]:
+    """Indices of the networks whose training did not diverge; the others are said.
+
+    Args:
+        name: of the section of the configuration that has the recipe.
+
+    Raises:
+        DonnaError: they are fewer than half.
+    """
+    failed = [index for index, record in enumerate(records) if "failed" in record]
+    for index in failed:
+        identity, reason = jobs[index].architecture_id, records[index]["failed"]
+        run.say(f"  {identity} is left out: {reason}")
+    if 2 * len(failed) > len(records):
+        raise DonnaError(
+            f"At least half of the networks of {name} must be trained, but {len(failed)} of "
+            f"{len(records)} diverged (see above). Lower {name}.learning_rate."
+        )
+    return [index for index in range(len(records)) if index not in failed]
 
 
 def finetune_step(
@@ -195,12 +182,23 @@ def finetune_step(
 
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
         points = measured_points(run, reference, search, space, asked) if asked else {}
-        records = finetune(run, "finetune", reference, [*jobs, other], recipe)
+        every = [*jobs, other]
+        records = finetune(run, "finetune", reference, every, recipe)
+        indices = trained(run, "finetune", every, records)
+        if len(every) - 1 not in indices:
+            raise DonnaError(
+                "The reference must be finetuned as the networks are, for a fair comparison, but "
+                f"its training diverged: {records[-1]['failed']}"
+            )
+        done, records = [every[index] for index in indices], [records[index] for index in indices]
         for record in records[:-1]:
             check_onnx_error(record["onnx_error"])
-        trained = [(job.key, job.specs) for job in (*jobs, other)]
         given, *tests = tested(
-            run, reference, network_store(run), trained, recipe.workers_per_network
+            run,
+            reference,
+            network_store(run),
+            [(job.key, job.specs) for job in done],
+            recipe.workers_per_network,
         )
         facts = [
             {name: record[name] for name in _FACTS} | test
@@ -213,7 +211,7 @@ def finetune_step(
                 "weights": f"networks/{job.key}.safetensors",
                 "onnx": f"networks/{job.key}.onnx",
             }
-            for job, found in zip(jobs, facts, strict=False)
+            for job, found in zip(done[:-1], facts[:-1], strict=True)
         }
         passes = sum(record["cost"]["image_passes"] for record in records)
         passes += sum(each["test_images"] for each in (given, *tests))
@@ -224,7 +222,7 @@ def finetune_step(
             "cost": {"image_passes": passes},
             "doubts": _doubts_of(run, tests, given, reference.result["classes"]),
         }
-        return result, network_files(run, jobs)
+        return result, network_files(run, done[:-1])
 
     return run.step("finetune", inputs, compute)
 
@@ -288,105 +286,8 @@ def spread_over(front: Sequence[dict[str, Any]], count: int) -> list[dict[str, A
     return [front[rank] for rank in ranks]
 
 
-def distillation_loss(teacher: StagedNetwork) -> Loss:
-    """KL divergence from the teacher's distribution, plus the cross entropy with the labels."""
-
-    def loss(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad():
-            target = F.log_softmax(teacher(images), dim=1)
-        divergence = F.kl_div(
-            F.log_softmax(logits, dim=1), target, log_target=True, reduction="batchmean"
-        )
-        return divergence + F.cross_entropy(logits, labels)
-
-    return loss
-
-
 def _settled(run: Run, reference: Artifact, recipe: FinetuneRecipe) -> FinetuneRecipe:
     """The recipe with its precision decided."""
     if recipe.precision != "auto":
         return recipe
     return recipe.model_copy(update={"precision": settled_precision(run, reference)})
-
-
-class FinetuneNetwork:
-    """Finetunes one architecture on a worker, exports it and stores it."""
-
-    def __init__(
-        self,
-        config: RunConfig,
-        reference: Artifact,
-        recipe: FinetuneRecipe,
-        blocks: RecordStore,
-        store: RecordStore,
-    ) -> None:
-        self._config, self._artifact, self._recipe = config, reference, recipe
-        self._blocks, self._store = blocks, store
-        self._checkpoints = Checkpoints(store.within("unfinished"))
-
-    def __call__(self, job: FinetuneJob) -> dict[str, Any]:
-        reference, data = self._loaded
-        group = current_group()
-        network = (
-            assemble(reference, job.specs, job.blocks, self._blocks)
-            if job.specs
-            else copy.deepcopy(reference).requires_grad_(True)
-        )
-        network.to(device_of(reference))
-
-        def zero_shot() -> float:
-            recalibrate(network, data.calibration)
-            return accuracy(network, data.validation)
-
-        reached = group.from_first(zero_shot)
-        loss = distillation_loss(reference)
-        trainer = Trainer(network, data, self._recipe, self._config.seed, loss, group)
-        self._train(job.key, trainer, group)
-        measured = 2 * (calibrating(data.calibration) + len(data.validation))  # before and after
-        record = {
-            "architecture": job.architecture_id,
-            "blocks": [spec.to_json() for spec in job.specs],
-            "reference": reference_identity(self._artifact),
-            "recipe": self._recipe.model_dump(include=set(FinetuneRecipe.model_fields)),
-            "seed": self._config.seed,
-            "zero_shot_accuracy": reached,
-            "epochs": trainer.epoch,
-            "cost": {"image_passes": trainer.image_passes + measured},
-        }
-        if group.first:
-            self._keep(job.key, trainer.result(), data, record)
-            self._checkpoints.remove(job.key)
-        return {}
-
-    def _train(self, key: str, trainer: Trainer, group: Group) -> None:
-        """All epochs that are left, each followed by a checkpoint but for the last."""
-        checkpoint = group.from_first(lambda: self._checkpoints.newest(key))
-        if checkpoint is not None:
-            self._checkpoints.resume(checkpoint, trainer)
-        while not trainer.finished():
-            trainer.train_epoch()
-            if group.first and not trainer.finished():
-                self._checkpoints.save(key, trainer)
-
-    def _keep(self, key: str, network: nn.Module, data: ImageData, record: dict[str, Any]) -> None:
-        """Measure a finetuned network, export it and store it."""
-        final = accuracy(network, data.validation)
-        network.cpu()
-        images, _ = next(data.validation.batches(_CHECKED_IMAGES))
-        shape = images.shape[1:]
-        model = export_onnx(network, shape)
-        error = onnx_error(model, network, network_input(images, torch.device("cpu")))
-        if not isfinite(error):
-            raise DonnaError(
-                f"A finetuned network must have finite logits, but {record['architecture']} does "
-                "not. Lower the recipe's learning_rate."
-            )
-        measured = {"accuracy": final, **complexity(network, shape), "onnx_error": error}
-        self._store.put(key, record | measured, own_weights(network), files={"onnx": model})
-
-    @cached_property
-    def _loaded(self) -> tuple[StagedNetwork, ImageData]:
-        reference, _ = load_reference(self._config, self._artifact)
-        if self._config.cluster.gpus_per_worker:
-            reference.to("cuda")
-        return reference, data_of(self._config, self._artifact)

@@ -20,7 +20,7 @@ from donna_ray.distill.pack import distill_pack
 from donna_ray.distill.students import BlockJob
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.assemble import untrained
-from donna_ray.finetune.step import distillation_loss
+from donna_ray.finetune.work import distillation_loss
 from donna_ray.onnx_export import export_onnx, onnx_error
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.step import data_of, load_reference

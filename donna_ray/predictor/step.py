@@ -8,7 +8,8 @@ import numpy as np
 
 from donna_ray.config import PredictorConfig
 from donna_ray.finetune.assemble import block_keys, choice_table, library_space
-from donna_ray.finetune.step import FinetuneJob, finetune, jobs_of, network_files
+from donna_ray.finetune.step import finetune, jobs_of, network_files, trained
+from donna_ray.finetune.work import FinetuneJob
 from donna_ray.predictor.design import design
 from donna_ray.predictor.fitting import fit
 from donna_ray.predictor.model import VERSION, Floats
@@ -61,9 +62,9 @@ def predictor_step(
 
     def compute(folder: StepFolder) -> tuple[dict[str, Any], Files]:
         with meanwhile(run, reference, library) if meanwhile else nullcontext():
-            records = _finetuned(run, reference, jobs, nsr)
-        done = jobs[: len(records)]
-        result = _result(done, nsr[: len(records)], records, library, config.seed)
+            indices, records = _finetuned(run, reference, jobs, nsr)
+        done = [jobs[index] for index in indices]
+        result = _result(done, nsr[indices], records, library, config.seed)
         result["doubts"] = _doubts_of(run, result, reference)
         file = folder.path / "predictor.json"
         write_json(file, result["predictor"])
@@ -81,16 +82,21 @@ def _chosen(run: Run, library: Artifact) -> list[Architecture]:
 
 def _finetuned(
     run: Run, reference: Artifact, jobs: Sequence[FinetuneJob], nsr: Floats
-) -> list[dict[str, Any]]:
-    """Records of the first jobs: as many as it takes for `predictor.tau_interval`."""
+) -> tuple[list[int], list[dict[str, Any]]]:
+    """Indices and records of the first jobs: as many as it takes for `predictor.tau_interval`.
+
+    Without those whose training diverged.
+    """
     config = run.config.predictor
     sizes = [*range(min(_first_round(config), len(jobs)), len(jobs), _ROUND), len(jobs)]
-    records: list[dict[str, Any]] = []
+    indices, records = list[int](), list[dict[str, Any]]()
     for size in sizes:
-        records = finetune(run, "predictor", reference, jobs[:size], config)
-        if config.tau_interval is not None and _is_narrow(run, nsr[:size], records):
+        found = finetune(run, "predictor", reference, jobs[:size], config)
+        indices = trained(run, "predictor", jobs[:size], found)
+        records = [found[index] for index in indices]
+        if config.tau_interval is not None and _is_narrow(run, nsr[indices], records):
             break
-    return records
+    return indices, records
 
 
 def _first_round(config: PredictorConfig) -> int:

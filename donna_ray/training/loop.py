@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from donna_ray.config import TrainingConfig
 from donna_ray.data import Split
-from donna_ray.errors import DonnaError
+from donna_ray.errors import DivergedError
 
 __all__ = [
     "Loss",
@@ -109,7 +109,7 @@ def train_epoch(
         precision: of the forward; `bf16` is autocast, and the weights stay float32.
 
     Raises:
-        DonnaError: the loss is no longer finite.
+        DivergedError: the loss is no longer finite.
     """
     device = device_of(network)
     network.train()
@@ -121,7 +121,7 @@ def train_epoch(
                 value = loss(images, network(images), labels)
             step(value)
     if not torch.isfinite(value):
-        raise DonnaError(
+        raise DivergedError(
             f"The loss of a training must be finite, but became {value.item()}. Lower its "
             "learning_rate, or raise its batch_size."
         )

@@ -18,15 +18,11 @@ from donna_ray.config import FinetuneRecipe, RunConfig
 from donna_ray.data import ImageData, Split, load_data
 from donna_ray.data.images import BrokenImage
 from donna_ray.errors import DonnaError
+from donna_ray.finetune import work
 from donna_ray.finetune.assemble import block_keys, untrained
-from donna_ray.finetune.step import (
-    FinetuneJob,
-    FinetuneNetwork,
-    distillation_loss,
-    finetune_step,
-    jobs_of,
-    within_budgets,
-)
+from donna_ray.finetune.step import finetune_step, jobs_of, within_budgets
+from donna_ray.finetune.step import trained as trained_indices
+from donna_ray.finetune.work import FinetuneJob, FinetuneNetwork, distillation_loss
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.run.run import Run
 from donna_ray.space import SearchSpace
@@ -248,6 +244,30 @@ def test_loss_that_is_not_finite_is_an_error(network: StagedNetwork, data: Image
 
     with pytest.raises(DonnaError, match=r"must be finite.*learning_rate"):
         Trainer(network, data, recipe(), 0, loss).train_epoch()
+
+
+def test_network_that_diverges_is_a_record_with_the_reason(
+    reference: StagedNetwork, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its neighbours go on; more than half of them are an error."""
+    endless = float("inf")
+    loss = lambda _teacher: lambda *given: cross_entropy(*given) * endless  # noqa: E731
+    monkeypatch.setattr(work, "distillation_loss", loss)
+    store = RecordStore(tmp_path)
+    teacher = Artifact("reference", tmp_path, {"stages": []}, {}, 0.0)
+    finetuning = FinetuneNetwork(Mock(seed=0), teacher, recipe(), store, store)
+    finetuning.__dict__["_loaded"] = (reference, data)
+    job = FinetuneJob("key", "id", (), ())
+    assert finetuning(job) == {}
+    failed = store.record("key")
+    assert failed["architecture"] == "id"
+    assert "must be finite" in failed["failed"]
+
+    said = Mock()
+    assert trained_indices(said, "predictor", [job] * 3, [{}, failed, {}]) == [0, 2]
+    said.say.assert_called_once_with(f"  id is left out: {failed['failed']}")
+    with pytest.raises(DonnaError, match=r"2 of 3 diverged .* Lower predictor\.learning_rate"):
+        trained_indices(said, "predictor", [job] * 3, [failed, failed, {}])
 
 
 def test_key_names_all_that_decides_the_weights(

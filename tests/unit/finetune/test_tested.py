@@ -11,8 +11,8 @@ import torch
 from donna_ray.config import RunConfig
 from donna_ray.data import Split, load_data, load_test
 from donna_ray.finetune.assemble import untrained
-from donna_ray.finetune.step import FinetuneJob, FinetuneNetwork
 from donna_ray.finetune.tested import _TestNetwork, wilson
+from donna_ray.finetune.work import FinetuneJob, FinetuneNetwork
 from donna_ray.reference.network import StagedNetwork, own_weights
 from donna_ray.space import SearchSpace
 from donna_ray.storage.artifacts import Artifact

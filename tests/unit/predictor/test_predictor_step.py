@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,21 @@ def spaces_of(library: Artifact) -> tuple[SearchSpace, list[Any]]:
 def reference_of(folder: Path) -> Artifact:
     facts = {"images": {"validation": 100}, "classes": 10, "stages": []}
     return Artifact("reference", folder, facts, {}, 0.0)
+
+
+def test_sample_that_diverged_is_left_out(
+    config: RunConfig, library: Artifact, tmp_path: Path
+) -> None:
+    with finetuned_run(config, tmp_path, library) as run:
+        jobs = predictor_step(run, reference_of(tmp_path), library).result["samples"]
+        lost = jobs[3]
+    shutil.rmtree(tmp_path / "predictor")
+    with finetuned_run(config, tmp_path, library) as run:
+        network_store(run).put_failed(lost["key"], "its loss became nan", {})
+        result = predictor_step(run, reference_of(tmp_path), library).result
+    assert [each["id"] for each in result["samples"]] == [
+        each["id"] for each in jobs if each["id"] != lost["id"]
+    ]
 
 
 @pytest.mark.parametrize(("tau_interval", "count"), [(None, BUDGET), (1.9, 16), (0.0001, BUDGET)])

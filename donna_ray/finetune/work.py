@@ -1,0 +1,160 @@
+"""What a worker does with a network: it finetunes it, exports it and stores it.
+
+The loss is KL(teacher || student) on logits plus the cross entropy (DONNA, section 3.3).
+"""
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from donna_ray.complexity import complexity
+from donna_ray.config import FinetuneRecipe, RunConfig
+from donna_ray.data import ImageData
+from donna_ray.errors import DivergedError
+from donna_ray.finetune.assemble import assemble
+from donna_ray.onnx_export import export_onnx, onnx_error
+from donna_ray.reference.identity import reference_identity
+from donna_ray.reference.network import StagedNetwork, own_weights
+from donna_ray.reference.step import data_of, load_reference
+from donna_ray.space import BlockSpec
+from donna_ray.storage.artifacts import Artifact
+from donna_ray.storage.records import RecordStore
+from donna_ray.training.batchnorm import calibrating, recalibrate
+from donna_ray.training.checkpoints import Checkpoints
+from donna_ray.training.loop import Loss, accuracy, device_of, network_input
+from donna_ray.training.trainer import Trainer
+from donna_ray.workers.group import Group, current_group
+
+__all__ = ["FinetuneJob", "FinetuneNetwork", "distillation_loss"]
+
+_CHECKED_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class FinetuneJob:
+    """An architecture to finetune, or the reference itself, which has no blocks.
+
+    Attributes:
+        key: of its record in the network store.
+        architecture_id: see ``SearchSpace.id_of``.
+        specs: its blocks.
+        blocks: the keys of their records in the library.
+    """
+
+    key: str
+    architecture_id: str
+    specs: tuple[BlockSpec, ...]
+    blocks: tuple[str, ...]
+
+
+def distillation_loss(teacher: StagedNetwork) -> Loss:
+    """KL divergence from the teacher's distribution, plus the cross entropy with the labels."""
+
+    def loss(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = F.log_softmax(teacher(images), dim=1)
+        divergence = F.kl_div(
+            F.log_softmax(logits, dim=1), target, log_target=True, reduction="batchmean"
+        )
+        return divergence + F.cross_entropy(logits, labels)
+
+    return loss
+
+
+class FinetuneNetwork:
+    """Finetunes one architecture on a worker, exports it and stores it."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        reference: Artifact,
+        recipe: FinetuneRecipe,
+        blocks: RecordStore,
+        store: RecordStore,
+    ) -> None:
+        self._config, self._artifact, self._recipe = config, reference, recipe
+        self._blocks, self._store = blocks, store
+        self._checkpoints = Checkpoints(store.within("unfinished"))
+
+    def __call__(self, job: FinetuneJob) -> dict[str, Any]:
+        """One whose training diverges has a record with the reason, and is not tried again."""
+        try:
+            self._finetune(job)
+        except DivergedError as error:
+            if current_group().size > 1:  # the others are to end, too
+                raise
+            self._store.put_failed(job.key, str(error), {"architecture": job.architecture_id})
+            self._checkpoints.remove(job.key)
+        return {}
+
+    def _finetune(self, job: FinetuneJob) -> None:
+        reference, data = self._loaded
+        group = current_group()
+        network = (
+            assemble(reference, job.specs, job.blocks, self._blocks)
+            if job.specs
+            else copy.deepcopy(reference).requires_grad_(True)
+        )
+        network.to(device_of(reference))
+
+        def zero_shot() -> float:
+            recalibrate(network, data.calibration)
+            return accuracy(network, data.validation)
+
+        reached = group.from_first(zero_shot)
+        loss = distillation_loss(reference)
+        trainer = Trainer(network, data, self._recipe, self._config.seed, loss, group)
+        self._train(job.key, trainer, group)
+        measured = 2 * (calibrating(data.calibration) + len(data.validation))  # before and after
+        record = {
+            "architecture": job.architecture_id,
+            "blocks": [spec.to_json() for spec in job.specs],
+            "reference": reference_identity(self._artifact),
+            "recipe": self._recipe.model_dump(include=set(FinetuneRecipe.model_fields)),
+            "seed": self._config.seed,
+            "zero_shot_accuracy": reached,
+            "epochs": trainer.epoch,
+            "cost": {"image_passes": trainer.image_passes + measured},
+        }
+        if group.first:
+            self._keep(job.key, trainer.result(), data, record)
+            self._checkpoints.remove(job.key)
+
+    def _train(self, key: str, trainer: Trainer, group: Group) -> None:
+        """All epochs that are left, each followed by a checkpoint but for the last."""
+        checkpoint = group.from_first(lambda: self._checkpoints.newest(key))
+        if checkpoint is not None:
+            self._checkpoints.resume(checkpoint, trainer)
+        while not trainer.finished():
+            trainer.train_epoch()
+            if group.first and not trainer.finished():
+                self._checkpoints.save(key, trainer)
+
+    def _keep(self, key: str, network: nn.Module, data: ImageData, record: dict[str, Any]) -> None:
+        """Measure a finetuned network, export it and store it."""
+        final = accuracy(network, data.validation)
+        network.cpu()
+        images, _ = next(data.validation.batches(_CHECKED_IMAGES))
+        shape = images.shape[1:]
+        model = export_onnx(network, shape)
+        error = onnx_error(model, network, network_input(images, torch.device("cpu")))
+        if not isfinite(error):
+            raise DivergedError(
+                f"A finetuned network must have finite logits, but {record['architecture']} does "
+                "not. Lower the recipe's learning_rate."
+            )
+        measured = {"accuracy": final, **complexity(network, shape), "onnx_error": error}
+        self._store.put(key, record | measured, own_weights(network), files={"onnx": model})
+
+    @cached_property
+    def _loaded(self) -> tuple[StagedNetwork, ImageData]:
+        reference, _ = load_reference(self._config, self._artifact)
+        if self._config.cluster.gpus_per_worker:
+            reference.to("cuda")
+        return reference, data_of(self._config, self._artifact)
