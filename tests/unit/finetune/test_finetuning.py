@@ -137,16 +137,16 @@ def test_unlabelled_images_give_no_statistics(
         rated.append(rated_network)
         return 0.5
 
-    for module in ("finetune.step", "training.trainer"):
+    for module in ("finetune.work", "training.trainer"):
         monkeypatch.setattr(f"donna_ray.{module}.accuracy", rate)
-    monkeypatch.setattr("donna_ray.finetune.step.assemble", lambda *_: network)
+    monkeypatch.setattr("donna_ray.finetune.work.assemble", lambda *_: network)
     how, store = recipe(epochs=2, patience=patience), RecordStore(tmp_path)
-    work = FinetuneNetwork(
+    finetuning = FinetuneNetwork(
         Mock(seed=0), Artifact("reference", tmp_path, {"stages": []}, {}, 0.0), how, store, store
     )
-    work.__dict__["_loaded"] = (reference, data)
+    finetuning.__dict__["_loaded"] = (reference, data)
     specs = tuple(space.specs((0,) * len(space.stages)))
-    work(FinetuneJob("key", "id", specs, ()))
+    finetuning(FinetuneJob("key", "id", specs, ()))
     assert len(rated) == (2 if patience is None else 4)
 
 
