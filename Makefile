@@ -36,9 +36,11 @@ bench: $(INSTALLED)
 	$(BIN)/python scripts/bench_predictions.py
 	$(BIN)/python scripts/bench_regret.py
 	$(BIN)/python scripts/bench_samples.py
+	$(BIN)/python scripts/bench_shortlist.py
 	$(BIN)/python scripts/bench_farm.py
 	$(BIN)/python scripts/bench_timing.py
 	$(BIN)/python scripts/bench_search.py
+	$(BIN)/python scripts/bench_front.py
 	$(BIN)/python scripts/bench_search.py --device
 	$(BIN)/python scripts/bench_cluster.py
 	$(BIN)/python scripts/bench_plan.py
