@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+_PORTS = range(20000, 32000)  # below those that Linux gives to who asks for any
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -38,12 +40,19 @@ class Head:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody has."""
+    """Ports of the loopback that nobody has, nor is given by the system while they are not taken.
+
+    Nor by another Ray, whose workers take those from 10002 to 19999.
+    """
+    found: list[int] = []
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for port in random.SystemRandom().sample(_PORTS, 1000):
+            if len(found) == count:
+                return found
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                found.append(port)
+    raise AssertionError(f"of 1000 ports in {_PORTS} not {count} are free")
 
 
 @contextlib.contextmanager
