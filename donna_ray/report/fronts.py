@@ -205,25 +205,25 @@ def _table(points: Sequence[FrontPoint]) -> str:
                 f"<code>{point.id}</code><br>{', '.join(point.roles)}<br>{files}",
                 "<br>".join(escape(block) for block in point.blocks),
                 f"{point.latency.median_ms:.4f}",
-                " / ".join(map(_told, (point.latency.p90_ms, point.latency.p99_ms))),
-                _told(point.latency.peak_memory_mb),
-                f"{point.raw_accuracy:.2%}<br>{_interval(point.raw_low, point.raw_high)}",
+                "" if point.accuracy is None else f"<b>{tested(point).replace(' ', '</b><br>', 1)}",
                 f"{point.predicted_accuracy:.2%}<br>"
                 f"{_interval(point.predicted_low, point.predicted_high)}",
+                f"{point.raw_accuracy:.2%}<br>{_interval(point.raw_low, point.raw_high)}",
                 "" if point.accuracy is None else f"{point.accuracy:.2%}",
-                "" if point.accuracy is None else f"<b>{tested(point).replace(' ', '</b><br>', 1)}",
+                " / ".join(map(_told, (point.latency.p90_ms, point.latency.p99_ms))),
+                _told(point.latency.peak_memory_mb, 2),
                 f"{point.params:,}",
                 f"{point.macs:,}",
             ]
         )
-    header = ["network", "blocks", "median ms", "p90 / p99", "peak MB", "raw prediction"]
-    header += ["predicted", "validation"]
-    return table([*header, "test", "params", "MACs"], rows, text_columns=2)
+    header = ["network", "blocks", "median ms", "test", "predicted", "raw prediction"]
+    header += ["validation", "p90 / p99", "peak MB", "params", "MACs"]
+    return table(header, rows, text_columns=2)
 
 
 def _interval(low: float, high: float) -> str:
     return f"[{low:.2%}, {high:.2%}]"
 
 
-def _told(figure: float | None) -> str:
-    return "not told" if figure is None else f"{figure:.4f}"
+def _told(figure: float | None, digits: int = 4) -> str:
+    return "not told" if figure is None else f"{figure:.{digits}f}"

@@ -292,7 +292,7 @@ def test_page_tells_on_what_predictions_were_calibrated() -> None:
     page = render(Results.model_validate(value))
     assert "They are calibrated to the final finetuning on 3 networks that had it" in page
     assert "56.25%<br>[43.75%, 68.75%]" in page
-    assert page.index(">raw prediction<") < page.index(">predicted<") < page.index(">validation<")
+    assert page.index(">predicted<") < page.index(">raw prediction<") < page.index(">validation<")
 
 
 def test_page_tells_how_far_to_trust_predictions() -> None:
