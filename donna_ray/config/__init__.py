@@ -30,8 +30,8 @@ from donna_ray.config.scenarios import (
     Scenario,
     ScenarioConfig,
     SearchConfig,
-    latency_ms,
 )
+from donna_ray.config.values import amount_of
 
 __all__ = [
     "PRESETS",
@@ -54,7 +54,7 @@ __all__ = [
     "SpaceConfig",
     "StageConfig",
     "TrainingConfig",
-    "latency_ms",
+    "amount_of",
     "load_config",
     "preset_space",
     "shipped_config",

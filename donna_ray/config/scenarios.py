@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from donna_ray.config.values import LatencyLimit, MemoryLimit, Section, limit_of
+from donna_ray.config.values import LatencyLimit, MemoryLimit, Section, amount_of, limit_of
 
 __all__ = [
     "DeviceConfig",
@@ -20,15 +20,7 @@ __all__ = [
     "Scenario",
     "ScenarioConfig",
     "SearchConfig",
-    "latency_ms",
 ]
-
-
-def latency_ms(limit: str, reference_ms: float) -> float:
-    """A checked limit in milliseconds, given the reference's own latency."""
-    known = limit_of(limit)
-    assert known is not None
-    return known[0] * (reference_ms if known[1] == "x" else 1)
 
 
 class GeneticConfig(Section):
@@ -85,15 +77,11 @@ class SearchConfig(GeneticConfig):
 
     def latency_limit_ms(self, reference_ms: float) -> float | None:
         """The limit in milliseconds, given the reference's own latency."""
-        return None if self.latency_limit is None else latency_ms(self.latency_limit, reference_ms)
+        return None if self.latency_limit is None else amount_of(self.latency_limit, reference_ms)
 
     def memory_limit_mb(self, reference_mb: float) -> float | None:
         """The limit in MB, given the reference's own peak memory."""
-        if self.memory_limit is None:
-            return None
-        known = limit_of(self.memory_limit)
-        assert known is not None
-        return known[0] * (reference_mb if known[1] == "x" else 1)
+        return None if self.memory_limit is None else amount_of(self.memory_limit, reference_mb)
 
     def known_limit(self, name: Literal["params", "macs"], reference: int) -> float | None:
         """The limit on params or MACs, given the reference's own."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
@@ -14,13 +15,14 @@ __all__ = [
     "MemoryLimit",
     "Section",
     "absolute",
+    "amount_of",
     "limit_of",
 ]
 
 _LIMIT = re.compile(r"(\d+(?:\.\d+)?|\.\d+) ?(ms|MB|x)")
 _NAME = re.compile(r"[0-9a-f]{1,16}|\d+(-\d+)+")
-# user:password@, a token before the host of a web address, and ?secret=…
 _ONE_SLASH = re.compile(r"[A-Za-z][\w+.-]*:/(?!/)")
+# user:password@, a token before the host of a web address, and ?secret=…
 _PASSWORD = re.compile(r"//[^@]*:[^@]*@|^https?://[^/]*@|://[^?]*\?[^=]*=")
 
 
@@ -41,22 +43,27 @@ def limit_of(text: Any) -> tuple[float, str] | None:
     return None if match is None or float(match[1]) == 0 else (float(match[1]), match[2])
 
 
-def _checked_latency(limit: Any) -> Any:
-    if limit is not None and (limit_of(limit) or (0, ""))[1] not in ("ms", "x"):
-        raise ValueError(
-            "must be milliseconds such as '2.5ms', or a multiple of the reference's latency "
-            "such as '0.8x', greater than 0"
-        )
-    return limit
+def amount_of(limit: str, reference: float) -> float:
+    """A limit in its own unit, ms or MB, given the reference's own latency or memory in it."""
+    known = limit_of(limit)
+    assert known is not None
+    return known[0] * (reference if known[1] == "x" else 1)
 
 
-def _checked_memory(limit: Any) -> Any:
-    if limit is not None and (limit_of(limit) or (0, ""))[1] not in ("MB", "x"):
-        raise ValueError(
-            "must be megabytes such as '60MB', or a multiple of the reference's peak memory "
-            "such as '0.8x', greater than 0"
-        )
-    return limit
+def _limit_in(unit: str, words: str, of: str) -> Callable[[Any], Any]:
+    def checked(limit: Any) -> Any:
+        if limit is not None and (limit_of(limit) or (0, ""))[1] not in (unit, "x"):
+            raise ValueError(
+                f"must be {words}, or a multiple of the reference's {of} such as '0.8x', greater "
+                "than 0"
+            )
+        return limit
+
+    return checked
+
+
+_checked_latency = _limit_in("ms", "milliseconds such as '2.5ms'", "latency")
+_checked_memory = _limit_in("MB", "megabytes such as '60MB'", "peak memory")
 
 
 def _checked_name(name: Any) -> Any:

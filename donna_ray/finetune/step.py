@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from donna_ray.config import FinetuneConfig, FinetuneRecipe, latency_ms
+from donna_ray.config import FinetuneConfig, FinetuneRecipe, amount_of
 from donna_ray.data import origin_of_test
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.asked import asked_for, measured_points
@@ -169,12 +169,12 @@ def finetune_step(
     architectures = [*(tuple(point["architecture"]) for point in chosen), *asked.values()]
     architectures = list(dict.fromkeys(architectures))
     jobs = jobs_of(run, reference, block_keys(library), space, architectures, recipe)
-    other, origin = opponent(run, reference), origin_of_test(run.config.data)
+    other = opponent(run, reference)
     inputs = {
         "networks": [job.key for job in jobs],
         "opponent": other.key,
         "searches": search.result["digests"],
-        "test": origin,
+        "test": origin_of_test(run.config.data),
     }
     if asked:
         blocks = ([spec.to_json() for spec in space.specs(each)] for each in asked.values())
@@ -182,49 +182,62 @@ def finetune_step(
 
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
         points = measured_points(run, reference, search, space, asked) if asked else {}
-        every = [*jobs, other]
-        records = finetune(run, "finetune", reference, every, recipe)
-        indices = trained(run, "finetune", every, records)
-        if len(every) - 1 not in indices:
-            raise DonnaError(
-                "The reference must be finetuned as the networks are, for a fair comparison, but "
-                f"its training diverged: {records[-1]['failed']}"
-            )
-        done, records = [every[index] for index in indices], [records[index] for index in indices]
-        for record in records[:-1]:
-            check_onnx_error(record["onnx_error"])
-        given, *tests = tested(
-            run,
-            reference,
-            network_store(run),
-            [(job.key, job.specs) for job in done],
-            recipe.workers_per_network,
-        )
-        facts = [
-            {name: record[name] for name in _FACTS} | test
-            for record, test in zip(records, tests, strict=True)
-        ]
-        networks = {
-            job.architecture_id: {
-                **found,
-                "key": job.key,
-                "weights": f"networks/{job.key}.safetensors",
-                "onnx": f"networks/{job.key}.onnx",
-            }
-            for job, found in zip(done[:-1], facts[:-1], strict=True)
-        }
-        passes = sum(record["cost"]["image_passes"] for record in records)
-        passes += sum(each["test_images"] for each in (given, *tests))
-        result = {
-            "networks": networks,
-            "reference": {**given, "test_from": origin, "finetuned": facts[-1]},
-            "asked": points,
-            "cost": {"image_passes": passes},
-            "doubts": _doubts_of(run, tests, given, reference.result["classes"]),
-        }
-        return result, network_files(run, done[:-1])
+        done, records = _compared(run, reference, jobs, other)
+        found = _result(run, reference, done, records)
+        return {**found, "asked": points}, network_files(run, done[:-1])
 
     return run.step("finetune", inputs, compute)
+
+
+def _result(
+    run: Run,
+    reference: Artifact,
+    done: Sequence[FinetuneJob],
+    records: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Of ``finetune_step``, given what ``_compared`` returns."""
+    trained_keys = [(job.key, job.specs) for job in done]
+    workers = run.config.finetune.workers_per_network
+    given, *tests = tested(run, reference, network_store(run), trained_keys, workers)
+    facts = [
+        {name: record[name] for name in _FACTS} | test
+        for record, test in zip(records, tests, strict=True)
+    ]
+    networks = {
+        job.architecture_id: {
+            **found,
+            "key": job.key,
+            "weights": f"networks/{job.key}.safetensors",
+            "onnx": f"networks/{job.key}.onnx",
+        }
+        for job, found in zip(done[:-1], facts[:-1], strict=True)
+    }
+    passes = sum(record["cost"]["image_passes"] for record in records)
+    passes += sum(each["test_images"] for each in (given, *tests))
+    origin = origin_of_test(run.config.data)
+    return {
+        "networks": networks,
+        "reference": {**given, "test_from": origin, "finetuned": facts[-1]},
+        "cost": {"image_passes": passes},
+        "doubts": _doubts_of(run, tests, given, reference.result["classes"]),
+    }
+
+
+def _compared(
+    run: Run, reference: Artifact, jobs: Sequence[FinetuneJob], other: FinetuneJob
+) -> tuple[list[FinetuneJob], list[dict[str, Any]]]:
+    """The networks that could be trained, the reference among them as the last, and records."""
+    *records, own = finetune(run, "finetune", reference, [*jobs, other], run.config.finetune)
+    indices = trained(run, "finetune", jobs, records)
+    if "failed" in own:
+        raise DonnaError(
+            "The reference must be finetuned as the networks are, for a fair comparison, but its "
+            f"training diverged: {own['failed']}"
+        )
+    records = [records[index] for index in indices]
+    for record in records:
+        check_onnx_error(record["onnx_error"])
+    return [*(jobs[index] for index in indices), other], [*records, own]
 
 
 def _doubts_of(
@@ -245,7 +258,7 @@ def _chosen(found: dict[str, Any], config: FinetuneConfig) -> list[dict[str, Any
     if config.budgets is None:
         return spread_over(front, config.networks)
     reference_ms = found["reference_latency"]["median_ms"]
-    return within_budgets(front, [latency_ms(each, reference_ms) for each in config.budgets])
+    return within_budgets(front, [amount_of(each, reference_ms) for each in config.budgets])
 
 
 def within_budgets(

@@ -31,7 +31,7 @@ from donna_ray.training.loop import Loss, accuracy, device_of, network_input
 from donna_ray.training.trainer import Trainer
 from donna_ray.workers.group import Group, current_group
 
-__all__ = ["FinetuneJob", "FinetuneNetwork", "distillation_loss"]
+__all__ = ["FinetuneJob", "FinetuneNetwork", "distillation_loss", "identity_of"]
 
 _CHECKED_IMAGES = 16
 
@@ -89,7 +89,7 @@ class FinetuneNetwork:
         except DivergedError as error:
             if current_group().size > 1:  # the others are to end, too
                 raise
-            self._store.put_failed(job.key, str(error), {"architecture": job.architecture_id})
+            self._store.put_failed(job.key, str(error), identity_of(job))
             self._checkpoints.remove(job.key)
         return {}
 
@@ -113,8 +113,7 @@ class FinetuneNetwork:
         self._train(job.key, trainer, group)
         measured = 2 * (calibrating(data.calibration) + len(data.validation))  # before and after
         record = {
-            "architecture": job.architecture_id,
-            "blocks": [spec.to_json() for spec in job.specs],
+            **identity_of(job),
             "reference": reference_identity(self._artifact),
             "recipe": self._recipe.model_dump(include=set(FinetuneRecipe.model_fields)),
             "seed": self._config.seed,
@@ -158,3 +157,8 @@ class FinetuneNetwork:
         if self._config.cluster.gpus_per_worker:
             reference.to("cuda")
         return reference, data_of(self._config, self._artifact)
+
+
+def identity_of(job: FinetuneJob) -> dict[str, Any]:
+    """What every record of a network begins with."""
+    return {"architecture": job.architecture_id, "blocks": [each.to_json() for each in job.specs]}

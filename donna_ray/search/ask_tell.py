@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from donna_ray.config import SearchConfig, latency_ms
+from donna_ray.config import SearchConfig, amount_of
 from donna_ray.errors import DonnaError
 from donna_ray.latency.figures import peak_memory
 from donna_ray.predictor.model import Floats
@@ -290,7 +290,7 @@ def _number(limit: int | str | None) -> float | None:
     """A limit that does not depend on the reference, in ms, MB or as a number; else None."""
     if not isinstance(limit, str):
         return limit
-    return latency_ms(limit, 1.0) if limit.endswith(("ms", "MB")) else None
+    return amount_of(limit, 1.0) if limit.endswith(("ms", "MB")) else None
 
 
 def _gain(values: Floats, limit: float | None) -> float:

@@ -79,29 +79,28 @@ def spread(
     run.connect()
     actor: Any = ray.remote(num_cpus=0)(UnitQueue)
     weights, retries = [unit.weight for unit in units], run.config.cluster.retries
-    queue = actor.options(**on_this_node()).remote(weights, retries=retries)
-    pool = pool_of(run)
-    payloads_and_work = ray.put(([unit.payload for unit in units], work))
-    pool.begin(queue, payloads_and_work, len(units), workers_per_unit)
+    queue, pool = actor.options(**on_this_node()).remote(weights, retries=retries), pool_of(run)
+    given = ray.put(([unit.payload for unit in units], work))
+    pool.begin(queue, given, len(units), workers_per_unit)
     try:
-        with run.progress(name, sum(unit.weight for unit in units), unit) as progress:
+        with run.progress(name, sum(weights), unit) as progress:
             _follow(queue, pool, progress, watch)
         facts, failure = ray.get(queue.result.remote())
     finally:
         pool.end_job()
         ray.kill(queue)
+    rule = f"Step {name!r} must finish all its units, but"
     if failure is not None:
         what, details = failure
         raise DonnaError(
-            f"Step {name!r} must finish all its units, but one {one_line(what)}. What is done is "
-            "kept: mend the cause (--debug shows where it is), then give the same command again."
+            f"{rule} one {one_line(what)}. What is done is kept: mend the cause (--debug shows "
+            "where it is), then give the same command again."
         ) from (RuntimeError(details) if details else None)
     if len(facts) < len(units):
         raise DonnaError(
-            f"Step {name!r} must finish all its units, but {len(facts)} of {len(units)} are done: "
-            f"it was interrupted, or its workers ended more than cluster.retries = {retries} times "
-            f"({one_line(str(pool.failure))}). What is done is kept: look for the cause (often "
-            "memory), then run the same command again."
+            f"{rule} {len(facts)} of {len(units)} are done: it was interrupted, or its workers "
+            f"ended more than cluster.retries = {retries} times ({one_line(str(pool.failure))}). "
+            "What is done is kept: look for the cause (often memory), then run the same again."
         )
     return facts
 

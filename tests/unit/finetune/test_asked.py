@@ -12,7 +12,9 @@ import pytest
 from donna_ray.config import RunConfig
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.finetune import asked
-from donna_ray.finetune.step import finetune_step
+from donna_ray.finetune.assemble import block_keys
+from donna_ray.finetune.step import finetune_step, jobs_of, network_store
+from donna_ray.finetune.work import identity_of
 from donna_ray.latency.farm import Unmeasured
 from donna_ray.run.run import Run
 from donna_ray.space import SearchSpace
@@ -62,6 +64,25 @@ def test_asked_for_is_measured_once_and_not_lost(
         finetuned(run, made, space, (0, 0, 1))
         more = finetune_step(run, *made)
         assert ids_of(more.result).keys() == {known, new, space.id_of((0, 0, 1))}
+
+
+def test_network_that_diverged_is_known_and_left_out(
+    run: Run, farm: Mock, space: SearchSpace, tmp_path: Path
+) -> None:
+    """That of the front alone would leave nothing to compare with the reference."""
+    with run:
+        made = steps_before(tmp_path, space, FRONT, KNOWN)
+        finetuned(run, made, space, FRONT, KNOWN)
+        keys, recipe = block_keys(made[1]), run.config.finetune
+        front, lost = jobs_of(run, made[0], keys, space, [FRONT, KNOWN], recipe)
+        store = network_store(run)
+        store.put_failed(lost.key, "its loss became nan", identity_of(lost))
+        result = finetune_step(run, *made, [lost.architecture_id[:12]]).result
+        assert result["networks"].keys() == {front.architecture_id}
+        assert ids_of(result) == {lost.architecture_id: 2.0}
+        store.put_failed(front.key, "its loss became nan", identity_of(front))
+        with pytest.raises(DonnaError, match=r"2 of 2 diverged .* Lower finetune\.learning_rate"):
+            finetune_step(run, *made)
 
 
 def test_asked_for_and_no_longer_in_the_space(

@@ -260,7 +260,7 @@ def test_network_that_diverges_is_a_record_with_the_reason(
     job = FinetuneJob("key", "id", (), ())
     assert finetuning(job) == {}
     failed = store.record("key")
-    assert failed["architecture"] == "id"
+    assert (failed["architecture"], failed["blocks"]) == ("id", [])  # by which it is known again
     assert "must be finite" in failed["failed"]
 
     said = Mock()
