@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from donna_ray.config import TrainingConfig
 from donna_ray.distill.features import Features
 from donna_ray.reference.network import StagedNetwork, channel_sums
-from donna_ray.space import BlockSpec, StageShape, build_block
+from donna_ray.space import BlockSpec, StageShape, block_family, build_block
+from donna_ray.space.inherit import inherit
 from donna_ray.training.loop import device_of, optimise
 
 __all__ = [
@@ -144,7 +145,7 @@ def new_student(
     seed: int,
     state: TrainingState | None,
 ) -> Student:
-    """A block with new weights, or with those of a state."""
+    """A block with its first weights (new ones, and what it inherits), or with those of a state."""
     device = device_of(reference)
     derived = hashlib.sha256(f"{seed}/{job.key}".encode()).digest()
     own_seed = int.from_bytes(derived[:7], "big")
@@ -156,7 +157,10 @@ def new_student(
 
 def _new_block(job: BlockJob, shape: StageShape, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    return build_block(job.spec, shape).to(memory_format=torch.channels_last).train()
+    block = build_block(job.spec, shape)
+    if shape.own is not None and not block_family(job.spec.family).of_stage:
+        inherit(block, shape.own, shape.input)
+    return block.to(memory_format=torch.channels_last).train()
 
 
 class Cohort:

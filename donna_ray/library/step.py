@@ -97,6 +97,7 @@ def library_jobs(
         "data": inputs_without_test(config.data),
         "precision": library.precision,
         "batchnorm": "recalibrated",  # before the NSR; earlier blocks were not
+        "first_weights": "inherited",  # likewise
         "seed": config.seed,
     }
 

@@ -8,13 +8,14 @@ function that is not understood, can be made smaller.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["ChannelGroup", "channel_groups"]
+__all__ = ["ChannelGroup", "channel_groups", "importance"]
 
 _Dimension = tuple[int, int]  # id of a tensor, number of its dimension
 _FIXED: _Dimension = (0, 0)
@@ -67,6 +68,20 @@ def channel_groups(module: nn.Module, input_shape: Sequence[int]) -> list[Channe
         for root, found in places.items()
         if sum(known[name].ndim > 1 for name, _ in found) > 1
     ]
+
+
+def importance(module: nn.Module, group: ChannelGroup) -> Tensor:
+    """Of each channel of a group, the logarithm of the product of its weights' norms.
+
+    Args:
+        module: that the group is of, with its weights.
+    """
+    norms = (
+        attrgetter(name)(module).detach().movedim(number, 0).flatten(1).norm(dim=1).log()
+        for name, number in group.places
+        if attrgetter(name)(module).ndim > 1
+    )
+    return torch.stack([*norms]).sum(0)
 
 
 class _Dimensions(TorchFunctionMode):

@@ -7,7 +7,6 @@ the reference's weights.
 import copy
 import math
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from donna_ray.complexity import probe, shadow
 from donna_ray.errors import ConfigError
 from donna_ray.space.block import BlockSpec, StageShape, register_block
-from donna_ray.space.blocks.channels import ChannelGroup, channel_groups
+from donna_ray.space.blocks.channels import ChannelGroup, channel_groups, importance
 from donna_ray.space.blocks.layers import LeftOut, repeated_layers
 
 __all__ = ["UNSHRUNK", "reference_stage", "shrinking_values"]
@@ -140,12 +139,7 @@ def _kept(group: ChannelGroup, width: float) -> int:
 
 def _narrow(block: nn.Module, group: ChannelGroup, count: int) -> None:
     """Leave `count` channels of a group: those with the largest product of their weights' norms."""
-    importance = sum(
-        attrgetter(name)(block).detach().movedim(number, 0).flatten(1).norm(dim=1).log()
-        for name, number in group.places
-        if attrgetter(name)(block).ndim > 1
-    )
-    granules = torch.as_tensor(importance).unflatten(0, (-1, group.granule))
+    granules = importance(block, group).unflatten(0, (-1, group.granule))
     chosen = granules.sum(1).topk(count // group.granule).indices.sort().values
     channels = torch.arange(group.size, device=chosen.device).unflatten(0, (-1, group.granule))
     kept = channels[chosen].flatten()
