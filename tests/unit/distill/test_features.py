@@ -23,7 +23,11 @@ from tests.unit.data.image_files import PREPROCESSING, encoded, write_split, wri
 
 FP32 = LibraryConfig(epochs=4, batch_size=32, precision="fp32")
 TOKENS = BlockSpec.of("transformer", {"depth": 1, "heads": 2, "mlp_ratio": 2, "mixer": "attention"})
-ATTENTION = BlockJob("attention", 1, TOKENS)
+ATTENTION = BlockJob(
+    "attention",
+    1,
+    BlockSpec.of("transformer", {"depth": 1, "heads": 4, "mlp_ratio": 3, "mixer": "attention"}),
+)
 
 
 class Patches(nn.Module):
