@@ -28,7 +28,9 @@ from donna_ray.pipeline import check
 from donna_ray.plan.measure import measured_plan
 from donna_ray.plan.parts import batches_read
 from donna_ray.plan.plan import Images, Rates
-from donna_ray.reference.step import calibrate, data_of, load_reference, reference_step
+from donna_ray.reference.load import data_of, load_reference
+from donna_ray.reference.step import reference_step
+from donna_ray.reference.work import calibrate
 from donna_ray.run.run import Run
 
 IMAGENET = Images(train=1_281_167, distillation=1_281_167, validation=50_000, calibration=16_384)

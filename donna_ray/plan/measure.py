@@ -26,13 +26,9 @@ from donna_ray.library.measure import precision_artifact, settled_precision
 from donna_ray.library.step import library_jobs
 from donna_ray.plan.parts import PlanPart, check_images
 from donna_ray.plan.plan import Block, Costs, Images, NetworkCost, PackCost, Plan
-from donna_ray.reference.step import (
-    build_reference,
-    data_of,
-    load_reference,
-    reference_step,
-    space_of,
-)
+from donna_ray.reference.build import build_reference
+from donna_ray.reference.load import data_of, load_reference, space_of
+from donna_ray.reference.step import reference_step
 from donna_ray.run.run import Run
 from donna_ray.search.tuner import evaluate_nothing
 from donna_ray.space import UNSHRUNK, SearchSpace, check_space
