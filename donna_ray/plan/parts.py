@@ -6,6 +6,7 @@ files come from memory where it holds them: a slow disk is not in it.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -146,7 +147,8 @@ class PlanPart:
 
         Returns:
             `worker` (its name), `busy` (seconds), and `packs` (a dictionary each) or `network`:
-            `image` and `validation` (seconds an image), `own` (seconds whatever the images).
+            `image` and `validation` (seconds an image), `own` (seconds whatever the images); of a
+            pack also `reading` (seconds an image that is read alone).
         """
         worker = ray.get_runtime_context().get_actor_id()
         kind, what = payload
@@ -172,15 +174,23 @@ class PlanPart:
             (trained.long, tested.short),
             (trained.short, tested.long),
         )
+
+        def reading(images: int) -> float:
+            part = data.distillation.first(images)
+            return _seconds(lambda: deque(part.batches(trained.batch, shuffle_seed=0), maxlen=0))
+
         for jobs in packs:
             seconds(jobs, trained.long, tested.long)
         took = in_turn([partial(seconds, jobs, *each) for jobs in packs for each in lengths])
+        short, long = in_turn([partial(reading, trained.short), partial(reading, trained.long)])
+        read = max(float(np.median(np.subtract(long, short))), 0.0) / trained.images
         found = []
         for number in range(len(packs)):
             short, long, long_tested = took[3 * number : 3 * number + 3]
             image, validation = trained.slope(short, long), tested.slope(short, long_tested)
             own = float(np.median(short)) - trained.short * image - tested.short * validation
-            found.append({"image": image, "validation": validation, "own": max(own, 0.0)})
+            facts = {"image": image, "validation": validation, "reading": read}
+            found.append({**facts, "own": max(own, 0.0)})
         return found
 
     def network(self, specs: Sequence[BlockSpec]) -> dict[str, float]:

@@ -22,7 +22,11 @@ Module = TypeVar("Module", bound=nn.Module)
 T = TypeVar("T")
 
 _WARMUP_SHARE = 0.2  # of the steps, before the learning rate decays by a cosine
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,7 @@ class Descent:
             What the part adds to the batch's loss.
         """
         part = loss if share == 1 else loss * share
-        self.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(part).backward()
         return part.detach()
 
     def forget(self) -> None:
