@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from donna_ray.export.step import export_network
     from donna_ray.pipeline import check, run_steps
     from donna_ray.predictor.model import AccuracyPredictor
+    from donna_ray.reference.build import build_reference
     from donna_ray.reference.network import StagedNetwork
-    from donna_ray.reference.step import build_reference
     from donna_ray.run.run import Run
     from donna_ray.search.ask_tell import Search, SearchSetup
     from donna_ray.search.exact.accuracy import AccuracyModel
@@ -107,7 +107,7 @@ _HOMES = {
     "pipeline": "check run_steps",
     "predictor.model": "AccuracyPredictor",
     "reference.network": "StagedNetwork",
-    "reference.step": "build_reference",
+    "reference.build": "build_reference",
     "run.run": "Run",
     "search.ask_tell": "Search SearchSetup",
     "search.exact.accuracy": "AccuracyModel",

@@ -1,6 +1,13 @@
 """Errors that a user can act on. The command line prints their text alone and exits with 2."""
 
-__all__ = ["ConfigError", "DivergedError", "DonnaError", "MissingArtifactError", "RunLockedError"]
+__all__ = [
+    "ConfigError",
+    "DivergedError",
+    "DonnaError",
+    "MemoryLimitError",
+    "MissingArtifactError",
+    "RunLockedError",
+]
 
 
 class DonnaError(Exception):
@@ -13,6 +20,10 @@ class ConfigError(DonnaError):
 
 class DivergedError(DonnaError):
     """A training whose loss or logits are no longer finite: of one network, not of all."""
+
+
+class MemoryLimitError(DonnaError):
+    """What does not fit a worker's memory in the smallest parts: one block or network, not all."""
 
 
 class MissingArtifactError(DonnaError):

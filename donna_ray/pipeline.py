@@ -10,7 +10,8 @@ from donna_ray.config import RunConfig
 from donna_ray.data import check_data
 from donna_ray.distill.features import check_features
 from donna_ray.latency.farm import check_device, check_farm
-from donna_ray.reference.step import build_reference, reference_step
+from donna_ray.reference.build import build_reference
+from donna_ray.reference.step import reference_step
 from donna_ray.run.run import Run
 from donna_ray.space import build_space, check_name, check_space, register_modules
 from donna_ray.storage.artifacts import Artifact

@@ -25,12 +25,13 @@ from donna_ray.distill.pack import DistilledBlock, distill_pack
 from donna_ray.distill.students import BlockJob
 from donna_ray.finetune.work import distillation_loss
 from donna_ray.predictor.quality import tau
+from donna_ray.reference.build import build_reference
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import build_reference, calibrate
+from donna_ray.reference.work import calibrate
 from donna_ray.space import Stage, build_space
 from donna_ray.training.batchnorm import recalibrate
-from donna_ray.training.loop import accuracy, seeded
-from donna_ray.training.trainer import Trainer, on_labels
+from donna_ray.training.loop import accuracy, cross_entropy, seeded
+from donna_ray.training.trainer import Trainer
 
 NETWORKS = 12
 BLOCKS = 8  # of each stage
@@ -100,7 +101,7 @@ def _world() -> _World:
         reference, preprocessing = build_reference(config, load_weights=False)
     data = load_data(config.data, preprocessing)
     assert config.reference.training is not None
-    trainer = on_labels(reference, data, config.reference.training, seed=0)
+    trainer = Trainer(reference, data, config.reference.training, 0, cross_entropy)
     while not trainer.finished():
         trainer.train_epoch()
     reference.eval()

@@ -48,7 +48,8 @@ from donna_ray.distill.students import BlockJob  # noqa: E402
 from donna_ray.library.costs import pack_costs, seconds_of  # noqa: E402
 from donna_ray.library.step import library_jobs, library_store  # noqa: E402
 from donna_ray.library.work import DistillPack  # noqa: E402
-from donna_ray.reference.step import reference_step, space_of  # noqa: E402
+from donna_ray.reference.load import space_of  # noqa: E402
+from donna_ray.reference.step import reference_step  # noqa: E402
 from donna_ray.run.run import Run  # noqa: E402
 from donna_ray.space import check_space  # noqa: E402
 from donna_ray.storage.artifacts import Artifact  # noqa: E402

@@ -41,11 +41,13 @@ from donna_ray.distill.features import FeatureCache
 from donna_ray.distill.pack import DistilledBlock, distill_pack
 from donna_ray.distill.precision import measured_precision, step_cost
 from donna_ray.distill.students import BlockJob
+from donna_ray.reference.build import build_reference
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import build_reference, calibrate
+from donna_ray.reference.work import calibrate
 from donna_ray.run.run import Run
 from donna_ray.space import build_block, build_space
-from donna_ray.training.loop import Precision, network_input, seeded
+from donna_ray.training.engine import Engine, Precision
+from donna_ray.training.loop import seeded
 from donna_ray.workers.spread import Unit, spread
 
 THREADS = 2
@@ -143,8 +145,8 @@ def _some(split: Split, count: int) -> Split:
 
 
 def _in_memory(split: Split) -> list[Tensor]:
-    cpu = torch.device("cpu")
-    return [network_input(images, cpu) for images, _ in split.batches(BATCH)]
+    engine = Engine(torch.device("cpu"))
+    return [engine.images(images) for images, _ in split.batches(BATCH)]
 
 
 def _write_images(folder: Path) -> None:

@@ -41,7 +41,7 @@ from donna_ray.config import RunConfig, SearchConfig
 from donna_ray.latency.figures import Latency, surely_ms
 from donna_ray.latency.lowering import Lowering
 from donna_ray.predictor.model import Floats
-from donna_ray.reference.step import build_reference
+from donna_ray.reference.build import build_reference
 from donna_ray.search.ask_tell import Search, SearchSetup
 from donna_ray.search.exact.front import nondominated
 from donna_ray.search.study.ledger import measured

@@ -46,8 +46,8 @@ from donna_ray.distill.pack import DistilledPack, distill_pack
 from donna_ray.distill.precision import measured_precision
 from donna_ray.distill.students import BlockJob
 from donna_ray.library.costs import _measured
+from donna_ray.reference.build import build_reference
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import build_reference
 from donna_ray.space import build_block, build_space
 from donna_ray.training.loop import seeded
 

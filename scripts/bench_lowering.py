@@ -18,7 +18,7 @@ from donna_ray.config import load_config, shipped_config
 from donna_ray.finetune.assemble import untrained
 from donna_ray.latency.lowering import Lowering
 from donna_ray.onnx_export import export_onnx
-from donna_ray.reference.step import build_reference
+from donna_ray.reference.build import build_reference
 from donna_ray.space import BlockSpec, build_space
 
 CANDIDATES = 30

@@ -32,7 +32,7 @@ from bench_predictor_config import config_of
 from bench_predictor_report import Curve, render, summary, table_of
 from rich.console import Console
 
-from donna_ray.config import RunConfig, TrainingConfig
+from donna_ray.config import ReferenceTraining, RunConfig
 from donna_ray.data import load_data
 from donna_ray.finetune.assemble import block_keys, choice_table, library_space, untrained
 from donna_ray.finetune.step import finetune, jobs_of
@@ -42,14 +42,15 @@ from donna_ray.predictor.design import design, information_gain
 from donna_ray.predictor.fitting import fit, predicted_by_fit
 from donna_ray.predictor.model import Floats
 from donna_ray.predictor.quality import kendall_tau, quality, tau
-from donna_ray.reference.step import build_reference, reference_step
+from donna_ray.reference.build import build_reference
+from donna_ray.reference.step import reference_step
 from donna_ray.run.run import Run
 from donna_ray.space import Architecture, SearchSpace, encode
 from donna_ray.storage.artifacts import Artifact, digest, write_json
 from donna_ray.storage.records import RecordStore
 from donna_ray.training.batchnorm import recalibrate
-from donna_ray.training.loop import accuracy, seeded
-from donna_ray.training.trainer import on_labels
+from donna_ray.training.loop import accuracy, cross_entropy, seeded
+from donna_ray.training.trainer import Trainer
 from donna_ray.workers.spread import Unit, spread
 
 TYPICAL = 4096  # random architectures, which stand for the space
@@ -293,7 +294,7 @@ class _Scratch:
 
     key: str
     job: FinetuneJob
-    recipe: TrainingConfig
+    recipe: ReferenceTraining
 
     @classmethod
     def of(cls, config: RunConfig, job: FinetuneJob, factor: int) -> "_Scratch":
@@ -323,7 +324,7 @@ class _Train:
         with seeded(self._config.seed):
             network = untrained(reference, scratch.job.specs)
         network.requires_grad_(True)
-        trainer = on_labels(network, data, scratch.recipe, seed=self._config.seed)
+        trainer = Trainer(network, data, scratch.recipe, self._config.seed, cross_entropy)
         while not trainer.finished():
             trainer.train_epoch()
         recalibrate(network, data.calibration)  # as finetuning does

@@ -23,10 +23,11 @@ from donna_ray.data import ImageData, Split, load_data
 from donna_ray.distill.pack import DistilledBlock, distill_pack
 from donna_ray.distill.racing import Entrant, losers
 from donna_ray.distill.students import BlockJob
-from donna_ray.reference.step import build_reference, calibrate
+from donna_ray.reference.build import build_reference
+from donna_ray.reference.work import calibrate
 from donna_ray.space import build_space, check_space
-from donna_ray.training.loop import seeded
-from donna_ray.training.trainer import on_labels
+from donna_ray.training.loop import cross_entropy, seeded
+from donna_ray.training.trainer import Trainer
 
 SHARES = (0.125, 0.25, 0.5)
 MARGINS = (0.0, 0.05, 0.1, 0.3)
@@ -83,7 +84,7 @@ def _distilled(config: RunConfig, images: int | None) -> tuple[list[list[str]], 
         reference, preprocessing = build_reference(config, load_weights=False)
     data = _some(load_data(config.data, preprocessing), images)
     assert config.reference.training is not None
-    trainer = on_labels(reference, data, config.reference.training, seed=0)
+    trainer = Trainer(reference, data, config.reference.training, 0, cross_entropy)
     while not trainer.finished():
         trainer.train_epoch()
     reference.eval()

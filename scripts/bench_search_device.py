@@ -13,7 +13,7 @@ from donna_ray.config import DeviceConfig, RunConfig, SearchConfig
 from donna_ray.latency.farm import start_farm
 from donna_ray.latency.lowering import Lowering
 from donna_ray.predictor.model import Floats
-from donna_ray.reference.step import build_reference
+from donna_ray.reference.build import build_reference
 from donna_ray.search.ask_tell import SearchSetup
 from donna_ray.search.exact.accuracy import AccuracyModel
 from donna_ray.search.study.problem import KnownCost, SearchProblem

@@ -44,13 +44,14 @@ from donna_ray.predictor.design import design
 from donna_ray.predictor.fitting import fit
 from donna_ray.predictor.model import Floats
 from donna_ray.predictor.quality import tau
+from donna_ray.reference.build import build_reference
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import build_reference, calibrate
+from donna_ray.reference.work import calibrate
 from donna_ray.search.exact.front import nondominated
 from donna_ray.space import SearchSpace, Stage, build_space, encode
 from donna_ray.training.batchnorm import recalibrate
-from donna_ray.training.loop import accuracy, seeded
-from donna_ray.training.trainer import Trainer, on_labels
+from donna_ray.training.loop import accuracy, cross_entropy, seeded
+from donna_ray.training.trainer import Trainer
 
 SEEDS, BLOCKS, SAMPLES, CANDIDATES, RACED = 3, 10, 16, 32, 8
 CALIBRATION, CHOOSING = 256, 400  # images for BatchNorm; those by which all ways choose
@@ -90,7 +91,7 @@ class World:
         )
         self.seed = seed
         assert config.reference.training is not None
-        trainer = on_labels(self.reference, data, config.reference.training, seed)
+        trainer = Trainer(self.reference, data, config.reference.training, seed, cross_entropy)
         while not trainer.finished():
             trainer.train_epoch()
         self.reference.eval().requires_grad_(False)

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from donna_ray.config import SpaceConfig, load_config, shipped_config
-from donna_ray.reference.step import cut_reference
+from donna_ray.reference.build import cut_reference
 from donna_ray.reference.timm_models import create_timm_model
 from donna_ray.space import SearchSpace, build_block, build_space, check_space, encode
 

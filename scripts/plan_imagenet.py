@@ -4,8 +4,8 @@
 (500 x 375) as the plan's passes read, in ten classes. Then the plan is computed for ImageNet's own
 numbers of images: 1,281,167 to train and distil on, 50,000 to validate. Measured is thus what an
 image costs; supposed is that ImageNet's are read as quickly, from memory or a disk that keeps up.
-The reference is taken to be pretrained: its step is a pass over all images on the CPUs of this
-machine.
+The reference is taken to be pretrained: its step is a pass over 50,000 training images and all of
+the validation, in parts on the workers, which are taken to be as quick as this process.
 
     python scripts/plan_imagenet.py [--nodes 1,2,4,8] [--price-per-node-hour 3.06] [--set A.B=C …]
 
@@ -27,13 +27,16 @@ from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.pipeline import check
 from donna_ray.plan.measure import measured_plan
 from donna_ray.plan.parts import batches_read
-from donna_ray.plan.plan import Images, Rates
-from donna_ray.reference.step import calibrate, data_of, load_reference, reference_step
+from donna_ray.plan.plan import Images, Rates, ReferenceCost
+from donna_ray.reference.load import data_of, load_reference
+from donna_ray.reference.step import reference_step
+from donna_ray.reference.work import calibrate
 from donna_ray.run.run import Run
 
 IMAGENET = Images(train=1_281_167, distillation=1_281_167, validation=50_000, calibration=16_384)
 SIZE = (500, 375)
 CLASSES = 10
+VARIANCE, PART = 50_000, 4_096  # images for the variances, and of a part on a worker
 DISTINCT = 50  # the others are links to these
 IDLE_S = 600.0
 
@@ -58,7 +61,7 @@ def stand_in(folder: Path, count: int) -> None:
 
 
 def pass_seconds(run: Run) -> float:
-    """An image in the reference's step, on this machine's CPUs."""
+    """An image in the reference's step, in this process."""
     artifact = reference_step(run)
     reference, _ = load_reference(run.config, artifact)
     images = data_of(run.config, artifact).validation
@@ -91,7 +94,9 @@ def main() -> None:
         check(config)
         with Run(config, folder / "run") as run:
             plan = measured_plan(run)
-            reference = pass_seconds(run) * (IMAGENET.train + IMAGENET.validation)
+            part = pass_seconds(run) * PART
+    parts = (part,) * ((VARIANCE + IMAGENET.validation) // PART)
+    reference = ReferenceCost(plan.costs.reference.own, parts=parts)
     plan = replace(plan, images=IMAGENET, costs=replace(plan.costs, reference=reference))
     print(f"measured here, in seconds: {plan.costs}")
     rates = Rates(IDLE_S, given.price_per_node_hour)

@@ -12,6 +12,8 @@ from donna_ray.run.folder import run_folder
 
 __all__ = ["plan"]
 
+_LIMITING = 0.7  # of an image's time
+
 
 def plan(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")],
@@ -58,8 +60,20 @@ def plan(
             f"Each line presumes its own cluster.workers (--set); here it is {workers}. Node-hours "
             f"and price: nodes that a step asks for, and {idle_minutes:g} minutes idle when it no "
             f"longer does; {f'with the head at {head:g} an hour' if head else 'no head'}; not "
-            "their boot."
+            "their boot. Busy: of the time of all workers, what goes into a step's units."
         )
+        print(_loaders(loaded.data.loader_workers, made.costs.pack.reading, made.reading_share()))
+
+
+def _loaders(processes: int, seconds: float, share: float) -> str:
+    """What the images' reading takes, and whether it limits the library."""
+    text = (
+        f"A worker reads {1 / max(seconds, 1e-9):,.0f} images a second (data.loader_workers: "
+        f"{processes}), which is {share:.0%} of the time of an image in an average pack"
+    )
+    if share < _LIMITING:
+        return f"{text}."
+    return f"{text}: the loaders limit the library. Raise data.loader_workers and cpus_per_worker."
 
 
 def _sizes(text: str) -> list[int]:

@@ -69,9 +69,12 @@ def print_plan(lines: Sequence[Facts]) -> None:
 
 
 def _asked(line: Facts, step: str) -> str:
-    """A step's time, and how many nodes it asks for where it could have more."""
+    """A step's time, how many nodes it asks for where it could have more, and how busy its workers
+    are."""
     time, nodes = _duration(line["seconds"][step]), line["nodes_asked"][step]
-    return f"{time} on {nodes}" if 0 < nodes < line["nodes"] else time
+    some = f" on {nodes}" if 0 < nodes < line["nodes"] else ""
+    busy = line["busy_share"][step]
+    return f"{time}{some}, {busy:.0%} busy" if busy else f"{time}{some}"
 
 
 def _duration(seconds: float) -> str:

@@ -45,6 +45,7 @@ __all__ = [
     "PredictorConfig",
     "RacingConfig",
     "ReferenceConfig",
+    "ReferenceTraining",
     "RunConfig",
     "SpaceConfig",
     "StageConfig",
@@ -126,6 +127,40 @@ class DataConfig(Section):
         return self
 
 
+class FinetuneRecipe(TrainingConfig):
+    """How an assembled network is finetuned: KL to the teacher plus cross entropy.
+
+    `schedule` of the learning rate: `one_cycle` goes up to the peak and down, `cosine` from the
+    peak down. With `ema_decay` the network is the moving average of its weights over the steps.
+    `precision` is `fp32`, `bf16` or `fp16` (autocast, for GPUs without bfloat16) or `auto`: what a
+    short measurement on a worker shows to be faster. `patience` stops after so many epochs without
+    a better accuracy on the validation images, and takes the best epoch's weights.
+    `workers_per_network` workers train one network together, each on its part of every batch.
+    """
+
+    schedule: Literal["one_cycle", "cosine"] = "one_cycle"
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    patience: PositiveInt | None = None
+    workers_per_network: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _batch_is_shared_out(self) -> "FinetuneRecipe":
+        workers = self.workers_per_network
+        if workers > 1 and (self.batch_size % workers or self.batch_size < 2 * workers):
+            raise ValueError(
+                "must have a batch_size that is a multiple of workers_per_network, and at least "
+                f"twice it, but has {self.batch_size} and {workers}; change one of them"
+            )
+        return self
+
+
+class ReferenceTraining(FinetuneRecipe):
+    """How the reference is trained on the labels: with the settings of a network's finetuning."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+
 class ReferenceConfig(Section):
     """The teacher: any timm model that can be cut, and where its weights come from.
 
@@ -138,7 +173,7 @@ class ReferenceConfig(Section):
     model: str = "donna_digits"
     weights: str = "train"
     stages: Annotated[list[ModuleNames], Field(min_length=1)] | None = None
-    training: TrainingConfig | None = None
+    training: ReferenceTraining | None = None
 
     @field_validator("weights")
     @classmethod
@@ -234,8 +269,9 @@ class LibraryConfig(TrainingConfig):
     its memory holds (64 at most). `racing` pauses bad blocks early. `recipes` says, by block
     family, what differs there. `features` keeps the reference's features of the images instead of
     computing them in every pass, in `memory` or on `disk` (needs data.augmentation null).
-    `precision` is `fp32`, `bf16` (autocast) or `auto`: what a short measurement on a worker shows
-    to be faster. `store` is where blocks are kept, any fsspec URL; null is the run folder.
+    `precision` is `fp32`, `bf16` or `fp16` (autocast, for GPUs without bfloat16) or `auto`: what a
+    short measurement on a worker shows to be faster. `store` is where blocks are kept, any fsspec
+    URL; null is the run folder.
     """
 
     steps: PositiveInt | None = None
@@ -243,7 +279,7 @@ class LibraryConfig(TrainingConfig):
     racing: RacingConfig | None = None
     recipes: dict[str, FamilyRecipe] = Field(default_factory=dict)
     features: Literal["compute", "memory", "disk"] = "compute"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     store: FolderOrUrl | None = None
 
     def recipe_of(self, family: str) -> TrainingConfig:
@@ -251,34 +287,6 @@ class LibraryConfig(TrainingConfig):
         own = self.recipes.get(family, FamilyRecipe()).model_dump(exclude_none=True)
         common = {name: getattr(self, name) for name in TrainingConfig.model_fields}
         return TrainingConfig(**{**common, **own})
-
-
-class FinetuneRecipe(TrainingConfig):
-    """How an assembled network is finetuned: KL to the teacher plus cross entropy.
-
-    `schedule` of the learning rate: `one_cycle` goes up to the peak and down, `cosine` from the
-    peak down. With `ema_decay` the network is the moving average of its weights over the steps.
-    `precision` is `fp32`, `bf16` (autocast) or `auto`: what a short measurement on a worker shows
-    to be faster. `patience` stops after so many epochs without a better accuracy on the validation
-    images, and takes the best epoch's weights. `workers_per_network` workers train one network
-    together, each on its part of every batch.
-    """
-
-    schedule: Literal["one_cycle", "cosine"] = "one_cycle"
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    patience: PositiveInt | None = None
-    workers_per_network: PositiveInt = 1
-
-    @model_validator(mode="after")
-    def _batch_is_shared_out(self) -> "FinetuneRecipe":
-        workers = self.workers_per_network
-        if workers > 1 and (self.batch_size % workers or self.batch_size < 2 * workers):
-            raise ValueError(
-                "must have a batch_size that is a multiple of workers_per_network, and at least "
-                f"twice it, but has {self.batch_size} and {workers}; change one of them"
-            )
-        return self
 
 
 class PredictorConfig(FinetuneRecipe):
@@ -356,8 +364,13 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _networks_find_their_workers(self) -> "RunConfig":
-        for name, recipe in (("predictor", self.predictor), ("finetune", self.finetune)):
-            if recipe.workers_per_network > self.cluster.workers:
+        recipes: dict[str, FinetuneRecipe | None] = {
+            "reference.training": self.reference.training,
+            "predictor": self.predictor,
+            "finetune": self.finetune,
+        }
+        for name, recipe in recipes.items():
+            if recipe is not None and recipe.workers_per_network > self.cluster.workers:
                 raise ValueError(
                     f"{name}.workers_per_network must be at most cluster.workers, but is "
                     f"{recipe.workers_per_network} of {self.cluster.workers}; raise the one or "

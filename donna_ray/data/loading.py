@@ -85,7 +85,7 @@ def load_data(config: DataConfig, preprocessing: dict[str, Any]) -> ImageData:
     Args:
         config: where they are.
         preprocessing: timm's data configuration of the reference (input_size, mean, std,
-            interpolation, crop_pct).
+            interpolation, crop_pct, crop_mode).
 
     Raises:
         ConfigError: they cannot be opened, or their classes or the augmentation are wrong.

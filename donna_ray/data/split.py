@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -16,20 +17,20 @@ from donna_ray.data.files import TOLERATED_SHARE
 from donna_ray.data.images import Batch, ImageStream, SeededPass, collate, derived_seed, rebatched
 from donna_ray.errors import DonnaError
 
-__all__ = ["ImageData", "Split", "batches_read"]
+__all__ = ["ImageData", "Split", "images_read"]
 
 _NAMED = 5  # broken images in the message
-_batches = 0
+_images = 0
 
 
-def batches_read() -> int:
-    """How many batches of any split this process has read: a sign that it moves."""
-    return _batches
+def images_read() -> int:
+    """How many images of any split this process has read: a sign that it moves, and how far."""
+    return _images
 
 
-def _count_batch() -> None:
-    global _batches
-    _batches += 1
+def _count(images: int) -> None:
+    global _images
+    _images += images
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Split:
         classes: labels are 0 to classes - 1; None accepts any label.
         limit: the most images, the first ones; None is all of them.
         part: rank and size of a ``shard``.
+        rows: indices of the images, where they are a ``portion``.
         folder_sizes: how many files each folder has, where the images are files.
         broken: why an image could not be read, by its name, of all passes so far.
     """
@@ -53,16 +55,34 @@ class Split:
     classes: int | None = None
     limit: int | None = None
     part: tuple[int, int] = (0, 1)
+    rows: NDArray[np.int64] | None = field(default=None, compare=False)
     folder_sizes: Mapping[str, int] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
-        size = len(self.dataset)  # type: ignore[arg-type]
+        size = len(self.dataset if self.rows is None else self.rows)  # type: ignore[arg-type]
         return size if self.limit is None else min(self.limit, size)
 
     def first(self, limit: int) -> "Split":
         """Its first images, at most so many."""
         return replace(self, limit=limit, broken={})
+
+    def portions(self, size: int, most: int | None = None) -> list["Split"]:
+        """Disjoint parts of about `size` images, each a mixture of all; a stream is one part.
+
+        Args:
+            size: of a part; one that is twice as large is two.
+            most: so many images, chosen at random but always the same; None is all. Of a stream
+                they are the first of a pass.
+        """
+        count = len(self) if most is None else min(most, len(self))
+        parts = max(count // size, 1)
+        if isinstance(self.dataset, ImageStream):
+            return [self if count == len(self) else self.first(count)]
+        if parts == 1 and count == len(self):
+            return [self]
+        rows = np.sort(np.random.default_rng(0).permutation(len(self))[:count])
+        return [replace(self, rows=rows[number::parts], broken={}) for number in range(parts)]
 
     def shard(self, rank: int, size: int) -> "Split":
         """Every `size`-th image of each batch: together the shards make the batches of the split.
@@ -80,7 +100,7 @@ class Split:
         epoch: int = 0,
         start: int = 0,
     ) -> Iterator[Batch]:
-        """One pass, without the images that cannot be read; ``batches_read`` counts them.
+        """One pass, without the images that cannot be read; ``images_read`` counts the others.
 
         Args:
             batch_size: images a batch; a shuffled pass leaves out the last one if it is not full
@@ -94,7 +114,7 @@ class Split:
                 of range; or a stream stopped or had another number of images than it said.
         """
         for batch in self._batches(batch_size, shuffle_seed, epoch, start):
-            _count_batch()
+            _count(len(batch[1]))
             yield batch
 
     def _batches(
@@ -127,6 +147,8 @@ class Split:
             np.random.default_rng([shuffle_seed, epoch]).shuffle(order)
             order = order[: self.steps(batch_size) * batch_size]
         rank, size = self.part
+        if self.rows is not None:
+            order = self.rows[order]
         starts = range(0, len(order), batch_size)
         return [order[start : start + batch_size][rank::size] for start in starts]
 

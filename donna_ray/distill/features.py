@@ -1,14 +1,14 @@
 """The reference's features of images: computed in every pass, or kept.
 
-Features number 0 are the stem's output and number n + 1 the output of stage n: float32 on the
-reference's device, (N, C, H, W) in channels-last order or (N, tokens, C).
+Features number 0 are the stem's output and number n + 1 the output of stage n, on the reference's
+device, (N, C, H, W) in channels-last order or (N, tokens, C). They are float32, but for those that
+are computed for a training in another precision.
 """
 
 import mmap
 import os
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -22,9 +22,16 @@ from donna_ray.data.sources import kind_of
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.training.batchnorm import calibration_batches
-from donna_ray.training.loop import device_of, network_input
+from donna_ray.training.engine import Engine, MemoryBatch
 
-__all__ = ["ComputedFeatures", "FeatureCache", "FeatureSource", "Features", "check_features"]
+__all__ = [
+    "ComputedFeatures",
+    "FeatureCache",
+    "FeatureSource",
+    "Features",
+    "Teacher",
+    "check_features",
+]
 
 Features = dict[int, Tensor]
 """Of a batch of images, by number."""
@@ -74,10 +81,17 @@ def check_features(config: RunConfig) -> None:
 
 
 class ComputedFeatures:
-    """Decodes the images and runs the reference, no further than needed, in every pass."""
+    """Decodes the images and runs the reference, no further than needed, in every pass.
 
-    def __init__(self, reference: StagedNetwork, data: ImageData) -> None:
-        self._reference, self._data = reference, data
+    Args:
+        reference: in eval mode, without gradients.
+        data: the images.
+        engine: of the training, whose passes are in its precision; the others are in float32.
+    """
+
+    def __init__(self, reference: StagedNetwork, data: ImageData, engine: Engine) -> None:
+        self._data = data
+        self._teach, self._measure = Teacher(reference, engine), Teacher(reference)
 
     def steps(self, batch_size: int) -> int:
         """See ``FeatureSource``."""
@@ -89,17 +103,17 @@ class ComputedFeatures:
         """See ``FeatureSource``."""
         split = self._data.distillation
         for images, _ in split.batches(batch_size, shuffle_seed=seed, epoch=epoch, start=start):
-            yield _forward(self._reference, images, max(numbers))
+            yield self._teach(images, numbers)
 
     def calibration(self, numbers: Collection[int]) -> Iterator[Features]:
         """See ``FeatureSource``."""
         for images in calibration_batches(self._data.distillation_plain):
-            yield _forward(self._reference, images, max(numbers))
+            yield self._measure(images, numbers)
 
     def validation(self, batch_size: int, numbers: Collection[int]) -> Iterator[Features]:
         """See ``FeatureSource``."""
         for images, _ in self._data.validation.batches(batch_size):
-            yield _forward(self._reference, images, max(numbers))
+            yield self._measure(images, numbers)
 
 
 class FeatureCache:
@@ -131,7 +145,9 @@ class FeatureCache:
             DonnaError: the disk is full, or a feature is too large for float16.
         """
         training = _table(reference, data.distillation_plain, folder)
-        return cls(training, _table(reference, data.validation, folder), device_of(reference))
+        return cls(
+            training, _table(reference, data.validation, folder), Engine.of(reference).device
+        )
 
     def steps(self, batch_size: int) -> int:
         """See ``FeatureSource``."""
@@ -161,26 +177,46 @@ class FeatureCache:
         return rows.to(self._device).float().movedim(-1, 1 if rows.ndim == 4 else -1)
 
 
-@torch.no_grad()
-def _forward(reference: StagedNetwork, images: Tensor, last: int) -> Features:
-    """The features up to number `last`."""
-    values = network_input(images, device_of(reference))
-    features = {}
-    for number, part in enumerate(islice((reference.stem, *reference.stages), last + 1)):
-        values = part(values)
-        if values.ndim == 4:
-            values = values.contiguous(memory_format=torch.channels_last)
-        features[number] = values
-    return features
+class Teacher:
+    """The reference's forward, on as many images at once as the memory holds.
+
+    Args:
+        reference: in eval mode, without gradients.
+        engine: in whose precision; None is float32.
+    """
+
+    def __init__(self, reference: StagedNetwork, engine: Engine | None = None) -> None:
+        self._parts = reference.stem, *reference.stages
+        self._engine = engine or Engine.of(reference)
+        self._memory = MemoryBatch()
+
+    def __call__(self, images: Tensor, numbers: Collection[int]) -> Features:
+        """The features of these numbers."""
+        found = self._memory.each(len(images), lambda rows: self._forward(images[rows], numbers))
+        if len(found) == 1:
+            return found[0]
+        return {number: torch.cat([part[number] for part in found]) for number in numbers}
+
+    @torch.no_grad()
+    def _forward(self, images: Tensor, numbers: Collection[int]) -> Features:
+        values, features = self._engine.images(images), {}
+        with self._engine.autocast():
+            for number, part in enumerate(self._parts[: max(numbers) + 1]):
+                values = part(values)
+                if number in numbers:
+                    is_map = values.ndim == 4
+                    order = torch.channels_last if is_map else torch.contiguous_format
+                    features[number] = values.contiguous(memory_format=order)
+        return features
 
 
 def _table(reference: StagedNetwork, split: Split, folder: Path | None) -> list[Tensor]:
     """(images, H, W, C) or (images, tokens, C) of each number, float16."""
     shapes = [reference.shapes[0].input, *(shape.output for shape in reference.shapes)]
     table = [_new_rows(len(split), _channels_last(shape), folder) for shape in shapes]
-    count = 0
+    teacher, count = Teacher(reference), 0
     for images, _ in split.batches(_BATCH):
-        for number, values in _forward(reference, images, len(shapes) - 1).items():
+        for number, values in teacher(images, range(len(shapes))).items():
             rows = values.movedim(1, -1) if values.ndim == 4 else values
             _fill(table[number][count : count + len(images)], rows, number)
         count += len(images)

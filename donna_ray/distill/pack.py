@@ -4,11 +4,12 @@ One decode and one forward of the reference serve all blocks of the pack, of wha
 (``students`` has the loss).
 """
 
-import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count, islice
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,12 @@ from donna_ray.distill.features import ComputedFeatures, FeatureCache, Features,
 from donna_ray.distill.students import BlockJob, Cohort, Student, TrainingState, new_student
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.training.batchnorm import recalibrating
-from donna_ray.training.loop import device_of, seeded
+from donna_ray.training.engine import Engine
+from donna_ray.training.loop import CHECK_EVERY, Keeper, numbered, seeded
 
 __all__ = ["DistilledBlock", "DistilledPack", "distill_pack"]
 
-_CHECK_EVERY = 20  # steps; to read a loss makes a GPU wait, and so does the clock
+_FAIR_BATCH = 32  # images; BatchNorm's statistics of fewer are poor, so a pack is rather halved
 _JUDGED_SHARE = 0.25  # of the steps so far: their losses are what a block in a race is judged by
 
 
@@ -74,8 +76,11 @@ def distill_pack(
     learning_rate_factor: float = 1.0,
     share: float = 1.0,
     states: Mapping[str, TrainingState] = {},
+    keep: Callable[[Mapping[str, TrainingState]], object] | None = None,
 ) -> DistilledPack:
     """Train the blocks of a pack side by side and measure their NSR.
+
+    A step of a block that does not fit the memory is done in parts (``MemoryBatch``).
 
     A block whose loss is no longer finite is trained no further, and its failure reported; no
     block's result depends on another. One that was stopped and goes on ends with the bits of one
@@ -86,30 +91,32 @@ def distill_pack(
         variance: of each stage's output, (channels,) each.
         jobs: the blocks; they leave their input as it is (``check_space``).
         data: the distillation images, and the held-out ones of the NSR that is recorded.
-        config: the batch size, each family's recipe, and the precision of the training (`fp32` or
-            `bf16`; the loss and the recorded NSR are always of float32).
+        config: the batch size, each family's recipe, and the precision of the training, the
+            reference's forward included (the loss and the recorded NSR are always of float32).
         seed: of the images' order and, with the key, of a block's weights and dropout.
         cache: features of the same data; None computes them.
         learning_rate_factor: multiplies every peak learning rate.
         share: of its training after which each block is stopped, over 0 and at most 1.
         states: what blocks that were stopped before go on from, by key.
+        keep: called every few minutes with the states of the blocks, by key.
 
     Raises:
         ValueError: the precision is `auto`, which ``measured_precision`` turns into one.
+        MemoryLimitError: a step does not fit in parts of 32 images, or of 2 of a single block.
     """
-    if config.precision == "auto":
-        raise ValueError("config.precision must be 'fp32' or 'bf16' here, but is 'auto'")
-    started = time.perf_counter()
-    source = ComputedFeatures(reference, data) if cache is None else cache
-    clock = _Clock(device_of(reference))
+    engine, started = Engine.of(reference).at(config.precision), time.perf_counter()
+    source = ComputedFeatures(reference, data, engine) if cache is None else cache
+    clock, smallest = _Clock(engine.device), _FAIR_BATCH if len(jobs) > 1 else 2
     with seeded(seed):
         students = [
-            new_student(reference, variance, job, seed, states.get(job.key)) for job in jobs
+            new_student(reference, variance, job, seed, states.get(job.key), smallest)
+            for job in jobs
         ]
-        cohorts = _cohorts(students, config, source, learning_rate_factor, share)
-        for number, features in _steps(cohorts, config, source, seed, clock):
+        cohorts = _cohorts(students, config, source, learning_rate_factor, share, engine)
+        keeper = None if keep is None else Keeper(lambda steps: keep(_states(cohorts, steps)))
+        for number, features in _steps(cohorts, config, source, seed, clock, keeper):
             for cohort in cohorts:
-                cohort.train_step(features, number, config.precision)
+                cohort.train_step(features, number)
         for student in students:
             student.block.eval()
         if share == 1:
@@ -123,8 +130,7 @@ def distill_pack(
 
 
 def _stopped(students: Sequence[Student], cohorts: Sequence[Cohort]) -> list[DistilledBlock]:
-    states = {student.job.key: state for cohort in cohorts for student, state in cohort.states()}
-    blocks = []
+    states, blocks = _states(cohorts), []
     for student in students:
         judged = student.history[-math.ceil(_JUDGED_SHARE * len(student.history)) :]
         nsr = sum(judged) / len(judged) if student.failure is None else None
@@ -133,20 +139,27 @@ def _stopped(students: Sequence[Student], cohorts: Sequence[Cohort]) -> list[Dis
     return blocks
 
 
+def _states(cohorts: Sequence[Cohort], steps: int | None = None) -> dict[str, TrainingState]:
+    """By key; see ``Cohort.states``."""
+    return {student.job.key: state for cohort in cohorts for student, state in cohort.states(steps)}
+
+
 def _cohorts(
     students: Iterable[Student],
     config: LibraryConfig,
     source: FeatureSource,
     factor: float,
     share: float,
+    engine: Engine,
 ) -> list[Cohort]:
-    groups: dict[tuple[TrainingConfig, int], list[Student]] = {}
+    groups: dict[tuple[TrainingConfig, int, str], list[Student]] = {}
     for student in students:
         recipe = config.recipe_of(student.job.spec.family)
         scaled = recipe.model_copy(update={"learning_rate": factor * recipe.learning_rate})
-        groups.setdefault((scaled, student.start), []).append(student)
+        own = student.job.key if engine.precision == "fp16" else ""  # a scale leaves steps out
+        groups.setdefault((scaled, student.start, own), []).append(student)
     steps = source.steps(config.batch_size)
-    return [Cohort(group, recipe, steps, share) for (recipe, _), group in groups.items()]
+    return [Cohort(group, recipe, steps, share, engine) for (recipe, *_), group in groups.items()]
 
 
 def _steps(
@@ -155,8 +168,9 @@ def _steps(
     source: FeatureSource,
     seed: int,
     clock: "_Clock",
+    keeper: Keeper | None,
 ) -> Iterator[tuple[int, Features]]:
-    """The numbers of the steps from 1, and their features; losses are checked now and then."""
+    """The numbers of the steps from 1, and their features; see ``numbered``."""
     steps = source.steps(config.batch_size)
     first, last = min(each.start for each in cohorts), max(each.stop for each in cohorts)
     for epoch in range(first // steps, math.ceil(last / steps)):
@@ -164,17 +178,12 @@ def _steps(
         students = [one for each in cohorts for one in each.trained_in(before + 1, before + steps)]
         if not students:
             continue
-        skipped = max(first - before, 0)
+        start = max(first - before, 0)
         batches = source.training(
-            config.batch_size, _numbers(students), seed=seed, epoch=epoch, start=skipped
+            config.batch_size, _numbers(students), seed=seed, epoch=epoch, start=start
         )
-        for number, features in clock.timed(batches, before + skipped + 1):
-            yield number, features
-            if number % _CHECK_EVERY == 0:
-                _check_losses(students)
-            if number == last:
-                break
-        _check_losses(students)
+        timed = clock.timed(islice(batches, last - before - start), before + start + 1)
+        yield from numbered(timed, before + start + 1, partial(_check_losses, students), keeper)
 
 
 class _Clock:
@@ -187,16 +196,16 @@ class _Clock:
         self._device = device
         self._reference = self._blocks = 0.0
 
-    def timed(self, batches: Iterator[Features], first: int) -> Iterator[tuple[int, Features]]:
-        """The batches, with the numbers of their steps."""
-        for number in itertools.count(first):
-            timed = number % _CHECK_EVERY == 2
+    def timed(self, batches: Iterator[Features], first: int) -> Iterator[Features]:
+        """The batches; `first` is the number of their first step."""
+        for number in count(first):
+            timed = number % CHECK_EVERY == 2
             started = self._now() if timed else 0.0
             features = next(batches, None)
             if features is None:
                 return
             ready = self._now() if timed else 0.0
-            yield number, features
+            yield features
             if timed:
                 self._reference += ready - started
                 self._blocks += self._now() - ready

@@ -20,7 +20,7 @@ from donna_ray.distill.features import Features
 from donna_ray.reference.network import StagedNetwork, channel_sums
 from donna_ray.space import BlockSpec, StageShape, block_family, build_block
 from donna_ray.space.inherit import inherit
-from donna_ray.training.loop import device_of, optimise
+from donna_ray.training.engine import Descent, Engine, MemoryBatch
 
 __all__ = [
     "BlockJob",
@@ -34,6 +34,7 @@ __all__ = [
 
 _DEAD_CHANNEL = 1e-6  # share of the largest variance under which a channel carries no signal
 _SLOTS = ("exp_avg", "exp_avg_sq", "step")  # of AdamW's state
+_SCALE = ("scale", "_growth_tracker")  # of a gradient scaler's
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class TrainingState:
     Attributes:
         steps: that were done.
         tensors: `block.NAME` of the block's state_dict; `exp_avg.NAME`, `exp_avg_sq.NAME` and
-            `step.NAME` of the optimizer.
+            `step.NAME` of the optimizer; `losses`, of each step; in fp16 `scale`, of the gradients,
+            and for how many steps it was good.
     """
 
     steps: int
@@ -80,10 +82,12 @@ def noise_to_signal(output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         output: of the block, (N, C, H, W) or (N, tokens, C).
-        target: the reference's, float32, same shape.
+        target: the reference's, same shape.
         weights: of ``inverse_variance``, (C,).
     """
-    noise = channel_sums((output.float() - target).square()) * (len(weights) / output.numel())
+    noise = channel_sums((output.float() - target.float()).square()) * (
+        len(weights) / output.numel()
+    )
     return (noise * weights).sum()
 
 
@@ -99,6 +103,7 @@ class Student:
         history: the losses that were checked.
         nsr: on the validation images, once it is known.
         failure: why it is trained no further.
+        memory: of its steps.
     """
 
     job: BlockJob
@@ -110,6 +115,7 @@ class Student:
     history: list[float] = field(default_factory=list)
     nsr: float | None = None
     failure: str | None = None
+    memory: MemoryBatch = field(default_factory=MemoryBatch)
 
     @property
     def start(self) -> int:
@@ -144,15 +150,22 @@ def new_student(
     job: BlockJob,
     seed: int,
     state: TrainingState | None,
+    smallest: int,
 ) -> Student:
-    """A block with its first weights (new ones, and what it inherits), or with those of a state."""
-    device = device_of(reference)
+    """A block with its first weights (new ones, and what it inherits), or with those of a state.
+
+    Its steps are on at least so many images at once."""
+    device = Engine.of(reference).device
     derived = hashlib.sha256(f"{seed}/{job.key}".encode()).digest()
     own_seed = int.from_bytes(derived[:7], "big")
     block = _new_block(job, reference.shapes[job.stage], own_seed).to(device)
     if state is not None:
         block.load_state_dict({name: state.tensors[f"block.{name}"] for name in block.state_dict()})
-    return Student(job, block, inverse_variance(variance[job.stage].to(device)), own_seed, state)
+    student = Student(job, block, inverse_variance(variance[job.stage].to(device)), own_seed, state)
+    student.memory = MemoryBatch(smallest)
+    if state is not None and "losses" in state.tensors:
+        student.history = state.tensors["losses"].tolist()
+    return student
 
 
 def _new_block(job: BlockJob, shape: StageShape, seed: int) -> nn.Module:
@@ -171,6 +184,7 @@ class Cohort:
         recipe: of all of them.
         steps: of an epoch.
         share: of all steps after which it stops.
+        engine: of the training; in fp16 each student has an optimizer, and a scale, of its own.
 
     Attributes:
         start: steps that were done before.
@@ -181,62 +195,85 @@ class Cohort:
     """
 
     def __init__(
-        self, students: Sequence[Student], recipe: TrainingConfig, steps: int, share: float
+        self,
+        students: Sequence[Student],
+        recipe: TrainingConfig,
+        steps: int,
+        share: float,
+        engine: Engine,
     ) -> None:
         total = recipe.epochs * steps
         self.start, self.stop = students[0].start, math.ceil(share * total)
         if self.start > self.stop or (share < 1 and self.start == self.stop):
             raise ValueError(f"share {share} ends before the state that has {self.start} steps")
-        self._students = students
+        self._students, self._engine = students, engine
         parameters = [value for student in students for value in student.block.parameters()]
-        self._optimizer, self._schedule = optimise(parameters, recipe, total)
+        self._descent = Descent(parameters, recipe, total, engine)
         if self.start:
             for student in students:
                 self._restore(student)
-            self._schedule.last_epoch = self.start - 1
+            self._descent.schedule.last_epoch = self.start - 1
             with warnings.catch_warnings():  # the optimizer made its steps before it was stopped
                 warnings.simplefilter("ignore")
-                self._schedule.step()
+                self._descent.schedule.step()
 
     def trained_in(self, first: int, last: int) -> list[Student]:
         """Those that are trained in some step from `first` to `last`."""
         return [] if self.start >= last or self.stop < first else self._sound()
 
-    def train_step(self, features: Features, number: int, precision: str) -> None:
-        """Train each student on a batch; `number` is that of the step, from 1."""
+    def train_step(self, features: Features, number: int) -> None:
+        """Train each student on a batch; `number` is that of the step, from 1.
+
+        Raises:
+            MemoryLimitError: a student's step does not fit the memory.
+        """
         if not self.start < number <= self.stop:
             return
-        self._optimizer.zero_grad(set_to_none=True)
         for student in self._sound():
-            device = student.weights.device
-            _generator(device).manual_seed(student.seed + number)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                loss = student.loss(features)
-            loss.backward()
-            student.losses.append((number, loss.detach()))
-        self._optimizer.step()
-        if number < self.stop:
-            self._schedule.step()
+            student.losses.append((number, self._backward(student, features, number)))
+        self._descent.step(last=number == self.stop)
 
-    def states(self) -> Iterable[tuple[Student, TrainingState]]:
-        """Of the students that did not fail."""
-        for student in self._sound():
+    def _backward(self, student: Student, features: Features, number: int) -> Tensor:
+        """The loss of a student on a batch, whose gradients are its parameters' then."""
+        stage, count = student.job.stage, len(features[student.job.stage])
+
+        def part(rows: slice) -> Tensor:
+            _generator(self._engine.device).manual_seed(student.seed + number + rows.start)
+            with self._engine.autocast():
+                loss = student.loss({n: features[n][rows] for n in (stage, stage + 1)})
+            return self._descent.backward(loss, (rows.stop - rows.start) / count)
+
+        losses = student.memory.each(count, part, student.block.zero_grad)
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def states(self, steps: int | None = None) -> Iterable[tuple[Student, TrainingState]]:
+        """Of the students that did not fail: at their end, or after so many steps, if they are
+        under way then."""
+        done = self.stop if steps is None else steps
+        under_way = self.start < done < self.stop or steps is None
+        for student in self._sound() if under_way else []:
             tensors = {f"block.{name}": value for name, value in student.block.state_dict().items()}
             for name, parameter in student.block.named_parameters():
-                slots = self._optimizer.state.get(parameter, {})
+                slots = self._descent.optimizer.state.get(parameter, {})
                 tensors |= {f"{slot}.{name}": slots[slot] for slot in _SLOTS if slot in slots}
             copies = {name: value.detach().cpu().clone() for name, value in tensors.items()}
-            yield student, TrainingState(self.stop, copies)
+            copies["losses"] = torch.tensor(student.history, dtype=torch.float64)
+            if scale := self._descent.scaler.state_dict():
+                copies["scale"] = torch.tensor([scale[name] for name in _SCALE])
+            yield student, TrainingState(done, copies)
 
     def _sound(self) -> list[Student]:
         return [student for student in self._students if student.failure is None]
 
     def _restore(self, student: Student) -> None:
         assert student.state is not None
-        tensors = student.state.tensors
+        tensors, scaler = student.state.tensors, self._descent.scaler
+        if "scale" in tensors and scaler.is_enabled():
+            known = zip(_SCALE, tensors["scale"].tolist(), strict=True)
+            scaler.load_state_dict({**scaler.state_dict(), **dict(known)})
         for name, parameter in student.block.named_parameters():
             if f"step.{name}" in tensors:
-                self._optimizer.state[parameter] = {
+                self._descent.optimizer.state[parameter] = {
                     "step": tensors[f"step.{name}"].to(parameter.device, copy=True),
                     **{
                         slot: torch.empty_like(parameter.detach()).copy_(tensors[f"{slot}.{name}"])

@@ -27,9 +27,9 @@ from donna_ray.onnx_export import (
     logits_error,
     onnx_error,
 )
+from donna_ray.reference.build import outline
 from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import outline
 from donna_ray.reference.timm_models import model_arguments
 from donna_ray.space import BlockSpec, register_modules
 from donna_ray.storage.artifacts import (

@@ -11,7 +11,7 @@ from donna_ray.errors import DonnaError
 from donna_ray.latency.farm import LatencyFarm, Unmeasured, start_farms
 from donna_ray.latency.figures import Latency
 from donna_ray.latency.lowering import lowering_of
-from donna_ray.reference.step import load_reference
+from donna_ray.reference.load import load_reference
 from donna_ray.run.run import Run
 from donna_ray.space import Architecture, BlockSpec, SearchSpace, architecture_named
 from donna_ray.storage.artifacts import Artifact, finished_inputs, read_json

@@ -107,7 +107,7 @@ def finetune(
     Returns:
         The record of each job, in order: `accuracy` and, of the distilled blocks as they are,
         `zero_shot_accuracy`, both over all validation images with BatchNorm recalibrated; `params`,
-        `macs`, `onnx_error`, `epochs`, `cost`. Where the training diverged it has the reason under
+        `macs`, `onnx_error`, `epochs`, `cost`. Where the training failed it has the reason under
         `failed`, and none of these: see ``trained``.
     """
     store = network_store(run)
@@ -125,7 +125,7 @@ def finetune(
 def trained(
     run: Run, name: str, jobs: Sequence[FinetuneJob], records: Sequence[Mapping[str, Any]]
 ) -> list[int]:
-    """Indices of the networks whose training did not diverge; the others are said.
+    """Indices of the networks whose training did not fail; the others are said.
 
     Args:
         name: of the section of the configuration that has the recipe.
@@ -140,7 +140,8 @@ def trained(
     if 2 * len(failed) > len(records):
         raise DonnaError(
             f"At least half of the networks of {name} must be trained, but {len(failed)} of "
-            f"{len(records)} diverged (see above). Lower {name}.learning_rate."
+            f"{len(records)} could not be (see above). Lower {name}.learning_rate where they "
+            "diverged, or give workers more memory."
         )
     return [index for index in range(len(records)) if index not in failed]
 
@@ -232,7 +233,7 @@ def _compared(
     if "failed" in own:
         raise DonnaError(
             "The reference must be finetuned as the networks are, for a fair comparison, but its "
-            f"training diverged: {own['failed']}"
+            f"training failed: {own['failed']}"
         )
     records = [records[index] for index in indices]
     for record in records:

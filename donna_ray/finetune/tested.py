@@ -6,10 +6,10 @@ from functools import cached_property
 from typing import Any
 
 from donna_ray.config import RunConfig
-from donna_ray.data import Split, load_test
+from donna_ray.data import Split
 from donna_ray.finetune.assemble import untrained
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import load_reference
+from donna_ray.reference.worker import WorkerContext
 from donna_ray.run.run import Run
 from donna_ray.space import BlockSpec
 from donna_ray.storage.artifacts import Artifact
@@ -67,21 +67,20 @@ class _TestNetwork:
     """Measures one network on a worker, or the reference."""
 
     def __init__(self, config: RunConfig, reference: Artifact, store: RecordStore) -> None:
-        self._config, self._artifact, self._store = config, reference, store
+        self._context, self._store = WorkerContext(config, reference), store
 
     def __call__(self, trained: Trained | None) -> dict[str, Any]:
         if not current_group().first:
             return {}
-        network, test = self._loaded
+        context = self._context
+        network: StagedNetwork = context.reference
         if trained is not None:
             key, specs = trained
             network = untrained(network, specs) if specs else copy.deepcopy(network)
             network.load_state_dict(self._store.weights(key))
-        network.to("cuda" if self._config.cluster.gpus_per_worker else "cpu")
-        right, images = right_answers(network, test)
+        right, images = right_answers(context.engine.place(network), self._test)
         return {"right": right, "images": images}
 
     @cached_property
-    def _loaded(self) -> tuple[StagedNetwork, Split]:
-        reference, _ = load_reference(self._config, self._artifact)
-        return reference, load_test(self._config.data, self._artifact.result["preprocessing"])
+    def _test(self) -> Split:
+        return self._context.test()

@@ -5,7 +5,6 @@ The loss is KL(teacher || student) on logits plus the cross entropy (DONNA, sect
 
 import copy
 from dataclasses import dataclass
-from functools import cached_property
 from math import isfinite
 from typing import Any
 
@@ -16,20 +15,21 @@ from torch.nn import functional as F
 from donna_ray.complexity import complexity
 from donna_ray.config import FinetuneRecipe, RunConfig
 from donna_ray.data import ImageData
-from donna_ray.errors import DivergedError
+from donna_ray.errors import DivergedError, MemoryLimitError
 from donna_ray.finetune.assemble import assemble
 from donna_ray.onnx_export import export_onnx, onnx_error
 from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.network import StagedNetwork, own_weights
-from donna_ray.reference.step import data_of, load_reference
+from donna_ray.reference.worker import WorkerContext
 from donna_ray.space import BlockSpec
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.records import RecordStore
 from donna_ray.training.batchnorm import calibrating, recalibrate
 from donna_ray.training.checkpoints import Checkpoints
-from donna_ray.training.loop import Loss, accuracy, device_of, network_input
+from donna_ray.training.engine import Engine
+from donna_ray.training.loop import Loss, accuracy
 from donna_ray.training.trainer import Trainer
-from donna_ray.workers.group import Group, current_group
+from donna_ray.workers.group import current_group
 
 __all__ = ["FinetuneJob", "FinetuneNetwork", "distillation_loss", "identity_of"]
 
@@ -79,14 +79,16 @@ class FinetuneNetwork:
         store: RecordStore,
     ) -> None:
         self._config, self._artifact, self._recipe = config, reference, recipe
+        self._context = WorkerContext(config, reference)
         self._blocks, self._store = blocks, store
         self._checkpoints = Checkpoints(store.within("unfinished"))
 
     def __call__(self, job: FinetuneJob) -> dict[str, Any]:
-        """One whose training diverges has a record with the reason, and is not tried again."""
+        """One whose training diverges, or that fits no memory, has a record with the reason, and is
+        not tried again."""
         try:
             self._finetune(job)
-        except DivergedError as error:
+        except (DivergedError, MemoryLimitError) as error:
             if current_group().size > 1:  # the others are to end, too
                 raise
             self._store.put_failed(job.key, str(error), identity_of(job))
@@ -94,14 +96,14 @@ class FinetuneNetwork:
         return {}
 
     def _finetune(self, job: FinetuneJob) -> None:
-        reference, data = self._loaded
+        reference, data = self._context.reference, self._context.data
         group = current_group()
         network = (
             assemble(reference, job.specs, job.blocks, self._blocks)
             if job.specs
             else copy.deepcopy(reference).requires_grad_(True)
         )
-        network.to(device_of(reference))
+        self._context.engine.place(network)
 
         def zero_shot() -> float:
             recalibrate(network, data.calibration)
@@ -110,7 +112,7 @@ class FinetuneNetwork:
         reached = group.from_first(zero_shot)
         loss = distillation_loss(reference)
         trainer = Trainer(network, data, self._recipe, self._config.seed, loss, group)
-        self._train(job.key, trainer, group)
+        self._checkpoints.train(job.key, trainer, group)
         measured = 2 * (calibrating(data.calibration) + len(data.validation))  # before and after
         record = {
             **identity_of(job),
@@ -125,16 +127,6 @@ class FinetuneNetwork:
             self._keep(job.key, trainer.result(), data, record)
             self._checkpoints.remove(job.key)
 
-    def _train(self, key: str, trainer: Trainer, group: Group) -> None:
-        """All epochs that are left, each followed by a checkpoint but for the last."""
-        checkpoint = group.from_first(lambda: self._checkpoints.newest(key))
-        if checkpoint is not None:
-            self._checkpoints.resume(checkpoint, trainer)
-        while not trainer.finished():
-            trainer.train_epoch()
-            if group.first and not trainer.finished():
-                self._checkpoints.save(key, trainer)
-
     def _keep(self, key: str, network: nn.Module, data: ImageData, record: dict[str, Any]) -> None:
         """Measure a finetuned network, export it and store it."""
         final = accuracy(network, data.validation)
@@ -142,7 +134,7 @@ class FinetuneNetwork:
         images, _ = next(data.validation.batches(_CHECKED_IMAGES))
         shape = images.shape[1:]
         model = export_onnx(network, shape)
-        error = onnx_error(model, network, network_input(images, torch.device("cpu")))
+        error = onnx_error(model, network, Engine.of(network).images(images))
         if not isfinite(error):
             raise DivergedError(
                 f"A finetuned network must have finite logits, but {record['architecture']} does "
@@ -150,13 +142,6 @@ class FinetuneNetwork:
             )
         measured = {"accuracy": final, **complexity(network, shape), "onnx_error": error}
         self._store.put(key, record | measured, own_weights(network), files={"onnx": model})
-
-    @cached_property
-    def _loaded(self) -> tuple[StagedNetwork, ImageData]:
-        reference, _ = load_reference(self._config, self._artifact)
-        if self._config.cluster.gpus_per_worker:
-            reference.to("cuda")
-        return reference, data_of(self._config, self._artifact)
 
 
 def identity_of(job: FinetuneJob) -> dict[str, Any]:

@@ -3,21 +3,26 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from donna_ray.config import LibraryConfig, RunConfig
+from donna_ray.distill.features import Teacher
 from donna_ray.distill.precision import step_cost
 from donna_ray.distill.students import BlockJob
+from donna_ray.errors import MemoryLimitError
 from donna_ray.library.measure import on_worker, settled_precision, worker_kind
 from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.run.run import Run
-from donna_ray.space import BlockSpec, StageShape, build_block, record_id
+from donna_ray.space import build_block, record_id
 from donna_ray.storage.artifacts import Artifact, Files
-from donna_ray.training.loop import Precision, device_of, seeded
+from donna_ray.training.engine import Engine, MemoryBatch
+from donna_ray.training.loop import seeded
 
 __all__ = ["PackCosts", "decided", "pack_costs", "seconds_of", "with_epochs"]
 
@@ -118,34 +123,34 @@ def _representatives(jobs: Sequence[BlockJob], macs: Sequence[int]) -> list[int]
 def _measured(
     reference: StagedNetwork, config: RunConfig, samples: Sequence[tuple[BlockJob, int]]
 ) -> PackCosts:
-    library, device = config.library, device_of(reference)
-    blocks, peak = [], 0
+    """A block that does not fit the memory is left out: it fails when it is distilled."""
+    library, engine = config.library, Engine.of(reference).at(config.library.precision)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(library.batch_size, *reference.input_shape, generator=generator)
+    features = Teacher(reference, engine)(images, range(len(reference.stages)))
+    blocks = []
     for job, macs in samples:
-        shape = reference.shapes[job.stage]
-        seconds, used = _block_cost(job.spec, shape, config, device)
-        blocks.append([job.stage, job.spec.family, macs, seconds])
-        peak = max(peak, used)
+        with suppress(MemoryLimitError):
+            seconds = _step_seconds(job, reference, features[job.stage], engine)
+            blocks.append([job.stage, job.spec.family, macs, seconds])
     size = library.pack_size or _CPU_PACK
-    if device.type == "cuda" and library.pack_size is None:
-        total = torch.cuda.get_device_properties(device).total_memory
+    if engine.device.type == "cuda" and library.pack_size is None:
+        total = torch.cuda.get_device_properties(engine.device).total_memory
         part = _USED_SHARE * min(config.cluster.gpus_per_worker, 1) * total
-        size = _fitting(part - peak - torch.cuda.memory_allocated(device), samples, reference)
+        peak = torch.cuda.max_memory_allocated(engine.device)  # with the reference's forward
+        size = _fitting(part - peak, samples, reference)
     return {"pack_size": size, "blocks": blocks}
 
 
-def _block_cost(
-    spec: BlockSpec, shape: StageShape, config: RunConfig, device: torch.device
-) -> tuple[float, int]:
-    """Seconds of a training step, and bytes of a GPU's memory at its peak."""
-    library = config.library
-    precision: Precision = "bf16" if library.precision == "bf16" else "fp32"
+def _step_seconds(
+    job: BlockJob, reference: StagedNetwork, features: Tensor, engine: Engine
+) -> float:
+    """Of a training step of a block, on features of its input."""
     with seeded(0):
-        block = build_block(spec, shape).to(memory_format=torch.channels_last).to(device).train()
-        features = torch.randn(library.batch_size, *shape.input, device=device)
-    if features.ndim == 4:
-        features = features.contiguous(memory_format=torch.channels_last)
-    runs = [step_cost(block, features, precision) for _ in range(_REPEATS + 1)]
-    return min(seconds for seconds, _ in runs[1:]), max(used for _, used in runs)
+        block = engine.place(build_block(job.spec, reference.shapes[job.stage])).train()
+    memory = MemoryBatch(2)
+    runs = [step_cost(block, features, engine.precision, memory)[0] for _ in range(_REPEATS + 1)]
+    return min(runs[1:])
 
 
 def _fitting(free: float, samples: Sequence[tuple[BlockJob, int]], reference: StagedNetwork) -> int:

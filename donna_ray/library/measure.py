@@ -8,10 +8,10 @@ from typing import Any
 from donna_ray.config import RunConfig
 from donna_ray.distill.precision import measured_precision
 from donna_ray.reference.identity import reference_identity
-from donna_ray.reference.step import load_reference
+from donna_ray.reference.worker import WorkerContext
 from donna_ray.run.run import Run
 from donna_ray.storage.artifacts import Artifact, StepFolder
-from donna_ray.training.loop import Precision
+from donna_ray.training.engine import Precision
 from donna_ray.workers.spread import Unit, spread
 
 __all__ = ["on_worker", "precision_artifact", "settled_precision", "worker_kind"]
@@ -58,7 +58,5 @@ class _WithNetwork:
     function: Callable[..., Any]
 
     def __call__(self, arguments: tuple[Any, ...]) -> dict[str, Any]:
-        network, _ = load_reference(self.config, self.reference)
-        if self.config.cluster.gpus_per_worker:
-            network.to("cuda")
+        network = WorkerContext(self.config, self.reference).reference
         return {"found": self.function(network, *arguments)}

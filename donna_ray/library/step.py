@@ -14,7 +14,7 @@ from donna_ray.library.costs import decided, with_epochs
 from donna_ray.library.making import LibraryMaking, Records
 from donna_ray.library.work import identity_of
 from donna_ray.reference.identity import reference_identity
-from donna_ray.reference.step import load_reference, space_of
+from donna_ray.reference.load import load_reference, space_of
 from donna_ray.run.doubts import library_doubts
 from donna_ray.run.run import Run
 from donna_ray.space import UNSHRUNK, BlockSpec, SearchSpace, check_space, record_id

@@ -1,21 +1,23 @@
 """What a worker does with a pack of blocks: it distils them and stores their records."""
 
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from device_farm.ending import one_line
 from donna_ray.complexity import complexity
 from donna_ray.config import RunConfig
 from donna_ray.distill.features import FeatureCache
 from donna_ray.distill.pack import DistilledBlock, DistilledPack, distill_pack
 from donna_ray.distill.students import BlockJob, TrainingState
-from donna_ray.reference.step import data_of, load_reference
+from donna_ray.errors import MemoryLimitError
+from donna_ray.reference.worker import WorkerContext
 from donna_ray.storage.artifacts import Artifact
-from donna_ray.storage.records import Record, RecordStore
+from donna_ray.storage.records import UNFINISHED, Record, RecordStore
 from donna_ray.training.batchnorm import calibrating
 
 __all__ = ["DistillPack", "identity_of"]
@@ -27,8 +29,9 @@ class DistillPack:
     """Distils one pack on a worker and stores its records; the reference is loaded once.
 
     A block whose loss is not finite is tried once more, at a tenth of the learning rate; if it
-    fails again, that is recorded and not tried again. A pack that does not fit the memory of a GPU
-    is halved until it does.
+    fails again, that is recorded and not tried again. A pack that does not fit the memory is halved
+    until it does; a single block that does not, though its steps are done in parts, has failed.
+    A pack that was killed goes on from the states that were kept minutes before.
 
     Args:
         config: of the run, its precision decided.
@@ -48,8 +51,9 @@ class DistillPack:
         started: Collection[str] = (),
         share: float = 1.0,
     ) -> None:
-        self._config, self._artifact = config, reference
+        self._config, self._context = config, WorkerContext(config, reference)
         self._store, self._paused = store, paused
+        self._unfinished = store.within(UNFINISHED)
         self._started, self._share = frozenset(started), share
 
     def __call__(self, jobs: Sequence[BlockJob]) -> dict[str, Any]:
@@ -64,37 +68,57 @@ class DistillPack:
                 continue
             before = self._before(some)
             resumed = before if factor == 1 else {}
-            reference, variance, data, cache = self._loaded
-            torch.cuda.empty_cache()  # of a pack that did not fit
             try:
-                pack = distill_pack(
-                    reference,
-                    variance,
-                    some,
-                    data,
-                    self._config.library,
-                    self._config.seed,
-                    cache=cache,
-                    learning_rate_factor=factor,
-                    share=self._share,
-                    states={key: state for key, (_, state) in resumed.items()},
-                )
-            except torch.OutOfMemoryError:
-                if len(some) == 1:
-                    raise
+                pack = self._distil(some, factor, resumed)
+            except (MemoryLimitError, torch.OutOfMemoryError) as error:
                 half = len(some) // 2
-                waiting += [(some[half:], factor), (some[:half], factor)]
+                waiting += [(some[half:], factor), (some[:half], factor)] if half else []
+                if not half:
+                    blocks += self._keep_failed([(some[0], one_line(str(error)))])
                 continue
             images += self._keep(pack, before, resumed)
             shares.append(pack.reference_share)
-            failed = [block for block in pack.blocks if block.failure is not None]
+            failed = [(each.job, each.failure) for each in pack.blocks if each.failure is not None]
             if self._share == 1 and factor == 1:
-                waiting += [([block.job for block in failed], _SECOND_CHANCE)]
-                pack.blocks[:] = [block for block in pack.blocks if block.failure is None]
+                waiting += [([job for job, _ in failed], _SECOND_CHANCE)]
             else:
-                self._keep_failed(failed)
-            blocks += [[block.job.stage, block.nsr] for block in pack.blocks]
+                blocks += self._keep_failed(failed)
+            blocks += [[each.job.stage, each.nsr] for each in pack.blocks if each.failure is None]
+        self._unfinished.remove([job.key for job in jobs])
         return {"blocks": blocks, "images": images, "reference_share": _mean(shares)}
+
+    def _distil(self, jobs: list[BlockJob], factor: float, resumed: "_Before") -> DistilledPack:
+        """From where the blocks were stopped; in long packs their states are kept meanwhile."""
+        torch.cuda.empty_cache()  # of a pack that did not fit
+        context, states = self._context, {key: state for key, (_, state) in resumed.items()}
+        if factor == 1:
+            states |= self._left(jobs)
+        return distill_pack(
+            context.reference,
+            context.variance,
+            jobs,
+            context.data,
+            self._config.library,
+            self._config.seed,
+            cache=self._cache,
+            learning_rate_factor=factor,
+            share=self._share,
+            states=states,
+            keep=self._keep_states if factor == 1 else None,
+        )
+
+    def _keep_states(self, states: Mapping[str, TrainingState]) -> None:
+        for key, state in states.items():
+            self._unfinished.put(key, {"steps": state.steps, "share": self._share}, state.tensors)
+
+    def _left(self, jobs: Sequence[BlockJob]) -> dict[str, TrainingState]:
+        """The states that a worker kept which died in a pack of these blocks."""
+        records = {job.key: self._unfinished.get(job.key) for job in jobs}
+        return {
+            key: TrainingState(record["steps"], self._unfinished.weights(key))
+            for key, record in records.items()
+            if record is not None and record["share"] == self._share
+        }
 
     def _stored(self, job: BlockJob) -> Record | None:
         """What a worker stored that died in the same pack, or was taken for dead."""
@@ -127,7 +151,7 @@ class DistillPack:
     def _keep_block(
         self, block: DistilledBlock, cost: dict[str, float], earlier: Record | None
     ) -> None:
-        key, shape = block.job.key, self._loaded[0].shapes[block.job.stage]
+        key, shape = block.job.key, self._context.reference.shapes[block.job.stage]
         record = {
             **identity_of(block.job),
             **complexity(block.block, shape.input),
@@ -144,14 +168,16 @@ class DistillPack:
             state = {**record, "share": self._share, "steps": block.state.steps}
             self._paused.put(key, state, block.state.tensors)
 
-    def _keep_failed(self, blocks: Sequence[DistilledBlock]) -> None:
+    def _keep_failed(self, failures: Sequence[tuple[BlockJob, str]]) -> list[list[Any]]:
+        """Store the reasons; returns the facts of these blocks."""
         store = self._store if self._share == 1 else self._paused
-        for block in blocks:
-            store.put_failed(block.job.key, block.failure or "", identity_of(block.job))
+        for job, reason in failures:
+            store.put_failed(job.key, reason, identity_of(job))
+        return [[job.stage, None] for job, _ in failures]
 
     def _passes(self, jobs: Sequence[BlockJob], before: "_Before") -> int:
         """Images of a pack, less those of the training that its blocks have done before."""
-        data, library = self._loaded[2], self._config.library
+        data, library = self._context.data, self._config.library
         epochs = max(library.recipe_of(job.spec.family).epochs for job in jobs)
         done = min(before[job.key][0]["share"] if job.key in before else 0.0 for job in jobs)
         trained = round((self._share - done) * epochs * len(data.distillation))
@@ -159,18 +185,12 @@ class DistillPack:
         return trained + (measured if self._share == 1 else 0)
 
     @cached_property
-    def _loaded(self) -> tuple[Any, ...]:
-        config = self._config
-        reference, variance = load_reference(config, self._artifact)
-        if config.cluster.gpus_per_worker:
-            reference.to("cuda")
-        data = data_of(config, self._artifact)
-        cache = None
-        if config.library.features != "compute":
-            on_disk = config.library.features == "disk"
-            folder = Path(tempfile.gettempdir()) if on_disk else None
-            cache = FeatureCache.build(reference, data, folder)
-        return reference, variance, data, cache
+    def _cache(self) -> FeatureCache | None:
+        if self._config.library.features == "compute":
+            return None
+        on_disk = self._config.library.features == "disk"
+        folder = Path(tempfile.gettempdir()) if on_disk else None
+        return FeatureCache.build(self._context.reference, self._context.data, folder)
 
 
 _Before = dict[str, tuple[Record, TrainingState]]

@@ -25,14 +25,19 @@ from donna_ray.library.costs import decided, pack_costs, seconds_of
 from donna_ray.library.measure import precision_artifact, settled_precision
 from donna_ray.library.step import library_jobs
 from donna_ray.plan.parts import PlanPart, check_images
-from donna_ray.plan.plan import Block, Costs, Images, NetworkCost, PackCost, Plan
-from donna_ray.reference.step import (
-    build_reference,
-    data_of,
-    load_reference,
-    reference_step,
-    space_of,
+from donna_ray.plan.plan import (
+    Block,
+    Costs,
+    Images,
+    NetworkCost,
+    PackCost,
+    Plan,
+    ReferenceCost,
+    makespan,
 )
+from donna_ray.reference.build import build_reference
+from donna_ray.reference.load import data_of, load_reference, space_of
+from donna_ray.reference.step import reference_step
 from donna_ray.run.run import Run
 from donna_ray.search.tuner import evaluate_nothing
 from donna_ray.space import UNSHRUNK, SearchSpace, check_space
@@ -80,7 +85,7 @@ def measured_plan(run: Run) -> Plan:
     return Plan(
         config=config,
         costs=Costs(
-            reference=reference.seconds,
+            reference=_reference_cost(reference, config),
             preparation=preparation + sizes["seconds"],
             start=start,
             pack=_pack_cost(sums, [each["packs"] for each in facts if "packs" in each]),
@@ -131,6 +136,14 @@ def _measure_on_workers(
     return time.perf_counter() - started - max(busy.values()), facts
 
 
+def _reference_cost(reference: Artifact, config: RunConfig) -> ReferenceCost:
+    """As it was made, with `cluster.workers` of then."""
+    cost = reference.result["cost"]
+    training, parts = cost.get("training_seconds", 0.0), cost.get("measuring_seconds", [])
+    measured = makespan(parts, config.cluster.workers)
+    return ReferenceCost(max(reference.seconds - training - measured, 0.0), training, tuple(parts))
+
+
 def _pack_cost(sums: Sequence[float], packs: Sequence[Sequence[dict[str, float]]]) -> PackCost:
     """Lines through what the light and the heavy pack cost, on the average over the workers.
 
@@ -145,7 +158,8 @@ def _pack_cost(sums: Sequence[float], packs: Sequence[Sequence[dict[str, float]]
 
     (image, block), (tested, tested_block) = line("image"), line("validation")
     own = float(np.mean([pack["own"] for both in packs for pack in both]))
-    return PackCost(own, image, block, tested, tested_block)
+    reading = float(np.mean([pack["reading"] for both in packs for pack in both]))
+    return PackCost(own, image, block, tested, tested_block, reading)
 
 
 def _line(sums: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:

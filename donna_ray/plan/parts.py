@@ -6,9 +6,10 @@ files come from memory where it holds them: a slow disk is not in it.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,11 @@ from donna_ray.finetune.assemble import untrained
 from donna_ray.finetune.work import distillation_loss
 from donna_ray.onnx_export import export_onnx, onnx_error
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import data_of, load_reference
+from donna_ray.reference.worker import WorkerContext
 from donna_ray.space import BlockSpec
 from donna_ray.storage.artifacts import Artifact
-from donna_ray.training.loop import accuracy, device_of, network_input
+from donna_ray.training.engine import Engine
+from donna_ray.training.loop import accuracy
 from donna_ray.training.trainer import Trainer
 
 __all__ = ["Passes", "PlanPart", "batches_read", "check_images", "in_turn"]
@@ -134,7 +136,8 @@ class PlanPart:
     """
 
     def __init__(self, config: RunConfig, reference: Artifact, recipe: FinetuneRecipe) -> None:
-        self._config, self._artifact, self._recipe = config, reference, recipe
+        self._config, self._recipe = config, recipe
+        self._context = WorkerContext(config, reference)
 
     def __call__(self, payload: tuple[str, Any]) -> Facts:
         """Measure.
@@ -144,18 +147,20 @@ class PlanPart:
 
         Returns:
             `worker` (its name), `busy` (seconds), and `packs` (a dictionary each) or `network`:
-            `image` and `validation` (seconds an image), `own` (seconds whatever the images).
+            `image` and `validation` (seconds an image), `own` (seconds whatever the images); of a
+            pack also `reading` (seconds an image that is read alone).
         """
         worker = ray.get_runtime_context().get_actor_id()
         kind, what = payload
-        _ = self._loaded  # by the first unit: that is a part of the start
+        self._context.load()  # by the first unit: that is a part of the start
         started = time.perf_counter()
         found = self.packs(what) if kind == "packs" else self.network(what)
         return {"worker": worker, "busy": time.perf_counter() - started, kind: found}
 
     def packs(self, packs: Sequence[list[BlockJob]]) -> list[dict[str, float]]:
         """Of each pack; their passes alternate."""
-        reference, variance, data = self._loaded
+        reference, variance = self._context.reference, self._context.variance
+        data = self._context.data
         library = self._config.library.model_copy(update={"epochs": 1, "recipes": {}})
         trained = Passes(data.distillation, library.batch_size)
         tested = Passes(data.validation, library.batch_size)
@@ -169,21 +174,29 @@ class PlanPart:
             (trained.long, tested.short),
             (trained.short, tested.long),
         )
+
+        def reading(images: int) -> float:
+            part = data.distillation.first(images)
+            return _seconds(lambda: deque(part.batches(trained.batch, shuffle_seed=0), maxlen=0))
+
         for jobs in packs:
             seconds(jobs, trained.long, tested.long)
         took = in_turn([partial(seconds, jobs, *each) for jobs in packs for each in lengths])
+        short, long = in_turn([partial(reading, trained.short), partial(reading, trained.long)])
+        read = max(float(np.median(np.subtract(long, short))), 0.0) / trained.images
         found = []
         for number in range(len(packs)):
             short, long, long_tested = took[3 * number : 3 * number + 3]
             image, validation = trained.slope(short, long), tested.slope(short, long_tested)
             own = float(np.median(short)) - trained.short * image - tested.short * validation
-            found.append({"image": image, "validation": validation, "own": max(own, 0.0)})
+            facts = {"image": image, "validation": validation, "reading": read}
+            found.append({**facts, "own": max(own, 0.0)})
         return found
 
     def network(self, specs: Sequence[BlockSpec]) -> dict[str, float]:
         """Of a network of these blocks."""
-        reference, _, data = self._loaded
-        network = untrained(reference, specs).requires_grad_(True).to(device_of(reference))
+        reference, data = self._context.reference, self._context.data
+        network = self._context.engine.place(untrained(reference, specs).requires_grad_(True))
         loss, batch = distillation_loss(reference), self._recipe.batch_size
         trained, tested = Passes(data.train, batch), Passes(data.validation, batch)
 
@@ -211,15 +224,8 @@ class PlanPart:
         started = time.perf_counter()
         network.cpu().eval()
         model = export_onnx(network, images.shape[1:])
-        onnx_error(model, network, network_input(images, device_of(network)))
+        onnx_error(model, network, Engine.of(network).images(images))
         return time.perf_counter() - started
-
-    @cached_property
-    def _loaded(self) -> tuple[Any, ...]:
-        reference, variance = load_reference(self._config, self._artifact)
-        if self._config.cluster.gpus_per_worker:
-            reference.to("cuda")
-        return reference, variance, data_of(self._config, self._artifact)
 
 
 def _seconds(work: Callable[[], object]) -> float:

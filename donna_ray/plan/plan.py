@@ -25,9 +25,25 @@ __all__ = [
     "PackCost",
     "Plan",
     "Rates",
+    "ReferenceCost",
     "makespan",
     "node_seconds",
 ]
+
+
+@dataclass(frozen=True)
+class ReferenceCost:
+    """Of the reference's step.
+
+    Attributes:
+        own: whatever the workers do: the model built, they started.
+        training: by as many workers as `reference.training` says; 0 without one.
+        parts: of each part of the images on a worker, for the variances and the accuracy.
+    """
+
+    own: float
+    training: float = 0.0
+    parts: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,7 @@ class PackCost:
         block: of an image in training, for each unit of a block's cost.
         validation_image: of an image of the validation, but for the blocks.
         validation_block: of an image of the validation, for each unit of a block's cost.
+        reading: of an image in training that is only read, transformed and put into batches.
     """
 
     own: float
@@ -47,6 +64,7 @@ class PackCost:
     block: float
     validation_image: float
     validation_block: float
+    reading: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +87,7 @@ class Costs:
     """What was measured.
 
     Attributes:
-        reference: the whole step.
+        reference: see there.
         preparation: of the library: Ray's start, precision and blocks measured on a worker.
         start: of the workers, until they have their first unit and what it needs.
         pack: see there.
@@ -79,7 +97,7 @@ class Costs:
         search: of all searches together, whatever the candidates: devices and Ray Tune started.
     """
 
-    reference: float
+    reference: ReferenceCost
     preparation: float
     start: float
     pack: PackCost
@@ -136,12 +154,15 @@ class Line:
         workers: on them; the run has them if its `cluster.workers` says so.
         seconds: of each step.
         asked: how many nodes a step asks for: as many as have a worker with something to do.
+        busy: share of the time of all workers in a step that goes into its units; 0 where it is of
+            a device, or of the command itself.
     """
 
     nodes: int
     workers: int
     seconds: dict[str, float]
     asked: dict[str, int]
+    busy: dict[str, float]
 
     @property
     def total(self) -> float:
@@ -163,6 +184,7 @@ class Line:
             "cluster.workers": self.workers,
             "seconds": self.seconds,
             "nodes_asked": self.asked,
+            "busy_share": self.busy,
             "total_seconds": self.total,
             "node_hours": hours,
         }
@@ -209,15 +231,29 @@ class Plan:
         kept = self.keeps_workers and nodes == 1
         kept = kept and config.finetune.workers_per_network == together
         parts = {
-            "reference": (0, self.costs.reference),
+            "reference": self._reference(workers),
             "library": self._library(workers),
             "predictor": self._networks(samples, config.predictor, workers, together > 1),
-            "search": (0, self._search()),
+            "search": _Step(0, self._search(), 0.0),
             "finetune": self._networks(finetuned, config.finetune, workers, not kept),
         }
-        seconds = {name: part[1] for name, part in parts.items()}
-        asked = {name: -(-part[0] // self.workers_per_node) for name, part in parts.items()}
-        return Line(nodes, workers, seconds, asked)
+        return Line(
+            nodes,
+            workers,
+            {name: part.seconds for name, part in parts.items()},
+            {name: -(-part.workers // self.workers_per_node) for name, part in parts.items()},
+            {name: part.busy / max(workers * part.seconds, 1e-9) for name, part in parts.items()},
+        )
+
+    def reading_share(self) -> float:
+        """Of the time of an average pack's images in training, what it takes to read them.
+
+        About 1 is: the loaders limit the library. What a loader's processes do is done beside the
+        training.
+        """
+        cost = self.costs.pack
+        blocks = self.pack_size * sum(block.cost for block in self.blocks) / len(self.blocks)
+        return cost.reading / (cost.image + cost.block * blocks)
 
     def pack_seconds(self, pack: Sequence[Block]) -> float:
         """One pack on a worker."""
@@ -228,29 +264,42 @@ class Plan:
         return cost.own + images.distillation * trained + images.validation * tested
 
     def _check(self, nodes: int, workers: int) -> None:
-        for name in ("predictor", "finetune"):
-            together = getattr(self.config, name).workers_per_network
+        config = self.config
+        recipes: dict[str, FinetuneRecipe] = {
+            "predictor": config.predictor,
+            "finetune": config.finetune,
+        }
+        if config.reference.training is not None:
+            recipes["reference.training"] = config.reference.training
+        for name, recipe in recipes.items():
+            together = recipe.workers_per_network
             if workers < together:
                 raise DonnaError(
                     f"A cluster must have room for {name}.workers_per_network = {together} workers,"
                     f" but {nodes} nodes have room for {workers}. Leave this size out of --nodes."
                 )
 
-    def _library(self, workers: int) -> tuple[int, float]:
-        """Workers with something to do, and seconds."""
+    def _reference(self, workers: int) -> "_Step":
+        cost, recipe = self.costs.reference, self.config.reference.training
+        together = recipe.workers_per_network if recipe else 1
+        seconds = cost.own + cost.training + makespan(cost.parts, workers)
+        busy = together * cost.training + sum(cost.parts)
+        least = together if cost.training else 0
+        return _Step(max(least, min(workers, len(cost.parts))), seconds, busy)
+
+    def _library(self, workers: int) -> "_Step":
         packs = packs_of(self.blocks, lambda block: block.cost, self.pack_size, workers)
         units = [self.pack_seconds(pack) for pack in packs]
         seconds = self.costs.preparation + self.costs.start + makespan(units, workers)
-        return min(workers, len(units)), seconds
+        return _Step(min(workers, len(units)), seconds, sum(units))
 
-    def _networks(
-        self, count: int, recipe: FinetuneRecipe, workers: int, started: bool
-    ) -> tuple[int, float]:
-        """Workers with something to do, and seconds; whether they are started for it."""
+    def _networks(self, count: int, recipe: FinetuneRecipe, workers: int, started: bool) -> "_Step":
+        """Networks, with workers that are `started` for them or there."""
         together = recipe.workers_per_network
         groups = min(workers // together, count)
         units = [self._network_seconds(recipe)] * count
-        return groups * together, self.costs.start * started + makespan(units, groups)
+        seconds = self.costs.start * started + makespan(units, groups)
+        return _Step(groups * together, seconds, together * sum(units))
 
     def _network_seconds(self, recipe: FinetuneRecipe) -> float:
         """Before and after its training a network is calibrated and measured, by one worker."""
@@ -269,6 +318,15 @@ class Plan:
         lowered = len(self.blocks) * costs.lowering
         again = ROUNDS * sum(most_verified(each) + 1 for each in counts)
         return costs.search + max(lowered, sum(counts) * costs.candidate) + again * costs.candidate
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Workers with something to do, seconds, and of all workers those in which they are busy."""
+
+    workers: int
+    seconds: float
+    busy: float
 
 
 def makespan(durations: Sequence[float], workers: int) -> float:

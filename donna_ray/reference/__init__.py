@@ -1,11 +1,12 @@
 """Step 1, the teacher: a timm model cut into stem, stages and head.
 
-Entry: `reference_step` in `step.py` (build, train or load, measure the variance of each stage).
-`timm_models.py` creates the model, `checkpoint.py` loads a file's weights, `own_models.py` adds two
-small ones to timm's. `trace.py` traces a forward by torch.fx, `cut.py` cuts the trace, `stages.py`
-finds where. `network.py` has `StagedNetwork`, which every candidate is as well, `facts.py` is for
-`donna reference inspect` and `donna space show`, `compressible.py` says what the preset `compress`
-could make smaller of a model.
+Entry: `reference_step` in `step.py` (build, train or load, measure the variance of each stage);
+`work.py` is what its workers do. `load.py` loads a finished one, `worker.py` has what each worker
+of a later step needs. `build.py` builds a model and cuts it: `timm_models.py` creates it,
+`checkpoint.py` loads a file's weights, `own_models.py` adds two small ones to timm's, `trace.py`
+traces a forward by torch.fx, `cut.py` cuts the trace, `stages.py` finds where. `network.py` has
+`StagedNetwork`, which every candidate is as well, `facts.py` is for `donna reference inspect` and
+`donna space show`, `compressible.py` says what the preset `compress` could make smaller of a model.
 
 A stage is consecutive modules of the model, and one tensor goes from part to part: (N, C, H, W) or
 (N, tokens, C). The parts hold the model's own modules, so weights and code stay timm's; they are
@@ -18,9 +19,9 @@ __all__ = ["build_reference", "cut_reference"]
 
 
 def __getattr__(name: str) -> Any:
-    """The names above, loaded when they are used: `step` loads torch."""
+    """The names above, loaded when they are used: `build` loads torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from donna_ray.reference import step
+    from donna_ray.reference import build
 
-    return getattr(step, name)
+    return getattr(build, name)

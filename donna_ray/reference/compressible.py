@@ -9,7 +9,7 @@ from torch import nn
 from donna_ray.complexity import complexity, probe, shadow
 from donna_ray.config import ReferenceConfig, SpaceConfig
 from donna_ray.errors import ConfigError
-from donna_ray.reference.step import cut_reference
+from donna_ray.reference.build import cut_reference
 from donna_ray.reference.timm_models import create_timm_model, preprocessing_of
 from donna_ray.space import Stage, build_block, build_space
 

@@ -9,8 +9,8 @@ from donna_ray.complexity import complexity
 from donna_ray.config import ReferenceConfig, RunConfig
 from donna_ray.data import class_count
 from donna_ray.errors import ConfigError
+from donna_ray.reference.build import cut_error, cut_reference, outline
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import cut_error, cut_reference, outline
 from donna_ray.reference.timm_models import create_timm_model, preprocessing_of
 from donna_ray.space import (
     UNSHRUNK,

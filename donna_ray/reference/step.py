@@ -4,183 +4,53 @@ Stem and head of every candidate are the reference's, and a stage's blocks learn
 reference's own stage (DONNA, section 3.1).
 """
 
-import hashlib
-import shutil
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 from rich.markup import escape
-from timm.utils import natural_key
-from torch import Tensor, nn
+from torch import Tensor
 
 from donna_ray.complexity import complexity
-from donna_ray.config import ReferenceConfig, RunConfig, TrainingConfig
+from donna_ray.config import ReferenceTraining, RunConfig, TrainingConfig
 from donna_ray.data import (
     ImageData,
     Split,
-    class_count,
-    image_format,
     inputs_without_test,
     load_data,
     origin_of_validation,
     words_of_test,
 )
-from donna_ray.errors import ConfigError, DonnaError
-from donna_ray.reference.cut import cut_model
-from donna_ray.reference.network import StagedNetwork, channel_sums, own_weights
-from donna_ray.reference.stages import automatic_cut
-from donna_ray.reference.timm_models import create_timm_model, preprocessing_of
-from donna_ray.reference.trace import LARGER, CannotCutError
-from donna_ray.run.doubts import check_reference, reference_doubts
-from donna_ray.run.mirror import OBJECTS
-from donna_ray.run.progress import Progress
+from donna_ray.reference.build import build_reference
+from donna_ray.reference.load import VARIANCE, WEIGHTS
+from donna_ray.reference.network import StagedNetwork, own_weights
+from donna_ray.reference.work import (
+    Draft,
+    Kind,
+    MeasureReference,
+    TrainReference,
+    variances_of,
+)
+from donna_ray.run.doubts import check_label_order, check_reference, reference_doubts
 from donna_ray.run.run import Run
-from donna_ray.space import SearchSpace, build_space, register_modules
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, file_sha256, write_atomic
-from donna_ray.storage.files import Storage
-from donna_ray.storage.records import RecordStore
-from donna_ray.training.checkpoints import Checkpoints
-from donna_ray.training.loop import accuracy, device_of, network_input, seeded
-from donna_ray.training.threads import few_threads
-from donna_ray.training.trainer import Trainer, on_labels
+from donna_ray.storage.files import folder_in
+from donna_ray.storage.records import Record, RecordStore
+from donna_ray.training.loop import seeded
+from donna_ray.workers.spread import Unit, spread
 
-__all__ = [
-    "build_reference",
-    "calibrate",
-    "cut_error",
-    "cut_reference",
-    "data_of",
-    "load_reference",
-    "outline",
-    "reference_inputs",
-    "reference_step",
-    "space_of",
-]
+__all__ = ["reference_inputs", "reference_step"]
 
-_WEIGHTS = "weights.safetensors"
-_VARIANCE = "variance.safetensors"
-_CUT_TOLERANCE = 1e-5
-_DEFAULT_TRAINING = {"train": TrainingConfig(epochs=20)}  # by `reference.weights`
-_TRIED_BATCH = 32  # where nothing is trained
-_UNFINISHED = "unfinished"
+_DEFAULT_TRAINING = {"train": ReferenceTraining(epochs=20)}  # by `reference.weights`
+_UNFINISHED = "reference/unfinished"
 _COUNTED = ("train", "distillation", "validation")
 
 
-def build_reference(
-    config: RunConfig, *, classes: int | None = None, load_weights: bool = True
-) -> tuple[StagedNetwork, dict[str, Any]]:
-    """Build the model and cut it.
-
-    Args:
-        config: names the model, the data's format and the weights.
-        classes: of the data; None asks the data.
-        load_weights: load what `reference.weights` names (nothing for `train`); else the weights
-            are left random, for a caller that loads them itself.
-
-    Returns:
-        The reference in eval mode, and timm's data configuration of it (input_size, mean, …).
-
-    Raises:
-        ConfigError: timm does not know the model, it cannot be cut, or its weights cannot be had.
-    """
-    known = class_count(config.data) if classes is None else classes
-    model, reference, preprocessing = outline(config, known, load_weights=load_weights)
-    error = cut_error(model, reference)
-    if not error <= _CUT_TOLERANCE:
-        raise DonnaError(
-            f"The cut reference must equal {config.reference.model} to {_CUT_TOLERANCE}, but "
-            f"differs by {error:.2e}. Choose other stages in reference.stages, or another model."
-        )
-    return reference, preprocessing
-
-
-def outline(
-    config: RunConfig, classes: int | None, *, load_weights: bool
-) -> tuple[nn.Module, StagedNetwork, dict[str, Any]]:
-    """The model of a configuration and its cut, which is not compared with it.
-
-    Args:
-        config: names the model, the images' format and the weights.
-        classes: of the data; None is timm's default for the model.
-        load_weights: as in ``build_reference``.
-
-    Returns:
-        The model, the reference of the same modules, and timm's data configuration.
-    """
-    image = image_format(config.data)
-    model = create_timm_model(
-        config.reference,
-        classes=classes,
-        channels=image["channels"],
-        image_size=image["size"],
-        load_weights=load_weights,
-    )
-    preprocessing = preprocessing_of(model, image["channels"], image["size"])
-    reference = cut_reference(model, config.reference, preprocessing["input_size"])
-    return model, reference, preprocessing
-
-
-def cut_reference(model: nn.Module, config: ReferenceConfig, input_shape: Any) -> StagedNetwork:
-    """A timm model as a ``StagedNetwork``, cut where `reference.stages` says or automatically.
-
-    Args:
-        model: shares its modules with the result.
-        config: for `stages`.
-        input_shape: (channels, height, width) of an image.
-
-    Raises:
-        ConfigError: it cannot be cut there, or does not take images of this size.
-    """
-
-    def enlarged() -> nn.Module:
-        channels, height, _ = input_shape
-        with torch.device("meta"):
-            return create_timm_model(
-                ReferenceConfig(model=config.model), channels=channels, image_size=LARGER * height
-            )
-
-    try:
-        if config.stages is None:
-            parts, stages = automatic_cut(model, input_shape, enlarged)
-        else:
-            stages = [(each,) if isinstance(each, str) else tuple(each) for each in config.stages]
-            parts = cut_model(model, stages, input_shape, enlarged)
-    except CannotCutError as reason:
-        raise ConfigError(_not_cut(config, model, reason)) from reason
-    stem, *middle, head = parts
-    return StagedNetwork(stem, middle, head, input_shape, names=stages)
-
-
-def _not_cut(config: ReferenceConfig, model: nn.Module, reason: CannotCutError) -> str:
-    if config.stages is None or str(reason).startswith("torch.fx cannot trace"):
-        remedy = "Choose another model: docs/models.md lists many that can be cut."
-    else:
-        remedy = (
-            "Name other modules in reference.stages, such as [layer1, [layer2.0, layer2.1]]: each "
-            "is called once, and one tensor goes from each stage to the next. It has "
-            f"{', '.join(name for name, _ in model.named_children())}."
-        )
-    return (
-        f"A reference must be a model that can be cut into stages, but {type(model).__name__} "
-        f"cannot be cut here: {reason}. {remedy}"
-    )
-
-
-@torch.no_grad()
-def cut_error(model: nn.Module, reference: StagedNetwork) -> float:
-    """Largest absolute difference of the logits of two random images, in eval mode."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, *reference.input_shape, generator=generator)
-    return (model.eval()(images) - reference.eval()(images)).abs().max().item()
-
-
 def reference_step(run: Run) -> Artifact:
-    """Step 1: build, train where asked to, calibrate.
+    """Step 1: build; train where asked to and calibrate, on the workers of the run.
 
     The artifact holds the weights and the per-channel variance of every stage's output over the
     training data; its result the accuracy, the stages' shapes, params and MACs.
@@ -192,95 +62,44 @@ def reference_step(run: Run) -> Artifact:
 
 
 def reference_inputs(config: RunConfig, checkpoint: str | None) -> dict[str, Any]:
-    """What a reference is made from; `checkpoint` is the SHA-256 of the file of its weights."""
+    """What a reference is made from; `checkpoint` is the SHA-256 of the file of its weights.
+
+    What a training can have since a later version counts only where it is used, so that references
+    of earlier ones are found.
+    """
+    reference = config.reference.model_dump()
+    if config.reference.training is not None:
+        plain = ReferenceTraining().model_dump()
+        reference["training"] = {
+            name: value
+            for name, value in reference["training"].items()
+            if name in TrainingConfig.model_fields or value != plain[name]
+        }
     return {
         "data": inputs_without_test(config.data),
-        "reference": config.reference.model_dump(),
+        "reference": reference,
         "checkpoint": checkpoint,
         "seed": config.seed,
     }
 
 
-def load_reference(config: RunConfig, artifact: Artifact) -> tuple[StagedNetwork, list[Tensor]]:
-    """The reference of an artifact, in eval mode and without gradients.
+@dataclass(frozen=True)
+class _Made:
+    """What the workers made.
 
-    Also registers the block families of the configuration: every worker starts here.
-
-    Returns:
-        The reference and, for each stage, the variance (channels,) of its output.
+    Attributes:
+        weights: of the reference.
+        variances: (channels,) of each stage.
+        labels: of the validation images, (images,).
+        answers: of the reference, (images,).
+        cost: for the result.
     """
-    register_modules(config.space.modules)
-    classes = artifact.result["classes"]
-    reference, _ = build_reference(config, classes=classes, load_weights=False)
-    reference.load_state_dict(safetensors.torch.load(_file(config, artifact, _WEIGHTS)))
-    variance = safetensors.torch.load(_file(config, artifact, _VARIANCE))
-    reference.requires_grad_(False)
-    reference.to(memory_format=torch.channels_last)
-    return reference.eval(), [variance[str(n)] for n in range(len(reference.stages))]
 
-
-def data_of(config: RunConfig, artifact: Artifact) -> ImageData:
-    """The images of a run, as its reference saw them.
-
-    Raises:
-        DonnaError: their classes are no longer those of the reference, or in another order.
-    """
-    data = load_data(config.data, artifact.result["preprocessing"])
-    names, known = list(data.class_names), artifact.result.get("class_names")
-    if known is None:  # of an earlier version, which took folders in timm's order
-        known = sorted(names, key=natural_key) if names == sorted(names) else names
-    if known != names:
-        first = next((a, b) for a, b in zip_longest(known, names) if a != b)
-        raise DonnaError(
-            f"The data must have the classes of the reference in their order, but {first[1]!r} of "
-            f"{config.data.source} stands where {first[0]!r} stood. Put the folders back, or make "
-            "the run again from the start (`donna run --fresh`)."
-        )
-    return data
-
-
-def _file(config: RunConfig, artifact: Artifact, name: str) -> bytes:
-    """A file of the reference, on a node that may not see the run folder."""
-    place = config.cluster.location_of(artifact.root)
-    folder = f"{artifact.step}/{artifact.path.name}"
-    sha = artifact.files[f"{folder}/{name}"]
-    file = f"{folder}/{name}" if isinstance(place, Path) else f"{OBJECTS}/{sha}"
-    data = Storage(place).read(file)
-    if data is None or hashlib.sha256(data).hexdigest() != sha:
-        raise DonnaError(
-            f"The reference's {name} must be intact in {place}/{folder}, but is missing, torn or "
-            "altered. Give the same command again: it makes what is missing."
-        )
-    return data
-
-
-def space_of(config: RunConfig, artifact: Artifact) -> SearchSpace:
-    """The search space on the stages of a finished reference."""
-    register_modules(config.space.modules)
-    _, reference, _ = outline(config, artifact.result["classes"], load_weights=False)
-    return build_space(config.space, reference.shapes, reference.own_blocks())
-
-
-@torch.no_grad()
-def calibrate(reference: StagedNetwork, images: Split) -> list[Tensor]:
-    """Variance of each channel of each stage's output over the images, in one pass.
-
-    Returns:
-        (channels,) a stage, float32; accumulated in float64.
-    """
-    reference.eval()
-    sums: list[Tensor] = []
-    for batch, _ in images.batches(256):
-        outputs = reference.features(network_input(batch, device_of(reference)))[1:]
-        moments = [_moments(output.double()) for output in outputs]
-        sums = [a + b for a, b in zip(sums, moments, strict=True)] if sums else moments
-    return [(squares / count - (total / count) ** 2).float() for count, total, squares in sums]
-
-
-def _moments(output: Tensor) -> Tensor:
-    total, squares = channel_sums(output), channel_sums(output.square())
-    count = torch.full_like(total, output.numel() / len(total))
-    return torch.stack([count, total, squares])
+    weights: Mapping[str, Tensor]
+    variances: list[Tensor]
+    labels: Tensor
+    answers: Tensor
+    cost: dict[str, Any]
 
 
 def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
@@ -290,17 +109,13 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
     data = load_data(config.data, preprocessing)
     run.say(f"  {words_of_test(config.data, data)}")
     recipe = config.reference.training or _DEFAULT_TRAINING.get(config.reference.weights)
-    trained = recipe.epochs * len(data.train) if recipe else 0
-    passes = trained + len(data.distillation_plain) + len(data.validation)
-    with _threads(reference, recipe), _watched(run, reference, passes) as progress:
-        if recipe is not None:
-            _train(on_labels(reference, data, recipe, config.seed), folder, progress)
-        variances = calibrate(reference, data.distillation_plain)
-        reached = accuracy(reference, data.validation)
-    run.say(f"  accuracy {reached:.2%} of {len(data.validation)} validation images")
-    check_reference(reached, len(data.validation), data.classes, trained=recipe is not None)
-    variance = {str(number): values for number, values in enumerate(variances)}
-    weights_file, variance_file = folder.path / _WEIGHTS, folder.path / _VARIANCE
+    store = RecordStore(folder_in(run.shared.location, _UNFINISHED))
+    draft = Draft(config, folder.path.name, data.classes, preprocessing, store)
+    made = _made(run, draft, reference, data, recipe)
+    reference.load_state_dict(dict(made.weights))
+    reached = _checked_accuracy(run, data, made, given=recipe is None)
+    variance = {str(number): values for number, values in enumerate(made.variances)}
+    weights_file, variance_file = folder.path / WEIGHTS, folder.path / VARIANCE
     write_atomic(weights_file, safetensors.torch.save(own_weights(reference)))
     write_atomic(variance_file, safetensors.torch.save(variance))
     result = {
@@ -316,44 +131,91 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
         "stages": _stage_facts(reference),
         "weights_sha256": file_sha256(weights_file),
         "images": {name: len(getattr(data, name)) for name in _COUNTED},
-        "cost": {"image_passes": passes},
+        "cost": made.cost,
     }
-    shutil.rmtree(folder.path / _UNFINISHED, ignore_errors=True)
+    draft.remove()
     return result, [weights_file, variance_file]
 
 
-def _train(trainer: Trainer, folder: StepFolder, progress: Progress) -> None:
-    """All epochs that are left, each followed by a checkpoint."""
-    checkpoints = Checkpoints(RecordStore(folder.path / _UNFINISHED))
-    name = checkpoints.newest(folder.step)
-    if name is not None:
-        checkpoints.resume(name, trainer)
-        progress.advance(trainer.image_passes)
-    while not trainer.finished():
-        trainer.train_epoch()
-        checkpoints.save(folder.step, trainer)
+def _made(
+    run: Run,
+    draft: Draft,
+    reference: StagedNetwork,
+    data: ImageData,
+    recipe: ReferenceTraining | None,
+) -> _Made:
+    """Have the workers train and measure; what they did before the run was stopped is there."""
+    store, weights, facts = draft.store, "initial", dict[str, Any]()
+    if recipe is not None:
+        weights = "trained"
+        if store.get(draft.name(weights)) is None:
+            draft.keep(reference, "initial")
+            _train(run, draft, data, recipe)
+        facts = store.record(draft.name(weights))
+        data.train.broken.update(facts["broken"])
+    else:
+        draft.keep(reference, weights)
+    kinds: tuple[Kind, Kind] = ("variance", "accuracy")
+    parts = {kind: draft.images(data, kind) for kind in kinds}
+    found = _measure(run, draft, weights, parts)
+    for kind, split in zip(kinds, (data.distillation_plain, data.validation), strict=True):
+        for record, _ in found[kind]:
+            split.broken.update(record["broken"])
+        split.check_broken()
+    moments = [tensors for _, tensors in found["variance"]]
+    stages = range(len(reference.stages))
+    answers = [tensors for _, tensors in found["accuracy"]]
+    measured = [record for each in found.values() for record, _ in each]
+    images = sum(len(split) for each in parts.values() for split in each)
+    return _Made(
+        store.weights(draft.name(weights)),
+        variances_of([torch.stack([each[str(n)] for each in moments]).sum(0) for n in stages]),
+        torch.cat([each["labels"] for each in answers]),
+        torch.cat([each["answers"] for each in answers]),
+        {
+            "image_passes": facts.get("image_passes", 0) + images,
+            "training_seconds": facts.get("seconds", 0.0),
+            "measuring_seconds": [record["seconds"] for record in measured],
+        },
+    )
 
 
-@contextmanager
-def _watched(run: Run, reference: StagedNetwork, passes: int) -> Iterator[Progress]:
-    """Shows how many images have gone through the reference, batch by batch."""
-    with run.progress("reference", passes, "images") as progress:
-        hook = reference.stem.register_forward_pre_hook(
-            lambda _stem, given: progress.advance(len(given[0]))
-        )
-        try:
-            yield progress
-        finally:
-            hook.remove()
+def _train(run: Run, draft: Draft, data: ImageData, recipe: ReferenceTraining) -> None:
+    images, together = recipe.epochs * len(data.train), recipe.workers_per_network
+    unit = Unit(None, weight=images, images=images // together)
+    work = TrainReference(draft, recipe)
+    spread(run, "reference", "images", [unit], work, workers_per_unit=together)
 
 
-def _threads(
-    reference: StagedNetwork, recipe: TrainingConfig | None
-) -> AbstractContextManager[int]:
-    size = recipe.batch_size if recipe else _TRIED_BATCH
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(size, *reference.input_shape, generator=generator)
-    return few_threads(reference, images)
+def _measure(
+    run: Run, draft: Draft, weights: str, parts: Mapping[Kind, Sequence[Split]]
+) -> dict[Kind, list[tuple[Record, dict[str, Tensor]]]]:
+    """The record and the tensors of each part, by kind; they are forgotten then."""
+    sizes = {
+        (kind, number): len(split)
+        for kind, each in parts.items()
+        for number, split in enumerate(each)
+    }
+    names = {part: draft.name("{}-{}".format(*part)) for part in sizes}
+    missing = [part for part in sizes if draft.store.get(names[part]) is None]
+    units = [Unit(part, weight=sizes[part], images=sizes[part]) for part in missing]
+    spread(run, "reference", "images", units, MeasureReference(draft, weights))
+    found = {
+        part: (draft.store.record(name), draft.store.weights(name)) for part, name in names.items()
+    }
+    draft.store.remove(names.values())
+    return {kind: [found[part] for part in sizes if part[0] == kind] for kind in parts}
+
+
+def _checked_accuracy(run: Run, data: ImageData, made: _Made, *, given: bool) -> float:
+    """Say it, and refuse given weights that know nothing, or the classes in another order."""
+    right, images = int((made.labels == made.answers).sum()), len(made.labels)
+    reached = right / images
+    run.say(f"  accuracy {reached:.2%} of {images} validation images")
+    if given:
+        check_label_order(made.labels.numpy(), made.answers.numpy(), data.class_names)
+        check_reference(reached, images, data.classes)
+    return reached
 
 
 def _doubts(config: RunConfig, data: ImageData, reached: float) -> list[str]:

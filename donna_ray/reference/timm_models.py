@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 from timm.data import resolve_data_config
+from timm.data.constants import DEFAULT_CROP_MODE
 from timm.models import get_arch_pretrained_cfgs
 from torch import nn
 
@@ -68,7 +69,8 @@ def create_timm_model(
 def preprocessing_of(
     model: nn.Module, channels: int | None, image_size: int | None
 ) -> dict[str, Any]:
-    """timm's data configuration of a model: input_size, mean, std, interpolation, crop_pct.
+    """timm's data configuration of a model: input_size, mean, std, interpolation, crop_pct and,
+    where it is not the `center` that earlier versions took for all, crop_mode.
 
     Args:
         model: of timm or of this package.
@@ -79,7 +81,9 @@ def preprocessing_of(
     own_channels, *own_size = resolved["input_size"]
     size = (image_size, image_size) if image_size else tuple(own_size)
     resolved["input_size"] = (channels or own_channels, *size)
-    return {key: resolved[key] for key in _PREPROCESSING}
+    known = {key: resolved[key] for key in _PREPROCESSING}
+    mode = resolved["crop_mode"]
+    return known if mode == DEFAULT_CROP_MODE else {**known, "crop_mode": mode}
 
 
 def model_arguments(

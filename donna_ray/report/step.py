@@ -5,7 +5,7 @@ from typing import Any
 
 from donna_ray.complexity import complexity
 from donna_ray.finetune.assemble import library_space, untrained
-from donna_ray.reference.step import load_reference
+from donna_ray.reference.load import load_reference
 from donna_ray.report.headline import headline, headlines
 from donna_ray.report.html import render
 from donna_ray.report.predicted import Predictions

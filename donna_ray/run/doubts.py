@@ -4,14 +4,19 @@ A step keeps its doubts in its result (`doubts`); the run says them when the ste
 and the report begins with them.
 """
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.special import bdtrc  # scipy.stats takes a second to import in every worker
 
 from donna_ray.errors import DonnaError
 
 __all__ = [
+    "check_label_order",
     "check_reference",
     "finetune_doubts",
     "guesses",
@@ -23,6 +28,8 @@ __all__ = [
 _UNTRAINED = 0.8  # NSR; a block that always returns the mean of what it should has 1
 _FEW = 100  # test images: the 95% interval of 1/2 is 20 points wide
 _CHANCE = 0.025  # of as many right answers by guessing
+_ORDER_GAIN = 0.1  # of the images; a few classes that two data sets divide otherwise are less
+_SURE = 4.0  # standard deviations
 
 
 def guesses(accuracy: float, images: int, classes: int) -> bool:
@@ -41,7 +48,7 @@ def reference_doubts(accuracy: float, images: int, classes: int, weights: str) -
     ]
 
 
-def check_reference(accuracy: float, images: int, classes: int, *, trained: bool) -> None:
+def check_reference(accuracy: float, images: int, classes: int) -> None:
     """Refuse weights that were given and guess: no block can learn from them.
 
     One that the run trained itself is only doubted, as is one that few images tell of.
@@ -49,13 +56,49 @@ def check_reference(accuracy: float, images: int, classes: int, *, trained: bool
     Raises:
         DonnaError: with the accuracy.
     """
-    if not trained and images >= _FEW and guesses(accuracy, images, classes):
+    if images >= _FEW and guesses(accuracy, images, classes):
         raise DonnaError(
             f"The weights of the reference must be trained for the {classes} classes of the data, "
             f"but are right on {accuracy:.2%} of {images} validation images, no better than "
             "guessing. Correct reference.weights or the order of the classes, or train it on the "
             "data (reference.training)."
         )
+
+
+def check_label_order(
+    labels: NDArray[np.int64], answers: NDArray[np.int64], names: Sequence[str]
+) -> None:
+    """Refuse weights that know the classes of the data in another order.
+
+    Each answer is renamed to the label that most images of one half have that got it. If that
+    makes many more of the other half right, it is no chance, and no weakness of the weights.
+
+    Args:
+        labels: of the validation images.
+        answers: of the weights that were given, for each.
+        names: of the classes, where they are known.
+
+    Raises:
+        DonnaError: with the accuracies, and the classes that are confused most.
+    """
+    counts = Counter(zip(answers[::2].tolist(), labels[::2].tolist(), strict=True))
+    renamed = {answer: label for (answer, label), _ in reversed(counts.most_common())}
+    given, known = answers[1::2], labels[1::2]
+    better = np.array([renamed.get(answer, answer) for answer in given.tolist()], dtype=np.int64)
+    right, could = int((given == known).sum()), int((better == known).sum())
+    changed = int(((given == known) != (better == known)).sum())
+    gain = could - right
+    if gain < _ORDER_GAIN * len(known) or gain <= _SURE * math.sqrt(changed):
+        return
+    (answer, label), count = next(each for each in counts.most_common() if each[0][0] != each[0][1])
+    one, other = (repr(names[n]) if n < len(names) else f"number {n}" for n in (label, answer))
+    raise DonnaError(
+        f"The weights of the reference must know the classes in the order of the data's, but are "
+        f"right on {right / len(known):.2%} of {len(known)} validation images, and would be on "
+        f"{could / len(known):.2%} if the classes stood in another order: {count} images of {one} "
+        f"are taken for {other}. Name or sort the classes (folders, by name; data.source) as they "
+        "were when the weights were trained, or train them on the data (reference.training)."
+    )
 
 
 def library_doubts(ratios: Sequence[Sequence[float]]) -> list[str]:

@@ -31,7 +31,10 @@ __all__ = ["Run"]
 Compute = Callable[[StepFolder], tuple[dict[str, Any], Files]]
 """Computes a step; returns the result as plain JSON and the files that belong to it."""
 
-_RECORDS = ("networks", "networks/unfinished", "library/blocks", "library/blocks/paused")
+_RECORDS = (
+    *("reference/unfinished", "networks", "networks/unfinished"),
+    *("library/blocks", "library/blocks/paused", "library/blocks/unfinished"),
+)
 
 
 class Run:

@@ -10,7 +10,7 @@ from donna_ray.config import Scenario
 from donna_ray.errors import DonnaError
 from donna_ray.latency.farm import farm_at_hand
 from donna_ray.latency.lowering import lowering_of
-from donna_ray.reference.step import load_reference
+from donna_ray.reference.load import load_reference
 from donna_ray.run.run import Run
 from donna_ray.search.scenario import problem_of
 from donna_ray.search.strategies.frontier import Frontier

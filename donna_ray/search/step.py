@@ -15,7 +15,7 @@ from donna_ray.latency.figures import Latency, peak_memory
 from donna_ray.latency.lowering import Lowering, lowering_of
 from donna_ray.latency.recorded import record_facts
 from donna_ray.onnx_export import export_onnx
-from donna_ray.reference.step import load_reference
+from donna_ray.reference.load import load_reference
 from donna_ray.run.run import Run
 from donna_ray.search.ask_tell import Search
 from donna_ray.search.scenario import (

@@ -36,12 +36,15 @@ from donna_ray.storage.index import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["PAUSED", "Record", "RecordStore", "block_store"]
+__all__ = ["PAUSED", "UNFINISHED", "Record", "RecordStore", "block_store"]
 
 Record = dict[str, Any]
 
 PAUSED = "paused"
 """The folder of a block store that holds the states of blocks that were stopped early."""
+
+UNFINISHED = "unfinished"
+"""That of states which a worker keeps while it trains a pack, in case it is killed."""
 
 _OBJECT, _OTHERS = "safetensors", {"onnx"}
 _EARLIER = "json"  # where the record was before it was in the header

@@ -6,6 +6,7 @@ the weights moved (`scripts/bench_batchnorm.py` has what that does to accuracy a
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from donna_ray.data import Split
-from donna_ray.training.loop import device_of, network_input, seeded
+from donna_ray.training.engine import Engine, MemoryBatch
+from donna_ray.training.loop import seeded
 
 __all__ = ["calibrating", "calibration_batches", "recalibrate", "recalibrating"]
 
@@ -56,7 +58,12 @@ def recalibrating(module: nn.Module) -> Iterator[bool]:
 
 def recalibrate(network: nn.Module, images: Split) -> None:
     """Set the statistics of every BatchNorm of a network to those of ``calibration_batches``."""
+    engine, memory = Engine.of(network), MemoryBatch(smallest=2)
     with recalibrating(network) as needed:
         if needed:
             for batch in calibration_batches(images):
-                network(network_input(batch, device_of(network)))
+                memory.each(len(batch), partial(_run, network, engine, batch))
+
+
+def _run(network: nn.Module, engine: Engine, batch: Tensor, rows: slice) -> None:
+    network(engine.images(batch[rows]))

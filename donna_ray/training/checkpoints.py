@@ -1,7 +1,10 @@
-"""The state of trainings under way, kept after every epoch: a death costs an epoch at most."""
+"""The state of trainings under way, kept after every epoch, and in long ones every few minutes."""
+
+from functools import partial
 
 from donna_ray.storage.records import RecordStore
 from donna_ray.training.trainer import Trainer
+from donna_ray.workers.group import ALONE, Group
 
 __all__ = ["Checkpoints"]
 
@@ -9,7 +12,7 @@ __all__ = ["Checkpoints"]
 class Checkpoints:
     """Checkpoints by key, a record each. Picklable.
 
-    The last two epochs are kept, so that one is intact whenever the process dies.
+    The last two states are kept, so that one is intact whenever the process dies.
 
     Args:
         store: of nothing else.
@@ -17,17 +20,31 @@ class Checkpoints:
 
     def __init__(self, store: RecordStore) -> None:
         self._store = store
+        self._last: dict[str, str] = {}  # name of what was kept or resumed last, by key
+
+    def train(self, key: str, trainer: Trainer, group: Group = ALONE) -> None:
+        """Train for all that is left under a key; it is kept until ``remove``."""
+        newest = group.from_first(lambda: self.newest(key))
+        if newest is not None:
+            self.resume(newest, trainer)
+        keep = partial(self.save, key, trainer) if group.first else None
+        while not trainer.finished():
+            trainer.train_epoch(keep)
+            if keep is not None and not trainer.finished():
+                keep()
 
     def save(self, key: str, trainer: Trainer) -> None:
         """Keep the state of a training under a key."""
         tensors, facts = trainer.state()
-        self._store.put(_names(key)[trainer.epoch % 2], facts, tensors)
+        name = next(each for each in _names(key) if each != self._last.get(key))
+        self._store.put(name, facts, tensors)
+        self._last[key] = name
 
     def newest(self, key: str) -> str | None:
         """The name of the newest intact checkpoint of a key; None where there is none."""
         records = ((self._store.get(name) or {}, name) for name in _names(key))
-        epochs = [(record["epoch"], name) for record, name in records if record]
-        return max(epochs)[1] if epochs else None
+        known = [(each["epoch"], each.get("step", 0), name) for each, name in records if each]
+        return max(known)[-1] if known else None
 
     def resume(self, name: str, trainer: Trainer) -> None:
         """Bring a new training of the same arguments to where a checkpoint was taken.
@@ -36,6 +53,7 @@ class Checkpoints:
             DonnaError: the checkpoint is gone, torn or altered.
         """
         trainer.restore(self._store.weights(name), self._store.get(name) or {})
+        self._last[name.rpartition("-")[0]] = name
 
     def remove(self, *keys: str) -> None:
         """Forget the checkpoints of these keys; nothing where there are none."""

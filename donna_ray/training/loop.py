@@ -1,39 +1,36 @@
-"""What every training has in common: seeds, the loop over epochs, accuracy. Plain torch."""
+"""What every training has in common: seeds, the loop over steps, accuracy. Plain torch."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from donna_ray.config import TrainingConfig
 from donna_ray.data import Split
-from donna_ray.errors import DivergedError
+from donna_ray.training.engine import Engine, MemoryBatch
 
 __all__ = [
+    "CHECK_EVERY",
+    "Keeper",
     "Loss",
-    "Precision",
-    "Schedule",
     "accuracy",
+    "answers_of",
     "cross_entropy",
-    "descend",
-    "device_of",
-    "network_input",
-    "optimise",
+    "numbered",
     "right_answers",
     "seeded",
-    "train_epoch",
 ]
-
-Precision = Literal["fp32", "bf16"]
-Schedule = Literal["one_cycle", "cosine"]
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(images, logits, labels) to a scalar."""
 
-_WARMUP_SHARE = 0.2  # of the steps, before the learning rate decays by a cosine
+T = TypeVar("T")
+
+CHECK_EVERY = 20  # steps; to read a loss makes a GPU wait, and so does the clock
 _EVALUATION_BATCH = 256
+_KEEP_EVERY_S = 300.0
 
 
 @contextmanager
@@ -44,99 +41,46 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def device_of(module: nn.Module) -> torch.device:
-    """The device of a module's first parameter."""
-    return next(module.parameters()).device
-
-
-def network_input(images: Tensor, device: torch.device) -> Tensor:
-    """Images on the device, channels last (1.4 to 1.8x faster convolutions on CPUs).
-
-    A GPU copies them out of pinned memory while it works on what it was asked before: out of other
-    memory, the caller would wait until it has finished that.
-    """
-    if device.type == "cuda" and not images.is_cuda:
-        images = images.pin_memory().to(device, non_blocking=True)
-    return images.to(device).contiguous(memory_format=torch.channels_last)
-
-
-def optimise(
-    parameters: list[nn.Parameter],
-    recipe: TrainingConfig,
-    steps: int,
-    schedule: Schedule = "one_cycle",
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW and the course of its learning rate.
-
-    `one_cycle` goes up to the peak in a fifth of the steps and down to nearly 0, both by cosines;
-    `cosine` goes from the peak down to 0.
+class Keeper:
+    """Keeps a training's state every few minutes, so that a death costs no more than these.
 
     Args:
-        parameters: what to train; one whose gradient is None in a step stays as it is.
-        recipe: the peak learning rate and the weight decay.
-        steps: all steps of the training.
-        schedule: of the learning rate.
+        keep: called with the number of steps that are done.
     """
-    optimizer = torch.optim.AdamW(
-        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-    )
-    if schedule == "cosine":
-        return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    # OneCycleLR divides by the steps of the warm-up less one
-    share = _WARMUP_SHARE if _WARMUP_SHARE * steps != 1 else 1.5 / steps
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=steps, pct_start=share
-    )
+
+    def __init__(self, keep: Callable[[int], object]) -> None:
+        self._keep, self._kept = keep, time.monotonic()
+
+    def is_due(self) -> bool:
+        """It was kept long ago."""
+        return time.monotonic() - self._kept >= _KEEP_EVERY_S
+
+    def keep(self, steps: int) -> None:
+        """Keep it now."""
+        self._keep(steps)
+        self._kept = time.monotonic()
 
 
-def train_epoch(
-    network: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    loss: Loss,
-    step: Callable[[Tensor], None],
-    *,
-    seed: int,
-    precision: Precision = "fp32",
-) -> None:
-    """One pass over images in train mode.
+def numbered(
+    batches: Iterable[T], first: int, check: Callable[[], object], keeper: Keeper | None = None
+) -> Iterator[tuple[int, T]]:
+    """The loop of every training: batches with the numbers of their steps.
 
     Args:
-        network: maps images to logits; on the device that is to be used.
-        batches: images (N, C, H, W) and labels (N,).
-        loss: of the logits.
-        step: called with the loss of each batch.
-        seed: of dropout and the like.
-        precision: of the forward; `bf16` is autocast, and the weights stay float32.
-
-    Raises:
-        DivergedError: the loss is no longer finite.
+        batches: of these steps.
+        first: number of the first one.
+        check: looks whether the losses since it was last called are finite: every 20 steps, at the
+            end, and before a state is kept, so that none that is spoilt is.
+        keeper: of the state; None keeps none.
     """
-    device = device_of(network)
-    network.train()
-    value = torch.zeros(())
-    with seeded(seed):
-        for images, labels in batches:
-            images, labels = network_input(images, device), labels.to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                value = loss(images, network(images), labels)
-            step(value)
-    if not torch.isfinite(value):
-        raise DivergedError(
-            f"The loss of a training must be finite, but became {value.item()}. Lower its "
-            "learning_rate, or raise its batch_size."
-        )
-
-
-def descend(
-    loss: Tensor,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-) -> None:
-    """One step down the gradient of the loss."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    schedule.step()
+    for number, batch in enumerate(batches, first):
+        yield number, batch
+        due = keeper is not None and keeper.is_due()
+        if due or number % CHECK_EVERY == 0:
+            check()
+        if keeper is not None and due:
+            keeper.keep(number)
+    check()
 
 
 def cross_entropy(_images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
@@ -150,14 +94,23 @@ def accuracy(network: nn.Module, split: Split) -> float:
     return right / images
 
 
-@torch.no_grad()
 def right_answers(network: nn.Module, split: Split) -> tuple[int, int]:
     """Of how many images the label has the largest logit, in eval mode; and of how many all."""
-    device = device_of(network)
+    labels, answers = answers_of(network, split)
+    return int((labels == answers).sum()), len(labels)
+
+
+@torch.no_grad()
+def answers_of(network: nn.Module, split: Split) -> tuple[Tensor, Tensor]:
+    """The label of each image, and the number of its largest logit, in eval mode; (images,)."""
+    engine, memory = Engine.of(network), MemoryBatch()
     network.eval()
-    correct, count = 0, 0
+    found = []
     for images, labels in split.batches(_EVALUATION_BATCH):
-        logits = network(network_input(images, device))
-        correct += int((logits.argmax(1) == labels.to(device)).sum())
-        count += len(labels)
-    return correct, count
+
+        def answers(rows: slice, images: Tensor = images) -> Tensor:
+            return network(engine.images(images[rows])).argmax(1)
+
+        found.append((labels, torch.cat(memory.each(len(labels), answers))))
+    known, given = zip(*found, strict=True)
+    return torch.cat(known), torch.cat(given).cpu()

@@ -1,6 +1,7 @@
 """Trains one network epoch by epoch. Plain torch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Any
 
 import torch
@@ -8,23 +9,16 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from donna_ray.config import FinetuneRecipe, TrainingConfig
+from donna_ray.config import FinetuneRecipe
 from donna_ray.data import ImageData, Split
 from donna_ray.data.images import derived_seed
-from donna_ray.errors import DonnaError
+from donna_ray.errors import DivergedError, DonnaError
 from donna_ray.training.batchnorm import calibrating, recalibrate
-from donna_ray.training.loop import (
-    Loss,
-    Precision,
-    accuracy,
-    cross_entropy,
-    descend,
-    optimise,
-    train_epoch,
-)
+from donna_ray.training.engine import Descent, Engine, MemoryBatch
+from donna_ray.training.loop import Keeper, Loss, accuracy, numbered, seeded
 from donna_ray.workers.group import ALONE, Group
 
-__all__ = ["Trainer", "on_labels"]
+__all__ = ["Trainer"]
 
 
 class Trainer:
@@ -33,6 +27,7 @@ class Trainer:
     Attributes:
         network: what is trained.
         epoch: how many epochs are done.
+        step: how many steps of the epoch under way are done.
         image_passes: images that went through the network so far, in training and in the
             measurements of a patience.
 
@@ -43,7 +38,8 @@ class Trainer:
         seed: of the images' order and of dropout.
         loss: of a batch.
         group: the processes that train it together, each with a trainer; all get the first one's
-            weights. BatchNorm has the statistics of a process's part of the batch.
+            weights. BatchNorm has the statistics of a process's part of the batch, as it has of
+            the part that fits the memory (``MemoryBatch``).
 
     Raises:
         ValueError: the precision is `auto`.
@@ -59,20 +55,22 @@ class Trainer:
         loss: Loss,
         group: Group = ALONE,
     ) -> None:
-        if recipe.precision == "auto":
-            raise ValueError("recipe.precision must be 'fp32' or 'bf16' here, but is 'auto'")
-        self.network = network.to(memory_format=torch.channels_last)
-        self.epoch = 0
-        self._precision: Precision = recipe.precision
-        self._group, self._model, self._images = group, network, data.train
+        self._engine = Engine.of(network).at(recipe.precision)
+        self.network = self._engine.place(network)
+        self.epoch = self.step = 0
+        # In a group the others wait for a whole part; alone, BatchNorm needs two images.
+        self._memory = MemoryBatch(recipe.batch_size if group.size > 1 else 2)
+        self._losses: list[Tensor] = []
+        self._group, self._images = group, data.train
+        self._model: nn.Module = network
         if group.size > 1:
             _check_size(data.train, recipe)
             self._model = DistributedDataParallel(network, find_unused_parameters=True)
             self._images = data.train.shard(group.rank, group.size)
         self._data, self._recipe, self._seed, self._loss = data, recipe, seed, loss
         steps = recipe.epochs * data.train.steps(recipe.batch_size)
-        self._optimizer, self._schedule = optimise(
-            list(network.parameters()), recipe, steps, recipe.schedule
+        self._descent = Descent(
+            list(network.parameters()), recipe, steps, self._engine, recipe.schedule
         )
         decay = recipe.ema_decay
         self._average = None if decay is None else ModelEmaV3(network, decay, use_warmup=True)
@@ -92,20 +90,28 @@ class Trainer:
             compared = calibrating(data.calibration) + len(data.validation)
         return self.epoch * (len(data.train) + compared)
 
-    def train_epoch(self) -> None:
-        """Train for one epoch.
+    def train_epoch(self, keep: Callable[[], object] | None = None) -> None:
+        """Train for one epoch, or for what is left of it.
+
+        Args:
+            keep: called every few minutes to keep ``state``.
 
         Raises:
-            DonnaError: the loss is no longer finite.
+            DivergedError: the loss is no longer finite.
+            MemoryLimitError: not even two images fit the memory; in a group, its part of a batch.
         """
+        self._model.train()
         batches = self._images.batches(
-            self._recipe.batch_size, shuffle_seed=self._seed, epoch=self.epoch
+            self._recipe.batch_size, shuffle_seed=self._seed, epoch=self.epoch, start=self.step
         )
-        seed = derived_seed(self._seed, self.epoch, self._group.rank)
-        train_epoch(
-            self._model, batches, self._loss, self._step, seed=seed, precision=self._precision
-        )
-        self.epoch += 1
+        keeper = None if keep is None else Keeper(lambda _steps: keep())
+        with seeded(0):
+            steps = numbered(batches, self.step + 1, self._check_losses, keeper)
+            for number, (images, labels) in steps:
+                torch.manual_seed(derived_seed(self._seed, self.epoch, self._group.rank, number))
+                self._train_on(images, labels)
+                self.step = number
+        self.epoch, self.step = self.epoch + 1, 0
         if self._recipe.patience is not None:
             self._compare()
 
@@ -126,7 +132,7 @@ class Trainer:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that the epochs to come depend on: tensors by name, and plain JSON."""
-        optimizer = self._optimizer.state_dict()
+        optimizer = self._descent.optimizer.state_dict()
         moments = {
             f"{index}.{name}": value
             for index, values in optimizer["state"].items()
@@ -144,10 +150,12 @@ class Trainer:
         }
         return tensors, {
             "epoch": self.epoch,
+            "step": self.step,
             "best_epoch": self._best_epoch,
             "best_accuracy": self._best_accuracy,
             "groups": optimizer["param_groups"],
-            "schedule": self._schedule.state_dict(),
+            "schedule": self._descent.schedule.state_dict(),
+            "scale": self._descent.scaler.state_dict(),
         }
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -167,15 +175,39 @@ class Trainer:
         if self._average is not None:
             self._average.module.load_state_dict(parts["average"])
         self._best = parts["best"]
-        self._optimizer.load_state_dict({"state": moments, "param_groups": facts["groups"]})
-        self._schedule.load_state_dict(facts["schedule"])
-        self.epoch = facts["epoch"]
+        descent = self._descent
+        descent.optimizer.load_state_dict({"state": moments, "param_groups": facts["groups"]})
+        descent.schedule.load_state_dict(facts["schedule"])
+        if facts.get("scale"):
+            descent.scaler.load_state_dict(facts["scale"])
+        self.epoch, self.step = facts["epoch"], facts.get("step", 0)  # earlier: whole epochs only
         self._best_epoch, self._best_accuracy = facts["best_epoch"], facts["best_accuracy"]
 
-    def _step(self, loss: Tensor) -> None:
-        descend(loss, self._optimizer, self._schedule)
+    def _train_on(self, images: Tensor, labels: Tensor) -> None:
+        """One step, on as many images at once as the memory holds."""
+        engine, count = self._engine, len(labels)
+
+        def part(rows: slice) -> Tensor:
+            some, known = engine.images(images[rows]), labels[rows].to(engine.device)
+            with engine.autocast():
+                loss = self._loss(some, self._model(some), known)
+            return self._descent.backward(loss, len(known) / count)
+
+        losses = self._memory.each(count, part, self._descent.forget)
+        self._descent.step()
+        self._losses.append(torch.stack(losses).sum())
         if self._average is not None:
-            self._average.update(self.network, step=self._schedule.last_epoch)
+            self._average.update(self.network, step=self._descent.schedule.last_epoch)
+
+    def _check_losses(self) -> None:
+        values = torch.stack(self._losses).tolist() if self._losses else []
+        self._losses.clear()
+        for value in values:
+            if not isfinite(value):
+                raise DivergedError(
+                    f"The loss of a training must be finite, but became {value}. Lower its "
+                    "learning_rate, or raise its batch_size."
+                )
 
     def _compare(self) -> None:
         module = self.network if self._average is None else self._average.module
@@ -188,12 +220,6 @@ class Trainer:
         if reached > self._best_accuracy:
             self._best_epoch, self._best_accuracy = self.epoch, reached
             self._best = {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def on_labels(network: nn.Module, data: ImageData, recipe: TrainingConfig, seed: int) -> Trainer:
-    """A trainer on the cross entropy with the labels, in float32."""
-    whole = FinetuneRecipe(**recipe.model_dump(), precision="fp32")
-    return Trainer(network, data, whole, seed, cross_entropy)
 
 
 def _check_size(images: Split, recipe: FinetuneRecipe) -> None:

@@ -10,7 +10,7 @@ from donna_ray.errors import DonnaError
 __all__ = ["STALLED_S", "Pulse", "leave", "may_pass"]
 
 STALLED_S = 1800.0
-"""A unit whose worker has read no batch of images for so long hangs."""
+"""A unit whose worker has read no image for so long hangs."""
 
 _NUMBERS = {
     *(errno.EAGAIN, errno.EIO, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO, errno.ESTALE),
@@ -63,12 +63,17 @@ class Pulse:
 
     def begin(self) -> None:
         """The next unit begins, or its end."""
-        self._seen, self._since = self._progress(), self._clock()
+        self._first = self._progress()
+        self._seen, self._since = self._first, self._clock()
+
+    def moved(self) -> int:
+        """By how much, since the unit began."""
+        return self._progress() - self._first
 
     def has_stopped(self) -> bool:
         """Nothing has moved for ``STALLED_S``."""
-        if self._progress() != self._seen:
-            self.begin()
+        if (now := self._progress()) != self._seen:
+            self._seen, self._since = now, self._clock()
         return self._clock() - self._since > STALLED_S
 
 

@@ -25,6 +25,7 @@ class UnitQueue:
 
     Args:
         weights: of the units, for the progress.
+        images: that each of them reads on a worker, where that tells how far it is; else 0.
         retries: how often a unit is tried again.
         silence_s: seconds without a sign of life after which a worker is taken for dead.
         clock: seconds that only grow.
@@ -34,11 +35,14 @@ class UnitQueue:
         self,
         weights: Sequence[int],
         *,
+        images: Sequence[int] = (),
         retries: int = 3,
         silence_s: float = SILENCE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._weights = list(weights)
+        self._images = list(images) or [0] * len(weights)
+        self._read: dict[str, int] = {}  # images of the unit under way, by worker
         self._retries, self._silence_s, self._clock = retries, silence_s, clock
         self._pending = list(range(len(weights)))
         self._leased: dict[int, str] = {}
@@ -59,9 +63,9 @@ class UnitQueue:
             self._bury(before, "its worker died")
         self.beat(worker)
 
-    def beat(self, worker: str) -> None:
-        """A sign of life."""
-        self._heard[worker] = self._clock()
+    def beat(self, worker: str, images: int = 0) -> None:
+        """A sign of life, and how many images the worker has read for its unit."""
+        self._heard[worker], self._read[worker] = self._clock(), images
 
     def lose(self, nodes: Sequence[str]) -> None:
         """These nodes are dead: what their workers held goes back."""
@@ -113,9 +117,10 @@ class UnitQueue:
         return list(self._facts.values())[known:]
 
     def state(self) -> dict[str, int]:
-        """`done` (weight of the completed units), `open` (units not completed), `workers`."""
+        """`done` (weight of what is completed), `open` (units not completed), `workers`."""
+        done = sum(self._weights[index] for index in self._facts)
         return {
-            "done": sum(self._weights[index] for index in self._facts),
+            "done": done + int(sum(map(self._part_done, self._leased))),
             "open": len(self._weights) - len(self._facts),
             "workers": len(self._places),
         }
@@ -123,6 +128,12 @@ class UnitQueue:
     def result(self) -> tuple[list[dict[str, Any]], tuple[str, str] | None]:
         """Facts of the completed units in the order of the units; what ended all, and details."""
         return [self._facts[index] for index in sorted(self._facts)], self._failure
+
+    def _part_done(self, index: int) -> float:
+        """Weight of what is done of a unit under way, by the images that its worker has read."""
+        whole = self._images[index]
+        read = self._read.get(self._leased[index], 0)
+        return self._weights[index] * min(read / whole, 1.0) if whole else 0.0
 
     def _take_back(self) -> None:
         for worker in set(self._leased.values()):

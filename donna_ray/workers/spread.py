@@ -37,10 +37,12 @@ class Unit:
     Attributes:
         payload: what `Work` is called with; picklable and small.
         weight: how many steps of the progress display it stands for.
+        images: that a worker reads for it, where the display is to show how far it is; else 0.
     """
 
     payload: Any
     weight: int = 1
+    images: int = 0
 
 
 def spread(
@@ -79,7 +81,8 @@ def spread(
     run.connect()
     actor: Any = ray.remote(num_cpus=0)(UnitQueue)
     weights, retries = [unit.weight for unit in units], run.config.cluster.retries
-    queue, pool = actor.options(**on_this_node()).remote(weights, retries=retries), pool_of(run)
+    how = {"images": [unit.images for unit in units], "retries": retries}
+    queue, pool = actor.options(**on_this_node()).remote(weights, **how), pool_of(run)
     given = ray.put(([unit.payload for unit in units], work))
     pool.begin(queue, given, len(units), workers_per_unit)
     try:

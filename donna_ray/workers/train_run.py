@@ -129,7 +129,7 @@ def _next_job(board: Any, after: int, group: Any) -> Any:
 
 def _do_units(queue: Any, payloads_and_work: Any, place: str, group: Any, shared: Any) -> None:
     """Take units from a queue until it is finished."""
-    from donna_ray.data.split import batches_read
+    from donna_ray.data.split import images_read
 
     worker = uuid.uuid4().hex
     try:
@@ -139,7 +139,7 @@ def _do_units(queue: Any, payloads_and_work: Any, place: str, group: Any, shared
             ray.get(queue.fail.remote(f"says: {error}"))
         return
     payloads, work = ray.get(payloads_and_work)
-    pulse = Pulse(batches_read)
+    pulse = Pulse(images_read)
     with _joined(queue, worker, place, pulse) if group.first else contextlib.nullcontext():
         while (index := group.from_first(lambda: _next_unit(queue, worker, pulse))) is not None:
             try:
@@ -181,7 +181,7 @@ def _joined(queue: Any, worker: str, place: str, pulse: Pulse) -> Iterator[None]
             while not left.wait(_BEAT_S):
                 if pulse.has_stopped():
                     leave()
-                ray.get(queue.beat.remote(worker))
+                ray.get(queue.beat.remote(worker, pulse.moved()))
 
     with contextlib.suppress(ray.exceptions.RayActorError):
         ray.get(queue.join.remote(worker, place, ray.get_runtime_context().get_node_id()))

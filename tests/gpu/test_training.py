@@ -8,13 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import torch
-from torch import nn
 
-from donna_ray.config import ClusterConfig, LibraryConfig, RunConfig
+from donna_ray.config import ClusterConfig, LibraryConfig, ReferenceTraining, RunConfig
 from donna_ray.data import ImageData
 from donna_ray.distill.features import FeatureCache
 from donna_ray.distill.pack import DistilledBlock, distill_pack
@@ -24,10 +24,11 @@ from donna_ray.library import costs
 from donna_ray.library import work as library_work
 from donna_ray.library.work import DistillPack
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import calibrate
+from donna_ray.reference.work import calibrate
 from donna_ray.space import SearchSpace, build_space
 from donna_ray.storage.records import RecordStore
-from donna_ray.training.loop import accuracy, train_epoch
+from donna_ray.training.loop import accuracy, cross_entropy
+from donna_ray.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -142,7 +143,9 @@ def test_a_pack_out_of_memory_is_halved(
         update={"library": FP32, "cluster": ClusterConfig(gpus_per_worker=1), "seed": 1}
     )
     work = DistillPack(known, None, RecordStore(tmp_path), RecordStore(tmp_path / "paused"))
-    work.__dict__["_loaded"] = (on_gpu, calibrate(on_gpu, data.calibration), data, None)
+    work._context = SimpleNamespace(
+        reference=on_gpu, variance=calibrate(on_gpu, data.calibration), data=data
+    )
     monkeypatch.setattr(library_work, "distill_pack", of_little_memory(limit=4))
     work(jobs)
     records = RecordStore(tmp_path).records()
@@ -163,22 +166,16 @@ def of_little_memory(limit: int) -> Callable[..., Any]:
     return limited
 
 
-def test_a_network_learns(data: ImageData, reference: StagedNetwork) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_network_learns(
+    precision: Literal["fp32", "bf16", "fp16"], data: ImageData, reference: StagedNetwork
+) -> None:
     network = copy.deepcopy(reference).requires_grad_(True).to("cuda")
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.003, fused=True)
-
-    def step(loss: torch.Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-    def loss(_images: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(logits, labels)
-
-    for epoch in range(8):
-        batches = data.train.batches(64, shuffle_seed=0, epoch=epoch)
-        train_epoch(network, batches, loss, step, seed=epoch, precision="bf16")
-    assert accuracy(network, data.validation) > 0.9
+    recipe = ReferenceTraining(epochs=8, learning_rate=0.003, precision=precision)
+    trainer = Trainer(network, data, recipe, 0, cross_entropy)
+    while not trainer.finished():
+        trainer.train_epoch()
+    assert accuracy(trainer.result(), data.validation) > 0.9
 
 
 RUN = """

@@ -19,7 +19,7 @@ from donna_ray.config import RunConfig
 from donna_ray.data import load_data, load_test
 from donna_ray.export.step import _choose
 from donna_ray.finetune.assemble import untrained
-from donna_ray.reference.step import build_reference
+from donna_ray.reference.build import build_reference
 from donna_ray.report.results import FrontPoint, Results
 from donna_ray.space import BlockSpec, build_space
 from tests.command_line import donna_here

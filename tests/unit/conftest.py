@@ -7,8 +7,8 @@ import torch
 
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.data import load_data
+from donna_ray.reference.build import build_reference
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import build_reference
 from donna_ray.space import SearchSpace, build_space
 from donna_ray.training.loop import seeded
 

@@ -17,8 +17,9 @@ from donna_ray.distill.pack import distill_pack
 from donna_ray.distill.students import BlockJob
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import calibrate
+from donna_ray.reference.work import calibrate
 from donna_ray.space import BlockSpec, SearchSpace, StageShape, build_block
+from donna_ray.training.engine import Engine
 from tests.unit.data.image_files import PREPROCESSING, encoded, write_split, write_tar
 
 FP32 = LibraryConfig(epochs=4, batch_size=32, precision="fp32")
@@ -90,12 +91,15 @@ def ratios(
 def test_kept_features_are_the_computed_ones_in_their_order(
     reference: StagedNetwork, few_images: ImageData, folder: Path | None
 ) -> None:
-    computed = ComputedFeatures(reference, few_images)
+    computed = ComputedFeatures(reference, few_images, Engine.of(reference))
     kept = FeatureCache.build(reference, few_images, folder)
     assert kept.steps(32) == computed.steps(32) == 3
     for ours, others in [
-        (kept.training(32, [1, 2], seed=3, epoch=2), computed.training(32, [2], seed=3, epoch=2)),
-        (kept.validation(32, [1, 2]), computed.validation(32, [2])),
+        (
+            kept.training(32, [1, 2], seed=3, epoch=2),
+            computed.training(32, [1, 2], seed=3, epoch=2),
+        ),
+        (kept.validation(32, [1, 2]), computed.validation(32, [1, 2])),
     ]:
         for one, other in zip(ours, others, strict=True):
             for number in (1, 2):

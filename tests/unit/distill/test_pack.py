@@ -13,10 +13,17 @@ from torch.utils.data import Subset, TensorDataset
 
 from donna_ray.config import FamilyRecipe, LibraryConfig, RunConfig
 from donna_ray.data import ImageData, Split, load_data
+from donna_ray.distill import students
 from donna_ray.distill.pack import DistilledBlock, distill_pack
-from donna_ray.distill.students import BlockJob, inverse_variance, noise_to_signal
+from donna_ray.distill.students import (
+    BlockJob,
+    TrainingState,
+    inverse_variance,
+    noise_to_signal,
+)
+from donna_ray.errors import MemoryLimitError
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import calibrate
+from donna_ray.reference.work import calibrate
 from donna_ray.space import BlockSpec, SearchSpace, register_block
 
 Distill = Callable[..., list[DistilledBlock]]
@@ -240,6 +247,110 @@ def test_block_that_fails_before_it_is_stopped_has_no_state(
     assert failing.failure == "loss became nan in step 2"
 
 
+class Killed(BaseException):
+    """In place of SIGKILL."""
+
+
+@pytest.mark.parametrize("share", [1.0, 0.9])
+def test_killed_pack_goes_on_from_the_kept_states_to_the_same_bits(
+    distill: Distill, jobs: list[BlockJob], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed, kept = [*jobs, job_of("dropout", rate=0.3)], dict[str, TrainingState]()
+
+    def keep(states: dict[str, TrainingState]) -> None:
+        if len(kept) == len(mixed):
+            raise Killed
+        kept.update(states)
+
+    monkeypatch.setattr("donna_ray.training.loop._KEEP_EVERY_S", 0.0)
+    with pytest.raises(Killed):
+        distill(mixed, share=share, keep=keep)
+    assert {state.steps for state in kept.values()} == {1}
+    found = distill(mixed, share=share, states=kept)
+    undisturbed = distill(mixed, share=share)
+    assert_same(found, undisturbed)
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, most: dict[str, int]) -> list[tuple[str, int]]:
+    """Have a training step of a block fit so many images; returns what was asked for."""
+    asked: list[tuple[str, int]] = []
+    made = students._new_block
+
+    def limited(job: BlockJob, *rest: Any) -> nn.Module:
+        block = made(job, *rest)
+
+        def check(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            if module.training and torch.is_grad_enabled():
+                asked.append((job.key, len(given[0])))
+                if len(given[0]) > most.get(job.key, 1000):
+                    raise torch.OutOfMemoryError("Allocation of 14.3 GiB failed. More words")
+
+        block.register_forward_pre_hook(check)
+        return block
+
+    monkeypatch.setattr(students, "_new_block", limited)
+    return asked
+
+
+BATCH_OF_96 = FP32.model_copy(update={"batch_size": 96})
+
+
+def test_block_whose_step_does_not_fit_is_trained_in_parts_and_the_others_are_not(
+    distill: Distill, jobs: list[BlockJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = distill(jobs, BATCH_OF_96)
+    asked = limit_memory(monkeypatch, {jobs[1].key: 50})
+    found = distill(jobs, BATCH_OF_96)
+    assert [size for key, size in asked if key == jobs[1].key] == [96, 48, 48, 48, 48]
+    assert_same([found[0], found[2]], [whole[0], whole[2]])
+    assert found[1].nsr == pytest.approx(whole[1].nsr, rel=0.1)  # BatchNorm has parts of 48
+
+
+def test_memory_ends_a_pack_sooner_than_a_single_block(
+    distill: Distill, jobs: list[BlockJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than train in parts of few images, whose statistics are poor, a pack is halved."""
+    limit_memory(monkeypatch, {jobs[1].key: 6})
+    with pytest.raises(MemoryLimitError, match="hold 48 images at once of a batch of 96"):
+        distill(jobs, BATCH_OF_96)
+    (alone,) = distill([jobs[1]], BATCH_OF_96)
+    assert alone.failure is None
+    limit_memory(monkeypatch, {jobs[1].key: 1})
+    with pytest.raises(MemoryLimitError, match="hold 3 images at once of a batch of 96"):
+        distill([jobs[1]], BATCH_OF_96)
+
+
+def test_precision_is_that_of_the_teacher_too(
+    reference: StagedNetwork, distill: Distill, jobs: list[BlockJob]
+) -> None:
+    """In the training; what is measured afterwards is float32."""
+    kinds: list[torch.dtype] = []
+    hook = reference.stages[0].register_forward_hook(
+        lambda _stage, _given, out: kinds.append(out.dtype)
+    )
+    bf16 = FP32.model_copy(update={"precision": "bf16"})
+    try:
+        (block,) = distill(jobs[:1], bf16)
+    finally:
+        hook.remove()
+    steps = 2 * STEPS
+    assert kinds[:steps] == [torch.bfloat16] * steps
+    assert set(kinds[steps:]) == {torch.float32}
+    assert block.nsr == pytest.approx(distill(jobs[:1])[0].nsr, rel=0.2)
+
+
+def test_fp16_block_does_not_depend_on_its_pack(distill: Distill, jobs: list[BlockJob]) -> None:
+    """Each has a scale of its own, and goes on with it."""
+    fp16 = FP32.model_copy(update={"precision": "fp16"})
+    mixed = [*jobs, job_of("nan", steps=1)]
+    packed = distill(mixed, fp16)
+    assert packed[3].failure is not None
+    assert_same(packed[:1], distill(jobs[:1], fp16))
+    (stopped,) = distill(jobs[:1], fp16, share=0.5)
+    assert stopped.state is not None
+    assert_same(distill(jobs[:1], fp16, states={jobs[0].key: stopped.state}), packed[:1])
+
+
 def test_pack_tells_the_share_of_the_reference(
     reference: StagedNetwork, few_images: ImageData, jobs: list[BlockJob]
 ) -> None:
@@ -271,7 +382,7 @@ def test_blocks_learn_in_bf16_too(distill: Distill, jobs: list[BlockJob]) -> Non
 
 
 def test_undecided_precision_is_refused(distill: Distill, jobs: list[BlockJob]) -> None:
-    with pytest.raises(ValueError, match="'fp32' or 'bf16'"):
+    with pytest.raises(ValueError, match="not 'auto'"):
         distill(jobs, LibraryConfig())
 
 

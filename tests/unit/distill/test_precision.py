@@ -27,5 +27,7 @@ def test_bf16_must_be_a_fifth_faster(
     reference: StagedNetwork, monkeypatch: pytest.MonkeyPatch, bf16: float, expected: str
 ) -> None:
     seconds = {"fp32": 1.0, "bf16": bf16}
-    monkeypatch.setattr(precision, "step_cost", lambda _block, _features, way: (seconds[way], 0))
+    monkeypatch.setattr(
+        precision, "step_cost", lambda _block, _features, way, _memory: (seconds[way], 0)
+    )
     assert measured_precision(reference, batch_size=4) == expected

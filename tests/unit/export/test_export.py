@@ -25,9 +25,9 @@ from donna_ray.export.bundle import Bundle
 from donna_ray.export.step import export_network
 from donna_ray.finetune.assemble import untrained
 from donna_ray.onnx_export import export_onnx
+from donna_ray.reference.build import outline
 from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import outline
 from donna_ray.space import UNSHRUNK, BlockSpec, block_family, register_modules
 from donna_ray.storage.artifacts import StepFolder, file_sha256
 from donna_ray.storage.records import RecordStore

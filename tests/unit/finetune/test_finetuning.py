@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -29,7 +30,8 @@ from donna_ray.space import SearchSpace
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.records import RecordStore
 from donna_ray.training.batchnorm import recalibrate
-from donna_ray.training.loop import accuracy, cross_entropy, optimise, seeded
+from donna_ray.training.engine import Descent, Engine
+from donna_ray.training.loop import accuracy, cross_entropy, seeded
 from donna_ray.training.trainer import Trainer
 from tests.unit.finetune.made import finetuned, steps_before
 
@@ -144,7 +146,8 @@ def test_unlabelled_images_give_no_statistics(
     finetuning = FinetuneNetwork(
         Mock(seed=0), Artifact("reference", tmp_path, {"stages": []}, {}, 0.0), how, store, store
     )
-    finetuning.__dict__["_loaded"] = (reference, data)
+    engine = Engine.of(reference)
+    finetuning._context = SimpleNamespace(reference=reference, data=data, engine=engine)
     specs = tuple(space.specs((0,) * len(space.stages)))
     finetuning(FinetuneJob("key", "id", specs, ()))
     assert len(rated) == (2 if patience is None else 4)
@@ -187,12 +190,12 @@ def test_dropout_does_not_disturb_recalibration(data: ImageData) -> None:
 def test_schedules() -> None:
     def rates(name: Any) -> list[float]:
         parameter = nn.Parameter(torch.zeros(1))
-        optimizer, schedule = optimise([parameter], recipe(learning_rate=0.1), 20, name)
+        engine = Engine(torch.device("cpu"))
+        descent = Descent([parameter], recipe(learning_rate=0.1), 20, engine, name)
         found = []
         for _ in range(20):
-            found.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            schedule.step()
+            found.append(descent.optimizer.param_groups[0]["lr"])
+            descent.step()
         return found
 
     cosine, cycle = rates("cosine"), rates("one_cycle")
@@ -256,7 +259,8 @@ def test_network_that_diverges_is_a_record_with_the_reason(
     store = RecordStore(tmp_path)
     teacher = Artifact("reference", tmp_path, {"stages": []}, {}, 0.0)
     finetuning = FinetuneNetwork(Mock(seed=0), teacher, recipe(), store, store)
-    finetuning.__dict__["_loaded"] = (reference, data)
+    engine = Engine.of(reference)
+    finetuning._context = SimpleNamespace(reference=reference, data=data, engine=engine)
     job = FinetuneJob("key", "id", (), ())
     assert finetuning(job) == {}
     failed = store.record("key")
@@ -266,7 +270,7 @@ def test_network_that_diverges_is_a_record_with_the_reason(
     said = Mock()
     assert trained_indices(said, "predictor", [job] * 3, [{}, failed, {}]) == [0, 2]
     said.say.assert_called_once_with(f"  id is left out: {failed['failed']}")
-    with pytest.raises(DonnaError, match=r"2 of 3 diverged .* Lower predictor\.learning_rate"):
+    with pytest.raises(DonnaError, match=r"2 of 3 could not be .* Lower predictor\.learning_rate"):
         trained_indices(said, "predictor", [job] * 3, [failed, failed, {}])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -17,6 +18,7 @@ from donna_ray.reference.network import StagedNetwork, own_weights
 from donna_ray.space import SearchSpace
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.records import RecordStore
+from donna_ray.training.engine import Engine
 from donna_ray.training.loop import accuracy, seeded
 
 
@@ -49,7 +51,8 @@ def test_each_network_answers_with_its_own_weights(
     store.put("network", {}, network.state_dict())
     store.put("opponent", {}, {name: -each for name, each in own_weights(reference).items()})
     work = _TestNetwork(config, Mock(), store)
-    work.__dict__["_loaded"] = (reference, test)
+    work._context = SimpleNamespace(reference=reference, engine=Engine.of(reference))
+    work.__dict__["_test"] = test
     before = own_weights(reference)
     trained = (None, ("network", specs), ("opponent", ()))
     given, own, other = (work(each) for each in trained)
@@ -70,7 +73,8 @@ def test_the_reference_is_finetuned_from_its_own_weights(
     store, before = RecordStore(tmp_path), own_weights(reference)
     made = Artifact("reference", tmp_path, {"stages": []}, {}, 0.0)
     work = FinetuneNetwork(Mock(seed=0), made, recipe, store, store)
-    work.__dict__["_loaded"] = (reference, data)
+    engine = Engine.of(reference)
+    work._context = SimpleNamespace(reference=reference, data=data, engine=engine)
     work(FinetuneJob("key", "reference", (), ()))
     kept = store.weights("key")
     assert kept.keys() == before.keys()

@@ -18,7 +18,7 @@ from donna_ray.library.costs import decided
 from donna_ray.library.watch import LibraryWatch
 from donna_ray.library.work import DistillPack
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import calibrate
+from donna_ray.reference.work import calibrate
 from donna_ray.space import SearchSpace
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.records import RecordStore
@@ -30,8 +30,9 @@ def work(config: RunConfig, reference: StagedNetwork, tmp_path: Path) -> Distill
     config = config.model_copy(update={"library": settings})
     work = DistillPack(config, None, RecordStore(tmp_path), RecordStore(tmp_path / "paused"))
     data = load_data(config.data, {"input_size": reference.input_shape})
-    loaded = (reference, calibrate(reference, data.calibration), data, None)
-    work.__dict__["_loaded"] = loaded  # in place of what a finished reference step left
+    work._context = SimpleNamespace(  # in place of what a finished reference step left
+        reference=reference, variance=calibrate(reference, data.calibration), data=data
+    )
     return work
 
 
@@ -61,15 +62,23 @@ def test_pack_that_does_not_fit_is_halved(
     assert [nsr for _, nsr in facts["blocks"]] == [records[f"key{n}"]["nsr"] for n in range(5)]
 
 
-def test_block_that_fits_no_memory_raises(
-    work: DistillPack, space: SearchSpace, monkeypatch: pytest.MonkeyPatch
+def test_block_that_fits_no_memory_has_a_record_with_the_reason(
+    work: DistillPack, space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nothing_fits(*_arguments: Any, **_more: Any) -> Any:
-        raise torch.OutOfMemoryError("full")
+    def small_one_fits(
+        reference: Any, variance: Any, jobs: list[BlockJob], *rest: Any, **more: Any
+    ) -> Any:
+        if "key1" in [job.key for job in jobs]:
+            raise torch.OutOfMemoryError("full")
+        return distill_pack(reference, variance, jobs, *rest, **more)
 
-    monkeypatch.setattr(library_work, "distill_pack", nothing_fits)
-    with pytest.raises(torch.OutOfMemoryError):
-        work(jobs_of(space, 2))
+    monkeypatch.setattr(library_work, "distill_pack", small_one_fits)
+    facts = work(jobs_of(space, 2))
+    records = RecordStore(tmp_path).records()
+    assert records["key1"]["failed"] == "full"
+    assert "failed" not in records["key0"]
+    assert [1, None] in facts["blocks"]
+    assert len(facts["blocks"]) == 2
 
 
 def test_paused_block_goes_on_from_its_record(

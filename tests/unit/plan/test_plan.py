@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from donna_ray.cli.plan import _sizes
+from donna_ray.cli.plan import _loaders, _sizes
 from donna_ray.cli.tables import print_plan
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.data import Split
@@ -25,13 +26,14 @@ from donna_ray.plan.plan import (
     PackCost,
     Plan,
     Rates,
+    ReferenceCost,
     makespan,
     node_seconds,
 )
 from tests.command_line import donna_here
 
 COSTS = Costs(
-    reference=100,
+    reference=ReferenceCost(own=40, training=60),
     preparation=5,
     start=10,
     pack=PackCost(own=1, image=0.01, block=0.5, validation_image=0.005, validation_block=0.25),
@@ -91,7 +93,7 @@ EIGHT = [Block(cost=0.01, epochs=1)] * 8
 def test_node_hours_are_of_the_nodes_that_a_step_asks_for() -> None:
     """4 nodes of 2 workers: 8 packs of one block, 6 samples, 3 networks and the reference."""
     line = plan(EIGHT).line(4)
-    assert line.asked == {"reference": 0, "library": 4, "predictor": 3, "search": 0, "finetune": 2}
+    assert line.asked == {"reference": 1, "library": 4, "predictor": 3, "search": 0, "finetune": 2}
     # a pack: 1 + 2000 (0.01 + 0.5 x 0.01) + 100 (0.005 + 0.25 x 0.01) = 31.75
     # a network: 2 + 2 x 300 x 0.01 + epochs x 1000 x 0.04 = 48, and 208 with 5 epochs
     assert line.seconds == pytest.approx(
@@ -103,15 +105,45 @@ def test_node_hours_are_of_the_nodes_that_a_step_asks_for() -> None:
             "finetune": 10 + 208,
         }
     )
-    assert 3600 * line.node_hours(0) == pytest.approx(4 * 46.75 + 3 * 48 + 2 * 218)
+    assert 3600 * line.node_hours(0) == pytest.approx(100 + 4 * 46.75 + 3 * 48 + 2 * 218)
     # with a minute's patience the first two nodes wait a minute of the search, too
     first_two = 46.75 + 48 + 60 + 218 + 60
     third, fourth = 46.75 + 48 + 60, 46.75 + 60
-    assert 3600 * line.node_hours(60) == pytest.approx(2 * first_two + third + fourth)
+    assert 3600 * line.node_hours(60) == pytest.approx(100 + 2 * first_two + third + fourth)
     facts = line.to_json(Rates(60, node=3.6, head=1.8))
-    assert facts["price"] == pytest.approx(1127 / 1000 + (520.75 + AGAIN) / 2000)
+    assert facts["price"] == pytest.approx(1227 / 1000 + (520.75 + AGAIN) / 2000)
     assert facts["cluster.workers"] == 8
     assert "price" not in line.to_json(Rates(60))
+
+
+def test_reference_is_measured_in_parts_by_all_workers() -> None:
+    cost = ReferenceCost(own=5, training=40, parts=(10.0,) * 6)
+    made = plan(EIGHT, **{"reference.training.workers_per_network": 2})
+    made = replace(made, costs=replace(COSTS, reference=cost))
+    one, two = made.line(1), made.line(2)  # of 2 workers each
+    assert (one.seconds["reference"], two.seconds["reference"]) == (5 + 40 + 30, 5 + 40 + 20)
+    assert (one.asked["reference"], two.asked["reference"]) == (1, 2)
+    assert one.busy["reference"] == pytest.approx((2 * 40 + 60) / (2 * 75))
+    assert two.busy["reference"] == pytest.approx((2 * 40 + 60) / (4 * 65))
+
+
+def test_busy_share_is_of_the_time_of_all_workers() -> None:
+    line = plan(EIGHT).line(4)  # 8 workers
+    assert line.busy["library"] == pytest.approx(31.75 / 46.75)
+    assert line.busy["predictor"] == pytest.approx(6 / 8)
+    assert line.busy["search"] == 0
+    assert line.to_json(Rates(60))["busy_share"] == line.busy
+
+
+@pytest.mark.parametrize(("reading", "share"), [(0.015, 0.75), (0.002, 0.1)])
+def test_loaders_that_limit_the_library_are_told(reading: float, share: float) -> None:
+    """A pack of two blocks takes 0.01 + 2 x 0.01 x 0.5 s an image."""
+    pack = replace(COSTS.pack, reading=reading)
+    made = replace(plan(EIGHT), costs=replace(COSTS, pack=pack))
+    assert made.reading_share() == pytest.approx(share)
+    said = _loaders(4, reading, share)
+    assert f"reads {1 / reading:.0f} images a second" in said
+    assert ("Raise data.loader_workers" in said) == (share > 0.7)
 
 
 def test_an_idle_node_stays_until_it_is_asked_for_or_given_back() -> None:
@@ -161,17 +193,18 @@ def test_makespan_is_that_of_a_queue() -> None:
 
 
 def test_costs_of_packs_are_a_line_through_light_and_heavy() -> None:
-    light = {"image": 0.03, "validation": 0.02, "own": 1.0}
-    heavy = {"image": 0.07, "validation": 0.02, "own": 3.0}
+    light = {"image": 0.03, "validation": 0.02, "own": 1.0, "reading": 0.01}
+    heavy = {"image": 0.07, "validation": 0.02, "own": 3.0, "reading": 0.03}
     cost = _pack_cost([1.0, 3.0], [[light, heavy], [light, heavy]])
     assert (cost.image, cost.block) == pytest.approx((0.01, 0.02))
     assert (cost.validation_image, cost.validation_block) == pytest.approx((0.02, 0.0))
-    assert cost.own == 2.0
+    assert (cost.own, cost.reading) == pytest.approx((2.0, 0.02))
 
 
 def test_neither_an_image_nor_a_block_costs_less_than_nothing() -> None:
     def image_and_block(light: float, heavy: float) -> tuple[float, float]:
-        packs = [{"image": each, "validation": 1.0, "own": 0.0} for each in (light, heavy)]
+        facts = {"validation": 1.0, "own": 0.0, "reading": 0.0}
+        packs = [{"image": each, **facts} for each in (light, heavy)]
         cost = _pack_cost([1.0, 3.0], [packs])
         return cost.image, cost.block
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from donna_ray.config import ReferenceConfig
+from donna_ray.reference.build import cut_reference
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import cut_reference
 from donna_ray.reference.timm_models import create_timm_model
 
 # A model, two sizes of an image, and the channels of each stage.

@@ -13,10 +13,10 @@ from donna_ray.complexity import complexity
 from donna_ray.config import ReferenceConfig
 from donna_ray.errors import ConfigError
 from donna_ray.onnx_export import export_onnx, onnx_error
+from donna_ray.reference.build import cut_error, cut_reference
 from donna_ray.reference.cut import cut_model
 from donna_ray.reference.facts import reference_facts
 from donna_ray.reference.network import StagedNetwork, own_weights
-from donna_ray.reference.step import cut_error, cut_reference
 from donna_ray.reference.timm_models import create_timm_model
 from donna_ray.reference.trace import CannotCutError
 from donna_ray.training.loop import seeded

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from donna_ray.config import RunConfig
 from donna_ray.errors import DonnaError
-from donna_ray.reference.step import data_of, reference_step
+from donna_ray.reference.load import data_of
+from donna_ray.reference.step import reference_step
 from donna_ray.run.run import Run
 from donna_ray.storage.artifacts import Artifact
 from tests.unit.data.image_files import write_split

@@ -1,11 +1,14 @@
 """When a figure is doubtful."""
 
 from contextlib import nullcontext
+from typing import Any
 
+import numpy as np
 import pytest
 
 from donna_ray.errors import DonnaError
 from donna_ray.run.doubts import (
+    check_label_order,
     check_reference,
     finetune_doubts,
     guesses,
@@ -32,20 +35,50 @@ def test_right_answers_by_luck(accuracy: float, images: int, classes: int, guess
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "images", "trained", "stops"),
-    [
-        (0.1, 1000, False, True),
-        (0.1, 1000, True, False),  # in a first trial with few epochs
-        (0.1, 50, False, False),
-        (0.2, 1000, False, False),
-    ],
+    ("accuracy", "images", "stops"), [(0.1, 1000, True), (0.1, 50, False), (0.2, 1000, False)]
 )
-def test_given_weights_that_guess_stop_the_run(
-    accuracy: float, images: int, trained: bool, stops: bool
-) -> None:
+def test_given_weights_that_guess_stop_the_run(accuracy: float, images: int, stops: bool) -> None:
     stopping = pytest.raises(DonnaError, match=r"right on 10\.00% of 1000 .* reference\.weights")
     with stopping if stops else nullcontext():
-        check_reference(accuracy, images, 10, trained=trained)
+        check_reference(accuracy, images, 10)
+
+
+NAMES = [f"class {number}" for number in range(20)]
+
+
+def answered(images: int, right: float, moved: int) -> tuple[Any, Any]:
+    """Labels and answers of a network that knows `moved` classes by each other's names."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 20, images)
+    chance = generator.integers(0, 20, images)
+    known = np.where(generator.random(images) < right, labels, chance)
+    return labels, np.where(known < moved, (known + 1) % max(moved, 1), known)
+
+
+@pytest.mark.parametrize(("images", "right", "moved"), [(400, 0.9, 20), (2000, 0.4, 12)])
+def test_weights_that_know_the_classes_in_another_order_stop_the_run(
+    images: int, right: float, moved: int
+) -> None:
+    with pytest.raises(DonnaError, match=r"right on \d+\.\d\d% of .* are taken for 'class \d+'"):
+        check_label_order(*answered(images, right, moved), NAMES)
+
+
+@pytest.mark.parametrize(
+    ("images", "right", "moved"),
+    [
+        (2000, 0.9, 0),
+        (2000, 0.1, 0),  # weak weights are not in another order
+        (2000, 0.0, 20),  # nor are those that guess
+        (30, 0.9, 20),  # so few tell nothing
+        (2000, 0.9, 2),  # what two sets of images call by each other's name
+    ],
+)
+def test_weights_of_any_quality_in_the_right_order_go_on(
+    images: int, right: float, moved: int
+) -> None:
+    check_label_order(*answered(images, right, moved), NAMES)
+    labels, _ = answered(images, right, moved)
+    check_label_order(labels, np.zeros_like(labels), NAMES)  # always the same answer
 
 
 def test_reference_whose_classes_are_in_another_order() -> None:

@@ -19,8 +19,8 @@ from donna_ray.finetune.assemble import untrained
 from donna_ray.finetune.step import spread_over
 from donna_ray.latency.lowering import Lowering, stitch
 from donna_ray.onnx_export import check_onnx_error, export_onnx, onnx_error
+from donna_ray.reference.build import build_reference
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import build_reference
 from donna_ray.search.exact.front import nondominated
 from donna_ray.space import SearchSpace
 

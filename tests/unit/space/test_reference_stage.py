@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from donna_ray.complexity import complexity, shadow
 from donna_ray.config import ReferenceConfig, SpaceConfig
 from donna_ray.errors import ConfigError
+from donna_ray.reference.build import cut_reference
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import cut_reference
 from donna_ray.space import (
     UNSHRUNK,
     BlockSpec,

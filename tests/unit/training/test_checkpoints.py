@@ -32,8 +32,16 @@ def new_trainer(data: ImageData, loss: Loss = cross_entropy) -> Trainer:
     return Trainer(network, data, settings, 0, loss)
 
 
-def test_stopped_training_goes_on_to_the_same_weights(data: ImageData, tmp_path: Path) -> None:
-    """From the checkpoint of its second epoch, in the third."""
+@pytest.mark.parametrize(("every_s", "reached"), [(300.0, (2, 0)), (0.0, (2, 2))])
+def test_stopped_training_goes_on_to_the_same_weights(
+    every_s: float,
+    reached: tuple[int, int],
+    data: ImageData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the checkpoint of its second epoch, in the third; in long epochs from one in it."""
+    monkeypatch.setattr("donna_ray.training.loop._KEEP_EVERY_S", every_s)
     steps = 0
 
     class Stopped(Exception): ...
@@ -47,19 +55,14 @@ def test_stopped_training_goes_on_to_the_same_weights(data: ImageData, tmp_path:
 
     checkpoints = Checkpoints(RecordStore(tmp_path))
 
-    def train(trainer: Trainer) -> None:
-        while not trainer.finished():
-            trainer.train_epoch()
-            checkpoints.save(KEY, trainer)
-
     with pytest.raises(Stopped):
-        train(new_trainer(data, loss))
+        checkpoints.train(KEY, new_trainer(data, loss))
     name = checkpoints.newest(KEY)
     assert name is not None
     resumed = new_trainer(data)
     checkpoints.resume(name, resumed)
-    assert resumed.epoch == 2
-    train(resumed)
+    assert (resumed.epoch, resumed.step) == reached
+    checkpoints.train(KEY, resumed)
     undisturbed = trained(new_trainer(data))
     one, other = resumed.result().state_dict(), undisturbed.result().state_dict()
     assert all(torch.equal(one[key], other[key]) for key in other)

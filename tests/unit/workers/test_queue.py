@@ -196,3 +196,17 @@ def test_whatever_happens_every_unit_is_completed_once(events: list[tuple[int, s
             complete(place)
     assert sorted(completed) == list(range(20))
     assert queue.finished()
+
+
+def test_progress_of_a_long_unit_is_told_by_the_images_that_are_read() -> None:
+    queue = UnitQueue([100, 8], images=[400, 0])
+    queue.join("a", "0", "node")
+    queue.join("b", "1", "node")
+    assert (queue.lease("a"), queue.lease("b")) == (0, 1)
+    queue.beat("a", 100)
+    queue.beat("b", 100)
+    assert queue.state()["done"] == 25
+    queue.beat("a", 4000)  # BatchNorm is measured anew, too
+    assert queue.state()["done"] == 100
+    queue.complete(0, {})
+    assert queue.state()["done"] == 100

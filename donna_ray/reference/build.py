@@ -1,0 +1,127 @@
+"""A timm model built and cut into stem, stages and head: the reference before it is trained."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from donna_ray.config import ReferenceConfig, RunConfig
+from donna_ray.data import class_count, image_format
+from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.reference.cut import cut_model
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.reference.stages import automatic_cut
+from donna_ray.reference.timm_models import create_timm_model, preprocessing_of
+from donna_ray.reference.trace import LARGER, CannotCutError
+
+__all__ = ["build_reference", "cut_error", "cut_reference", "outline"]
+
+_CUT_TOLERANCE = 1e-5
+
+
+def build_reference(
+    config: RunConfig, *, classes: int | None = None, load_weights: bool = True
+) -> tuple[StagedNetwork, dict[str, Any]]:
+    """Build the model and cut it.
+
+    Args:
+        config: names the model, the data's format and the weights.
+        classes: of the data; None asks the data.
+        load_weights: load what `reference.weights` names (nothing for `train`); else the weights
+            are left random, for a caller that loads them itself.
+
+    Returns:
+        The reference in eval mode, and timm's data configuration of it (input_size, mean, …).
+
+    Raises:
+        ConfigError: timm does not know the model, it cannot be cut, or its weights cannot be had.
+    """
+    known = class_count(config.data) if classes is None else classes
+    model, reference, preprocessing = outline(config, known, load_weights=load_weights)
+    error = cut_error(model, reference)
+    if not error <= _CUT_TOLERANCE:
+        raise DonnaError(
+            f"The cut reference must equal {config.reference.model} to {_CUT_TOLERANCE}, but "
+            f"differs by {error:.2e}. Choose other stages in reference.stages, or another model."
+        )
+    return reference, preprocessing
+
+
+def outline(
+    config: RunConfig, classes: int | None, *, load_weights: bool
+) -> tuple[nn.Module, StagedNetwork, dict[str, Any]]:
+    """The model of a configuration and its cut, which is not compared with it.
+
+    Args:
+        config: names the model, the images' format and the weights.
+        classes: of the data; None is timm's default for the model.
+        load_weights: as in ``build_reference``.
+
+    Returns:
+        The model, the reference of the same modules, and timm's data configuration.
+    """
+    image = image_format(config.data)
+    model = create_timm_model(
+        config.reference,
+        classes=classes,
+        channels=image["channels"],
+        image_size=image["size"],
+        load_weights=load_weights,
+    )
+    preprocessing = preprocessing_of(model, image["channels"], image["size"])
+    reference = cut_reference(model, config.reference, preprocessing["input_size"])
+    return model, reference, preprocessing
+
+
+def cut_reference(model: nn.Module, config: ReferenceConfig, input_shape: Any) -> StagedNetwork:
+    """A timm model as a ``StagedNetwork``, cut where `reference.stages` says or automatically.
+
+    Args:
+        model: shares its modules with the result.
+        config: for `stages`.
+        input_shape: (channels, height, width) of an image.
+
+    Raises:
+        ConfigError: it cannot be cut there, or does not take images of this size.
+    """
+
+    def enlarged() -> nn.Module:
+        channels, height, _ = input_shape
+        with torch.device("meta"):
+            return create_timm_model(
+                ReferenceConfig(model=config.model), channels=channels, image_size=LARGER * height
+            )
+
+    try:
+        if config.stages is None:
+            parts, stages = automatic_cut(model, input_shape, enlarged)
+        else:
+            stages = [(each,) if isinstance(each, str) else tuple(each) for each in config.stages]
+            parts = cut_model(model, stages, input_shape, enlarged)
+    except CannotCutError as reason:
+        raise ConfigError(_not_cut(config, model, reason)) from reason
+    stem, *middle, head = parts
+    return StagedNetwork(stem, middle, head, input_shape, names=stages)
+
+
+def _not_cut(config: ReferenceConfig, model: nn.Module, reason: CannotCutError) -> str:
+    if config.stages is None or str(reason).startswith("torch.fx cannot trace"):
+        remedy = "Choose another model: docs/models.md lists many that can be cut."
+    else:
+        remedy = (
+            "Name other modules in reference.stages, such as [layer1, [layer2.0, layer2.1]]: each "
+            "is called once, and one tensor goes from each stage to the next. It has "
+            f"{', '.join(name for name, _ in model.named_children())}."
+        )
+    return (
+        f"A reference must be a model that can be cut into stages, but {type(model).__name__} "
+        f"cannot be cut here: {reason}. {remedy}"
+    )
+
+
+@torch.no_grad()
+def cut_error(model: nn.Module, reference: StagedNetwork) -> float:
+    """Largest absolute difference of the logits of two random images, in eval mode."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, *reference.input_shape, generator=generator)
+    return (model.eval()(images) - reference.eval()(images)).abs().max().item()

@@ -1,0 +1,85 @@
+"""A finished reference, its images and its space, wherever a later step needs them."""
+
+import hashlib
+from itertools import zip_longest
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from timm.utils import natural_key
+from torch import Tensor
+
+from donna_ray.config import RunConfig
+from donna_ray.data import ImageData, load_data
+from donna_ray.errors import DonnaError
+from donna_ray.reference.build import build_reference, outline
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.run.mirror import OBJECTS
+from donna_ray.space import SearchSpace, build_space, register_modules
+from donna_ray.storage.artifacts import Artifact
+from donna_ray.storage.files import Storage
+
+__all__ = ["VARIANCE", "WEIGHTS", "data_of", "load_reference", "space_of"]
+
+WEIGHTS = "weights.safetensors"
+VARIANCE = "variance.safetensors"
+
+
+def load_reference(config: RunConfig, artifact: Artifact) -> tuple[StagedNetwork, list[Tensor]]:
+    """The reference of an artifact, in eval mode and without gradients.
+
+    Also registers the block families of the configuration: every worker starts here.
+
+    Returns:
+        The reference and, for each stage, the variance (channels,) of its output.
+    """
+    register_modules(config.space.modules)
+    classes = artifact.result["classes"]
+    reference, _ = build_reference(config, classes=classes, load_weights=False)
+    reference.load_state_dict(safetensors.torch.load(_file(config, artifact, WEIGHTS)))
+    variance = safetensors.torch.load(_file(config, artifact, VARIANCE))
+    reference.requires_grad_(False)
+    reference.to(memory_format=torch.channels_last)
+    return reference.eval(), [variance[str(n)] for n in range(len(reference.stages))]
+
+
+def data_of(config: RunConfig, artifact: Artifact) -> ImageData:
+    """The images of a run, as its reference saw them.
+
+    Raises:
+        DonnaError: their classes are no longer those of the reference, or in another order.
+    """
+    data = load_data(config.data, artifact.result["preprocessing"])
+    names, known = list(data.class_names), artifact.result.get("class_names")
+    if known is None:  # of an earlier version, which took folders in timm's order
+        known = sorted(names, key=natural_key) if names == sorted(names) else names
+    if known != names:
+        first = next((a, b) for a, b in zip_longest(known, names) if a != b)
+        raise DonnaError(
+            f"The data must have the classes of the reference in their order, but {first[1]!r} of "
+            f"{config.data.source} stands where {first[0]!r} stood. Put the folders back, or make "
+            "the run again from the start (`donna run --fresh`)."
+        )
+    return data
+
+
+def _file(config: RunConfig, artifact: Artifact, name: str) -> bytes:
+    """A file of the reference, on a node that may not see the run folder."""
+    place = config.cluster.location_of(artifact.root)
+    folder = f"{artifact.step}/{artifact.path.name}"
+    sha = artifact.files[f"{folder}/{name}"]
+    file = f"{folder}/{name}" if isinstance(place, Path) else f"{OBJECTS}/{sha}"
+    data = Storage(place).read(file)
+    if data is None or hashlib.sha256(data).hexdigest() != sha:
+        raise DonnaError(
+            f"The reference's {name} must be intact in {place}/{folder}, but is missing, torn or "
+            "altered. Give the same command again: it makes what is missing."
+        )
+    return data
+
+
+def space_of(config: RunConfig, artifact: Artifact) -> SearchSpace:
+    """The search space on the stages of a finished reference."""
+    register_modules(config.space.modules)
+    _, reference, _ = outline(config, artifact.result["classes"], load_weights=False)
+    return build_space(config.space, reference.shapes, reference.own_blocks())

@@ -1,0 +1,169 @@
+"""A batch in parts that fit the memory, and training in 16 bits, on the CPU's own paths."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from donna_ray.config import TrainingConfig
+from donna_ray.data import ImageData
+from donna_ray.errors import DivergedError, MemoryLimitError
+from donna_ray.training.engine import Descent, Engine, MemoryBatch
+from donna_ray.training.loop import accuracy, cross_entropy, seeded
+from donna_ray.training.trainer import Trainer
+from tests.unit.finetune.test_finetuning import data, recipe, trained
+
+__all__ = ["data"]  # the fixture
+
+CPU = torch.device("cpu")
+
+
+def limit_to(network: nn.Module, most: int, only_in_training: bool = True) -> list[int]:
+    """Have a memory of so many images at once; returns how many were asked for, each time."""
+    asked: list[int] = []
+
+    def check(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if module.training or not only_in_training:
+            asked.append(len(given[0]))
+            if len(given[0]) > most:
+                raise torch.OutOfMemoryError("Allocation of 14.3 GiB failed. More words")
+
+    network.register_forward_pre_hook(check)
+    return asked
+
+
+def network_of(norm: bool = False) -> nn.Module:
+    with seeded(0):
+        norms = [nn.BatchNorm2d(8)] if norm else []
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3, 2), *norms, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 7 * 7, 10)
+        )
+
+
+def weights_after(data: ImageData, network: nn.Module) -> Tensor:
+    settings = recipe(epochs=1, learning_rate=0.01)
+    result = trained(Trainer(network, data, settings, 0, cross_entropy)).network
+    return torch.cat([each.detach().flatten() for each in result.parameters()])
+
+
+def test_parts_are_halved_until_they_fit_and_stay_so() -> None:
+    memory, undone, done = MemoryBatch(2), [], []
+
+    def work(rows: slice) -> int:
+        if rows.stop - rows.start > 7:
+            raise torch.OutOfMemoryError("full")
+        done.append(rows)
+        return rows.stop - rows.start
+
+    assert memory.each(21, work, lambda: undone.append(len(done))) == [5, 5, 5, 6]
+    assert undone == [0, 0]
+    assert [row for rows in done for row in range(rows.start, rows.stop)] == list(range(21))
+    assert memory.each(8, work) == [2, 2, 2, 2]
+    assert memory.each(3, work) == [3]  # no part of one image
+
+
+@pytest.mark.parametrize(("smallest", "parts"), [(1, 8), (2, 4), (8, 1)])
+def test_what_fits_no_memory_is_an_error_with_the_size(smallest: int, parts: int) -> None:
+    memory = MemoryBatch(smallest)
+
+    def nothing_fits(_rows: slice) -> None:
+        raise torch.OutOfMemoryError("Allocation of 2 GiB failed. More words")
+
+    with pytest.raises(MemoryLimitError, match=r"hold \d images .*batch of 8.*2 GiB failed\)"):
+        memory.each(8, nothing_fits)
+    assert memory.parts == parts
+
+
+def test_accumulated_batch_is_the_whole_one(data: ImageData) -> None:
+    """Up to the rounding of a sum; a twin of other images tells that the test can see more."""
+    limited = network_of()
+    asked = limit_to(limited, 20)
+    found, whole = weights_after(data, limited), weights_after(data, network_of())
+    assert max(asked[3:]) <= 20 < asked[0]
+    torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-5)
+    other = weights_after(data, network_of())
+    assert torch.equal(other, whole)
+
+
+def test_batchnorm_normalises_each_part_by_its_own_statistics(data: ImageData) -> None:
+    """The one thing that parts change: it is documented, not hidden."""
+    limited = network_of(norm=True)
+    limit_to(limited, 20)
+    found, whole = weights_after(data, limited), weights_after(data, network_of(norm=True))
+    assert not torch.allclose(found, whole, rtol=1e-3, atol=1e-5)
+    assert (found - whole).norm() < 0.2 * whole.norm()
+
+
+def test_accuracy_and_statistics_are_measured_within_the_memory(data: ImageData) -> None:
+    network = network_of(norm=True)
+    expected = accuracy(network, data.validation)
+    asked = limit_to(network, 50, only_in_training=False)
+    assert accuracy(network, data.validation) == expected
+    assert min(asked) <= 50 < max(asked)
+
+
+def test_network_that_fits_no_memory_is_told(data: ImageData) -> None:
+    network = network_of()
+    limit_to(network, 1)
+    trainer = Trainer(network, data, recipe(), 0, cross_entropy)
+    with pytest.raises(MemoryLimitError, match=r"Allocation of 14\.3 GiB failed"):
+        trainer.train_epoch()
+
+
+def test_fp16_scales_and_leaves_out_steps_that_overflow() -> None:
+    weight = nn.Parameter(torch.ones(1))
+    how = TrainingConfig(learning_rate=0.1)
+    descent = Descent([weight], how, 10, Engine(CPU, "fp16"), "cosine")
+    descent.backward(weight.sum() * 1e36)  # times 65,536 it is infinite
+    scale = descent.scaler.get_scale()
+    descent.step()
+    assert weight.item() == 1
+    assert descent.scaler.get_scale() == scale / 2
+    descent.backward(weight.sum())
+    descent.step()
+    assert weight.item() < 1
+    descent.step()  # of students that have all failed there is no gradient
+
+
+def test_fp16_network_learns_and_goes_on_with_its_scale(data: ImageData) -> None:
+    settings = recipe(epochs=3, learning_rate=0.01, precision="fp16")
+
+    def new() -> Trainer:
+        return Trainer(network_of(), data, settings, 0, cross_entropy)
+
+    trainer, kinds = new(), set()
+    trainer.network.register_forward_hook(lambda _module, _given, out: kinds.add(out.dtype))
+    trainer.train_epoch()
+    assert kinds == {torch.float16}
+    tensors, facts = copy.deepcopy(trainer.state())
+    assert facts["scale"]["_growth_tracker"] > 0
+    resumed = new()
+    resumed.restore(tensors, facts)
+    one, other = trained(trainer).state()[0], trained(resumed).state()[0]
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert accuracy(trainer.result(), data.validation) > 0.5
+
+
+def test_loss_that_is_not_finite_ends_the_training_before_a_state_is_kept(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+
+    def loss(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(images, logits, labels) * float("nan")
+
+    monkeypatch.setattr("donna_ray.training.loop._KEEP_EVERY_S", 0.0)
+    trainer = Trainer(network_of(), data, recipe(), 0, loss)
+    with pytest.raises(DivergedError, match="must be finite, but became nan"):
+        trainer.train_epoch(lambda: kept.append(trainer.step))
+    assert kept == []
+
+
+def test_precision_that_is_not_decided_is_refused() -> None:
+    how: Any = "auto"
+    with pytest.raises(ValueError, match="not 'auto'"):
+        Engine(CPU).at(how)
