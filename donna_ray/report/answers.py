@@ -1,6 +1,7 @@
 """The first screen: which network to take in the reference's place, and how."""
 
 from html import escape
+from shlex import quote
 
 from donna_ray.report.headline import QUESTIONS, tested, worded
 from donna_ray.report.parts import command
@@ -35,12 +36,12 @@ def latency(scenario: Scenario, identity: str | None) -> str:
 
 def export_command(results: Results, identity: str) -> str:
     """How a finetuned network is taken."""
-    return f"donna export {results.made.folder} {identity} --to {identity}"
+    return f"donna export {quote(results.made.folder)} {identity} --to {identity}"
 
 
 def finetune_command(results: Results, identity: str) -> str:
     """How a network is finetuned."""
-    return f"donna finetune {results.made.folder} {identity}"
+    return f"donna finetune {quote(results.made.folder)} {identity}"
 
 
 def _reference(results: Results, scenario: Scenario | None) -> str:

@@ -3,6 +3,7 @@
 import json
 from html import escape
 from importlib.resources import files
+from shlex import quote
 
 from donna_ray.report.answers import answers
 from donna_ray.report.drawing import Drawing
@@ -32,7 +33,8 @@ def render(results: Results) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>{escape(results.name)}</title>"
         f"<style>{(page / 'report.css').read_text()}</style></head><body>"
-        f"{_head(results)}<main>{_body(results)}</main>{_footer(results)}"
+        f'{_head(results)}<main data-folder="{escape(quote(results.made.folder))}">'
+        f"{_body(results)}</main>{_footer(results)}"
         f'<script type="application/json" id="results">{_json(results)}</script>'
         f"{scripts}</body></html>"
     )

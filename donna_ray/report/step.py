@@ -37,10 +37,11 @@ def report_step(run: Run, done: Done) -> Artifact:
     """Step 6: write RUN/results.json and RUN/report.html. Always made anew: it takes a second."""
     results = _results(run, done, finished=True)
     run.write_config()
-    for file in _write(run, results):
-        run.say(f"wrote {run.relative(file)}")
+    files = _write(run, results)
     for line in headlines(results):
         run.say(line)
+    for file in files:
+        run.say(f"wrote {run.relative(file)}")
     for artifact in done.values():
         run.doubt(artifact)
     return Artifact("report", run.root, {}, {}, 0.0)
@@ -49,6 +50,7 @@ def report_step(run: Run, done: Done) -> Artifact:
 def report_so_far(run: Run, done: Done) -> None:
     """Write both files for a run that is not finished, which they say; the reference is."""
     _write(run, _results(run, done, finished=False))
+    run.push()
 
 
 def _write(run: Run, results: Results) -> list[Path]:

@@ -75,7 +75,7 @@
     const upright = (data, of, name) => Plot.ruleX(data, { x: "ms", stroke: colour(name),
       y1: (d) => of(d).test_low, y2: (d) => of(d).test_high });
     scenario.plot = plot(box, {
-      height: Math.min(460, 220 + box.clientWidth / 3),
+      height: Math.min(520, 220 + box.clientWidth / 2.5),
       x: { label: "latency in ms, median, batch 1" }, y: rate("accuracy"),
       marks: [
         dust(candidates, { x: "ms", y: "predicted", stroke: colour("candidate") }),
@@ -230,7 +230,7 @@
     const button = make("button", { type: "button" }, kept ? "Let go" : "Keep to compare");
     button.onclick = () => keep(scenario, kept ? null : network);
     const list = make("dl", {}, ...figures(network).flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)]));
-    const { folder } = results.made;
+    const { folder } = document.querySelector("main").dataset;
     const path = (network.point || {}).weights;
     const words = path ? `donna export ${folder} ${network.id} --to ${network.id}` : `donna finetune ${folder} ${network.id}`;
     const files = path ? [["weights", path], ["ONNX", network.point.onnx]].flatMap(([name, href]) => [make("a", { href }, name), " "]) : [];

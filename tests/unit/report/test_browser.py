@@ -225,9 +225,11 @@ def test_screen_readers_find_nothing_serious(opened: Open, scheme: str) -> None:
 
 def test_a_phone_does_not_scroll_sideways(opened: Open) -> None:
     found = full()
+    found.made.folder = "runs of mine/one"
     found.made.command = "donna run " + "very-long-word-" * 20
     page = opened(found, width=375)
     page.click('[data-show="0:good"]')
+    assert "donna export 'runs of mine/one' good " in page.inner_text('[data-picked="0"]')
     page.click('[data-picked="0"] >> text=Keep to compare')
     page.click('[data-show="0:wanted"]')
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
