@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from donna_ray.report import html
 from donna_ray.report.drawing import Drawing
 from donna_ray.report.headline import headline, headlines
 from donna_ray.report.html import render
@@ -214,6 +217,16 @@ def test_page_loads_nothing_from_elsewhere() -> None:
     page = render(results())
     assert not re.findall(r"<(?:script|link|img)[^>]*\b(?:src|href)=[^>]*>", page)
     assert "content=\"default-src 'none'; script-src 'unsafe-inline';" in page
+
+
+def test_libraries_are_those_that_the_notes_beside_them_name() -> None:
+    page = Path(html.__file__).parent / "page"
+    named = re.findall(
+        r"^\| `(\S+)` \|.*`([0-9a-f]{64})` \|$", (page / "README.md").read_text(), re.M
+    )
+    assert [name for name, _ in named] == ["d3.min.js", "plot.umd.min.js"]
+    for name, digest in named:
+        assert hashlib.sha256((page / name).read_bytes()).hexdigest() == digest
 
 
 def test_failed_and_paused_blocks_are_shown() -> None:
