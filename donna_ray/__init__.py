@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from donna_ray.predictor.model import AccuracyPredictor
     from donna_ray.reference.build import build_reference
     from donna_ray.reference.network import StagedNetwork
+    from donna_ray.report.results import read_results
     from donna_ray.run.run import Run
     from donna_ray.search.ask_tell import Search, SearchSetup
     from donna_ray.search.exact.accuracy import AccuracyModel
@@ -96,6 +97,7 @@ __all__ = [
     "exact_front",
     "export_network",
     "load_config",
+    "read_results",
     "register_block",
     "run_steps",
     "shipped_config",
@@ -108,6 +110,7 @@ _HOMES = {
     "predictor.model": "AccuracyPredictor",
     "reference.network": "StagedNetwork",
     "reference.build": "build_reference",
+    "report.results": "read_results",
     "run.run": "Run",
     "search.ask_tell": "Search SearchSetup",
     "search.exact.accuracy": "AccuracyModel",

@@ -62,6 +62,13 @@ def _report(run: Run, done: Done) -> Artifact:
     return report_step(run, done)
 
 
+def _report_so_far(run: Run, done: Done) -> None:
+    """The same of a run that is not finished, for who watches it."""
+    from donna_ray.report.step import report_so_far
+
+    report_so_far(run, done)
+
+
 STEPS: dict[str, Callable[[Run, Done], Artifact]] = {
     "reference": _reference,
     "library": _library,
@@ -114,6 +121,8 @@ def run_steps(
         done[name] = step(run, done)
         if name == last:
             break
+        if last == "report" and name != "finetune" and not done[name].reused:
+            _report_so_far(run, done)
     return done[last]
 
 

@@ -4,7 +4,14 @@ from typing import Any
 
 from donna_ray.errors import DonnaError
 
-__all__ = ["MEMORY_REMEDY", "Latency", "peak_memory", "surely_ms"]
+__all__ = [
+    "MEMORY_REMEDY",
+    "Latency",
+    "drift_percent",
+    "peak_memory",
+    "surely_ms",
+    "temperature_c",
+]
 
 MEMORY_REMEDY = "Drop the limit, or measure on one that does: docs/device-farm.md has a table."
 """Where a device does not tell what memory a model takes."""
@@ -32,3 +39,16 @@ def peak_memory(latency: Latency) -> float:
             f"{device!r} does not. {MEMORY_REMEDY}"
         )
     return float(latency["peak_memory_mb"])
+
+
+def drift_percent(latency: Latency) -> float | None:
+    """By how much the control model was slower meanwhile than at rest, in %; None: not told."""
+    drift: float | None = (latency.get("environment") or {}).get("control_drift_percent")
+    return drift
+
+
+def temperature_c(latency: Latency) -> float | None:
+    """Of the device's hottest part after the measurement, in °C; None where it is not told."""
+    after = (latency.get("environment") or {}).get("after") or {}
+    told = [*(after.get("temperatures_c") or {}).values(), after.get("temperature_c")]
+    return max((each for each in told if isinstance(each, int | float)), default=None)

@@ -1,72 +1,108 @@
-"""The part of report.html that is about one scenario: its device, its search and its front."""
+"""The part of report.html that is about one scenario's front: chart, choice and table."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
-from typing import Any
 
-import plotly.graph_objects as go
 from scipy.stats import kendalltau
 
-from donna_ray.report.headline import tested
-from donna_ray.report.parts import BLUE, GREY, INK, ORANGE, plot, section, table
-from donna_ray.report.results import Accuracies, FrontPoint, Results, Scenario
+from donna_ray.report.drawing import Drawing
+from donna_ray.report.parts import Cell, Value, chart, csv_link, figure, interval, section, table
+from donna_ray.report.results import Results
+from donna_ray.report.scenario import FrontPoint, Scenario
 
-__all__ = ["scenario_sections"]
+__all__ = ["front_section", "origin", "title"]
 
 _LEAST_RANKED = 3  # networks, from which on their order says something
+_LEGEND = (
+    ("candidate", "●", "candidates, predicted"),
+    ("front", "●", "front, measured again"),
+    ("finetuned", "◆", "finetuned, on the test images"),
+    ("reference", "★", "reference"),
+    ("opponent", "☆", "reference, finetuned likewise"),
+)
+_HEADER = (
+    *("network", "blocks", "latency, ms", "± %", "test accuracy", "predicted", "raw prediction"),
+    *("validation", "p90, ms", "p99, ms", "peak MB", "params", "MACs", "files"),
+)
+_CSV = (
+    *("id", "roles", "architecture", "blocks", "median_ms", "ci_percent", "p90_ms", "p99_ms"),
+    *("test_accuracy", "test_low", "test_high", "predicted_accuracy", "predicted_low"),
+    *("predicted_high", "raw_accuracy", "raw_low", "raw_high", "accuracy", "peak_memory_mb"),
+    *("params", "macs", "weights", "onnx"),
+)
 
 
-def scenario_sections(results: Results, scenario: Scenario) -> str:
-    """Its plot and its table."""
+def front_section(results: Results, number: int, drawing: Drawing) -> str:
+    """The front of the scenario of that number."""
+    scenario = results.scenarios[number]
     device = scenario.device
-    name = f"{scenario.name}: " if len(results.scenarios) > 1 else ""
-    return "".join(
-        [
-            _origin(scenario),
-            section(
-                _title(name, "accuracy against latency"),
-                f"On {device.model} ({device.connector}), where the reference takes "
-                f"{scenario.reference_latency.median_ms:.3f} ms. Each point is a network; hover "
-                f"for its blocks. Predictions are of the validation images. {_calibrated(results)} "
-                "Finetuned networks are trained longer and measured on the test images, which "
-                "nothing else looks at. Brackets are 95% intervals: of a prediction, or of a share "
-                "of the test images." + _search_text(scenario),
-                plot(_figure(results, scenario), 520),
-            ),
-            section(
-                _title(name, "the front"),
-                f"Fastest first. Files are beside this page.{_predicted_against_real(scenario)}",
-                _table(scenario.front),
-            ),
-            section(
-                _title(name, "networks that were asked for"),
-                "Beside the front, by `finetune.architectures` or `donna finetune`.",
-                _table(scenario.asked),
-            )
-            if scenario.asked
-            else "",
-        ]
+    words = (
+        f"On {device.model} ({device.connector}). Each point is a network: click or tap it, or go "
+        "along the front with the arrow keys."
+    )
+    return section(
+        f"front-{number}",
+        title(results, scenario, "the front"),
+        words,
+        f"<details><summary>How to read it</summary><p>{escape(_reading(results))}</p></details>"
+        f"{_legend(number)}"
+        f'<div class="choice">{chart("front", _label(results, scenario), number)}'
+        f'<div class="picked" data-picked="{number}"></div></div>'
+        f'<p class="said" role="status" data-said="{number}"></p>'
+        f"<p>{escape(_search_text(scenario))}</p>"
+        f"<h3>The networks</h3><p>Fastest first; what was asked for is last. Files are beside this "
+        f"page.{escape(_predicted_against_real(scenario))}</p>{_table(scenario, number, drawing)}",
     )
 
 
-def _title(name: str, words: str) -> str:
-    return f"{name}{words}" if name else words.capitalize()
+def _reading(results: Results) -> str:
+    return (
+        "With Shift the arrow keys go along all candidates, Enter keeps a network beside the next, "
+        "Escape lets it go. Dashed lines are the reference's. Predictions are of the validation "
+        f"images. {_calibrated(results)} Finetuned networks are trained longer and measured on the "
+        "test images, which nothing else looks at. Brackets and bars are 95% intervals."
+    )
 
 
-def _origin(scenario: Scenario) -> str:
+def title(results: Results, scenario: Scenario, words: str) -> str:
+    """Words for a heading, of which scenario if there are several."""
+    if len(results.scenarios) > 1:
+        return f"{scenario.name}: {words}"
+    return words[0].upper() + words[1:]
+
+
+def origin(scenario: Scenario) -> str:
+    """A warning where latency was not measured by this run; else nothing."""
     device = scenario.device
     origins = ["a simulated device"] if device.simulated else []
     if device.connector == "recorded":
-        origins.append(f"a record, and was not measured by this run: {escape(device.model)}")
+        origins.append(f"a record, and was not measured by this run: {device.model}")
     return "".join(
-        f'<section class="warning">Latency of {escape(scenario.name)} comes from {each}.</section>'
+        f'<p class="warning">Latency of {escape(scenario.name)} comes from {escape(each)}.</p>'
         for each in origins
     )
 
 
+def _label(results: Results, scenario: Scenario) -> str:
+    return (
+        f"Accuracy against latency of {len(scenario.search.measured)} networks and the reference "
+        f"{results.reference.model} on {scenario.device.model}. Arrow keys move along the front."
+    )
+
+
+def _legend(number: int) -> str:
+    keys = "".join(
+        f'<span class="key {name}"><i>{sign}</i> {words}</span>' for name, sign, words in _LEGEND
+    )
+    return (
+        f'<p class="legend">{keys}<label class="key"><input type="checkbox" '
+        f'data-near="{number}"> only the front and the reference</label></p>'
+    )
+
+
 def _calibrated(results: Results) -> str:
-    made = results.predictor.calibration
+    made = results.predictor.calibration if results.predictor else None
     if made is None:
         return (
             "They are not calibrated to the final finetuning, since fewer than 3 networks had it: "
@@ -97,9 +133,8 @@ def _predicted_against_real(scenario: Scenario) -> str:
 
 def _search_text(scenario: Scenario) -> str:
     search = scenario.search
-    failed = search.candidates - search.measured_architectures
-    text = f" {search.measured_architectures} candidates measured by {search.strategy}"
-    text += f", {failed} failed." if failed else "."
+    text = f"{search.measured_architectures} candidates measured by {search.strategy}"
+    text += f", {len(search.failed)} failed." if search.failed else "."
     again = search.verified
     if scenario.device.connector != "recorded":
         text += (
@@ -118,112 +153,51 @@ def _search_text(scenario: Scenario) -> str:
     return f"{text} That model is off the measured latencies by {rated.error_percent:.1f}%."
 
 
-def _figure(results: Results, scenario: Scenario) -> go.Figure:
-    front, reference = scenario.front, results.reference
-    finetuned = [each for each in (*front, *scenario.asked) if each.accuracy is not None]
-    figure = go.Figure()
-    points = scenario.search.points
-    figure.add_scatter(
-        x=[x for x, _ in points],
-        y=[y for _, y in points],
-        name="candidates, predicted",
-        mode="markers",
-        marker={"color": GREY, "size": 6},
-        hovertemplate="%{x:.4f} ms, predicted %{y:.2%}<extra></extra>",
+def _table(scenario: Scenario, number: int, drawing: Drawing) -> str:
+    networks = [*scenario.front, *scenario.asked]
+    name = f"networks-{number}"
+    tools = (
+        f'<p class="tools"><label>Filter <input type="search" data-filter="{name}" '
+        'placeholder="kernel=3, asked for, …"></label> '
+        f"{csv_link(name, _CSV, map(_csv_row, networks))} "
+        f'<span role="status" data-count="{name}">{len(networks)} networks</span></p>'
     )
-    figure.add_scatter(
-        x=[point.latency.median_ms for point in front],
-        y=[point.predicted_accuracy for point in front],
-        text=[_words(point) for point in front],
-        name="front, predicted",
-        mode="lines+markers",
-        line={"color": BLUE, "shape": "hv"},
-        marker={"size": 9},
-        hovertemplate="%{text}<extra></extra>",
+    rows = (_row(point, number, drawing) for point in networks)
+    return table(name, f"The networks of {scenario.name}", _HEADER, rows, tools)
+
+
+def _row(point: FrontPoint, number: int, drawing: Drawing) -> Iterator[Cell]:
+    found = point.latency
+    show = (
+        f'<button type="button" class="show" data-show="{number}:{escape(point.id)}">'
+        f"{escape(point.id)}</button><br><small>{', '.join(point.roles)}</small>"
     )
-    figure.add_scatter(
-        x=[point.latency.median_ms for point in finetuned],
-        y=[point.test_accuracy for point in finetuned],
-        error_y=_bars(finetuned),
-        text=[_words(point) for point in finetuned],
-        name="finetuned, on the test images",
-        mode="markers",
-        marker={"color": ORANGE, "size": 13, "symbol": "diamond"},
-        hovertemplate="%{text}<extra></extra>",
-    )
-    figure.add_scatter(
-        x=[scenario.reference_latency.median_ms],
-        y=[reference.test_accuracy],
-        error_y=_bars([reference]),
-        text=[f"<b>reference {escape(reference.model)}</b>"],
-        name="reference",
-        mode="markers",
-        marker={"color": INK, "size": 16, "symbol": "star"},
-        hovertemplate="%{text}<br>%{x:.4f} ms, on the test images %{y:.2%}<extra></extra>",
-    )
-    figure.update_xaxes(title="latency in ms, median, batch 1")
-    figure.update_yaxes(title="accuracy", tickformat=".1%")
-    return figure
+    yield Cell(show, point.id)
+    yield Cell(drawing.network(point.blocks), " ".join(map(str, point.blocks)))
+    yield figure(found.median_ms, ".4f")
+    yield figure(found.ci_percent, ".2f")
+    yield interval(point.test_accuracy, point.test_low, point.test_high)
+    yield interval(point.predicted_accuracy, point.predicted_low, point.predicted_high)
+    yield interval(point.raw_accuracy, point.raw_low, point.raw_high)
+    yield Cell("", None) if point.accuracy is None else figure(point.accuracy, ".2%")
+    yield figure(found.p90_ms, ".4f")
+    yield figure(found.p99_ms, ".4f")
+    yield figure(found.peak_memory_mb, ".2f")
+    yield figure(point.params, ",")
+    yield figure(point.macs, ",")
+    yield Cell(_files(point), "")
 
 
-def _bars(networks: Sequence[Accuracies | FrontPoint]) -> dict[str, Any]:
-    """Of the intervals of test accuracies."""
-    ends = [
-        (each.test_high - each.test_accuracy, each.test_accuracy - each.test_low)
-        for each in networks
-        if each.test_accuracy is not None
-        and each.test_low is not None
-        and each.test_high is not None
-    ]
-    above, below = zip(*ends, strict=True) if ends else ((), ())
-    return {"array": above, "arrayminus": below, "color": GREY, "thickness": 1}
+def _files(point: FrontPoint) -> str:
+    paths = (("weights", point.weights), ("ONNX", point.onnx))
+    return " ".join(f'<a href="{escape(path)}">{name}</a>' for name, path in paths if path)
 
 
-def _words(point: FrontPoint) -> str:
-    measured = "" if point.accuracy is None else f", test {tested(point)}"
-    stages = [f"stage {number}: {escape(block)}" for number, block in enumerate(point.blocks)]
-    lines = [
-        f"<b>{point.id}</b> ({', '.join(point.roles)})",
-        f"{point.latency.median_ms:.4f} ms, predicted {point.predicted_accuracy:.2%} "
-        f"{_interval(point.predicted_low, point.predicted_high)}, raw {point.raw_accuracy:.2%}"
-        f"{measured}",
-        *stages,
-    ]
-    return "<br>".join(lines)
-
-
-def _table(points: Sequence[FrontPoint]) -> str:
-    rows = []
-    for point in points:
-        files = " ".join(
-            f'<a href="{escape(path)}">{name}</a>'
-            for name, path in (("weights", point.weights), ("onnx", point.onnx))
-            if path is not None
-        )
-        rows.append(
-            [
-                f"<code>{point.id}</code><br>{', '.join(point.roles)}<br>{files}",
-                "<br>".join(escape(block) for block in point.blocks),
-                f"{point.latency.median_ms:.4f}",
-                "" if point.accuracy is None else f"<b>{tested(point).replace(' ', '</b><br>', 1)}",
-                f"{point.predicted_accuracy:.2%}<br>"
-                f"{_interval(point.predicted_low, point.predicted_high)}",
-                f"{point.raw_accuracy:.2%}<br>{_interval(point.raw_low, point.raw_high)}",
-                "" if point.accuracy is None else f"{point.accuracy:.2%}",
-                " / ".join(map(_told, (point.latency.p90_ms, point.latency.p99_ms))),
-                _told(point.latency.peak_memory_mb, 2),
-                f"{point.params:,}",
-                f"{point.macs:,}",
-            ]
-        )
-    header = ["network", "blocks", "median ms", "test", "predicted", "raw prediction"]
-    header += ["validation", "p90 / p99", "peak MB", "params", "MACs"]
-    return table(header, rows, text_columns=2)
-
-
-def _interval(low: float, high: float) -> str:
-    return f"[{low:.2%}, {high:.2%}]"
-
-
-def _told(figure: float | None, digits: int = 4) -> str:
-    return "not told" if figure is None else f"{figure:.{digits}f}"
+def _csv_row(point: FrontPoint) -> Sequence[Value]:
+    facts = point.model_dump() | point.latency.model_dump()
+    facts |= {
+        "roles": " ".join(point.roles),
+        "architecture": "-".join(map(str, point.architecture)),
+        "blocks": " ".join(map(str, point.blocks)),
+    }
+    return [facts[name] for name in _CSV]

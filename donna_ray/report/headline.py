@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from donna_ray.report.results import Accuracies, Answer, FrontPoint, Results
+from donna_ray.report.results import Accuracies, Reference, Results
+from donna_ray.report.scenario import Answer, FrontPoint
 
 __all__ = ["QUESTIONS", "headline", "headlines", "tested", "worded"]
 
@@ -47,7 +48,7 @@ def worded(answer: Answer | None) -> str:
     return f"{tested(answer)}, {answer.speed_up:.2f}x as fast"
 
 
-def tested(found: Accuracies | Answer | FrontPoint) -> str:
+def tested(found: Accuracies | Answer | FrontPoint | Reference) -> str:
     """A test accuracy with its interval, of what is finetuned."""
     return f"{found.test_accuracy:.2%} [{found.test_low:.2%}, {found.test_high:.2%}]"
 
@@ -55,11 +56,12 @@ def tested(found: Accuracies | Answer | FrontPoint) -> str:
 def headlines(results: Results) -> Iterator[str]:
     """The reference, the answers to each question, and each network that was asked for."""
     reference = results.reference
-    yield (
-        f"test accuracy of {reference.test_images} images ({reference.test_from}), with its 95% "
-        f"interval: the reference {tested(reference)}, finetuned like the networks "
-        f"{tested(reference.finetuned)}"
-    )
+    if reference.finetuned is not None:
+        yield (
+            f"test accuracy of {reference.test_images} images ({reference.test_from}), with its "
+            f"95% interval: the reference {tested(reference)}, finetuned like the networks "
+            f"{tested(reference.finetuned)}"
+        )
     for scenario in results.scenarios:
         of = f"{scenario.name}: " if len(results.scenarios) > 1 else ""
         for question, words in QUESTIONS.items():

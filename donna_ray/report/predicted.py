@@ -1,6 +1,6 @@
 """Predictions of networks: raw, of the short finetuning, and calibrated to the final one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -25,7 +25,7 @@ _ENDS = ("accuracy", "low", "high")
 class Predictions:
     """The predictor of a run, calibrated to the networks that it finetuned to the end."""
 
-    def __init__(self, config: RunConfig, done: dict[str, Artifact]) -> None:
+    def __init__(self, config: RunConfig, done: Mapping[str, Artifact]) -> None:
         self._predictor = AccuracyPredictor.from_json(done["predictor"].result["predictor"])
         self._nsr = choice_table(done["library"], "nsr")
         known = self._finetuned(config, done)
@@ -57,12 +57,12 @@ class Predictions:
         rows = np.stack([*raw, *final], axis=1).tolist()
         return [dict(zip(names, row, strict=True)) for row in rows]
 
-    def final(self, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-        """(latency, raw prediction) with the prediction calibrated."""
-        if self._calibration is None or not points:
-            return list(points)
-        latency, raw = np.array(points).T
-        return list(zip(latency.tolist(), self._calibration.predict(raw).tolist(), strict=True))
+    def final(self, raw: Sequence[float]) -> list[float]:
+        """Raw predictions, calibrated."""
+        if self._calibration is None or not raw:
+            return list(raw)
+        found: list[float] = self._calibration.predict(np.array(raw)).tolist()
+        return found
 
     def _raw(self, points: Points) -> Columns:
         """Predictions as the search had them, which orders those above 1 too, and intervals."""
@@ -71,7 +71,7 @@ class Predictions:
         value = np.array([point.get("predicted_accuracy", own) for point, own in pairs])
         return (value, *self._predictor.predict_interval(nsr))
 
-    def _finetuned(self, config: RunConfig, done: dict[str, Artifact]) -> dict[str, list[float]]:
+    def _finetuned(self, config: RunConfig, done: Mapping[str, Artifact]) -> dict[str, list[float]]:
         """By id: the raw prediction, its interval, and the accuracy after the final finetuning.
 
         The predictor's samples are among them where both recipes are the same.
@@ -83,6 +83,8 @@ class Predictions:
             names = ("predicted", "predicted_low", "predicted_high", "accuracy")
             for sample in done["predictor"].result["samples"]:
                 known[sample["id"]] = [sample[name] for name in names]
+        if "finetune" not in done:
+            return known
         result, networks = done["finetune"].result, done["finetune"].result["networks"]
         fronts = (found["front"] for found in done["search"].result["scenarios"].values())
         every = {each["id"]: each for each in chain(*fronts, *result["asked"].values())}

@@ -1,83 +1,60 @@
-"""The schema of results.json. docs/results-json.md explains it field by field."""
+"""The schema of results.json, and its reader. docs/results-json.md explains it field by field."""
 
-from typing import Any, Literal
+import json
+from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import Field, ValidationError
+
+from donna_ray.errors import DonnaError
+from donna_ray.report.scenario import Part, Scenario, Spec
 
 __all__ = [
+    "SCHEMA_VERSION",
     "Accuracies",
-    "Answer",
     "Block",
     "Calibration",
     "Cost",
-    "Device",
     "Estimate",
-    "FrontPoint",
-    "Headline",
-    "Latency",
+    "FailedBlock",
     "Library",
     "LibraryStage",
+    "Made",
+    "PausedBlock",
     "Predictor",
     "Quality",
     "Reference",
     "Results",
     "Sample",
-    "Scenario",
-    "Search",
-    "Verified",
-    "VerifiedNetwork",
-    "Yardstick",
+    "TrainingEach",
+    "read_results",
+    "schema",
 ]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 Shape = tuple[int, int, int]
 FeatureShape = tuple[int, int, int] | tuple[int, int]  # of a map, or (tokens, channels)
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class Made(Part):
+    """When, where and how a file was written.
 
-
-class Latency(_Part):
-    """Milliseconds of one inference with batch 1; `n` runs; 95% interval in % of the median.
-
-    `p90_ms` and `p99_ms` are of single runs, null where the device does not tell them, and where
-    the run was made by a version that did not ask; so are `init_ms` (loading the model),
-    `peak_memory_mb` (10**6 bytes) and `energy_mj` (millijoules an inference).
+    `finished`: all steps of the method are. `at`: UTC, ISO 8601. `command`: as it was typed, and
+    `folder`: of the run, as seen from where it was typed.
     """
 
-    median_ms: float
-    p90_ms: float | None
-    p99_ms: float | None
-    blocks_p20_ms: float
-    blocks_p90_ms: float
-    n: int
-    ci_percent: float
-    init_ms: float | None = None
-    peak_memory_mb: float | None = None
-    energy_mj: float | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_an_earlier_run(cls, values: dict[str, Any]) -> dict[str, Any]:
-        if "p20_ms" not in values:
-            return values
-        blocks = {"blocks_p20_ms": values["p20_ms"], "blocks_p90_ms": values["p90_ms"]}
-        rest = {name: value for name, value in values.items() if name != "p20_ms"}
-        return {**rest, **blocks, "p90_ms": None, "p99_ms": None}
+    finished: bool
+    at: str
+    host: str
+    system: str
+    cpus: int
+    command: str
+    folder: str
 
 
-class Device(_Part):
-    """What latency was measured on."""
-
-    model: str
-    connector: str
-    settings: dict[str, Any]
-    simulated: bool
-
-
-class Accuracies(_Part):
+class Accuracies(Part):
     """Of a finished network: `accuracy` is of the validation images, which also chose and stopped.
 
     `test_low` and `test_high`: the 95% interval of `test_accuracy` (Wilson), of images that nothing
@@ -90,38 +67,44 @@ class Accuracies(_Part):
     test_high: float
 
 
-class Reference(Accuracies):
+class Reference(Part):
     """The teacher; `class_names` in the order of its outputs, none where the data have none.
 
-    `finetuned`: itself, trained on by the recipe of the networks. `test_from`: where the test
-    images come from, `data.test_split` or `data.test_fraction` with its value.
+    `accuracy` is of the validation images. `finetuned`: itself, trained on by the recipe of the
+    networks. `test_from`: where the test images come from, `data.test_split` or
+    `data.test_fraction` with its value. These and the test accuracies are null until the networks
+    are finetuned.
     """
 
     model: str
     weights: str
-    finetuned: Accuracies
+    accuracy: float
+    test_accuracy: float | None = None
+    test_low: float | None = None
+    test_high: float | None = None
+    finetuned: Accuracies | None = None
     params: int
     macs: int
     input: Shape
     classes: int
-    class_names: list[str] = []
+    class_names: list[str] = Field(default_factory=list)
     train_images: int
     validation_images: int
-    test_images: int
-    test_from: str
+    test_images: int | None = None
+    test_from: str | None = None
 
 
-class Block(_Part):
+class Block(Part):
     """A distilled block; `key` names its files in library/blocks."""
 
-    block: str
+    block: Spec
     key: str
     nsr: float
     params: int
     macs: int
 
 
-class LibraryStage(_Part):
+class LibraryStage(Part):
     """One stage: what the reference fixes, and what may stand there."""
 
     input: FeatureShape
@@ -129,23 +112,23 @@ class LibraryStage(_Part):
     blocks: list[Block]
 
 
-class FailedBlock(_Part):
+class FailedBlock(Part):
     """A block that could not be distilled and is in no network."""
 
     stage: int
-    block: str
+    block: Spec
     reason: str
 
 
-class PausedBlock(_Part):
+class PausedBlock(Part):
     """A block that an early race paused, and that is in no network; its NSR then."""
 
     stage: int
-    block: str
+    block: Spec
     nsr: float
 
 
-class Library(_Part):
+class Library(Part):
     """All distilled blocks, those that failed, and those that were paused."""
 
     size: int
@@ -154,7 +137,7 @@ class Library(_Part):
     paused: list[PausedBlock]
 
 
-class Estimate(_Part):
+class Estimate(Part):
     """A figure with its 95% bootstrap interval."""
 
     value: float
@@ -162,7 +145,7 @@ class Estimate(_Part):
     high: float
 
 
-class Quality(_Part):
+class Quality(Part):
     """How well accuracies of architectures are predicted that were left out of the fit."""
 
     kendall_tau: Estimate
@@ -171,7 +154,7 @@ class Quality(_Part):
     r2: Estimate
 
 
-class Sample(_Part):
+class Sample(Part):
     """An architecture that the predictor was fitted to; `predicted` by a fit without it.
 
     `predicted_low` and `predicted_high`: its 95% prediction interval.
@@ -184,7 +167,7 @@ class Sample(_Part):
     accuracy: float
 
 
-class Calibration(_Part):
+class Calibration(Part):
     """How raw predictions, of the short finetuning, became those of the final one.
 
     logit(final) = `shift` + `slope` (raw - `centre`), fitted to `networks` that were finetuned to
@@ -197,14 +180,15 @@ class Calibration(_Part):
     slope: float
 
 
-class Predictor(_Part):
+class Predictor(Part):
     """How well accuracy is ranked, beside simpler orderings of the same samples.
 
     All of it is of the short finetuning. `calibration`: null (not calibrated) where fewer than 3
     networks were finetuned to the end; `predicted_accuracy` is the raw prediction then.
 
     `library_size`: blocks in the library when it was fitted; fewer than now in an extended space.
-    `quality`: of `predictor`, and of each baseline as a line through it.
+    `quality`: of `predictor`, and of each baseline as a line through it. `regret`: by how much the
+    sample that it ranks first is less accurate than the best one, likewise.
     """
 
     samples: int
@@ -213,148 +197,11 @@ class Predictor(_Part):
     kendall_tau: Estimate
     baselines: dict[str, Estimate]
     quality: dict[str, Quality]
+    regret: dict[str, float]
     architectures: list[Sample]
 
 
-class Yardstick(_Part):
-    """The search's front against the exact front of a latency model that adds up.
-
-    `hypervolume_share`: of that front; null where no architecture is within the limits.
-    `exact_front`: its points. `complete`: false where, with its limits, it was too large to be
-    computed whole. `error_percent` and `kendall_tau`: of the model, at measurements left out of its
-    fit; tau is null where all are equal.
-    """
-
-    hypervolume_share: float | None
-    exact_front: int
-    complete: bool
-    error_percent: float
-    kendall_tau: float | None
-
-
-class VerifiedNetwork(_Part):
-    """A network that was measured again.
-
-    `first_ms`: the measurement of the search; `latency`: of all rounds since, `rounds_ms` each.
-    `on_front_before`: by first measurements.
-    """
-
-    id: str
-    first_ms: float
-    rounds_ms: list[float]
-    latency: Latency
-    on_front_before: bool
-    on_front: bool
-
-
-class Verified(_Part):
-    """What was measured again at a search's end, and what that changed.
-
-    `measurements`: the reference's included. `front_before`: networks of the front by first
-    measurements; `left` and `joined`: how many of it are on the front no more, and how many others
-    are. `limits_broken`: networks of the front before that take over 1% more than their first
-    measurement said: a limit there is broken.
-    """
-
-    rounds: int
-    measurements: int
-    front_before: int
-    left: int
-    joined: int
-    limits_broken: int
-    networks: list[VerifiedNetwork]
-
-
-class Search(_Part):
-    """All measured candidates as (latency in ms, predicted accuracy after the final finetuning).
-
-    `objectives`: minimised beside latency. `candidates`: with those that could not be measured;
-    `yardstick`: null with fewer than 5, or with a limit on memory. The front is of the networks of
-    `verified`.
-    """
-
-    strategy: str
-    objectives: list[str]
-    candidates: int
-    measured_architectures: int
-    points: list[tuple[float, float]]
-    yardstick: Yardstick | None
-    verified: Verified
-
-
-class FrontPoint(_Part):
-    """A network of the front, or one that was asked for.
-
-    `architecture`: the number of its block in each stage, as `Library.stages` has them. `roles`:
-    why it is here; on the front none of those measured again beats it in all objectives.
-    `raw_accuracy`: predicted after the predictor's short finetuning; `predicted_accuracy`: after
-    the final one (see
-    ``Calibration``), on the validation images; each with its 95% prediction interval. The
-    accuracies (see ``Accuracies``), `weights` and `onnx` are null where it was not finetuned; paths
-    are relative to results.json.
-    """
-
-    id: str
-    architecture: list[int]
-    roles: list[Literal["front", "asked for"]]
-    blocks: list[str]
-    raw_accuracy: float
-    raw_low: float
-    raw_high: float
-    predicted_accuracy: float
-    predicted_low: float
-    predicted_high: float
-    accuracy: float | None
-    test_accuracy: float | None
-    test_low: float | None
-    test_high: float | None
-    latency: Latency
-    params: int
-    macs: int
-    weights: str | None
-    onnx: str | None
-
-
-class Answer(_Part):
-    """A finetuned network; `speed_up`: the reference's latency in parts of its own."""
-
-    id: str
-    test_accuracy: float
-    test_low: float
-    test_high: float
-    median_ms: float
-    speed_up: float
-
-
-class Headline(_Part):
-    """What a person asks first, answered by test accuracies of the finetuned networks.
-
-    Null where none is one.
-
-    `fastest_as_accurate`: the fastest that is not less accurate than the reference.
-    `most_accurate_as_fast`: the most accurate that is not slower.
-    """
-
-    fastest_as_accurate: Answer | None
-    most_accurate_as_fast: Answer | None
-
-
-class Scenario(_Part):
-    """A device, its search and its front; `reference_latency` is the reference's own there.
-
-    `asked`: networks that were asked for and are not on the front.
-    """
-
-    name: str
-    device: Device
-    reference_latency: Latency
-    headline: Headline
-    search: Search
-    front: list[FrontPoint]
-    asked: list[FrontPoint]
-
-
-class Cost(_Part):
+class Cost(Part):
     """What a step cost when it was computed.
 
     `seconds` of wall time in the process that finished it; `image_passes`: images that went through
@@ -366,17 +213,64 @@ class Cost(_Part):
     reused: bool
 
 
-class Results(_Part):
-    """results.json."""
+class TrainingEach(Part):
+    """What finetuning each measured network would take, by the recipe of `finetune`."""
 
-    version: Literal[4]
+    networks: int
+    image_passes: int
+
+
+class Results(Part):
+    """results.json. What a run that is not finished does not have yet is null, or empty."""
+
+    version: Literal[5]
+    made: Made
     name: str
     seed: int
     data: str
     versions: dict[str, str]
     doubts: list[str]
     reference: Reference
-    library: Library
-    predictor: Predictor
+    library: Library | None
+    predictor: Predictor | None
     scenarios: list[Scenario]
     cost: dict[str, Cost]
+    training_each: TrainingEach | None
+
+
+def read_results(path: str | Path) -> Results:
+    """The results of a run.
+
+    Args:
+        path: the run folder, or its results.json.
+
+    Raises:
+        DonnaError: there is none, it is of another version, or it is not as the schema has it.
+    """
+    file = Path(path)
+    file = file / "results.json" if file.is_dir() else file
+    try:
+        value = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise DonnaError(
+            f"results.json must be there and be JSON, but of {file}: {error}. `donna report build "
+            "RUN` writes it, of a run whose other steps are finished."
+        ) from None
+    version = value.get("version") if isinstance(value, dict) else None
+    if version != SCHEMA_VERSION:
+        raise DonnaError(
+            f"results.json must be of version {SCHEMA_VERSION}, but {file} is of {version!r}. "
+            "`donna report build RUN` writes it anew in that of this donna-ray."
+        )
+    try:
+        return Results.model_validate(value)
+    except ValidationError as error:
+        raise DonnaError(
+            f"results.json must keep its schema, but {file} does not: {error}"
+        ) from None
+
+
+def schema() -> str:
+    """The JSON schema of results.json, as docs/results.schema.json has it."""
+    facts = Results.model_json_schema()
+    return json.dumps({"$schema": _DIALECT, **facts}, indent=2) + "\n"

@@ -101,7 +101,7 @@ class Run:
                 shutil.rmtree(self.root / "ray", ignore_errors=True)
             if error is not None and self._forgotten.put_back():
                 self.say(f"{self.relative(self.root)} is as it was: no step was finished")
-            self._copy()
+            self.push()
             if error is not None:
                 remove_if_empty(self._made)
             if isinstance(error, BaseException) and not isinstance(error, Exception):
@@ -171,7 +171,7 @@ class Run:
         artifact = folder.commit(result, files, time.perf_counter() - started)
         if self._forgotten.remove():
             self._remove_records()
-        self._copy()
+        self.push()
         self.say(f"{name:<10} done in {artifact.seconds:.1f} s")
         self.doubt(artifact)
         return artifact
@@ -184,6 +184,12 @@ class Run:
     def write_config(self) -> None:
         """Make this configuration the one that the run folder stands for (`config.yaml`)."""
         write_atomic(self.root / "config.yaml", self._settings().encode())
+
+    def push(self) -> None:
+        """Bring what is new in the folder to the storage at a URL, if the run has one."""
+        if self._mirror is not None and self._lease is not None:
+            self._lease.check()
+            self._mirror.push()
 
     def progress(self, name: str, total: int, unit: str) -> Progress:
         """A display for `total` units of a long step."""
@@ -208,11 +214,6 @@ class Run:
             f"What is finished is kept in {self.relative(self.root)}, of a training all but the "
             "epoch under way: the same command (without --fresh) goes on from there."
         )
-
-    def _copy(self) -> None:
-        if self._mirror is not None and self._lease is not None:
-            self._lease.check()
-            self._mirror.push()
 
     def _remove_records(self) -> None:
         """Those at a URL; a store that `library.store` names is not the run's own."""

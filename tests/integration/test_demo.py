@@ -85,7 +85,7 @@ def test_finetuned_files_are_what_results_say(finished: Path) -> None:
     for point in finetuned:
         assert point.weights is not None
         assert point.onnx is not None
-        network = untrained(reference, [specs[block] for block in point.blocks])
+        network = untrained(reference, [specs[str(block)] for block in point.blocks])
         network.load_state_dict(safetensors.torch.load_file(finished / point.weights))
         network.requires_grad_(False).eval()
         logits = network(images).numpy()
@@ -118,6 +118,7 @@ def test_report_is_self_contained(finished: Path) -> None:
     assert all(point.id in page for point in results.scenarios[0].front)
     assert '<script src="http' not in page
     assert "<link" not in page
+    assert "This run is not finished" not in page
 
 
 def test_again_reuses_every_step(finished: Path) -> None:
@@ -128,7 +129,7 @@ def test_again_reuses_every_step(finished: Path) -> None:
         assert f"{step:<10} reused" in completed.stderr
     after = results_of(finished)
     assert all(cost["reused"] for cost in after["cost"].values())
-    assert {**after, "cost": None} == {**before, "cost": None}
+    assert {**after, "cost": None, "made": None} == {**before, "cost": None, "made": None}
 
 
 def test_changed_setting_renews_only_what_depends_on_it(

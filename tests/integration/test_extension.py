@@ -63,13 +63,13 @@ def test_extended_space_distils_new_blocks_and_keeps_the_predictor(
     assert after.predictor.architectures == before.predictor.architectures
     assert after.predictor.kendall_tau == before.predictor.kendall_tau
     assert [block.stage for block in after.library.failed] == [0, 1, 2]
-    assert all(block.block == "exploding(kernel=3)" for block in after.library.failed)
+    assert all(str(block.block) == "exploding(kernel=3)" for block in after.library.failed)
     assert (before.predictor.library_size, after.predictor.library_size) == (12, 12)
     for old, new in zip(before.library.stages, after.library.stages, strict=True):
         assert len(new.blocks) == 5
         assert [block.key for block in new.blocks[1:]] == [block.key for block in old.blocks]
-    known = {tuple(point.blocks): point.id for point in before.scenarios[0].front}
-    again = {tuple(point.blocks): point.id for point in after.scenarios[0].front}
+    known = {tuple(map(str, point.blocks)): point.id for point in before.scenarios[0].front}
+    again = {tuple(map(str, point.blocks)): point.id for point in after.scenarios[0].front}
     for blocks_of, identity in again.items():
         assert known.get(blocks_of, identity) == identity
 

@@ -76,7 +76,7 @@ def test_each_scenario_has_its_front(one_ray: None, copy_of_finished: Path) -> N
         ]
         best = max(within, key=lambda point: point.predicted_accuracy)
         assert best.accuracy is not None
-    assert "board: accuracy against latency" in (copy_of_finished / "report.html").read_text()
+    assert "board: the front" in (copy_of_finished / "report.html").read_text()
 
     again = donna_here("run", str(file), f"--out={copy_of_finished}")
     assert all(f"search/{name}" in again.stderr for name in ("phone", "light", "board"))

@@ -12,7 +12,7 @@ import pytest
 
 import donna_ray
 
-HEAVY = "{'ray', 'torch', 'timm', 'optuna', 'plotly'}"
+HEAVY = "{'ray', 'torch', 'timm', 'optuna'}"
 
 
 def outcome(*arguments: str) -> tuple[int, str]:

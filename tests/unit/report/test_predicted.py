@@ -58,9 +58,7 @@ def test_predictions_are_of_the_final_finetuning(config: RunConfig, tmp_path: Pa
     facts = made.facts()
     assert facts is not None
     assert facts["networks"] == ["n0", "n1", "n2", "n3"]
-    assert made.final([(1.0, raw[0]), (2.0, raw[5])]) == pytest.approx(
-        [(1.0, predicted[0]), (2.0, predicted[5])]
-    )
+    assert made.final([raw[0], raw[5]]) == pytest.approx([predicted[0], predicted[5]])
 
 
 def test_order_of_the_search_stays_above_1(config: RunConfig, tmp_path: Path) -> None:
@@ -69,7 +67,7 @@ def test_order_of_the_search_stays_above_1(config: RunConfig, tmp_path: Path) ->
     best, good = made.of(points)
     assert best["raw_accuracy"] == good["raw_accuracy"] == 1.0
     assert best["predicted_accuracy"] > good["predicted_accuracy"]
-    final = [accuracy for _, accuracy in made.final([(1.0, 1.02), (2.0, 1.01)])]
+    final = made.final([1.02, 1.01])
     assert final == [best["predicted_accuracy"], good["predicted_accuracy"]]
 
 
@@ -79,7 +77,7 @@ def test_two_networks_calibrate_nothing(config: RunConfig, tmp_path: Path) -> No
     assert made.facts() is None
     (found,) = made.of(done["search"].result["scenarios"]["two"]["front"][:1])
     assert all(found[f"raw_{end}"] == found[f"predicted_{end}"] for end in ("accuracy", "low"))
-    assert made.final([(1.0, 0.5)]) == [(1.0, 0.5)]
+    assert made.final([0.5]) == [0.5]
     assert made.of([]) == made.final([]) == []
 
 
