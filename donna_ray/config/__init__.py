@@ -26,6 +26,7 @@ from donna_ray.config.models import (
 )
 from donna_ray.config.scenarios import (
     DeviceConfig,
+    DevicePrecision,
     GeneticConfig,
     Scenario,
     ScenarioConfig,
@@ -39,6 +40,7 @@ __all__ = [
     "ClusterConfig",
     "DataConfig",
     "DeviceConfig",
+    "DevicePrecision",
     "FamilyRecipe",
     "FinetuneConfig",
     "FinetuneRecipe",

@@ -19,6 +19,7 @@ __all__ = [
     "LibraryStage",
     "Predictor",
     "Quality",
+    "Quantised",
     "Reference",
     "Results",
     "Sample",
@@ -69,12 +70,13 @@ class Latency(_Part):
 
 
 class Device(_Part):
-    """What latency was measured on."""
+    """What latency was measured on, of networks in a precision."""
 
     model: str
     connector: str
     settings: dict[str, Any]
     simulated: bool
+    precision: Literal["fp32", "int8"] = "fp32"
 
 
 class Accuracies(_Part):
@@ -90,11 +92,18 @@ class Accuracies(_Part):
     test_high: float
 
 
+class Quantised(Accuracies):
+    """A finished network in int8, and the path of its QDQ model."""
+
+    onnx: str
+
+
 class Reference(Accuracies):
     """The teacher; `class_names` in the order of its outputs, none where the data have none.
 
     `finetuned`: itself, trained on by the recipe of the networks. `test_from`: where the test
-    images come from, `data.test_split` or `data.test_fraction` with its value.
+    images come from, `data.test_split` or `data.test_fraction` with its value. `int8`:
+    itself quantised, null where no scenario is in int8.
     """
 
     model: str
@@ -109,6 +118,7 @@ class Reference(Accuracies):
     validation_images: int
     test_images: int
     test_from: str
+    int8: Quantised | None = None
 
 
 class Block(_Part):
@@ -291,7 +301,8 @@ class FrontPoint(_Part):
     the final one (see
     ``Calibration``), on the validation images; each with its 95% prediction interval. The
     accuracies (see ``Accuracies``), `weights` and `onnx` are null where it was not finetuned; paths
-    are relative to results.json.
+    are relative to results.json. `int8`: what it is quantised, null where no scenario is in int8;
+    in one that is, latency and predictions are of the network in int8.
     """
 
     id: str
@@ -313,6 +324,7 @@ class FrontPoint(_Part):
     macs: int
     weights: str | None
     onnx: str | None
+    int8: Quantised | None = None
 
 
 class Answer(_Part):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from donna_ray.complexity import complexity
+from donna_ray.config import DevicePrecision
 from donna_ray.finetune.assemble import library_space, untrained
 from donna_ray.reference.step import load_reference
 from donna_ray.report.headline import headline, headlines
@@ -19,7 +20,8 @@ __all__ = ["report_step"]
 
 Points = list[dict[str, Any]]
 
-_FINETUNED = ("accuracy", "test_accuracy", "test_low", "test_high", "weights", "onnx")
+_TESTED = ("test_accuracy", "test_low", "test_high")
+_FINETUNED = ("accuracy", *_TESTED, "weights", "onnx", "int8")
 
 
 def report_step(run: Run, done: dict[str, Artifact]) -> Artifact:
@@ -40,7 +42,8 @@ def report_step(run: Run, done: dict[str, Artifact]) -> Artifact:
 
 def _results(run: Run, done: dict[str, Artifact]) -> Results:
     """What the steps found; facts that the schema does not name are left out."""
-    table = _FrontTable(run, done)
+    precisions = {each.name: each.device.precision for each in run.config.all_scenarios()}
+    tables = {each: _FrontTable(run, done, each) for each in {"fp32", *precisions.values()}}
     asked = done["finetune"].result["asked"]
     reference = _reference(run, done)
     facts = {
@@ -53,15 +56,19 @@ def _results(run: Run, done: dict[str, Artifact]) -> Results:
         "library": _library(done),
         "predictor": {
             **_predictor(done["predictor"].result),
-            "calibration": table.predictions.facts(),
+            "calibration": tables["fp32"].predictions.facts(),
         },
         "scenarios": [
             _scenario(
                 name,
-                {**found, "points": table.predictions.final(found["points"])},
-                table,
+                {
+                    **found,
+                    "points": tables[precisions[name]].predictions.final(found["points"]),
+                },
+                tables[precisions[name]],
                 asked.get(name, []),
                 reference,
+                precisions[name],
             )
             for name, found in done["search"].result["scenarios"].items()
         ],
@@ -80,6 +87,7 @@ def _scenario(
     table: Callable[[Points, dict[str, set[str]]], Points],
     asked: Points,
     reference: dict[str, Any],
+    precision: DevicePrecision,
 ) -> dict[str, Any]:
     latency = found["reference_latency"]
     on_front, wanted = ({each["id"] for each in points} for points in (found["front"], asked))
@@ -90,12 +98,26 @@ def _scenario(
     return {
         **found,
         "name": name,
-        "device": {**latency, "model": latency["device"]},
-        "headline": headline([*front, *others], reference["test_accuracy"], latency["median_ms"]),
+        "device": {**latency, "model": latency["device"], "precision": precision},
+        "headline": _headline(precision, [*front, *others], reference, latency["median_ms"]),
         "search": found,
         "front": front,
         "asked": others,
     }
+
+
+def _headline(
+    precision: DevicePrecision, points: Points, reference: dict[str, Any], reference_ms: float
+) -> dict[str, Any]:
+    """By the accuracies that networks have in the scenario's precision."""
+    if precision == "int8":
+        points, reference = [_as_quantised(each) for each in points], _as_quantised(reference)
+    return headline(points, reference["test_accuracy"], reference_ms)
+
+
+def _as_quantised(tested: dict[str, Any]) -> dict[str, Any]:
+    quantised = tested["int8"] or {}
+    return {**tested, **{name: quantised.get(name) for name in _TESTED}}
 
 
 def _reference(run: Run, done: dict[str, Artifact]) -> dict[str, Any]:
@@ -142,11 +164,11 @@ def _predictor(facts: dict[str, Any]) -> dict[str, Any]:
 class _FrontTable:
     """Networks in full, each with all that is known of it."""
 
-    def __init__(self, run: Run, done: dict[str, Artifact]) -> None:
+    def __init__(self, run: Run, done: dict[str, Artifact], precision: DevicePrecision) -> None:
         self._space = library_space(done["library"])
         self._reference, _ = load_reference(run.config, done["reference"])
         self._networks = done["finetune"].result["networks"]
-        self.predictions = Predictions(run.config, done)
+        self.predictions = Predictions(run.config, done, precision)
 
     def __call__(self, points: Points, roles: dict[str, set[str]]) -> Points:
         """Of networks with id, architecture and latency, given the ids in each role."""

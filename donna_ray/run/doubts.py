@@ -4,7 +4,7 @@ A step keeps its doubts in its result (`doubts`); the run says them when the ste
 and the report begins with them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 from scipy.special import bdtrc  # scipy.stats takes a second to import in every worker
@@ -15,6 +15,7 @@ __all__ = [
     "check_reference",
     "finetune_doubts",
     "guesses",
+    "int8_doubts",
     "library_doubts",
     "predictor_doubts",
     "reference_doubts",
@@ -22,6 +23,7 @@ __all__ = [
 
 _UNTRAINED = 0.8  # NSR; a block that always returns the mean of what it should has 1
 _FEW = 100  # test images: the 95% interval of 1/2 is 20 points wide
+_LOST = 0.02  # of the test images, by quantisation
 _CHANCE = 0.025  # of as many right answers by guessing
 
 
@@ -127,4 +129,18 @@ def finetune_doubts(
         f"The best finetuned network is right on {best:.2%} of the test images, {found} (the "
         f"reference: {reference:.2%}). Raise finetune.epochs and library.epochs, or take milder "
         "blocks.",
+    ]
+
+
+def int8_doubts(accuracies: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Of networks that lose more than 2% of the test images by quantisation.
+
+    Args:
+        accuracies: in fp32 and in int8, by name.
+    """
+    return [
+        f"In int8 {name} is right on {quantised:.2%} of the test images, in fp32 on {own:.2%}. "
+        "Take another network of the front, or one with relu in place of silu."
+        for name, (own, quantised) in accuracies.items()
+        if own - quantised > _LOST
     ]

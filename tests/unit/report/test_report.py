@@ -242,7 +242,9 @@ def test_network_on_the_front_that_is_asked_for_is_there_once() -> None:
         ]
 
     found = {"reference_latency": LATENCY | {"device": "cpu"}, "front": [{"id": "a"}, {"id": "b"}]}
-    made = _scenario("one", found, table, [{"id": "b"}, {"id": "c"}], {"test_accuracy": 0.9})
+    made = _scenario(
+        "one", found, table, [{"id": "b"}, {"id": "c"}], {"test_accuracy": 0.9}, "fp32"
+    )
     roles = {each["id"]: each["roles"] for each in (*made["front"], *made["asked"])}
     assert roles == {"a": ["front"], "b": ["front", "asked for"], "c": ["asked for"]}
     assert [each["id"] for each in made["asked"]] == ["c"]
