@@ -15,7 +15,14 @@ from donna_ray import onnx_symbolics
 from donna_ray.complexity import deployed
 from donna_ray.errors import DonnaError
 
-__all__ = ["TOLERANCE", "check_onnx_error", "export_onnx", "logits_error", "onnx_error"]
+__all__ = [
+    "TOLERANCE",
+    "OnnxNetwork",
+    "check_onnx_error",
+    "export_onnx",
+    "logits_error",
+    "onnx_error",
+]
 
 TOLERANCE = 1e-4
 """Of ``logits_error``, between two ways to compute a network."""
@@ -101,10 +108,35 @@ def onnx_error(model: bytes, network: nn.Module, images: Tensor, *, batch_size: 
         images: (N, C, H, W).
         batch_size: how many are fed at once.
     """
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    batches = (batch.numpy() for batch in images.split(batch_size))
-    outputs = [session.run(None, {"input": batch})[0] for batch in batches]
-    return logits_error(torch.from_numpy(np.concatenate(outputs)), network(images))
+    return logits_error(OnnxNetwork(model, batch_size)(images), network(images))
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX model of one input and one output, on the CPU, as a module.
+
+    Args:
+        model: serialised.
+        batch_size: how many inputs it is fed at once.
+    """
+
+    def __init__(self, model: bytes, batch_size: int = 1) -> None:
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # of a process; workers use all cores
+        self._session = onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"]
+        )
+        self._batch_size = batch_size
+        self.register_parameter("place", nn.Parameter(torch.empty(0), requires_grad=False))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The output of each input, (N, …)."""
+        name = self._session.get_inputs()[0].name
+        outputs = [
+            self._session.run(None, {name: np.ascontiguousarray(batch.numpy())})[0]
+            for batch in inputs.split(self._batch_size)
+        ]
+        return torch.from_numpy(np.concatenate(outputs))
 
 
 def logits_error(logits: Tensor, expected: Tensor) -> float:

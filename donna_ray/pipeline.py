@@ -6,7 +6,7 @@ What a step needs is imported when it begins: a mistake that ``check`` finds is 
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from donna_ray.config import RunConfig
+from donna_ray.config import DevicePrecision, RunConfig
 from donna_ray.data import check_data
 from donna_ray.distill.features import check_features
 from donna_ray.latency.farm import check_device, check_farm
@@ -28,31 +28,53 @@ def _reference(run: Run, done: Done) -> Artifact:
 
 def _library(run: Run, done: Done) -> Artifact:
     """Every block of the space, distilled from the reference's stage."""
+    from donna_ray.library.quantised import quantised_library
     from donna_ray.library.step import library_step
 
-    return library_step(run, done["reference"])
+    library = library_step(run, done["reference"])
+    if run.config.in_int8:
+        done["library/int8"] = quantised_library(run, done["reference"], library)
+    return library
 
 
 def _predictor(run: Run, done: Done) -> Artifact:
     """Sampled architectures, finetuned; accuracy as a function of their blocks' NSR."""
+    from donna_ray.predictor.quantised import quantised_predictor
     from donna_ray.predictor.step import predictor_step
     from donna_ray.search.ahead import measuring_ahead
 
-    return predictor_step(run, done["reference"], done["library"], measuring_ahead)
+    reference = done["reference"]
+    meanwhile = measuring_ahead(run, reference, _in_each_precision(done, "library"))
+    predictor = predictor_step(run, reference, done["library"], meanwhile)
+    if run.config.in_int8:
+        library = done["library/int8"]
+        done["predictor/int8"] = quantised_predictor(run, reference, library, predictor)
+    return predictor
 
 
 def _search(run: Run, done: Done) -> Artifact:
     """The front of predicted accuracy and latency measured on the device."""
     from donna_ray.search.step import search_step
 
-    return search_step(run, done["reference"], done["library"], done["predictor"])
+    libraries, predictors = (_in_each_precision(done, step) for step in ("library", "predictor"))
+    made = {name: (libraries[name], predictors[name]) for name in libraries}
+    return search_step(run, done["reference"], made)
 
 
 def _finetune(run: Run, done: Done, names: Sequence[str] = ()) -> Artifact:
     """Networks of the front and those that are named, finetuned and exported."""
     from donna_ray.finetune.step import finetune_step
 
-    return finetune_step(run, done["reference"], done["library"], done["search"], names)
+    in_int8 = done.get("library/int8")
+    return finetune_step(run, done["reference"], done["library"], done["search"], names, in_int8)
+
+
+def _in_each_precision(done: Done, step: str) -> dict[DevicePrecision, Artifact]:
+    """What a step left: in fp32, and in int8 where a scenario is in it."""
+    left: dict[DevicePrecision, Artifact] = {"fp32": done[step]}
+    if f"{step}/int8" in done:
+        left["int8"] = done[f"{step}/int8"]
+    return left
 
 
 def _report(run: Run, done: Done) -> Artifact:

@@ -21,8 +21,9 @@ from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.data import ImageData, load_data
 from donna_ray.distill.pack import distill_pack
 from donna_ray.distill.students import BlockJob
+from donna_ray.reference.build import build_reference
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.reference.step import build_reference, calibrate
+from donna_ray.reference.work import calibrate
 from donna_ray.space import build_space
 from donna_ray.training.loop import seeded
 from donna_ray.training.trainer import on_labels

@@ -179,6 +179,9 @@ def _macs_and_nodes(model: bytes) -> tuple[int, int]:
             f"a model must be valid ONNX ({first_line(error)}): export it again"
         ) from error
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in shapes:
+            shapes[node.output[0]] = shapes[node.input[0]]
     for value in (*graph.input, *graph.value_info, *graph.output):
         if value.type.tensor_type.HasField("shape"):
             shapes[value.name] = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)

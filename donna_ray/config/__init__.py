@@ -27,6 +27,7 @@ from donna_ray.config.models import (
 )
 from donna_ray.config.scenarios import (
     DeviceConfig,
+    DevicePrecision,
     GeneticConfig,
     Scenario,
     ScenarioConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "ClusterConfig",
     "DataConfig",
     "DeviceConfig",
+    "DevicePrecision",
     "FamilyRecipe",
     "FinetuneConfig",
     "FinetuneRecipe",

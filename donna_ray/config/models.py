@@ -336,6 +336,11 @@ class RunConfig(Section):
     cluster: ClusterConfig = ClusterConfig()
     scenarios: list[ScenarioConfig] = Field(default_factory=list)
 
+    @property
+    def in_int8(self) -> bool:
+        """Whether a scenario's networks are in int8."""
+        return any(each.device.precision == "int8" for each in self.all_scenarios())
+
     def all_scenarios(self) -> list[Scenario]:
         """What is searched for: `scenarios`, or the one that `device` and `search` are."""
         named = self.scenarios or [ScenarioConfig(name="default")]

@@ -16,11 +16,15 @@ from donna_ray.config.values import LatencyLimit, MemoryLimit, Section, amount_o
 
 __all__ = [
     "DeviceConfig",
+    "DevicePrecision",
     "GeneticConfig",
     "Scenario",
     "ScenarioConfig",
     "SearchConfig",
 ]
+
+
+DevicePrecision = Literal["fp32", "int8"]
 
 
 class GeneticConfig(Section):
@@ -118,6 +122,8 @@ class DeviceConfig(Section):
     The connector `recorded` is no device: its latencies were measured before (docs/search.md).
     `resources` are what a node of the cluster must offer for it (`{"phone:pixel-8": 1}`): an
     autoscaler is asked for such a node, and the search waits for one.
+    `precision` is that of the networks there, `fp32` or `int8` (docs/int8.md): it is what is
+    measured, and what accuracy is predicted of.
     """
 
     connector: str = "onnxruntime"
@@ -125,6 +131,7 @@ class DeviceConfig(Section):
     farm: str | None = None
     name: str | None = None
     resources: dict[str, PositiveFloat] = Field(default_factory=dict)
+    precision: DevicePrecision = "fp32"
 
     @model_validator(mode="after")
     def _device_is_named_once(self) -> "DeviceConfig":

@@ -4,13 +4,15 @@ What was once finetuned because it was asked for is asked for in later runs of t
 step's earlier artifacts name its blocks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from donna_ray.config import DevicePrecision
 from donna_ray.errors import DonnaError
+from donna_ray.finetune.assemble import library_space
 from donna_ray.latency.farm import LatencyFarm, Unmeasured, start_farms
 from donna_ray.latency.figures import Latency
-from donna_ray.latency.lowering import lowering_of
+from donna_ray.library.quantised import lowering_in
 from donna_ray.reference.load import load_reference
 from donna_ray.run.run import Run
 from donna_ray.space import Architecture, BlockSpec, SearchSpace, architecture_named
@@ -18,10 +20,11 @@ from donna_ray.storage.artifacts import Artifact, finished_inputs, read_json
 from donna_ray.storage.records import RecordStore
 from donna_ray.workers.pool import pool_of
 
-__all__ = ["asked_for", "measured_points"]
+__all__ = ["Libraries", "asked_for", "measured_points"]
 
 Blocks = Sequence[dict[str, Any]]
 Specs = dict[str, list[BlockSpec]]
+Libraries = Mapping[DevicePrecision, Artifact]
 
 
 def asked_for(
@@ -84,8 +87,8 @@ def _in_space(space: SearchSpace, blocks: Blocks) -> Architecture | None:
 def measured_points(
     run: Run,
     reference: Artifact,
+    libraries: Libraries,
     search: Artifact,
-    space: SearchSpace,
     asked: dict[str, Architecture],
 ) -> dict[str, list[dict[str, Any]]]:
     """Networks by id with their latency, as the search of each scenario measured it, or now.
@@ -96,6 +99,7 @@ def measured_points(
     Raises:
         DonnaError: a device is out, or one of them cannot be measured on it.
     """
+    space = library_space(libraries["fp32"])
     found: dict[str, dict[str, Latency]] = {}
     for scenario, file in search.result["candidates"].items():
         measured = (read_json(run.root / file) or {}).get("measured", [])
@@ -104,7 +108,7 @@ def measured_points(
         scenario: {name: space.specs(each) for name, each in asked.items() if name not in there}
         for scenario, there in found.items()
     }
-    for scenario, latencies in _measured(run, reference, space, missing).items():
+    for scenario, latencies in _measured(run, reference, libraries, missing).items():
         found[scenario] |= latencies
     return {
         scenario: [
@@ -116,20 +120,25 @@ def measured_points(
 
 
 def _measured(
-    run: Run, reference: Artifact, space: SearchSpace, missing: dict[str, Specs]
+    run: Run, reference: Artifact, libraries: Libraries, missing: dict[str, Specs]
 ) -> dict[str, dict[str, Latency]]:
     devices = {each.name: each.device for each in run.config.all_scenarios() if missing[each.name]}
     if not devices:
         return {}
     teacher, _ = load_reference(run.config, reference)
-    lowering = lowering_of(run, reference, teacher)
+    lowerings = {
+        name: lowering_in(each.precision, run, reference, libraries[each.precision], teacher)
+        for name, each in devices.items()
+    }
+    space = library_space(libraries["fp32"])
     run.connect()
     cache = run.root / "search" / "measurements.sqlite"
     farms = start_farms(devices, cache, run.say, pool_of(run).lend, space)
     try:
         asked = {
             scenario: {
-                name: farm.submit(lowering.model(own)) for name, own in missing[scenario].items()
+                name: farm.submit(lowerings[scenario].model(own))
+                for name, own in missing[scenario].items()
             }
             for scenario, farm in farms.items()
         }

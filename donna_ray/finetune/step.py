@@ -7,16 +7,18 @@ from typing import Any
 from donna_ray.config import FinetuneConfig, FinetuneRecipe, amount_of
 from donna_ray.data import origin_of_test
 from donna_ray.errors import DonnaError
-from donna_ray.finetune.asked import asked_for, measured_points
+from donna_ray.finetune.asked import Libraries, asked_for, measured_points
 from donna_ray.finetune.assemble import block_keys, library_space
-from donna_ray.finetune.tested import tested
+from donna_ray.finetune.quantised import quantised_networks, quantised_store
+from donna_ray.finetune.tested import tested, tested_models
 from donna_ray.finetune.work import FinetuneJob, FinetuneNetwork
 from donna_ray.latency.figures import surely_ms
 from donna_ray.library.measure import settled_precision
+from donna_ray.library.quantised import calibration_facts
 from donna_ray.library.step import library_store
 from donna_ray.onnx_export import check_onnx_error
 from donna_ray.reference.identity import reference_identity
-from donna_ray.run.doubts import finetune_doubts
+from donna_ray.run.doubts import finetune_doubts, int8_doubts
 from donna_ray.run.run import Run
 from donna_ray.space import Architecture, SearchSpace
 from donna_ray.storage.artifacts import Artifact, Files, digest
@@ -147,7 +149,12 @@ def trained(
 
 
 def finetune_step(
-    run: Run, reference: Artifact, library: Artifact, search: Artifact, names: Sequence[str] = ()
+    run: Run,
+    reference: Artifact,
+    library: Artifact,
+    search: Artifact,
+    names: Sequence[str] = (),
+    in_int8: Artifact | None = None,
 ) -> Artifact:
     """Step 5: finetune networks of each front, each to a file of weights and of ONNX.
 
@@ -155,7 +162,9 @@ def finetune_step(
     by `finetune.architectures`, by these names or earlier. The result maps an architecture's id to
     its accuracies, of validation and test, and the paths of its files, relative to the run folder.
     It has the test accuracy of the reference, with both of it `finetuned` by the same recipe
-    (`reference`), and the latency of the networks asked for (`asked`), by scenario.
+    (`reference`), and the latency of the networks asked for (`asked`), by scenario. With the
+    library `in_int8` all of them are quantised, and have their accuracies in int8 and the path of
+    their QDQ model under `int8`.
 
     Raises:
         ConfigError: a name is of no network, or of more than one.
@@ -177,15 +186,21 @@ def finetune_step(
         "searches": search.result["digests"],
         "test": origin_of_test(run.config.data),
     }
+    if in_int8 is not None:
+        inputs["int8"] = calibration_facts(run.config)
     if asked:
         blocks = ([spec.to_json() for spec in space.specs(each)] for each in asked.values())
         inputs["asked"] = list(blocks)
 
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
-        points = measured_points(run, reference, search, space, asked) if asked else {}
+        libraries: Libraries = {"fp32": library, "int8": in_int8 or library}
+        points = measured_points(run, reference, libraries, search, asked) if asked else {}
         done, records = _compared(run, reference, jobs, other)
         found = _result(run, reference, done, records)
-        return {**found, "asked": points}, network_files(run, done[:-1])
+        files = network_files(run, done[:-1])
+        if in_int8 is not None:
+            files = [*files, *_add_int8(run, reference, done, found)]
+        return {**found, "asked": points}, files
 
     return run.step("finetune", inputs, compute)
 
@@ -222,6 +237,34 @@ def _result(
         "cost": {"image_passes": passes},
         "doubts": _doubts_of(run, tests, given, reference.result["classes"]),
     }
+
+
+def _add_int8(
+    run: Run, reference: Artifact, done: Sequence[FinetuneJob], found: dict[str, Any]
+) -> list[Path]:
+    """Add to a ``_result`` what its networks are in int8; returns their files."""
+    store = network_store(run)
+    trained_keys = [None, *((job.key, job.specs) for job in done)]
+    records = quantised_networks(run, reference, store, trained_keys)
+    made, keys = quantised_store(store), [each["key"] for each in records]
+    tests = tested_models(run, reference, made, keys)
+    given, *networks, finetuned = (
+        {"accuracy": record["accuracy"], "onnx": f"{_NETWORKS}/int8/{record['key']}.onnx", **test}
+        for record, test in zip(records, tests, strict=True)
+    )
+    for job, own in zip(done[:-1], networks, strict=True):
+        found["networks"][job.architecture_id]["int8"] = own
+    found["reference"]["int8"] = given
+    found["reference"]["finetuned"]["int8"] = finetuned
+    pairs = [(each["test_accuracy"], each["int8"]["test_accuracy"]) for each in _every(found)]
+    names = ["the reference", *found["networks"]]
+    found["doubts"] += int8_doubts(dict(zip(names, pairs, strict=True)))
+    run.say(f"  in int8 {min(own for _, own in pairs):.2%} to {max(own for _, own in pairs):.2%}")
+    return made.fetch(keys, run.root / _NETWORKS / "int8")
+
+
+def _every(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return [found["reference"], *found["networks"].values()]
 
 
 def _compared(

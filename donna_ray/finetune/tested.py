@@ -8,6 +8,7 @@ from typing import Any
 from donna_ray.config import RunConfig
 from donna_ray.data import Split
 from donna_ray.finetune.assemble import untrained
+from donna_ray.onnx_export import OnnxNetwork
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.worker import WorkerContext
 from donna_ray.run.run import Run
@@ -18,7 +19,7 @@ from donna_ray.training.loop import right_answers
 from donna_ray.workers.group import current_group
 from donna_ray.workers.spread import Unit, spread
 
-__all__ = ["tested", "wilson"]
+__all__ = ["Trained", "tested", "tested_models", "wilson"]
 
 Trained = tuple[str, tuple[BlockSpec, ...]]
 """Key of its record, and its blocks; none of the reference's own stages."""
@@ -50,6 +51,15 @@ def tested(
     return [wilson(each["right"], each["images"]) for each in answers]
 
 
+def tested_models(
+    run: Run, reference: Artifact, store: RecordStore, keys: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Measure ONNX models of a store, likewise; the same of each."""
+    work = _TestModel(run.config, reference, store)
+    answers = spread(run, "test", "models", [Unit(key) for key in keys], work)
+    return [wilson(each["right"], each["images"]) for each in answers]
+
+
 def wilson(right: int, images: int) -> dict[str, Any]:
     """The share of images that a network is right on, with its 95% interval; see ``tested``."""
     from scipy.stats import binomtest  # a second that the workers do not need
@@ -61,6 +71,18 @@ def wilson(right: int, images: int) -> dict[str, Any]:
         "test_high": float(high),
         "test_images": images,
     }
+
+
+class _TestModel:
+    """Measures one ONNX model on a worker."""
+
+    def __init__(self, config: RunConfig, reference: Artifact, store: RecordStore) -> None:
+        self._context, self._store = WorkerContext(config, reference), store
+
+    def __call__(self, key: str) -> dict[str, Any]:
+        network = OnnxNetwork(self._store.file(key, "onnx"))
+        right, images = right_answers(network, self._context.test())
+        return {"right": right, "images": images}
 
 
 class _TestNetwork:

@@ -43,6 +43,7 @@ __all__ = [
 
 _DEVICE = "device"
 _POLL_S = 2.0
+_WITHOUT_INT8 = ("cuda",)
 _UNUSABLE = (DeviceError, ValueError, OSError, sqlite3.Error, ray.exceptions.RayError)
 
 Lend = Callable[[float], bool]
@@ -70,6 +71,11 @@ def check_device(config: DeviceConfig, with_memory: bool = False) -> None:
         device = make_connector(config.connector, _DEVICE, config.settings)
     except ValueError as error:
         raise ConfigError(f"device: {error}") from None
+    if config.precision == "int8" and config.connector in _WITHOUT_INT8:
+        raise ConfigError(
+            f"device.precision must be fp32 with connector {config.connector!r}, which does not "
+            "run QDQ models, but is int8. Measure through `onnxruntime` or `adb`."
+        )
     if with_memory and config.farm is None and not device.tells_memory:
         raise ConfigError(
             "search.memory_limit must be of a device that tells what memory a model takes, but "
@@ -174,7 +180,7 @@ def _start(
     cache_path.parent.mkdir(parents=True, exist_ok=True)
     called: dict[str, str] = {}  # a device's configuration to the name that it goes by
     for name, config in devices.items():
-        called.setdefault(config.model_dump_json(), name)
+        called.setdefault(_key(config), name)
     specs = [
         DeviceSpec(
             name=name,
@@ -190,9 +196,14 @@ def _start(
         text = one_line("\n".join([str(error), *getattr(error, "__notes__", ())]))
         raise DonnaError(f"The device cannot be used: {text}") from error
     return {
-        name: LatencyFarm(farm, called[config.model_dump_json()], is_ours=True)
+        name: LatencyFarm(farm, called[_key(config)], is_ours=True)
         for name, config in devices.items()
     }
+
+
+def _key(config: DeviceConfig) -> str:
+    """The same of devices that are one: it runs networks of any precision."""
+    return config.model_dump_json(exclude={"precision"})
 
 
 def _replayed(

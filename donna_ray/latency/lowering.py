@@ -45,6 +45,10 @@ class Lowering:
         self._reference, self._folder, self._modules = reference, folder, modules
         self._graphs: dict[str, onnx.ModelProto] = {}
 
+    def reference(self) -> bytes:
+        """The reference itself, likewise."""
+        return export_onnx(self._reference, self._reference.input_shape)
+
     def model(self, specs: Sequence[BlockSpec]) -> CandidateModel:
         """The candidate of these blocks as a serialised ONNX model; the same bytes each time."""
         register_modules(self._modules)
@@ -76,9 +80,7 @@ class Lowering:
         if name not in self._graphs and path.exists():
             self._graphs[name] = onnx.load_model_from_string(path.read_bytes())
         if name not in self._graphs:
-            part = onnx.load_model_from_string(export_onnx(make(), shape, names=edges))
-            prefix = name.partition("-")[0] + "/"
-            part = compose.add_prefix(part, prefix, rename_inputs=False, rename_outputs=False)
+            part = exported_part(make(), shape, name.partition("-")[0], edges)
             write_atomic(path, part.SerializeToString(deterministic=True))
             self._graphs[name] = part
         return self._graphs[name]
@@ -88,6 +90,21 @@ def lowering_of(run: Run, reference: Artifact, teacher: StagedNetwork) -> Loweri
     """To the models that are measured; the cached graphs are in the run folder."""
     graphs = run.root / "search" / "graphs" / reference_identity(reference)
     return Lowering(teacher, graphs, run.config.space.modules)
+
+
+def exported_part(
+    module: nn.Module, shape: Sequence[int], name: str, edges: tuple[str, str]
+) -> onnx.ModelProto:
+    """A part of a network for ``stitch``.
+
+    Args:
+        module: takes and gives one tensor.
+        shape: of its input, without the batch.
+        name: before the names of all that is in it.
+        edges: names of its input and output.
+    """
+    part = onnx.load_model_from_string(export_onnx(module, shape, names=edges))
+    return compose.add_prefix(part, f"{name}/", rename_inputs=False, rename_outputs=False)
 
 
 def stitch(parts: Sequence[onnx.ModelProto]) -> onnx.ModelProto:

@@ -1,6 +1,6 @@
 """Step 3: which architectures are finetuned, the fit to them, and how good it is."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,7 +19,7 @@ from donna_ray.run.run import Run
 from donna_ray.space import Architecture, encode
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, finished_inputs, write_json
 
-__all__ = ["predictor_step"]
+__all__ = ["doubts_of", "fitted", "predictor_step"]
 
 _FIRST_ROUND = 16  # samples; the interval of tau over fewer tells little
 _ROUND = 8
@@ -31,11 +31,11 @@ def predictor_step(
     run: Run,
     reference: Artifact,
     library: Artifact,
-    meanwhile: Callable[[Run, Artifact, Artifact], AbstractContextManager[None]] | None = None,
+    meanwhile: AbstractContextManager[None] | None = None,
 ) -> Artifact:
     """Step 3: finetune chosen architectures for a short while and fit accuracy to NSR.
 
-    What `meanwhile` does, given the same, it does while the networks are trained.
+    What `meanwhile` does, it does while the networks are trained.
 
     With `predictor.tau_interval` they are finetuned in rounds, until the 95% interval of Kendall
     tau is above 0 and narrower than that or `predictor.samples` are finetuned.
@@ -61,11 +61,11 @@ def predictor_step(
         return kept
 
     def compute(folder: StepFolder) -> tuple[dict[str, Any], Files]:
-        with meanwhile(run, reference, library) if meanwhile else nullcontext():
+        with meanwhile or nullcontext():
             indices, records = _finetuned(run, reference, jobs, nsr)
         done = [jobs[index] for index in indices]
-        result = _result(done, nsr[indices], records, library, config.seed)
-        result["doubts"] = _doubts_of(run, result, reference)
+        result = fitted(done, nsr[indices], records, library, config.seed)
+        result["doubts"] = doubts_of(run, result, reference)
         file = folder.path / "predictor.json"
         write_json(file, result["predictor"])
         return result, [file, *network_files(run, done)]
@@ -140,13 +140,22 @@ def _kept(run: Run, library: Artifact, inputs: dict[str, Any]) -> Artifact | Non
     return None
 
 
-def _result(
+def fitted(
     jobs: Sequence[FinetuneJob],
     nsr: Floats,
     records: Sequence[Mapping[str, Any]],
     library: Artifact,
     seed: int,
 ) -> dict[str, Any]:
+    """What ``predictor_step`` leaves of finetuned networks, but for the doubts.
+
+    Args:
+        jobs: the networks.
+        nsr: (networks, stages), of their blocks.
+        records: of the networks.
+        library: of the blocks.
+        seed: of the bootstrap.
+    """
     measured = np.array([record["accuracy"] for record in records])
     predictor, held_out = fit(nsr, measured)
     guesses = np.stack([held_out, *predictor.held_out_interval(nsr, held_out)], axis=1)
@@ -168,7 +177,7 @@ def _result(
     }
 
 
-def _doubts_of(run: Run, result: dict[str, Any], reference: Artifact) -> list[str]:
+def doubts_of(run: Run, result: dict[str, Any], reference: Artifact) -> list[str]:
     """Say how well it ranks, and return what is to be doubted."""
     taus = {name: each["kendall_tau"] for name, each in result["quality"].items()}
     own = taus.pop("predictor")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from donna_ray.config import FinetuneRecipe, RunConfig
+from donna_ray.config import DevicePrecision, FinetuneRecipe, RunConfig
 from donna_ray.finetune.assemble import choice_table
 from donna_ray.predictor.calibration import LEAST, Calibration
 from donna_ray.predictor.model import AccuracyPredictor, Floats
@@ -23,11 +23,23 @@ _ENDS = ("accuracy", "low", "high")
 
 
 class Predictions:
-    """The predictor of a run, calibrated to the networks that it finetuned to the end."""
+    """The predictor of a run, calibrated to the networks that it finetuned to the end.
 
-    def __init__(self, config: RunConfig, done: Mapping[str, Artifact]) -> None:
-        self._predictor = AccuracyPredictor.from_json(done["predictor"].result["predictor"])
-        self._nsr = choice_table(done["library"], "nsr")
+
+    In int8 all of it is of networks in int8.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        done: Mapping[str, Artifact],
+        precision: DevicePrecision = "fp32",
+    ) -> None:
+        self._in_int8 = precision == "int8"
+        suffix = "/int8" if self._in_int8 else ""
+        self._fitted = done[f"predictor{suffix}"].result
+        self._predictor = AccuracyPredictor.from_json(self._fitted["predictor"])
+        self._nsr = choice_table(done[f"library{suffix}"], "nsr")
         known = self._finetuned(config, done)
         self._networks = list(known)
         self._calibration = None
@@ -81,7 +93,7 @@ class Predictions:
         one, other = (each.model_dump(include=set(FinetuneRecipe.model_fields)) for each in recipes)
         if one == other:
             names = ("predicted", "predicted_low", "predicted_high", "accuracy")
-            for sample in done["predictor"].result["samples"]:
+            for sample in self._fitted["samples"]:
                 known[sample["id"]] = [sample[name] for name in names]
         if "finetune" not in done:
             return known
@@ -92,5 +104,7 @@ class Predictions:
         if points:
             rows = np.stack(self._raw(points), axis=1).tolist()
             for point, row in zip(points, rows, strict=True):
-                known[point["id"]] = [*row, networks[point["id"]]["accuracy"]]
+                network = networks[point["id"]]
+                final = network["int8"] if self._in_int8 else network
+                known[point["id"]] = [*row, final["accuracy"]]
         return known

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from donna_ray.errors import DonnaError
-from donna_ray.report.scenario import Part, Scenario, Spec
+from donna_ray.report.scenario import Accuracies, Part, Quantised, Scenario, Spec
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -54,26 +54,13 @@ class Made(Part):
     folder: str
 
 
-class Accuracies(Part):
-    """Of a finished network: `accuracy` is of the validation images, which also chose and stopped.
-
-    `test_low` and `test_high`: the 95% interval of `test_accuracy` (Wilson), of images that nothing
-    else looked at.
-    """
-
-    accuracy: float
-    test_accuracy: float
-    test_low: float
-    test_high: float
-
-
 class Reference(Part):
     """The teacher; `class_names` in the order of its outputs, none where the data have none.
 
     `accuracy` is of the validation images. `finetuned`: itself, trained on by the recipe of the
     networks. `test_from`: where the test images come from, `data.test_split` or
     `data.test_fraction` with its value. These and the test accuracies are null until the networks
-    are finetuned.
+    are finetuned. `int8`: itself quantised, null where no scenario is in int8.
     """
 
     model: str
@@ -92,6 +79,7 @@ class Reference(Part):
     validation_images: int
     test_images: int | None = None
     test_from: str | None = None
+    int8: Quantised | None = None
 
 
 class Block(Part):

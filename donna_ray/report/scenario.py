@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from donna_ray.block_spec import BlockSpec
 
 __all__ = [
+    "Accuracies",
     "Answer",
     "Candidate",
     "Device",
@@ -15,6 +16,7 @@ __all__ = [
     "Headline",
     "Latency",
     "Part",
+    "Quantised",
     "Scenario",
     "Search",
     "Spec",
@@ -72,13 +74,33 @@ class Latency(Part):
         return {**rest, **blocks, "p90_ms": None, "p99_ms": None}
 
 
+class Accuracies(Part):
+    """Of a finished network: `accuracy` is of the validation images, which also chose and stopped.
+
+    `test_low` and `test_high`: the 95% interval of `test_accuracy` (Wilson), of images that nothing
+    else looked at.
+    """
+
+    accuracy: float
+    test_accuracy: float
+    test_low: float
+    test_high: float
+
+
+class Quantised(Accuracies):
+    """A finished network in int8, and the path of its QDQ model."""
+
+    onnx: str
+
+
 class Device(Part):
-    """What latency was measured on."""
+    """What latency was measured on, of networks in a precision."""
 
     model: str
     connector: str
     settings: dict[str, Any]
     simulated: bool
+    precision: Literal["fp32", "int8"] = "fp32"
 
 
 class Yardstick(Part):
@@ -186,7 +208,8 @@ class FrontPoint(Part):
     the final one (see
     ``Calibration``), on the validation images; each with its 95% prediction interval. The
     accuracies (see ``Accuracies``), `weights` and `onnx` are null where it was not finetuned; paths
-    are relative to results.json.
+    are relative to results.json. `int8`: what it is quantised, null where no scenario is in int8;
+    in one that is, latency and predictions are of the network in int8.
     """
 
     id: str
@@ -208,6 +231,7 @@ class FrontPoint(Part):
     macs: int
     weights: str | None
     onnx: str | None
+    int8: Quantised | None = None
 
 
 class Answer(Part):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from donna_ray.complexity import complexity
+from donna_ray.config import DevicePrecision
 from donna_ray.finetune.assemble import library_space, untrained
 from donna_ray.predictor.quality import comparable
 from donna_ray.reference.load import load_reference
@@ -29,7 +30,8 @@ __all__ = ["report_so_far", "report_step"]
 Points = list[dict[str, Any]]
 Done = Mapping[str, Artifact]
 
-_FINETUNED = ("accuracy", "test_accuracy", "test_low", "test_high", "weights", "onnx")
+_TESTED = ("test_accuracy", "test_low", "test_high")
+_FINETUNED = ("accuracy", *_TESTED, "weights", "onnx", "int8")
 _SIMPLER = ("zero_shot_accuracy", "params", "macs")
 
 
@@ -64,10 +66,11 @@ def _results(run: Run, done: Done, *, finished: bool) -> Results:
     """What the steps found; facts that the schema does not name are left out."""
     scenarios, calibration = [], None
     if "search" in done:
-        networks = _Networks(run, done)
-        calibration = networks.predictions.facts()
+        precisions = {each.name: each.device.precision for each in run.config.all_scenarios()}
+        every = {each: _Networks(run, done, each) for each in {"fp32", *precisions.values()}}
+        calibration = every["fp32"].predictions.facts()
         found = done["search"].result["scenarios"]
-        scenarios = [_scenario(name, facts, networks) for name, facts in found.items()]
+        scenarios = [_scenario(name, found[name], every[precisions[name]]) for name in found]
     facts = {
         "version": SCHEMA_VERSION,
         "made": _made(run, finished),
@@ -123,9 +126,9 @@ def _scenario(name: str, found: dict[str, Any], networks: "_Networks") -> dict[s
     )
     return {
         "name": name,
-        "device": {**latency, "model": latency["device"]},
+        "device": {**latency, "model": latency["device"], "precision": networks.precision},
         "reference_latency": latency,
-        "headline": headline([*front, *others], networks.reference_accuracy, latency["median_ms"]),
+        "headline": networks.headline([*front, *others], latency["median_ms"]),
         "search": found | networks.measured(name, latency),
         "front": front,
         "asked": others,
@@ -185,9 +188,10 @@ def _regret(samples: Points) -> dict[str, float]:
 
 
 class _Networks:
-    """All that is known of the networks of a run whose searches are finished."""
+    """All that is known of the networks of a run, in one precision; its searches are finished."""
 
-    def __init__(self, run: Run, done: Done) -> None:
+    def __init__(self, run: Run, done: Done, precision: DevicePrecision) -> None:
+        self.precision = precision
         self._space = library_space(done["library"])
         self._reference, _ = load_reference(run.config, done["reference"])
         finetuned = done["finetune"].result if "finetune" in done else {}
@@ -196,8 +200,8 @@ class _Networks:
         self._files = {
             name: run.root / file for name, file in done["search"].result["candidates"].items()
         }
-        self.predictions = Predictions(run.config, done)
-        self.reference_accuracy = finetuned.get("reference", {}).get("test_accuracy", 0.0)
+        self.predictions = Predictions(run.config, done, precision)
+        self._tested = finetuned.get("reference", {})
 
     def asked(self, scenario: str) -> Points:
         """The networks that were asked for by name, measured."""
@@ -207,6 +211,13 @@ class _Networks:
     def measured(self, scenario: str, reference: dict[str, Any]) -> dict[str, Any]:
         """What its search measured; see ``measured``."""
         return measured(self._files[scenario], reference, self.predictions)
+
+    def headline(self, points: Points, reference_ms: float) -> dict[str, Any]:
+        """``Headline``, by the accuracies that networks have in this precision."""
+        tested = self._tested
+        if self.precision == "int8":
+            points, tested = [_as_quantised(each) for each in points], _as_quantised(tested)
+        return headline(points, tested.get("test_accuracy") or 0.0, reference_ms)
 
     def table(self, points: Points, roles: dict[str, set[str]]) -> Points:
         """``FrontPoint`` of each, given id, architecture, latency, and the ids in each role."""
@@ -223,3 +234,8 @@ class _Networks:
             **complexity(untrained(self._reference, specs), self._reference.input_shape),
             **{name: finetuned.get(name) for name in _FINETUNED},
         }
+
+
+def _as_quantised(tested: dict[str, Any]) -> dict[str, Any]:
+    quantised = tested.get("int8") or {}
+    return {**tested, **{name: quantised.get(name) for name in _TESTED}}

@@ -6,7 +6,7 @@ and the report begins with them.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 import numpy as np
@@ -20,6 +20,7 @@ __all__ = [
     "check_reference",
     "finetune_doubts",
     "guesses",
+    "int8_doubts",
     "library_doubts",
     "predictor_doubts",
     "reference_doubts",
@@ -27,6 +28,7 @@ __all__ = [
 
 _UNTRAINED = 0.8  # NSR; a block that always returns the mean of what it should has 1
 _FEW = 100  # test images: the 95% interval of 1/2 is 20 points wide
+_LOST = 0.02  # of the test images, by quantisation
 _CHANCE = 0.025  # of as many right answers by guessing
 _ORDER_GAIN = 0.1  # of the images; a few classes that two data sets divide otherwise are less
 _SURE = 4.0  # standard deviations
@@ -170,4 +172,18 @@ def finetune_doubts(
         f"The best finetuned network is right on {best:.2%} of the test images, {found} (the "
         f"reference: {reference:.2%}). Raise finetune.epochs and library.epochs, or take milder "
         "blocks.",
+    ]
+
+
+def int8_doubts(accuracies: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Of networks that lose more than 2% of the test images by quantisation.
+
+    Args:
+        accuracies: in fp32 and in int8, by name.
+    """
+    return [
+        f"In int8 {name} is right on {quantised:.2%} of the test images, in fp32 on {own:.2%}. "
+        "Take another network of the front, or one with relu in place of silu."
+        for name, (own, quantised) in accuracies.items()
+        if own - quantised > _LOST
     ]

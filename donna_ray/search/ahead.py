@@ -1,15 +1,15 @@
 """Latency that is measured while networks are still being trained."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Event, Thread
 
 import ray
 
-from donna_ray.config import Scenario
+from donna_ray.config import DevicePrecision, Scenario
 from donna_ray.errors import DonnaError
 from donna_ray.latency.farm import farm_at_hand
-from donna_ray.latency.lowering import lowering_of
+from donna_ray.library.quantised import lowering_in
 from donna_ray.reference.load import load_reference
 from donna_ray.run.run import Run
 from donna_ray.search.scenario import problem_of
@@ -20,9 +20,11 @@ __all__ = ["measuring_ahead"]
 
 _POLL_S = 0.5
 
+Libraries = Mapping[DevicePrecision, Artifact]
+
 
 @contextmanager
-def measuring_ahead(run: Run, reference: Artifact, library: Artifact) -> Iterator[None]:
+def measuring_ahead(run: Run, reference: Artifact, libraries: Libraries) -> Iterator[None]:
     """Meanwhile measure what the searches begin with, on devices of served farms.
 
     The farm's cache has it then, so the search has only to ask. Devices of a run's own are left
@@ -39,7 +41,8 @@ def measuring_ahead(run: Run, reference: Artifact, library: Artifact) -> Iterato
         return
     run.connect()
     enough = Event()
-    thread = Thread(target=_measure, args=(run, reference, library, scenarios, enough), daemon=True)
+    work = (run, reference, libraries, scenarios, enough)
+    thread = Thread(target=_measure, args=work, daemon=True)
     thread.start()
     try:
         yield
@@ -49,11 +52,11 @@ def measuring_ahead(run: Run, reference: Artifact, library: Artifact) -> Iterato
 
 
 def _measure(
-    run: Run, reference: Artifact, library: Artifact, scenarios: list[Scenario], enough: Event
+    run: Run, reference: Artifact, libraries: Libraries, scenarios: list[Scenario], enough: Event
 ) -> None:
     try:
         for each in scenarios:
-            _measure_one(run, reference, library, each, enough)
+            _measure_one(run, reference, libraries[each.device.precision], each, enough)
     except (DonnaError, ray.exceptions.RayError) as error:
         run.say(f"  nothing is measured meanwhile: {error}")  # the search will need it, and say why
 
@@ -67,7 +70,7 @@ def _measure_one(
     teacher, _ = load_reference(run.config, reference)
     problem = problem_of(scenario.search, teacher, library, None)
     problem.check()
-    lowering = lowering_of(run, reference, teacher)
+    lowering = lowering_in(scenario.device.precision, run, reference, library, teacher)
     design = Frontier(problem, scenario.search.evaluations, run.config.seed).design()
     asked = []
     try:

@@ -7,15 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from donna_ray.config import Scenario
+from donna_ray.config import DevicePrecision, Scenario
 from donna_ray.errors import DonnaError, MissingArtifactError
 from donna_ray.finetune.assemble import library_space
 from donna_ray.latency.farm import LatencyFarm, start_farms
 from donna_ray.latency.figures import Latency, peak_memory
-from donna_ray.latency.lowering import Lowering, lowering_of
+from donna_ray.latency.quantised import AnyLowering
 from donna_ray.latency.recorded import record_facts
-from donna_ray.onnx_export import export_onnx
+from donna_ray.library.quantised import lowering_in
 from donna_ray.reference.load import load_reference
+from donna_ray.reference.network import StagedNetwork
 from donna_ray.run.run import Run
 from donna_ray.search.ask_tell import Search
 from donna_ray.search.scenario import (
@@ -34,8 +35,11 @@ __all__ = ["search_step"]
 
 _CANDIDATES = "candidates.json"
 
+Made = Mapping[DevicePrecision, tuple[Artifact, Artifact]]
+"""Library and predictor in each precision that a scenario has."""
 
-def search_step(run: Run, reference: Artifact, library: Artifact, predictor: Artifact) -> Artifact:
+
+def search_step(run: Run, reference: Artifact, made: Made) -> Artifact:
     """Step 4: for each scenario the front of predicted accuracy and measured latency.
 
     Those that are not finished run at once; they share library, predictor and measurements. At the
@@ -50,19 +54,12 @@ def search_step(run: Run, reference: Artifact, library: Artifact, predictor: Art
             none could be measured, or a device is out; what is measured is kept.
     """
     scenarios = {each.name: each for each in run.config.all_scenarios()}
-    common = {
-        "predictor": predictor.digest,
-        "library": library.digest,
-        "seed": run.config.seed,
-    }
     folders = {
-        name: StepFolder(
-            run.root, f"search/{name}", common | _inputs(each) | record_facts(each.device)
-        )
+        name: StepFolder(run.root, f"search/{name}", _inputs(run, each, made))
         for name, each in scenarios.items()
     }
     missing = [each for name, each in scenarios.items() if folders[name].load() is None]
-    searches = _Searches(run, (reference, library, predictor), missing)
+    searches = _Searches(run, reference, made, missing)
     parts, errors = {}, []
     for name, folder in folders.items():
         compute = searches.compute(scenarios[name], folders)
@@ -92,23 +89,25 @@ def search_step(run: Run, reference: Artifact, library: Artifact, predictor: Art
     )
 
 
-def _inputs(scenario: Scenario) -> dict[str, Any]:
+def _inputs(run: Run, scenario: Scenario, made: Made) -> dict[str, Any]:
+    library, predictor = made[scenario.device.precision]
     return {
+        "predictor": predictor.digest,
+        "library": library.digest,
+        "seed": run.config.seed,
         "search": scenario.search.model_dump(),
         "device": scenario.device.model_dump(),
         "verified": ROUNDS,
+        **record_facts(scenario.device),
     }
 
 
 class _Searches:
     """Runs all scenarios that are missing as soon as the first of them is asked for."""
 
-    def __init__(
-        self, run: Run, made: tuple[Artifact, Artifact, Artifact], missing: list[Scenario]
-    ) -> None:
-        """Takes reference, library and predictor, and what is missing."""
+    def __init__(self, run: Run, reference: Artifact, made: Made, missing: list[Scenario]) -> None:
         self._run, self._missing = run, missing
-        self._reference, self._library, self._predictor = made
+        self._reference, self._made = reference, made
         self._searches: dict[str, Search] = {}
         self._verifications: dict[str, Verification] = {}
         self._failure: DonnaError | None = None
@@ -146,7 +145,7 @@ class _Searches:
         run = self._run
         teacher, _ = load_reference(run.config, self._reference)
         problems = {
-            each.name: problem_of(each.search, teacher, self._library, self._predictor)
+            each.name: problem_of(each.search, teacher, *self._made[each.device.precision])
             for each in self._missing
         }
         for problem in problems.values():
@@ -154,12 +153,13 @@ class _Searches:
         run.connect()
         cache = run.root / "search" / "measurements.sqlite"
         devices = {each.name: each.device for each in self._missing}
-        space = library_space(self._library)
+        [(library, _), *_] = self._made.values()
+        space = library_space(library)
         served = start_farms(devices, cache, run.say, pool_of(run).lend, space)
         try:
-            model = export_onnx(teacher, teacher.input_shape)
-            latencies = _reference_latencies(model, served)
-            lowering = lowering_of(run, self._reference, teacher)
+            lowerings = self._lowerings(teacher)
+            models = {name: each.reference() for name, each in lowerings.items()}
+            latencies = _reference_latencies(models, served)
             searchers, evaluators = {}, {}
             for scenario in self._missing:
                 name = scenario.name
@@ -169,21 +169,32 @@ class _Searches:
                     own = scenario.search.memory_limit_mb(peak_memory(latencies[name]))
                     problem = replace(problem, memory_limit_mb=own)
                 searchers[name] = searcher_of(scenario, problem, run.config.seed, folders[name])
-                evaluators[name] = FarmEvaluator(problem, lowering, served[name])
+                evaluators[name] = FarmEvaluator(problem, lowerings[name], served[name])
             counts = {name: farm.devices for name, farm in served.items()}
             self._run_tune(searchers, evaluators, counts)
             self._searches = {name: searcher.search for name, searcher in searchers.items()}
-            self._verify(model, lowering, served)
+            self._verify(models, lowerings, served)
         finally:
             for farm in served.values():
                 farm.close()
 
+    def _lowerings(self, teacher: StagedNetwork) -> dict[str, AnyLowering]:
+        """To the models that each scenario's device measures."""
+        made = {
+            precision: lowering_in(precision, self._run, self._reference, library, teacher)
+            for precision, (library, _) in self._made.items()
+        }
+        return {each.name: made[each.device.precision] for each in self._missing}
+
     def _verify(
-        self, reference: bytes, lowering: Lowering, served: Mapping[str, LatencyFarm]
+        self,
+        models: Mapping[str, bytes],
+        lowerings: Mapping[str, AnyLowering],
+        served: Mapping[str, LatencyFarm],
     ) -> None:
         """Measure again what may be on the fronts."""
         self._verifications = {
-            name: Verification(search, reference, lowering, served[name])
+            name: Verification(search, models[name], lowerings[name], served[name])
             for name, search in self._searches.items()
             if search.ledger.measured and not search.broken
         }
@@ -223,7 +234,9 @@ class _Searches:
             run.say(f"  {name}: {len(ledger.measured)} measured, {len(ledger.failed)} failed")
 
 
-def _reference_latencies(model: bytes, served: Mapping[str, LatencyFarm]) -> dict[str, Latency]:
+def _reference_latencies(
+    models: Mapping[str, bytes], served: Mapping[str, LatencyFarm]
+) -> dict[str, Latency]:
     """Latency of the reference itself, on the device of each scenario."""
-    asked = {name: farm.submit(model) for name, farm in served.items()}
+    asked = {name: farm.submit(models[name]) for name, farm in served.items()}
     return {name: served[name].wait([each])[0] for name, each in asked.items()}

@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 
 from donna_ray.errors import DonnaError
 from donna_ray.latency.farm import LatencyFarm, Unmeasured
-from donna_ray.latency.lowering import Lowering
+from donna_ray.latency.quantised import AnyLowering
 from donna_ray.search.ask_tell import Search, SearchSetup
 from donna_ray.search.study.ledger import Outcome, measured
 from donna_ray.search.study.problem import SearchProblem
@@ -61,7 +61,7 @@ class Evaluator(Protocol):
 class FarmEvaluator:
     """Predicts the candidates of a problem and measures them on a farm."""
 
-    def __init__(self, problem: SearchProblem, lowering: Lowering, farm: LatencyFarm) -> None:
+    def __init__(self, problem: SearchProblem, lowering: AnyLowering, farm: LatencyFarm) -> None:
         self._problem, self._lowering, self._farm = problem, lowering, farm
 
     def evaluate(self, candidates: Sequence[Architecture]) -> list[Outcome]:

@@ -19,7 +19,7 @@ from scipy.stats import t as student
 from donna_ray.errors import DonnaError
 from donna_ray.latency.farm import LatencyFarm, Unmeasured
 from donna_ray.latency.figures import Latency, peak_memory
-from donna_ray.latency.lowering import Lowering
+from donna_ray.latency.quantised import AnyLowering
 from donna_ray.predictor.model import Floats
 from donna_ray.search.ask_tell import Search
 from donna_ray.search.exact.front import Indices, nondominated
@@ -121,7 +121,7 @@ class Verification:
     """
 
     def __init__(
-        self, search: Search, reference: bytes, lowering: Lowering, farm: LatencyFarm
+        self, search: Search, reference: bytes, lowering: AnyLowering, farm: LatencyFarm
     ) -> None:
         self.networks = contenders(search)
         self.rounds: Rounds = {}

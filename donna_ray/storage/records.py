@@ -159,6 +159,19 @@ class RecordStore:
             )
         return _tensors().load(data)
 
+    def file(self, key: str, suffix: str) -> bytes:
+        """Another file of a record.
+
+        Raises:
+            DonnaError: no intact record has this key, or it has no such file.
+        """
+        content = (
+            self._storage.read(f"{key}.{suffix}") if suffix in self.record(key)["files"] else None
+        )
+        if content is None:
+            raise self._no_record(key)
+        return content
+
     def fetch(self, keys: Sequence[str], folder: Path) -> list[Path]:
         """The files of records, on a local path: the store's own, or copies in this folder.
 

@@ -36,7 +36,7 @@ def farm(monkeypatch: pytest.MonkeyPatch, run: Run) -> Mock:
     farm = Mock(**{"settle.return_value": [LATENCY | {"median_ms": 3.0}]})
     monkeypatch.setattr(run, "connect", Mock())
     monkeypatch.setattr(asked, "load_reference", Mock(return_value=(None, {})))
-    monkeypatch.setattr(asked, "lowering_of", Mock())
+    monkeypatch.setattr(asked, "lowering_in", Mock())
     monkeypatch.setattr(asked, "start_farms", Mock(return_value={"default": farm}))
     return farm
 

@@ -104,7 +104,10 @@ def test_headline(
 class _Networks:
     """In place of those of a run."""
 
-    reference_accuracy = 0.9
+    precision = "fp32"
+
+    def headline(self, points: list[dict[str, Any]], reference_ms: float) -> dict[str, Any]:
+        return headline(points, 0.9, reference_ms)
 
     def asked(self, _: str) -> list[dict[str, Any]]:
         return [{"id": "b"}, {"id": "c"}]

@@ -1,0 +1,253 @@
+"""Networks in int8: parts quantised apart, with one scale at each border between them.
+
+A part (stem, a block at its stage, head) becomes a QDQ graph by ONNX Runtime's static quantisation:
+weights of 8 bits, signed, with a scale for each channel; activations of 8 bits, unsigned, of the
+range that they had on the calibration images. A part quantises its input and leaves its output in
+float: the part behind it quantises that. The range of a border is given to the parts on both sides,
+so a network stitched of parts computes what it would if it were quantised whole, and parts can be
+put together in any way.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata, compute_scale_zp
+from torch import Tensor
+
+from donna_ray.data import Split
+from donna_ray.latency.lowering import CandidateModel, Lowering, exported_part, stitch
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.space import BlockSpec, network_id, record_id
+from donna_ray.storage.records import RecordStore
+
+__all__ = [
+    "CALIBRATED_ON",
+    "AnyLowering",
+    "QuantisedLowering",
+    "Range",
+    "as_inputs",
+    "borders",
+    "calibration_images",
+    "part_edges",
+    "quantised_network",
+    "quantised_part",
+]
+
+CALIBRATED_ON = 256
+"""Images, at most."""
+
+Range = tuple[float, float]
+"""The least and the greatest value of an activation."""
+
+_LEAST, _MOST = np.uint8(0), np.uint8(255)
+_QUANTISE, _DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
+
+
+def calibration_images(images: Split) -> Tensor:
+    """Those that ranges are measured on, (N, C, H, W), in an order that does not change."""
+    batch, _ = next(iter(images.batches(CALIBRATED_ON, shuffle_seed=0)))
+    return batch
+
+
+@torch.no_grad()
+def borders(network: StagedNetwork, images: Tensor) -> list[Range]:
+    """The range of the input of each part: the images, the stem's output, and each stage's.
+
+    Args:
+        network: in eval mode, on the CPU.
+        images: (N, C, H, W).
+    """
+    inputs = [images, *network.features(images)]
+    return [(float(each.min()), float(each.max())) for each in inputs]
+
+
+def part_edges(number: int, parts: int) -> tuple[str, str]:
+    """Names of the input and the output of a part: 0 is the stem, the last one the head."""
+    first, last = "input" if number == 0 else f"edge{number - 1}", f"edge{number}"
+    return first, "output" if number == parts - 1 else last
+
+
+def as_inputs(values: Tensor) -> NDArray[np.float32]:
+    """As ONNX Runtime takes them."""
+    return np.ascontiguousarray(values.numpy())
+
+
+def quantised_network(network: StagedNetwork, images: Tensor) -> bytes:
+    """A network as a QDQ model of one image; the ranges are its own.
+
+    Args:
+        network: in eval mode, on the CPU.
+        images: that ranges are measured on, (N, C, H, W).
+    """
+    with torch.no_grad():
+        inputs = [images, *network.features(images)]
+    ranges = borders(network, images)
+    modules = [network.stem, *network.stages, network.head]
+    parts = []
+    for number, (module, values) in enumerate(zip(modules, inputs, strict=True)):
+        edges = part_edges(number, len(modules))
+        part = exported_part(module, values.shape[1:], f"part{number}", edges)
+        parts.append(quantised_part(part, as_inputs(values), ranges[number : number + 2]))
+    return stitch(parts).SerializeToString(deterministic=True)
+
+
+def quantised_part(
+    part: onnx.ModelProto, inputs: NDArray[np.float32], ranges: Sequence[Range]
+) -> onnx.ModelProto:
+    """A part in int8; see the module.
+
+    Args:
+        part: of ``exported_part``.
+        inputs: (N, …) of its input, that ranges within it are measured on.
+        ranges: of its input and, but for the head, of its output.
+    """
+    part = _with_own_biases(part)
+    start, end = part.graph.input[0].name, part.graph.output[0].name
+    known = dict(zip((start, end), ranges, strict=False))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "part.onnx")
+        quantize_static(
+            part,
+            file,
+            _Inputs(start, inputs),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=_last_clamp(part, known.get(end)),
+            extra_options={
+                "ForceQuantizeNoInputCheck": True,
+                "TensorQuantOverrides": {name: [_limits(own)] for name, own in known.items()},
+            },
+        )
+        made = onnx.load(file)
+    _open_output(made.graph)
+    _close_input(made.graph, ranges[0])
+    return made
+
+
+class QuantisedLowering:
+    """Like ``Lowering``, of parts that are quantised already.
+
+    Args:
+        store: of the parts, in ONNX.
+        own: keys of the reference's own parts, stem to head.
+        blocks: keys of the blocks, by ``record_id``, a mapping a stage.
+    """
+
+    def __init__(
+        self, store: RecordStore, own: Sequence[str], blocks: Sequence[dict[str, str]]
+    ) -> None:
+        self._store, self._own, self._blocks = store, own, blocks
+        self._graphs: dict[str, onnx.ModelProto] = {}
+
+    def reference(self) -> bytes:
+        """The reference itself, likewise."""
+        return self._stitched(self._own)
+
+    def model(self, specs: Sequence[BlockSpec]) -> CandidateModel:
+        """The candidate of these blocks as a serialised ONNX model; the same bytes each time."""
+        stem, *_, head = self._own
+        blocks = [known[record_id(spec)] for known, spec in zip(self._blocks, specs, strict=True)]
+        model = CandidateModel(self._stitched([stem, *blocks, head]))
+        model.network = network_id(specs)
+        return model
+
+    def _stitched(self, keys: Sequence[str]) -> bytes:
+        return stitch([self._graph(key) for key in keys]).SerializeToString(deterministic=True)
+
+    def _graph(self, key: str) -> onnx.ModelProto:
+        if key not in self._graphs:
+            self._graphs[key] = onnx.load_model_from_string(self._store.file(key, "onnx"))
+        return self._graphs[key]
+
+
+AnyLowering = Lowering | QuantisedLowering
+
+
+class _Inputs(CalibrationDataReader):
+    """One of a batch after the other."""
+
+    def __init__(self, name: str, inputs: NDArray[np.float32]) -> None:
+        self._batches: Iterator[dict[str, Any]] = (
+            {name: inputs[row : row + 1]} for row in range(len(inputs))
+        )
+
+    def get_next(self) -> Any:
+        return next(self._batches, None)
+
+
+def _limits(own: Range) -> dict[str, np.float32]:
+    return {"rmin": np.float32(own[0]), "rmax": np.float32(own[1])}
+
+
+def _with_own_biases(part: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without Identity, by which torch's exporter lets equal weights share one tensor."""
+    model = onnx.ModelProto()
+    model.CopyFrom(part)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in [each for each in model.graph.node if each.op_type == "Identity"]:
+        if node.input[0] in weights:
+            copied = model.graph.initializer.add()
+            copied.CopyFrom(weights[node.input[0]])
+            copied.name = node.output[0]
+            model.graph.node.remove(node)
+    add_pre_process_metadata(model)
+    return model
+
+
+def _last_clamp(part: onnx.ModelProto, border: Range | None) -> list[str]:
+    """The name of the last node, if it clamps and the border's range does not do the same.
+
+    ONNX Runtime leaves such nodes out, since a range clamps as well.
+    """
+    (last,) = [node for node in part.graph.node if part.graph.output[0].name in node.output]
+    is_done = last.op_type == "Relu" and border is not None and border[0] >= 0
+    return [last.name] if last.op_type in ("Relu", "Clip") and not is_done else []
+
+
+def _open_output(graph: onnx.GraphProto) -> None:
+    """Take the pair at the output away: the part behind quantises that."""
+    end = graph.output[0].name
+    made = {name: node for node in graph.node for name in node.output}
+    if made[end].op_type == _DEQUANTISE:
+        pair = made[end], made[made[end].input[0]]
+        source = pair[1].input[0]
+        for node in pair:
+            graph.node.remove(node)
+        for node in graph.node:
+            _rename(node.input, source, end)
+            _rename(node.output, source, end)
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [each for each in graph.initializer if each.name not in used]:
+        graph.initializer.remove(tensor)
+
+
+def _close_input(graph: onnx.GraphProto, border: Range) -> None:
+    """Quantise the input where no operator asked for it, so that every part does."""
+    start = graph.input[0].name
+    if any(node.op_type == _QUANTISE and node.input[0] == start for node in graph.node):
+        return
+    zero, scale = compute_scale_zp(np.float32(border[0]), np.float32(border[1]), _LEAST, _MOST)
+    names = f"{start}_scale", f"{start}_zero_point"
+    for node in graph.node:
+        _rename(node.input, start, f"{start}_{_DEQUANTISE}_Output")
+    graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(scale, np.float32), names[0]))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(zero, np.uint8), names[1]))
+    middle = f"{start}_{_QUANTISE}_Output"
+    first = onnx.helper.make_node(_QUANTISE, [start, *names], [middle])
+    second = onnx.helper.make_node(_DEQUANTISE, [middle, *names], [f"{start}_{_DEQUANTISE}_Output"])
+    graph.node.insert(0, second)
+    graph.node.insert(0, first)
+
+
+def _rename(names: Any, old: str, new: str) -> None:
+    for index, name in enumerate(names):
+        if name == old:
+            names[index] = new

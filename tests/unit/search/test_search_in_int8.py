@@ -1,0 +1,134 @@
+"""A small search on the latency of networks in int8, from quantised parts to the front."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from torch import Tensor
+
+from device_farm import Workload
+from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
+from donna_ray.config import RunConfig
+from donna_ray.data import load_data
+from donna_ray.distill.students import inverse_variance
+from donna_ray.latency.quantised import QuantisedLowering, borders, calibration_images
+from donna_ray.library.quantised import PartJob, QuantiseParts
+from donna_ray.onnx_export import OnnxNetwork
+from donna_ray.reference.network import StagedNetwork
+from donna_ray.reference.work import calibrate
+from donna_ray.search.exact.accuracy import AccuracyModel
+from donna_ray.search.exact.front import nondominated
+from donna_ray.search.study.problem import KnownCost, SearchProblem
+from donna_ray.space import Architecture, SearchSpace, Stage, build_block, record_id
+from donna_ray.storage.artifacts import Artifact
+from donna_ray.storage.records import RecordStore
+from donna_ray.training.loop import seeded
+from tests.search_problems import drive, search_on
+
+CHOICES = (0, 31)  # of each stage: the smallest block and the largest
+
+
+@pytest.fixture(scope="module")
+def few(space: SearchSpace) -> SearchSpace:
+    return SearchSpace(
+        tuple(
+            Stage(stage.shape, tuple(stage.choices[number] for number in CHOICES))
+            for stage in space.stages
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def images(config: RunConfig) -> Tensor:
+    data = load_data(config.data, {"input_size": (1, 16, 16)})
+    return calibration_images(data.calibration)[:32]
+
+
+@pytest.fixture(scope="module")
+def quantised(
+    config: RunConfig,
+    reference: StagedNetwork,
+    few: SearchSpace,
+    images: Tensor,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[QuantisedLowering, list[np.ndarray]]:
+    """What a worker makes of untrained blocks, and their NSR."""
+    folder = tmp_path_factory.mktemp("int8")
+    blocks, store = RecordStore(folder / "blocks"), RecordStore(folder / "int8")
+    nothing = Artifact("reference", folder, {}, {}, 0.0)
+    work = QuantiseParts(config, nothing, blocks, store, borders(reference, images))
+    data = load_data(config.data, {"input_size": (1, 16, 16)})
+    weights = list(map(inverse_variance, calibrate(reference, data.distillation_plain.first(64))))
+    work.__dict__["_loaded"] = (
+        reference,
+        weights,
+        data,
+        [images, *reference.features(images)],
+    )
+    own = [PartJob(f"own{number}", number) for number in range(len(few.stages) + 2)]
+    jobs: list[list[PartJob]] = []
+    for number, stage in enumerate(few.stages, start=1):
+        jobs.append([])
+        for spec in stage.choices:
+            key = f"{number}-{record_id(spec)}"
+            with seeded(0):
+                blocks.put(key, {}, build_block(spec, stage.shape).state_dict())
+            jobs[-1].append(PartJob(key, number, (key, spec)))
+    work([*own, *(job for stage in jobs for job in stage)])
+    nsr = [np.array([store.record(job.key)["nsr"] for job in stage]) for stage in jobs]
+    keys = [
+        {record_id(spec): job.key for spec, job in zip(stage.choices, own_jobs, strict=True)}
+        for stage, own_jobs in zip(few.stages, jobs, strict=True)
+    ]
+    return QuantisedLowering(store, [job.key for job in own], keys), nsr
+
+
+def test_nsr_in_int8_of_the_references_own_stages_is_that_of_quantisation(
+    reference: StagedNetwork, quantised: tuple[QuantisedLowering, list[np.ndarray]], images: Tensor
+) -> None:
+    lowering, nsr = quantised
+    store = lowering._store
+    own = [store.record(f"own{number}")["nsr"] for number in (1, 2, 3)]
+    assert all(0 < ratio < 0.05 for ratio in own)
+    assert min(each.min() for each in nsr) > max(own)  # of blocks that have learnt nothing
+    assert store.record("own0")["nsr"] is None
+    logits = OnnxNetwork(lowering.reference())(images)
+    assert float((logits.argmax(1) == reference(images).argmax(1)).float().mean()) > 0.8
+
+
+def test_front_is_of_networks_in_int8(
+    few: SearchSpace, quantised: tuple[QuantisedLowering, list[np.ndarray]], tmp_path: Path
+) -> None:
+    lowering, nsr = quantised
+    device = OnnxRuntimeConnector("cpu", {"max_seconds": 0.02, "blocks": 2})
+    baseline = device.calibrate()
+    models: dict[Architecture, bytes] = {}
+
+    def measured_ms(architecture: Architecture) -> float:
+        models[architecture] = bytes(lowering.model(few.specs(architecture)))
+        handle = device.prepare(Workload.from_onnx(models[architecture]))
+        return device.measure(handle, device.settings, baseline).median_ms
+
+    macs = KnownCost(tuple(np.array([1.0, 9.0]) for _ in few.stages))
+    problem = SearchProblem(few, AccuracyModel.of_noise(nsr), {"macs": macs})
+    search = search_on(tmp_path / "journal", problem, strategy="frontier", evaluations=8)
+    assert len(drive(search, measured_ms)) == few.size
+    measured = search.ledger.measured
+    rows = list(measured)
+    values = np.array([measured[row][:2] for row in rows])
+    front = [rows[row] for row in nondominated(values[:, 0], values[:, 1:])]
+    assert front
+    for architecture in front:
+        graph = onnx.load_model_from_string(models[architecture]).graph
+        known = {tensor.name: tensor for tensor in graph.initializer}
+        scales = [n for n in graph.node if n.op_type == "QuantizeLinear"]
+        assert {node.input[0] for node in scales} >= {"input", "edge0", "edge1", "edge2", "edge3"}
+        weights = {
+            known[node.input[0]].data_type
+            for node in graph.node
+            if node.op_type == "DequantizeLinear" and node.input[0] in known
+        }
+        assert onnx.TensorProto.INT8 in weights
