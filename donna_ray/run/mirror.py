@@ -99,6 +99,10 @@ class Mirror:
         for name in (name for name in _FOR_PEOPLE if local.get(name) != before.get(name)):
             self._show(name)
 
+    def is_pushed(self) -> bool:
+        """The copy has all of the run folder, as far as this folder knows."""
+        return self._local() == self._pushed()
+
     def _pushed(self) -> dict[str, str]:
         """The files of the last manifest that this folder pulled or pushed."""
         manifest = read_json(self._root / _SYNCED) or {}

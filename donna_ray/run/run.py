@@ -1,24 +1,23 @@
 """One run: its configuration, its folder, its lock, and how a step is computed or reused."""
 
-import fcntl
 import os
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.markup import escape
 
 from donna_ray.config import RunConfig
-from donna_ray.errors import MissingArtifactError, RunLockedError
+from donna_ray.errors import MissingArtifactError
 from donna_ray.run.folder import name_of
 from donna_ray.run.lease import Lease
 from donna_ray.run.mirror import Mirror
-from donna_ray.run.ownership import Forgotten, claim, remove_if_empty
+from donna_ray.run.ownership import Forgotten, claim, locked, remove_if_empty
 from donna_ray.run.progress import Progress
 from donna_ray.run.session import RaySession
 from donna_ray.run.shared_folder import MARK, SharedFolder, check_nodes
@@ -74,7 +73,7 @@ class Run:
         with ExitStack() as opened:
             failed = opened.enter_context(ExitStack())
             failed.callback(remove_if_empty, self._made)
-            opened.enter_context(_locked(self.root / ".lock"))
+            opened.enter_context(locked(self.root / ".lock"))
             self._forgotten.recover()
             if self._mirror is not None and self._lease is not None:
                 opened.enter_context(self._lease)
@@ -218,21 +217,3 @@ class Run:
         for folder in _RECORDS:
             store = RecordStore(folder_in(self.shared.location, folder))
             store.remove(store.records())
-
-
-def _locked(path: Path) -> IO[str]:
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise RunLockedError(
-            f"A run folder must be used by one process at a time, but {path.parent} is in use by "
-            f"process {holder}. Wait for it, stop it, or choose another --out."
-        ) from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
