@@ -1,6 +1,5 @@
 """Working copies, in the user's cache, of runs whose `cluster.storage` is a URL."""
 
-import json
 import os
 import shutil
 import time
@@ -15,7 +14,7 @@ from donna_ray.errors import ConfigError, DonnaError, RunLockedError
 from donna_ray.run.folder import copies, copy_of, name_of
 from donna_ray.run.mirror import Mirror
 from donna_ray.run.ownership import MARKER, claim, locked
-from donna_ray.storage.artifacts import write_atomic
+from donna_ray.storage.artifacts import mapping_in, write_atomic
 from donna_ray.storage.files import Storage
 
 __all__ = ["clean_copies", "working_copy"]
@@ -74,7 +73,7 @@ def clean_copies(days: float, *, dry_run: bool) -> list[dict[str, Any]]:
 
 def _owner(mark: bytes | None, name: str) -> str:
     """By which name the run is known to its copy, if that ends in the URL's last part."""
-    owner = str((json.loads(mark) if mark else {}).get("run") or name)
+    owner = str((mapping_in(mark) or {}).get("run") or name)
     path = PurePosixPath(owner)
     fits = path.name == name and not path.is_absolute() and ".." not in path.parts
     return owner if fits else name

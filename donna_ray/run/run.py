@@ -3,8 +3,8 @@
 import os
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from donna_ray.config import RunConfig
-from donna_ray.errors import MissingArtifactError
+from donna_ray.errors import DonnaError, MissingArtifactError
 from donna_ray.run.folder import name_of
 from donna_ray.run.lease import Lease
 from donna_ray.run.mirror import Mirror
@@ -22,7 +22,7 @@ from donna_ray.run.progress import Progress
 from donna_ray.run.session import RaySession
 from donna_ray.run.shared_folder import MARK, SharedFolder, check_nodes
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, write_atomic
-from donna_ray.storage.files import folder_in
+from donna_ray.storage.files import FULL, folder_in
 from donna_ray.storage.records import RecordStore
 
 __all__ = ["Run"]
@@ -69,8 +69,8 @@ class Run:
             ConfigError: the folder, or its copy, is no run's or another's.
             RunLockedError: another process holds it.
         """
-        self._made = claim(self.root)
-        with ExitStack() as opened:
+        with _room_in(self.root), ExitStack() as opened:
+            self._made = claim(self.root)
             failed = opened.enter_context(ExitStack())
             failed.callback(remove_if_empty, self._made)
             opened.enter_context(locked(self.root / ".lock"))
@@ -159,12 +159,13 @@ class Run:
                 f"Step {self.only!r} needs the finished step {step!r} of the same settings, but "
                 f"{self.root} does not have it. Run `donna {step} build {self.root}` first."
             )
-        self.write_config()
-        folder.path.mkdir(parents=True, exist_ok=True)
-        self.say(f"[bold]{name}[/bold]")
-        started = time.perf_counter()
-        result, files = compute(folder)
-        artifact = folder.commit(result, files, time.perf_counter() - started)
+        with _room_in(self.root):
+            self.write_config()
+            folder.path.mkdir(parents=True, exist_ok=True)
+            self.say(f"[bold]{name}[/bold]")
+            started = time.perf_counter()
+            result, files = compute(folder)
+            artifact = folder.commit(result, files, time.perf_counter() - started)
         if self._forgotten.remove():
             self._remove_records()
         self._copy()
@@ -217,3 +218,21 @@ class Run:
         for folder in _RECORDS:
             store = RecordStore(folder_in(self.shared.location, folder))
             store.remove(store.records())
+
+
+@contextmanager
+def _room_in(root: Path) -> Iterator[None]:
+    """A full disk is told with the remedy.
+
+    Raises:
+        DonnaError: where writing raised what says so.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise DonnaError(
+            f"The disk of the run folder {root} must have room, but is full ({error}). Make room, "
+            "then give the same command again: what is finished is kept."
+        ) from error

@@ -53,7 +53,7 @@ _WITHOUT_CREDENTIALS = {
 _FORBIDDEN = (401, 403)  # gcsfs
 _PERHAPS = "See to its network, permissions and credentials"
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ATOMIC_PUT = {"abfs", "abfss", "az", "gcs", "gs", "memory", "oss", "s3", "s3a"}
 _ETAGS = ("ETag", "etag")
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
@@ -174,7 +174,7 @@ class Storage:
 
     def _error(self, verb: str, name: str, error: Exception) -> DonnaError:
         told, remedy = f"{type(error).__name__}: {error}", _remedy(error)
-        if getattr(error, "errno", None) in _FULL:
+        if getattr(error, "errno", None) in FULL:
             rule = f"have room, but is full ({error}; file {name})"
         elif remedy is not None:
             rule = f"let {name} be {verb}, but refused ({told})"
@@ -237,7 +237,7 @@ def _may_pass(error: BaseException) -> bool:
 
 def _remedy(error: BaseException) -> str | None:
     """What to do about an error that stays however often one asks; None where it may pass."""
-    if getattr(error, "errno", None) in _FULL:
+    if getattr(error, "errno", None) in FULL:
         return "Make room"
     if _is_of_no_bucket(error):
         return "Make the bucket, or correct its name"
