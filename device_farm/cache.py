@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import threading
@@ -9,14 +10,16 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from device_farm.failures import first_line
 from device_farm.timing.measurement import Measurement
 
 __all__ = ["MeasurementCache", "MeasurementKey", "read_measurements"]
 
 _LOCK_LIMIT_S = 60.0
 _LOCK_PAUSE_S = 0.02
+_SUM = "sha256"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS measurements (
     workload TEXT, model TEXT, settings TEXT, record TEXT NOT NULL,
@@ -68,10 +71,22 @@ class MeasurementCache:
             )
             self._prepare()
 
+    def check(self) -> None:
+        """Looks at all of the file.
+
+        Raises:
+            sqlite3.Error: It is damaged.
+        """
+        found = self._one("PRAGMA quick_check")
+        if found != "ok":
+            with self._named():
+                raise sqlite3.DatabaseError(first_line(ValueError(found)))
+
     def get(self, key: MeasurementKey) -> Measurement | None:
         """The measurement of this key, or None.
 
-        A record that this version cannot read is dropped, for the next one to take its place.
+        A record that is altered, or that this version cannot read, is dropped, for the next one to
+        take its place.
         """
         row = self._one(
             "SELECT record FROM measurements WHERE workload=? AND model=? AND settings=?", *key
@@ -79,7 +94,7 @@ class MeasurementCache:
         if row is None:
             return None
         try:
-            return Measurement.from_json(json.loads(str(row)))
+            return _measurement_in(str(row))
         except ValueError:
             drop = "DELETE FROM measurements WHERE workload=? AND model=? AND settings=?"
             self._write(f"{drop} AND record=?", *key, str(row))
@@ -87,7 +102,8 @@ class MeasurementCache:
 
     def put(self, key: MeasurementKey, measurement: Measurement) -> Measurement:
         """Keeps a measurement, unless the key has one; returns the one that counts."""
-        record = json.dumps(measurement.to_json())
+        values = measurement.to_json()
+        record = json.dumps({**values, _SUM: _sum(values)})
         self._write("INSERT OR IGNORE INTO measurements VALUES (?, ?, ?, ?)", *key, record)
         kept = self.get(key)
         assert kept is not None
@@ -155,9 +171,25 @@ def read_measurements(path: str | Path) -> Iterator[tuple[MeasurementKey, Measur
 
     Raises:
         sqlite3.Error: It cannot be opened, or is no such file.
-        ValueError: A record is of another version.
+        ValueError: A record is of another version, or altered.
     """
     with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
         rows = db.execute("SELECT workload, model, settings, record FROM measurements")
         for *key, record in rows:
-            yield MeasurementKey(*key), Measurement.from_json(json.loads(record))
+            yield MeasurementKey(*key), _measurement_in(record)
+
+
+def _measurement_in(record: str) -> Measurement:
+    """The measurement in a record.
+
+    Raises:
+        ValueError: It is of another version, or altered.
+    """
+    values = json.loads(record)
+    if values.pop(_SUM, None) not in (None, _sum(values)):  # none: of before 0.2
+        raise ValueError("a measurement must be as it was written, but is altered: measure again")
+    return Measurement.from_json(values)
+
+
+def _sum(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -2,10 +2,11 @@
 # Submits a run to a Ray cluster, after the configuration was checked here.
 #   scripts/submit.sh CONFIG [--set A.B=C …] [--out FOLDER] [--fresh]
 # The cluster is that of RAY_ADDRESS, such as http://127.0.0.1:8265 (the default), behind
-# `ray dashboard cluster.yaml` or an SSH tunnel. CONFIG must be in this directory, which goes to the
-# cluster as the job's working directory, without what .gitignore and .rayignore name. Follows the
-# log, and exits as the job does: 0 if it succeeded, 1 if it failed, 3 if it was stopped. The same
-# command again goes on where a job was stopped.
+# `ray dashboard cluster.yaml` or an SSH tunnel. CONFIG must be in this directory, of which the
+# cluster gets Python and YAML files as the job's working directory, and nothing else: no file whose
+# name is hidden or speaks of secrets, nothing in folders of environments, data or results, and
+# nothing that .gitignore names. Follows the log, and exits as the job does: 0 if it succeeded, 1 if
+# it failed, 3 if it was stopped. The same command again goes on where a job was stopped.
 set -euo pipefail
 config=${1:?usage: scripts/submit.sh CONFIG [options of donna run]}
 shift
@@ -22,7 +23,21 @@ for word in "$@"; do
 done
 
 donna config check "$config" ${settings[@]+"${settings[@]}"}    # bash 3.2: an empty array is unset
+
+sent=$(mktemp -d)
+trap 'rm -rf "$sent"' EXIT
+find . \( -name '.?*' -o -iname '*secret*' -o -iname '*credential*' -o -iname '*password*' \
+    -o -name __pycache__ -o -name site-packages -o -name node_modules \
+    -o -path ./data -o -path ./datasets -o -path ./docs -o -path ./runs -o -path ./tests \) -prune \
+    -o -type f \( -name '*.py' -o -name '*.yaml' -o -name '*.yml' \) -print0 |
+    tar -cf - --null -T - | tar -xf - -C "$sent"
+if [[ ! -f $sent/$config ]]; then
+    echo "CONFIG must be among what is sent, a .yaml file in this directory, but is $config." >&2
+    exit 2
+fi
+if [[ -f .gitignore ]]; then cp .gitignore "$sent"; fi    # which Ray heeds
+
 # The CLI's own word on the job is the last line, after all that the job wrote; it may be in colour.
-ray job submit --working-dir . -- donna run "$config" "$@" |
+ray job submit --working-dir "$sent" -- donna run "$config" "$@" |
     awk '{ print; fflush() } NF { last = $0 }
          END { gsub(/\033\[[0-9;]*m/, "", last); exit last ~ /Job .[^ ]+. was stopped$/ ? 3 : 0 }'

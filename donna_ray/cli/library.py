@@ -1,4 +1,4 @@
-"""``donna library ls | show | verify | gc``. Imports torch only once a command is run."""
+"""``donna library ls | show | verify | gc | clean``. Imports torch only once a command is run."""
 
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ app = typer.Typer()
 
 PlaceArgument = Annotated[
     str,
-    typer.Argument(metavar="RUN_OR_STORE", help="A run folder, or a store's path or URL."),
+    typer.Argument(metavar="RUN_OR_STORE", help="A run or a store, each by its folder or URL."),
 ]
 
 
@@ -65,9 +65,24 @@ def gc(
 
     Blocks are left alone where other runs may use them: in a store outside of the run folder.
     """
-    from donna_ray.library.tools import collect_garbage, library_of
+    from donna_ray.library.tools import collect_garbage, library_to_clean
 
-    _print_garbage(collect_garbage(library_of(place), dry_run=dry_run))
+    _print_garbage(collect_garbage(library_to_clean(place), dry_run=dry_run))
+
+
+@app.command()
+def clean(
+    days: Annotated[float, typer.Option(min=0, help="Since a command has used it.")] = 30.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing.")] = False,
+) -> None:
+    """Remove working copies, in your cache, of runs at URLs; not what is not at its URL yet."""
+    from donna_ray.run.copies import clean_copies
+
+    verb = "would remove" if dry_run else "removed"
+    for each in clean_copies(days, dry_run=dry_run):
+        words = f"{verb} {each['path']}" if each["kept"] is None else f"kept {each['path']}"
+        why = f": {each['kept']}" if each["kept"] else ""
+        print(f"{words} ({each['bytes'] / 1e6:.3g} MB){why}")
 
 
 def _print_garbage(facts: dict[str, Any]) -> None:

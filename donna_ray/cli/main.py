@@ -17,8 +17,10 @@ from donna_ray.cli.options import (
     OutOption,
     RunArgument,
     SetOption,
-    check_is_run,
+    TrustOption,
+    config_at,
     print_facts,
+    run_at,
 )
 from donna_ray.cli.plan import plan
 from donna_ray.config import RunConfig, load_config, shipped_config
@@ -71,7 +73,7 @@ def _options(
 @app.command()
 def demo(out: OutOption = None, overrides: SetOption = None, fresh: FreshOption = False) -> None:
     """Run the whole pipeline on scikit-learn's digits and this CPU, in minutes."""
-    _run(shipped_config("demo"), out, overrides, fresh=fresh)
+    _run(str(shipped_config("demo")), out, overrides, fresh=fresh)
 
 
 @app.command()
@@ -80,9 +82,10 @@ def run(
     out: OutOption = None,
     overrides: SetOption = None,
     fresh: FreshOption = False,
+    trust: TrustOption = False,
 ) -> None:
     """Run the whole pipeline, or go on with it: what is finished is reused."""
-    _run(config, out, overrides, fresh=fresh)
+    _run(config, out, overrides, fresh=fresh, trust=trust)
 
 
 @app.command()
@@ -112,7 +115,7 @@ def compress(
     given = [f"{key}={json.dumps(value)}" for key, (_, value) in values.items()]
     options = {key: option for key, (option, _) in values.items()}
     sets = [f"name={name}", *given, *(overrides or [])]
-    _run(shipped_config("compress"), out, sets, options, fresh=fresh)
+    _run(str(shipped_config("compress")), out, sets, options, fresh=fresh)
 
 
 @app.command()
@@ -125,22 +128,26 @@ def export(
     dynamic_batch: Annotated[
         bool, typer.Option("--dynamic-batch", help="ONNX for any number of images, not one.")
     ] = False,
+    trust: TrustOption = False,
 ) -> None:
     """Write a finetuned network: weights, ONNX, a Python file that needs timm only, a card."""
-    check_is_run(run)
+    folder = run_at(run, trust)
 
     from donna_ray.export.step import export_network
 
-    for file in export_network(run, architecture, to, dynamic_batch=dynamic_batch):
+    for file in export_network(folder, architecture, to, dynamic_batch=dynamic_batch):
         print(file)
 
 
 @space_app.command("show")
 def show_space(
-    config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False
+    config: ConfigArgument,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    trust: TrustOption = False,
 ) -> None:
     """Print stages, choices, size, and the range of params and MACs; every block is checked."""
-    _, loaded = _configuration(config, overrides)
+    _, loaded = _configuration(config, overrides, trust=trust)
 
     from donna_ray.cli.tables import print_space
     from donna_ray.reference.facts import space_facts
@@ -149,9 +156,9 @@ def show_space(
 
 
 @config_app.command()
-def check(config: ConfigArgument, overrides: SetOption = None) -> None:
+def check(config: ConfigArgument, overrides: SetOption = None, trust: TrustOption = False) -> None:
     """Check what can be without the data: values, device, strategy, model, blocks."""
-    _, loaded = _configuration(config, overrides)
+    _, loaded = _configuration(config, overrides, trust=trust)
 
     from donna_ray.latency.farm import check_device
     from donna_ray.reference.facts import space_facts
@@ -196,8 +203,13 @@ def _add_step(name: str, text: str) -> typer.Typer:
     group = typer.Typer(cls=kind, no_args_is_help=True, help=text)
 
     @group.command("build", help=f"Run this step alone, from the artifacts before it. {text}")
-    def build(config: ConfigArgument, out: OutOption = None, overrides: SetOption = None) -> None:
-        _run(config, out, overrides, only=name)
+    def build(
+        config: ConfigArgument,
+        out: OutOption = None,
+        overrides: SetOption = None,
+        trust: TrustOption = False,
+    ) -> None:
+        _run(config, out, overrides, only=name, trust=trust)
 
     app.add_typer(group, name=name)
     return group
@@ -222,10 +234,12 @@ def inspect_reference(
 
 
 @_groups["finetune"].command("networks")
-def finetune_networks(run: RunArgument, names: NetworksArgument) -> None:
+def finetune_networks(
+    run: RunArgument, names: NetworksArgument, trust: TrustOption = False
+) -> None:
     """Finetune, measure and report any networks of a finished run: `donna finetune RUN ARCH…`."""
-    check_is_run(run)
-    _run(run, None, None, only="finetune", last="report", asked=names)
+    folder = run_at(run, trust)
+    _run(str(folder), None, None, only="finetune", last="report", asked=names, trust=True)
 
 
 @_groups["predictor"].command()
@@ -233,18 +247,19 @@ def suggest(
     run: RunArgument,
     count: Annotated[int, typer.Option(min=1, help="How many architectures.")] = 8,
     as_json: JsonOption = False,
+    trust: TrustOption = False,
 ) -> None:
     """Print which architectures to finetune next for the predictor, and what is gained by it."""
-    check_is_run(run)
+    folder = run_at(run, trust)
 
     from donna_ray.cli.tables import print_suggestions
     from donna_ray.predictor.suggestions import suggestions
 
-    print_facts(suggestions(run, count), as_json, print_suggestions)
+    print_facts(suggestions(folder, count), as_json, print_suggestions)
 
 
 def _run(
-    path: Path,
+    place: str,
     out: Path | None,
     overrides: list[str] | None,
     options: Mapping[str, str] = {},
@@ -253,8 +268,9 @@ def _run(
     only: str | None = None,
     last: str | None = None,
     asked: Sequence[str] = (),
+    trust: bool = False,
 ) -> None:
-    folder, config = _configuration(path, overrides, options)
+    folder, config = _configuration(place, overrides, options, trust=trust)
     root = run_folder(config, out or folder)
 
     from donna_ray.pipeline import run_steps
@@ -265,11 +281,14 @@ def _run(
 
 
 def _configuration(
-    path: Path, overrides: list[str] | None, options: Mapping[str, str] = {}
+    place: str,
+    overrides: list[str] | None,
+    options: Mapping[str, str] = {},
+    *,
+    trust: bool = False,
 ) -> tuple[Path | None, RunConfig]:
     """The configuration in a file, or that of an earlier run's folder (given back, too)."""
-    folder = path if path.is_dir() else None
-    file = path / "config.yaml" if folder else path
+    folder, file = config_at(place, trust)
     return folder, load_config(file, overrides or [], options)
 
 

@@ -1,12 +1,16 @@
 """The arguments and options that several commands take, and how their facts are printed."""
 
 import json
+import os
+import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from donna_ray.config import load_config
 from donna_ray.errors import ConfigError
 
 __all__ = [
@@ -15,14 +19,22 @@ __all__ = [
     "OutOption",
     "RunArgument",
     "SetOption",
-    "check_is_run",
+    "TrustOption",
+    "config_at",
     "print_facts",
+    "run_at",
 ]
 
+_ANY_WEIGHTS = "reference.weights=train"  # a checkpoint may be gone
+
 ConfigArgument = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the folder of an earlier run.")
+    str,
+    typer.Argument(metavar="CONFIG", help="A YAML file, or an earlier run: its folder or its URL."),
 ]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its URL.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust", help="Execute the run's Python files, whoever wrote them.")
+]
 OutOption = Annotated[
     Path | None, typer.Option("--out", help="The run folder. [default: runs/NAME]")
 ]
@@ -33,16 +45,73 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def check_is_run(folder: Path) -> None:
-    """Refuse what is no run folder, before anything is imported for it.
+def run_at(run: str, trust: bool) -> Path:
+    """The folder of a run that is named by it or by its URL (then its working copy).
+
+    It is refused, before anything is imported for it, where it is no run's, or where files that it
+    would execute are not the user's and there is no `trust` (see ``_check_trust``).
 
     Raises:
-        ConfigError: it has no configuration.
+        ConfigError: with the remedy.
     """
+    folder = _folder_of(run)
     if not (folder / "config.yaml").is_file():
         raise ConfigError(
-            f"RUN must be the folder of a run, but {folder} has no config.yaml. Correct the path."
+            f"RUN must be the folder of a run, but {run} has no config.yaml. Correct the path."
         )
+    _check_trust(folder, trust)
+    return folder
+
+
+def config_at(config: str, trust: bool) -> tuple[Path | None, Path]:
+    """The folder of the earlier run that CONFIG names, if it names one, and the YAML file.
+
+    Raises:
+        ConfigError: as of ``run_at``.
+    """
+    if "://" not in config and not Path(config).is_dir():
+        return None, Path(config)
+    folder = _folder_of(config)
+    _check_trust(folder, trust)
+    return folder, folder / "config.yaml"
+
+
+def _check_trust(folder: Path, trust: bool) -> None:
+    """Say which Python files a run executes (`space.modules`); refuse those of others.
+
+    The user's are files of this user or root, that not everybody may write, outside of the run
+    folder: what is in that came with it.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    modules = load_config(folder / "config.yaml", [_ANY_WEIGHTS]).space.modules
+    files = [Path(name) for name in modules if name.endswith(".py")]
+    strange = [str(path) for path in files if not _is_the_users(path, folder)]
+    if strange and not trust:
+        raise ConfigError(
+            f"A run must execute no Python files but your own, but {folder} names in space.modules "
+            f"{', '.join(strange)}. Read them; then give --trust if they may be executed."
+        )
+    if files:
+        print(f"executes {', '.join(map(str, files))} (space.modules)", file=sys.stderr)
+
+
+def _is_the_users(path: Path, folder: Path) -> bool:
+    path = path.resolve()
+    if not path.exists():  # who imports it says so
+        return True
+    status = path.stat()
+    own = status.st_uid in (os.getuid(), 0) and not status.st_mode & stat.S_IWOTH
+    return own and not path.is_relative_to(folder.resolve())
+
+
+def _folder_of(run: str) -> Path:
+    if "://" not in run:
+        return Path(run)
+    from donna_ray.run.copies import working_copy
+
+    return working_copy(run)
 
 
 def print_facts(facts: Any, as_json: bool, table: Callable[[Any], None]) -> None:

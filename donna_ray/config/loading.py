@@ -1,9 +1,8 @@
 """Reads a configuration from YAML and explains what is wrong with it."""
 
 import difflib
-import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 
 from device_farm.reading import read_yaml
 from donna_ray.config.models import CONFIGS, RunConfig, SpaceConfig
+from donna_ray.credentials import NO_CREDENTIALS, has_credentials, without_credentials
 from donna_ray.errors import ConfigError
 
 __all__ = ["load_config", "preset_space", "shipped_config"]
@@ -43,13 +43,32 @@ def load_config(
     values = _read_yaml(path)
     for override in overrides:
         _apply_override(values, override)
+    names = [override.partition("=")[0] for override in overrides]
+    origins = {name: options.get(name, f"--set {name}") for name in names}
+    for where, text in _texts(values):
+        if has_credentials(text):
+            shown = f"{'.'.join(where)} {NO_CREDENTIALS} (it is {_short(text)})"
+            raise ConfigError(f"{_origin(where, origins) or path}: {shown}.")
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        names = [override.partition("=")[0] for override in overrides]
-        origins = {name: options.get(name, f"--set {name}") for name in names}
-        lines = [f"{_origin(item, origins) or path}: {_explain(item)}" for item in error.errors()]
+        lines = [
+            f"{_origin([str(part) for part in item['loc']], origins) or path}: {_explain(item)}"
+            for item in error.errors()
+        ]
         raise ConfigError("\n".join(lines)) from None
+
+
+def _texts(values: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every text in a configuration, and the key under which it is."""
+    if isinstance(values, str):
+        yield where, values
+    elif isinstance(values, dict):
+        for key, value in values.items():
+            yield from _texts(value, (*where, str(key)))
+    elif isinstance(values, list):
+        for value in values:
+            yield from _texts(value, where)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -78,7 +97,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     name, separator, text = override.partition("=")
     if not separator or not name:
         raise ConfigError(
-            f"--set takes KEY=VALUE such as search.evaluations=100, not {override!r}."
+            f"--set takes KEY=VALUE such as search.evaluations=100, not {_short(override)}."
         )
     *sections, key = name.split(".")
     for section in sections:
@@ -102,12 +121,11 @@ def _key_in(values: dict[Any, Any], text: str) -> Any:
     return next((key for key in values if str(key) == text), text)
 
 
-def _origin(error: Any, origins: dict[str, str]) -> str | None:
-    """What on the command line gave the value of one of pydantic's errors, or a part of it."""
-    where = [str(part) for part in error["loc"]]
+def _origin(where: Sequence[str], origins: dict[str, str]) -> str | None:
+    """What on the command line gave the value of a key, or a part of it."""
     for name in reversed(origins):
         key = name.split(".")
-        if where and key[: len(where)] == where[: len(key)]:
+        if where and key[: len(where)] == list(where[: len(key)]):
             return origins[name]
     return None
 
@@ -118,8 +136,7 @@ def _explain(error: Any) -> str:
     value, kind = error["input"], error["type"]
     if kind == "value_error":
         text = str(error["ctx"]["error"])
-        shown = re.sub(r"//[^/@]*@", "//…@", _short(value))  # a password is not for a log
-        return f"{where} {text} (it is {shown})." if where else f"{text}."
+        return f"{where} {text} (it is {_short(value)})." if where else f"{text}."
     if kind == "extra_forbidden":
         return (
             f"{where} is no known key (its value is {_short(value)}). {_known_keys(error['loc'])}"
@@ -133,7 +150,7 @@ def _explain(error: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    return textwrap.shorten(repr(value), 200, placeholder=" …")
+    return textwrap.shorten(without_credentials(repr(value)), 200, placeholder=" …")
 
 
 def _known_keys(location: Sequence[str | int]) -> str:

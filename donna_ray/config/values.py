@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
+from donna_ray.credentials import NO_CREDENTIALS, has_credentials
+
 __all__ = [
     "AbsolutePath",
     "ArchitectureName",
@@ -22,8 +24,6 @@ __all__ = [
 _LIMIT = re.compile(r"(\d+(?:\.\d+)?|\.\d+) ?(ms|MB|x)")
 _NAME = re.compile(r"[0-9a-f]{1,16}|\d+(-\d+)+")
 _ONE_SLASH = re.compile(r"[A-Za-z][\w+.-]*:/(?!/)")
-# user:password@, a token before the host of a web address, and ?secret=…
-_PASSWORD = re.compile(r"//[^@]*:[^@]*@|^https?://[^/]*@|://[^?]*\?[^=]*=")
 
 
 class Section(BaseModel):
@@ -84,11 +84,8 @@ def _folder_or_url(path: str) -> str:
         )
     if "://" not in path:
         return absolute(path)
-    if _PASSWORD.search(path):  # a configuration is kept in the run folder, and in a job's log
-        raise ValueError(
-            "must hold no password, which would be kept with the run; leave it to the file "
-            "system's own configuration (fsspec's, or a role of the nodes)"
-        )
+    if has_credentials(path):
+        raise ValueError(NO_CREDENTIALS)
     return path
 
 
@@ -98,7 +95,7 @@ ArchitectureName = Annotated[str, BeforeValidator(_checked_name)]
 AbsolutePath = Annotated[str, AfterValidator(absolute)]
 
 FolderOrUrl = Annotated[str, AfterValidator(_folder_or_url)]
-"""A folder, or any fsspec URL without a password."""
+"""A folder, or any fsspec URL without a password or token."""
 
 LatencyLimit = Annotated[str, BeforeValidator(_checked_latency)]
 """Milliseconds (`2.5ms`) or a multiple of the reference's latency (`0.8x`)."""

@@ -114,8 +114,7 @@ def export_network(
 
 def _check_replaceable(folder: Path) -> None:
     """Refuse to write over files that are not as an earlier export left them."""
-    card = read_json(folder / _CARD)
-    sums = card.get("files", {}) if isinstance(card, dict) else {}
+    sums = (read_json(folder / _CARD) or {}).get("files", {})
     for name in (_WEIGHTS, _ONNX, _SOURCE, _CARD):
         path = folder / name
         ours = (
@@ -294,10 +293,18 @@ def _tests(root: Path, name: str, key: str) -> tuple[dict[str, Any], dict[str, A
 
 def _named(root: Path) -> dict[str, dict[str, Any]]:
     """The finetuned networks in results.json, by id; none where it is missing."""
-    results = read_json(root / "results.json")
-    scenarios = results.get("scenarios", []) if isinstance(results, dict) else []
-    points = (each for own in scenarios for each in (*own["front"], *own.get("asked", ())))
-    return {point["id"]: point for point in points if point["weights"] is not None}
+    path = root / "results.json"
+    if not path.exists():
+        return {}
+    try:
+        scenarios = (read_json(path) or {})["scenarios"]
+        points = [each for own in scenarios for each in (*own["front"], *own.get("asked", ()))]
+        return {point["id"]: point for point in points if point["weights"] is not None}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DonnaError(
+            f"{path} must be as the report wrote it, but is damaged. `donna run {root}` writes it "
+            "again."
+        ) from error
 
 
 def _numbers(point: dict[str, Any]) -> str:

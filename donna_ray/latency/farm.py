@@ -5,7 +5,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from device_farm import (
     ModelError,
     make_connector,
 )
-from device_farm.ending import one_line
+from device_farm.cache import MeasurementCache
+from device_farm.ending import explained, one_line
 from donna_ray.config import DeviceConfig
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.latency.figures import MEMORY_REMEDY, Latency
@@ -177,7 +178,7 @@ def _start(
     """In one farm, so that none takes another's cores."""
     if not devices:
         return {}
-    cache_path.parent.mkdir(parents=True, exist_ok=True)
+    _check_cache(cache_path)
     called: dict[str, str] = {}  # a device's configuration to the name that it goes by
     for name, config in devices.items():
         called.setdefault(_key(config), name)
@@ -204,6 +205,19 @@ def _start(
 def _key(config: DeviceConfig) -> str:
     """The same of devices that are one: it runs networks of any precision."""
     return config.model_dump_json(exclude={"precision"})
+
+
+def _check_cache(path: Path) -> None:
+    """Refuse a damaged file of measurements, before a device is started.
+
+    Raises:
+        DonnaError: with the remedy.
+    """
+    try:
+        with closing(MeasurementCache(path)) as cache:
+            cache.check()
+    except sqlite3.Error as error:
+        raise DonnaError(explained(error)) from error
 
 
 def _replayed(

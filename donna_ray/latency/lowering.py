@@ -4,6 +4,7 @@ Each part (stem, a block at its stage, head) is exported once; the model of a ca
 from the graphs of its parts. Latency does not depend on the weights: blocks keep initial ones.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -76,14 +77,23 @@ class Lowering:
     def _graph(
         self, name: str, make: Callable[[], nn.Module], shape: Sequence[int], edges: tuple[str, str]
     ) -> onnx.ModelProto:
-        path = self._folder / f"{name}.onnx"
-        if name not in self._graphs and path.exists():
-            self._graphs[name] = onnx.load_model_from_string(path.read_bytes())
-        if name not in self._graphs:
+        if name in self._graphs:
+            return self._graphs[name]
+        path = self._folder / f"{name}.graph"
+        data = _kept(path)
+        if data is None:
             part = exported_part(make(), shape, name.partition("-")[0], edges)
-            write_atomic(path, part.SerializeToString(deterministic=True))
-            self._graphs[name] = part
+            data = part.SerializeToString(deterministic=True)
+            write_atomic(path, hashlib.sha256(data).digest() + data)
+        self._graphs[name] = onnx.load_model_from_string(data)
         return self._graphs[name]
+
+
+def _kept(path: Path) -> bytes | None:
+    """A cached graph, behind its SHA-256; None where it is missing, torn or altered."""
+    data = path.read_bytes() if path.exists() else b""
+    size = hashlib.sha256().digest_size
+    return data[size:] if hashlib.sha256(data[size:]).digest() == data[:size] else None
 
 
 def lowering_of(run: Run, reference: Artifact, teacher: StagedNetwork) -> Lowering:

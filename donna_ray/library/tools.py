@@ -11,11 +11,20 @@ from typing import Any
 from donna_ray.block_spec import BlockSpec
 from donna_ray.config import RunConfig, load_config
 from donna_ray.errors import ConfigError, DonnaError
-from donna_ray.storage.files import Storage
+from donna_ray.storage.artifacts import file_sha256
+from donna_ray.storage.files import Storage, folder_in
 from donna_ray.storage.index import Group, files_by_key
 from donna_ray.storage.records import PAUSED, RecordStore, block_store
 
-__all__ = ["Library", "bad_records", "blocks_of", "collect_garbage", "library_of", "record_of"]
+__all__ = [
+    "Library",
+    "bad_records",
+    "blocks_of",
+    "collect_garbage",
+    "library_of",
+    "library_to_clean",
+    "record_of",
+]
 
 Facts = dict[str, Any]
 
@@ -29,7 +38,8 @@ class Library:
 
     Attributes:
         store: the records.
-        run: the run folder that it was named by; None where the store itself was named.
+        run: the run folder that it was named by, or the working copy of that at a URL; None where
+            the store itself was named.
         config: of that run.
     """
 
@@ -39,9 +49,31 @@ class Library:
 
     @property
     def is_in_run(self) -> bool:
-        """The store is of this run alone: in its folder."""
-        local = self.store.local
-        return bool(self.run and local and local.resolve().is_relative_to(self.run.resolve()))
+        """The store is of this run alone: in its folder, or its place at a URL."""
+        local, place = self.store.local, self._place
+        if local is None or isinstance(place, str):
+            return isinstance(place, str) and self.store.url.startswith(f"{place}/")
+        return place is not None and local.resolve().is_relative_to(place.resolve())
+
+    @property
+    def _place(self) -> str | Path | None:
+        if self.config is None or self.run is None:
+            return self.run
+        return self.config.cluster.location_of(self.run)
+
+    def artifacts(self) -> dict[Path, float]:
+        """Manifests of the run's library step, and when (Unix time) each was made.
+
+        Those of a working copy may have been fetched since: what counts is when they were pushed.
+        """
+        paths = list((self.run / "library").glob("*/artifact.json")) if self.run else []
+        if not isinstance(self._place, str):
+            return {path: path.stat().st_mtime for path in paths}
+        from donna_ray.run.mirror import OBJECTS  # and Ray
+
+        pushed = Storage(folder_in(self._place, OBJECTS)).listing()
+        made = {path: pushed.get(file_sha256(path)) for path in paths}
+        return {path: fact.modified for path, fact in made.items() if fact and fact.modified}
 
 
 def library_of(place: str) -> Library:
@@ -64,6 +96,15 @@ def library_of(place: str) -> Library:
     config = load_config(folder / _CONFIG)
     store = block_store(config.cluster.location_of(folder), config.library.store)
     return Library(store, folder, config)
+
+
+def library_to_clean(place: str) -> Library:
+    """``library_of``, but of a run at a URL by its working copy, which is brought up to date."""
+    if "://" in place and Storage(place).read(_CONFIG) is not None:
+        from donna_ray.run.copies import working_copy
+
+        place = str(working_copy(place))
+    return library_of(place)
 
 
 def _of_copy(url: str, settings: bytes) -> RecordStore:
@@ -148,7 +189,7 @@ def collect_garbage(library: Library, *, dry_run: bool) -> Facts:
         paused = store.within(PAUSED)
         stale, stale_paused = store.stale_files(), paused.stale_files()
         blocks_kept = _why_blocks_are_kept(library)
-        blocks = _abandoned(store, run) if run and not blocks_kept else {}
+        blocks = {} if blocks_kept else _abandoned(store, library.artifacts())
         doomed = ChainMap(stale, *blocks.values())
         if not dry_run:
             store.remove_files(doomed)
@@ -183,23 +224,18 @@ def _why_blocks_are_kept(library: Library) -> str | None:
         return "a store alone does not tell which blocks its runs need; name the run folder"
     if not library.is_in_run:
         return f"{library.store.url} is outside of {library.run}, so other runs may use its blocks"
-    if not _artifacts(library.run):
+    if not library.artifacts():
         return f"no library of {library.run} is finished yet, so each block may be needed"
     return None
 
 
-def _abandoned(store: RecordStore, run: Path) -> dict[str, Group]:
+def _abandoned(store: RecordStore, artifacts: dict[Path, float]) -> dict[str, Group]:
     """Files, by key, of blocks that no artifact refers to and that are older than the newest."""
-    artifacts = _artifacts(run)
     needed = {word for path in artifacts for word in _WORD.findall(path.read_text())}
-    newest = max(path.stat().st_mtime for path in artifacts)
+    newest = max(artifacts.values())
     known, groups = store.records(), files_by_key(store.files())
     return {
         key: groups[key]
         for key in sorted(known.keys() & groups.keys() - needed)
         if all((fact.modified or newest) < newest for fact in groups[key].values())
     }
-
-
-def _artifacts(run: Path) -> list[Path]:
-    return list((run / "library").glob("*/artifact.json"))

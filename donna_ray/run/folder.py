@@ -8,7 +8,7 @@ from donna_ray.errors import ConfigError
 from donna_ray.run.ownership import check_is_ours
 from donna_ray.storage.artifacts import digest
 
-__all__ = ["name_of", "run_folder"]
+__all__ = ["copies", "copy_of", "name_of", "run_folder"]
 
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets for the command of a job
 
@@ -39,16 +39,22 @@ def _default(config: RunConfig) -> Path:
         return Path("runs") / config.name
     if "://" not in storage:
         return Path(storage) / config.name
-    return _copies() / digest(storage) / config.name
+    return copy_of(storage, config.name)
+
+
+def copy_of(storage: str, name: str) -> Path:
+    """The working copy of the run of this name in a storage at a URL."""
+    return copies() / digest(storage) / name
 
 
 def name_of(root: Path) -> str:
     """What tells a run from others with the same URL: its name, or the `--out` that was given."""
-    if root.is_relative_to(_copies()):
-        return Path(*root.relative_to(_copies()).parts[1:]).as_posix()
+    if root.is_relative_to(copies()):
+        return Path(*root.relative_to(copies()).parts[1:]).as_posix()
     return root.as_posix()
 
 
-def _copies() -> Path:
+def copies() -> Path:
+    """Where the working copies of runs at URLs are."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "donna-ray" / "runs"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from donna_ray.errors import DonnaError, RunLockedError
+from donna_ray.storage.artifacts import mapping_in
 from donna_ray.storage.files import Storage
 
 __all__ = ["LEASE", "Lease"]
@@ -17,6 +18,7 @@ __all__ = ["LEASE", "Lease"]
 LEASE = ".lease.json"
 """The name of that file."""
 
+_FACTS = {"host", "user", "folder", "pid", "id", "beat"}
 _BEAT_S = 30.0
 _OVER_S = 300.0  # without a beat; the clocks of two hosts may differ by less
 
@@ -78,8 +80,8 @@ class Lease:
         self._storage.write(LEASE, json.dumps(facts).encode())
 
     def _holder(self) -> dict[str, Any] | None:
-        data = self._storage.read(LEASE)
-        return None if data is None else json.loads(data)
+        facts = mapping_in(self._storage.read(LEASE))
+        return facts if facts is not None and facts.keys() >= _FACTS else None
 
     def _is_over(self, holder: dict[str, Any]) -> bool:
         """Its process ended without a word: of this folder, since we have its lock, or long ago."""

@@ -25,7 +25,13 @@ from donna_ray.errors import ConfigError
 from donna_ray.run.lease import LEASE
 from donna_ray.run.ownership import MARKER
 from donna_ray.run.shared_folder import MARK
-from donna_ray.storage.artifacts import file_sha256, read_json, write_atomic, write_json
+from donna_ray.storage.artifacts import (
+    file_sha256,
+    mapping_in,
+    read_json,
+    write_atomic,
+    write_json,
+)
 from donna_ray.storage.files import Storage, folder_in, is_temporary
 
 __all__ = ["OBJECTS", "Mirror"]
@@ -69,9 +75,11 @@ class Mirror:
         """
         if not (self._root / _SYNCED).exists():
             self._claim()
-        data = self._copy.read(_MANIFEST)
-        manifest = json.loads(data) if data is not None else None
-        if manifest is None or manifest == read_json(self._root / _SYNCED):
+        manifest = self._manifest()
+        if manifest is None:
+            (self._root / _SYNCED).unlink(missing_ok=True)  # the next push makes all of it anew
+            return
+        if manifest == read_json(self._root / _SYNCED):
             return
         files = manifest["files"]
         for name in files:
@@ -99,11 +107,33 @@ class Mirror:
         for name in (name for name in _FOR_PEOPLE if local.get(name) != before.get(name)):
             self._show(name)
 
+    def _manifest(self) -> dict[str, Any] | None:
+        """That of the copy; None where there is none, or one of which this folder has all.
+
+        Raises:
+            ConfigError: it is damaged, and this folder does not have what it named.
+        """
+        data = self._copy.read(_MANIFEST)
+        manifest = mapping_in(data)
+        if data is None or (manifest is not None and _is_of_files(manifest.get("files"))):
+            return manifest
+        if read_json(self._root / _SYNCED) is not None:
+            return None
+        raise ConfigError(
+            f"{_MANIFEST} of {self._copy.url} must be as a run wrote it, but is damaged. Give the "
+            "same command on the host of the last one: its working copy has all, and writes it "
+            "again. Or remove it: then the steps are made again, of the blocks and networks there."
+        )
+
+    def is_pushed(self) -> bool:
+        """The copy has all of the run folder, as far as this folder knows."""
+        return self._local() == self._pushed()
+
     def _pushed(self) -> dict[str, str]:
         """The files of the last manifest that this folder pulled or pushed."""
         manifest = read_json(self._root / _SYNCED) or {}
-        files: dict[str, str] = manifest["files"] if manifest.get("layout") == _LAYOUT else {}
-        return files
+        files: dict[str, str] = manifest.get("files", {})
+        return files if manifest.get("layout") == _LAYOUT and _is_of_files(files) else {}
 
     def _fetch(self, file: tuple[str, str]) -> None:
         name, sha = file
@@ -137,7 +167,7 @@ class Mirror:
     def _claim(self) -> None:
         mark = self._copy.read(MARKER)
         if mark is not None:
-            self._check_is_this_run(json.loads(mark).get("run"))
+            self._check_is_this_run((mapping_in(mark) or {}).get("run"))
             return
         files = [name for name in self._copy.listing() if not name.startswith((MARK, LEASE))]
         if files and _MANIFEST not in files:
@@ -182,6 +212,11 @@ class Mirror:
         if name not in self._sums or self._sums[name][0] != stamp:
             self._sums[name] = stamp, file_sha256(path)
         return self._sums[name][1]
+
+
+def _is_of_files(files: Any) -> bool:
+    """SHA-256 by path, as a manifest has them."""
+    return isinstance(files, dict) and all(isinstance(sha, str) for sha in files.values())
 
 
 def _snapshot(path: Path) -> bytes:

@@ -1,16 +1,19 @@
 """Whose a folder is: nothing that no run made is written over or removed."""
 
+import fcntl
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
-from donna_ray.errors import ConfigError
+from donna_ray.errors import ConfigError, RunLockedError
 from donna_ray.storage.artifacts import StepFolder, finished_inputs, write_json
 from donna_ray.versions import VERSION
 
-__all__ = ["MARKER", "Forgotten", "check_is_ours", "claim", "remove_if_empty"]
+__all__ = ["MARKER", "Forgotten", "check_is_ours", "claim", "locked", "remove_if_empty"]
 
 MARKER = ".donna-run.json"
 """The file by which a run folder is known."""
@@ -72,6 +75,29 @@ def remove_if_empty(made: Sequence[Path]) -> None:
         with suppress(OSError):  # another run is beside it
             for folder in made[1:]:
                 folder.rmdir()
+
+
+def locked(path: Path) -> IO[str]:
+    """Hold a run folder by its lock, until the file is closed.
+
+    Raises:
+        RunLockedError: another process does.
+    """
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise RunLockedError(
+            f"A run folder must be used by one process at a time, but {path.parent} is in use by "
+            f"process {holder}. Wait for it, stop it, or choose another --out."
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
 
 
 class Forgotten:

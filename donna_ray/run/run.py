@@ -1,29 +1,28 @@
 """One run: its configuration, its folder, its lock, and how a step is computed or reused."""
 
-import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.markup import escape
 
 from donna_ray.config import RunConfig
-from donna_ray.errors import MissingArtifactError, RunLockedError
+from donna_ray.errors import DonnaError, MissingArtifactError
 from donna_ray.run.folder import name_of
 from donna_ray.run.lease import Lease
 from donna_ray.run.mirror import Mirror
-from donna_ray.run.ownership import Forgotten, claim, remove_if_empty
+from donna_ray.run.ownership import Forgotten, claim, locked, remove_if_empty
 from donna_ray.run.progress import Progress
 from donna_ray.run.session import RaySession
 from donna_ray.run.shared_folder import MARK, SharedFolder, check_nodes
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, write_atomic
-from donna_ray.storage.files import folder_in
+from donna_ray.storage.files import FULL, folder_in
 from donna_ray.storage.records import RecordStore
 
 __all__ = ["Run"]
@@ -73,11 +72,11 @@ class Run:
             ConfigError: the folder, or its copy, is no run's or another's.
             RunLockedError: another process holds it.
         """
-        self._made = claim(self.root)
-        with ExitStack() as opened:
+        with _room_in(self.root), ExitStack() as opened:
+            self._made = claim(self.root)
             failed = opened.enter_context(ExitStack())
             failed.callback(remove_if_empty, self._made)
-            opened.enter_context(_locked(self.root / ".lock"))
+            opened.enter_context(locked(self.root / ".lock"))
             self._forgotten.recover()
             if self._mirror is not None and self._lease is not None:
                 opened.enter_context(self._lease)
@@ -163,12 +162,13 @@ class Run:
                 f"Step {self.only!r} needs the finished step {step!r} of the same settings, but "
                 f"{self.root} does not have it. Run `donna {step} build {self.root}` first."
             )
-        self.write_config()
-        folder.path.mkdir(parents=True, exist_ok=True)
-        self.say(f"[bold]{name}[/bold]")
-        started = time.perf_counter()
-        result, files = compute(folder)
-        artifact = folder.commit(result, files, time.perf_counter() - started)
+        with _room_in(self.root):
+            self.write_config()
+            folder.path.mkdir(parents=True, exist_ok=True)
+            self.say(f"[bold]{name}[/bold]")
+            started = time.perf_counter()
+            result, files = compute(folder)
+            artifact = folder.commit(result, files, time.perf_counter() - started)
         if self._forgotten.remove():
             self._remove_records()
         self.push()
@@ -224,19 +224,19 @@ class Run:
             store.remove(store.records())
 
 
-def _locked(path: Path) -> IO[str]:
-    file = path.open("a+")
+@contextmanager
+def _room_in(root: Path) -> Iterator[None]:
+    """A full disk is told with the remedy.
+
+    Raises:
+        DonnaError: where writing raised what says so.
+    """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise RunLockedError(
-            f"A run folder must be used by one process at a time, but {path.parent} is in use by "
-            f"process {holder}. Wait for it, stop it, or choose another --out."
-        ) from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise DonnaError(
+            f"The disk of the run folder {root} must have room, but is full ({error}). Make room, "
+            "then give the same command again: what is finished is kept."
+        ) from error

@@ -23,6 +23,7 @@ __all__ = [
     "digest",
     "file_sha256",
     "finished_inputs",
+    "mapping_in",
     "read_json",
     "write_atomic",
     "write_json",
@@ -77,12 +78,21 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any | None:
-    """The value in a JSON file; None where the file is missing or torn."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file; None where the file is missing, torn or holds something else."""
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return mapping_in(path.read_bytes())
+    except FileNotFoundError:
         return None
+
+
+def mapping_in(data: bytes | None) -> dict[str, Any] | None:
+    """The mapping that is JSON in these bytes; None where they are none."""
+    try:
+        value = json.loads(data or b"")
+    except (ValueError, RecursionError):  # no JSON, or no UTF-8
+        return None
+    return value if isinstance(value, dict) else None
 
 
 @dataclass(frozen=True)
@@ -124,8 +134,15 @@ class Artifact:
 def finished_inputs(root: Path, step: str) -> list[dict[str, Any]]:
     """Inputs of a step's artifacts in a run folder, the newest first."""
     manifests = sorted((root / step).glob(f"*/{_MANIFEST}"), key=lambda path: -path.stat().st_mtime)
-    values = (read_json(path) for path in manifests)
-    return [value["inputs"] for value in values if isinstance(value, dict) and "inputs" in value]
+    values = (_manifest_in(path) for path in manifests)
+    return [value["inputs"] for value in values if value is not None]
+
+
+def _manifest_in(path: Path) -> dict[str, Any] | None:
+    manifest = read_json(path)
+    if manifest is None or manifest.pop("checksum", None) != digest(manifest):
+        return None
+    return manifest
 
 
 class StepFolder:
@@ -139,12 +156,10 @@ class StepFolder:
 
     def load(self) -> Artifact | None:
         """The finished artifact, or None where it is missing, torn or altered."""
-        manifest = read_json(self.path / _MANIFEST)
-        if not isinstance(manifest, dict) or "checksum" not in manifest:
+        manifest = _manifest_in(self.path / _MANIFEST)
+        if manifest is None or not self._is_intact(manifest):
             return None
-        if manifest.pop("checksum") != digest(manifest):
-            return None
-        return self._artifact(manifest, reused=True) if self._is_intact(manifest) else None
+        return self._artifact(manifest, reused=True)
 
     def commit(self, result: dict[str, Any], files: Files, seconds: float) -> Artifact:
         """Declare the step finished.

@@ -34,6 +34,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from donna_ray.credentials import NO_CREDENTIALS, has_credentials, without_credentials
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.storage.artifacts import write_atomic
 
@@ -52,7 +53,7 @@ _WITHOUT_CREDENTIALS = {
 _FORBIDDEN = (401, 403)  # gcsfs
 _PERHAPS = "See to its network, permissions and credentials"
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ATOMIC_PUT = {"abfs", "abfss", "az", "gcs", "gs", "memory", "oss", "s3", "s3a"}
 _ETAGS = ("ETag", "etag")
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
@@ -98,11 +99,11 @@ class Storage:
         own_client: do not share the filesystem's client with others of this process.
 
     Attributes:
-        url: the folder, for people (without a password).
+        url: the folder, for people.
         local: its path on this machine's filesystem; None on another one.
 
     Raises:
-        ConfigError: the URL is of no filesystem that is installed.
+        ConfigError: the URL is of no filesystem that is installed, or has a password or token.
     """
 
     def __init__(self, url: str | Path, *, own_client: bool = False) -> None:
@@ -111,7 +112,7 @@ class Storage:
         self._protocols = {protocol} if isinstance(protocol, str) else set(protocol)
         is_local = isinstance(self._filesystem, LocalFileSystem)
         self.local = Path(self._folder) if is_local else None
-        self.url = self._folder if self.local else re.sub(r"//[^/@]*@", "//", str(url))
+        self.url = self._folder if self.local else str(url)
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None where there is none of this name."""
@@ -173,7 +174,7 @@ class Storage:
 
     def _error(self, verb: str, name: str, error: Exception) -> DonnaError:
         told, remedy = f"{type(error).__name__}: {error}", _remedy(error)
-        if getattr(error, "errno", None) in _FULL:
+        if getattr(error, "errno", None) in FULL:
             rule = f"have room, but is full ({error}; file {name})"
         elif remedy is not None:
             rule = f"let {name} be {verb}, but refused ({told})"
@@ -236,7 +237,7 @@ def _may_pass(error: BaseException) -> bool:
 
 def _remedy(error: BaseException) -> str | None:
     """What to do about an error that stays however often one asks; None where it may pass."""
-    if getattr(error, "errno", None) in _FULL:
+    if getattr(error, "errno", None) in FULL:
         return "Make room"
     if _is_of_no_bucket(error):
         return "Make the bucket, or correct its name"
@@ -257,6 +258,8 @@ def _is_of_no_bucket(error: BaseException) -> bool:
 def _filesystem(url: str | Path, **options: Any) -> tuple[Any, str]:
     if isinstance(url, Path):  # fsspec would take one with `::` in it for a chained URL
         return LocalFileSystem(), os.path.abspath(url.expanduser())
+    if has_credentials(url):
+        raise ConfigError(f"The URL of a store {NO_CREDENTIALS}: {without_credentials(url)}.")
     protocol = url.partition("://")[0]
     if protocol in _ATOMIC_PUT:
         options["use_listings_cache"] = False

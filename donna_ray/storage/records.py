@@ -282,12 +282,19 @@ class RecordStore:
         )
 
     def _no_record(self, key: str) -> DonnaError:
+        self._forget(key)
         if self._storage.read(f"{key}.{_EARLIER}") is not None:
             return DonnaError(self._earlier_version())
         return DonnaError(
             f"The record {key} must be intact in {self.url}, but it is missing, torn or altered. "
             "Run the step that makes it again: it renews only such records."
         )
+
+    def _forget(self, key: str) -> None:
+        """Leave a record that is not intact out of the index, whose listing may hold it for one."""
+        known = load_index(self._storage.read(INDEX))
+        if known.pop(key, None) is not None:
+            self._storage.write_derived(INDEX, dump_index(known))
 
 
 def block_store(place: str | Path, url: str | None) -> RecordStore:

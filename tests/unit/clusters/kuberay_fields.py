@@ -39,6 +39,8 @@ POD = {
     "metadata": {"labels": STRINGS},
     "spec!": {
         "serviceAccountName": str,
+        "automountServiceAccountToken": bool,
+        "securityContext": {"runAsNonRoot": bool, "runAsUser": int, "supplementalGroups": [int]},
         "containers!": [CONTAINER],
         "nodeSelector": STRINGS,
         "tolerations": [{"key": str, "operator": str, "value": str, "effect": str}],

@@ -117,7 +117,8 @@ def test_pods_have_kuberays_token_and_an_account_for_the_storage(name: str) -> N
     cluster = spec.get("rayClusterSpec", spec)
     assert cluster["authOptions"] == {"mode": "token"}  # for the submitter and the autoscaler, too
     assert cluster["autoscalerOptions"]["version"] == "v2"
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+    trains = [each for each in cluster["workerGroupSpecs"] if each["groupName"] != "phones"]
+    for group in (cluster["headGroupSpec"], *trains):
         assert group["template"]["spec"]["serviceAccountName"]
     assert "1.5.1" in (CLUSTERS / f"kuberay/{name}.yaml").read_text()
 
@@ -156,8 +157,7 @@ def test_nodes_install_pinned_versions() -> None:
     for name, lines in commands.items():
         (wheel,) = [line for line in lines if "--index-url" in line]
         for package in ("torch", "torchvision"):
-            (series,) = re.findall(rf"'{package}==(\d+\.\d+)\.\*'", wheel)
-            assert pinned[package].startswith(f"{series}.")
+            assert f" {package}=={pinned[package]} " in f"{wheel} "
         assert "/whl/cu126" in wheel
         (install,) = [line for line in lines if "pip install" in line and "donna-ray" in line]
         assert re.search(r"pip install .*-c \S*constraints\.txt", install), name

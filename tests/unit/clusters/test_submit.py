@@ -20,8 +20,10 @@ def submitted(folder: Path, log: str, rc: int, *words: str) -> subprocess.Comple
         (folder / name).write_text(f"#!/bin/sh\n{body}\n")
         (folder / name).chmod(0o755)
     path = f"{folder}:{os.environ['PATH']}"
+    (folder / "search.yaml").touch()
     return subprocess.run(
         ["bash", str(SUBMIT), "search.yaml", *words],
+        cwd=folder,
         env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,

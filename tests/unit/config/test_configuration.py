@@ -13,6 +13,7 @@ from donna_ray import pipeline
 from donna_ray.cli import main as cli
 from donna_ray.config import PRESETS, load_config, preset_space, shipped_config
 from donna_ray.config.scenarios import DeviceConfig
+from donna_ray.credentials import has_credentials
 from donna_ray.errors import ConfigError
 from donna_ray.latency.farm import check_device
 from tests.command_line import donna_here
@@ -48,6 +49,13 @@ BAD_VALUES = [
     ("cluster.storage=s3:/bucket/runs", ["cluster.storage must be a URL with two slashes", "./"]),
     ("cluster.storage=s3://bucket/runs?secret=abc", ["cluster.storage must hold no password"]),
     ("library.store=sftp://me:pass@host/runs", ["library.store must hold no password", "//…@"]),
+    ("cluster.storage=s3://KEY:pass/word@bucket", ["--set cluster.storage: cluster.storage must"]),
+    ("cluster.storage=s3://pass@bucket/runs", ["cluster.storage must hold no password or token"]),
+    ("data.source=s3://pass@bucket/images", ["data.source must hold no password", "s3://…@bucket"]),
+    ("data.root=gs://me:pass@bucket", ["data.root must hold no password"]),
+    ("reference.weights=https://host/a.pth?pass@=1", ["reference.weights must hold no", "a.pth?…"]),
+    ("device.settings={url: [http://me:pass@host]}", ["device.settings.url must hold no password"]),
+    ("cluster.store=s3://me:pass@bucket", ["cluster.store must hold no password"]),
     ("device.resources={phone: 0}", ["device.resources.phone", "greater than 0"]),
     ("name=../x", ["--set name: name must begin with a letter", "'../x'"]),
     ("name=a/b", ["name must", "'a/b'", "rename"]),
@@ -68,6 +76,13 @@ def test_mistake_is_named(override: str, words: list[str]) -> None:
     for word in words:
         assert word in str(caught.value)
     assert "pass@" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["sftp://me@host/runs", "abfs://box@account.net/runs", "s3://b/what?", "hf-hub:a/b@main"]
+)
+def test_names_in_urls_are_no_credentials(url: str) -> None:
+    assert not has_credentials(url)
 
 
 @pytest.mark.parametrize(
