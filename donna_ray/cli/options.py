@@ -16,6 +16,7 @@ __all__ = [
     "RunArgument",
     "SetOption",
     "check_is_run",
+    "examples",
     "print_facts",
 ]
 
@@ -24,13 +25,18 @@ ConfigArgument = Annotated[
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 OutOption = Annotated[
-    Path | None, typer.Option("--out", help="The run folder. [default: runs/NAME]")
+    Path | None, typer.Option("--out", help="The run folder. \\[default: runs/NAME]")
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Change one value of the configuration."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def examples(*lines: str) -> str:
+    """What `--help` ends with: command lines, one a line."""
+    return "\n\n".join(("Examples:" if len(lines) > 1 else "Example:", *lines))
 
 
 def check_is_run(folder: Path) -> None:

@@ -28,6 +28,7 @@ from donna_ray.data import (
     inputs_without_test,
     load_data,
     origin_of_validation,
+    used_preprocessing,
     words_of_test,
 )
 from donna_ray.errors import ConfigError, DonnaError
@@ -120,7 +121,8 @@ def outline(
         image_size=image["size"],
         load_weights=load_weights,
     )
-    preprocessing = preprocessing_of(model, image["channels"], image["size"])
+    own = preprocessing_of(model, image["channels"], image["size"])
+    preprocessing = used_preprocessing(config.data, own)
     reference = cut_reference(model, config.reference, preprocessing["input_size"])
     return model, reference, preprocessing
 

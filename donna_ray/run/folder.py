@@ -7,6 +7,7 @@ from donna_ray.config import RunConfig
 from donna_ray.errors import ConfigError
 from donna_ray.run.ownership import check_is_ours
 from donna_ray.storage.artifacts import digest
+from donna_ray.storage.places import user_cache
 
 __all__ = ["name_of", "run_folder"]
 
@@ -50,5 +51,4 @@ def name_of(root: Path) -> str:
 
 
 def _copies() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "donna-ray" / "runs"
+    return user_cache() / "donna-ray" / "runs"

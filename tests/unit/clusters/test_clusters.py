@@ -16,7 +16,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from tests.unit.clusters.kuberay_fields import RESOURCE, SPECS, faults
 
 ROOT = Path(__file__).parents[3]
-CLUSTERS = ROOT / "clusters"
+CLUSTERS = ROOT / "donna_ray" / "clusters"
 CONSTRAINTS = ROOT / "constraints.txt"
 DOCUMENT = ROOT / "docs" / "clusters.md"
 RAY_FILES = ("aws-v100", "gcp", "local", "on-premise")
