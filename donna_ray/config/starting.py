@@ -34,7 +34,8 @@ def starting_config(
     text = shipped_config("start").read_text()
     for key, value in values.items():
         line = re.compile(rf"^( *{key}: )\S+", re.MULTILINE)
-        text, count = line.subn(lambda found, own=value: found[1] + _scalar(own), text)
+        written = _scalar(value).replace("\\", r"\\")
+        text, count = line.subn(rf"\g<1>{written}", text)
         assert count == 1, key
     return text
 

@@ -1,8 +1,8 @@
 """What every training has in common: seeds, the loop over epochs, accuracy. Plain torch."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ __all__ = [
     "descend",
     "device_of",
     "network_input",
+    "on_device",
     "optimise",
     "right_answers",
     "seeded",
@@ -58,6 +59,17 @@ def network_input(images: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and not images.is_cuda:
         images = images.pin_memory().to(device, non_blocking=True)
     return images.to(device).contiguous(memory_format=torch.channels_last)
+
+
+def on_device(targets: Any, device: torch.device) -> Any:
+    """Targets on the device: a tensor, or tensors in lists, tuples and mappings."""
+    if isinstance(targets, Tensor):
+        return targets.to(device)
+    if isinstance(targets, Mapping):
+        return {name: on_device(each, device) for name, each in targets.items()}
+    if isinstance(targets, list | tuple):
+        return type(targets)(on_device(each, device) for each in targets)
+    return targets
 
 
 def optimise(
@@ -116,7 +128,7 @@ def train_epoch(
     value = torch.zeros(())
     with seeded(seed):
         for images, labels in batches:
-            images, labels = network_input(images, device), labels.to(device)
+            images, labels = network_input(images, device), on_device(labels, device)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 value = loss(images, network(images), labels)
             step(value)
