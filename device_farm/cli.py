@@ -18,20 +18,28 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from device_farm.cache import MeasurementCache
+from device_farm.alone import measure_alone
 from device_farm.connector import Connector, DeviceInfo, connector_names, connector_type
 from device_farm.ending import Stopped, run_command
-from device_farm.failures import DeviceError
+from device_farm.failures import DeviceError, ModelError
 from device_farm.farm.config import default_cache, load_farm_config, read_farm_config
 from device_farm.inputs import parse_shapes
 from device_farm.timing.measurement import Measurement
+from device_farm.version import VERSION
 from device_farm.workload import Workload
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Examples:\n\ndevice-farm list\n\ndevice-farm bench model.onnx --threads 2 --json\n\n"
+    "device-farm serve farm.yaml",
+)
 
 _MOST_THREADS = 64
+_STATUSES: dict[type[Exception], int] = {ModelError: 2, DeviceError: 1, ValueError: 2}
 _Way = tuple[type[Connector[Any]], dict[str, Any]]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _Config = Annotated[
@@ -39,11 +47,33 @@ _Config = Annotated[
 ]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"device-farm {VERSION}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Also print what libraries and actors log.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="Print warnings and errors alone.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Measure ONNX models on the devices at hand."""
+    """Measure ONNX models on the devices at hand.
+
+    Exit status: 0; 1 where it failed, or a device did; 2 where the command, a model or a file that
+    it names is wrong; 130 or 143 where Ctrl-C or SIGTERM stopped it.
+    """
 
 
 @app.command("list")
@@ -89,11 +119,11 @@ def bench(
     config: _Config = None,
 ) -> None:
     """Measure a model's latency on a device."""
+    _check_is_file(model, "the model, an ONNX file,")
     connector = _connector(device, {} if threads is None else {"threads": threads}, config)
     try:
         workload = Workload.from_onnx(model, parse_shapes(shape or ()))
-        handle = connector.prepare(workload)
-        measurement = connector.measure(handle, connector.settings, _baseline(connector, config))
+        measurement = measure_alone(connector, workload, _cache(config))
         measurement.environment.update(inputs=connector.input_shapes(workload))
     finally:
         connector.close()
@@ -109,6 +139,7 @@ def serve(
     stop: Annotated[bool, typer.Option("--stop", help="End the farm instead.")] = False,
 ) -> None:
     """Start a farm on the Ray cluster of this host, or join it; it stays when this command ends."""
+    _check_is_file(config, "farm.yaml")
     settings = load_farm_config(config)
     with _cluster():
         from device_farm.farm.farm import Farm
@@ -144,8 +175,8 @@ def watch(as_json: _AsJson = False) -> None:
 
 
 def main() -> None:
-    """The command `device-farm`: on failure one message, and exit status 2."""
-    run_command(app, "error", {DeviceError: 2, ValueError: 2}, otherwise=2)
+    """The command `device-farm`: on failure one message; the exit status is as `donna`'s."""
+    run_command(app, "device-farm", _STATUSES, otherwise=1)
 
 
 @contextmanager
@@ -153,10 +184,12 @@ def _cluster() -> Iterator[None]:
     """Be connected to the Ray cluster that runs on this host."""
     import ray
 
+    chatty = logging.getLogger().isEnabledFor(logging.INFO)
+    level = logging.INFO if chatty else logging.ERROR
     try:
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address="auto", log_to_driver=chatty, logging_level=level)
     except ConnectionError as error:
-        raise ValueError(
+        raise DeviceError(
             "a farm needs a Ray cluster on this host, but none runs: start one with "
             f"`ray start --head`, or join one ({error})"
         ) from error
@@ -182,6 +215,7 @@ def _known(config: Path | None) -> tuple[dict[str, _Way], dict[str, ValueError]]
     }
     if config is None:
         return known, {}
+    _check_is_file(config, "farm.yaml")
     farm, faults = read_farm_config(config)
     for rule in farm.hosts:
         kind = connector_type(rule.connector)
@@ -189,6 +223,12 @@ def _known(config: Path | None) -> tuple[dict[str, _Way], dict[str, ValueError]]
             known[name] = (kind, {**rule.settings, **reach})
     named = {d.name: (connector_type(d.connector), d.settings) for d in farm.devices}
     return {**known, **named}, faults
+
+
+def _check_is_file(path: Path, what: str) -> None:
+    """What a command names is there, or the command is wrong."""
+    if not path.is_file():
+        raise ValueError(f"{what} must be there, but there is no {path}: correct the path")
 
 
 def _facts(name: str, way: _Way) -> dict[str, Any]:
@@ -220,18 +260,9 @@ def _connector(name: str, settings: Mapping[str, Any], config: Path | None) -> C
     return kind(name, {**reach, **settings})
 
 
-def _baseline(connector: Connector[Any], config: Path | None) -> float | None:
-    """The control's baseline in ms, that of the farm, or which all runs of this command share."""
-    if not connector.settings.interleave:
-        return None
-    info = connector.probe()
-    path = default_cache() if config is None else read_farm_config(config)[0].cache
-    cache = MeasurementCache(path)
-    try:
-        known = cache.get_baseline(info.model, info.control_digest)
-        return known or cache.put_baseline(info.model, info.control_digest, connector.calibrate())
-    finally:
-        cache.close()
+def _cache(config: Path | None) -> Path:
+    """That of the farm, or which all runs of this command share."""
+    return default_cache() if config is None else read_farm_config(config)[0].cache
 
 
 def _farm_table(rows: list[dict[str, Any]]) -> Table:

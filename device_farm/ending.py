@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 __all__ = ["Stopped", "explained", "one_line", "run_command"]
 
 DEBUG = "--debug"
+VERBOSE, QUIET = ("-v", "--verbose"), ("-q", "--quiet")
 _FRAME = re.compile(r'\s*File ".+", line \d+')
 _LONGEST = 600  # characters of what a library says
 _SPACE = "Free some space there, then give the same command again: what is finished is kept."
@@ -60,7 +62,8 @@ def run_command(
 ) -> NoReturn:
     """Run a command line, and end the process.
 
-    An error is told in one line, and with ``--debug`` after its traceback.
+    An error is told in one line, and with ``--debug`` after its traceback. ``--verbose`` and
+    ``--quiet`` set the level of the root logger for the length of the command.
 
     Args:
         app: called with the words of the command line.
@@ -68,12 +71,14 @@ def run_command(
         statuses: exit statuses of the errors whose text is for the user, the first match.
         otherwise: exit status of any other error.
     """
-    words = sorted(sys.argv[1:], key=lambda word: word != DEBUG)  # an option of the whole
+    whole = (DEBUG, *VERBOSE, *QUIET)  # wherever they stand, of no single command
+    words = sorted(sys.argv[1:], key=lambda word: word not in whole)
     signals = (signal.SIGINT, signal.SIGTERM)  # but for what a shell's background jobs ignore
     caught = [each for each in signals if signal.getsignal(each) != signal.SIG_IGN]
     handlers = {each: signal.signal(each, _stop) for each in caught}
     try:
-        text, status = "", _status_of(app, words)
+        with _logging(words):
+            text, status = "", _status_of(app, words)
     except Stopped as stop:
         kept = getattr(stop, "__notes__", ["Nothing is half done: give the same command again."])
         text, status = f"stopped. {' '.join(kept)}", stop.status
@@ -113,6 +118,22 @@ def one_line(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
     kept = lines[-1:] if any(map(_FRAME.match, lines)) else lines
     return textwrap.shorten(" ".join(kept), _LONGEST, placeholder=" …").rstrip(".")
+
+
+@contextmanager
+def _logging(words: list[str]) -> Iterator[None]:
+    """What is logged, and by it what is told: more, or warnings and errors alone."""
+    root = logging.getLogger()
+    before = root.level
+    if not set(words).isdisjoint(VERBOSE):
+        logging.basicConfig()
+        root.setLevel(logging.INFO)
+    elif not set(words).isdisjoint(QUIET):
+        root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
 
 
 def _where(error: Exception) -> str:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from donna_ray.errors import ConfigError, DonnaError
     from donna_ray.export.step import export_network
+    from donna_ray.latency.direct import device_latency
     from donna_ray.pipeline import check, run_steps
     from donna_ray.predictor.model import AccuracyPredictor
     from donna_ray.reference.build import build_reference
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         register_block,
     )
     from donna_ray.storage.records import RecordStore
+    from donna_ray.study import Candidate, Study
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is loaded
 
@@ -65,6 +67,7 @@ __all__ = [
     "BatchSearcher",
     "BlockSpec",
     "BlocksConfig",
+    "Candidate",
     "ClusterConfig",
     "ConfigError",
     "DataConfig",
@@ -89,11 +92,13 @@ __all__ = [
     "StageShape",
     "StagedNetwork",
     "Strategy",
+    "Study",
     "build_block",
     "build_reference",
     "build_space",
     "candidates_of",
     "check",
+    "device_latency",
     "exact_front",
     "export_network",
     "load_config",
@@ -106,6 +111,7 @@ __all__ = [
 _HOMES = {
     "errors": "ConfigError DonnaError",
     "export.step": "export_network",
+    "latency.direct": "device_latency",
     "pipeline": "check run_steps",
     "predictor.model": "AccuracyPredictor",
     "reference.network": "StagedNetwork",
@@ -121,6 +127,7 @@ _HOMES = {
     "search.tuner": "BatchSearcher candidates_of",
     "space": "BlockSpec SearchSpace Stage StageShape build_block build_space register_block",
     "storage.records": "RecordStore",
+    "study": "Candidate Study",
 }
 
 

@@ -3,10 +3,9 @@
 import platform
 from importlib.metadata import version
 
-__all__ = ["VERSION", "package_versions"]
+from device_farm.version import VERSION
 
-VERSION = "0.1.0"
-"""Of this package; an installation without metadata, such as a copied folder, has it too."""
+__all__ = ["VERSION", "package_versions"]
 
 _PACKAGES = ("ray", "torch", "timm", "optuna", "onnx", "onnxruntime", "numpy", "safetensors")
 

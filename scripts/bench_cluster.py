@@ -11,7 +11,7 @@
   the loss until another worker begins the lost pack again; the other worker may be at a pack of its
   own meanwhile. Then, until the replacement has completed its first pack. Ray's health checks are
   those of its defaults.
-- submission: `scripts/submit.sh` of a run that ends at once, less that command itself.
+- submission: `clusters/submit.sh` of a run that ends at once, less that command itself.
 
     python scripts/bench_cluster.py [--rounds 3]
 

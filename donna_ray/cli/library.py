@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from donna_ray.cli.options import JsonOption, print_facts
+from donna_ray.cli.options import JsonOption, examples, print_facts
 
 __all__ = ["app"]
 
@@ -16,7 +16,7 @@ PlaceArgument = Annotated[
 ]
 
 
-@app.command("ls")
+@app.command("ls", epilog=examples("donna library ls runs/demo --stage 0"))
 def list_blocks(
     place: PlaceArgument,
     stage: Annotated[int | None, typer.Option(min=0, help="This stage only, from 0.")] = None,
@@ -29,7 +29,7 @@ def list_blocks(
     print_facts(blocks_of(library_of(place).store, stage), as_json, print_blocks)
 
 
-@app.command()
+@app.command(epilog=examples("donna library show runs/demo KEY"))
 def show(
     place: PlaceArgument,
     key: Annotated[str, typer.Argument(help="Of the record, as `ls` prints it.")],
@@ -42,24 +42,24 @@ def show(
     print_facts(record_of(library_of(place).store, key), as_json, print_record)
 
 
-@app.command()
-def verify(place: PlaceArgument) -> None:
+@app.command(epilog=examples("donna library verify s3://BUCKET/blocks"))
+def verify(place: PlaceArgument, as_json: JsonOption = False) -> None:
     """Read every file of every record; exit with 1 and the keys if any is bad."""
     from donna_ray.library.tools import bad_records, library_of
 
     store = library_of(place).store
     bad = bad_records(store)
-    for key in bad:
-        print(key)
-    print(f"records: {len(store.records())} intact, {len(bad)} torn, altered or half there")
+    facts = {"intact": len(store.records()), "bad": list(bad)}
+    print_facts(facts, as_json, _print_verified)
     if bad:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog=examples("donna library gc runs/demo --dry-run"))
 def gc(
     place: PlaceArgument,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Remove what killed processes left, and blocks that no library of the run refers to.
 
@@ -67,10 +67,11 @@ def gc(
     """
     from donna_ray.library.tools import collect_garbage, library_to_clean
 
-    _print_garbage(collect_garbage(library_to_clean(place), dry_run=dry_run))
+    facts = collect_garbage(library_to_clean(place), dry_run=dry_run)
+    print_facts(facts, as_json, _print_garbage)
 
 
-@app.command()
+@app.command(epilog=examples("donna library clean --days 7"))
 def clean(
     days: Annotated[float, typer.Option(min=0, help="Since a command has used it.")] = 30.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing.")] = False,
@@ -83,6 +84,13 @@ def clean(
         words = f"{verb} {each['path']}" if each["kept"] is None else f"kept {each['path']}"
         why = f": {each['kept']}" if each["kept"] else ""
         print(f"{words} ({each['bytes'] / 1e6:.3g} MB){why}")
+
+
+def _print_verified(facts: dict[str, Any]) -> None:
+    for key in facts["bad"]:
+        print(key)
+    bad = len(facts["bad"])
+    print(f"records: {facts['intact']} intact, {bad} torn, altered or half there")
 
 
 def _print_garbage(facts: dict[str, Any]) -> None:

@@ -19,34 +19,52 @@ from donna_ray.cli.options import (
     SetOption,
     TrustOption,
     config_at,
+    examples,
     print_facts,
     run_at,
 )
 from donna_ray.cli.plan import plan
+from donna_ray.cli.results import STEPS, compare, evaluate, export, status
+from donna_ray.cli.start import cluster_app, config_app, doctor, init
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.errors import ConfigError, DonnaError, MissingArtifactError, RunLockedError
 from donna_ray.run.folder import run_folder
+from donna_ray.versions import VERSION
 
 __all__ = ["app", "main"]
 
+_PANELS = {  # in the order in which a person meets them
+    "First": ("demo", "doctor", "init", "config"),
+    "A search": ("plan", "run", "compress", "status"),
+    "What came of it": ("compare", "export", "evaluate"),
+    "Steps by themselves, and their tools": tuple(STEPS),
+    "More": ("space", "cluster"),
+}
+_ORDER = [name for names in _PANELS.values() for name in names]
+
+
+class _InOrder(TyperGroup):
+    """Lists its commands as ``_PANELS`` does."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of the commands."""
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
+
+
 app = typer.Typer(
+    cls=_InOrder,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "donna demo --out runs/demo",
+        "donna init search.yaml",
+        "donna run search.yaml --set search.latency_limit=2.5ms",
+        "donna export runs/search 3f9c --to my-network",
+    ),
 )
-config_app = typer.Typer(no_args_is_help=True, help="What a configuration may hold.")
-app.add_typer(config_app, name="config")
 space_app = typer.Typer(no_args_is_help=True, help="The networks that a search chooses from.")
-app.add_typer(space_app, name="space")
-app.command()(plan)
 
-_STEPS = {
-    "reference": "The teacher: a timm model, cut into stem, stages and head.",
-    "library": "The distilled blocks.",
-    "predictor": "Accuracy as a function of the blocks' NSR.",
-    "search": "The front of predicted accuracy and measured latency.",
-    "finetune": "The finetuned and exported networks of the front.",
-    "report": "results.json and report.html.",
-}
 _STATUSES: dict[type[Exception], int] = {
     **dict.fromkeys((ConfigError, MissingArtifactError, RunLockedError), 2),
     DonnaError: 1,
@@ -63,32 +81,69 @@ FreshOption = Annotated[
 ]
 
 
+def _panel(name: str) -> str:
+    return next(panel for panel, names in _PANELS.items() if name in names)
+
+
+def _add(function: Any, *lines: str) -> None:
+    name = function.__name__
+    app.command(name, rich_help_panel=_panel(name), epilog=examples(*lines))(function)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"donna-ray {VERSION}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Also print what libraries and workers log.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="Print warnings and errors alone.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Finds neural networks for a given device."""
+    """Finds neural networks for a given device.
+
+    Exit status: 0; 1 where it failed (what is finished is kept); 2 where the command, its
+    configuration or a name in it is wrong; 130 or 143 where Ctrl-C or SIGTERM stopped it.
+    """
 
 
-@app.command()
 def demo(out: OutOption = None, overrides: SetOption = None, fresh: FreshOption = False) -> None:
     """Run the whole pipeline on scikit-learn's digits and this CPU, in minutes."""
     _run(str(shipped_config("demo")), out, overrides, fresh=fresh)
 
 
-@app.command()
 def run(
     config: ConfigArgument,
     out: OutOption = None,
     overrides: SetOption = None,
     fresh: FreshOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all, print what would be done, and end.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     trust: TrustOption = False,
 ) -> None:
     """Run the whole pipeline, or go on with it: what is finished is reused."""
+    if as_json and not dry_run:
+        raise ConfigError("--json is of the plan: give it with --dry-run.")
+    if dry_run:
+        _plan_of(config, out, overrides, as_json, trust)
+        return
     _run(config, out, overrides, fresh=fresh, trust=trust)
 
 
-@app.command()
 def compress(
     model: Annotated[str, typer.Argument(help="Any timm model that can be cut.")],
     data: Annotated[str, typer.Option(help="Images: a folder, a named data set, or `digits`.")],
@@ -118,28 +173,7 @@ def compress(
     _run(str(shipped_config("compress")), out, sets, options, fresh=fresh)
 
 
-@app.command()
-def export(
-    run: RunArgument,
-    architecture: Annotated[
-        str, typer.Argument(metavar="ARCH", help="Id of a finetuned network, or its beginning.")
-    ],
-    to: Annotated[Path, typer.Option("--to", help="The folder to write to.")],
-    dynamic_batch: Annotated[
-        bool, typer.Option("--dynamic-batch", help="ONNX for any number of images, not one.")
-    ] = False,
-    trust: TrustOption = False,
-) -> None:
-    """Write a finetuned network: weights, ONNX, a Python file that needs timm only, a card."""
-    folder = run_at(run, trust)
-
-    from donna_ray.export.step import export_network
-
-    for file in export_network(folder, architecture, to, dynamic_batch=dynamic_batch):
-        print(file)
-
-
-@space_app.command("show")
+@space_app.command("show", epilog=examples("donna space show search.yaml"))
 def show_space(
     config: ConfigArgument,
     overrides: SetOption = None,
@@ -155,40 +189,6 @@ def show_space(
     print_facts(space_facts(loaded), as_json, print_space)
 
 
-@config_app.command()
-def check(config: ConfigArgument, overrides: SetOption = None, trust: TrustOption = False) -> None:
-    """Check what can be without the data: values, device, strategy, model, blocks."""
-    _, loaded = _configuration(config, overrides, trust=trust)
-
-    from donna_ray.latency.farm import check_device
-    from donna_ray.reference.facts import space_facts
-    from donna_ray.search.strategies.registry import check_strategy
-
-    for scenario in loaded.all_scenarios():
-        check_device(scenario.device, scenario.search.memory_limit is not None)
-        check_strategy(scenario.search)
-    facts = space_facts(loaded)
-    print(f"{config} can be run: {facts['blocks']} blocks, {facts['size']:.3g} networks.")
-
-
-@config_app.command()
-def schema() -> None:
-    """Print the JSON schema of a configuration."""
-    print(json.dumps(RunConfig.model_json_schema(), indent=2))
-
-
-@config_app.command()
-def show(
-    name: Annotated[str, typer.Argument(help="`demo`, `compress`, `donna_large`, …")] = "demo",
-) -> None:
-    """Print a configuration that comes with the package, as a start for an own one."""
-    path = shipped_config(name)
-    if not path.is_file():
-        known = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
-        raise ConfigError(f"The configuration must be one of {known}, but is {name!r}.")
-    print(path.read_text(), end="")
-
-
 class _OrNetworks(TyperGroup):
     """Takes what is no command's name for the RUN of `networks`."""
 
@@ -201,8 +201,11 @@ class _OrNetworks(TyperGroup):
 def _add_step(name: str, text: str) -> typer.Typer:
     kind = _OrNetworks if name == "finetune" else TyperGroup
     group = typer.Typer(cls=kind, no_args_is_help=True, help=text)
+    line = f"donna {name} build search.yaml"
 
-    @group.command("build", help=f"Run this step alone, from the artifacts before it. {text}")
+    said = f"Run this step alone, from the artifacts before it. {text}"
+
+    @group.command("build", help=said, epilog=examples(line))
     def build(
         config: ConfigArgument,
         out: OutOption = None,
@@ -211,15 +214,17 @@ def _add_step(name: str, text: str) -> typer.Typer:
     ) -> None:
         _run(config, out, overrides, only=name, trust=trust)
 
-    app.add_typer(group, name=name)
+    app.add_typer(group, name=name, rich_help_panel=_panel(name))
     return group
 
 
-_groups = {name: _add_step(name, text) for name, text in _STEPS.items()}
+_groups = {name: _add_step(name, text) for name, text in STEPS.items()}
 _groups["library"].registered_commands.extend(library_app.registered_commands)
 
 
-@_groups["reference"].command("inspect")
+@_groups["reference"].command(
+    "inspect", epilog=examples("donna reference inspect resnet50 --image-size 192")
+)
 def inspect_reference(
     model: Annotated[str, typer.Argument(help="Any name of timm's.")],
     image_size: Annotated[int | None, typer.Option(min=8, help="Height and width.")] = None,
@@ -233,7 +238,7 @@ def inspect_reference(
     print_facts(reference_facts(model, image_size, num_classes), as_json, print_reference)
 
 
-@_groups["finetune"].command("networks")
+@_groups["finetune"].command("networks", epilog=examples("donna finetune runs/demo 3f9c 3-0-17"))
 def finetune_networks(
     run: RunArgument, names: NetworksArgument, trust: TrustOption = False
 ) -> None:
@@ -242,7 +247,7 @@ def finetune_networks(
     _run(str(folder), None, None, only="finetune", last="report", asked=names, trust=True)
 
 
-@_groups["predictor"].command()
+@_groups["predictor"].command(epilog=examples("donna predictor suggest runs/demo --count 8"))
 def suggest(
     run: RunArgument,
     count: Annotated[int, typer.Option(min=1, help="How many architectures.")] = 8,
@@ -256,6 +261,45 @@ def suggest(
     from donna_ray.predictor.suggestions import suggestions
 
     print_facts(suggestions(folder, count), as_json, print_suggestions)
+
+
+_add(demo, "donna demo", "donna demo --out runs/demo --set search.latency_limit=0.8x")
+_add(doctor, "donna doctor")
+_add(
+    init,
+    "donna init",
+    "donna init flowers.yaml --model resnet50 --data /data/flowers --device onnxruntime "
+    "--latency-limit 0.8x",
+)
+_add(plan, "donna plan search.yaml --nodes 1,2,4,8 --price-per-node-hour 3.06")
+_add(
+    run,
+    "donna run search.yaml",
+    "donna run search.yaml --dry-run",
+    "donna run runs/search --set search.evaluations=400",
+)
+_add(compress, "donna compress resnet50 --data /data/flowers --latency-limit 0.8x")
+_add(status, "donna status runs/search", "donna status runs/search --json")
+_add(compare, "donna compare runs/search runs/search-2")
+_add(export, "donna export runs/search 3f9c --to my-network")
+_add(evaluate, "donna evaluate my-network", "donna evaluate my-network --data /data/flowers/test")
+app.add_typer(config_app, name="config", rich_help_panel=_panel("config"))
+app.add_typer(space_app, name="space", rich_help_panel=_panel("space"))
+app.add_typer(cluster_app, name="cluster", rich_help_panel=_panel("cluster"))
+
+
+def _plan_of(
+    place: str, out: Path | None, overrides: list[str] | None, as_json: bool, trust: bool
+) -> None:
+    folder, config = _configuration(place, overrides, trust=trust)
+    root = run_folder(config, out or folder)
+
+    from donna_ray import pipeline
+    from donna_ray.cli.tables import print_dry_run
+    from donna_ray.overview.dry import dry_run
+
+    pipeline.check(config)
+    print_facts(dry_run(config, root, pipeline.STEPS), as_json, print_dry_run)
 
 
 def _run(
@@ -273,11 +317,15 @@ def _run(
     folder, config = _configuration(place, overrides, options, trust=trust)
     root = run_folder(config, out or folder)
 
+    from donna_ray.overview.status import next_steps
     from donna_ray.pipeline import run_steps
     from donna_ray.run.run import Run
 
     with Run(config, root, only=only) as run:
         run_steps(run, last or only or "report", fresh=fresh, asked=asked)
+        if only is None:
+            for line in next_steps(run.root, run.relative(run.root)):
+                run.say(line)
 
 
 def _configuration(

@@ -21,6 +21,7 @@ __all__ = [
     "SetOption",
     "TrustOption",
     "config_at",
+    "examples",
     "print_facts",
     "run_at",
 ]
@@ -36,13 +37,18 @@ TrustOption = Annotated[
     bool, typer.Option("--trust", help="Execute the run's Python files, whoever wrote them.")
 ]
 OutOption = Annotated[
-    Path | None, typer.Option("--out", help="The run folder. [default: runs/NAME]")
+    Path | None, typer.Option("--out", help="The run folder. \\[default: runs/NAME]")
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Change one value of the configuration."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def examples(*lines: str) -> str:
+    """What `--help` ends with: command lines, one a line."""
+    return "\n\n".join(("Examples:" if len(lines) > 1 else "Example:", *lines))
 
 
 def run_at(run: str, trust: bool) -> Path:

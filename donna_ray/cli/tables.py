@@ -10,10 +10,15 @@ from rich.table import Table
 
 __all__ = [
     "print_blocks",
+    "print_comparison",
+    "print_diagnosis",
+    "print_dry_run",
+    "print_evaluation",
     "print_plan",
     "print_record",
     "print_reference",
     "print_space",
+    "print_status",
     "print_suggestions",
 ]
 
@@ -81,6 +86,109 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def print_diagnosis(findings: Sequence[Facts]) -> None:
+    """The result of ``overview.doctor.diagnosis``."""
+    rows = [
+        (each["state"], each["check"], escape(each["found"]), escape(each["remedy"]))
+        for each in findings
+    ]
+    _console().print(_table(("", "check", "found", "remedy"), rows))
+
+
+def print_status(facts: Facts) -> None:
+    """The result of ``overview.status.run_status``."""
+    console = _console()
+    holder = "" if facts["process"] is None else f" by process {facts['process']}"
+    console.print(
+        f"{facts['run']}: {facts['state']}{holder}; begun {facts['started'] or 'unknown'}"
+    )
+    rows = [
+        (
+            row["step"],
+            row["state"],
+            "" if row["total"] is None else f"{row['done']}/{row['total']} {row['unit']}",
+            "" if row["state"] == "waiting" else _duration(row["seconds"]),
+            _known(row["seconds_left"], _duration),
+            str(row["image_passes"] or ""),
+        )
+        for row in facts["steps"]
+    ]
+    console.print(_table(("step", "state", "progress", "time", "left", "image passes"), rows))
+    cost = facts["cost"]
+    console.print(
+        f"cost of the finished steps: {_duration(cost['seconds'])}, "
+        f"{cost['image_passes']:,} image passes"
+    )
+
+
+def print_comparison(facts: Facts) -> None:
+    """The result of ``overview.compare.compared``."""
+    console = _console()
+    columns = ("", *map(escape, facts["runs"]))
+    figures = [(each["name"], *map(_figure, each["values"])) for each in facts["figures"]]
+    console.print(_table(columns, figures))
+    settings = [
+        (each["key"], *(escape(str(v)) for v in each["values"])) for each in facts["settings"]
+    ]
+    console.print(
+        _table(("settings that differ", "", ""), settings) if settings else "same settings"
+    )
+    for each in facts["scenarios"]:
+        shares = " and ".join(_known(share, "{:.1%}".format) for share in each["hypervolume"])
+        other = "" if each["same_device"] else "; not measured on the same device"
+        console.print(
+            f"scenario {each['name']}: of the hypervolume of both fronts together they have "
+            f"{shares or 'none'}; {len(each['networks'])} networks are on both{other}"
+        )
+
+
+def print_evaluation(facts: Facts) -> None:
+    """The result of ``export.evaluate.evaluated``."""
+    console, stated = _console(), facts["stated"]
+    accuracy = facts["accuracy"]
+    console.print(
+        f"{facts['network']}: {accuracy['right']} of {accuracy['images']} images of "
+        f"{facts['data']} are right: {accuracy['accuracy']:.2%} "
+        f"[{accuracy['low']:.2%}, {accuracy['high']:.2%}]",
+        markup=False,
+    )
+    if stated["test_accuracy"] is not None:
+        console.print(f"the card states {stated['test_accuracy']:.2%} of its test images")
+    latency = facts["latency"]
+    console.print(
+        f"latency on {latency['device']}: {latency['median_ms']:.3f} ms "
+        f"± {latency['ci_percent']:.1f}%"
+    )
+    for each in stated["latency"]:
+        console.print(f"the card states {each['median_ms']:.3f} ms on {_named_device(each)}")
+
+
+def print_dry_run(facts: Facts) -> None:
+    """The result of ``overview.dry.dry_run``."""
+    rows = [
+        (
+            row["step"],
+            row["state"],
+            escape(row["work"]),
+            "" if row["image_passes"] is None else _count(row["image_passes"]),
+        )
+        for row in facts["steps"]
+    ]
+    console = _console()
+    console.print(_table(("step", "state", "work", "image passes"), rows))
+    console.print(f"in {facts['folder']}; nothing was done. `donna plan` measures what it takes.")
+
+
+def _named_device(latency: Facts) -> str:
+    return f"{latency.get('device', 'its device')} ({latency.get('connector', '')})"
+
+
+def _figure(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def print_space(facts: Facts) -> None:

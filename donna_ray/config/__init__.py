@@ -3,7 +3,8 @@
 Entry: `load_config` in `loading.py`, which also says what is wrong with a file. `models.py` has a
 section of the YAML a class, `scenarios.py` devices and searches, `cluster.py` Ray's part,
 `values.py` the types of paths and limits, `shipped/` the configurations and spaces that come with
-the package. Imports neither torch nor Ray, so a mistake is reported at once.
+the package, `starting.py` writes one to start from. Imports neither torch nor Ray, so a mistake is
+reported at once.
 """
 
 from donna_ray.config.loading import load_config, preset_space, shipped_config
@@ -33,6 +34,7 @@ from donna_ray.config.scenarios import (
     ScenarioConfig,
     SearchConfig,
 )
+from donna_ray.config.starting import starting_config
 from donna_ray.config.values import amount_of
 
 __all__ = [
@@ -62,4 +64,5 @@ __all__ = [
     "load_config",
     "preset_space",
     "shipped_config",
+    "starting_config",
 ]

@@ -23,6 +23,7 @@ from donna_ray.data.loading import (
     image_format,
     load_data,
     load_test,
+    used_preprocessing,
 )
 from donna_ray.data.split import ImageData, Split
 
@@ -37,5 +38,6 @@ __all__ = [
     "load_test",
     "origin_of_test",
     "origin_of_validation",
+    "used_preprocessing",
     "words_of_test",
 ]

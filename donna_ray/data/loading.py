@@ -29,10 +29,18 @@ from donna_ray.data.sources import (
 from donna_ray.data.split import ImageData, Split
 from donna_ray.errors import ConfigError
 
-__all__ = ["check_data", "class_count", "image_format", "load_data", "load_test"]
+__all__ = [
+    "check_data",
+    "class_count",
+    "image_format",
+    "load_data",
+    "load_test",
+    "used_preprocessing",
+]
 
 _DIGITS_SIZE = 16  # the digits are 8x8; twice that is enough for three stages
 _DIGITS_CLASSES = 10
+_DIGITS_MEAN = 0.5
 _DIGITS_SPLIT_SEED = 0  # the split is part of the data: the same for every seed of a run
 _IMAGES = {"image", "img", "jpegimage"}
 _TARGETS = {"mask", "label", "annotation", "segmentation", "segmentationclas"}  # no plural s
@@ -45,6 +53,22 @@ def image_format(config: DataConfig) -> dict[str, Any]:
     if kind_of(config.source) == "digits":
         return {"channels": 1, "size": config.image_size or _DIGITS_SIZE}
     return {"channels": 3, "size": config.image_size}
+
+
+def used_preprocessing(config: DataConfig, own: dict[str, Any]) -> dict[str, Any]:
+    """What is done to the images before a network sees them, as timm's data configuration.
+
+    Args:
+        config: of the data.
+        own: the reference's (`input_size`, `mean`, `std`, `interpolation`, `crop_pct`).
+
+    Returns:
+        The reference's, but for the digits, which are grey and have one of their own.
+    """
+    if kind_of(config.source) != "digits":
+        return own
+    grey = {"mean": (_DIGITS_MEAN,), "std": (1.0,), "interpolation": "bilinear", "crop_pct": 1.0}
+    return own | grey
 
 
 def class_count(config: DataConfig) -> int:
@@ -154,7 +178,7 @@ def _digits(config: DataConfig, preprocessing: dict[str, Any]) -> tuple[ImageDat
     _check_digits(config)
     digits, size = load_digits(), preprocessing["input_size"][-1]
     pixels = torch.from_numpy(digits.images).float()[:, None] / 16  # grey values are 0 to 16
-    images = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear") - 0.5
+    images = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear") - _DIGITS_MEAN
     labels = torch.from_numpy(digits.target).long()
     trained, others = train_test_split(
         np.arange(len(labels)),

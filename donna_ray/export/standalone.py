@@ -15,14 +15,14 @@ from donna_ray.export.bundle import Bundle
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.space import UNSHRUNK, BlockSpec, StageShape, block_family
 
-__all__ = ["standalone_source"]
+__all__ = ["entry_name", "standalone_source", "timm_source"]
 
 _IMPORTS = (
-    *("import safetensors.torch", "import timm", "import torch"),
-    *("from pathlib import Path", "from timm.utils import reparameterize_model"),
-    "from torch import nn",
+    *("import safetensors.torch", "import sys", "import timm", "import torch"),
+    *("from pathlib import Path", "from timm.models import register_model"),
+    *("from timm.utils import reparameterize_model", "from torch import nn"),
 )
-_NAMES = ("Head", "Network", "Stem", "adopt", "load", "model")
+_NAMES = ("Head", "Network", "Stem", "WEIGHTS", "adopt", "load", "model")
 _FREED = re.compile(r";  (?:\w+ = )+None$", re.MULTILINE)  # what torch.fx adds to free memory
 
 _ADOPT = '''
@@ -57,29 +57,77 @@ class Network(nn.Module):
         return self.head(self.stages(self.stem(images)))
 
 
-def load(path=Path(__file__).with_name("weights.safetensors")):
+WEIGHTS = Path(__file__).with_name("model.safetensors")
+
+
+def load(path=WEIGHTS):
     """The network with its weights, in eval mode, its branches for training folded together."""
     network = Network()
+    network.load_state_dict(safetensors.torch.load_file(path))
+    return reparameterize_model(network.eval())
+
+
+def {entry}(pretrained=False, pretrained_cfg=None, **_others):
+    """What timm makes of this folder: `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
+    network = Network()
+    network.pretrained_cfg = network.default_cfg = pretrained_cfg or {{}}
+    if pretrained:
+        network.load_state_dict(safetensors.torch.load_file(WEIGHTS))
+    return network
+
+
+if __name__ in sys.modules:
+    register_model({entry})
+'''
+_TIMM = '''"""{title}"""
+
+from pathlib import Path
+
+import safetensors.torch
+import timm
+from timm.utils import reparameterize_model
+
+
+def load(path=Path(__file__).with_name("model.safetensors")):
+    """The network with its weights, in eval mode, its branches for training folded together."""
+    network = timm.create_model("{name}", {arguments})
     network.load_state_dict(safetensors.torch.load_file(path))
     return reparameterize_model(network.eval())
 '''
 
 
+def entry_name(architecture: str) -> str:
+    """Under which timm knows a network of its own kind, once its Python file is imported."""
+    return f"donna_{architecture}"
+
+
+def timm_source(architecture: str, name: str, arguments: Mapping[str, Any]) -> str:
+    """The text of a module with the function `load`, for a network that is timm's own model.
+
+    Args:
+        architecture: id of the network.
+        name: timm's, of the model.
+        arguments: that timm's factory makes it of.
+    """
+    title = _title(architecture, f"timm's {name} itself.")
+    return _TIMM.format(title=title, name=name, arguments=_written(arguments))
+
+
 def standalone_source(
-    title: str,
+    architecture: str,
     model: nn.Module,
     name: str,
     arguments: Mapping[str, Any],
     reference: StagedNetwork,
     specs: Sequence[BlockSpec],
 ) -> str:
-    """The text of a module with the class `Network` and the function `load`.
+    """The text of a module with the class `Network` and the function `load`; timm knows it then.
 
     `Network().state_dict()` has the names of the network that ``assemble`` makes of these blocks.
     Code of this package and of users' block families is copied into it, as far as it is used.
 
     Args:
-        title: the first line of the module's docstring.
+        architecture: id of the network.
         model: the timm model.
         name: timm's, of the model.
         arguments: that timm's factory makes the model of.
@@ -90,7 +138,7 @@ def standalone_source(
         DonnaError: code that has to be copied cannot be (see ``Bundle.add``).
     """
     kinds = [f"Stage{number}" for number in range(len(specs))]
-    bundle = Bundle(_IMPORTS, (*_NAMES, *kinds))
+    bundle = Bundle(_IMPORTS, (*_NAMES, entry_name(architecture), *kinds))
     factory = _factory(bundle, name)
     original = timm.create_model(name, **arguments)  # without what the cut has added
     classes: list[str] = []
@@ -117,12 +165,21 @@ def standalone_source(
         stem=stem,
         stages="\n".join(f"            {stage}," for stage in stages),
         head=head,
+        entry=entry_name(architecture),
     )
+    title = _title(architecture, f"{len(specs)} stages on the stem and head of {name}.")
     start = f'"""{title}"""\n\nfrom __future__ import annotations\n\n'
     texts = [start + "\n".join(sorted(bundle.imports)), *bundle.definitions]
     if classes:
         texts += [_ADOPT, *classes]
     return "\n\n\n".join(text.strip("\n") for text in (*texts, network) if text) + "\n"
+
+
+def _title(architecture: str, what: str) -> str:
+    return (
+        f"{architecture}: {what}\n\nNeeds torch, timm and safetensors. `load()` gives it with its "
+        "weights."
+    )
 
 
 def _factory(bundle: Bundle, name: str) -> str:

@@ -12,13 +12,15 @@ from typing import Any
 
 import onnx
 import safetensors.torch
+import timm
 import torch
 from torch import Tensor
 
 from donna_ray.config import DataConfig, ReferenceConfig, RunConfig, load_config
-from donna_ray.data import image_format
-from donna_ray.errors import DonnaError
-from donna_ray.export.standalone import standalone_source
+from donna_ray.data import image_format, used_preprocessing
+from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.export.hub import model_card, timm_config
+from donna_ray.export.standalone import entry_name, standalone_source, timm_source
 from donna_ray.finetune.assemble import untrained
 from donna_ray.onnx_export import (
     TOLERANCE,
@@ -29,9 +31,9 @@ from donna_ray.onnx_export import (
 )
 from donna_ray.reference.build import outline
 from donna_ray.reference.identity import reference_identity
-from donna_ray.reference.network import StagedNetwork
+from donna_ray.reference.network import StagedNetwork, own_weights
 from donna_ray.reference.timm_models import model_arguments
-from donna_ray.space import BlockSpec, register_modules
+from donna_ray.space import UNSHRUNK, BlockSpec, register_modules
 from donna_ray.storage.artifacts import (
     Artifact,
     StepFolder,
@@ -46,7 +48,9 @@ from donna_ray.versions import package_versions
 
 __all__ = ["export_network"]
 
-_WEIGHTS, _ONNX, _SOURCE, _CARD = "weights.safetensors", "model.onnx", "network.py", "card.json"
+_WEIGHTS, _ONNX, _SOURCE = "model.safetensors", "model.onnx", "network.py"
+_CONFIG, _README, _CARD = "config.json", "README.md", "card.json"
+_FILES = (_WEIGHTS, _ONNX, _SOURCE, _CONFIG, _README)
 _IMAGES = 3
 _RUN = """
 import sys
@@ -73,22 +77,23 @@ def export_network(
     Args:
         root: the run folder.
         architecture: an id or the beginning of one, among the networks of the step `finetune`.
-        folder: gets `weights.safetensors`, `model.onnx`, `network.py` and `card.json`; made where
-            it is missing.
+        folder: gets `model.safetensors`, `model.onnx`, `network.py`, `config.json` (timm's, with
+            the preprocessing), `README.md` (a model card) and `card.json`; made where it is not.
         dynamic_batch: the ONNX model takes any number of images, not one.
 
     Returns:
         The files.
 
     Raises:
-        DonnaError: the folder has a file of one of these names that no export wrote; no network, or
-            more than one, has this id; its record, its reference or a block
+        ConfigError: the folder has a file of one of these names that no export wrote; no network,
+            or more than one, has this id.
+        DonnaError: its record, its reference or a block
             family is no longer there; the code of a block family or timm is another one than that
             of the finetuning; or a check failed.
     """
     _check_replaceable(folder)
     network = _Finetuned.find(root, architecture)
-    module, source = network.build()
+    module, source, weights = network.build()
     images = torch.randn(_IMAGES, *module.input_shape, generator=torch.Generator().manual_seed(0))
     model = network.checked_onnx(module, images)
     if dynamic_batch:
@@ -98,30 +103,32 @@ def export_network(
     model = _named_outputs(model, network.class_names)
     with tempfile.TemporaryDirectory() as name:
         made = Path(name)
-        safetensors.torch.save_file(network.store.weights(network.key), made / _WEIGHTS)
+        safetensors.torch.save_file(weights, made / _WEIGHTS, metadata={"format": "pt"})
         (made / _ONNX).write_bytes(model)
         (made / _SOURCE).write_text(source, encoding="utf-8")
         _check_source(made, images, module)
-        files = (_WEIGHTS, _ONNX, _SOURCE)
-        sums = {file: file_sha256(made / file) for file in files}
+        card = network.card() | {"dynamic_batch": dynamic_batch}
+        write_json(made / _CONFIG, timm_config(card, network.timm_arguments()))
+        (made / _README).write_text(model_card(card, is_timms=network.is_timms), encoding="utf-8")
+        sums = {file: file_sha256(made / file) for file in _FILES}
         (folder / _CARD).unlink(missing_ok=True)  # a card is there only with the files it is of
-        for file in files:
+        for file in _FILES:
             write_atomic(folder / file, (made / file).read_bytes())
-    card = network.card() | {"dynamic_batch": dynamic_batch, "files": sums}
-    write_json(folder / _CARD, card)
-    return [folder / file for file in (*files, _CARD)]
+    write_json(folder / _CARD, card | {"files": sums})
+    return [folder / file for file in (*_FILES, _CARD)]
 
 
 def _check_replaceable(folder: Path) -> None:
     """Refuse to write over files that are not as an earlier export left them."""
-    sums = (read_json(folder / _CARD) or {}).get("files", {})
-    for name in (_WEIGHTS, _ONNX, _SOURCE, _CARD):
+    card = read_json(folder / _CARD)
+    sums = card.get("files", {}) if isinstance(card, dict) else {}
+    for name in (*_FILES, _CARD):
         path = folder / name
         ours = (
             bool(sums) if name == _CARD else path.exists() and file_sha256(path) == sums.get(name)
         )
         if path.exists() and not ours:
-            raise DonnaError(
+            raise ConfigError(
                 f"An export must not write over what it did not write, but {path} is there and is "
                 "not as an export left it. Give another --to, or move the file."
             )
@@ -164,26 +171,48 @@ class _Finetuned:
         config = config.model_copy(update={"reference": model, "data": data})
         return cls(key, latency, tests, record, store, config, reference)
 
-    def build(self) -> tuple[StagedNetwork, str]:
-        """The network with its weights, in eval mode, and its source as one Python file."""
+    def build(self) -> tuple[StagedNetwork, str, dict[str, Tensor]]:
+        """The network in eval mode, its source as one Python file, and its weights for that."""
         config, classes = self.config, self.reference.result["classes"]
         register_modules(config.space.modules)
         model, reference, _ = outline(config, classes, load_weights=False)
-        specs = [BlockSpec.from_json(block) for block in self.record["blocks"]]
+        specs, weights = self.specs, self.store.weights(self.key)
         network = untrained(reference, specs)
         try:
-            network.load_state_dict(self.store.weights(self.key))
+            network.load_state_dict(weights)
         except RuntimeError as error:
             raise self._other_code(f"its weights do not fit: {error}") from error
-        image = image_format(config.data)
-        name = config.reference.model
-        arguments = model_arguments(name, classes, image["channels"], image["size"])
-        title = (
-            f"{self.record['architecture']}: a network of {len(specs)} stages on the stem and head "
-            f"of {name}.\n\nNeeds torch, timm and safetensors. `load()` gives it with its weights."
-        )
-        source = standalone_source(title, model, name, arguments, reference, specs)
-        return network.requires_grad_(False).eval(), source
+        name, architecture = config.reference.model, self.record["architecture"]
+        if self.is_timms:
+            reference.load_state_dict(weights)  # whose modules are the model's
+            source, weights = timm_source(architecture, name, self._arguments), own_weights(model)
+        else:
+            source = standalone_source(architecture, model, name, self._arguments, reference, specs)
+        return network.requires_grad_(False).eval(), source, weights
+
+    @property
+    def specs(self) -> list[BlockSpec]:
+        """One block a stage."""
+        return [BlockSpec.from_json(block) for block in self.record["blocks"]]
+
+    @property
+    def is_timms(self) -> bool:
+        """It is a model of timm as it is: every stage is the reference's own."""
+        factory = timm.model_entrypoint(self.config.reference.model)
+        whole = all(spec == UNSHRUNK for spec in self.specs)
+        return whole and factory.__module__.partition(".")[0] == "timm"
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        image, classes = image_format(self.config.data), self.reference.result["classes"]
+        name = self.config.reference.model
+        return model_arguments(name, classes, image["channels"], image["size"])
+
+    def timm_arguments(self) -> dict[str, Any]:
+        """Under which name and with which arguments timm makes it."""
+        if self.is_timms:
+            return {"architecture": self.config.reference.model, "model_args": self._arguments}
+        return {"architecture": entry_name(self.record["architecture"])}
 
     @torch.no_grad()
     def checked_onnx(self, network: StagedNetwork, images: Tensor) -> bytes:
@@ -225,7 +254,7 @@ class _Finetuned:
             "images": teacher["images"],
             "classes": teacher["classes"],
             "class_names": self.class_names,
-            "preprocessing": teacher["preprocessing"],
+            "preprocessing": used_preprocessing(self.config.data, teacher["preprocessing"]),
             "reference": {
                 **{name: teacher[name] for name in ("model", "accuracy", "weights_sha256")},
                 **others,
@@ -255,7 +284,7 @@ def _choose(root: Path, beginning: str) -> tuple[str, str, list[dict[str, Any]]]
         name for name, point in named.items() if _numbers(point) == beginning
     ]
     if len(matches) != 1 or not beginning:
-        raise DonnaError(
+        raise ConfigError(
             f"The architecture must be one of the finetuned networks of {root} "
             f"({', '.join(sorted(names)) or 'there are none'}), but {len(matches)} of them "
             f"begin with {beginning!r}. Give the beginning of one"

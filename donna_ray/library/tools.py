@@ -10,7 +10,7 @@ from typing import Any
 
 from donna_ray.block_spec import BlockSpec
 from donna_ray.config import RunConfig, load_config
-from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.errors import ConfigError
 from donna_ray.storage.artifacts import file_sha256
 from donna_ray.storage.files import Storage, folder_in
 from donna_ray.storage.index import Group, files_by_key
@@ -149,11 +149,11 @@ def record_of(store: RecordStore, key: str) -> Facts:
     """A record, and name and bytes of each of its files.
 
     Raises:
-        DonnaError: no intact record has this key.
+        ConfigError: no intact record has this key.
     """
     record = store.get(key)
     if record is None:
-        raise DonnaError(
+        raise ConfigError(
             f"The key must be of an intact record in {store.url}, but {key!r} is not. `donna "
             "library ls` prints the keys, `donna library verify` those of bad records."
         )

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from donna_ray.config import ReferenceConfig, RunConfig
-from donna_ray.data import class_count, image_format
+from donna_ray.data import class_count, image_format, used_preprocessing
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.reference.cut import cut_model
 from donna_ray.reference.network import StagedNetwork
@@ -68,7 +68,8 @@ def outline(
         image_size=image["size"],
         load_weights=load_weights,
     )
-    preprocessing = preprocessing_of(model, image["channels"], image["size"])
+    own = preprocessing_of(model, image["channels"], image["size"])
+    preprocessing = used_preprocessing(config.data, own)
     reference = cut_reference(model, config.reference, preprocessing["input_size"])
     return model, reference, preprocessing
 

@@ -20,7 +20,7 @@ class StagedNetwork(nn.Module):
     Attributes:
         input_shape: (channels, height, width) of an image.
         shapes: of each stage, and the stage itself.
-        classes: number of logits.
+        classes: number of logits; of no meaning where the output is something else.
         names: of the modules of a timm model that each stage is made of; empty in a candidate.
     """
 

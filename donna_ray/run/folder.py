@@ -7,6 +7,7 @@ from donna_ray.config import RunConfig
 from donna_ray.errors import ConfigError
 from donna_ray.run.ownership import check_is_ours
 from donna_ray.storage.artifacts import digest
+from donna_ray.storage.places import user_cache
 
 __all__ = ["copies", "copy_of", "name_of", "run_folder"]
 
@@ -56,5 +57,4 @@ def name_of(root: Path) -> str:
 
 def copies() -> Path:
     """Where the working copies of runs at URLs are."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "donna-ray" / "runs"
+    return user_cache() / "donna-ray" / "runs"

@@ -24,6 +24,7 @@ import yaml
 from donna_ray.errors import ConfigError
 from donna_ray.run.lease import LEASE
 from donna_ray.run.ownership import MARKER
+from donna_ray.run.progress import PROGRESS
 from donna_ray.run.shared_folder import MARK
 from donna_ray.storage.artifacts import (
     file_sha256,
@@ -199,7 +200,11 @@ class Mirror:
 
     def _is_copied(self, name: str) -> bool:
         file = name.rpartition("/")[2]
-        ours = file in (".lock", MARKER, _SYNCED) or file.startswith(MARK) or is_temporary(file)
+        ours = (
+            file in (".lock", MARKER, PROGRESS, _SYNCED)
+            or file.startswith(MARK)
+            or is_temporary(file)
+        )
         kept_here = name.startswith(_NOT_COPIED) or _NOR in name or name.endswith(_OF_SQLITE)
         return not ours and not kept_here and (self._root / name).is_file()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from donna_ray.errors import ConfigError, RunLockedError
+from donna_ray.run.progress import PROGRESS
 from donna_ray.storage.artifacts import StepFolder, finished_inputs, write_json
 from donna_ray.versions import VERSION
 
@@ -22,7 +23,8 @@ _MADE = (
     *("reference", "library", "predictor", "search", "finetune", "networks"),
     *("results.json", "report.html", "config.yaml"),
 )
-_HELD = (MARKER, f".{MARKER}", ".lock", ".mirror.json", ".seen-")  # beginnings of names; no results
+_HELD = (MARKER, f".{MARKER}", ".lock", ".mirror.json", ".seen-", PROGRESS, f".{PROGRESS}")
+"""Beginnings of the names of files that are no results."""
 
 
 def check_is_ours(root: Path) -> None:

@@ -2,8 +2,10 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -15,17 +17,42 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
-__all__ = ["Progress"]
+from donna_ray.storage.artifacts import write_json
+
+__all__ = ["PROGRESS", "Progress", "write_progress"]
+
+PROGRESS = ".progress.json"
+"""The file of a run folder that tells how far the step under way is; none once a run is over."""
 
 _LINE_EVERY_S = 15.0
 _POLL_S = 0.3
+_NOTED_EVERY_S = 2.0
+
+
+def write_progress(
+    root: Path, step: str, began: float, counted: Mapping[str, Any] | None = None
+) -> None:
+    """Leave word of the step under way for whoever looks at the run folder meanwhile.
+
+    Args:
+        root: the run folder.
+        step: its name, or that of a part of it.
+        began: seconds since the epoch.
+        counted: `done` of a `total` in `unit`; None where nothing is counted yet.
+    """
+    with suppress(OSError):  # a full disk stops what matters, not this
+        write_json(root / PROGRESS, {"step": step, "began": began, **(counted or {})})
 
 
 class Progress:
-    """A context manager for one step; ``update`` may be called from another thread."""
+    """A context manager for one step; ``update`` may be called from another thread.
 
-    def __init__(self, console: Console, name: str, total: int, unit: str) -> None:
+    It also leaves word of itself in the run folder (``write_progress``).
+    """
+
+    def __init__(self, console: Console, root: Path, name: str, total: int, unit: str) -> None:
         self._console, self._name, self._total, self._unit = console, name, total, unit
+        self._root, self._began, self._noted = root, time.time(), 0.0
         self._done = 0
         self._started = self._last_line = time.monotonic()
         self._bar: RichProgress | None = None
@@ -58,6 +85,7 @@ class Progress:
     def update(self, done: int, note: str = "") -> None:
         """`done` units are done; the note is shown beside that."""
         self._done = done
+        self._note()
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=f"{self._name} {note}")
         elif time.monotonic() - self._last_line >= _LINE_EVERY_S:
@@ -82,6 +110,12 @@ class Progress:
         finally:
             over.set()
             thread.join()
+
+    def _note(self) -> None:
+        if time.monotonic() - self._noted >= _NOTED_EVERY_S or self._done == self._total:
+            self._noted = time.monotonic()
+            facts = {"done": self._done, "total": self._total, "unit": self._unit}
+            write_progress(self._root, self._name, self._began, facts)
 
     def _left(self) -> str:
         if not self._done:

@@ -1,5 +1,6 @@
 """One run: its configuration, its folder, its lock, and how a step is computed or reused."""
 
+import logging
 import os
 import shutil
 import time
@@ -18,7 +19,7 @@ from donna_ray.run.folder import name_of
 from donna_ray.run.lease import Lease
 from donna_ray.run.mirror import Mirror
 from donna_ray.run.ownership import Forgotten, claim, locked, remove_if_empty
-from donna_ray.run.progress import Progress
+from donna_ray.run.progress import PROGRESS, Progress, write_progress
 from donna_ray.run.session import RaySession
 from donna_ray.run.shared_folder import MARK, SharedFolder, check_nodes
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, write_atomic
@@ -48,7 +49,8 @@ class Run:
     def __init__(self, config: RunConfig, root: Path, *, only: str | None = None) -> None:
         self.config = config
         self.root = root.expanduser().resolve()
-        self.console = Console(stderr=True, highlight=False)
+        quiet = not logging.getLogger().isEnabledFor(logging.WARNING)
+        self.console = Console(stderr=True, highlight=False, quiet=quiet)
         self.ray = RaySession(config.cluster)
         self.shared = SharedFolder(config.cluster.location_of(self.root))
         url = self.shared.location
@@ -98,7 +100,10 @@ class Run:
                     closing.callback(each.close)
             if error is None:
                 shutil.rmtree(self.root / "ray", ignore_errors=True)
+                if self.only is None:
+                    (self.root / PROGRESS).unlink(missing_ok=True)
             if error is not None and self._forgotten.put_back():
+                (self.root / PROGRESS).unlink(missing_ok=True)
                 self.say(f"{self.relative(self.root)} is as it was: no step was finished")
             self.push()
             if error is not None:
@@ -167,8 +172,10 @@ class Run:
             folder.path.mkdir(parents=True, exist_ok=True)
             self.say(f"[bold]{name}[/bold]")
             started = time.perf_counter()
+            write_progress(self.root, name, time.time())
             result, files = compute(folder)
             artifact = folder.commit(result, files, time.perf_counter() - started)
+        (self.root / PROGRESS).unlink(missing_ok=True)
         if self._forgotten.remove():
             self._remove_records()
         self.push()
@@ -177,9 +184,11 @@ class Run:
         return artifact
 
     def doubt(self, artifact: Artifact) -> None:
-        """Say what makes an artifact doubtful."""
+        """Say what makes an artifact doubtful, also where a command is to be quiet."""
         for each in artifact.result.get("doubts", []):
-            self.say(f"[bold yellow]warning[/bold yellow]: {escape(each)}")
+            text = f"[bold yellow]warning[/bold yellow]: {escape(each)}"
+            loud = Console(stderr=True, highlight=False) if self.console.quiet else self.console
+            loud.print(text, soft_wrap=True)
 
     def write_config(self) -> None:
         """Make this configuration the one that the run folder stands for (`config.yaml`)."""
@@ -193,7 +202,7 @@ class Run:
 
     def progress(self, name: str, total: int, unit: str) -> Progress:
         """A display for `total` units of a long step."""
-        return Progress(self.console, name, total, unit)
+        return Progress(self.console, self.root, name, total, unit)
 
     def say(self, text: str) -> None:
         """One line for the person who watches (rich markup)."""

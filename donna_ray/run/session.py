@@ -44,7 +44,9 @@ class RaySession:
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
         stopping = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            chatty = logging.getLogger().isEnabledFor(logging.INFO)
+            level = logging.INFO if chatty else logging.ERROR
+            ray.init(include_dashboard=False, log_to_driver=chatty, logging_level=level)
         except ConnectionError as error:
             raise DonnaError(
                 f"The Ray cluster of RAY_ADDRESS ({os.environ.get('RAY_ADDRESS', 'ray start')}) "

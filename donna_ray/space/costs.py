@@ -1,12 +1,11 @@
 """Params and MACs of blocks that were checked once, kept in the user's cache."""
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from donna_ray.errors import DonnaError
+from donna_ray.storage.places import user_cache
 
 __all__ = ["CostCache"]
 
@@ -22,7 +21,7 @@ class CostCache:
     """
 
     def __init__(self) -> None:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "donna-ray"
+        root = user_cache() / "donna-ray"
         self._path = root / "blocks.sqlite"
         with self._used():
             root.mkdir(parents=True, exist_ok=True)

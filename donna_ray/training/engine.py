@@ -3,10 +3,10 @@
 Every training and measurement goes through an ``Engine``: reference, blocks and networks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,25 @@ class Engine:
         if self.device.type == "cuda" and not images.is_cuda:
             images = images.pin_memory().to(self.device, non_blocking=True)
         return images.to(self.device).contiguous(memory_format=torch.channels_last)
+
+    def targets(self, targets: Any, rows: slice, count: int) -> Any:
+        """Those of some images of a batch, on the device.
+
+        Args:
+            targets: a tensor, or tensors in lists, tuples and mappings.
+            rows: of the batch.
+            count: images of the batch; what has another length belongs to all of them.
+        """
+        if isinstance(targets, Mapping):
+            return {name: self.targets(each, rows, count) for name, each in targets.items()}
+        if isinstance(targets, list | tuple):
+            if isinstance(targets, list) and len(targets) == count:  # one an image
+                return [self.targets(each, rows, -1) for each in targets[rows]]
+            return type(targets)(self.targets(each, rows, count) for each in targets)
+        if not isinstance(targets, Tensor):
+            return targets
+        own = targets[rows] if targets.ndim and len(targets) == count else targets
+        return own.to(self.device)
 
     def autocast(self) -> torch.autocast:
         """In which a forward of a training is done."""

@@ -107,9 +107,9 @@ class Trainer:
         keeper = None if keep is None else Keeper(lambda _steps: keep())
         with seeded(0):
             steps = numbered(batches, self.step + 1, self._check_losses, keeper)
-            for number, (images, labels) in steps:
+            for number, (images, targets) in steps:
                 torch.manual_seed(derived_seed(self._seed, self.epoch, self._group.rank, number))
-                self._train_on(images, labels)
+                self._train_on(images, targets)
                 self.step = number
         self.epoch, self.step = self.epoch + 1, 0
         if self._recipe.patience is not None:
@@ -183,15 +183,15 @@ class Trainer:
         self.epoch, self.step = facts["epoch"], facts.get("step", 0)  # earlier: whole epochs only
         self._best_epoch, self._best_accuracy = facts["best_epoch"], facts["best_accuracy"]
 
-    def _train_on(self, images: Tensor, labels: Tensor) -> None:
+    def _train_on(self, images: Tensor, targets: Any) -> None:
         """One step, on as many images at once as the memory holds."""
-        engine, count = self._engine, len(labels)
+        engine, count = self._engine, len(images)
 
         def part(rows: slice) -> Tensor:
-            some, known = engine.images(images[rows]), labels[rows].to(engine.device)
+            some = engine.images(images[rows])
             with engine.autocast():
-                loss = self._loss(some, self._model(some), known)
-            return self._descent.backward(loss, len(known) / count)
+                loss = self._loss(some, self._model(some), engine.targets(targets, rows, count))
+            return self._descent.backward(loss, len(some) / count)
 
         losses = self._memory.each(count, part, self._descent.forget)
         self._descent.step()

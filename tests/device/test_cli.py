@@ -241,5 +241,5 @@ def test_the_package_is_the_command() -> None:
     """`python -m device_farm`, where the console script is not on the PATH."""
     result = as_a_process("bench", "nothing.onnx")
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: ")
+    assert result.stderr.startswith("device-farm: ")
     assert "nothing.onnx" in result.stderr

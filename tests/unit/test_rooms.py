@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[2]
 REST = "the rest"
 FILE = re.compile(r"`([\w/]+\.py)`")
 FLOORS = {  # from the lowest to the highest; rooms of one floor do not import each other
-    "donna_ray": "complexity, credentials, errors, onnx_symbolics, versions | "
+    "donna_ray": "clusters, complexity, credentials, errors, onnx_symbolics, versions | "
     "config, onnx_export, storage | block_spec | data, run, space | workers | training | "
     "reference | distill, latency | library | finetune | export, predictor | report, search | "
-    "pipeline, plan, timm_models | cli | __init__, __main__",
+    "overview, pipeline, plan, study, timm_models | cli | __init__, __main__",
     "donna_ray.search": f"exact | surrogate | study | strategies | {REST}",
-    "device_farm": "device_spec, ending, failures, plugins, reading | inputs | workload | timing | "
-    "connector, cache | connectors, farm, testing | cli | __init__, __main__",
+    "device_farm": "device_spec, ending, failures, plugins, reading, version | inputs | workload | "
+    "timing | connector, cache | alone, connectors, farm, testing | cli | __init__, __main__",
 }
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from device_farm.ending import explained, one_line
 from donna_ray import pipeline
-from donna_ray.cli import main as cli
+from donna_ray.cli import start as cli
 from donna_ray.config import RunConfig
 from donna_ray.run.run import Run
 from donna_ray.space.costs import CostCache

@@ -1,4 +1,4 @@
-"""`scripts/submit.sh` with stand-ins for `donna` and `ray`: its exit status and words."""
+"""`clusters/submit.sh` with stand-ins for `donna` and `ray`: its exit status and words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SUBMIT = Path(__file__).parents[3] / "scripts" / "submit.sh"
+SUBMIT = Path(__file__).parents[3] / "clusters" / "submit.sh"
 CLI = "2026-01-01 10:00:00,000\tWARN cli.py:85 -- Job 'raysubmit_1' was stopped"
 
 

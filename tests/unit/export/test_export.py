@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import timm
 import torch
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from donna_ray.cli.main import app
-from donna_ray.config import RunConfig
+from donna_ray.cli.tables import print_evaluation
+from donna_ray.config import RunConfig, TrainingConfig, load_config
+from donna_ray.data import load_data, load_test
 from donna_ray.errors import DonnaError
 from donna_ray.export import step
 from donna_ray.export.bundle import Bundle
@@ -31,7 +35,9 @@ from donna_ray.reference.network import StagedNetwork
 from donna_ray.space import UNSHRUNK, BlockSpec, block_family, register_modules
 from donna_ray.storage.artifacts import StepFolder, file_sha256
 from donna_ray.storage.records import RecordStore
-from donna_ray.training.loop import seeded
+from donna_ray.training.loop import right_answers, seeded
+from donna_ray.training.trainer import on_labels
+from tests.command_line import donna_here
 
 LATENCY = {"device": "cpu", "connector": "onnxruntime", "settings": {"threads": 1}, "median_ms": 1}
 INVERTED = BlockSpec.of(
@@ -83,9 +89,10 @@ NAMES = [f"class {number}" for number in range(10)]
 
 
 class Finished:
-    """A run folder with one finetuned network, whose weights are random."""
+    """A run folder with one finetuned network."""
 
-    def __init__(self, root: Path, specs: list[BlockSpec], **values: Any) -> None:
+    def __init__(self, root: Path, specs: list[BlockSpec], epochs: int = 0, **values: Any) -> None:
+        """The weights are random, but for so many epochs on the data."""
         self.root, self.id = root, "abcdef0123456789"
         values = {"space": {"preset": "micro"}, **values}
         config = RunConfig.model_validate(values)
@@ -95,6 +102,13 @@ class Finished:
         with seeded(3):
             _, reference, preprocessing = outline(config, classes, load_weights=False)
             self.network = untrained(reference, specs).eval()
+        self.preprocessing = preprocessing
+        if epochs:
+            recipe = TrainingConfig(epochs=epochs)
+            trainer = on_labels(self.network, load_data(config.data, preprocessing), recipe, 0)
+            while not trainer.finished():
+                trainer.train_epoch()
+            self.network = trainer.result().requires_grad_(False)
         teacher = {"classes": classes, "preprocessing": preprocessing, "accuracy": 0.9}
         teacher |= {
             "model": config.reference.model,
@@ -184,7 +198,7 @@ def test_own_reference_and_own_family(tmp_path: Path) -> None:
     assert card["latency"] == [LATENCY]
     assert {name: card[name] for name in TEST} == TEST
     assert card["reference"]["test_from"] == "data.test_split test"
-    names = ("weights.safetensors", "model.onnx", "network.py")
+    names = ("model.safetensors", "model.onnx", "network.py", "config.json", "README.md")
     assert card["files"] == {name: file_sha256(to / name) for name in names}
 
 
@@ -206,7 +220,7 @@ def test_timm_reference(model: str, size: int, specs: list[BlockSpec], tmp_path:
     check(to, run.network, (1, 3))
 
 
-@pytest.mark.parametrize("name", ["network.py", "card.json", "model.onnx", "weights.safetensors"])
+@pytest.mark.parametrize("name", ["network.py", "card.json", "README.md", "model.safetensors"])
 @pytest.mark.parametrize("card", [None, "[]", '{"files": {}}', '{"files": {"network.py": "0"}}'])
 def test_files_of_others_are_not_written_over(tmp_path: Path, name: str, card: str | None) -> None:
     if card is not None:
@@ -293,7 +307,7 @@ def test_checkpoint_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(28, "full", str(path))
 
     monkeypatch.setattr(step, "write_atomic", full)
-    with pytest.raises(OSError, match=r"weights"):
+    with pytest.raises(OSError, match=r"model\.safetensors"):
         export_network(root, run.id, to)
     assert not (to / "card.json").exists()
 
@@ -335,3 +349,75 @@ def test_names_of_two_modules_stay_apart(tmp_path: Path, monkeypatch: pytest.Mon
     exec("\n".join([*sorted(bundle.imports), *bundle.definitions]), names)
     assert names[called]("pi") == both("pi") == ("3.14 m", "2.0")
     assert not any("flattened" in line for line in bundle.imports)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_timm_loads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of blocks under a name that its Python file makes known; timm's own without."""
+    for name, specs in (("own", [INVERTED] * 3), ("timms", [UNSHRUNK] * 6)):
+        root = tmp_path / name
+        root.mkdir()
+        model = {"reference": {"model": "mobilenetv3_small_050"}} if name == "timms" else {}
+        data = {"data": {"source": str(tmp_path), "image_size": 32}} if name == "timms" else {}
+        run = Finished(root, specs, **model, **data)
+        export_network(root, run.id, root / "out")
+        if name == "own":
+            spec = importlib.util.spec_from_file_location("network", root / "out" / "network.py")
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            monkeypatch.setitem(sys.modules, "network", module)
+            spec.loader.exec_module(module)
+        network = timm.create_model(f"local-dir:{root / 'out'}", pretrained=True).eval()
+        images = torch.randn(2, *run.network.input_shape)
+        with torch.no_grad():
+            torch.testing.assert_close(network(images), run.network(images), atol=1e-4, rtol=0)
+        config = json.loads((root / "out" / "config.json").read_text())
+        assert (config["num_classes"], config["label_names"]) == (10, NAMES)
+        resolved = timm.data.resolve_data_config({}, model=network)
+        assert list(resolved["input_size"]) == list(run.network.input_shape)
+        assert list(resolved["mean"]) == config["pretrained_cfg"]["mean"]
+        text = (root / "out" / "README.md").read_text()
+        assert ("import network " in text) == (name == "own")
+        assert "75.00% (95%: 50.00% to 87.50%)" in text
+
+
+@pytest.mark.usefixtures("in_process")
+def test_card_is_executed_as_it_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The digits as image files, prepared by config.json alone, get the accuracy of the pipeline.
+
+    Of a trained network with one channel; another mean would cost it most of that.
+    """
+    from sklearn.datasets import load_digits
+
+    run = Finished(tmp_path, [INVERTED] * 3, epochs=3)
+    export_network(tmp_path, run.id, tmp_path / "out")
+    config = load_config(tmp_path / "config.yaml")
+    data, test = (load(config.data, run.preprocessing) for load in (load_data, load_test))
+    right = [right_answers(run.network, each)[0] for each in (data.train, data.validation, test)]
+    digits = load_digits()
+    for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        folder = tmp_path / "digits" / NAMES[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        grey = np.rint(pixels * 255 / 16).astype(np.uint8)
+        Image.fromarray(grey).save(folder / f"{number}.png")
+    net, found = str(tmp_path / "out"), []
+    for words in ((net,), (net, "--data", str(tmp_path / "digits"), "--device", "simulated")):
+        done = donna_here("evaluate", *words, "--json")
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    alone, executed = (each["accuracy"] for each in found)
+    assert (alone["right"], alone["images"]) == (right[2], len(test))
+    assert executed["images"] == len(digits.target)
+    assert right[0] > 0.8 * len(data.train)
+    assert abs(executed["right"] - sum(right)) < 0.005 * len(digits.target)
+    assert found[0]["latency"]["median_ms"] > 0
+    assert found[0]["stated"] == {"test_accuracy": 0.75, "latency": [LATENCY]}
+    print_evaluation(found[0])
+    assert "the card states 75.00%" in capsys.readouterr().out
+    refused = donna_here("evaluate", net, "--data", str(tmp_path / "networks"))
+    assert (refused.returncode, "networks" in refused.stderr) == (2, True)
+    refused = donna_here("evaluate", str(tmp_path))
+    assert (refused.returncode, "donna export" in refused.stderr) == (2, True)

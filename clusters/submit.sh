@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Submits a run to a Ray cluster, after the configuration was checked here.
-#   scripts/submit.sh CONFIG [--set A.B=C …] [--out FOLDER] [--fresh]
+#   clusters/submit.sh CONFIG [--set A.B=C …] [--out FOLDER] [--fresh]
 # The cluster is that of RAY_ADDRESS, such as http://127.0.0.1:8265 (the default), behind
 # `ray dashboard cluster.yaml` or an SSH tunnel. CONFIG must be in this directory, of which the
 # cluster gets Python and YAML files as the job's working directory, and nothing else: no file whose
@@ -8,7 +8,7 @@
 # nothing that .gitignore names. Follows the log, and exits as the job does: 0 if it succeeded, 1 if
 # it failed, 3 if it was stopped. The same command again goes on where a job was stopped.
 set -euo pipefail
-config=${1:?usage: scripts/submit.sh CONFIG [options of donna run]}
+config=${1:?usage: clusters/submit.sh CONFIG [options of donna run]}
 shift
 
 token=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}

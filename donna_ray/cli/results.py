@@ -1,0 +1,89 @@
+"""`donna status | compare | export | evaluate`: what a run has made, and what is done with it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from donna_ray.cli.options import JsonOption, RunArgument, check_is_run, print_facts
+
+__all__ = ["STEPS", "compare", "evaluate", "export", "status"]
+
+STEPS = {
+    "reference": "The teacher: a timm model, cut into stem, stages and head.",
+    "library": "The distilled blocks.",
+    "predictor": "Accuracy as a function of the blocks' NSR.",
+    "search": "The front of predicted accuracy and measured latency.",
+    "finetune": "The finetuned and exported networks of the front.",
+    "report": "results.json and report.html.",
+}
+
+
+def status(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Show how far a run is: its steps, their progress and cost, what is left of the one under way.
+
+    Reads the folder alone: of a run at a URL, on the host that runs it.
+    """
+    check_is_run(run)
+
+    from donna_ray.cli.tables import print_status
+    from donna_ray.overview.status import run_status
+
+    print_facts(run_status(run, list(STEPS)), as_json, print_status)
+
+
+def compare(first: RunArgument, second: RunArgument, as_json: JsonOption = False) -> None:
+    """Show what differs between two finished runs: settings, accuracies, fronts, cost."""
+    check_is_run(first)
+    check_is_run(second)
+
+    from donna_ray.cli.tables import print_comparison
+    from donna_ray.overview.compare import compared
+
+    print_facts(compared(first, second), as_json, print_comparison)
+
+
+def export(
+    run: RunArgument,
+    architecture: Annotated[
+        str, typer.Argument(metavar="ARCH", help="Id of a finetuned network, or its beginning.")
+    ],
+    to: Annotated[Path, typer.Option("--to", help="The folder to write to.")],
+    dynamic_batch: Annotated[
+        bool, typer.Option("--dynamic-batch", help="ONNX for any number of images, not one.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a finetuned network as a folder that timm, Hugging Face and ONNX Runtime load.
+
+    Weights, ONNX, a Python file that needs torch and timm only, config.json, a model card.
+    """
+    check_is_run(run)
+
+    from donna_ray.export.step import export_network
+
+    files = export_network(run, architecture, to, dynamic_batch=dynamic_batch)
+    print_facts(list(map(str, files)), as_json, lambda lines: print(*lines, sep="\n"))
+
+
+def evaluate(
+    network: Annotated[Path, typer.Argument(metavar="NET", help="A folder of `donna export`.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Images: a folder of one folder a class, or what data.source takes, whose test "
+            "images are used. \\[default: the test images that the card names]"
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="A connector of the device farm.")] = "onnxruntime",
+    threads: Annotated[int, typer.Option(min=1, help="Of the device, where it has some.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure accuracy and latency of an exported network, by what stands in its folder alone.
+
+    The ONNX model is run on images that are prepared as config.json says.
+    """
+    from donna_ray.cli.tables import print_evaluation
+    from donna_ray.export.evaluate import evaluated
+
+    print_facts(evaluated(network, data, device, threads), as_json, print_evaluation)

@@ -1,0 +1,146 @@
+"""`donna doctor | init | config | cluster`: before the first run. Imports torch only where said."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from donna_ray.cli.options import ConfigArgument, JsonOption, SetOption, examples, print_facts
+from donna_ray.config import RunConfig, load_config, shipped_config, starting_config
+from donna_ray.errors import ConfigError
+
+__all__ = ["cluster_app", "config_app", "doctor", "init"]
+
+config_app = typer.Typer(no_args_is_help=True, help="What a configuration may hold.")
+cluster_app = typer.Typer(no_args_is_help=True, help="Files to start a Ray cluster with.")
+
+_ASKED = {  # option, its question, its default
+    "model": ("Model, any of timm's that can be cut into stages", "donna_digits"),
+    "data": ("Images: a folder with train/ and validation/ in it, or digits", "digits"),
+    "device": ("Device: onnxruntime (this CPU), cuda, adb (a phone)", "onnxruntime"),
+    "latency_limit": ("Latency limit: a multiple of the model's own, or as 2.5ms", "0.8x"),
+}
+
+
+def doctor(
+    out: Annotated[Path, typer.Option("--out", help="Where runs are to be kept.")] = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Check this host: versions, Ray, devices, disk, permissions, GPUs, each with its remedy.
+
+    Exit status 1 if something keeps every run from working.
+    """
+    from donna_ray.cli.tables import print_diagnosis
+    from donna_ray.overview.doctor import diagnosis
+
+    found = diagnosis(out)
+    print_facts(found, as_json, print_diagnosis)
+    if any(each["state"] == "error" for each in found):
+        raise typer.Exit(1)
+
+
+def init(
+    file: Annotated[Path, typer.Argument(help="The YAML file to write.")] = Path("search.yaml"),
+    model: Annotated[str | None, typer.Option(help="Any timm model that can be cut.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Images: a folder, a named data set, or `digits`.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="A connector of the device farm.")] = None,
+    latency_limit: Annotated[
+        str | None, typer.Option(help="Of the networks: `0.8x` the model's own, or `2.5ms`.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="`pretrained`, a checkpoint file, or `train`. \\[default: by the model]"),
+    ] = None,
+) -> None:
+    """Write a commented configuration; asks for what no option gives.
+
+    An existing file is left alone.
+    """
+    if file.exists():
+        raise ConfigError(
+            f"`donna init` writes a new file, but {file} is there. Name another one, or edit it."
+        )
+    given = {"model": model, "data": data, "device": device, "latency_limit": latency_limit}
+    values = {name: _answer(name, value) for name, value in given.items()}
+    known = "train" if values["model"].startswith("donna_") else "pretrained"
+    text = starting_config(name=file.stem, weights=weights or known, **values)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    try:
+        load_config(file)
+    except ConfigError:
+        file.unlink()
+        raise
+    print(
+        f"{file} is written. Next:\n"
+        f"    donna config check {file}     # values, device, model, blocks\n"
+        f"    donna run {file} --dry-run    # what it will do\n"
+        f"    donna run {file}"
+    )
+
+
+def _answer(name: str, given: str | None) -> str:
+    if given is not None:
+        return given
+    question, default = _ASKED[name]
+    if not sys.stdin.isatty():
+        option = "--" + name.replace("_", "-")
+        raise ConfigError(f"`donna init` has nobody to ask here, so give {option}, as {default!r}.")
+    return str(typer.prompt(question, default=default))
+
+
+@config_app.command(
+    epilog=examples("donna config check search.yaml", "donna config check runs/demo --set seed=1")
+)
+def check(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Check what can be without the data: values, device, strategy, model, blocks."""
+    file = config / "config.yaml" if config.is_dir() else config
+    loaded = load_config(file, overrides or [])
+
+    from donna_ray.latency.farm import check_device
+    from donna_ray.reference.facts import space_facts
+    from donna_ray.search.strategies.registry import check_strategy
+
+    for scenario in loaded.all_scenarios():
+        check_device(scenario.device, scenario.search.memory_limit is not None)
+        check_strategy(scenario.search)
+    facts = space_facts(loaded)
+    known = {"config": str(config), "blocks": facts["blocks"], "networks": facts["size"]}
+    words = f"{config} can be run: {facts['blocks']} blocks, {facts['size']:.3g} networks."
+    print_facts(known, as_json, lambda _: print(words))
+
+
+@config_app.command(epilog=examples("donna config schema > schema.json"))
+def schema() -> None:
+    """Print the JSON schema of a configuration."""
+    print(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+@config_app.command(epilog=examples("donna config show compress > search.yaml"))
+def show(
+    name: Annotated[str, typer.Argument(help="`demo`, `compress`, `donna_large`, …")] = "demo",
+) -> None:
+    """Print a configuration that comes with the package, as a start for an own one."""
+    path = shipped_config(name)
+    if not path.is_file():
+        known = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
+        raise ConfigError(f"The configuration must be one of {known}, but is {name!r}.")
+    print(path.read_text(), end="")
+
+
+@cluster_app.command("init", epilog=examples("donna cluster init", "ray up clusters/aws-v100.yaml"))
+def cluster_init(
+    to: Annotated[Path, typer.Option("--to", help="The folder to write to.")] = Path("clusters"),
+) -> None:
+    """Write the cluster files (AWS, Google Cloud, own hosts, Kubernetes) and the submit script.
+
+    Files that are there are left alone.
+    """
+    from donna_ray.clusters import write_files
+
+    for path in write_files(to):
+        print(path)

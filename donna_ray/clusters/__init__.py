@@ -1,0 +1,29 @@
+"""Files to start a Ray cluster with, and to submit a run to it; `donna cluster init` writes them.
+
+They are those of the folder `clusters` of the repository, which `files` is; its README.md says
+which is for what.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["write_files"]
+
+_FILES = (Path(__file__).parent / "files").resolve()
+_EXECUTABLE = 0o755
+
+
+def write_files(folder: Path) -> Iterator[Path]:
+    """Copy the files into a folder; gives the path of each that is written.
+
+    One that is there already is left as it is, for it may have been filled in.
+    """
+    for source in sorted(_FILES.rglob("*")):
+        target = folder / source.relative_to(_FILES)
+        if source.is_dir() or target.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+        if source.suffix == ".sh":
+            target.chmod(_EXECUTABLE)
+        yield target

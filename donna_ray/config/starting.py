@@ -1,0 +1,49 @@
+"""A commented configuration to start from: the shipped one with a person's own values in it."""
+
+import json
+import re
+
+import yaml
+
+from donna_ray.config.loading import shipped_config
+
+__all__ = ["starting_config"]
+
+
+def starting_config(
+    name: str, data: str, model: str, weights: str, device: str, latency_limit: str
+) -> str:
+    """The text of a YAML file.
+
+    Args:
+        name: of the run, and of its folder.
+        data: `data.source`.
+        model: of timm.
+        weights: `train`, `pretrained` or a checkpoint file.
+        device: a connector of the device farm.
+        latency_limit: as `0.8x` or `2.5ms`.
+    """
+    values = {
+        "name": name,
+        "source": data,
+        "model": model,
+        "weights": weights,
+        "connector": device,
+        "latency_limit": latency_limit,
+    }
+    text = shipped_config("start").read_text()
+    for key, value in values.items():
+        line = re.compile(rf"^( *{key}: )\S+", re.MULTILINE)
+        written = _scalar(value).replace("\\", r"\\")
+        text, count = line.subn(rf"\g<1>{written}", text)
+        assert count == 1, key
+    return text
+
+
+def _scalar(value: str) -> str:
+    """As YAML has it, quoted where a plain word would be read as something else."""
+    try:
+        plain = not re.search(r"\s|[#:\[\]{},]", value) and yaml.safe_load(value) == value
+    except yaml.YAMLError:
+        plain = False
+    return value if plain else json.dumps(value)

@@ -1,0 +1,33 @@
+"""A network's latency on a device of this host, without a farm and without Ray."""
+
+from collections.abc import Callable
+from typing import Any
+
+from device_farm import Workload, make_connector
+from device_farm.alone import measure_alone
+from device_farm.farm.config import default_cache
+from donna_ray.onnx_export import export_onnx
+from donna_ray.reference.network import StagedNetwork
+
+__all__ = ["device_latency"]
+
+
+def device_latency(
+    connector: str = "onnxruntime", **settings: Any
+) -> Callable[[StagedNetwork], float]:
+    """A function from a network to its latency in ms: the median of one image, by ONNX.
+
+    Args:
+        connector: of the device farm, such as `onnxruntime` (this host's CPU).
+        settings: of it, such as `threads=2, max_seconds=0.5`.
+
+    Raises:
+        ValueError: there is no such connector, or it takes other settings.
+    """
+    device = make_connector(connector, connector, settings)
+
+    def latency(network: StagedNetwork) -> float:
+        workload = Workload.from_onnx(export_onnx(network, network.input_shape))
+        return measure_alone(device, workload, default_cache()).median_ms
+
+    return latency

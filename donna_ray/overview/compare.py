@@ -1,0 +1,131 @@
+"""What two runs have in common and where they differ: settings, figures, fronts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from donna_ray.errors import MissingArtifactError
+from donna_ray.search.exact.hypervolume import hypervolume, reference_point
+from donna_ray.storage.artifacts import read_json
+
+__all__ = ["compared"]
+
+Facts = dict[str, Any]
+
+
+def compared(first: Path, second: Path) -> Facts:
+    """Two finished runs beside each other.
+
+    Args:
+        first: a run folder.
+        second: another one.
+
+    Returns:
+        `runs` (their folders), `settings` (those that differ: `key` and two `values`), `figures`
+        (`name` and two `values`, null where a run has none) and `scenarios`: of those that both
+        have, by `name`, `same_device`, `hypervolume` (two, in parts of that of both fronts
+        together: what predicted accuracy and latency dominate) and `networks` (ids on both fronts).
+
+    Raises:
+        MissingArtifactError: a run has no results yet.
+    """
+    results = [_results(each) for each in (first, second)]
+    settings = [
+        _flat(yaml.safe_load((each / "config.yaml").read_text())) for each in (first, second)
+    ]
+    keys = list(dict.fromkeys([*settings[0], *settings[1]]))
+    figures = [_figures(each) for each in results]
+    names = list(dict.fromkeys([*figures[0], *figures[1]]))
+    return {
+        "runs": [str(first), str(second)],
+        "settings": [
+            {"key": key, "values": [each.get(key) for each in settings]}
+            for key in keys
+            if settings[0].get(key) != settings[1].get(key)
+        ],
+        "figures": [
+            {"name": name, "values": [each.get(name) for each in figures]} for name in names
+        ],
+        "scenarios": _scenarios(*results),
+    }
+
+
+def _results(root: Path) -> Facts:
+    value = read_json(root / "results.json")
+    if not isinstance(value, dict):
+        raise MissingArtifactError(
+            f"Runs that are compared must have results, but {root} has no results.json. Finish it "
+            f"first: `donna run {root}`."
+        )
+    return value
+
+
+def _flat(value: Any, key: str = "") -> Facts:
+    """Nested mappings as one, with keys `a.b`."""
+    if not isinstance(value, Mapping) or not value:
+        return {key: value}
+    found: Facts = {}
+    for name, each in value.items():
+        found |= _flat(each, f"{key}.{name}" if key else str(name))
+    return found
+
+
+def _figures(results: Facts) -> Facts:
+    """What a person asks first, by name."""
+    cost = results["cost"].values()
+    found = {
+        "reference's test accuracy": results["reference"]["test_accuracy"],
+        "blocks distilled": results["library"]["size"],
+        "Kendall tau": results["predictor"]["kendall_tau"]["value"],
+        "seconds": sum(each["seconds"] for each in cost),
+        "image passes": sum(each["image_passes"] for each in cost),
+    }
+    for scenario in results["scenarios"]:
+        found |= _answers(scenario)
+    return found
+
+
+def _answers(scenario: Facts) -> Facts:
+    whose = "" if scenario["name"] == "default" else f"{scenario['name']}: "
+    words = {
+        "fastest_as_accurate": "fastest, not less accurate",
+        "most_accurate_as_fast": "most accurate, not slower",
+    }
+    found = {f"{whose}reference, ms": scenario["reference_latency"]["median_ms"]}
+    for key, name in words.items():
+        answer = scenario["headline"][key] or {}
+        found[f"{whose}{name}, ms"] = answer.get("median_ms")
+        found[f"{whose}{name}, test accuracy"] = answer.get("test_accuracy")
+    return found
+
+
+def _scenarios(first: Facts, second: Facts) -> list[Facts]:
+    others = {each["name"]: each for each in second["scenarios"]}
+    pairs = [(own, others[own["name"]]) for own in first["scenarios"] if own["name"] in others]
+    return [
+        {
+            "name": own["name"],
+            "same_device": own["device"] == other["device"],
+            "hypervolume": _shares(_points(own), _points(other)),
+            "networks": sorted({p["id"] for p in own["front"]} & {p["id"] for p in other["front"]}),
+        }
+        for own, other in pairs
+    ]
+
+
+def _points(scenario: Facts) -> np.ndarray:
+    """(n, 2): predicted accuracy, latency in ms."""
+    rows = [(p["predicted_accuracy"], p["latency"]["median_ms"]) for p in scenario["front"]]
+    return np.array(rows)
+
+
+def _shares(first: np.ndarray, second: np.ndarray) -> list[float | None]:
+    both = np.vstack([first, second])
+    reference = reference_point(both)
+    together = hypervolume(both, reference)
+    return [
+        hypervolume(each, reference) / together if together else None for each in (first, second)
+    ]

@@ -1,0 +1,123 @@
+"""How far a run is: its steps, the progress of the one under way, and what was spent so far."""
+
+import fcntl
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from donna_ray.config import RunConfig, load_config
+from donna_ray.run.ownership import MARKER
+from donna_ray.run.progress import PROGRESS
+from donna_ray.storage.artifacts import read_json
+
+__all__ = ["next_steps", "run_status"]
+
+Facts = dict[str, Any]
+
+
+def run_status(root: Path, steps: Sequence[str]) -> Facts:
+    """The state of a run folder, read without holding it.
+
+    Args:
+        root: of a run of this host, or of one whose folder is shared.
+        steps: their names, in order.
+
+    Returns:
+        `run`, `state` (`running`, `stopped` or `finished`), `started` (ISO 8601), `process` (id,
+        null where none holds the folder), `steps` (`step`, `state`: `finished`, `running`,
+        `stopped` or `waiting`; `seconds`, `image_passes`; of one under way `done`, `total`, `unit`
+        and `seconds_left`, each null where it is not known yet) and `cost` (`seconds` and
+        `image_passes` of the finished steps).
+
+    Raises:
+        ConfigError: the folder's configuration cannot be read.
+    """
+    config = load_config(root / "config.yaml", ["reference.weights=train"])
+    process, under_way = _holder(root / ".lock"), read_json(root / PROGRESS) or {}
+    current = str(under_way.get("step", "")).split("/")[0].split(" ")[0]
+    rows = [_step(root, name, config) for name in steps]
+    if current in steps:
+        place = list(steps).index(current)
+        rows[place] = _under_way(rows[place], under_way, running=process is not None)
+        rows[place + 1 :] = [_waiting(name) for name in steps[place + 1 :]]
+    finished = [row for row in rows if row["state"] == "finished"]
+    state = "finished" if len(finished) == len(rows) else "stopped"
+    return {
+        "run": config.name,
+        "state": "running" if process is not None else state,
+        "started": (read_json(root / MARKER) or {}).get("made"),
+        "process": process,
+        "steps": rows,
+        "cost": {name: sum(row[name] for row in finished) for name in ("seconds", "image_passes")},
+    }
+
+
+def next_steps(root: Path, name: str) -> list[str]:
+    """What a person can do with a finished run, a line each: commands to copy.
+
+    Args:
+        root: of the run.
+        name: the folder as the person wrote it.
+    """
+    results = read_json(root / "results.json") or {}
+    headlines = [each["headline"].values() for each in results.get("scenarios", [])]
+    answers = [answer["id"] for each in headlines for answer in each if answer is not None]
+    network = answers[0] if answers else "ARCH"
+    return [
+        "Next:",
+        f"  open {name}/report.html, and choose a network",
+        f"  donna export {name} {network} --to my-network    # weights, ONNX, Python, model card",
+        "  donna evaluate my-network                 # its accuracy and latency, from its files",
+        f"  donna finetune {name} ID-OR-BLOCKS          # any other network of the space",
+        "  donna init                                # the same for your own model and data",
+    ]
+
+
+def _step(root: Path, name: str, config: RunConfig) -> Facts:
+    """A step by its newest artifacts: one, or one a scenario."""
+    parts = [name]
+    if name == "search":
+        parts = [f"{name}/{scenario.name}" for scenario in config.all_scenarios()]
+    found = [_newest(root / part) for part in parts]
+    known = [each for each in found if each is not None]
+    if len(known) < len(parts):
+        return _waiting(name)
+    passes = [each["result"].get("cost", {}).get("image_passes", 0) for each in known]
+    seconds = sum(each["seconds"] for each in known)
+    return {**_waiting(name), "state": "finished", "seconds": seconds, "image_passes": sum(passes)}
+
+
+def _newest(folder: Path) -> Facts | None:
+    manifests = sorted(folder.glob("*/artifact.json"), key=lambda path: -path.stat().st_mtime)
+    values = (read_json(path) for path in manifests)
+    return next((value for value in values if isinstance(value, dict)), None)
+
+
+def _waiting(name: str) -> Facts:
+    unknown = dict.fromkeys(("done", "total", "unit", "seconds_left"))
+    return {"step": name, "state": "waiting", "seconds": 0.0, "image_passes": 0, **unknown}
+
+
+def _under_way(row: Facts, known: Facts, *, running: bool) -> Facts:
+    elapsed = time.time() - known["began"] if running else None
+    counted = {name: known.get(name) for name in ("done", "total", "unit")}
+    left = None
+    if elapsed is not None and counted["done"]:
+        left = elapsed * (counted["total"] - counted["done"]) / counted["done"]
+    state = "running" if running else "stopped"
+    own = {"state": state, "seconds": elapsed or 0.0, "seconds_left": left}
+    return {**_waiting(row["step"]), **own, **counted}
+
+
+def _holder(path: Path) -> int | None:
+    """The process that holds a run's lock; None where nobody does."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+    except BlockingIOError:
+        words = path.read_text().strip()
+        return int(words) if words.isdigit() else 0
+    except OSError:
+        return None

@@ -1,0 +1,276 @@
+"""The commands that look: help, init, doctor, status, compare, dry run; in this process, no Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from device_farm.cli import app as farm_app
+from donna_ray.cli.main import app
+from donna_ray.config import RunConfig, load_config
+from donna_ray.overview import doctor
+from donna_ray.run.progress import PROGRESS, write_progress
+from donna_ray.run.run import Run
+from donna_ray.storage.artifacts import StepFolder, write_json
+from donna_ray.versions import VERSION
+from tests.command_line import donna_here
+
+STEPS = ("reference", "library", "predictor", "search", "finetune", "report")
+
+
+def commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command and group of an app."""
+    yield words
+    for name, each in getattr(command, "commands", {}).items():
+        yield from commands(each, (*words, name))
+
+
+def test_every_command_has_an_example_and_short_help() -> None:
+    whole: Any = typer.main.get_command(app)
+    for words in commands(whole):
+        command = whole
+        for word in words:
+            command = command.commands[word]
+        if not hasattr(command, "commands"):
+            assert "donna " in str(command.epilog), f"{words} needs an example"
+    for words in ((), ("export",), ("library", "ls")):
+        short, long = (donna_here(*words, option) for option in ("-h", "--help"))
+        assert (short.returncode, short.stdout) == (0, long.stdout)
+        assert "Example" in short.stdout
+
+
+def test_commands_are_listed_in_the_order_in_which_a_person_meets_them() -> None:
+    text = donna_here("-h").stdout
+    places = [text.index(f"│ {name} ") for name in ("demo", "init", "run", "status", "export")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("name", ["donna", "device-farm"])
+def test_version_and_completion(name: str) -> None:
+    own = app if name == "donna" else farm_app
+    group = typer.main.get_command(own)
+    options = {option for parameter in group.params for option in parameter.opts}
+    assert {"--version", "-v", "--quiet", "--debug", "--install-completion"} <= options
+    module = {"donna": "donna_ray.cli.main", "device-farm": "device_farm.cli"}[name]
+    code = f"import sys; sys.argv[0] = {name!r}; from {module} import main; main()"
+    complete = "_" + name.upper().replace("-", "_") + "_COMPLETE"
+    asked = {complete: "complete_bash", "COMP_WORDS": f"{name} --ver", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True
+    )
+    assert {"--version", "--verbose"} & set(done.stdout.split()), done.stderr
+    if name == "donna":
+        assert donna_here("--version").stdout.strip() == f"donna-ray {VERSION}"
+
+
+@pytest.mark.parametrize("model", ["donna_digits", "resnet18"])
+def test_init_writes_what_can_be_run(tmp_path: Path, model: str) -> None:
+    file = tmp_path / "my search.yaml"
+    words = ("init", str(file), "--model", model, "--data", "digits", "--device", "onnxruntime")
+    refused = donna_here(*words[:4])
+    assert (refused.returncode, file.exists()) == (2, False)
+    assert "--data" in refused.stderr
+    bad = donna_here(*words, "--latency-limit", "fast")
+    assert (bad.returncode, file.exists()) == (2, False)
+    done = donna_here(*words[:1], str(tmp_path / "mine.yaml"), *words[2:], "--latency-limit", "2ms")
+    assert done.returncode == 0, done.stderr
+    made = load_config(tmp_path / "mine.yaml")
+    assert made.reference.weights == ("train" if model == "donna_digits" else "pretrained")
+    assert (made.name, made.search.latency_limit) == ("mine", "2ms")
+    again = donna_here("init", str(tmp_path / "mine.yaml"))
+    assert (again.returncode, "is there" in again.stderr) == (2, True)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("model", ["donna_digits", "mobilenetv3_small_050"])
+def test_what_init_writes_passes_the_check(tmp_path: Path, model: str) -> None:
+    file = str(tmp_path / "mine.yaml")
+    words = ("--data", "digits", "--device", "onnxruntime", "--latency-limit", "0.8x")
+    assert donna_here("init", file, "--model", model, *words).returncode == 0
+    checked = donna_here("config", "check", file, "--json")
+    assert json.loads(checked.stdout)["networks"] > 1, checked.stderr
+
+
+def test_doctor_finds_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "connector_names", lambda: ["onnxruntime"])
+    sound = donna_here("doctor", "--out", str(tmp_path), "--json")
+    found = {each["check"]: each for each in json.loads(sound.stdout)}
+    assert sound.returncode == any(each["state"] == "error" for each in found.values())
+    assert {"Python", "Ray", "disk, runs", "permissions, runs", "GPUs"} <= set(found)
+    assert found["permissions, runs"]["state"] == "ok"
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(doctor, "connector_names", list)
+    (tmp_path / "file").write_text("")
+    sick = donna_here("doctor", "--out", str(tmp_path), "--json")
+    found = {each["check"]: each for each in json.loads(sick.stdout)}
+    assert sick.returncode == 1
+    assert "does not answer" in found["Ray"]["found"]
+    assert found["Ray"]["remedy"]
+    assert found["device"]["state"] == "error"
+    assert "Start that cluster" in donna_here("doctor", "--out", str(tmp_path)).stdout
+
+
+def test_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken() -> list[str]:
+        raise RuntimeError("a driver is gone")
+
+    monkeypatch.setattr(doctor, "connector_names", broken)
+    (found,) = (each for each in doctor.diagnosis(tmp_path) if each["check"] == "devices")
+    assert (found["state"], "a driver is gone" in found["found"]) == ("error", True)
+
+
+def states(root: Path) -> dict[str, str]:
+    facts = json.loads(donna_here("status", str(root), "--json").stdout)
+    return {"": facts["state"], **{row["step"]: row["state"] for row in facts["steps"]}}
+
+
+def test_status_tells_what_is_done_under_way_and_waiting(config: RunConfig, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    with Run(config, root) as run:
+        run.step("reference", {"a": 1}, lambda _: ({"cost": {"image_passes": 7}}, []))
+        write_progress(root, "library", 0.0)
+        assert states(root)["library"] == "running"
+        with run.progress("library race", 10, "blocks") as shown:
+            shown.update(10)
+            facts = json.loads(donna_here("status", str(root), "--json").stdout)
+        library = facts["steps"][1]
+        assert (library["done"], library["total"], library["seconds_left"]) == (10, 10, 0)
+        assert facts["process"] == os.getpid()
+        assert (facts["state"], facts["cost"]["image_passes"]) == ("running", 7)
+        assert [row["state"] for row in facts["steps"]][2:] == ["waiting"] * 4
+        text = donna_here("status", str(root)).stdout
+        assert "10/10 blocks" in text
+    assert not (root / PROGRESS).exists()
+    write_progress(root, "library", 0.0, {"done": 1, "total": 4, "unit": "blocks"})
+    assert states(root) == {
+        **dict.fromkeys(STEPS, "waiting"),
+        **{"": "stopped", "reference": "finished", "library": "stopped"},
+    }
+
+
+def test_stopped_step_leaves_word_and_a_finished_one_takes_it_away(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    def stopped(_: StepFolder) -> Any:
+        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with Run(config, tmp_path / "run") as run:
+            run.step("reference", {"a": 1}, lambda _: ({}, []))
+            run.step("library", {"a": 1}, stopped)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert states(tmp_path / "run")["library"] == "stopped"
+    with Run(config, tmp_path / "run") as run:
+        run.step("library", {"a": 1}, lambda _: ({}, []))
+        assert not (tmp_path / "run" / PROGRESS).exists()
+    assert states(tmp_path / "run")["library"] == "finished"
+
+
+def test_quiet_tells_warnings_alone(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from donna_ray import pipeline
+
+    def steps(run: Run, *_: object, **__: object) -> None:
+        run.say("a step")
+        artifact = StepFolder(run.root, "a", {}).commit({"doubts": ["a doubt"]}, [], 0.0)
+        run.doubt(artifact)
+
+    monkeypatch.setattr(pipeline, "run_steps", steps)
+    for words, told in ((("--quiet",), False), ((), True)):
+        ended = donna_here("demo", "--out", str(tmp_path / "run"), *words)
+        assert ended.returncode == 0
+        assert ("a step" in ended.stderr, "donna export" in ended.stderr) == (told, told)
+        assert "a doubt" in ended.stderr
+
+
+def test_dry_run_tells_what_is_finished_and_leaves_no_folder(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    words = ("run", "--dry-run", "--out", str(root), "--json")
+    demo = yaml.safe_load(donna_here("config", "show", "demo").stdout)
+    values = {"kernel": [3], "expansion": [1], "depth": [1, 2], "squeeze_excite": [False]}
+    demo["space"]["blocks"][0]["options"] = {**values, "activation": ["relu"]}
+    demo["predictor"]["samples"] = 6
+    file = tmp_path / "search.yaml"
+    file.write_text(yaml.safe_dump(demo))
+    done = donna_here(words[0], str(file), *words[1:])
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert {row["step"]: row["state"] for row in plan["steps"]} == dict.fromkeys(STEPS, "to do")
+    work = {row["step"]: row["work"] for row in plan["steps"]}
+    assert "6 blocks" in work["library"]
+    assert "192 measurements" in work["search"]
+    assert not root.exists()
+    told = donna_here(words[0], str(file), *words[1:4])
+    assert "nothing was done" in told.stdout
+    assert donna_here("run", str(file), "--json").returncode == 2
+
+
+def results(folder: Path, latency: float, seed: int) -> Path:
+    """The results of a run, as far as they are compared."""
+    answer = {"median_ms": latency, "test_accuracy": 0.9}
+    points = [("ab", 0.8, latency), ("cd", 0.9, 3.0)]
+    scenario = {
+        "name": "default",
+        "device": {"model": "cpu"},
+        "reference_latency": {"median_ms": 4.0},
+        "headline": {"fastest_as_accurate": answer, "most_accurate_as_fast": None},
+        "front": [
+            {"id": name, "predicted_accuracy": accuracy, "latency": {"median_ms": ms}}
+            for name, accuracy, ms in points
+        ],
+    }
+    value = {
+        "reference": {"test_accuracy": 0.9},
+        "library": {"size": 8},
+        "predictor": {"kendall_tau": {"value": 0.5}},
+        "scenarios": [scenario],
+        "cost": {"library": {"seconds": 1.0, "image_passes": 5}},
+    }
+    folder.mkdir()
+    write_json(folder / "results.json", value)
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump({"seed": seed, "search": {"evaluations": 5}})
+    )
+    return folder
+
+
+def test_compare_finds_what_differs(tmp_path: Path) -> None:
+    runs = [
+        str(results(tmp_path / name, ms, seed)) for name, ms, seed in (("a", 2, 0), ("b", 1, 1))
+    ]
+    facts = json.loads(donna_here("compare", *runs, "--json").stdout)
+    assert facts["settings"] == [{"key": "seed", "values": [0, 1]}]
+    figures = {each["name"]: each["values"] for each in facts["figures"]}
+    assert figures["fastest, not less accurate, ms"] == [2, 1]
+    (scenario,) = facts["scenarios"]
+    assert scenario["networks"] == ["ab", "cd"]
+    assert scenario["hypervolume"][0] < scenario["hypervolume"][1] == 1
+    text = donna_here("compare", *runs).stdout
+    assert "seed" in text
+    assert "100.0%" in text
+    (tmp_path / "b" / "results.json").unlink()
+    refused = donna_here("compare", *runs)
+    assert (refused.returncode, "donna run" in refused.stderr) == (2, True)
+
+
+def test_cluster_files_are_written_once(tmp_path: Path) -> None:
+    to = tmp_path / "clusters"
+    first = donna_here("cluster", "init", "--to", str(to)).stdout.split()
+    assert {str(to / "local.yaml"), str(to / "kuberay" / "rayjob.yaml")} < set(first)
+    assert os.access(to / "submit.sh", os.X_OK)
+    (to / "local.yaml").write_text("mine")
+    (to / "gcp.yaml").unlink()
+    assert donna_here("cluster", "init", "--to", str(to)).stdout.split() == [str(to / "gcp.yaml")]
+    assert (to / "local.yaml").read_text() == "mine"

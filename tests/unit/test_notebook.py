@@ -1,0 +1,110 @@
+"""The notebook of the documentation is run as it is written; and what a study refuses."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import donna_ray as donna
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "notebook.md"
+
+
+def test_notebook_runs_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    known: dict[str, Any] = {}
+    first, second = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    exec(compile(first, "notebook, first cell", "exec"), known)
+    exec(compile(second, "notebook, second cell", "exec"), known)
+    assert len([line for line in second.splitlines() if line.strip()]) < 22
+    study, front, network = known["study"], known["front"], known["network"]
+    assert study.blocks.size == 16
+    assert all(min(stage) < 1 for stage in study.nsr)
+    assert [each.latency_ms for each in front] == sorted(each.latency_ms for each in front)
+    assert known["mean_iou"](network, known["validation"]) == known["score"] > 0.3
+    session = onnxruntime.InferenceSession(tmp_path / "segmenter" / "model.onnx")
+    image, _ = next(iter(known["validation"]))
+    given = session.run(None, {"input": image[:1].numpy()})[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(given, network(image[:1]).numpy(), atol=1e-3)
+    assert not list(tmp_path.glob("runs"))
+
+
+class Boxes(nn.Module):
+    """A detector: its output is one tensor, its targets are mappings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.layer1 = nn.Conv2d(4, 8, 3, 2, 1)
+        self.layer2 = nn.Conv2d(8, 8, 3, 1, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layer2(self.layer1(self.stem(images))).mean((2, 3))
+
+
+def loader() -> DataLoader[Any]:
+    targets = [{"box": torch.ones(2), "name": str(number)} for number in range(8)]
+    return DataLoader(list(zip(torch.randn(8, 1, 8, 8), targets, strict=True)), 4)  # type: ignore[arg-type]
+
+
+def loss(output: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor:
+    return (output[:, :2] - targets["box"]).square().mean()
+
+
+BLOCKS = [
+    donna.BlocksConfig(
+        family="residual_basic",
+        options={
+            "kernel": [3],
+            "ratio": [0.5, 1],
+            "depth": [1, 2],
+            "activation": ["relu"],
+            "squeeze_excite": [False],
+        },
+    )
+]
+
+
+def test_targets_of_any_kind_and_what_comes_too_early() -> None:
+    scores = iter([0.1, 0.5, 0.3, 0.9, 0.2, 0.6, 0.4, 1.7])
+    study = donna.Study(
+        Boxes(),
+        loader(),
+        loader(),
+        stages=["layer1", "layer2"],
+        loss=loss,
+        score=lambda *_: next(scores),
+    )
+    with pytest.raises(donna.DonnaError, match="Call `space` first"):
+        study.distil()
+    study.space(BLOCKS)
+    with pytest.raises(donna.DonnaError, match="Call `distil` first"):
+        study.fit()
+    study.distil(epochs=1)
+    with pytest.raises(donna.DonnaError, match="Call `fit` first"):
+        study.search(lambda network: 1.0)
+    study.fit(samples=6, epochs=1)
+    costs = study.search(lambda network: float(sum(p.numel() for p in network.parameters())))
+    assert costs
+    with pytest.raises(donna.DonnaError, match="limit_ms must be feasible"):
+        study.search(lambda network: 5.0, limit_ms=1.0)
+    study.finetune(costs[0], epochs=1)
+    with pytest.raises(donna.DonnaError, match=r"must be 0 to 1, .* but is 1\.7"):
+        study.finetune((0, 0), epochs=1)
+
+
+def test_what_cannot_be_a_study() -> None:
+    data = DataLoader(TensorDataset(torch.randn(8, 1, 8, 8), torch.zeros(8)), 4)
+    with pytest.raises(donna.ConfigError, match="has no 'layer9'"):
+        donna.Study(Boxes(), data, data, stages=["layer9"])
+    with pytest.raises(donna.ConfigError, match="must be a torch DataLoader"):
+        donna.Study(Boxes(), iter(data), data)
