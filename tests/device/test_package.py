@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 import device_farm
 from device_farm import connector_names, make_connector
+from device_farm.timing.control import control_workload
 
 FILES = sorted(Path(device_farm.__file__).parent.rglob("*.py"))
 
@@ -34,6 +36,33 @@ def test_import_is_light() -> None:
     code = f"import sys, device_farm; print(*{heavy} & sys.modules.keys())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stdout.strip()) == (0, "")
+
+
+def test_measures_where_the_searchs_packages_are_not(tmp_path: Path) -> None:
+    """A host of phones needs neither torch, timm and Optuna nor, for a single model, Ray."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(control_workload().model)
+    words = ["device-farm", "bench", str(path), "--device", "simulated", "--json"]
+    farm = tmp_path / "farm.yaml"
+    farm.write_text('{"devices": [{"name": "simulated", "connector": "simulated"}]}')
+    code = f"""
+import sys
+for name in ("torch", "timm", "optuna", "ray", "sklearn", "scipy", "plotly", "donna_ray"):
+    sys.modules[name] = None  # to import it is an error
+import device_farm
+for name in device_farm.__all__:
+    if name not in ("Farm", "FarmLost"):
+        getattr(device_farm, name)
+from device_farm.cli import main
+sys.argv = {[*words, "--config", str(farm)]!r}
+main()
+"""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["simulated"]
 
 
 @pytest.mark.parametrize("package", ["device_farm", "donna_ray"])
