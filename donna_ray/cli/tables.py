@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 __all__ = [
@@ -119,13 +118,13 @@ def print_blocks(blocks: Sequence[Facts]) -> None:
     rows = [
         (
             str(block["stage"]),
-            escape(block["block"]),
+            block["block"],
             _known(block["nsr"], "{:.4g}".format),
             _known(block["params"], _count),
             _known(block["macs"], _count),
             _known(block["seconds"], "{:.1f}".format),
             block["key"],
-            escape(f"failed: {block['failed']}") if block["failed"] else "",
+            f"failed: {block['failed']}" if block["failed"] else "",
         )
         for block in blocks
     ]
@@ -140,7 +139,7 @@ def print_record(facts: Facts) -> None:
     """The result of ``library.tools.record_of``."""
     console = _console()
     for name, value in facts["record"].items():
-        console.print(f"{name}: {json.dumps(value)}", markup=False)
+        console.print(f"{name}: {json.dumps(value)}")
     rows = [(file["name"], str(file["bytes"])) for file in facts["files"]]
     console.print(_table(("file", "bytes"), rows))
 
@@ -150,7 +149,7 @@ def print_suggestions(facts: Facts) -> None:
     rows = [
         (
             f"{each['id']}\n{'-'.join(map(str, each['architecture']))}",
-            escape("\n".join(each["blocks"])),
+            "\n".join(each["blocks"]),
             f"{each['variance_fall']:.1%}",
             f"{each['interval_fall']:.1%}",
         )
@@ -167,7 +166,7 @@ def print_suggestions(facts: Facts) -> None:
 
 
 def _console() -> Console:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     if not console.is_terminal:
         console.width = 200  # a table in a file is not to be cut to a terminal's width
     return console

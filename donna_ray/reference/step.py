@@ -14,7 +14,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from rich.markup import escape
 from timm.utils import natural_key
 from torch import Tensor, nn
 
@@ -379,7 +378,7 @@ def _broken_images(run: Run, data: ImageData) -> list[str]:
     if broken:
         run.say(f"  {len(broken)} images cannot be read and are left out:")
         for name, reason in sorted(broken.items()):
-            run.say(escape(f"    {name}: {reason}"))
+            run.say(f"    {name}: {reason}")
     return sorted(broken)
 
 

@@ -14,6 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 __all__ = ["Progress"]
 
@@ -33,10 +34,10 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self._console.is_terminal:
             self._bar = RichProgress(
-                TextColumn("  {task.description}"),
+                TextColumn("  {task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn(self._unit),
+                TextColumn(self._unit, markup=False),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
@@ -62,9 +63,12 @@ class Progress:
             self._bar.update(self._task, completed=done, description=f"{self._name} {note}")
         elif time.monotonic() - self._last_line >= _LINE_EVERY_S:
             self._last_line = time.monotonic()
-            words = f"{done}/{self._total} {self._unit}{self._left()}"
-            line = f"  {self._name}: {words}{'; ' if note else ''}{note}"
-            self._console.print(line, soft_wrap=True)
+            self._line(done, note)
+
+    def _line(self, done: int, note: str) -> None:
+        words = f"{done}/{self._total} {self._unit}{self._left()}"
+        line = f"  {self._name}: {words}{'; ' if note else ''}{note}"
+        self._console.print(Text(line), soft_wrap=True)
 
     @contextmanager
     def following(self, done: Callable[[], int]) -> Iterator[None]:
