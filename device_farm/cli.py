@@ -168,7 +168,7 @@ def watch(as_json: _AsJson = False) -> None:
         if as_json:
             print(json.dumps(farm.status()))
             return
-        with Live(_farm_table(farm.status())) as live:
+        with Live(_farm_table(farm.status()), console=Console(markup=False)) as live:
             while True:
                 time.sleep(1)
                 live.update(_farm_table(farm.status()))
@@ -289,14 +289,14 @@ def _print_devices(found: list[dict[str, Any]]) -> None:
         cores = ", ".join(map(str, info["cores"]))
         words = (info["name"], info["model"], info["connector"], info["runtime"])
         table.add_row(*words, cores, info["error"])
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _print_facts(facts: Mapping[str, Any]) -> None:
     table = Table(show_header=False)
     for key, value in facts.items():
         table.add_row(key, str(value))
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _print_measurement(measurement: Measurement) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import re
 import signal
 import sys
 import textwrap
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,6 +21,7 @@ __all__ = ["Stopped", "explained", "one_line", "run_command"]
 DEBUG = "--debug"
 VERBOSE, QUIET = ("-v", "--verbose"), ("-q", "--quiet")
 _FRAME = re.compile(r'\s*File ".+", line \d+')
+_SAME_WISH_S = 2.0
 _LONGEST = 600  # characters of what a library says
 _SPACE = "Free some space there, then give the same command again: what is finished is kept."
 _MEMORY = "Lower the batch sizes or the number of workers, or free some memory."
@@ -75,18 +78,21 @@ def run_command(
     words = sorted(sys.argv[1:], key=lambda word: word not in whole)
     signals = (signal.SIGINT, signal.SIGTERM)  # but for what a shell's background jobs ignore
     caught = [each for each in signals if signal.getsignal(each) != signal.SIG_IGN]
-    handlers = {each: signal.signal(each, _stop) for each in caught}
+    stop = _Stop()
+    handlers = {each: signal.signal(each, stop) for each in caught}
     try:
         with _logging(words):
             text, status = "", _status_of(app, words)
-    except Stopped as stop:
-        kept = getattr(stop, "__notes__", ["Nothing is half done: give the same command again."])
-        text, status = f"stopped. {' '.join(kept)}", stop.status
+    except Stopped as stopped:
+        text, status = f"stopped. {_what_is_kept(stopped)}", stopped.status
     except BrokenPipeError:  # who reads it has seen enough
         text, status = "", 1
     except Exception as error:
         if DEBUG in words:
             traceback.print_exception(error)
+        if (first := _stop_before(error)) is not None:
+            kept = f"{_what_is_kept(first)} While it ended: {explained(error)}"
+            _leave(f"{name}: stopped. {kept}\n", first.status)
         if isinstance(error, OSError) and not error.filename and not _is_printed():
             error.filename = "standard output"
         own = [code for kind, code in statuses.items() if isinstance(error, kind)]
@@ -141,8 +147,33 @@ def _where(error: Exception) -> str:
     return f"{DEBUG} tells more; it was raised in {place.filename}, line {place.lineno}."
 
 
-def _stop(number: int, _frame: object) -> NoReturn:
-    raise Stopped(number)
+class _Stop:
+    """Handles signals: the first ends the command; one more within seconds is the same wish, and
+    would but keep it from leaving things in order. A later one does that, if it takes too long."""
+
+    def __init__(self) -> None:
+        self._last = -math.inf
+
+    def __call__(self, number: int, _frame: object) -> None:
+        since, self._last = time.monotonic() - self._last, time.monotonic()
+        if since > _SAME_WISH_S:
+            raise Stopped(number)
+
+
+def _stop_before(error: BaseException) -> Stopped | None:
+    """What had stopped the command when an error was raised: the error is of its ending alone."""
+    earlier = error.__context__
+    while earlier is not None and not isinstance(earlier, Stopped):
+        earlier = earlier.__context__
+    return earlier
+
+
+def _what_is_kept(stopped: Stopped) -> str:
+    """The notes of the first signal: another one may have come while the command ended."""
+    while (earlier := _stop_before(stopped)) is not None:
+        stopped = earlier
+    notes = getattr(stopped, "__notes__", ["Nothing is half done: give the same command again."])
+    return " ".join(notes)
 
 
 def _status_of(app: Callable[[list[str]], Any], words: list[str]) -> Any:

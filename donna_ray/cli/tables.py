@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 __all__ = [
@@ -90,10 +89,7 @@ def _duration(seconds: float) -> str:
 
 def print_diagnosis(findings: Sequence[Facts]) -> None:
     """The result of ``overview.doctor.diagnosis``."""
-    rows = [
-        (each["state"], each["check"], escape(each["found"]), escape(each["remedy"]))
-        for each in findings
-    ]
+    rows = [(each["state"], each["check"], each["found"], each["remedy"]) for each in findings]
     _console().print(_table(("", "check", "found", "remedy"), rows))
 
 
@@ -126,12 +122,10 @@ def print_status(facts: Facts) -> None:
 def print_comparison(facts: Facts) -> None:
     """The result of ``overview.compare.compared``."""
     console = _console()
-    columns = ("", *map(escape, facts["runs"]))
+    columns = ("", *facts["runs"])
     figures = [(each["name"], *map(_figure, each["values"])) for each in facts["figures"]]
     console.print(_table(columns, figures))
-    settings = [
-        (each["key"], *(escape(str(v)) for v in each["values"])) for each in facts["settings"]
-    ]
+    settings = [(each["key"], *map(str, each["values"])) for each in facts["settings"]]
     console.print(
         _table(("settings that differ", "", ""), settings) if settings else "same settings"
     )
@@ -152,7 +146,6 @@ def print_evaluation(facts: Facts) -> None:
         f"{facts['network']}: {accuracy['right']} of {accuracy['images']} images of "
         f"{facts['data']} are right: {accuracy['accuracy']:.2%} "
         f"[{accuracy['low']:.2%}, {accuracy['high']:.2%}]",
-        markup=False,
     )
     if stated["test_accuracy"] is not None:
         console.print(f"the card states {stated['test_accuracy']:.2%} of its test images")
@@ -171,7 +164,7 @@ def print_dry_run(facts: Facts) -> None:
         (
             row["step"],
             row["state"],
-            escape(row["work"]),
+            row["work"],
             "" if row["image_passes"] is None else _count(row["image_passes"]),
         )
         for row in facts["steps"]
@@ -230,13 +223,13 @@ def print_blocks(blocks: Sequence[Facts]) -> None:
     rows = [
         (
             str(block["stage"]),
-            escape(block["block"]),
+            block["block"],
             _known(block["nsr"], "{:.4g}".format),
             _known(block["params"], _count),
             _known(block["macs"], _count),
             _known(block["seconds"], "{:.1f}".format),
             block["key"],
-            escape(f"failed: {block['failed']}") if block["failed"] else "",
+            f"failed: {block['failed']}" if block["failed"] else "",
         )
         for block in blocks
     ]
@@ -251,7 +244,7 @@ def print_record(facts: Facts) -> None:
     """The result of ``library.tools.record_of``."""
     console = _console()
     for name, value in facts["record"].items():
-        console.print(f"{name}: {json.dumps(value)}", markup=False)
+        console.print(f"{name}: {json.dumps(value)}")
     rows = [(file["name"], str(file["bytes"])) for file in facts["files"]]
     console.print(_table(("file", "bytes"), rows))
 
@@ -261,7 +254,7 @@ def print_suggestions(facts: Facts) -> None:
     rows = [
         (
             f"{each['id']}\n{'-'.join(map(str, each['architecture']))}",
-            escape("\n".join(each["blocks"])),
+            "\n".join(each["blocks"]),
             f"{each['variance_fall']:.1%}",
             f"{each['interval_fall']:.1%}",
         )
@@ -278,7 +271,7 @@ def print_suggestions(facts: Facts) -> None:
 
 
 def _console() -> Console:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     if not console.is_terminal:
         console.width = 200  # a table in a file is not to be cut to a terminal's width
     return console

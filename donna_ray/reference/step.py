@@ -11,7 +11,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from rich.markup import escape
 from torch import Tensor
 
 from donna_ray.complexity import complexity
@@ -241,7 +240,7 @@ def _broken_images(run: Run, data: ImageData) -> list[str]:
     if broken:
         run.say(f"  {len(broken)} images cannot be read and are left out:")
         for name, reason in sorted(broken.items()):
-            run.say(escape(f"    {name}: {reason}"))
+            run.say(f"    {name}: {reason}")
     return sorted(broken)
 
 

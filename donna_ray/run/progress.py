@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 from donna_ray.storage.artifacts import write_json
 
@@ -60,10 +61,10 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self._console.is_terminal:
             self._bar = RichProgress(
-                TextColumn("  {task.description}"),
+                TextColumn("  {task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn(self._unit),
+                TextColumn(self._unit, markup=False),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
@@ -90,9 +91,12 @@ class Progress:
             self._bar.update(self._task, completed=done, description=f"{self._name} {note}")
         elif time.monotonic() - self._last_line >= _LINE_EVERY_S:
             self._last_line = time.monotonic()
-            words = f"{done}/{self._total} {self._unit}{self._left()}"
-            line = f"  {self._name}: {words}{'; ' if note else ''}{note}"
-            self._console.print(line, soft_wrap=True)
+            self._line(done, note)
+
+    def _line(self, done: int, note: str) -> None:
+        words = f"{done}/{self._total} {self._unit}{self._left()}"
+        line = f"  {self._name}: {words}{'; ' if note else ''}{note}"
+        self._console.print(Text(line), soft_wrap=True)
 
     @contextmanager
     def following(self, done: Callable[[], int]) -> Iterator[None]:

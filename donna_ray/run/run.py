@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from donna_ray.config import RunConfig
 from donna_ray.errors import DonnaError, MissingArtifactError
@@ -93,6 +93,16 @@ class Run:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            self._close(error)
+        except BaseException as another:
+            another.__context__ = error if isinstance(error, BaseException) else None
+            raise  # as what came while that ended: an ExitStack forgets it
+        finally:
+            if isinstance(error, BaseException) and not isinstance(error, Exception):
+                error.add_note(self._what_is_kept())
+
+    def _close(self, error: object) -> None:
         with self._open:
             with ExitStack() as closing:  # what was made last is closed first, Ray at the end
                 closing.callback(self.ray.close)
@@ -108,8 +118,6 @@ class Run:
             self.push()
             if error is not None:
                 remove_if_empty(self._made)
-            if isinstance(error, BaseException) and not isinstance(error, Exception):
-                error.add_note(self._what_is_kept())
 
     def forget(self) -> None:
         """Start over: forget what the folder holds of earlier runs.
@@ -158,7 +166,7 @@ class Run:
         folder = StepFolder(self.root, name, inputs)
         artifact = folder.load()
         if artifact is not None and intact(artifact):
-            self.say(f"[dim]{name:<10} reused from {self.relative(folder.path)}[/dim]")
+            self.say(f"{name:<10} reused from {self.relative(folder.path)}", "dim")
             self.doubt(artifact)
             return artifact
         step = name.partition("/")[0]
@@ -170,7 +178,7 @@ class Run:
         with _room_in(self.root):
             self.write_config()
             folder.path.mkdir(parents=True, exist_ok=True)
-            self.say(f"[bold]{name}[/bold]")
+            self.say(name, "bold")
             started = time.perf_counter()
             write_progress(self.root, name, time.time())
             result, files = compute(folder)
@@ -186,7 +194,7 @@ class Run:
     def doubt(self, artifact: Artifact) -> None:
         """Say what makes an artifact doubtful, also where a command is to be quiet."""
         for each in artifact.result.get("doubts", []):
-            text = f"[bold yellow]warning[/bold yellow]: {escape(each)}"
+            text = Text(f"warning: {each}", "bold yellow")
             loud = Console(stderr=True, highlight=False) if self.console.quiet else self.console
             loud.print(text, soft_wrap=True)
 
@@ -204,9 +212,9 @@ class Run:
         """A display for `total` units of a long step."""
         return Progress(self.console, self.root, name, total, unit)
 
-    def say(self, text: str) -> None:
-        """One line for the person who watches (rich markup)."""
-        self.console.print(text, soft_wrap=True)
+    def say(self, text: str, style: str = "") -> None:
+        """One line for the person who watches, in a style of rich's; the text is no markup."""
+        self.console.print(Text(text, style), soft_wrap=True)
 
     def relative(self, path: Any) -> str:
         """A path of the run folder as a person would write it."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import ray
 
-from device_farm.ending import one_line
+from device_farm.ending import Stopped, one_line
 from donna_ray.config import ClusterConfig
 from donna_ray.errors import DonnaError
 
@@ -47,10 +47,13 @@ class RaySession:
             chatty = logging.getLogger().isEnabledFor(logging.INFO)
             level = logging.INFO if chatty else logging.ERROR
             ray.init(include_dashboard=False, log_to_driver=chatty, logging_level=level)
+        except SystemExit:  # Ray's own handler of SIGTERM, until ours is back
+            raise Stopped(signal.SIGTERM) from None
         except ConnectionError as error:
             raise DonnaError(
                 f"The Ray cluster of RAY_ADDRESS ({os.environ.get('RAY_ADDRESS', 'ray start')}) "
-                f"does not answer: {error}. Start it, or unset RAY_ADDRESS and run `ray stop`."
+                f"does not answer: {error}. Start it, or unset RAY_ADDRESS and run `ray stop`. "
+                "If it runs, its token may be another one than that of ~/.ray/auth_token."
             ) from None
         except ray.exceptions.AuthenticationError as error:
             raise DonnaError(

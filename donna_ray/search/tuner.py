@@ -46,6 +46,7 @@ _HELD_S = 60.0  # without a result, after which what Tune was to start again is 
 _TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # whose verbose=0 still prints a table
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study is the record
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # which takes Ctrl-C for the end of a search, also later
     "TUNE_GLOBAL_CHECKPOINT_S": "60",
     "TUNE_MAX_PENDING_TRIALS_PG": "16",  # actors start together, not one after the other
 }

@@ -50,6 +50,7 @@ _WITHOUT_CREDENTIALS = {
     *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"),  # of botocore
     "DefaultCredentialsError",  # of google.auth
 }
+_OF_THE_URL = {"ParamValidationError", "InvalidRegionError"}  # of botocore
 _FORBIDDEN = (401, 403)  # gcsfs
 _PERHAPS = "See to its network, permissions and credentials"
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
@@ -173,7 +174,7 @@ class Storage:
             raise self._error(verb, name, error) from error
 
     def _error(self, verb: str, name: str, error: Exception) -> DonnaError:
-        told, remedy = f"{type(error).__name__}: {error}", _remedy(error)
+        told, remedy = " ".join(f"{type(error).__name__}: {error}".split()), _remedy(error)
         if getattr(error, "errno", None) in FULL:
             rule = f"have room, but is full ({error}; file {name})"
         elif remedy is not None:
@@ -248,7 +249,15 @@ def _remedy(error: BaseException) -> str | None:
         )
     if isinstance(error, PermissionError) or getattr(error, "code", None) in _FORBIDDEN:
         return "Correct the credentials, or let them read, write and remove there"
+    if type(error).__name__ in _OF_THE_URL or _is_of_the_url(error):
+        return "Correct the URL, or the store client's region, endpoint or token"
     return None
+
+
+def _is_of_the_url(error: BaseException) -> bool:
+    """S3 takes the request itself for wrong, such as of a bucket in another region."""
+    answered = type(error.__cause__).__name__ == "ClientError"  # of botocore
+    return answered and getattr(error, "errno", None) in (errno.EINVAL, errno.EREMCHG)
 
 
 def _is_of_no_bucket(error: BaseException) -> bool:

@@ -9,9 +9,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from device_farm.ending import explained, one_line
 from donna_ray import pipeline
 from donna_ray.cli import start as cli
 from donna_ray.config import RunConfig
+from donna_ray.run.progress import Progress
 from donna_ray.run.run import Run
 from donna_ray.space.costs import CostCache
 from donna_ray.storage.artifacts import write_atomic
@@ -225,12 +228,8 @@ def test_stopped_run_says_what_is_kept(
     monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals,
 ) -> None:
-    def stopped(run: Run, *_: object, **__: object) -> None:
-        run.step("reference", {"a": 1}, lambda folder: ({}, []))
-        os.kill(os.getpid(), number)
-
     before = signal.getsignal(number)
-    monkeypatch.setattr(pipeline, "run_steps", stopped)
+    monkeypatch.setattr(pipeline, "run_steps", _stopped_in_a_step(number))
     root = tmp_path / "run"
     ended = donna_here("run", str(sound), "--out", str(root))
     check_line(ended, f"stopped. What is finished is kept in {root}", 128 + number)
@@ -248,6 +247,67 @@ def test_any_stopped_command_says_so(
 
     monkeypatch.setattr(cli, "shipped_config", stopped)
     check_line(donna_here("config", "show"), "stopped. Nothing is half done", 128 + number)
+
+
+@pytest.mark.parametrize("pause", [0.0, 3.0])
+def test_second_signal_still_says_what_is_kept(
+    tmp_path: Path, sound: Path, monkeypatch: pytest.MonkeyPatch, pause: float
+) -> None:
+    """Within seconds it changes nothing; later it ends the ending, and the words are the same."""
+    ended: list[str] = []
+    now = time.monotonic
+
+    def close(self: object) -> None:
+        monkeypatch.setattr("device_farm.ending.time.monotonic", lambda: now() + pause)
+        os.kill(os.getpid(), signal.SIGINT)
+        ended.append("whole")
+
+    monkeypatch.setattr("donna_ray.run.session.RaySession.close", close)
+    monkeypatch.setattr(pipeline, "run_steps", _stopped_in_a_step(signal.SIGTERM))
+    root = tmp_path / "run"
+    done = donna_here("run", str(sound), "--out", str(root))
+    status = 128 + (signal.SIGINT if pause else signal.SIGTERM)
+    check_line(done, f"stopped. What is finished is kept in {root}", status)
+    assert ended == ([] if pause else ["whole"])
+
+
+def test_error_while_a_stopped_run_ends_is_no_failure(
+    tmp_path: Path, sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def close(self: object) -> None:
+        raise RuntimeError("the cluster is gone")
+
+    monkeypatch.setattr("donna_ray.run.session.RaySession.close", close)
+    monkeypatch.setattr(pipeline, "run_steps", _stopped_in_a_step(signal.SIGTERM))
+    ended = donna_here("run", str(sound), "--out", str(tmp_path / "run"))
+    check_line(ended, "What is finished is kept in", 143)
+    assert "While it ended: RuntimeError: the cluster is gone" in ended.stderr
+
+
+def _stopped_in_a_step(number: signal.Signals) -> Callable[..., None]:
+    def run_steps(run: Run, *_: object, **__: object) -> None:
+        run.step("reference", {"a": 1}, lambda folder: ({}, []))
+        os.kill(os.getpid(), number)
+
+    return run_steps
+
+
+def test_text_from_outside_is_no_markup(tmp_path: Path, sound: Path, monkeypatch: Any) -> None:
+    strange = "a[/x] [red]b :smile:"
+
+    def run_steps(run: Run, *_: object, **__: object) -> None:
+        run.say(f"{strange} 1")
+        result = {"doubts": [f"{strange} 2"]}
+        run.step(f"{strange} 3", {}, lambda folder: (result, []))
+        run.step(f"{strange} 3", {}, lambda folder: (result, []))
+        Progress(run.console, f"{strange} 4", 9, strange)._line(5, strange)
+
+    monkeypatch.setattr(pipeline, "run_steps", run_steps)
+    ended = donna_here("run", str(sound), "--out", str(tmp_path / "[/x]"))
+    assert ended.returncode == 0, ended.stderr
+    for number in range(1, 5):
+        assert f"{strange} {number}" in ended.stderr
+    assert f"{tmp_path}/[/x]" in ended.stderr
 
 
 @pytest.mark.parametrize(

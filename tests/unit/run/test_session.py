@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 import pytest
 import ray
 
+from device_farm.ending import Stopped
 from donna_ray.config import ClusterConfig
 from donna_ray.errors import DonnaError
 from donna_ray.run.session import RaySession
@@ -35,6 +37,14 @@ def test_signal_that_ends_a_command_stays_the_commands(monkeypatch: pytest.Monke
         assert signal.getsignal(signal.SIGTERM) is ours
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_signal_while_ray_starts_is_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: sys.exit(signal.SIGTERM))  # as its handler does
+    with pytest.raises(Stopped) as caught:
+        RaySession(ClusterConfig()).ensure()
+    assert caught.value.status == 143
 
 
 def test_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

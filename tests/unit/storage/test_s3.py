@@ -8,8 +8,10 @@ from typing import Any
 
 import fsspec
 import pytest
+from botocore.exceptions import ClientError
 from fsspec.registry import _registry
 from s3fs import S3FileSystem
+from s3fs.errors import translate_boto_error
 
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.storage.files import Storage
@@ -86,6 +88,33 @@ def test_credentials_that_are_missing_are_told_at_once(
     S3FileSystem.clear_instance_cache()  # they have keys
     check_refusal(Storage(f"{bucket}/run"), r"NoCredentialsError.*AWS_ACCESS_KEY_ID.* role")
     S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.usefixtures("_no_pauses", "bucket")
+def test_bucket_whose_name_cannot_be_is_told_at_once() -> None:
+    check_refusal(Storage("s3://no bucket/run"), "ParamValidationError.*Correct the URL")
+
+
+@pytest.mark.usefixtures("_no_pauses")
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("InvalidAccessKeyId", "Correct the credentials"),
+        ("SignatureDoesNotMatch", "Correct the credentials"),
+        ("ExpiredToken", "Correct the credentials"),
+        ("InvalidToken", "Correct the URL, or .* token"),
+        ("PermanentRedirect", "Correct the URL, or .* region"),
+    ],
+)
+def test_answer_that_stays_is_told_at_once(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, code: str, words: str
+) -> None:
+    async def refused(*_: Any, **__: Any) -> Any:
+        cause = ClientError({"Error": {"Code": code, "Message": code}}, "any")
+        raise translate_boto_error(cause) from cause  # as s3fs does
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", refused)
+    check_refusal(Storage(f"{bucket}/run"), f"{code}.*{words}")
 
 
 @pytest.mark.parametrize(("protocol", "extra"), [("s3", "s3"), ("gs", "gs")])
