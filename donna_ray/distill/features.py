@@ -5,6 +5,7 @@ device, (N, C, H, W) in channels-last order or (N, tokens, C). They are float32,
 are computed for a training in another precision.
 """
 
+import math
 import mmap
 import os
 import tempfile
@@ -21,6 +22,7 @@ from donna_ray.data import ImageData, Split
 from donna_ray.data.sources import kind_of
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.reference.network import StagedNetwork
+from donna_ray.space import StageShape
 from donna_ray.training.batchnorm import calibration_batches
 from donna_ray.training.engine import Engine, MemoryBatch
 
@@ -31,11 +33,13 @@ __all__ = [
     "Features",
     "Teacher",
     "check_features",
+    "kept_bytes",
 ]
 
 Features = dict[int, Tensor]
 """Of a batch of images, by number."""
 
+_CONTAINER = Path("/sys/fs/cgroup")
 _BATCH = 64  # images in a forward of the reference that fills the cache
 
 
@@ -62,6 +66,12 @@ class FeatureSource(Protocol):
     def validation(self, batch_size: int, numbers: Collection[int]) -> Iterator[Features]:
         """One pass over the validation images."""
         ...
+
+
+def kept_bytes(shapes: Sequence[StageShape], images: int) -> int:
+    """Bytes of the features of so many images that a ``FeatureCache`` keeps."""
+    parts = [shapes[0].input, *(shape.output for shape in shapes)]
+    return images * torch.float16.itemsize * sum(map(math.prod, parts))
 
 
 def check_features(config: RunConfig) -> None:
@@ -142,8 +152,11 @@ class FeatureCache:
             folder: a folder on a local disk for the files; None keeps the features in memory.
 
         Raises:
-            DonnaError: the disk is full, or a feature is too large for float16.
+            DonnaError: the memory or the disk is too small, or a feature is too large for float16.
         """
+        if folder is None:
+            images = len(data.distillation_plain) + len(data.validation)
+            _check_memory(kept_bytes(reference.shapes, images))
         training = _table(reference, data.distillation_plain, folder)
         return cls(
             training, _table(reference, data.validation, folder), Engine.of(reference).device
@@ -208,6 +221,26 @@ class Teacher:
                     order = torch.channels_last if is_map else torch.contiguous_format
                     features[number] = values.contiguous(memory_format=order)
         return features
+
+
+def _check_memory(needed: int) -> None:
+    free = _free_memory()
+    if needed > free:
+        raise DonnaError(
+            f"The features of library.features 'memory' must fit into the memory of each worker, "
+            f"but take {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free. Set "
+            "library.features to 'disk' or 'compute', or have fewer workers on a node."
+        )
+
+
+def _free_memory() -> int:
+    """Bytes that this process may still take: of the host, or of its container if that is less."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = 1024 * int(lines["MemAvailable"].split()[0])
+    limit, used = (_CONTAINER / name for name in ("memory.max", "memory.current"))
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int(used.read_text()))
+    return free
 
 
 def _table(reference: StagedNetwork, split: Split, folder: Path | None) -> list[Tensor]:

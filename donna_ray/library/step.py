@@ -8,6 +8,7 @@ from typing import Any
 from donna_ray.complexity import complexity
 from donna_ray.config import RunConfig
 from donna_ray.data import inputs_without_test
+from donna_ray.distill.features import kept_bytes
 from donna_ray.distill.students import BlockJob
 from donna_ray.errors import DonnaError
 from donna_ray.library.costs import decided, with_epochs
@@ -61,6 +62,7 @@ def library_step(run: Run, reference: Artifact) -> Artifact:
         reused = count - len(making.missing())
         run.say(f"  {reused} of {count} blocks are there already")
         _keep_unshrunk(run, reference, store, making.missing())
+        _say_features(run, reference, space)
         for each in making.rounds():
             with closing(each.watch):
                 spread(run, each.name, "blocks", each.units, each.work, each.watch)
@@ -109,6 +111,16 @@ def library_jobs(
     return [
         [job(number, spec) for spec in stage.choices] for number, stage in enumerate(space.stages)
     ]
+
+
+def _say_features(run: Run, reference: Artifact, space: SearchSpace) -> None:
+    """What features that are kept take, before the first worker has them."""
+    features, images = run.config.library.features, reference.result["images"]
+    if features != "compute":
+        count = images["distillation"] + images["validation"]
+        needed = kept_bytes([stage.shape for stage in space.stages], count)
+        where = f"{needed / 2**30:.2f} GiB of each worker's {features}"
+        run.say(f"  the features of {count} images take {where}")
 
 
 def _keep_unshrunk(

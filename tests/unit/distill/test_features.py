@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from torch.utils.data import TensorDataset
 
 from donna_ray.config import DataConfig, LibraryConfig, RunConfig, SpaceConfig
 from donna_ray.data import ImageData, Split, load_data
-from donna_ray.distill.features import ComputedFeatures, FeatureCache, check_features
+from donna_ray.distill import features
+from donna_ray.distill.features import ComputedFeatures, FeatureCache, check_features, kept_bytes
 from donna_ray.distill.pack import distill_pack
 from donna_ray.distill.students import BlockJob
 from donna_ray.errors import ConfigError, DonnaError
@@ -122,6 +124,23 @@ def test_kept_tokens_give_the_same_nsr(
     kept = FeatureCache.build(transformer, few_images, folder)
     computed = ratios(transformer, [ATTENTION], few_images)
     assert ratios(transformer, [ATTENTION], few_images, kept) == pytest.approx(computed, rel=1e-2)
+
+
+def test_memory_that_is_too_small_is_told_before_it_is_filled(
+    reference: StagedNetwork, few_images: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of a container, whose files tell its limit."""
+    images = len(few_images.distillation_plain) + len(few_images.validation)
+    kept = FeatureCache.build(reference, few_images)
+    tables = [*kept._training, *kept._validation]
+    needed = kept_bytes(reference.shapes, images)
+    assert needed == sum(table.nbytes for table in tables)
+    (tmp_path / "memory.current").write_text("1000\n")
+    monkeypatch.setattr(features, "_CONTAINER", tmp_path)
+    for limit, fits in ((str(needed + 1000), True), ("max", True), (str(needed + 999), False)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        with nullcontext() if fits else pytest.raises(DonnaError, match="features to 'disk'"):
+            FeatureCache.build(reference, few_images)
 
 
 def test_files_of_features_have_no_name(

@@ -1,0 +1,123 @@
+"""What the workers do for the reference, in parts; weights with the classes in another order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from donna_ray.config import ReferenceTraining, RunConfig, load_config, shipped_config
+from donna_ray.data import Split
+from donna_ray.errors import DonnaError
+from donna_ray.reference import step, work
+from donna_ray.reference.load import load_reference
+from donna_ray.reference.step import reference_inputs, reference_step
+from donna_ray.reference.timm_models import create_timm_model
+from donna_ray.reference.work import calibrate
+from donna_ray.run.run import Run
+from donna_ray.storage.artifacts import Artifact
+from donna_ray.workers.spread import Unit
+from tests.unit.reference.conftest import spread_here
+
+
+def demo(*sets: str) -> RunConfig:
+    return load_config(shipped_config("demo"), sets)
+
+
+TRAINED = demo("reference.training={epochs: 6, batch_size: 64}")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    with Run(TRAINED, tmp_path_factory.mktemp("made") / "run") as run:
+        return reference_step(run)
+
+
+def test_parts_of_a_split_are_disjoint_and_mixed() -> None:
+    count = 1000
+    split = Split(TensorDataset(torch.arange(count), torch.arange(count)))
+    parts = split.portions(90)
+    rows = [torch.cat([rows for rows, _ in part.batches(64)]).tolist() for part in parts]
+    assert [len(part) for part in parts] == [len(each) for each in rows]
+    assert sorted(row for each in rows for row in each) == list(range(count))
+    assert {len(each) for each in rows} <= {90, 91}
+    assert all(each == sorted(each) and max(each) > 900 > 100 > min(each) for each in rows)
+    some = [part.rows for part in split.portions(90, most=200)]
+    chosen = np.concatenate([each for each in some if each is not None])
+    assert len(set(chosen.tolist())) == 200
+    assert chosen.max() > 900
+    assert split.portions(600) == [split]
+    assert len(split.portions(600)[0]) == count
+
+
+def test_parts_add_up_to_one_pass(
+    made: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units: list[Unit] = []
+
+    def spread(run: Run, name: str, unit: str, some: Any, *rest: Any, **how: Any) -> Any:
+        units.extend(some)
+        return spread_here(run, name, unit, some, *rest, **how)
+
+    monkeypatch.setattr(work, "_PART", 100)
+    monkeypatch.setattr(step, "spread", spread)
+    with Run(TRAINED, tmp_path / "run") as run:
+        again = reference_step(run)
+    images = made.result["images"]
+    kinds = [unit.payload[0] for unit in units if unit.payload]
+    assert kinds.count("variance") == images["train"] // 100
+    assert kinds.count("accuracy") == images["validation"] // 100
+    passes = made.result["cost"]["image_passes"]
+    assert again.result["cost"]["image_passes"] == passes == sum(unit.weight for unit in units)
+    assert again.result["accuracy"] == made.result["accuracy"]
+    assert again.result["weights_sha256"] == made.result["weights_sha256"]
+    for one, other in zip(
+        *(load_reference(TRAINED, each)[1] for each in (made, again)), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_variance_of_many_images_is_of_a_sample(
+    made: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "_VARIANCE_IMAGES", 600)
+    reference, variance = load_reference(TRAINED, made)
+    draft = work.Draft(TRAINED, "key", 10, made.result["preprocessing"], Any)
+    (sample,) = draft.images(draft.data(), "variance")
+    assert len(sample) == 600
+    for one, other in zip(calibrate(reference, sample), variance, strict=True):
+        assert not torch.equal(one, other)
+        assert (one - other).abs().max() < 0.3 * other.max()
+
+
+def test_weights_that_know_the_classes_in_another_order_stop_the_run(
+    made: Artifact, tmp_path: Path
+) -> None:
+    weights = load_reference(TRAINED, made)[0].state_dict()
+    model = create_timm_model(TRAINED.reference, classes=10, channels=1, load_weights=False)
+    own = dict(zip(model.state_dict(), weights.values(), strict=True))  # under timm's names
+    *_, weight, bias = own
+    for given, order in (("right", list(range(10))), ("other", [1, 2, 3, 4, 5, 0, 6, 7, 8, 9])):
+        file = tmp_path / f"{given}.pt"
+        torch.save({**own, weight: own[weight][order], bias: own[bias][order]}, file)
+        config = demo(f"reference.weights={file}", "reference.training=null")
+        with Run(config, tmp_path / given) as run:
+            if given == "right":
+                assert reference_step(run).result["accuracy"] == made.result["accuracy"]
+            else:
+                with pytest.raises(DonnaError, match="classes in the order of the data's"):
+                    reference_step(run)
+                assert not list((run.root / "reference").glob("*/artifact.json"))
+
+
+def test_settings_that_a_training_did_not_have_before_change_no_key_at_their_defaults() -> None:
+    plain = reference_inputs(TRAINED, None)["reference"]["training"]
+    assert set(plain) == {"epochs", "batch_size", "learning_rate", "weight_decay"}
+    training = ReferenceTraining(epochs=6, batch_size=64, precision="bf16")
+    reference = TRAINED.reference.model_copy(update={"training": training})
+    other = TRAINED.model_copy(update={"reference": reference})
+    assert reference_inputs(other, None)["reference"]["training"] == {**plain, "precision": "bf16"}
