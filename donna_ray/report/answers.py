@@ -46,8 +46,8 @@ def finetune_command(results: Results, identity: str) -> str:
 
 def _reference(results: Results, scenario: Scenario | None) -> str:
     reference = results.reference
-    lines = [f"{reference.accuracy:.2%} of {reference.validation_images} validation images"]
-    big = lines[0]
+    lines = []
+    big = f"{reference.accuracy:.2%} of {reference.validation_images} validation images"
     if reference.test_accuracy is not None:
         big = tested(reference)
         lines = [f"of {reference.test_images} test images, {reference.test_from}"]
