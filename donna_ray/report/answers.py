@@ -76,6 +76,8 @@ def _answer(results: Results, number: int, question: str) -> str:
 
 
 def _none(results: Results, scenario: Scenario, question: str) -> str:
+    if not results.made.finished:
+        return _card(QUESTIONS[question], None, "not known yet", ["No network is finetuned yet."])
     open_ = [each for each in scenario.front if each.accuracy is None]
     finetuned = len(scenario.front) + len(scenario.asked) - len(open_)
     lines = [f"Of {finetuned} finetuned networks none is one."]
