@@ -46,8 +46,8 @@ def finetune_command(results: Results, identity: str) -> str:
 
 def _reference(results: Results, scenario: Scenario | None) -> str:
     reference = results.reference
-    lines = [f"{reference.accuracy:.2%} of {reference.validation_images} validation images"]
-    big = lines[0]
+    lines = []
+    big = f"{reference.accuracy:.2%} of {reference.validation_images} validation images"
     if reference.test_accuracy is not None:
         big = tested(reference)
         lines = [f"of {reference.test_images} test images, {reference.test_from}"]
@@ -76,6 +76,8 @@ def _answer(results: Results, number: int, question: str) -> str:
 
 
 def _none(results: Results, scenario: Scenario, question: str) -> str:
+    if not results.made.finished:
+        return _card(QUESTIONS[question], None, "not known yet", ["No network is finetuned yet."])
     open_ = [each for each in scenario.front if each.accuracy is None]
     finetuned = len(scenario.front) + len(scenario.asked) - len(open_)
     lines = [f"Of {finetuned} finetuned networks none is one."]

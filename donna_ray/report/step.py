@@ -162,12 +162,14 @@ def _library(done: Done) -> dict[str, Any]:
 
 
 def _predictor(facts: dict[str, Any]) -> dict[str, Any]:
-    taus = {name: each["kendall_tau"] for name, each in facts["quality"].items()}
+    quality = {"predictor": facts["quality"]["predictor"], **facts["quality"]}  # which is first
+    taus = {name: each["kendall_tau"] for name, each in quality.items()}
     return {
         **facts,
         "samples": len(facts["samples"]),
         "kendall_tau": taus.pop("predictor"),
         "baselines": taus,
+        "quality": quality,
         "regret": _regret(facts["samples"]),
         "architectures": facts["samples"],
     }

@@ -156,9 +156,10 @@ def test_page_begins_with_what_is_doubtful() -> None:
 def test_page_of_a_run_that_goes_on_says_so_and_shows_what_there_is() -> None:
     value = results().model_dump(mode="json")
     value["made"]["finished"] = False
-    assert "This run is not finished. Done: reference, search." in render(
-        Results.model_validate(value)
-    )
+    page = render(Results.model_validate(value))
+    assert "This run is not finished. Done: reference, search." in page
+    assert "No network is finetuned yet." in page
+    assert "donna finetune" not in page[: page.index('id="front-0"')]
     for missing in ("scenarios", "predictor", "library"):
         value[missing] = [] if missing == "scenarios" else None
         page = render(Results.model_validate(value))
