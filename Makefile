@@ -34,6 +34,7 @@ bench: $(INSTALLED)
 	$(BIN)/python scripts/bench_distill.py
 	$(BIN)/python scripts/bench_racing.py
 	$(BIN)/python scripts/bench_lowering.py
+	$(BIN)/python scripts/bench_int8.py
 	$(BIN)/python scripts/bench_space.py
 	$(BIN)/python scripts/bench_storage.py
 	$(BIN)/python scripts/bench_batchnorm.py
