@@ -22,6 +22,7 @@ __all__ = [
     "TrustOption",
     "config_at",
     "examples",
+    "folder_at",
     "print_facts",
     "run_at",
 ]
@@ -51,20 +52,27 @@ def examples(*lines: str) -> str:
     return "\n\n".join(("Examples:" if len(lines) > 1 else "Example:", *lines))
 
 
-def run_at(run: str, trust: bool) -> Path:
+def folder_at(run: str) -> Path:
     """The folder of a run that is named by it or by its URL (then its working copy).
 
-    It is refused, before anything is imported for it, where it is no run's, or where files that it
-    would execute are not the user's and there is no `trust` (see ``_check_trust``).
-
     Raises:
-        ConfigError: with the remedy.
+        ConfigError: it is no run's.
     """
     folder = _folder_of(run)
     if not (folder / "config.yaml").is_file():
         raise ConfigError(
             f"RUN must be the folder of a run, but {run} has no config.yaml. Correct the path."
         )
+    return folder
+
+
+def run_at(run: str, trust: bool) -> Path:
+    """``folder_at``, for what executes the run's Python files.
+
+    Raises:
+        ConfigError: also where they are not the user's and there is no `trust` (``_check_trust``).
+    """
+    folder = folder_at(run)
     _check_trust(folder, trust)
     return folder
 

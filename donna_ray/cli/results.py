@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from donna_ray.cli.options import JsonOption, RunArgument, check_is_run, print_facts
+from donna_ray.cli.options import (
+    JsonOption,
+    RunArgument,
+    TrustOption,
+    folder_at,
+    print_facts,
+    run_at,
+)
 
 __all__ = ["STEPS", "compare", "evaluate", "export", "status"]
 
@@ -22,25 +29,24 @@ STEPS = {
 def status(run: RunArgument, as_json: JsonOption = False) -> None:
     """Show how far a run is: its steps, their progress and cost, what is left of the one under way.
 
-    Reads the folder alone: of a run at a URL, on the host that runs it.
+    Of a run at a URL it shows what was finished when it was last copied there.
     """
-    check_is_run(run)
+    folder = folder_at(run)
 
     from donna_ray.cli.tables import print_status
     from donna_ray.overview.status import run_status
 
-    print_facts(run_status(run, list(STEPS)), as_json, print_status)
+    print_facts(run_status(folder, list(STEPS)), as_json, print_status)
 
 
 def compare(first: RunArgument, second: RunArgument, as_json: JsonOption = False) -> None:
     """Show what differs between two finished runs: settings, accuracies, fronts, cost."""
-    check_is_run(first)
-    check_is_run(second)
+    folders = folder_at(first), folder_at(second)
 
     from donna_ray.cli.tables import print_comparison
     from donna_ray.overview.compare import compared
 
-    print_facts(compared(first, second), as_json, print_comparison)
+    print_facts(compared(*folders), as_json, print_comparison)
 
 
 def export(
@@ -52,17 +58,18 @@ def export(
     dynamic_batch: Annotated[
         bool, typer.Option("--dynamic-batch", help="ONNX for any number of images, not one.")
     ] = False,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a finetuned network as a folder that timm, Hugging Face and ONNX Runtime load.
 
     Weights, ONNX, a Python file that needs torch and timm only, config.json, a model card.
     """
-    check_is_run(run)
+    folder = run_at(run, trust)
 
     from donna_ray.export.step import export_network
 
-    files = export_network(run, architecture, to, dynamic_batch=dynamic_batch)
+    files = export_network(folder, architecture, to, dynamic_batch=dynamic_batch)
     print_facts(list(map(str, files)), as_json, lambda lines: print(*lines, sep="\n"))
 
 

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from donna_ray.cli.options import ConfigArgument, JsonOption, SetOption, examples, print_facts
+from donna_ray.cli.options import (
+    ConfigArgument,
+    JsonOption,
+    SetOption,
+    TrustOption,
+    config_at,
+    examples,
+    print_facts,
+)
 from donna_ray.config import RunConfig, load_config, shipped_config, starting_config
 from donna_ray.errors import ConfigError
 
@@ -96,9 +104,14 @@ def _answer(name: str, given: str | None) -> str:
 @config_app.command(
     epilog=examples("donna config check search.yaml", "donna config check runs/demo --set seed=1")
 )
-def check(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+def check(
+    config: ConfigArgument,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    trust: TrustOption = False,
+) -> None:
     """Check what can be without the data: values, device, strategy, model, blocks."""
-    file = config / "config.yaml" if config.is_dir() else config
+    _, file = config_at(config, trust)
     loaded = load_config(file, overrides or [])
 
     from donna_ray.latency.farm import check_device
@@ -109,7 +122,7 @@ def check(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOpti
         check_device(scenario.device, scenario.search.memory_limit is not None)
         check_strategy(scenario.search)
     facts = space_facts(loaded)
-    known = {"config": str(config), "blocks": facts["blocks"], "networks": facts["size"]}
+    known = {"config": config, "blocks": facts["blocks"], "networks": facts["size"]}
     words = f"{config} can be run: {facts['blocks']} blocks, {facts['size']:.3g} networks."
     print_facts(known, as_json, lambda _: print(words))
 

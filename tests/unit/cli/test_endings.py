@@ -300,7 +300,7 @@ def test_text_from_outside_is_no_markup(tmp_path: Path, sound: Path, monkeypatch
         result = {"doubts": [f"{strange} 2"]}
         run.step(f"{strange} 3", {}, lambda folder: (result, []))
         run.step(f"{strange} 3", {}, lambda folder: (result, []))
-        Progress(run.console, f"{strange} 4", 9, strange)._line(5, strange)
+        Progress(run.console, run.root, f"{strange} 4", 9, strange)._line(5, strange)
 
     monkeypatch.setattr(pipeline, "run_steps", run_steps)
     ended = donna_here("run", str(sound), "--out", str(tmp_path / "[/x]"))
