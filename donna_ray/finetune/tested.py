@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from donna_ray.config import RunConfig
-from donna_ray.data import Split
+from donna_ray.data import Split, load_test
 from donna_ray.finetune.assemble import untrained
 from donna_ray.onnx_export import OnnxNetwork
 from donna_ray.reference.network import StagedNetwork
@@ -89,7 +89,8 @@ class _TestNetwork:
     """Measures one network on a worker, or the reference."""
 
     def __init__(self, config: RunConfig, reference: Artifact, store: RecordStore) -> None:
-        self._context, self._store = WorkerContext(config, reference), store
+        self._config, self._artifact, self._store = config, reference, store
+        self._context = WorkerContext(config, reference)
 
     def __call__(self, trained: Trained | None) -> dict[str, Any]:
         if not current_group().first:
@@ -105,4 +106,4 @@ class _TestNetwork:
 
     @cached_property
     def _test(self) -> Split:
-        return self._context.test()
+        return load_test(self._config.data, self._artifact.result["preprocessing"])

@@ -123,34 +123,42 @@ def _representatives(jobs: Sequence[BlockJob], macs: Sequence[int]) -> list[int]
 def _measured(
     reference: StagedNetwork, config: RunConfig, samples: Sequence[tuple[BlockJob, int]]
 ) -> PackCosts:
-    """A block that does not fit the memory is left out: it fails when it is distilled."""
+    """As ``pack_costs``; the peak of the memory is the reference's forward's or a block's step's.
+
+    A block that does not fit the memory is left out: it fails when it is distilled.
+    """
     library, engine = config.library, Engine.of(reference).at(config.library.precision)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(library.batch_size, *reference.input_shape, generator=generator)
+    on_gpu, device = engine.device.type == "cuda", engine.device
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
     features = Teacher(reference, engine)(images, range(len(reference.stages)))
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else 0
+    held = torch.cuda.memory_allocated(device) if on_gpu else 0
     blocks = []
     for job, macs in samples:
         with suppress(MemoryLimitError):
-            seconds = _step_seconds(job, reference, features[job.stage], engine)
+            seconds, used = _step_cost(job, reference, features[job.stage], engine)
             blocks.append([job.stage, job.spec.family, macs, seconds])
+            peak = max(peak, held + used)
     size = library.pack_size or _CPU_PACK
-    if engine.device.type == "cuda" and library.pack_size is None:
-        total = torch.cuda.get_device_properties(engine.device).total_memory
+    if on_gpu and library.pack_size is None:
+        total = torch.cuda.get_device_properties(device).total_memory
         part = _USED_SHARE * min(config.cluster.gpus_per_worker, 1) * total
-        peak = torch.cuda.max_memory_allocated(engine.device)  # with the reference's forward
         size = _fitting(part - peak, samples, reference)
     return {"pack_size": size, "blocks": blocks}
 
 
-def _step_seconds(
+def _step_cost(
     job: BlockJob, reference: StagedNetwork, features: Tensor, engine: Engine
-) -> float:
-    """Of a training step of a block, on features of its input."""
+) -> tuple[float, int]:
+    """Seconds of a training step of a block, and bytes that it adds to a GPU's memory."""
     with seeded(0):
         block = engine.place(build_block(job.spec, reference.shapes[job.stage])).train()
     memory = MemoryBatch(2)
-    runs = [step_cost(block, features, engine.precision, memory)[0] for _ in range(_REPEATS + 1)]
-    return min(runs[1:])
+    runs = [step_cost(block, features, engine.precision, memory) for _ in range(_REPEATS + 1)]
+    return min(seconds for seconds, _ in runs[1:]), runs[-1][1]
 
 
 def _fitting(free: float, samples: Sequence[tuple[BlockJob, int]], reference: StagedNetwork) -> int:

@@ -5,7 +5,7 @@ from functools import cached_property
 from torch import Tensor
 
 from donna_ray.config import RunConfig
-from donna_ray.data import ImageData, Split, load_test
+from donna_ray.data import ImageData
 from donna_ray.reference.load import data_of, load_reference
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.storage.artifacts import Artifact
@@ -45,12 +45,8 @@ class WorkerContext:
         """All images but the test's, as the reference saw them."""
         return data_of(self._config, self._artifact)
 
-    def test(self) -> Split:
-        """The images of the test, opened anew."""
-        return load_test(self._config.data, self._artifact.result["preprocessing"])
-
     def load(self) -> None:
-        """All but the test, now."""
+        """All of them, now."""
         _ = self.reference, self.data
 
     @cached_property

@@ -81,7 +81,9 @@ def test_network_that_diverged_is_known_and_left_out(
         assert result["networks"].keys() == {front.architecture_id}
         assert ids_of(result) == {lost.architecture_id: 2.0}
         store.put_failed(front.key, "its loss became nan", identity_of(front))
-        with pytest.raises(DonnaError, match=r"2 of 2 could not be .* Lower finetune\.learning_rate"):
+        with pytest.raises(
+            DonnaError, match=r"2 of 2 could not be .* Lower finetune\.learning_rate"
+        ):
             finetune_step(run, *made)
 
 

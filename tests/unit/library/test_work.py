@@ -112,6 +112,42 @@ def test_paused_block_goes_on_from_its_record(
     assert store.records()["key0"] == again
 
 
+def test_killed_pack_goes_on_from_what_its_worker_kept(
+    work: DistillPack, space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, store = jobs_of(space, 2), RecordStore(tmp_path)
+    work(jobs)
+    whole = store.records()
+    store.remove(whole)
+    kept, started = work._keep_states, list[int]()
+
+    class Killed(BaseException): ...
+
+    def keep(states: Any) -> None:
+        kept(states)
+        if all(state.steps == 3 for state in states.values()):
+            raise Killed
+
+    def noted(*given: Any, **how: Any) -> Any:
+        started.extend(state.steps for state in how["states"].values())
+        return distill_pack(*given, **how)
+
+    monkeypatch.setattr("donna_ray.training.loop._KEEP_EVERY_S", 0.0)
+    monkeypatch.setattr(work, "_keep_states", keep)
+    with pytest.raises(Killed):
+        work(jobs)
+    assert store.records() == {}
+    assert sorted(work._unfinished.records()) == ["key0", "key1"]
+    monkeypatch.setattr(work, "_keep_states", kept)
+    monkeypatch.setattr(library_work, "distill_pack", noted)
+    work(jobs)
+    assert started == [3, 3]
+    again = store.records()
+    assert all(again[key]["weights_sha256"] == whole[key]["weights_sha256"] for key in whole)
+    assert all(again[key]["nsr"] == whole[key]["nsr"] for key in whole)
+    assert work._unfinished.records() == {}
+
+
 def test_watch_counts_by_stage_and_writes_events(tmp_path: Path) -> None:
     now = iter([0.0, 1800.0, 3600.0])
     watch = LibraryWatch([(4, 1), (4, 0)], tmp_path, lambda: next(now))
