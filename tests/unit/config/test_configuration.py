@@ -281,3 +281,9 @@ def test_faults_of_scenarios_are_told(tmp_path: Path, scenarios: str, words: str
     path.write_text(f"space: {{preset: micro}}\nscenarios: {scenarios}\n")
     with pytest.raises(ConfigError, match=words):
         load_config(path)
+
+
+def test_device_that_cannot_run_int8_is_refused() -> None:
+    check_device(DeviceConfig(precision="int8", settings={"threads": 1}))
+    with pytest.raises(ConfigError, match=r"device\.precision must be fp32 with connector 'cuda'"):
+        check_device(DeviceConfig(connector="cuda", precision="int8"))

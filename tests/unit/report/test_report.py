@@ -12,7 +12,7 @@ from donna_ray.report.fronts import _table
 from donna_ray.report.headline import headline, headlines
 from donna_ray.report.html import render
 from donna_ray.report.results import FrontPoint, Headline, Latency, Results
-from donna_ray.report.step import _scenario
+from donna_ray.report.step import _headline, _scenario
 
 LATENCY = {"median_ms": 2.0, "p90_ms": 2.2, "p99_ms": 4.0, "n": 50, "ci_percent": 1.5}
 LATENCY |= {"blocks_p20_ms": 1.9, "blocks_p90_ms": 2.1}
@@ -342,3 +342,20 @@ def test_failed_blocks_are_shown_with_their_reason() -> None:
     page = render(results())
     assert "&lt;odd&gt;" in page
     assert "loss became nan" in page
+
+
+def test_headline_in_int8_is_of_accuracies_in_int8() -> None:
+    """The faster network is as good as the reference in float, and has collapsed in int8."""
+    kept, collapsed = (
+        {"test_accuracy": each, "test_low": each, "test_high": each} for each in (0.94, 0.6)
+    )
+    own = {"test_accuracy": 0.95, "test_low": 0.94, "test_high": 0.96}
+    points = [
+        {"id": "fast", "latency": {"median_ms": 1.0}, **own, "int8": collapsed},
+        {"id": "slow", "latency": {"median_ms": 2.0}, **own, "int8": kept},
+        {"id": "not finetuned", "latency": {"median_ms": 0.1}, **dict.fromkeys(own), "int8": None},
+    ]
+    reference = {**own, "int8": {**own, "test_accuracy": 0.93}}
+    for precision, best in (("fp32", "fast"), ("int8", "slow")):
+        found = _headline(precision, points, reference, 3.0)
+        assert found["fastest_as_accurate"]["id"] == best
