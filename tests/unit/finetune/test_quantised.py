@@ -29,7 +29,7 @@ def test_network_is_quantised_from_its_own_weights(
     data = load_data(config.data, PREPROCESSING)
     specs = tuple(space.specs((0, 1, 0)))
     with seeded(3):
-        network = untrained(reference, specs)
+        network = untrained(reference, specs).requires_grad_(False)
     recalibrate(network, data.calibration)
     networks, store = RecordStore(tmp_path / "float"), RecordStore(tmp_path / "int8")
     networks.put("own", {}, network.state_dict())
