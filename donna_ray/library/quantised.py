@@ -23,6 +23,7 @@ from donna_ray.latency.quantised import (
     borders,
     calibration_images,
     part_edges,
+    part_inputs,
     quantised_part,
 )
 from donna_ray.library.step import library_store
@@ -226,9 +227,7 @@ class QuantiseParts:
         """The reference, the weights of its channels in the NSR, images, and inputs of parts."""
         reference, variance = load_reference(self._config, self._artifact)
         data = data_of(self._config, self._artifact)
-        images = calibration_images(data.calibration)
-        with torch.no_grad():
-            inputs = [images, *reference.features(images)]
+        inputs = part_inputs(reference, calibration_images(data.calibration))
         return reference, list(map(inverse_variance, variance)), data, inputs
 
 
@@ -242,7 +241,7 @@ class _Borders:
     def __call__(self, _nothing: None) -> dict[str, Any]:
         network, _ = load_reference(self.config, self.reference)
         images = calibration_images(data_of(self.config, self.reference).calibration)
-        return {"borders": borders(network, images)}
+        return {"borders": borders(part_inputs(network, images))}
 
 
 def _borders(run: Run, reference: Artifact) -> list[Range]:
