@@ -31,10 +31,10 @@ def _library(run: Run, done: Done) -> Artifact:
     from donna_ray.library.quantised import quantised_library
     from donna_ray.library.step import library_step
 
-    library = library_step(run, done["reference"])
+    done["library"] = library_step(run, done["reference"])
     if run.config.in_int8:
-        done["library/int8"] = quantised_library(run, done["reference"], library)
-    return library
+        done["library/int8"] = quantised_library(run, done["reference"], done["library"])
+    return done["library"]
 
 
 def _predictor(run: Run, done: Done) -> Artifact:
@@ -45,11 +45,11 @@ def _predictor(run: Run, done: Done) -> Artifact:
 
     reference = done["reference"]
     meanwhile = measuring_ahead(run, reference, _in_each_precision(done, "library"))
-    predictor = predictor_step(run, reference, done["library"], meanwhile)
+    done["predictor"] = predictor_step(run, reference, done["library"], meanwhile)
     if run.config.in_int8:
-        library = done["library/int8"]
-        done["predictor/int8"] = quantised_predictor(run, reference, library, predictor)
-    return predictor
+        made = (done["library/int8"], done["predictor"])
+        done["predictor/int8"] = quantised_predictor(run, reference, *made)
+    return done["predictor"]
 
 
 def _search(run: Run, done: Done) -> Artifact:

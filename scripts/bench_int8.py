@@ -35,6 +35,7 @@ from donna_ray.latency.quantised import (
     QuantisedLowering,
     borders,
     calibration_images,
+    part_inputs,
     quantised_network,
 )
 from donna_ray.library.quantised import PartJob, QuantiseParts
@@ -132,11 +133,10 @@ def _quantised(
     quantised: RecordStore,
 ) -> tuple[QuantisedLowering, list[list[float]]]:
     """The way from blocks to models in int8, and the blocks' NSR in it."""
-    images = calibration_images(data.calibration)
+    inputs = part_inputs(reference, calibration_images(data.calibration))
     nothing = Artifact("reference", Path(), {}, {}, 0.0)
-    work = QuantiseParts(config, nothing, store, quantised, borders(reference, images))
+    work = QuantiseParts(config, nothing, store, quantised, borders(inputs))
     variance = calibrate(reference, data.distillation_plain)
-    inputs = [images, *reference.features(images)]
     work.__dict__["_loaded"] = (reference, list(map(inverse_variance, variance)), data, inputs)
     own = [PartJob(f"own{number}", number) for number in range(len(blocks) + 2)]
     jobs = [

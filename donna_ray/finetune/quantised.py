@@ -45,8 +45,8 @@ def quantised_networks(
         trained: which; None is the reference as it was given.
 
     Returns:
-        The record of each, in ``quantised_store``: `key`, and `accuracy` over all validation
-        images, as the QDQ model gives it.
+        The record of each, in ``quantised_store``: `key`, `cost`, and `accuracy` over all
+        validation images, as the QDQ model gives it.
     """
     facts = calibration_facts(run.config)
     identity = reference_identity(reference)
@@ -82,9 +82,13 @@ class QuantiseNetwork:
             network = untrained(reference, specs) if specs else network
             network.load_state_dict(self._networks.weights(name))
         network.requires_grad_(False).eval()
-        model = quantised_network(network, calibration_images(data.calibration))
-        found = accuracy(OnnxNetwork(model), data.validation)
-        record = {"network": trained and trained[0], "accuracy": found}
+        images = calibration_images(data.calibration)
+        model = quantised_network(network, images)
+        record = {
+            "network": trained and trained[0],
+            "accuracy": accuracy(OnnxNetwork(model), data.validation),
+            "cost": {"image_passes": 2 * len(images) + len(data.validation)},
+        }
         self._store.put(key, record, {}, {"onnx": model})
         return {}
 

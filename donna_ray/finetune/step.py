@@ -252,6 +252,8 @@ def _add_int8(
         {"accuracy": record["accuracy"], "onnx": f"{_NETWORKS}/int8/{record['key']}.onnx", **test}
         for record, test in zip(records, tests, strict=True)
     )
+    found["cost"]["image_passes"] += sum(each["cost"]["image_passes"] for each in records)
+    found["cost"]["image_passes"] += sum(each["test_images"] for each in tests)
     for job, own in zip(done[:-1], networks, strict=True):
         found["networks"][job.architecture_id]["int8"] = own
     found["reference"]["int8"] = given

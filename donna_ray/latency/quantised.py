@@ -36,12 +36,15 @@ __all__ = [
     "borders",
     "calibration_images",
     "part_edges",
+    "part_inputs",
     "quantised_network",
     "quantised_part",
 ]
 
 CALIBRATED_ON = 256
 """Images, at most."""
+
+_TOGETHER = 32  # of them, which a network computes at once
 
 Range = tuple[float, float]
 """The least and the greatest value of an activation."""
@@ -57,14 +60,19 @@ def calibration_images(images: Split) -> Tensor:
 
 
 @torch.no_grad()
-def borders(network: StagedNetwork, images: Tensor) -> list[Range]:
-    """The range of the input of each part: the images, the stem's output, and each stage's.
+def part_inputs(network: StagedNetwork, images: Tensor) -> list[Tensor]:
+    """The input of each part: the images, the stem's output, and each stage's.
 
     Args:
         network: in eval mode, on the CPU.
         images: (N, C, H, W).
     """
-    inputs = [images, *network.features(images)]
+    features = [network.features(batch) for batch in images.split(_TOGETHER)]
+    return [images, *map(torch.cat, zip(*features, strict=True))]
+
+
+def borders(inputs: Sequence[Tensor]) -> list[Range]:
+    """The range of each of ``part_inputs``."""
     return [(float(each.min()), float(each.max())) for each in inputs]
 
 
@@ -86,9 +94,8 @@ def quantised_network(network: StagedNetwork, images: Tensor) -> bytes:
         network: in eval mode, on the CPU.
         images: that ranges are measured on, (N, C, H, W).
     """
-    with torch.no_grad():
-        inputs = [images, *network.features(images)]
-    ranges = borders(network, images)
+    inputs = part_inputs(network, images)
+    ranges = borders(inputs)
     modules = [network.stem, *network.stages, network.head]
     parts = []
     for number, (module, values) in enumerate(zip(modules, inputs, strict=True)):

@@ -23,6 +23,7 @@ from donna_ray.latency.quantised import (
     borders,
     calibration_images,
     part_edges,
+    part_inputs,
     quantised_part,
 )
 from donna_ray.library.step import library_store
@@ -108,8 +109,9 @@ def quantised_library(run: Run, reference: Artifact, library: Artifact) -> Artif
             for start in range(0, len(missing), _PARTS_A_UNIT)
         ]
         work = QuantiseParts(run.config, reference, library_store(run), store, facts["borders"])
-        spread(run, "library in int8", "parts", units, work)
-        return _result(run, library, stages, own, store), []
+        done = spread(run, "library/int8", "parts", units, work)
+        images = sum(each["images"] for each in done)
+        return _result(run, library, stages, own, store, images), []
 
     def intact(_artifact: Artifact) -> bool:
         known = store.records()
@@ -159,32 +161,31 @@ class QuantiseParts:
         self._blocks, self._store, self._ranges = blocks, store, ranges
 
     def __call__(self, jobs: Sequence[PartJob]) -> dict[str, Any]:
-        """Do some parts; one that is stored already is passed over."""
+        """Do some parts, but those that are stored already; tells how many `images` that took."""
         jobs = [job for job in jobs if self._store.get(job.key) is None]
         models = [self._quantised(job) for job in jobs]
-        ratios = self._noise(jobs, models)
+        ratios, images = self._noise(jobs, models)
         for job, model, nsr in zip(jobs, models, ratios, strict=True):
             self._store.put(job.key, {"part": job.number, "nsr": nsr}, {}, {"onnx": model})
-        return {}
+        return {"images": images + len(self._loaded[3][0])}
 
     def _quantised(self, job: PartJob) -> bytes:
         reference, _, _, inputs = self._loaded
         parts = len(reference.stages) + 2
         values = inputs[job.number]
         name, edges = f"part{job.number}", part_edges(job.number, parts)
+        part = exported_part(self._module(job), values.shape[1:], name, edges)
+        ranges = self._ranges[job.number : job.number + 2]
         try:
-            part = exported_part(self._module(job), values.shape[1:], name, edges)
-            made = quantised_part(
-                part, as_inputs(values), self._ranges[job.number : job.number + 2]
-            )
-            return made.SerializeToString(deterministic=True)
-        except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+            made = quantised_part(part, as_inputs(values), ranges)
+        except Exception as error:  # ONNX Runtime's errors share no base class
             what = "the reference's own" if job.block is None else job.block[1]
             raise DonnaError(
                 f"Every part must be quantised with device.precision: int8, but {what} (part "
                 f"{job.number}) cannot be: {one_line(str(error))}. Leave it out of the space, or "
                 "search in fp32."
             ) from error
+        return made.SerializeToString(deterministic=True)
 
     def _module(self, job: PartJob) -> nn.Module:
         reference = self._loaded[0]
@@ -196,8 +197,10 @@ class QuantiseParts:
         return block.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def _noise(self, jobs: Sequence[PartJob], models: Sequence[bytes]) -> list[float | None]:
-        """The NSR of what stands in a stage, on validation images; None of stem and head."""
+    def _noise(
+        self, jobs: Sequence[PartJob], models: Sequence[bytes]
+    ) -> tuple[list[float | None], int]:
+        """The NSR of what stands in a stage (None of stem and head), and of how many images."""
         reference, weights, data, _ = self._loaded
         networks = [
             (job.number, OnnxNetwork(model)) if 0 < job.number <= len(weights) else None
@@ -213,19 +216,18 @@ class QuantiseParts:
                     ratio = noise_to_signal(output, features[number], weights[number - 1])
                     total[index] += len(images) * float(ratio)
             count += len(images)
-        return [
+        ratios = [
             None if network is None else sum_ / count
             for network, sum_ in zip(networks, total, strict=True)
         ]
+        return ratios, count
 
     @cached_property
     def _loaded(self) -> tuple[StagedNetwork, list[Tensor], ImageData, list[Tensor]]:
         """The reference, the weights of its channels in the NSR, images, and inputs of parts."""
         reference, variance = load_reference(self._config, self._artifact)
         data = data_of(self._config, self._artifact)
-        images = calibration_images(data.calibration)
-        with torch.no_grad():
-            inputs = [images, *reference.features(images)]
+        inputs = part_inputs(reference, calibration_images(data.calibration))
         return reference, list(map(inverse_variance, variance)), data, inputs
 
 
@@ -239,7 +241,7 @@ class _Borders:
     def __call__(self, _nothing: None) -> dict[str, Any]:
         network, _ = load_reference(self.config, self.reference)
         images = calibration_images(data_of(self.config, self.reference).calibration)
-        return {"borders": borders(network, images)}
+        return {"borders": borders(part_inputs(network, images))}
 
 
 def _borders(run: Run, reference: Artifact) -> list[Range]:
@@ -267,6 +269,7 @@ def _result(
     stages: Sequence[Sequence[PartJob]],
     own: Sequence[PartJob],
     store: RecordStore,
+    images: int,
 ) -> dict[str, Any]:
     known = store.records()
     made = [
@@ -283,5 +286,5 @@ def _result(
         "shapes": library.result["shapes"],
         "stages": made,
         "own": [job.key for job in own],
-        "cost": {"image_passes": CALIBRATED_ON + _MEASURED_ON},
+        "cost": {"image_passes": images},
     }

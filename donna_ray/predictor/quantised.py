@@ -53,7 +53,7 @@ def quantised_predictor(
         trained = [(job.key, job.specs) for job in jobs]
         found = quantised_networks(run, reference, store, trained)
         records = [
-            {**known[job.key], "accuracy": own["accuracy"], "cost": {"image_passes": 0}}
+            {**known[job.key], "accuracy": own["accuracy"], "cost": own["cost"]}
             for job, own in zip(jobs, found, strict=True)
         ]
         result = fitted(jobs, nsr, records, library, run.config.seed)

@@ -215,11 +215,8 @@ class _Networks:
         return measured(self._files[scenario], reference, self.predictions)
 
     def headline(self, points: Points, reference_ms: float) -> dict[str, Any]:
-        """``Headline``, by the accuracies that networks have in this precision."""
-        tested = self._tested
-        if self.precision == "int8":
-            points, tested = [_as_quantised(each) for each in points], _as_quantised(tested)
-        return headline(points, tested.get("test_accuracy") or 0.0, reference_ms)
+        """``Headline`` of the finetuned ones."""
+        return _headline(self.precision, points, self._tested, reference_ms)
 
     def table(self, points: Points, roles: dict[str, set[str]]) -> Points:
         """``FrontPoint`` of each, given id, architecture, latency, and the ids in each role."""
@@ -236,6 +233,15 @@ class _Networks:
             **complexity(untrained(self._reference, specs), self._reference.input_shape),
             **{name: finetuned.get(name) for name in _FINETUNED},
         }
+
+
+def _headline(
+    precision: DevicePrecision, points: Points, reference: dict[str, Any], reference_ms: float
+) -> dict[str, Any]:
+    """By the accuracies that networks have in the scenario's precision."""
+    if precision == "int8":
+        points, reference = [_as_quantised(each) for each in points], _as_quantised(reference)
+    return headline(points, reference.get("test_accuracy") or 0.0, reference_ms)
 
 
 def _as_quantised(tested: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from donna_ray.config import PRESETS, load_config, preset_space, shipped_config
 from donna_ray.config.scenarios import DeviceConfig
 from donna_ray.credentials import has_credentials
 from donna_ray.errors import ConfigError
+from donna_ray.latency import farm
 from donna_ray.latency.farm import check_device
 from tests.command_line import donna_here
 
@@ -296,3 +297,16 @@ def test_faults_of_scenarios_are_told(tmp_path: Path, scenarios: str, words: str
     path.write_text(f"space: {{preset: micro}}\nscenarios: {scenarios}\n")
     with pytest.raises(ConfigError, match=words):
         load_config(path)
+
+
+def test_device_that_cannot_run_int8_is_refused() -> None:
+    check_device(DeviceConfig(precision="int8", settings={"threads": 1}))
+    with pytest.raises(ConfigError, match=r"device\.precision must be fp32 with connector 'cuda'"):
+        check_device(DeviceConfig(connector="cuda", precision="int8"))
+
+
+def test_device_is_one_whatever_the_precision_of_its_networks() -> None:
+    plain, quantised = DeviceConfig(), DeviceConfig(precision="int8")
+    assert (
+        farm._key(plain) == farm._key(quantised) != farm._key(DeviceConfig(settings={"threads": 2}))
+    )

@@ -25,6 +25,7 @@ from donna_ray.latency.quantised import (
     as_inputs,
     borders,
     part_edges,
+    part_inputs,
     quantised_network,
     quantised_part,
 )
@@ -71,7 +72,7 @@ def network(reference: StagedNetwork, space: SearchSpace, images: Tensor) -> Sta
 def parts_of(network: StagedNetwork, images: Tensor) -> list[tuple[onnx.ModelProto, Tensor]]:
     """Each part in float, and its inputs."""
     modules = [network.stem, *network.stages, network.head]
-    inputs = [images, *network.features(images)]
+    inputs = part_inputs(network, images)
     return [
         (
             exported_part(
@@ -155,7 +156,7 @@ def test_lowering_stitches_what_is_stored(
     images: Tensor,
     tmp_path: Path,
 ) -> None:
-    store, ranges = RecordStore(tmp_path), borders(reference, images)
+    store, ranges = RecordStore(tmp_path), borders(part_inputs(reference, images))
     own = []
     for number, (part, values) in enumerate(parts_of(reference, images)):
         made = quantised_part(part, as_inputs(values), ranges[number : number + 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import torch
 from donna_ray.config import RunConfig
 from donna_ray.finetune.assemble import block_keys, choice_table, library_space
 from donna_ray.finetune.step import jobs_of, network_store
+from donna_ray.predictor import quantised
 from donna_ray.predictor.design import design
 from donna_ray.predictor.step import predictor_step
 from donna_ray.run.ownership import MARKER
 from donna_ray.run.run import Run
-from donna_ray.space import SearchSpace, encode
+from donna_ray.space import BlockSpec, SearchSpace, encode, record_id
 from donna_ray.storage.artifacts import Artifact
 
 BUDGET = 24
@@ -68,6 +70,7 @@ def finetuned_run(
             "zero_shot_accuracy": 0.5,
             "params": 1,
             "macs": 1,
+            "blocks": [spec.to_json() for spec in job.specs],
             "cost": {"image_passes": 10},
         }
         network_store(run).put(job.key, record, {"weight": torch.zeros(1)})
@@ -171,3 +174,39 @@ def test_blocks_of_samples_that_were_not_fitted_do_not_matter(
     assert len(fitted.result["samples"]) == 16
     assert kept.reused
     assert kept.result == fitted.result
+
+
+def test_predictor_in_int8_is_of_the_same_samples_quantised(
+    config: RunConfig, library: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In int8 the blocks of the last stage are three times as noisy."""
+    with finetuned_run(config, tmp_path, library) as run:
+        reference = reference_of(tmp_path)
+        predictor = predictor_step(run, reference, library)
+        stages = library.result["stages"]
+        noisier = [*stages[:-1], [{**each, "nsr": 3 * each["nsr"]} for each in stages[-1]]]
+        in_int8 = replace(library, result={**library.result, "stages": noisier})
+
+        def networks(_run: Run, _reference: Artifact, _store: Any, trained: Any) -> Any:
+            tables = [
+                {record_id(BlockSpec.from_json(each["block"])): each["nsr"] for each in stage}
+                for stage in noisier
+            ]
+            sums = [
+                sum(table[record_id(spec)] for table, spec in zip(tables, specs, strict=True))
+                for _, specs in trained
+            ]
+            return [{"accuracy": 0.9 - 0.1 * each, "cost": {"image_passes": 7}} for each in sums]
+
+        monkeypatch.setattr(quantised, "quantised_networks", networks)
+        made = quantised.quantised_predictor(run, reference, in_int8, predictor)
+        again = quantised.quantised_predictor(run, reference, in_int8, predictor)
+    assert again.reused
+    assert again.result == made.result
+    pairs = list(zip(made.result["samples"], predictor.result["samples"], strict=True))
+    for own, other in pairs:
+        assert (own["id"], own["key"]) == (other["id"], other["key"])
+        assert own["nsr"] == [*other["nsr"][:-1], pytest.approx(3 * other["nsr"][-1])]
+        assert own["accuracy"] == pytest.approx(0.9 - 0.1 * sum(own["nsr"]))
+    assert made.result["quality"]["predictor"]["kendall_tau"]["value"] > 0.9
+    assert made.result["cost"]["image_passes"] == 7 * len(pairs)

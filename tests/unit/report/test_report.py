@@ -15,7 +15,7 @@ from donna_ray.report.headline import headline, headlines
 from donna_ray.report.html import render
 from donna_ray.report.results import Results
 from donna_ray.report.scenario import Headline, Spec
-from donna_ray.report.step import _scenario
+from donna_ray.report.step import _headline, _scenario
 from tests.unit.report.made import LATENCY, point, results, spec
 
 WARNING = "Latency of phone comes from a simulated device."
@@ -251,3 +251,20 @@ def test_drawing_shows_options_beside_those_of_the_library() -> None:
     ):
         assert bar in drawing
     assert f'title="{blocks[1]}"' in drawing
+
+
+def test_headline_in_int8_is_of_accuracies_in_int8() -> None:
+    """The faster network is as good as the reference in float, and has collapsed in int8."""
+    kept, collapsed = (
+        {"test_accuracy": each, "test_low": each, "test_high": each} for each in (0.94, 0.6)
+    )
+    own = {"test_accuracy": 0.95, "test_low": 0.94, "test_high": 0.96}
+    points = [
+        {"id": "fast", "latency": {"median_ms": 1.0}, **own, "int8": collapsed},
+        {"id": "slow", "latency": {"median_ms": 2.0}, **own, "int8": kept},
+        {"id": "not finetuned", "latency": {"median_ms": 0.1}, **dict.fromkeys(own), "int8": None},
+    ]
+    reference = {**own, "int8": {**own, "test_accuracy": 0.93}}
+    for precision, best in (("fp32", "fast"), ("int8", "slow")):
+        found = _headline(precision, points, reference, 3.0)
+        assert found["fastest_as_accurate"]["id"] == best

@@ -14,7 +14,12 @@ from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
 from donna_ray.config import RunConfig
 from donna_ray.data import load_data
 from donna_ray.distill.students import inverse_variance
-from donna_ray.latency.quantised import QuantisedLowering, borders, calibration_images
+from donna_ray.latency.quantised import (
+    QuantisedLowering,
+    borders,
+    calibration_images,
+    part_inputs,
+)
 from donna_ray.library.quantised import PartJob, QuantiseParts
 from donna_ray.onnx_export import OnnxNetwork
 from donna_ray.reference.network import StagedNetwork
@@ -59,15 +64,11 @@ def quantised(
     folder = tmp_path_factory.mktemp("int8")
     blocks, store = RecordStore(folder / "blocks"), RecordStore(folder / "int8")
     nothing = Artifact("reference", folder, {}, {}, 0.0)
-    work = QuantiseParts(config, nothing, blocks, store, borders(reference, images))
+    inputs = part_inputs(reference, images)
+    work = QuantiseParts(config, nothing, blocks, store, borders(inputs))
     data = load_data(config.data, {"input_size": (1, 16, 16)})
     weights = list(map(inverse_variance, calibrate(reference, data.distillation_plain.first(64))))
-    work.__dict__["_loaded"] = (
-        reference,
-        weights,
-        data,
-        [images, *reference.features(images)],
-    )
+    work.__dict__["_loaded"] = (reference, weights, data, inputs)
     own = [PartJob(f"own{number}", number) for number in range(len(few.stages) + 2)]
     jobs: list[list[PartJob]] = []
     for number, stage in enumerate(few.stages, start=1):

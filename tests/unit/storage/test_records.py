@@ -50,6 +50,17 @@ def fill(store: RecordStore, *keys: str) -> None:
         store.put(key, {"nsr": 0.1}, {"w": torch.ones(100)}, files={"onnx": b"graph of " * 10})
 
 
+def test_file_of_a_record_is_read_whole_or_refused(store: RecordStore) -> None:
+    fill(store, "key")
+    assert store.file("key", "onnx") == b"graph of " * 10
+    write(store, "key.onnx", b"graph of ")
+    with pytest.raises(DonnaError, match="key must be intact"):
+        store.file("key", "onnx")
+    store.put("plain", {}, {})
+    with pytest.raises(DonnaError, match="plain must be intact"):
+        store.file("plain", "onnx")
+
+
 def test_record_reads_as_written(store: RecordStore) -> None:
     weights = {"w": torch.arange(6.0).reshape(1, 2, 3, 1)}
     store.put("key", {"nsr": 0.1}, weights, files={"onnx": b"graph"})
