@@ -77,9 +77,9 @@ def _figures(results: Facts) -> Facts:
     """What a person asks first, by name."""
     cost = results["cost"].values()
     found = {
-        "reference's test accuracy": results["reference"]["test_accuracy"],
-        "blocks distilled": results["library"]["size"],
-        "Kendall tau": results["predictor"]["kendall_tau"]["value"],
+        "reference's test accuracy": _at(results, "reference", "test_accuracy"),
+        "blocks distilled": _at(results, "library", "size"),
+        "Kendall tau": _at(results, "predictor", "kendall_tau", "value"),
         "seconds": sum(each["seconds"] for each in cost),
         "image passes": sum(each["image_passes"] for each in cost),
     }
@@ -94,12 +94,18 @@ def _answers(scenario: Facts) -> Facts:
         "fastest_as_accurate": "fastest, not less accurate",
         "most_accurate_as_fast": "most accurate, not slower",
     }
-    found = {f"{whose}reference, ms": scenario["reference_latency"]["median_ms"]}
+    found = {f"{whose}reference, ms": _at(scenario, "reference_latency", "median_ms")}
     for key, name in words.items():
-        answer = scenario["headline"][key] or {}
-        found[f"{whose}{name}, ms"] = answer.get("median_ms")
-        found[f"{whose}{name}, test accuracy"] = answer.get("test_accuracy")
+        found[f"{whose}{name}, ms"] = _at(scenario, "headline", key, "median_ms")
+        found[f"{whose}{name}, test accuracy"] = _at(scenario, "headline", key, "test_accuracy")
     return found
+
+
+def _at(value: Any, *keys: str) -> Any:
+    """What is there under keys in keys; None where one of them is missing or null."""
+    for key in keys:
+        value = (value or {}).get(key)
+    return value
 
 
 def _scenarios(first: Facts, second: Facts) -> list[Facts]:

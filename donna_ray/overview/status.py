@@ -61,7 +61,7 @@ def next_steps(root: Path, name: str) -> list[str]:
         name: the folder as the person wrote it.
     """
     results = read_json(root / "results.json") or {}
-    headlines = [each["headline"].values() for each in results.get("scenarios", [])]
+    headlines = [(each["headline"] or {}).values() for each in results.get("scenarios", [])]
     answers = [answer["id"] for each in headlines for answer in each if answer is not None]
     network = answers[0] if answers else "ARCH"
     return [

@@ -258,3 +258,19 @@ def test_suggestions_are_networks_that_are_not_finetuned(copy_of_finished: Path)
     ids = {first["id"], second["id"], *(sample.id for sample in predictor.architectures)}
     assert len(ids) == 8
     assert donna_here(*suggest, "/no/run").returncode == 2
+
+
+def test_finished_run_is_told_as_such(copy_of_finished: Path) -> None:
+    """By status, by a dry run, and compared with itself."""
+    run = str(copy_of_finished)
+    status = json.loads(donna_here("status", run, "--json").stdout)
+    assert (status["state"], status["process"]) == ("finished", None)
+    cost = results_of(copy_of_finished)["cost"].values()
+    assert status["cost"]["image_passes"] == sum(each["image_passes"] for each in cost)
+    plan = json.loads(donna_here("run", run, "--dry-run", "--json").stdout)
+    states = {row["step"]: row["state"] for row in plan["steps"]}
+    assert states.pop("report") == "to do"
+    assert set(states.values()) == {"finished"}
+    both = json.loads(donna_here("compare", run, run, "--json").stdout)
+    assert both["settings"] == []
+    assert both["scenarios"][0]["hypervolume"] == [1, 1]

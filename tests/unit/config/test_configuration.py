@@ -11,6 +11,7 @@ import pytest
 
 from donna_ray import pipeline
 from donna_ray.cli import main as cli
+from donna_ray.cli import results, start
 from donna_ray.config import PRESETS, load_config, preset_space, shipped_config
 from donna_ray.config.scenarios import DeviceConfig
 from donna_ray.credentials import has_credentials
@@ -201,8 +202,10 @@ def test_every_mistake_is_told_at_once() -> None:
 
 
 def test_unknown_shipped_configuration_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"one of compress, demo, donna_large, but is 'domo'"):
-        cli.show("domo")
+    with pytest.raises(
+        ConfigError, match=r"one of compress, demo, donna_large, start, but is 'domo'"
+    ):
+        start.show("domo")
 
 
 def test_schema_is_json() -> None:
@@ -219,7 +222,7 @@ def test_schema_is_json() -> None:
 
 
 def test_every_step_has_a_command() -> None:
-    assert list(cli._STEPS) == list(pipeline.STEPS)
+    assert list(results.STEPS) == list(pipeline.STEPS)
 
 
 def test_memory_limit_is_megabytes_or_a_multiple() -> None:
