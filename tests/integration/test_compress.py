@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 from donna_ray.report.results import Results
@@ -22,6 +23,7 @@ SMALL = {
 }
 
 
+@pytest.mark.soak
 def test_model_is_compressed_under_its_limit(one_ray: None, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--data=digits", "--latency-limit=0.9x", "--weights=train", f"--out={out}"]

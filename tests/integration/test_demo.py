@@ -132,6 +132,7 @@ def test_again_reuses_every_step(finished: Path) -> None:
     assert {**after, "cost": None, "made": None} == {**before, "cost": None, "made": None}
 
 
+@pytest.mark.soak
 def test_changed_setting_renews_only_what_depends_on_it(
     one_ray: None, copy_of_finished: Path
 ) -> None:
@@ -193,6 +194,7 @@ def test_words_name_blocks() -> None:
     assert str(spec) == "inverted_residual(kernel=3, squeeze_excite=yes)"
 
 
+@pytest.mark.soak
 def test_network_that_is_asked_for_is_finetuned_and_kept(
     one_ray: None, copy_of_finished: Path
 ) -> None:

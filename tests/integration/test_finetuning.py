@@ -87,6 +87,7 @@ def test_two_workers_go_on_when_one_dies(run: Run) -> None:
     assert not list(unfinished.glob("*.safetensors"))
 
 
+@pytest.mark.soak
 def test_two_workers_train_as_one(run: Run, tmp_path: Path) -> None:
     config = run.config
 

@@ -63,6 +63,7 @@ def assert_equal(artifact: Artifact, finished: Path) -> None:
         )
 
 
+@pytest.mark.soak
 def test_full_disk_stops_a_run_that_goes_on_and_waits_for_its_store(
     one_ray: None, finished: Path, begun: Path, tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ from tests.integration.conftest import (
 )
 
 
+@pytest.mark.soak
 def test_killed_library_goes_on(one_ray: None, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished / "reference", out / "reference")

@@ -39,6 +39,7 @@ def test_a_device_is_waited_for_and_shared(farm: Farm, tmp_path: Path) -> None:
     assert states == ["ready"]
 
 
+@pytest.mark.soak
 def test_a_run_measures_on_a_served_farm_and_begins_while_networks_are_trained(
     farm: Farm, copy_of_finished: Path
 ) -> None:

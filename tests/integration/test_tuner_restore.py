@@ -45,6 +45,7 @@ def setup_on(journal: Path) -> SearchSetup:
     return SearchSetup(PROBLEM, SearchConfig(evaluations=18, batch_size=4), 0, journal)
 
 
+@pytest.mark.soak
 def test_the_documented_search_in_a_plain_tuner_runs(
     one_ray: None,
     tmp_path: Path,
