@@ -91,10 +91,12 @@ def test_init_writes_what_can_be_run(tmp_path: Path, model: str) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("model", ["donna_digits", "mobilenetv3_small_050"])
-def test_what_init_writes_passes_the_check(tmp_path: Path, model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "data"), [("donna_digits", "digits"), ("mobilenetv3_small_050", "/data/images")]
+)
+def test_what_init_writes_passes_the_check(tmp_path: Path, model: str, data: str) -> None:
     file = str(tmp_path / "mine.yaml")
-    words = ("--data", "digits", "--device", "onnxruntime", "--latency-limit", "0.8x")
+    words = ("--data", data, "--device", "onnxruntime", "--latency-limit", "0.8x")
     assert donna_here("init", file, "--model", model, *words).returncode == 0
     checked = donna_here("config", "check", file, "--json")
     assert json.loads(checked.stdout)["networks"] > 1, checked.stderr
