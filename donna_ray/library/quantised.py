@@ -102,12 +102,9 @@ def quantised_library(run: Run, reference: Artifact, library: Artifact) -> Artif
         known = store.records()
         missing = [job for job in jobs if job.key not in known]
         run.say(f"  {len(jobs) - len(missing)} of {len(jobs)} parts are quantised already")
-        units = [
-            Unit(
-                missing[start : start + _PARTS_A_UNIT], len(missing[start : start + _PARTS_A_UNIT])
-            )
-            for start in range(0, len(missing), _PARTS_A_UNIT)
-        ]
+        starts = range(0, len(missing), _PARTS_A_UNIT)
+        packs = [missing[start : start + _PARTS_A_UNIT] for start in starts]
+        units = [Unit(pack, weight=len(pack)) for pack in packs]
         work = QuantiseParts(run.config, reference, library_store(run), store, facts["borders"])
         done = spread(run, "library/int8", "parts", units, work)
         images = sum(each["images"] for each in done)
