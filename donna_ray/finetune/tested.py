@@ -73,24 +73,29 @@ def wilson(right: int, images: int) -> dict[str, Any]:
     }
 
 
-class _TestModel:
-    """Measures one ONNX model on a worker."""
-
-    def __init__(self, config: RunConfig, reference: Artifact, store: RecordStore) -> None:
-        self._context, self._store = WorkerContext(config, reference), store
-
-    def __call__(self, key: str) -> dict[str, Any]:
-        network = OnnxNetwork(self._store.file(key, "onnx"))
-        right, images = right_answers(network, self._context.test())
-        return {"right": right, "images": images}
-
-
-class _TestNetwork:
-    """Measures one network on a worker, or the reference."""
+class _Test:
+    """Something of a store, measured on a worker."""
 
     def __init__(self, config: RunConfig, reference: Artifact, store: RecordStore) -> None:
         self._config, self._artifact, self._store = config, reference, store
         self._context = WorkerContext(config, reference)
+
+    @cached_property
+    def _test(self) -> Split:
+        return load_test(self._config.data, self._artifact.result["preprocessing"])
+
+
+class _TestModel(_Test):
+    """Measures one ONNX model."""
+
+    def __call__(self, key: str) -> dict[str, Any]:
+        network = OnnxNetwork(self._store.file(key, "onnx"))
+        right, images = right_answers(network, self._test)
+        return {"right": right, "images": images}
+
+
+class _TestNetwork(_Test):
+    """Measures one network, or the reference."""
 
     def __call__(self, trained: Trained | None) -> dict[str, Any]:
         if not current_group().first:
@@ -103,7 +108,3 @@ class _TestNetwork:
             network.load_state_dict(self._store.weights(key))
         right, images = right_answers(context.engine.place(network), self._test)
         return {"right": right, "images": images}
-
-    @cached_property
-    def _test(self) -> Split:
-        return load_test(self._config.data, self._artifact.result["preprocessing"])

@@ -182,15 +182,10 @@ def _start(
     called: dict[str, str] = {}  # a device's configuration to the name that it goes by
     for name, config in devices.items():
         called.setdefault(_key(config), name)
-    specs = [
-        DeviceSpec(
-            name=name,
-            connector=devices[name].connector,
-            settings=devices[name].settings,
-            reserve=not lent,
-        )
-        for name in called.values()
-    ]
+    specs = []
+    for name in called.values():
+        kind, settings = devices[name].connector, devices[name].settings
+        specs.append(DeviceSpec(name=name, connector=kind, settings=settings, reserve=not lent))
     try:
         farm = Farm.start(specs, cache_path)
     except _UNUSABLE as error:
@@ -208,11 +203,7 @@ def _key(config: DeviceConfig) -> str:
 
 
 def _check_cache(path: Path) -> None:
-    """Refuse a damaged file of measurements, before a device is started.
-
-    Raises:
-        DonnaError: with the remedy.
-    """
+    """Refuse a damaged file of measurements, before a device is started."""
     try:
         with closing(MeasurementCache(path)) as cache:
             cache.check()
