@@ -183,7 +183,7 @@ def doubts_of(run: Run, result: dict[str, Any], reference: Artifact) -> list[str
     own = taus.pop("predictor")
     others = ", ".join(f"{name} {each['value']:.2f}" for name, each in taus.items())
     run.say(
-        f"  Kendall tau of networks left out {own['value']:.2f} \\[{own['low']:.2f}, "
+        f"  Kendall tau of networks left out {own['value']:.2f} [{own['low']:.2f}, "
         f"{own['high']:.2f}]; by simpler figures: {others}"
     )
     accuracies = [sample["accuracy"] for sample in result["samples"]]
