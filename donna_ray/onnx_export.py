@@ -1,5 +1,6 @@
 """ONNX out of torch, checked against it in ONNX Runtime."""
 
+import inspect
 import io
 import warnings
 from collections.abc import Iterator, Sequence
@@ -53,6 +54,8 @@ def export_onnx(
         DonnaError: an operator of the module has no ONNX.
     """
     module = deployed(module).cpu().eval()
+    if len(inspect.signature(module.forward).parameters) > 1:  # whose defaults would be traced
+        module = nn.Sequential(module)
     try:
         return _exported(module, input_shape, names, dynamic_batch=dynamic_batch)
     except torch.onnx.errors.OnnxExporterError as error:

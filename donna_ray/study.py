@@ -26,7 +26,7 @@ from donna_ray.config import (
 from donna_ray.data.loaders import data_of_loaders
 from donna_ray.distill.pack import DistilledBlock, distill_pack
 from donna_ray.distill.students import BlockJob
-from donna_ray.errors import DonnaError
+from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.finetune.assemble import untrained
 from donna_ray.finetune.work import distillation_loss
 from donna_ray.onnx_export import check_onnx_error, export_onnx, onnx_error
@@ -46,6 +46,7 @@ from donna_ray.space import (
     UNSHRUNK,
     Architecture,
     SearchSpace,
+    Stage,
     build_block,
     build_space,
     encode,
@@ -98,8 +99,9 @@ class Study:
 
     Attributes:
         reference: the model, cut into stem, stages and head.
-        blocks: what may stand in each stage; None before `space`.
-        nsr: of every block, (choices,) a stage; inf where its training failed.
+        blocks: what may stand in each stage; None before `space`. Those that failed in `distil`
+            are left out.
+        nsr: of every block, (choices,) a stage.
         predictor: of the score from NSR; None before `fit`.
 
     Raises:
@@ -156,7 +158,11 @@ class Study:
             recipe: `epochs`, `learning_rate`, `weight_decay`, `precision` (`fp32` or `bf16`).
 
         Returns:
-            NSR of every block, (choices,) a stage: noise over signal, 0 is the stage itself.
+            NSR of every block, (choices,) a stage: noise over signal, 0 is the stage itself. One
+            whose training failed is left out, of `blocks` too.
+
+        Raises:
+            DonnaError: all blocks of a stage failed.
         """
         config = LibraryConfig(**{"precision": "fp32", **recipe})
         stages = enumerate(self._known_space().stages)
@@ -177,10 +183,7 @@ class Study:
             [done[job.key] for job in jobs if job.stage == number]
             for number in range(len(self.reference.stages))
         ]
-        self.nsr = [
-            np.array([np.inf if each.nsr is None else each.nsr for each in stage])
-            for stage in self._distilled
-        ]
+        self._keep_sound()
         return self.nsr
 
     def network(self, architecture: Architecture) -> StagedNetwork:
@@ -206,10 +209,10 @@ class Study:
         """
         space = self._known_space()
         self._blocks()
-        architectures = design(space, self._finite(), min(samples, space.size), self._seed)
+        architectures = design(space, self.nsr, min(samples, space.size), self._seed)
         scores = [self._finetuned(each, recipe)[1] for each in architectures]
         known = np.array(scores)
-        self.predictor, held_out = fit(encode(architectures, self._finite()), known)
+        self.predictor, held_out = fit(encode(architectures, self.nsr), known)
         return kendall_tau(comparable(held_out, known), known, self._seed)
 
     def search(
@@ -280,6 +283,19 @@ class Study:
         write_json(place / "card.json", {"input": list(network.input_shape), **costs})
         return place
 
+    def _keep_sound(self) -> None:
+        """A block that failed is in the space no more."""
+        sound = [[each for each in stage if each.nsr is not None] for stage in self._distilled]
+        if empty := [number for number, each in enumerate(sound) if not each]:
+            raise DonnaError(
+                f"At least one block of every stage must be distilled, but all of stage {empty[0]} "
+                "failed. Lower learning_rate, or give other blocks."
+            )
+        self._distilled = sound
+        choices = [tuple(each.job.spec for each in stage) for stage in sound]
+        self.blocks = SearchSpace(tuple(map(Stage, self.reference.shapes, choices)))
+        self.nsr = [np.array([each.nsr for each in stage], dtype=float) for stage in sound]
+
     def _unshrunk(self, job: BlockJob) -> DistilledBlock:
         block = build_block(job.spec, self.reference.shapes[job.stage]).eval()
         return DistilledBlock(job, block, 0.0, None)
@@ -290,6 +306,11 @@ class Study:
         network = self.network(architecture)
         recalibrate(network, self._data.calibration)
         settings = FinetuneRecipe(**{"precision": "fp32", **recipe})
+        if settings.patience is not None and self._score is not None:
+            raise ConfigError(
+                "patience goes by the accuracy of a classifier, but this study has a score of its "
+                "own. Leave it out, and give epochs."
+            )
         trainer = Trainer(network, self._data, settings, self._seed, self._loss)
         while not trainer.finished():
             trainer.train_epoch()
@@ -319,7 +340,7 @@ class Study:
             name: KnownCost(tuple(np.array([float(one[name]) for one in row]) for row in costs))
             for name in _COSTS
         }
-        accuracy_model = AccuracyModel.of(self.predictor, self._finite())
+        accuracy_model = AccuracyModel.of(self.predictor, self.nsr)
         return SearchProblem(self._known_space(), accuracy_model, known, latency_limit_ms=limit_ms)
 
     def _front(self, values: dict[Architecture, tuple[float, ...]]) -> list[Candidate]:
@@ -344,10 +365,6 @@ class Study:
         if not self._distilled:
             raise DonnaError("There are no distilled blocks yet. Call `distil` first.")
         return self._distilled
-
-    def _finite(self) -> list[Floats]:
-        """NSR, with that of a block that failed as bad as can be: it is chosen by nobody."""
-        return [np.where(np.isfinite(each), each, 10.0) for each in self.nsr]
 
 
 def _loss_of(own: Callable[[Any, Any], Tensor] | None, reference: StagedNetwork) -> Loss:

@@ -219,7 +219,7 @@ def submission() -> float:
         (folder / "search.yaml").write_text(shipped_config("demo").read_text())
         environment = {**head.environment, "RAY_ADDRESS": head.dashboard}
         in_job = {**environment, "RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}
-        whole = timed([str(ROOT / "scripts" / "submit.sh"), "search.yaml"], folder, environment)
+        whole = timed([str(ROOT / "clusters" / "submit.sh"), "search.yaml"], folder, environment)
         return whole - timed(["donna", "run", "search.yaml"], folder, in_job)
 
 

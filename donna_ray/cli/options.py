@@ -12,6 +12,7 @@ import typer
 
 from donna_ray.config import load_config
 from donna_ray.errors import ConfigError
+from donna_ray.run.folder import copies
 
 __all__ = [
     "ConfigArgument",
@@ -117,7 +118,8 @@ def _is_the_users(path: Path, folder: Path) -> bool:
         return True
     status = path.stat()
     own = status.st_uid in (os.getuid(), 0) and not status.st_mode & stat.S_IWOTH
-    return own and not path.is_relative_to(folder.resolve())
+    fetched = (folder, copies())
+    return own and not any(path.is_relative_to(each.resolve()) for each in fetched)
 
 
 def _folder_of(run: str) -> Path:

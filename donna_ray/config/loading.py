@@ -99,6 +99,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(
             f"--set takes KEY=VALUE such as search.evaluations=100, not {_short(override)}."
         )
+    shown = without_credentials(override)
     *sections, key = name.split(".")
     for section in sections:
         name = _key_in(values, section)
@@ -107,13 +108,13 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         values = values[name]
         if not isinstance(values, dict):
             raise ConfigError(
-                f"--set {override}: {section!r} must be a section, but holds {values!r}. Name a "
+                f"--set {shown}: {section!r} must be a section, but holds {_short(values)}. Name a "
                 "key that `donna config schema` lists."
             )
     try:
         values[_key_in(values, key)] = read_yaml(text)
     except ValueError:
-        raise ConfigError(f"--set {override}: the value must be YAML. Quote it.") from None
+        raise ConfigError(f"--set {shown}: the value must be YAML. Quote it.") from None
 
 
 def _key_in(values: dict[Any, Any], text: str) -> Any:

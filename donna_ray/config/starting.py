@@ -37,6 +37,8 @@ def starting_config(
         written = _scalar(value).replace("\\", r"\\")
         text, count = line.subn(rf"\g<1>{written}", text)
         assert count == 1, key
+    if weights == "pretrained":  # the data have classes of their own
+        text = text.replace("  # training:", "  training:", 1)
     return text
 
 

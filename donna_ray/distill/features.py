@@ -239,7 +239,9 @@ def _free_memory() -> int:
     free = 1024 * int(lines["MemAvailable"].split()[0])
     limit, used = (_CONTAINER / name for name in ("memory.max", "memory.current"))
     if limit.exists() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(used.read_text()))
+        held = (line.split() for line in (_CONTAINER / "memory.stat").read_text().splitlines())
+        files = sum(int(size) for name, size in held if name in ("active_file", "inactive_file"))
+        free = min(free, int(most) - int(used.read_text()) + files)  # read files make room
     return free
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 from timm.data import create_transform
+from timm.data.constants import DEFAULT_CROP_MODE
 from torch import Tensor
 
 from device_farm import DeviceError, Workload, make_connector
@@ -53,15 +54,24 @@ def evaluated(folder: Path, data: str | None, device: str, threads: int) -> dict
         DonnaError: the device cannot measure it.
     """
     card, config = (_read(folder, name) for name in ("card.json", "config.json"))
-    prepared = {name: config["pretrained_cfg"][name] for name in _PREPARED}
+    try:
+        known = config["pretrained_cfg"]
+        prepared = {name: known[name] for name in _PREPARED}
+        source = data or card["data"]["source"]
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            f"NET must be a folder that `donna export` wrote, but card.json or config.json in "
+            f"{folder} lacks {error}. Export the network again."
+        ) from None
+    prepared["crop_mode"] = known.get("crop_mode", DEFAULT_CROP_MODE)
     images = _images(card, prepared, data)
     right, count = _right_answers(folder / "model.onnx", images)
     if not count:
-        raise ConfigError(f"There must be images to evaluate on, but {data} has none. Correct it.")
+        raise ConfigError(f"There must be images to evaluate on, but {source} has none.")
     tested = wilson(right, count)
     return {
         "network": card["architecture"],
-        "data": data or card["data"]["source"],
+        "data": source,
         "accuracy": {
             "accuracy": tested["test_accuracy"],
             "low": tested["test_low"],

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from timm.data.constants import DEFAULT_CROP_MODE
+
 __all__ = ["model_card", "timm_config"]
 
 Card = Mapping[str, Any]
@@ -57,7 +59,7 @@ def timm_config(card: Card, arguments: Mapping[str, Any]) -> dict[str, Any]:
         "input_size": card["preprocessing"]["input_size"],
         "fixed_input_size": "img_size" in arguments.get("model_args", {}),
         "crop_pct": card["preprocessing"]["crop_pct"],
-        "crop_mode": "center",
+        "crop_mode": card["preprocessing"].get("crop_mode", DEFAULT_CROP_MODE),
         "num_classes": card["classes"],
         **known,
     }

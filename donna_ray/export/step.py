@@ -305,6 +305,8 @@ def _choose(root: Path, beginning: str) -> tuple[str, str, list[dict[str, Any]]]
             "mean to `donna run` again: it writes results.json."
         )
     key = next(iter(points)) if point is None else PurePosixPath(point["weights"]).stem
+    if point is not None and point["latency"] is None:
+        return name, key, []
     shown = None if point is None else point["latency"]["median_ms"]
     latencies = (each["latency"] for each in points.get(key, []) if each["id"] == name)
     return name, key, [each for each in latencies if shown in (None, each["median_ms"])][:1]
@@ -327,13 +329,24 @@ def _named(root: Path) -> dict[str, dict[str, Any]]:
         return {}
     try:
         scenarios = (read_json(path) or {})["scenarios"]
-        points = [each for own in scenarios for each in (*own["front"], *own.get("asked", ()))]
-        return {point["id"]: point for point in points if point["weights"] is not None}
+        points = dict[str, dict[str, Any]]()
+        for own in sorted(scenarios, key=lambda each: not _is_in_int8(each)):  # int8 gives way
+            for point in (*own["front"], *own.get("asked", ())):
+                known = {**point, "latency": None} if _is_in_int8(own) else point
+                if point["weights"] is not None:
+                    points[point["id"]] = known
+        return points
     except (AttributeError, KeyError, TypeError) as error:
         raise DonnaError(
             f"{path} must be as the report wrote it, but is damaged. `donna run {root}` writes it "
             "again."
         ) from error
+
+
+def _is_in_int8(scenario: dict[str, Any]) -> bool:
+    """Its latencies are of other networks than the float ones that are exported."""
+    found: bool = scenario["device"].get("precision") == "int8"
+    return found
 
 
 def _numbers(point: dict[str, Any]) -> str:

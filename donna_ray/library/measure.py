@@ -18,7 +18,7 @@ __all__ = ["on_worker", "precision_artifact", "settled_precision", "worker_kind"
 
 
 def settled_precision(run: Run, reference: Artifact) -> Precision:
-    """What trains faster on a worker, `fp32` or `bf16`: measured there, or as it was measured."""
+    """What trains fastest on a worker: measured there, or as it was measured."""
     precision: Precision = precision_artifact(run, reference).result["precision"]
     return precision
 

@@ -203,8 +203,9 @@ class QuantiseParts:
             (job.number, OnnxNetwork(model)) if 0 < job.number <= len(weights) else None
             for job, model in zip(jobs, models, strict=True)
         ]
+        measured = data.validation.portions(_MEASURED_ON, _MEASURED_ON)[0]  # of all classes
         total, count = [0.0] * len(jobs), 0
-        for images, _ in data.validation.first(_MEASURED_ON).batches(_TOGETHER):
+        for images, _ in measured.batches(_TOGETHER):
             features = reference.features(images)
             for index, network in enumerate(networks):
                 if network is not None:

@@ -4,6 +4,7 @@ import fcntl
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from donna_ray.config import RunConfig, load_config
@@ -63,7 +64,7 @@ def next_steps(root: Path, name: str) -> list[str]:
     results = read_json(root / "results.json") or {}
     headlines = [(each["headline"] or {}).values() for each in results.get("scenarios", [])]
     answers = [answer["id"] for each in headlines for answer in each if answer is not None]
-    network = answers[0] if answers else "ARCH"
+    network, name = answers[0] if answers else "ARCH", quote(name)
     return [
         "Next:",
         f"  open {name}/report.html, and choose a network",
@@ -77,8 +78,13 @@ def next_steps(root: Path, name: str) -> list[str]:
 def _step(root: Path, name: str, config: RunConfig) -> Facts:
     """A step by its newest artifacts: one, or one a scenario."""
     parts = [name]
+    if name == "report":  # it leaves no artifact, and is made anew by every command
+        made = (read_json(root / "results.json") or {}).get("made") or {}
+        return {**_waiting(name), **({"state": "finished"} if made.get("finished") else {})}
     if name == "search":
         parts = [f"{name}/{scenario.name}" for scenario in config.all_scenarios()]
+    if name in ("library", "predictor") and config.in_int8:
+        parts = [name, f"{name}/int8"]
     found = [_newest(root / part) for part in parts]
     known = [each for each in found if each is not None]
     if len(known) < len(parts):

@@ -46,11 +46,12 @@ def create_timm_model(
     _check_name(config.model)
     arguments = model_arguments(config.model, classes, channels, image_size)
     model = _create(config.model, arguments)
+    if config.weights == "pretrained":
+        _check_pretrained(config, getattr(model, "pretrained_cfg", {}), classes)
     if not load_weights or config.weights == "train":
         return model.eval()
     try:
         if config.weights == "pretrained":
-            _check_pretrained(config, getattr(model, "pretrained_cfg", {}), classes)
             model = timm.create_model(config.model, pretrained=True, **arguments)
         else:
             new_head = config.training is not None

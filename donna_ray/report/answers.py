@@ -48,10 +48,13 @@ def _reference(results: Results, scenario: Scenario | None) -> str:
     reference = results.reference
     lines = []
     big = f"{reference.accuracy:.2%} of {reference.validation_images} validation images"
+    quantised = reference.int8 if scenario and scenario.device.precision == "int8" else None
     if reference.test_accuracy is not None:
-        big = tested(reference)
+        big = tested(quantised or reference)
         lines = [f"of {reference.test_images} test images, {reference.test_from}"]
-    if reference.finetuned is not None:
+    if quantised is not None:
+        lines.append(f"in int8; in float {tested(reference)}")
+    elif reference.finetuned is not None:
         lines.append(f"finetuned by the networks' recipe: {tested(reference.finetuned)}")
     if scenario is not None:
         lines.append(latency(scenario, None))

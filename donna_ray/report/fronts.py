@@ -21,6 +21,7 @@ _LEGEND = (
     ("reference", "★", "reference"),
     ("opponent", "☆", "reference, finetuned likewise"),
 )
+_IN_INT8 = ", networks in int8: so are their accuracies and predictions"
 _HEADER = (
     *("network", "blocks", "latency, ms", "± %", "test accuracy", "predicted", "raw prediction"),
     *("validation", "p90, ms", "p99, ms", "peak MB", "params", "MACs", "files"),
@@ -38,8 +39,8 @@ def front_section(results: Results, number: int, drawing: Drawing) -> str:
     scenario = results.scenarios[number]
     device = scenario.device
     words = (
-        f"On {device.model} ({device.connector}). Each point is a network: click or tap it, or go "
-        "along the front with the arrow keys."
+        f"On {device.model} ({device.connector}){_IN_INT8 if device.precision == 'int8' else ''}. "
+        "Each point is a network: click or tap it, or go along the front with the arrow keys."
     )
     return section(
         f"front-{number}",

@@ -55,6 +55,7 @@ def tested(found: Accuracies | Answer | FrontPoint | Reference) -> str:
 
 def headlines(results: Results) -> Iterator[str]:
     """The reference, the answers to each question, and each network that was asked for."""
+    results = results.in_own_precisions()
     reference = results.reference
     if reference.finetuned is not None:
         yield (
@@ -70,4 +71,7 @@ def headlines(results: Results) -> Iterator[str]:
         for point in (*scenario.front, *scenario.asked):
             if "asked for" in point.roles:
                 latency = f"{point.latency.median_ms:.4g} ms"
-                yield f"{of}asked for: {point.id}, {tested(point)}, {latency}, {point.onnx}"
+                found = f"{tested(point)}, {latency}, {point.onnx}"
+                if point.test_accuracy is None:
+                    found = f"its training failed; {latency}"
+                yield f"{of}asked for: {point.id}, {found}"

@@ -24,6 +24,7 @@ _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inl
 
 def render(results: Results) -> str:
     """The page as HTML."""
+    results = results.in_own_precisions()
     page = files(__package__) / "page"
     scripts = "".join(f"<script>{(page / name).read_text()}</script>" for name in _SCRIPTS)
     return (

@@ -100,7 +100,11 @@ class Predictions:
         result, networks = done["finetune"].result, done["finetune"].result["networks"]
         fronts = (found["front"] for found in done["search"].result["scenarios"].values())
         every = {each["id"]: each for each in chain(*fronts, *result["asked"].values())}
-        points = [every[name] for name in networks if name in every and name not in known]
+        points = [
+            {"id": name, "architecture": every[name]["architecture"]}
+            for name in networks
+            if name in every and name not in known
+        ]
         if points:
             rows = np.stack(self._raw(points), axis=1).tolist()
             for point, row in zip(points, rows, strict=True):

@@ -225,6 +225,11 @@ class Results(Part):
     cost: dict[str, Cost]
     training_each: TrainingEach | None
 
+    def in_own_precisions(self) -> "Results":
+        """For a person: see ``Scenario.in_own_precision``."""
+        own = [each.in_own_precision() for each in self.scenarios]
+        return self.model_copy(update={"scenarios": own})
+
 
 def read_results(path: str | Path) -> Results:
     """The results of a run.

@@ -233,6 +233,11 @@ class FrontPoint(Part):
     onnx: str | None
     int8: Quantised | None = None
 
+    def in_int8(self) -> "FrontPoint":
+        """With its accuracies and its model in int8 in the place of the float ones."""
+        names = ("accuracy", "test_accuracy", "test_low", "test_high", "onnx")
+        return self.model_copy(update={name: getattr(self.int8, name, None) for name in names})
+
 
 class Answer(Part):
     """A finetuned network; `speed_up`: the reference's latency in parts of its own."""
@@ -271,3 +276,12 @@ class Scenario(Part):
     search: Search
     front: list[FrontPoint]
     asked: list[FrontPoint]
+
+    def in_own_precision(self) -> "Scenario":
+        """As its headline counts: in int8 with networks ``in_int8``."""
+        if self.device.precision != "int8":
+            return self
+        points = {"front": self.front, "asked": self.asked}
+        return self.model_copy(
+            update={name: [each.in_int8() for each in own] for name, own in points.items()}
+        )

@@ -1,6 +1,7 @@
 """Where a run is kept, on a laptop and in a job of a Ray cluster."""
 
 import os
+import re
 from pathlib import Path
 
 from donna_ray.config import RunConfig
@@ -11,6 +12,7 @@ from donna_ray.storage.places import user_cache
 
 __all__ = ["copies", "copy_of", "name_of", "run_folder"]
 
+_URL = re.compile(r"[A-Za-z][\w+.-]+:/")
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets for the command of a job
 
 
@@ -23,6 +25,11 @@ def run_folder(config: RunConfig, given: Path | None) -> Path:
         ConfigError: it would be in a Ray job's copy of its working directory, which does not last;
             or what is there is no run's.
     """
+    if given is not None and _URL.match(str(given)):
+        raise ConfigError(
+            "--out must be a folder, but is a URL. Set cluster.storage to the URL: the run is "
+            "there under its name."
+        )
     root = given or _default(config)
     if _IN_JOB in os.environ and not root.expanduser().is_absolute():
         raise ConfigError(

@@ -34,6 +34,7 @@ Compute = Callable[[StepFolder], tuple[dict[str, Any], Files]]
 _RECORDS = (
     *("reference/unfinished", "networks", "networks/unfinished"),
     *("library/blocks", "library/blocks/paused", "library/blocks/unfinished"),
+    *("library/blocks/int8", "networks/int8"),
 )
 
 
@@ -228,8 +229,8 @@ class Run:
         if not self.root.exists():
             return "Nothing was finished yet: the same command begins anew."
         return (
-            f"What is finished is kept in {self.relative(self.root)}, of a training all but the "
-            "epoch under way: the same command (without --fresh) goes on from there."
+            f"What is finished is kept in {self.relative(self.root)}, of a training all but its "
+            "last minutes: the same command (without --fresh) goes on from there."
         )
 
     def _remove_records(self) -> None:

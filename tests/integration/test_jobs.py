@@ -24,7 +24,7 @@ from donna_ray.config import shipped_config
 from tests.integration.conftest import SMALLEST
 from tests.ray_head import ROOT, Head, ray_head
 
-SUBMIT = str(ROOT / "scripts" / "submit.sh")
+SUBMIT = str(ROOT / "clusters" / "submit.sh")
 CONTROL = re.compile("[\r\x1b]")  # what a progress bar would leave in a log
 
 

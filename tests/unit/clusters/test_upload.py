@@ -41,7 +41,7 @@ def package(work: Path, folder: Path) -> set[str]:
         (folder / name).write_text(f"#!/bin/sh\n{body}\n")
         (folder / name).chmod(0o755)
     subprocess.run(
-        ["bash", str(ROOT / "scripts" / "submit.sh"), "search.yaml"],
+        ["bash", str(ROOT / "clusters" / "submit.sh"), "search.yaml"],
         cwd=work,
         env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"},
         check=True,
@@ -108,6 +108,7 @@ def test_a_build_is_sent_the_package_alone(tmp_path: Path) -> None:
         ours |= {
             f"{folder}/{name}" for name in files_in(ROOT / folder) if "__pycache__" not in name
         }
+    ours |= {f"clusters/{name}" for name in files_in(ROOT / "clusters")}
     within = [f"{folder}/{name}" for folder in PACKAGE for name in (".env", "id_rsa", "a/key.pem")]
     theirs = [*LEFT_OUT, *within, "donna_ray/.own.py", "search.yaml", "tests/conftest.py"]
     assert {name for name in (*ours, *theirs) if is_sent(name, patterns)} == ours
