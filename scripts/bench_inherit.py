@@ -25,8 +25,8 @@ from donna_ray.reference.build import build_reference
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.work import calibrate
 from donna_ray.space import build_space
-from donna_ray.training.loop import seeded
-from donna_ray.training.trainer import on_labels
+from donna_ray.training.loop import cross_entropy, seeded
+from donna_ray.training.trainer import Trainer
 
 _Found = dict[tuple[str, int], dict[str, float]]
 
@@ -73,7 +73,7 @@ def _world(config: RunConfig) -> tuple[StagedNetwork, ImageData]:
         reference, preprocessing = build_reference(config)
     data = load_data(config.data, preprocessing)
     if config.reference.training is not None:
-        trainer = on_labels(reference, data, config.reference.training, seed=0)
+        trainer = Trainer(reference, data, config.reference.training, 0, cross_entropy)
         while not trainer.finished():
             trainer.train_epoch()
     return reference.eval().requires_grad_(False), data

@@ -49,8 +49,8 @@ from donna_ray.search.exact.front import nondominated
 from donna_ray.space import BlockSpec, build_space, record_id
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.records import RecordStore
-from donna_ray.training.loop import accuracy, seeded
-from donna_ray.training.trainer import Trainer, on_labels
+from donna_ray.training.loop import accuracy, cross_entropy, seeded
+from donna_ray.training.trainer import Trainer
 
 NETWORKS, BLOCKS = 32, 10  # networks of so many blocks a stage
 LIBRARY = LibraryConfig(epochs=3, learning_rate=2e-3, precision="fp32")
@@ -101,7 +101,7 @@ def _reference(config: RunConfig) -> tuple[StagedNetwork, ImageData]:
         reference, preprocessing = build_reference(config, load_weights=False)
     data = load_data(config.data, preprocessing)
     assert config.reference.training is not None
-    trainer = on_labels(reference, data, config.reference.training, seed=0)
+    trainer = Trainer(reference, data, config.reference.training, 0, cross_entropy)
     while not trainer.finished():
         trainer.train_epoch()
     return reference.eval().requires_grad_(False), data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import uuid
@@ -22,6 +23,9 @@ os.environ |= {"AWS_CONFIG_FILE": str(AWS), "AWS_SHARED_CREDENTIALS_FILE": os.de
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 settings.register_profile("shared host", deadline=None)  # where time says nothing
 settings.load_profile("shared host")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell has it in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 MODULES = (ROOT, ROOT / "tests" / "device")

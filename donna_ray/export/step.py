@@ -345,7 +345,7 @@ def _named(root: Path) -> dict[str, dict[str, Any]]:
 
 def _is_in_int8(scenario: dict[str, Any]) -> bool:
     """Its latencies are of other networks than the float ones that are exported."""
-    found: bool = scenario["device"].get("precision") == "int8"
+    found: bool = scenario.get("device", {}).get("precision") == "int8"
     return found
 
 

@@ -20,7 +20,8 @@ from donna_ray.data import load_data, load_test
 from donna_ray.export.step import _choose
 from donna_ray.finetune.assemble import untrained
 from donna_ray.reference.build import build_reference
-from donna_ray.report.results import FrontPoint, Results
+from donna_ray.report.results import Results
+from donna_ray.report.scenario import FrontPoint
 from donna_ray.space import BlockSpec, build_space
 from tests.command_line import donna_here
 from tests.integration.conftest import results_of, words_of_demo

@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from donna_ray.report.results import Results
 from tests.command_line import donna_here
 from tests.integration.conftest import SMALLEST, results_of, words_of_demo
@@ -38,6 +40,7 @@ def build_exploding(in_channels, out_channels, stride, *, kernel):
 """
 
 
+@pytest.mark.soak
 def test_extended_space_distils_new_blocks_and_keeps_the_predictor(
     one_ray: None, copy_of_finished: Path, tmp_path: Path
 ) -> None:

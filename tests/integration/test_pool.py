@@ -83,6 +83,7 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.soak
 def test_workers_are_kept_replaced_lent_and_ended_and_die(one_ray: None, tmp_path: Path) -> None:
     with Run(configuration(workers=2, retries=1), tmp_path / "run") as run:
         first = workers_that_do(run, tmp_path / "first", 16)

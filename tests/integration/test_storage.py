@@ -13,6 +13,7 @@ from tests.command_line import donna_here
 from tests.integration.conftest import results_of, words_of_demo
 
 
+@pytest.mark.soak
 def test_run_at_an_object_store(
     one_ray: None, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

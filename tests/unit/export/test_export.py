@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from donna_ray.cli.main import app
 from donna_ray.cli.tables import print_evaluation
-from donna_ray.config import RunConfig, TrainingConfig, load_config
+from donna_ray.config import ReferenceTraining, RunConfig, load_config
 from donna_ray.data import load_data, load_test
 from donna_ray.errors import DonnaError
 from donna_ray.export import step
@@ -35,8 +35,8 @@ from donna_ray.reference.network import StagedNetwork
 from donna_ray.space import UNSHRUNK, BlockSpec, block_family, register_modules
 from donna_ray.storage.artifacts import StepFolder, file_sha256
 from donna_ray.storage.records import RecordStore
-from donna_ray.training.loop import right_answers, seeded
-from donna_ray.training.trainer import on_labels
+from donna_ray.training.loop import cross_entropy, right_answers, seeded
+from donna_ray.training.trainer import Trainer
 from tests.command_line import donna_here
 
 LATENCY = {"device": "cpu", "connector": "onnxruntime", "settings": {"threads": 1}, "median_ms": 1}
@@ -104,8 +104,8 @@ class Finished:
             self.network = untrained(reference, specs).eval()
         self.preprocessing = preprocessing
         if epochs:
-            recipe = TrainingConfig(epochs=epochs)
-            trainer = on_labels(self.network, load_data(config.data, preprocessing), recipe, 0)
+            recipe, data = ReferenceTraining(epochs=epochs), load_data(config.data, preprocessing)
+            trainer = Trainer(self.network, data, recipe, 0, cross_entropy)
             while not trainer.finished():
                 trainer.train_epoch()
             self.network = trainer.result().requires_grad_(False)
@@ -190,7 +190,7 @@ def test_own_reference_and_own_family(tmp_path: Path) -> None:
     space = {"preset": "micro", "modules": [module]}
     run = Finished(tmp_path, [INVERTED, own, BASIC], space=space)
     to = tmp_path / "out"
-    done = CliRunner().invoke(app, ["export", str(tmp_path), "abc", "--to", str(to)])
+    done = CliRunner().invoke(app, ["export", str(tmp_path), "abc", "--to", str(to), "--trust"])
     assert done.exit_code == 0, done.exception
     check(to, run.network, (1,))
     card = json.loads((to / "card.json").read_text())
