@@ -135,7 +135,8 @@ def test_memory_that_is_too_small_is_told_before_it_is_filled(
     tables = [*kept._training, *kept._validation]
     needed = kept_bytes(reference.shapes, images)
     assert needed == sum(table.nbytes for table in tables)
-    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("3000\n")  # of which files may go
+    (tmp_path / "memory.stat").write_text("anon 1000\ninactive_file 1500\nactive_file 500\n")
     monkeypatch.setattr(features, "_CONTAINER", tmp_path)
     for limit, fits in ((str(needed + 1000), True), ("max", True), (str(needed + 999), False)):
         (tmp_path / "memory.max").write_text(f"{limit}\n")
