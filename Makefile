@@ -32,6 +32,7 @@ docs: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python scripts/bench_distill.py
+	$(BIN)/python scripts/bench_inherit.py --every 6
 	$(BIN)/python scripts/bench_racing.py
 	$(BIN)/python scripts/bench_lowering.py
 	$(BIN)/python scripts/bench_int8.py

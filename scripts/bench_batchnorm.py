@@ -18,19 +18,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from trained_reference import trained_reference
 
 from donna_ray.config import FinetuneRecipe, LibraryConfig, load_config, shipped_config
-from donna_ray.data import ImageData, load_data
+from donna_ray.data import ImageData
 from donna_ray.distill.pack import DistilledBlock, distill_pack
 from donna_ray.distill.students import BlockJob
 from donna_ray.finetune.work import distillation_loss
 from donna_ray.predictor.quality import tau
-from donna_ray.reference.build import build_reference
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.work import calibrate
 from donna_ray.space import Stage, build_space
 from donna_ray.training.batchnorm import recalibrate
-from donna_ray.training.loop import accuracy, cross_entropy, seeded
+from donna_ray.training.loop import accuracy
 from donna_ray.training.trainer import Trainer
 
 NETWORKS = 12
@@ -97,15 +97,7 @@ def _nsr_ranks(world: _World, stage: int) -> tuple[float, float]:
 def _world() -> _World:
     """The demo's reference, trained, its data and its space."""
     config = load_config(shipped_config("demo"), [])
-    with seeded(0):
-        reference, preprocessing = build_reference(config, load_weights=False)
-    data = load_data(config.data, preprocessing)
-    assert config.reference.training is not None
-    trainer = Trainer(reference, data, config.reference.training, 0, cross_entropy)
-    while not trainer.finished():
-        trainer.train_epoch()
-    reference.eval()
-    reference.requires_grad_(False)
+    reference, data = trained_reference(config)
     variance = calibrate(reference, data.distillation_plain)
     stages = build_space(config.space, reference.shapes).stages
     return _World(reference, data, variance, stages)

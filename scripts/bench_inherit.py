@@ -16,17 +16,13 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from trained_reference import trained_reference
 
 from donna_ray.config import RunConfig, load_config, shipped_config
-from donna_ray.data import ImageData, load_data
 from donna_ray.distill.pack import distill_pack
 from donna_ray.distill.students import BlockJob
-from donna_ray.reference.build import build_reference
-from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.work import calibrate
 from donna_ray.space import build_space
-from donna_ray.training.loop import cross_entropy, seeded
-from donna_ray.training.trainer import Trainer
 
 _Found = dict[tuple[str, int], dict[str, float]]
 
@@ -39,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = load_config(options.config, []) if options.config else _digits()
-    reference, data = _world(config)
+    reference, data = trained_reference(config)
     variance = calibrate(reference, data.distillation_plain)
     space = build_space(config.space, reference.shapes)
     jobs = [
@@ -65,18 +61,6 @@ def _digits() -> RunConfig:
         "library.precision=fp32",
     ]
     return load_config(shipped_config("demo"), sets)
-
-
-def _world(config: RunConfig) -> tuple[StagedNetwork, ImageData]:
-    """The reference, trained where it has no weights, and its data."""
-    with seeded(0):
-        reference, preprocessing = build_reference(config)
-    data = load_data(config.data, preprocessing)
-    if config.reference.training is not None:
-        trainer = Trainer(reference, data, config.reference.training, 0, cross_entropy)
-        while not trainer.finished():
-            trainer.train_epoch()
-    return reference.eval().requires_grad_(False), data
 
 
 def _ratios(blocks: list) -> dict[str, float]:

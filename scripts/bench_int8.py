@@ -22,11 +22,12 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from trained_reference import trained_reference
 
 from device_farm import Workload
 from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
 from donna_ray.config import FinetuneRecipe, LibraryConfig, RunConfig, load_config, shipped_config
-from donna_ray.data import ImageData, load_data
+from donna_ray.data import ImageData
 from donna_ray.distill.pack import distill_pack
 from donna_ray.distill.students import BlockJob, inverse_variance
 from donna_ray.finetune.assemble import assemble
@@ -49,7 +50,7 @@ from donna_ray.search.exact.front import nondominated
 from donna_ray.space import BlockSpec, build_space, record_id
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.records import RecordStore
-from donna_ray.training.loop import accuracy, cross_entropy, seeded
+from donna_ray.training.loop import accuracy, seeded
 from donna_ray.training.trainer import Trainer
 
 NETWORKS, BLOCKS = 32, 10  # networks of so many blocks a stage
@@ -72,7 +73,7 @@ def main() -> None:
 
 def _bench(folder: Path) -> None:
     config = load_config(shipped_config("demo"), [])
-    reference, data = _reference(config)
+    reference, data = trained_reference(config)
     store, quantised = RecordStore(folder / "blocks"), RecordStore(folder / "int8")
     blocks, ratios = _library(config, reference, data, store)
     parts, in_int8 = _quantised(config, reference, data, blocks, store, quantised)
@@ -94,17 +95,6 @@ def _bench(folder: Path) -> None:
         **{f"speed_up_{name}": _speed_up(name) for name in KNOWN},
     }
     _print(figures)
-
-
-def _reference(config: RunConfig) -> tuple[StagedNetwork, ImageData]:
-    with seeded(0):
-        reference, preprocessing = build_reference(config, load_weights=False)
-    data = load_data(config.data, preprocessing)
-    assert config.reference.training is not None
-    trainer = Trainer(reference, data, config.reference.training, 0, cross_entropy)
-    while not trainer.finished():
-        trainer.train_epoch()
-    return reference.eval().requires_grad_(False), data
 
 
 def _library(

@@ -120,13 +120,19 @@ def distill_pack(
         for student in students:
             student.block.eval()
         if share == 1:
-            sound = [student for student in students if student.failure is None]
-            _recalibrate(sound, source)
-            _evaluate(sound, config.batch_size, source)
-            blocks = [DistilledBlock(one.job, one.block, one.nsr, one.failure) for one in students]
+            blocks = _finished(students, config.batch_size, source)
         else:
             blocks = _stopped(students, cohorts)
     return DistilledPack(blocks, time.perf_counter() - started, clock.share())
+
+
+def _finished(
+    students: Sequence[Student], batch_size: int, source: FeatureSource
+) -> list[DistilledBlock]:
+    sound = [student for student in students if student.failure is None]
+    _recalibrate(sound, source)
+    _evaluate(sound, batch_size, source)
+    return [DistilledBlock(one.job, one.block, one.nsr, one.failure) for one in students]
 
 
 def _stopped(students: Sequence[Student], cohorts: Sequence[Cohort]) -> list[DistilledBlock]:
