@@ -149,7 +149,7 @@ def phone(
     config: _Config = None,
 ) -> None:
     """Set up a phone: what to change on it, which program it needs, and a first measurement."""
-    from device_farm.phone_cli import set_up_phone
+    from device_farm.connectors.adb.set_up import set_up_phone
 
     kind_of_device, settings = _way(name, config)
     if kind_of_device.name != "adb":

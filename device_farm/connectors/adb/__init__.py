@@ -4,4 +4,5 @@
 has its screen and performance mode; `models` are the models kept on a phone, `runners` the programs
 that measure there. `shell` runs commands and brings files over a `link`: a `wire` (TCP or `usb`, by
 adb-shell with the key of `keys`), or through an adb `server`. `addresses` finds phones.
+`set_up` is `device-farm phone`, with the `advice` on what to change.
 """
