@@ -117,6 +117,30 @@ def bench(
 
 
 @app.command()
+def phone(
+    name: Annotated[str, typer.Argument(help="A name from `device-farm list`.")],
+    binary: Annotated[
+        Path | None, typer.Option(help="The program that measures, built for the phone.")
+    ] = None,
+    kind: Annotated[
+        str, typer.Option(help="Of program: benchmark_model or onnxruntime_perf_test.")
+    ] = "benchmark_model",
+    sha256: Annotated[str | None, typer.Option(help="What the program's must be.")] = None,
+    convert: Annotated[
+        str, typer.Option(help="The command that makes {output} out of {onnx}; for TFLite.")
+    ] = "",
+    config: _Config = None,
+) -> None:
+    """Set up a phone: what to change on it, which program it needs, and a first measurement."""
+    from device_farm.phone_cli import set_up_phone
+
+    kind_of_device, settings = _way(name, config)
+    if kind_of_device.name != "adb":
+        raise ValueError(f"a phone must be one of connector adb, but {name} is not: see `list`")
+    set_up_phone(name, settings, binary, kind, sha256, convert)
+
+
+@app.command()
 def serve(
     config: Annotated[Path, typer.Argument(help="The farm's farm.yaml.")],
     stop: Annotated[bool, typer.Option("--stop", help="End the farm instead.")] = False,
@@ -231,6 +255,16 @@ def _unknown(name: str) -> dict[str, Any]:
 
 
 def _connector(name: str, settings: Mapping[str, Any], config: Path | None) -> Connector[Any]:
+    kind, reach = _way(name, config)
+    return kind(name, {**reach, **settings})
+
+
+def _way(name: str, config: Path | None) -> _Way:
+    """Of a device that this host reaches.
+
+    Raises:
+        ValueError: it is unknown, or its entry of the farm.yaml is wrong.
+    """
     devices, faults = _known(config)
     if name in faults:
         raise faults[name]
@@ -239,8 +273,7 @@ def _connector(name: str, settings: Mapping[str, Any], config: Path | None) -> C
             f"a device must be one of {', '.join(devices)}, but got {name!r}: "
             "see `device-farm list`"
         )
-    kind, reach = devices[name]
-    return kind(name, {**reach, **settings})
+    return devices[name]
 
 
 def _cache(config: Path | None) -> Path:

@@ -19,7 +19,8 @@ def config_of(options: Any) -> RunConfig:
         "activation": activations,
         "squeeze_excite": [False, True],
     }
-    images = _images(options)
+    counts = options.images, options.library_images, options.validation_images
+    images = image_folder(options.data, options.out, counts)
     return RunConfig.model_validate(
         {
             "name": "bench-predictor",
@@ -48,20 +49,21 @@ def config_of(options: Any) -> RunConfig:
     )
 
 
-def _images(options: Any) -> Path:
-    """A folder with the wanted share of the images, every so many of them."""
-    counts = {
-        "train": options.images,
-        "library": options.library_images,
-        "validation": options.validation_images,
-    }
-    folder: Path = options.out / "images" / "-".join(map(str, counts.values()))
+def image_folder(data: Path, out: Path, counts: tuple[int, int, int]) -> Path:
+    """A folder with a share of the images, every so many of them.
+
+    Args:
+        data: folder with train.tar and validation.tar.
+        out: where the folder goes.
+        counts: of train.tar, library.tar (also of the training's) and validation.tar.
+    """
+    folder = out / "images" / "-".join(map(str, counts))
     folder.mkdir(parents=True, exist_ok=True)
-    for name, count in counts.items():
+    for name, count in zip(("train", "library", "validation"), counts, strict=True):
         source = "validation" if name == "validation" else "train"
         target = folder / f"{name}.tar"
         if not target.exists():
-            _copy_images(options.data / f"{source}.tar", target, count)
+            _copy_images(data / f"{source}.tar", target, count)
     return folder.resolve()
 
 

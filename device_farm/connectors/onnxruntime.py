@@ -183,8 +183,9 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
 
     def calibrate(self) -> float:
         def baseline() -> float:
-            with _pinned(self._cores()):
-                return baseline_ms(self._runs(self._prepared_control(), True), self.settings)
+            control = self._prepared_control()  # it asks for the cores, of which a pinned thread
+            with _pinned(self._cores()):  # may use one
+                return baseline_ms(self._runs(control, True), self.settings)
 
         return self._with_memory(baseline)
 

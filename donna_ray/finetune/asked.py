@@ -7,11 +7,13 @@ step's earlier artifacts name its blocks.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from donna_ray.config import DevicePrecision
+from donna_ray.config import DeviceConfig, DevicePrecision
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.assemble import library_space
 from donna_ray.latency.farm import LatencyFarm, Unmeasured, start_farms
 from donna_ray.latency.figures import Latency
+from donna_ray.latency.quantised import AnyLowering
+from donna_ray.latency.shifts import in_shifts
 from donna_ray.library.quantised import lowering_in
 from donna_ray.reference.load import load_reference
 from donna_ray.run.run import Run
@@ -132,6 +134,20 @@ def _measured(
     }
     space = library_space(libraries["fp32"])
     run.connect()
+    found: dict[str, dict[str, Latency]] = {}
+    for together in in_shifts(devices):
+        own = {name: devices[name] for name in together}
+        found |= _measured_at_once(run, own, lowerings, missing, space)
+    return found
+
+
+def _measured_at_once(
+    run: Run,
+    devices: dict[str, DeviceConfig],
+    lowerings: Mapping[str, AnyLowering],
+    missing: dict[str, Specs],
+    space: SearchSpace,
+) -> dict[str, dict[str, Latency]]:
     cache = run.root / "search" / "measurements.sqlite"
     farms = start_farms(devices, cache, run.say, pool_of(run).lend, space)
     try:

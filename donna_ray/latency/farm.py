@@ -28,6 +28,7 @@ from donna_ray.config import DeviceConfig
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.latency.figures import MEMORY_REMEDY, Latency
 from donna_ray.latency.recorded import RECORDED, Record, read_record
+from donna_ray.latency.shifts import cpus_of, identity_of_device
 from donna_ray.run.session import RaySession
 from donna_ray.space import SearchSpace
 from donna_ray.workers.demand import demanded
@@ -83,7 +84,7 @@ def check_device(config: DeviceConfig, with_memory: bool = False) -> None:
             f"one of connector {config.connector!r} with {config.settings} does not. "
             f"{MEMORY_REMEDY}"
         )
-    needed, present = _cpus_of(config), len(os.sched_getaffinity(0))
+    needed, present = cpus_of(config), len(os.sched_getaffinity(0))
     if present < needed < math.inf and not RaySession.joins():
         raise ConfigError(
             f"device.settings.threads must be at most the CPUs that this process may use, but is "
@@ -141,7 +142,8 @@ def start_farms(
     own = {name: config for name, config in devices.items() if config.farm is None}
     with ExitStack() as stack:
         stack.enter_context(demanded([each.resources for each in devices.values()], say))
-        lent = lend(sum(map(_cpus_of, devices.values())))
+        distinct = {identity_of_device(config): config for config in devices.values()}
+        lent = lend(sum(map(cpus_of, distinct.values())))
         farms = {name: _join(config, say) for name, config in served.items()}
         farms |= _start(own, cache_path, lent)
         farms |= {name: _replayed(name, each, space, say) for name, each in recorded.items()}
@@ -164,14 +166,6 @@ def farm_at_hand(config: DeviceConfig) -> "LatencyFarm | None":
     return LatencyFarm(farm, config.name, is_ours=False) if there else None
 
 
-def _cpus_of(config: DeviceConfig) -> float:
-    """What a device needs of this host, if no more than CPUs; else infinite."""
-    if config.farm is not None or config.resources:
-        return math.inf
-    options = make_connector(config.connector, _DEVICE, config.settings).actor_options()
-    return math.inf if options.get("num_gpus") else float(options.get("num_cpus", 0))
-
-
 def _start(
     devices: Mapping[str, DeviceConfig], cache_path: Path, lent: bool
 ) -> dict[str, "LatencyFarm"]:
@@ -181,7 +175,7 @@ def _start(
     _check_cache(cache_path)
     called: dict[str, str] = {}  # a device's configuration to the name that it goes by
     for name, config in devices.items():
-        called.setdefault(_key(config), name)
+        called.setdefault(identity_of_device(config), name)
     specs = []
     for name in called.values():
         kind, settings = devices[name].connector, devices[name].settings
@@ -192,14 +186,9 @@ def _start(
         text = one_line("\n".join([str(error), *getattr(error, "__notes__", ())]))
         raise DonnaError(f"The device cannot be used: {text}") from error
     return {
-        name: LatencyFarm(farm, called[_key(config)], is_ours=True)
+        name: LatencyFarm(farm, called[identity_of_device(config)], is_ours=True)
         for name, config in devices.items()
     }
-
-
-def _key(config: DeviceConfig) -> str:
-    """The same of devices that are one: it runs networks of any precision."""
-    return config.model_dump_json(exclude={"precision"})
 
 
 def _check_cache(path: Path) -> None:

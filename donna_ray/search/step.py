@@ -1,9 +1,10 @@
-"""Step 4: the searches of all scenarios, at once."""
+"""Step 4: the searches of all scenarios, as many at once as there are CPUs for their devices."""
 
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from donna_ray.latency.farm import LatencyFarm, start_farms
 from donna_ray.latency.figures import Latency, peak_memory
 from donna_ray.latency.quantised import AnyLowering
 from donna_ray.latency.recorded import record_facts
+from donna_ray.latency.shifts import in_shifts
 from donna_ray.library.quantised import lowering_in
 from donna_ray.reference.load import load_reference
 from donna_ray.reference.network import StagedNetwork
@@ -26,6 +28,7 @@ from donna_ray.search.scenario import (
     result_of,
     searcher_of,
 )
+from donna_ray.search.study.problem import SearchProblem
 from donna_ray.search.tuner import BatchSearcher, FarmEvaluator, evaluate_with_tune
 from donna_ray.search.verify import ROUNDS, Verification, verify
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, write_json
@@ -42,7 +45,8 @@ Made = Mapping[DevicePrecision, tuple[Artifact, Artifact]]
 def search_step(run: Run, reference: Artifact, made: Made) -> Artifact:
     """Step 4: for each scenario the front of predicted accuracy and measured latency.
 
-    Those that are not finished run at once; they share library, predictor and measurements. At the
+    Those that are not finished run at once, as far as the cluster has CPUs for their devices, else
+    one group after the other; they share library, predictor and measurements. At the
     end what may be on the fronts is measured again, and so is the reference: see
     ``search.verify``. The result maps a scenario's name to its front (architecture, predicted
     accuracy, latency), the reference's own latency, the number of candidates, the yardstick, and
@@ -103,14 +107,15 @@ def _inputs(run: Run, scenario: Scenario, made: Made) -> dict[str, Any]:
 
 
 class _Searches:
-    """Runs all scenarios that are missing as soon as the first of them is asked for."""
+    """Runs the scenarios that are missing, those whose devices fit the cluster together at once,
+    as soon as the first of them is asked for."""
 
     def __init__(self, run: Run, reference: Artifact, made: Made, missing: list[Scenario]) -> None:
         self._run, self._missing = run, missing
         self._reference, self._made = reference, made
         self._searches: dict[str, Search] = {}
         self._verifications: dict[str, Verification] = {}
-        self._failure: DonnaError | None = None
+        self._failures: dict[str, DonnaError] = {}
 
     def compute(
         self, scenario: Scenario, folders: dict[str, StepFolder]
@@ -118,7 +123,7 @@ class _Searches:
         """What ``Run.step`` calls for one of them."""
 
         def compute(folder: StepFolder) -> tuple[dict[str, Any], Files]:
-            self._search_once({name: each.path for name, each in folders.items()})
+            self._search_once(scenario.name, {name: each.path for name, each in folders.items()})
             search = self._searches[scenario.name]
             check_measured(scenario.name, search)
             verification = self._verifications[scenario.name]
@@ -131,40 +136,51 @@ class _Searches:
 
         return compute
 
-    def _search_once(self, folders: dict[str, Path]) -> None:
-        if self._failure is not None:
-            raise self._failure
-        try:
-            if not self._searches:
-                self._search_all(folders)
-        except DonnaError as error:
-            self._failure = error
-            raise
+    def _search_once(self, name: str, folders: dict[str, Path]) -> None:
+        if name not in self._searches and name not in self._failures:
+            together = [each.name for each in self._missing]
+            try:
+                for problem in self._problems.values():
+                    problem.check()
+                self._run.connect()
+                [together] = [each for each in self._shifts if name in each]
+                self._search([each for each in self._missing if each.name in together], folders)
+            except DonnaError as error:
+                self._failures |= dict.fromkeys(together, error)
+        if name in self._failures:
+            raise self._failures[name]
 
-    def _search_all(self, folders: dict[str, Path]) -> None:
-        run = self._run
-        teacher, _ = load_reference(run.config, self._reference)
-        problems = {
-            each.name: problem_of(each.search, teacher, *self._made[each.device.precision])
+    @cached_property
+    def _teacher(self) -> StagedNetwork:
+        return load_reference(self._run.config, self._reference)[0]
+
+    @cached_property
+    def _problems(self) -> dict[str, SearchProblem]:
+        return {
+            each.name: problem_of(each.search, self._teacher, *self._made[each.device.precision])
             for each in self._missing
         }
-        for problem in problems.values():
-            problem.check()
-        run.connect()
+
+    @cached_property
+    def _shifts(self) -> list[list[str]]:
+        return in_shifts({each.name: each.device for each in self._missing})
+
+    def _search(self, together: Sequence[Scenario], folders: dict[str, Path]) -> None:
+        run = self._run
         cache = run.root / "search" / "measurements.sqlite"
-        devices = {each.name: each.device for each in self._missing}
+        devices = {each.name: each.device for each in together}
         [(library, _), *_] = self._made.values()
         space = library_space(library)
         served = start_farms(devices, cache, run.say, pool_of(run).lend, space)
         try:
-            lowerings = self._lowerings(teacher)
+            lowerings = self._lowerings(together)
             models = {name: each.reference() for name, each in lowerings.items()}
             latencies = _reference_latencies(models, served)
             searchers, evaluators = {}, {}
-            for scenario in self._missing:
+            for scenario in together:
                 name = scenario.name
                 limit = scenario.search.latency_limit_ms(latencies[name]["median_ms"])
-                problem = replace(problems[name], latency_limit_ms=limit)
+                problem = replace(self._problems[name], latency_limit_ms=limit)
                 if scenario.search.memory_limit is not None:
                     own = scenario.search.memory_limit_mb(peak_memory(latencies[name]))
                     problem = replace(problem, memory_limit_mb=own)
@@ -172,33 +188,36 @@ class _Searches:
                 evaluators[name] = FarmEvaluator(problem, lowerings[name], served[name])
             counts = {name: farm.devices for name, farm in served.items()}
             self._run_tune(searchers, evaluators, counts)
-            self._searches = {name: searcher.search for name, searcher in searchers.items()}
-            self._verify(models, lowerings, served)
+            searches = {name: searcher.search for name, searcher in searchers.items()}
+            self._verify(searches, models, lowerings, served)
+            self._searches |= searches
         finally:
             for farm in served.values():
                 farm.close()
 
-    def _lowerings(self, teacher: StagedNetwork) -> dict[str, AnyLowering]:
+    def _lowerings(self, together: Sequence[Scenario]) -> dict[str, AnyLowering]:
         """To the models that each scenario's device measures."""
         made = {
-            precision: lowering_in(precision, self._run, self._reference, library, teacher)
+            precision: lowering_in(precision, self._run, self._reference, library, self._teacher)
             for precision, (library, _) in self._made.items()
         }
-        return {each.name: made[each.device.precision] for each in self._missing}
+        return {each.name: made[each.device.precision] for each in together}
 
     def _verify(
         self,
+        searches: Mapping[str, Search],
         models: Mapping[str, bytes],
         lowerings: Mapping[str, AnyLowering],
         served: Mapping[str, LatencyFarm],
     ) -> None:
         """Measure again what may be on the fronts."""
-        self._verifications = {
+        verifications = {
             name: Verification(search, models[name], lowerings[name], served[name])
-            for name, search in self._searches.items()
+            for name, search in searches.items()
             if search.ledger.measured and not search.broken
         }
-        every = list(self._verifications.values())
+        self._verifications |= verifications
+        every = list(verifications.values())
         turns = ROUNDS * max((len(each.networks) + 1 for each in every), default=0)
         with self._run.progress("front measured again", turns, "networks") as progress:
             for _ in verify(every):

@@ -50,15 +50,17 @@ TOOLS = {
   ro.build.version.release) echo 14;;
   ro.build.fingerprint) echo acme/a/a:14/X/1:user/release-keys;;
   ro.build.version.sdk) cat "$PHONE/state/sdk";;
+  ro.product.cpu.abi) cat "$PHONE/state/abi";;
 esac""",
     "dumpsys": """case "$1" in
   thermalservice) echo "IsStatusOverride: false"
     echo "Thermal Status: $(cat "$PHONE/state/thermal_status")"
     echo "Cached temperatures:"; echo "	Temperature{mValue=31.5, mType=0, mName=AP, mStatus=0}";;
   power) echo "  mWakefulness=$(cat "$PHONE/state/wakefulness")";;
-  battery) echo "  level: 87"; echo "  temperature: 301";;
+  battery) echo "  AC powered: $(cat "$PHONE/state/powered")"; echo "  USB powered: false"
+    echo "  level: $(cat "$PHONE/state/level")"; echo "  temperature: 301";;
 esac""",
-    "settings": """[ "$1" = get ] && cat "$PHONE/state/stay_on" && exit
+    "settings": """[ "$1" = get ] && { cat "$PHONE/state/$3" 2>/dev/null || echo null; exit; }
 echo "settings $*" >> "$PHONE/state/log\"""",
     **dict.fromkeys(("cmd", "svc", "input"), 'echo "${0##*/} $*" >> "$PHONE/state/log"'),
 }
@@ -244,7 +246,12 @@ class Phone:
             **defaults,
             "wakefulness": "Awake",
             "sdk": "34",
-            "stay_on": "3",
+            "stay_on_while_plugged_in": "3",
+            "low_power": "0",
+            "airplane_mode_on": "1",
+            "powered": "true",
+            "level": "87",
+            "abi": "arm64-v8a",
             "full": "0",
         }.items():
             if not (folder / "state" / name).exists():

@@ -115,6 +115,11 @@ def test_two_threads_run_on_the_cores_named() -> None:
     ]
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_two_threads_have_a_baseline_before_anything_is_prepared() -> None:
+    assert OnnxRuntimeConnector("cpu", {**QUICK, "threads": 2}).calibrate() > 0
+
+
 def test_identity_depends_on_settings_and_baseline_only_on_placement() -> None:
     usual, quick, placed = (
         OnnxRuntimeConnector("cpu", settings).probe()

@@ -15,8 +15,10 @@ from device_farm.failures import DeviceError, Throttled
 __all__ = [
     "Identity",
     "check_cores",
+    "check_power_saving",
     "identify",
     "measuring_mode",
+    "power_saving",
     "temperatures",
     "wait_until_cool",
 ]
@@ -95,6 +97,24 @@ def check_cores(shell: Shell, mask: str) -> None:
             f"`cores` must be cores that phone {shell.phone!r} has and that are not shut off, but "
             f"taskset with their mask {mask} fails or binds to others ({reason}): name others, or "
             "none"
+        )
+
+
+def power_saving(shell: Shell) -> bool:
+    """Whether Android's battery saver is on."""
+    return (shell.ask("settings", "get", "global", "low_power") or "").strip() == "1"
+
+
+def check_power_saving(shell: Shell) -> None:
+    """Refuses to measure with the battery saver on: it holds the clocks down.
+
+    Raises:
+        Throttled: it is on.
+    """
+    if power_saving(shell):
+        raise Throttled(
+            f"the battery saver of phone {shell.phone!r} must be off, for it holds the clocks "
+            "down, but is on: turn it off, and charge the phone"
         )
 
 

@@ -20,6 +20,7 @@ from device_farm.connectors.adb.addresses import ADDRESS, find_phones, make_link
 from device_farm.connectors.adb.condition import (
     Identity,
     check_cores,
+    check_power_saving,
     identify,
     measuring_mode,
     wait_until_cool,
@@ -117,7 +118,7 @@ class AdbConnector(Connector[PhoneModel]):
         return {"num_cpus": 0}
 
     def probe(self) -> DeviceInfo:
-        shell = self._shell()
+        shell = self.shell()
         found = identify(shell)
         if self._identity and found != self._identity:
             self._prepared.clear()
@@ -136,12 +137,13 @@ class AdbConnector(Connector[PhoneModel]):
     def clear_remains(self) -> None:
         """Files that did not arrive whole, results that nobody read, and runners of before."""
         if self.settings.runner:
-            self._shell().ask("sh", "-c", _CLEAR, "sh", _FOLDER, self._runner_key())
+            self.shell().ask("sh", "-c", _CLEAR, "sh", _FOLDER, self._runner_key())
 
     def health(self) -> dict[str, Any]:
         own = self.settings
+        check_power_saving(self.shell())
         return wait_until_cool(
-            self._shell(), self.device, own.cores or (), own.max_thermal_status, own.cool_down_s
+            self.shell(), self.device, own.cores or (), own.max_thermal_status, own.cool_down_s
         )
 
     def stage(self, workload: Workload) -> None:
@@ -150,7 +152,7 @@ class AdbConnector(Connector[PhoneModel]):
 
     def prepare(self, workload: Workload) -> PhoneModel:
         """Also runs the model once, so that one which the program refuses is found out here."""
-        shell, runner = self._shell(), self._runner()
+        shell, runner = self.shell(), self._runner()
         known = self._prepared.get(workload.digest)
         if known and self._models.renew(shell, known.path):
             return known
@@ -219,9 +221,10 @@ class AdbConnector(Connector[PhoneModel]):
 
     def _measuring_mode(self) -> AbstractContextManager[None]:
         settings = self.settings
-        return measuring_mode(self._shell(), settings.screen, settings.fixed_performance)
+        return measuring_mode(self.shell(), settings.screen, settings.fixed_performance)
 
-    def _shell(self) -> Shell:
+    def shell(self) -> Shell:
+        """Commands on the phone."""
         self._check_open()
         self._link = self._link or self._make_link()
         return Shell(self._link)
@@ -274,7 +277,7 @@ class AdbConnector(Connector[PhoneModel]):
             ModelError: The program fails on the model.
             Busy: It cannot write its results.
         """
-        runner, shell = self._runner(), self._shell()
+        runner, shell = self._runner(), self.shell()
         bound, binary = self._binding(shell), self._bring_binary(shell)
         results = f"{_FOLDER}/results.{secrets.token_hex(4)}"
         plan = RunPlan(binary, model.path, results, warmup, count, self.settings.threads)

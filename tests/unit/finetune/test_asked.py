@@ -37,6 +37,7 @@ def farm(monkeypatch: pytest.MonkeyPatch, run: Run) -> Mock:
     monkeypatch.setattr(run, "connect", Mock())
     monkeypatch.setattr(asked, "load_reference", Mock(return_value=(None, {})))
     monkeypatch.setattr(asked, "lowering_in", Mock())
+    monkeypatch.setattr(asked, "in_shifts", Mock(return_value=[["default"]]))
     monkeypatch.setattr(asked, "start_farms", Mock(return_value={"default": farm}))
     return farm
 

@@ -1,0 +1,200 @@
+"""`donna compress` beside what else shrinks a network: equal measured latency, epochs and teacher.
+
+The rivals begin with the reference's own weights, as compress does, and are finetuned by the same
+recipe. How much they prune is found by bisection of the latency that is measured on the device:
+
+- Torch-Pruning, channels by the norm of their groups, chosen over the whole network;
+- the same with one share in every layer, which is a uniform scaling of the width;
+- FastNAS of NVIDIA's Model-Optimizer, with a bound on the operations.
+
+The last is also a fresh network: the reference's family scaled in width, with new weights. Needs
+`pip install torch-pruning nvidia-modelopt torchprofile==0.0.4`; what is not installed is left out,
+and said to be.
+"""
+
+import contextlib
+import copy
+import importlib.util
+import io
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from reproduce_rivals import Bench, Trained
+from timm.layers import BatchNormAct2d
+from torch import nn
+
+from device_farm import Workload
+from device_farm.alone import measure_alone
+from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
+from donna_ray.config import RunConfig
+from donna_ray.onnx_export import export_onnx
+from donna_ray.training.loop import accuracy
+
+__all__ = ["Rounds", "in_turn", "rival_rows"]
+
+STEPS = 6  # of the bisection
+ROUNDS = 5  # in which networks are measured, in turn
+QUICK, LONG = 0.25, 1.0  # seconds of a measurement in the bisection, and in a round
+MOST = 0.9  # of the channels that a rival prunes
+SCORED = 256  # images of a score of FastNAS
+
+Make = Callable[[float], nn.Module]
+"""A pruned network, by a share in 0..1 that grows as it shrinks."""
+
+
+class Rounds:
+    """The latency of ONNX models on this host's CPU.
+
+    Args:
+        settings: of the connector.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._quick = OnnxRuntimeConnector("cpu", {**settings, "max_seconds": QUICK})
+        self._last = OnnxRuntimeConnector("cpu", {**settings, "max_seconds": LONG})
+        self._folder = tempfile.TemporaryDirectory()
+
+    def close(self) -> None:
+        """Ends what measures."""
+        self._quick.close()
+        self._last.close()
+        self._folder.cleanup()
+
+    def once(self, model: bytes) -> float:
+        """Milliseconds, quickly."""
+        return self._measured(self._quick, model)
+
+    def in_turn(self, models: dict[str, bytes]) -> dict[str, float]:
+        """Milliseconds of each, the median of rounds in which all have their turn."""
+        rounds = [
+            {name: self._measured(self._last, model) for name, model in models.items()}
+            for _ in range(ROUNDS)
+        ]
+        return {name: statistics.median(each[name] for each in rounds) for name in models}
+
+    def _measured(self, connector: Any, model: bytes) -> float:
+        cache = Path(self._folder.name) / "baselines.sqlite"
+        return measure_alone(connector, Workload.from_onnx(model), cache).median_ms
+
+
+def in_turn(files: dict[str, Path], settings: dict[str, Any] | None = None) -> dict[str, float]:
+    """Milliseconds of ONNX files on this CPU; see ``Rounds``."""
+    with contextlib.closing(Rounds(settings or {"threads": 1})) as rounds:
+        return rounds.in_turn({name: file.read_bytes() for name, file in files.items()})
+
+
+def rival_rows(bench: Bench, config: RunConfig, limits: Sequence[float]) -> Iterator[Trained]:
+    """Each rival at each limit, trained.
+
+    Args:
+        bench: of the run.
+        config: of the run; its `finetune` is the recipe.
+        limits: parts of the reference's latency.
+    """
+    shape = tuple(bench.teacher.input_shape)
+    with contextlib.closing(Rounds({"threads": 1})) as rounds:
+        whole = rounds.once(export_onnx(copy.deepcopy(bench.teacher).cpu(), shape))
+        for name, make in _rivals(bench, shape).items():
+            for limit in limits:
+
+                def pruned(make: Make = make, limit: float = limit) -> nn.Module:
+                    return _within(make, limit * whole, rounds, shape)
+
+                yield bench.trained(f"{name} at {limit}x", pruned, config.finetune)
+
+
+def _rivals(bench: Bench, shape: tuple[int, ...]) -> dict[str, Make]:
+    made: dict[str, Make] = {}
+    if _has("torch_pruning"):
+        made["Torch-Pruning"] = lambda share: _torch_pruned(bench, shape, share, overall=True)
+        made["uniform width"] = lambda share: _torch_pruned(bench, shape, share, overall=False)
+    if _has("modelopt"):
+        made["FastNAS"] = _FastNas(bench, shape)
+    return made
+
+
+def _has(package: str) -> bool:
+    there = importlib.util.find_spec(package) is not None
+    if not there:
+        print(f"{package} is not installed: its row is left out", flush=True)
+    return there
+
+
+def _within(make: Make, limit_ms: float, rounds: Rounds, shape: tuple[int, ...]) -> nn.Module:
+    """The least pruned network that keeps the limit, of those that a bisection tries."""
+    low, high, found = 0.0, MOST, None
+    for _ in range(STEPS):
+        share = (low + high) / 2
+        network = make(share)
+        if rounds.once(export_onnx(network, shape)) <= limit_ms:
+            found, high = network, share
+        else:
+            low = share
+    return found if found is not None else make(MOST)
+
+
+def _torch_pruned(bench: Bench, shape: tuple[int, ...], share: float, overall: bool) -> nn.Module:
+    import torch_pruning
+
+    network = copy.deepcopy(bench.teacher).cpu().requires_grad_(True).eval()
+    last = [each for each in network.modules() if isinstance(each, nn.Linear)][-1]
+    pruner = torch_pruning.pruner.BasePruner(
+        network,
+        torch.zeros(2, *shape),
+        importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio=share,
+        max_pruning_ratio=0.95,
+        global_pruning=overall,
+        round_to=8,
+        ignored_layers=[last],
+    )
+    pruner.step()
+    return network
+
+
+class _FastNas:
+    """Searches once, scoring by accuracy; each share is a bound on operations."""
+
+    def __init__(self, bench: Bench, shape: tuple[int, ...]) -> None:
+        self._bench, self._shape = bench, shape
+        self._folder = tempfile.TemporaryDirectory()
+        self._images = bench.data.validation.first(SCORED)
+
+    def __call__(self, share: float) -> nn.Module:
+        import modelopt.torch.prune as pruning
+
+        network = _plain(copy.deepcopy(self._bench.teacher).cpu().requires_grad_(True).eval())
+        batches = [images for images, _ in self._bench.data.calibration.first(SCORED).batches(64)]
+        divisor = {"*": {"channel_divisor": 8}}, {"*": {"feature_divisor": 8}}
+        space = {"nn.Conv2d": divisor[0], "nn.BatchNorm2d": divisor[1]}
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            found, _ = pruning.prune(
+                network,
+                mode=[("fastnas", space)],
+                constraints={"flops": f"{100 * (1 - share):.1f}%"},
+                dummy_input=torch.zeros(1, *self._shape),
+                config={
+                    "data_loader": batches,
+                    "collect_func": lambda images: images,
+                    "score_func": lambda one: accuracy(one, self._images),
+                    "checkpoint": str(Path(self._folder.name) / "search.pth"),
+                    "verbose": False,
+                },
+            )
+        return found.cpu()
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """With plain BatchNorms in the place of timm's, which FastNAS does not know."""
+    for name, child in module.named_children():
+        if isinstance(child, BatchNormAct2d):
+            norm = nn.BatchNorm2d(child.num_features, child.eps, child.momentum)
+            norm.load_state_dict(child.state_dict())
+            setattr(module, name, nn.Sequential(norm, child.drop, child.act).eval())
+        else:
+            _plain(child)
+    return module
