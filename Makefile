@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Without bytecode on disk each of Ray's processes compiles all that it imports, for many seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test soak lint docs bench clean
 

@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.table import Table
 
 from device_farm.alone import measure_alone
+from device_farm.common_options import add_common_options
 from device_farm.connector import Connector, DeviceInfo, connector_names, connector_type
 from device_farm.ending import Stopped, run_command
 from device_farm.failures import DeviceError, ModelError
@@ -47,33 +48,15 @@ _Config = Annotated[
 ]
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
-        print(f"device-farm {VERSION}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", is_eager=True, callback=_print_version, help="Print the version."
-        ),
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Also print what libraries and actors log.")
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Print warnings and errors alone.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
+add_common_options(
+    app,
+    f"device-farm {VERSION}",
     """Measure ONNX models on the devices at hand.
 
     Exit status: 0; 1 where it failed, or a device did; 2 where the command, a model or a file that
     it names is wrong; 130 or 143 where Ctrl-C or SIGTERM stopped it.
-    """
+    """,
+)
 
 
 @app.command("list")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from device_farm.common_options import add_common_options
 from device_farm.ending import run_command
 from donna_ray.cli.library import app as library_app
 from donna_ray.cli.options import (
@@ -90,33 +91,15 @@ def _add(function: Any, *lines: str) -> None:
     app.command(name, rich_help_panel=_panel(name), epilog=examples(*lines))(function)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
-        print(f"donna-ray {VERSION}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", is_eager=True, callback=_print_version, help="Print the version."
-        ),
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Also print what libraries and workers log.")
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Print warnings and errors alone.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
+add_common_options(
+    app,
+    f"donna-ray {VERSION}",
     """Finds neural networks for a given device.
 
     Exit status: 0; 1 where it failed (what is finished is kept); 2 where the command, its
     configuration or a name in it is wrong; 130 or 143 where Ctrl-C or SIGTERM stopped it.
-    """
+    """,
+)
 
 
 def demo(out: OutOption = None, overrides: SetOption = None, fresh: FreshOption = False) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit, logit
 from scipy.stats import t as student
 
 from donna_ray.predictor.model import Floats
@@ -64,7 +65,7 @@ class Calibration:
             images: how many these are.
         """
         centre, spread = float(raw.mean()), _deviation(raw, interval)
-        logits = _logit((final * images + 0.5) / (images + 1))
+        logits = logit((final * images + 0.5) / (images + 1))
         inner = float(np.clip(centre, *_INNER))
         plain = slope = 1 / (inner * (1 - inner))
         terms = np.stack([np.ones_like(raw), raw - centre], axis=1)
@@ -89,7 +90,7 @@ class Calibration:
 
     def predict(self, raw: Floats) -> Floats:
         """Final accuracy (n,) of raw predictions (n,), in their order."""
-        return _share(self.shift + self.slope * (raw - self.centre))
+        return expit(self.shift + self.slope * (raw - self.centre))
 
     def predict_interval(self, raw: Floats, interval: Sequence[Floats]) -> tuple[Floats, Floats]:
         """Bounds (n,), between which the measured final accuracy lies in 95% of cases.
@@ -103,7 +104,7 @@ class Calibration:
         noise = _binomial(logits, self.images) + (self.slope * _deviation(raw, interval)) ** 2
         fit = np.einsum("nt,ts,ns->n", terms, self.covariance, terms)
         half = self.quantile * np.sqrt(self.variance * (noise + fit))
-        return _share(logits - half), _share(logits + half)
+        return expit(logits - half), expit(logits + half)
 
 
 def _deviation(raw: Floats, interval: Sequence[Floats]) -> Floats:
@@ -114,13 +115,5 @@ def _deviation(raw: Floats, interval: Sequence[Floats]) -> Floats:
 
 def _binomial(logits: Floats, images: int) -> Floats:
     """Variance of the logit of a share of images."""
-    share = _share(logits)
+    share = expit(logits)
     return 1 / (images * share * (1 - share) + 0.5)
-
-
-def _logit(share: Floats) -> Floats:
-    return np.log(share / (1 - share))
-
-
-def _share(logits: Floats) -> Floats:
-    return 1 / (1 + np.exp(-logits))

@@ -13,6 +13,7 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.preprocessing import add_dummy_feature
 
 from donna_ray.errors import DonnaError
 from donna_ray.predictor.model import Floats, scaling, shaped, standardised
@@ -97,7 +98,7 @@ def information_gain(
     centre, scale = scaling(shaped(candidates[:typical]))
 
     def terms(nsr: Floats) -> Floats:
-        return _with_constant(standardised(shaped(nsr), centre, scale))
+        return add_dummy_feature(standardised(shaped(nsr), centre, scale))
 
     rows = terms(candidates)
     space = rows[:typical]
@@ -130,10 +131,6 @@ def _corners(nsr: Sequence[Floats], seed: int) -> list[Architecture]:
     patterns = np.random.default_rng(seed).integers(2, size=(_CORNERS, len(nsr)))
     rows = ends[np.arange(len(nsr)), patterns]
     return [tuple(row) for row in rows.tolist()]
-
-
-def _with_constant(rows: Floats) -> Floats:
-    return np.hstack([np.ones((len(rows), 1)), rows])
 
 
 def _updated(covariance: Floats, row: Floats) -> Floats:

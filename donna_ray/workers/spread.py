@@ -66,8 +66,7 @@ def spread(
         watch: called here with the facts of each completed unit, in the order of completion;
             returns words for the display.
         workers_per_unit: so many workers do a unit together, in a process group of torch
-            (``group.current_group``); `work` is called on each, and the first one's facts count. If
-            one dies, all of them start the unit again.
+            (``group.current_group``); the first one's facts count. If one dies, all start again.
 
     Returns:
         What `work` returned, in the order of the units.

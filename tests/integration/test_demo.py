@@ -145,6 +145,7 @@ def test_changed_setting_renews_only_what_depends_on_it(
     assert f"{'finetune':<10} done" in completed.stderr
 
 
+@pytest.mark.soak  # its parts in CI: test_work.py, test_damage.py and test_search_limits.py
 def test_altered_block_is_trained_again_to_the_same_result(
     one_ray: None, copy_of_finished: Path
 ) -> None:

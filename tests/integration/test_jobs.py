@@ -24,6 +24,7 @@ from donna_ray.config import shipped_config
 from tests.integration.conftest import SMALLEST
 from tests.ray_head import ROOT, Head, ray_head
 
+pytestmark = pytest.mark.soak  # in CI: test_submit.py, test_shared_folder.py and test_endings.py
 SUBMIT = str(ROOT / "clusters" / "submit.sh")
 CONTROL = re.compile("[\r\x1b]")  # what a progress bar would leave in a log
 
@@ -95,7 +96,6 @@ def commands_with(word: str) -> list[int]:
     return found
 
 
-@pytest.mark.soak
 def test_stopped_and_killed_jobs_go_on_when_submitted_again(
     head: Head, client: JobSubmissionClient, work: Path, tmp_path: Path
 ) -> None:

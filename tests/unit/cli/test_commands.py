@@ -212,7 +212,7 @@ def test_dry_run_tells_what_is_finished_and_leaves_no_folder(tmp_path: Path) -> 
     assert {row["step"]: row["state"] for row in plan["steps"]} == dict.fromkeys(STEPS, "to do")
     work = {row["step"]: row["work"] for row in plan["steps"]}
     assert "6 blocks" in work["library"]
-    assert "192 measurements" in work["search"]
+    assert "96 measurements" in work["search"]
     assert not root.exists()
     told = donna_here(words[0], str(file), *words[1:4])
     assert "nothing was done" in told.stdout

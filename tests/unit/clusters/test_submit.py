@@ -13,10 +13,12 @@ SUBMIT = Path(__file__).parents[3] / "clusters" / "submit.sh"
 CLI = "2026-01-01 10:00:00,000\tWARN cli.py:85 -- Job 'raysubmit_1' was stopped"
 
 
-def submitted(folder: Path, log: str, rc: int, *words: str) -> subprocess.CompletedProcess[str]:
+def submitted(
+    folder: Path, log: str, rc: int, *words: str, checked: str = 'echo "donna $*"'
+) -> subprocess.CompletedProcess[str]:
     """Runs the script where the job's CLI prints a log and exits so; `donna` prints its words."""
     (folder / "log").write_text(log)
-    for name, body in (("donna", 'echo "donna $*"'), ("ray", f"cat {folder}/log; exit {rc}")):
+    for name, body in (("donna", checked), ("ray", f"cat {folder}/log; exit {rc}")):
         (folder / name).write_text(f"#!/bin/sh\n{body}\n")
         (folder / name).chmod(0o755)
     path = f"{folder}:{os.environ['PATH']}"
@@ -56,6 +58,11 @@ def test_settings_are_checked_here_and_none_need_be_there(tmp_path: Path) -> Non
     words = ("--set", "cluster.workers=2", "--fresh", "--set=seed=1")
     lines = submitted(tmp_path, "", 0, *words).stdout.splitlines()
     assert lines == ["donna config check search.yaml --set=cluster.workers=2 --set=seed=1"]
+
+
+def test_what_does_not_pass_the_check_is_not_submitted(tmp_path: Path) -> None:
+    done = submitted(tmp_path, "the job's log", 0, checked="exit 2")
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 def test_an_empty_array_is_no_error_in_bash_3() -> None:

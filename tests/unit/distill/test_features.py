@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
 from donna_ray.config import DataConfig, LibraryConfig, RunConfig, SpaceConfig
-from donna_ray.data import ImageData, Split, load_data
+from donna_ray.data import ImageData, load_data
 from donna_ray.distill import features
 from donna_ray.distill.features import ComputedFeatures, FeatureCache, check_features, kept_bytes
 from donna_ray.distill.pack import distill_pack
@@ -23,6 +22,7 @@ from donna_ray.reference.work import calibrate
 from donna_ray.space import BlockSpec, SearchSpace, StageShape, build_block
 from donna_ray.training.engine import Engine
 from tests.unit.data.image_files import PREPROCESSING, encoded, write_split, write_tar
+from tests.unit.distill.made import first_images
 
 FP32 = LibraryConfig(epochs=4, batch_size=32, precision="fp32")
 TOKENS = BlockSpec.of("transformer", {"depth": 1, "heads": 2, "mlp_ratio": 2, "mixer": "attention"})
@@ -55,14 +55,7 @@ class Classifier(nn.Module):
 
 @pytest.fixture(scope="module")
 def few_images(config: RunConfig, reference: StagedNetwork) -> ImageData:
-    data = load_data(config.data, {"input_size": reference.input_shape})
-
-    def first(split: Split, count: int) -> Split:
-        assert isinstance(split.dataset, TensorDataset)
-        return Split(TensorDataset(*split.dataset[:count]))
-
-    train, validation = first(data.train, 100), first(data.validation, 70)
-    return ImageData(train, train, validation, train, train, data.classes)
+    return first_images(config, reference, 100, 70)
 
 
 @pytest.fixture(scope="module")

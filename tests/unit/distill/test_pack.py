@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
 from donna_ray.config import FamilyRecipe, LibraryConfig, RunConfig
-from donna_ray.data import ImageData, Split, load_data
+from donna_ray.data import ImageData, Split
 from donna_ray.distill import students
 from donna_ray.distill.pack import DistilledBlock, distill_pack
 from donna_ray.distill.students import (
@@ -25,6 +25,7 @@ from donna_ray.errors import MemoryLimitError
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.work import calibrate
 from donna_ray.space import BlockSpec, SearchSpace, register_block
+from tests.unit.distill.made import first_images
 
 Distill = Callable[..., list[DistilledBlock]]
 
@@ -70,14 +71,7 @@ def infinite_in_use(in_channels: int, out_channels: int, stride: int, *, size: i
 
 @pytest.fixture(scope="module")
 def few_images(config: RunConfig, reference: StagedNetwork) -> ImageData:
-    data = load_data(config.data, {"input_size": reference.input_shape})
-
-    def first(split: Split, count: int) -> Split:
-        assert isinstance(split.dataset, TensorDataset)
-        return Split(TensorDataset(*split.dataset[:count]))
-
-    train, validation = first(data.train, 96), first(data.validation, 64)
-    return ImageData(train, train, validation, train, train, data.classes)
+    return first_images(config, reference, 96, 64)
 
 
 def test_nsr_is_what_the_equation_says() -> None:

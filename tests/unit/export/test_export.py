@@ -25,7 +25,6 @@ from donna_ray.config import ReferenceTraining, RunConfig, load_config
 from donna_ray.data import load_data, load_test
 from donna_ray.errors import DonnaError
 from donna_ray.export import step
-from donna_ray.export.bundle import Bundle
 from donna_ray.export.step import export_network
 from donna_ray.finetune.assemble import untrained
 from donna_ray.onnx_export import export_onnx
@@ -310,45 +309,6 @@ def test_checkpoint_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(OSError, match=r"model\.safetensors"):
         export_network(root, run.id, to)
     assert not (to / "card.json").exists()
-
-
-def test_function_in_a_function_cannot_be_bundled() -> None:
-    def build() -> None: ...
-
-    with pytest.raises(DonnaError, match="top level"):
-        Bundle().add(build)
-
-
-def test_names_of_two_modules_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative and renamed imports, an altered table, and a name that clashes in an f-string."""
-    folder = tmp_path / "flattened"
-    folder.mkdir()
-    (folder / "__init__.py").write_text("from .words import say as told\n")
-    words = """
-        import math as numbers
-        import warnings
-        TABLE, UNIT = {}, "m"
-        TABLE["pi"] = numbers.pi
-        warnings.filterwarnings("default", module="nothing")
-        def say(name):
-            return f"{TABLE[name]:.2f} {UNIT}"
-    """
-    (folder / "words.py").write_text(textwrap.dedent(words))
-    main = """
-        from flattened import told as say
-        import numpy as numbers
-        UNIT = numbers.ones(2).sum()
-        def both(name):
-            return say(name), f"{UNIT}"
-    """
-    (folder / "main.py").write_text(textwrap.dedent(main))
-    monkeypatch.syspath_prepend(tmp_path)
-    both = importlib.import_module("flattened.main").both
-    bundle, names = Bundle(["import math"], ["say"]), {}
-    called = bundle.add(both)
-    exec("\n".join([*sorted(bundle.imports), *bundle.definitions]), names)
-    assert names[called]("pi") == both("pi") == ("3.14 m", "2.0")
-    assert not any("flattened" in line for line in bundle.imports)
 
 
 @pytest.mark.usefixtures("in_process")

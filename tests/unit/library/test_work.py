@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from donna_ray.config import RunConfig
-from donna_ray.data import load_data
 from donna_ray.distill.pack import distill_pack
 from donna_ray.distill.students import BlockJob
 from donna_ray.library import work as library_work
 from donna_ray.library.costs import decided
+from donna_ray.library.making import LibraryMaking
 from donna_ray.library.watch import LibraryWatch
 from donna_ray.library.work import DistillPack
 from donna_ray.reference.network import StagedNetwork
@@ -22,6 +22,7 @@ from donna_ray.reference.work import calibrate
 from donna_ray.space import SearchSpace
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.records import RecordStore
+from tests.unit.distill.made import first_images
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def work(config: RunConfig, reference: StagedNetwork, tmp_path: Path) -> Distill
     settings = config.library.model_copy(update={"epochs": 1, "precision": "fp32"})
     config = config.model_copy(update={"library": settings})
     work = DistillPack(config, None, RecordStore(tmp_path), RecordStore(tmp_path / "paused"))
-    data = load_data(config.data, {"input_size": reference.input_shape})
+    data = first_images(config, reference, 256, 64)  # 4 steps of a pass
     work._context = SimpleNamespace(  # in place of what a finished reference step left
         reference=reference, variance=calibrate(reference, data.calibration), data=data
     )
@@ -146,6 +147,27 @@ def test_killed_pack_goes_on_from_what_its_worker_kept(
     assert all(again[key]["weights_sha256"] == whole[key]["weights_sha256"] for key in whole)
     assert all(again[key]["nsr"] == whole[key]["nsr"] for key in whole)
     assert work._unfinished.records() == {}
+
+
+def test_altered_block_alone_is_trained_again_to_the_same_weights(
+    work: DistillPack, space: SearchSpace, config: RunConfig, tmp_path: Path
+) -> None:
+    jobs, store = jobs_of(space, 2), RecordStore(tmp_path)
+    work(jobs)
+    whole = store.records()
+    files = [tmp_path / f"{job.key}.safetensors" for job in jobs]
+    data = bytearray(files[1].read_bytes())
+    data[-1] ^= 1
+    files[1].write_bytes(data)
+    written = files[0].stat().st_mtime_ns
+    nothing: Any = None
+    costs = [[{"params": 1, "macs": 1}] * 2]
+    assert LibraryMaking(nothing, config, nothing, store, [jobs], costs).missing() == jobs[1:]
+    work(jobs)
+    assert files[0].stat().st_mtime_ns == written
+    again = store.records()
+    assert again["key1"]["weights_sha256"] == whole["key1"]["weights_sha256"]
+    assert again["key1"]["nsr"] == whole["key1"]["nsr"]
 
 
 def test_watch_counts_by_stage_and_writes_events(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from donna_ray.config import SpaceConfig
 from donna_ray.reference.cut import StageModules, cut_model
 from donna_ray.space import BlockSpec, StageShape, build_block, build_space
 
-IMAGE = (3, 224, 224)
+IMAGE = (3, 64, 64)
 
 
 @dataclass(frozen=True)

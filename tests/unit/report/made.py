@@ -132,6 +132,23 @@ def scenario(name: str, text: str, simulated: bool, candidates: int) -> dict[str
     }
 
 
+def reference(text: str) -> dict[str, Any]:
+    return {
+        "model": text,
+        "weights": "train",
+        **accuracies(0.9375),
+        "finetuned": accuracies(0.90625),
+        "params": 10,
+        "macs": 100,
+        "input": SHAPE,
+        "classes": 10,
+        "train_images": 8,
+        "validation_images": 4,
+        "test_images": 32,
+        "test_from": "data.test_split test",
+    }
+
+
 def results(
     *, simulated: bool = False, text: str = "plain", scenarios: int = 1, candidates: int = 2
 ) -> Results:
@@ -159,20 +176,7 @@ def results(
             "data": text,
             "versions": {"python": "3"},
             "doubts": [text],
-            "reference": {
-                "model": text,
-                "weights": "train",
-                **accuracies(0.9375),
-                "finetuned": accuracies(0.90625),
-                "params": 10,
-                "macs": 100,
-                "input": SHAPE,
-                "classes": 10,
-                "train_images": 8,
-                "validation_images": 4,
-                "test_images": 32,
-                "test_from": "data.test_split test",
-            },
+            "reference": reference(text),
             "library": {
                 "size": 8,
                 "stages": [stage, stage | {"blocks": [blocks[1], *blocks[1:]]}],

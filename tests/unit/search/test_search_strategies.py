@@ -16,10 +16,12 @@ from tests.search_problems import device_of, drive, outcome_of, search_on, toy
 
 STRATEGIES = ["frontier", "nsga2", "nsga3", "tpe", "random"]
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
+own_and_optunas = pytest.mark.parametrize("strategy", ["frontier", "nsga2"])
+"""One of each kind; that all keep the contract, the conformance suite shows."""
 
 
 @every_strategy
-@pytest.mark.parametrize("choices", [(3,), (2, 2), (1, 1), (1, 4, 1)])
+@pytest.mark.parametrize("choices", [(2, 2), (1, 4, 1)])
 def test_space_smaller_than_the_evaluations_is_measured_and_left(
     strategy: str, choices: tuple[int, ...], tmp_path: Path
 ) -> None:
@@ -41,7 +43,7 @@ def test_another_seed_asks_for_others(strategy: str, tmp_path: Path) -> None:
     assert runs[0] != runs[1]
 
 
-@pytest.mark.parametrize("strategy", ["frontier", "nsga2"])
+@own_and_optunas
 def test_limit_on_latency_is_a_constraint_and_a_guide(strategy: str, tmp_path: Path) -> None:
     free, problem = toy((10,) * 4), toy((10,) * 4, latency_limit_ms=3.0)
     shares = []
@@ -56,9 +58,9 @@ def test_limit_on_latency_is_a_constraint_and_a_guide(strategy: str, tmp_path: P
         assert trial.constraints["latency_limit_ms"] == pytest.approx(trial.values[1] - 3.0)
 
 
-@every_strategy
+@own_and_optunas
 def test_device_that_fails_half_of_its_measurements(strategy: str, tmp_path: Path) -> None:
-    problem = toy((12, 12, 12))  # in a small one TPE repeats itself a thousand times an ask
+    problem = toy((12, 12, 12))
     device = device_of(problem)
     search = search_on(tmp_path / "journal", problem, strategy=strategy, evaluations=40)
     asked = []
@@ -77,7 +79,7 @@ def test_device_that_fails_half_of_its_measurements(strategy: str, tmp_path: Pat
     assert not set(again.ask(10)) & set(asked)
 
 
-@every_strategy
+@own_and_optunas
 @pytest.mark.parametrize("failure", [{"failure": "no"}, {"values": [0.5, float("nan")]}])
 def test_device_that_fails_always_ends_the_search_and_spoils_nothing(
     strategy: str, failure: dict[str, object], tmp_path: Path
@@ -101,7 +103,7 @@ def test_device_that_fails_always_ends_the_search_and_spoils_nothing(
     assert len({*first, *rest}) == len(first) + len(rest) == 60
 
 
-@every_strategy
+@own_and_optunas
 def test_process_that_dies_half_way_loses_and_repeats_nothing(
     strategy: str, tmp_path: Path
 ) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from donna_ray.config import RunConfig, SpaceConfig
 from donna_ray.errors import ConfigError, DonnaError
@@ -38,15 +37,6 @@ def space_of(options: dict[str, list[Any]], family: str = "inverted_residual") -
 
 def lists(**changed: list[Any]) -> dict[str, list[Any]]:
     return {name: [value] for name, value in OPTIONS.items()} | changed
-
-
-def test_every_block_of_the_demo_keeps_its_stages_shape(space: SearchSpace) -> None:
-    assert space.size == 32**3
-    for stage in space.stages:
-        images = torch.randn(2, *stage.shape.input)
-        for spec in stage.choices:
-            block = build_block(spec, stage.shape)
-            assert block(images).shape == (2, *stage.shape.output), spec
 
 
 def test_ids_are_what_they_always_were() -> None:
@@ -120,7 +110,8 @@ def test_block_that_cannot_stand_in_its_stage_is_named(
 
 
 def test_blocks_of_the_demo_pass_the_check(space: SearchSpace) -> None:
-    check_space(space)
+    assert space.size == 32**3
+    assert [len(costs) for costs in check_space(space)] == [32] * 3
 
 
 def test_combinations_are_excluded() -> None:

@@ -1,0 +1,51 @@
+"""Code of several modules in one file."""
+
+from __future__ import annotations
+
+import importlib
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from donna_ray.errors import DonnaError
+from donna_ray.export.bundle import Bundle
+
+
+def test_function_in_a_function_cannot_be_bundled() -> None:
+    def build() -> None: ...
+
+    with pytest.raises(DonnaError, match="top level"):
+        Bundle().add(build)
+
+
+def test_names_of_two_modules_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative and renamed imports, an altered table, and a name that clashes in an f-string."""
+    folder = tmp_path / "flattened"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("from .words import say as told\n")
+    words = """
+        import math as numbers
+        import warnings
+        TABLE, UNIT = {}, "m"
+        TABLE["pi"] = numbers.pi
+        warnings.filterwarnings("default", module="nothing")
+        def say(name):
+            return f"{TABLE[name]:.2f} {UNIT}"
+    """
+    (folder / "words.py").write_text(textwrap.dedent(words))
+    main = """
+        from flattened import told as say
+        import numpy as numbers
+        UNIT = numbers.ones(2).sum()
+        def both(name):
+            return say(name), f"{UNIT}"
+    """
+    (folder / "main.py").write_text(textwrap.dedent(main))
+    monkeypatch.syspath_prepend(tmp_path)
+    both = importlib.import_module("flattened.main").both
+    bundle, names = Bundle(["import math"], ["say"]), {}
+    called = bundle.add(both)
+    exec("\n".join([*sorted(bundle.imports), *bundle.definitions]), names)
+    assert names[called]("pi") == both("pi") == ("3.14 m", "2.0")
+    assert not any("flattened" in line for line in bundle.imports)
