@@ -1,11 +1,12 @@
 # Needs make and Python 3.11 or newer; everything else goes into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+LOWEST := tests/unit/config tests/unit/export tests/unit/latency tests/device/test_onnxruntime.py
 INSTALLED := .venv/.installed
 # Without bytecode on disk each of Ray's processes compiles all that it imports, for many seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test soak lint docs bench clean
+.PHONY: install demo test soak lowest lint docs bench clean
 
 install: $(INSTALLED)
 
@@ -22,6 +23,15 @@ test: $(INSTALLED)
 
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest -m soak tests
+
+# The oldest versions that pyproject.toml allows, in .venv-lowest.
+lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	.venv-lowest/bin/uv pip install --python .venv-lowest/bin/python --resolution lowest-direct -e .
+	.venv-lowest/bin/uv pip install --python .venv-lowest/bin/python \
+		"pytest>=9.1,<9.2" pytest-timeout hypothesis
+	.venv-lowest/bin/python -m pytest $(LOWEST)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -55,4 +65,4 @@ bench: $(INSTALLED)
 	$(BIN)/python scripts/simulate_scale.py
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-lowest build *.egg-info

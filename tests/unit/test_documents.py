@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,22 @@ from device_farm.cli import app as farm_app
 from donna_ray.cli.main import app
 
 ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS: dict[str, Any] = {
     "donna": typer.main.get_command(app),
     "device-farm": typer.main.get_command(farm_app),
 }
 INDENTED = re.compile(r"^    ((?:donna|device-farm) .*)$", re.MULTILINE)
 INLINE = re.compile(r"`((?:donna|device-farm) [^`]*)`")
-NO_PLACES = ("RUN ARCH", "-h", "predictor build")
+HARDWARE = re.compile(
+    r"gpus_per_worker=[1-9]|--device (?:cuda|adb)|clusters/submit\.sh|ray (?:up|start|down)\b"
+)
+NEED = re.compile(r"# needs (?:a|an|two) [\w ,]*(?:GPU|phone|cluster)")
 
 
 def lines() -> set[str]:
     found: set[str] = set()
-    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for path in DOCUMENTS:
         text = path.read_text().replace("\\\n", " ")
         found |= {each.partition(" #")[0].strip() for each in INDENTED.findall(text)}
         found |= {" ".join(each.split()) for each in INLINE.findall(text)}
@@ -66,3 +71,31 @@ def test_commands_of_the_documents_are_there() -> None:
 )
 def test_what_is_not_there_is_found(line: str) -> None:
     assert fault(line)
+
+
+def unmarked(text: str) -> list[str]:
+    """Blocks of commands that need hardware, and no line of which says which."""
+    blocks = re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
+    return [each for each in blocks if HARDWARE.search(each) and not NEED.search(each)]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_that_need_hardware_say_so(path: Path) -> None:
+    assert not unmarked(path.read_text())
+
+
+def test_command_without_its_mark_is_found() -> None:
+    assert unmarked("    donna run x.yaml --set cluster.gpus_per_worker=1\n")
+    assert not unmarked("    device-farm bench x.onnx --device cuda   # needs a GPU\n")
+
+
+def test_readme_of_the_package_has_no_link_into_the_repository(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: dict[str, str] = {}
+    monkeypatch.setattr("setuptools.setup", lambda **words: given.update(words))
+    runpy.run_path(str(ROOT / "setup.py"))
+    links = re.findall(r"\]\(([^)]*)\)", given["long_description"])
+    assert links
+    assert all(each.startswith("https://") for each in links)
+    assert "(`docs/first-hour.md`)" in given["long_description"]

@@ -1,6 +1,7 @@
 """The Optuna study behind a search: the search's only state, in journal storage."""
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import IntDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -17,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from donna_ray.errors import DonnaError
 from donna_ray.predictor.model import Floats
 from donna_ray.search.study.journal import Journal, damaged
-from donna_ray.space import Architecture, SearchSpace
+from donna_ray.space import Architecture, SearchSpace, network_id
 from donna_ray.storage.artifacts import digest
 
 __all__ = [
@@ -48,8 +50,9 @@ def measured(accuracy: float, latency: Mapping[str, Any], further: Sequence[floa
 class Ledger:
     """Candidates asked for, measured and failed: an Optuna study in a journal file.
 
-    optuna-dashboard opens the file, too. A candidate is a running trial from when it is handed out,
-    so one that was in flight when its process died is known to the next.
+    optuna-dashboard opens the file, too: objectives have names, trials the id and the blocks of
+    their network. A candidate is a running trial from when it is handed out, so one that was in
+    flight when its process died is known to the next.
 
     Attributes:
         study: what samplers see.
@@ -85,6 +88,8 @@ class Ledger:
             load_if_exists=True,
         )
         _check_subject(self.study, space, objectives, path)
+        _name_objectives(self.study, ["accuracy", "latency_ms", *objectives])
+        self._space = space
         self._id = self._storage.get_study_id_from_name(_NAME)
         self._distributions = distributions(space)
         self.measured: dict[Architecture, tuple[float, ...]] = {}
@@ -216,8 +221,14 @@ class Ledger:
     def _create(self, state: TrialState, architecture: Architecture, **given: Any) -> int:
         """The id of a new trial."""
         params = dict(zip(self._distributions, map(int, architecture), strict=True))
+        specs = self._space.specs(architecture)
+        named = {"network": network_id(specs), "blocks": " | ".join(map(str, specs))}
         trial = create_trial(
-            state=state, params=params, distributions=dict(self._distributions), **given
+            state=state,
+            params=params,
+            distributions=dict(self._distributions),
+            user_attrs={**named, **given.pop("user_attrs", {})},
+            **given,
         )
         self.trials += 1
         return self._storage.create_new_trial(self._id, template_trial=trial)
@@ -286,6 +297,14 @@ def check_outcome(outcome: Outcome, objectives: int) -> None:
             f"The latency of an outcome must be greater than 0 ms, but is {values[1]}. Correct the "
             "evaluator, or tell a 'failure'."
         )
+
+
+def _name_objectives(study: Study, names: list[str]) -> None:
+    """For whoever reads the study with Optuna's own tools. Optuna may still change the method."""
+    if study.metric_names is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(names)
 
 
 def _check_subject(study: Study, space: SearchSpace, objectives: Sequence[str], path: Path) -> None:

@@ -103,7 +103,7 @@ def is_sent(name: str, patterns: list[str]) -> bool:
 def test_a_build_is_sent_the_package_alone(tmp_path: Path) -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     patterns = [line for line in lines if line and line[0] != "#"]
-    ours = {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
+    ours = {"pyproject.toml", "setup.py", "constraints.txt", "README.md", "LICENSE"}
     for folder in PACKAGE:
         ours |= {
             f"{folder}/{name}" for name in files_in(ROOT / folder) if "__pycache__" not in name
@@ -119,7 +119,8 @@ def test_nodes_are_sent_the_package_alone(name: str) -> None:
     config = yaml.safe_load((ROOT / "clusters" / f"{name}.yaml").read_text())
     mounts = dict(config["file_mounts"])
     assert mounts.pop("~/.ray/auth_token") == "~/.ray/auth_token"
-    names = (*PACKAGE, "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
+    files = ("pyproject.toml", "setup.py", "constraints.txt", "README.md", "LICENSE")
+    names = (*PACKAGE, *files)
     assert mounts == {f"~/donna-ray/{each}": each for each in names}
     assert ".*" in config["rsync_exclude"]
 

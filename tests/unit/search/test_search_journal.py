@@ -14,7 +14,8 @@ from optuna.trial import TrialState
 
 from donna_ray.errors import DonnaError
 from donna_ray.search.ask_tell import _gain
-from donna_ray.search.study.ledger import Ledger
+from donna_ray.search.study.ledger import Ledger, architecture_of
+from donna_ray.space import network_id
 from tests.search_problems import device_of, drive, search_on, toy
 
 
@@ -48,6 +49,11 @@ def test_dashboard_reads_the_journal(tmp_path: Path) -> None:
     for trial in trials:
         assert trial.constraints["latency_limit_ms"] == pytest.approx(trial.values[1] - 2.0)
         assert trial.constraints["params_limit"] <= 0
+    assert study.metric_names == ["accuracy", "latency_ms"]
+    for trial in trials:
+        specs = problem.space.specs(architecture_of(trial.params))
+        assert trial.user_attrs["network"] == network_id(specs)
+        assert trial.user_attrs["blocks"].split(" | ") == [str(each) for each in specs]
     assert {direction.name for direction in study.directions} == {"MAXIMIZE", "MINIMIZE"}
 
 
