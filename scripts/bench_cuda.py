@@ -88,13 +88,12 @@ def _of_torch(module: torch.nn.Module, settings: dict[str, Any]) -> float:
     """Median of torch.utils.benchmark, in ms."""
     dtype = getattr(torch, settings.get("dtype", "float32"))
     layout = torch.channels_last if settings.get("channels_last") else torch.contiguous_format
-    images = torch.randn(1, 3, 224, 224, device="cuda")
-    network: Any = module.cuda()
-    fold_batchnorm(network, [images])
-    network = network.to(dtype=dtype, memory_format=layout)
+    images = torch.randn(1, 3, 224, 224)
+    fold_batchnorm(module, [images])
+    network: Any = module.to("cuda", dtype=dtype, memory_format=layout)
     if "compile" in settings:
         network = torch.compile(network, mode=settings["compile"])
-    images = images.to(dtype=dtype, memory_format=layout)
+    images = images.to("cuda", dtype=dtype, memory_format=layout)
 
     def run() -> object:
         with torch.inference_mode():

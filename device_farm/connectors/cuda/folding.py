@@ -28,7 +28,7 @@ def fold_batchnorm(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[int, in
 
     Args:
         module: In eval mode, of float32.
-        inputs: That it takes, on its device.
+        inputs: That it takes.
 
     Returns:
         How many were folded, and how many are left.

@@ -81,12 +81,15 @@ def _load_torch(workload: Workload, settings: CudaSettings, device: torch.device
 
     dtype = getattr(torch, settings.dtype)
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-    values = _batches(workload, settings.batch).values()
-    inputs = [torch.from_numpy(value).to(device) for value in values]
-    module: Any = workload.make_module().requires_grad_(False).to(device)
-    with float32_math(False):
-        folded, left = fold_batchnorm(module, inputs)
-    module = module.to(dtype=dtype, memory_format=layout)
+    inputs = [torch.from_numpy(value) for value in workload.make_inputs().values()]
+    module: Any = workload.make_module().requires_grad_(False)
+    folded, left = fold_batchnorm(module, inputs)  # here, for it takes memory
+    module = module.to(device, dtype=dtype, memory_format=layout)
+    inputs = [each.to(device) for each in inputs]
+    inputs = [
+        each.repeat_interleave(settings.batch, 0) if each.shape[:1] == (1,) else each
+        for each in inputs
+    ]
     inputs = [each.to(dtype) if each.is_floating_point() else each for each in inputs]
     inputs = [each.contiguous(memory_format=layout) if each.ndim == 4 else each for each in inputs]
     if settings.compile:
@@ -118,8 +121,9 @@ def load_onnx(
         words = f"; if it takes a batch of 1 alone, export it for {batch}" * (batch > 1)
         raise ModelError(f"{error}{words}") from error
     binding, place = session.io_binding(), (device.type, device.index or 0)
-    for name, value in _batches(workload, batch).items():
-        on_device = onnxruntime.OrtValue.ortvalue_from_numpy(value, *place)
+    for name, value in workload.make_inputs().items():
+        batched = np.repeat(value, batch, axis=0) if value.shape[:1] == (1,) else value
+        on_device = onnxruntime.OrtValue.ortvalue_from_numpy(batched, *place)
         binding.bind_ortvalue_input(name, on_device)
     for output in session.get_outputs():
         binding.bind_output(output.name, *place)
@@ -147,14 +151,6 @@ def _providers(settings: CudaSettings) -> list[tuple[str, dict[str, str]]]:
         return [(settings.provider, own)]
     own = {"device_id": index, "trt_cuda_graph_enable": graph, **settings.provider_options}
     return [(settings.provider, own), ("CUDAExecutionProvider", cuda)]
-
-
-def _batches(workload: Workload, batch: int) -> dict[str, Array]:
-    """The inputs: of those for one image, as many copies as the batch has."""
-    return {
-        name: np.repeat(value, batch, axis=0) if value.shape[:1] == (1,) else value
-        for name, value in workload.make_inputs().items()
-    }
 
 
 def _with_batch(model: bytes, batch: int) -> bytes:
