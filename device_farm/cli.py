@@ -91,7 +91,10 @@ def probe(
 
 @app.command()
 def bench(
-    model: Annotated[Path, typer.Argument(help="The model, an ONNX file.")],
+    model: Annotated[
+        Path,
+        typer.Argument(help="An ONNX file; or the folder of an exported network, whose code runs."),
+    ],
     device: Annotated[str, typer.Option(help="A name from `device-farm list`.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads; by default 1.")] = None,
     shape: Annotated[
@@ -102,10 +105,13 @@ def bench(
     config: _Config = None,
 ) -> None:
     """Measure a model's latency on a device."""
-    _check_is_file(model, "the model, an ONNX file,")
+    is_folder = model.is_dir()
+    if not is_folder:
+        _check_is_file(model, "the model, an ONNX file,")
     connector = _connector(device, {} if threads is None else {"threads": threads}, config)
     try:
-        workload = Workload.from_onnx(model, parse_shapes(shape or ()))
+        read = Workload.from_folder if is_folder else Workload.from_onnx
+        workload = read(model, parse_shapes(shape or ()))
         measurement = measure_alone(connector, workload, _cache(config))
         measurement.environment.update(inputs=connector.input_shapes(workload))
     finally:

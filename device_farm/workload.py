@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.util
 import io
+import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,12 +43,19 @@ def workload_digest(model: bytes) -> str:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a connector prepares and measures. Build it with `from_onnx` or `from_torch`."""
+    """What a connector prepares and measures.
+
+    Build it with `from_onnx`, or with the torch module itself, `from_torch` or `from_folder`.
+    """
 
     model: bytes
     """The serialized ONNX model, weights included."""
     digest: str
+    """Of the ONNX model."""
     inputs: tuple[TensorSpec, ...]
+    module: Callable[[], nn.Module] | None = field(default=None, compare=False, repr=False)
+    """Makes the torch module anew, with its weights, on the CPU; the ONNX model says what it must
+    give. None where only that is known. See `make_module`."""
 
     @classmethod
     def from_onnx(
@@ -79,7 +89,7 @@ class Workload:
 
     @classmethod
     def from_torch(cls, module: nn.Module, *inputs: Tensor) -> Workload:
-        """Exports a torch module in eval mode, from a copy of it on the CPU.
+        """Takes a torch module and its export in eval mode, both from a copy on the CPU.
 
         Args:
             inputs: Examples of what it takes; their shapes are those that are measured.
@@ -101,11 +111,69 @@ class Workload:
                 f"a module must be exportable to ONNX, but {type(module).__name__} is not "
                 f"({first_line(error)}): give inputs that it takes, or export it yourself"
             ) from error
-        return cls.from_onnx(file.getvalue())
+        return replace(cls.from_onnx(file.getvalue()), module=partial(copy.deepcopy, module))
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path, shapes: Mapping[str, Sequence[int]] | None = None
+    ) -> Workload:
+        """Reads `model.onnx`, and takes `network.py`, whose `load()` gives the module.
+
+        Its code is executed once a runtime needs the module: give folders that you trust. Weights
+        lie beside it as safetensors, which `load()` reads.
+
+        Args:
+            folder: As `donna export` writes it.
+            shapes: See `from_onnx`.
+
+        Raises:
+            ModelError: A file is missing; or see `from_onnx`.
+            OSError: The ONNX model cannot be read.
+        """
+        model, code = (Path(folder) / name for name in ("model.onnx", "network.py"))
+        for path in (model, code):
+            if not path.is_file():
+                raise ModelError(
+                    f"a folder must have model.onnx and network.py, but there is no {path}: give "
+                    "one that `donna export` wrote, or an ONNX file"
+                )
+        return replace(cls.from_onnx(model, shapes), module=partial(_load_module, code))
+
+    def make_module(self) -> nn.Module:
+        """The torch module, made anew, on the CPU in eval mode.
+
+        Raises:
+            ModelError: There is none, or its code fails.
+        """
+        if self.module is None:
+            raise ModelError(
+                "the runtime torch runs a torch module, but this model is ONNX alone: give the "
+                "folder of an exported network or Workload.from_torch, or take runtime onnxruntime"
+            )
+        try:
+            return self.module().eval()
+        except Exception as error:  # of whatever code
+            raise ModelError(
+                "the code of a torch module must make it, but fails "
+                f"({type(error).__name__}: {first_line(error)}): run load() of its network.py"
+            ) from error
 
     def make_inputs(self, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
         """Seeded inputs by name: see `device_farm.inputs.make_values`."""
         return make_values(self.inputs, seed)
+
+
+def _load_module(code: Path) -> nn.Module:
+    """Imports a Python file and calls its `load`."""
+    name = f"network_{hashlib.sha256(bytes(code.resolve())).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(name, code)
+    assert spec is not None
+    assert spec.loader is not None
+    imported = importlib.util.module_from_spec(spec)
+    sys.modules[name] = imported  # as an import does; dataclasses look there
+    spec.loader.exec_module(imported)
+    module: nn.Module = imported.load()
+    return module
 
 
 def _load(source: bytes | str | Path, origin: str) -> tuple[bytes, onnx.ModelProto, bool]:

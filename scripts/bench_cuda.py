@@ -2,29 +2,30 @@
 
     python scripts/bench_cuda.py [--models mobilenetv3_large_100,resnet50,efficientnet_b0]
 
-torch.utils.benchmark times the timm module itself (BatchNorm folded as the export folds it, the
-same precision, layout and way to run); the connector the module that it makes of the ONNX file.
-`over_torch` is their ratio, without the overwriting of the L2 cache, which torch's timer does not
-do. Prints a table and, last, one JSON line; weights are random, which costs no time.
+torch.utils.benchmark times the timm module itself (BatchNorm folded, the same precision, layout and
+way to run); the connector the same module as its workload carries it. `over_torch` is their ratio,
+without the overwriting of the L2 cache, which torch's timer does not do. ONNX Runtime's latency of
+the exported graph stands below, where its CUDA or TensorRT provider is installed.
+Prints a table and, last, one JSON line; weights are random, which costs no time.
 """
 
 import argparse
 import json
-import math
 from collections.abc import Callable
 from typing import Any
 
+import onnxruntime
 import timm
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.fx.experimental.optimization import fuse
 from torch.utils.benchmark import Timer
 
-from device_farm import ModelError, Workload
+from device_farm import Workload
 from device_farm.connectors.cuda.connector import CudaConnector
+from device_farm.connectors.cuda.folding import fold_batchnorm
 from device_farm.connectors.cuda.loading import captured, float32_math
-from donna_ray.onnx_export import export_onnx
+from donna_ray.complexity import deployed
 
 WAYS: dict[str, dict[str, Any]] = {
     "eager": {},
@@ -37,6 +38,11 @@ WAYS: dict[str, dict[str, Any]] = {
     },
     "compiled": {"compile": "default"},
 }
+OF_ONNX: dict[str, dict[str, Any]] = {
+    "ONNX Runtime, CUDA": {"provider": "CUDAExecutionProvider"},
+    "ONNX Runtime, CUDA graph": {"provider": "CUDAExecutionProvider", "cuda_graph": True},
+    "ONNX Runtime, TensorRT": {"provider": "TensorrtExecutionProvider"},
+}
 MODELS = "mobilenetv3_large_100,resnet50,efficientnet_b0"
 
 
@@ -48,25 +54,32 @@ def main() -> None:
     found: dict[str, Any] = {"device": torch.cuda.get_device_name(), "models": {}}
     for name in names:
         module = timm.create_model(name, exportable=True).eval()
-        workload = Workload.from_onnx(export_onnx(module, (3, 224, 224)))
+        workload = Workload.from_torch(deployed(module), torch.zeros(1, 3, 224, 224))
         ways = found["models"][name] = {}
         for way, settings in WAYS.items():
-            ours = _of_connector(workload, settings)
+            ours = _of_connector(workload, {"runtime": "torch", **settings})
             with float32_math(False):  # as the connector has it, while torch rounds to TF32
-                torchs = _of_torch(module, settings)
+                torchs = _of_torch(deployed(module), settings)
             ways[way] = {"connector_ms": ours, "torch_ms": torchs, "over_torch": ours / torchs}
             table.add_row(name, way, f"{ours:.3f}", f"{torchs:.3f}", f"{ours / torchs:.2f}")
+        for way, settings in _present().items():
+            ways[way] = {"connector_ms": _of_connector(workload, settings)}
+            table.add_row(name, way, f"{ways[way]['connector_ms']:.3f}", "", "")
     Console().print(table)
     print(json.dumps(_rounded(found)))
 
 
+def _present() -> dict[str, dict[str, Any]]:
+    """The ways of ONNX Runtime that this build has."""
+    known = onnxruntime.get_available_providers()
+    return {way: settings for way, settings in OF_ONNX.items() if settings["provider"] in known}
+
+
 def _of_connector(workload: Workload, settings: dict[str, Any]) -> float:
-    """Median of its runs; NaN where it refuses the model."""
+    """Median of its runs."""
     connector = CudaConnector("gpu", {**settings, "flush_l2": False})
     try:
         return connector.measure(connector.prepare(workload), connector.settings).median_ms
-    except ModelError:
-        return math.nan
     finally:
         connector.close()
 
@@ -75,10 +88,12 @@ def _of_torch(module: torch.nn.Module, settings: dict[str, Any]) -> float:
     """Median of torch.utils.benchmark, in ms."""
     dtype = getattr(torch, settings.get("dtype", "float32"))
     layout = torch.channels_last if settings.get("channels_last") else torch.contiguous_format
-    network: Any = fuse(module).to("cuda", dtype=dtype, memory_format=layout)
+    images = torch.randn(1, 3, 224, 224)
+    fold_batchnorm(module, [images])
+    network: Any = module.to("cuda", dtype=dtype, memory_format=layout)
     if "compile" in settings:
         network = torch.compile(network, mode=settings["compile"])
-    images = torch.randn(1, 3, 224, 224, device="cuda", dtype=dtype).to(memory_format=layout)
+    images = images.to("cuda", dtype=dtype, memory_format=layout)
 
     def run() -> object:
         with torch.inference_mode():
@@ -96,7 +111,7 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _rounded(each) for name, each in value.items()}
     if isinstance(value, float):
-        return round(value, 4) if math.isfinite(value) else None
+        return round(value, 4)
     return value
 
 

@@ -19,8 +19,18 @@ from pydantic import Field, model_validator
 
 from device_farm.connector import Connector, DeviceInfo
 from device_farm.connectors.cpu import cpu_energy_meter, cpu_hardware, cpu_name
+from device_farm.connectors.onnx_session import (
+    CPU,
+    Array,
+    check_agreement,
+    check_provider,
+    open_session,
+    outputs_of,
+    reference_outputs,
+    run_failure,
+)
 from device_farm.connectors.peak_memory import peak_memory_mb
-from device_farm.failures import DeviceError, DeviceLost, ModelError, first_line
+from device_farm.failures import DeviceError, DeviceLost, first_line
 from device_farm.timing.control import control_workload
 from device_farm.timing.energy import energy_mj
 from device_farm.timing.measurement import Measurement
@@ -29,14 +39,14 @@ from device_farm.workload import Workload
 
 __all__ = ["OnnxRuntimeConnector", "OnnxRuntimeSettings", "PreparedModel"]
 
-onnxruntime.disable_telemetry_events()  # its builds for Windows send some
-
 _T = TypeVar("_T")
 _SESSIONS_KEPT = 4
 _OVERSUBSCRIBED = 1.05
-_CPU = "CPUExecutionProvider"
-_NO_MEMORY = ("bad_alloc", "bad allocation", "allocate memory")
-_ON_GPUS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "MIGraphXExecutionProvider")
+_ENERGY_S = 0.1  # RAPL's counters are renewed every millisecond
+_OF_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+_ON_GPUS = ("MIGraphXExecutionProvider",)
+_AGREED = 0.02
+"""Of another provider's outputs, which may compute in half precision: see `check_agreement`."""
 
 
 class OnnxRuntimeSettings(ProtocolSettings):
@@ -46,7 +56,7 @@ class OnnxRuntimeSettings(ProtocolSettings):
     """Threads that share an operator's work; operators run one after the other."""
     cores: tuple[int, ...] | None = None
     """One core a thread; by default the highest-numbered ones that this process may use."""
-    provider: str = _CPU
+    provider: str = CPU
     """ONNX Runtime's execution provider. Operators that it does not know run on the CPU."""
     provider_options: dict[str, str] = Field(default_factory=dict)
 
@@ -56,13 +66,19 @@ class OnnxRuntimeSettings(ProtocolSettings):
             raise ValueError(f"cores must name {self.threads} distinct cores, one a thread")
         return self
 
+    @model_validator(mode="after")
+    def _not_of_cuda(self) -> OnnxRuntimeSettings:
+        if self.provider in _OF_CUDA:
+            raise ValueError(f"{self.provider} is a `provider` of the connector cuda: use that")
+        return self
+
 
 @dataclass
 class PreparedModel:
     """A session with its inputs, and the time that its timed runs took in sum."""
 
     session: onnxruntime.InferenceSession
-    inputs: dict[str, np.ndarray[Any, Any]]
+    inputs: dict[str, Array]
     workload: Workload
     init_ms: float
     peak_memory_mb: float | None = None
@@ -85,11 +101,7 @@ class PreparedModel:
         try:
             wall, thread = self._time(count)
         except Exception as error:  # ONNX Runtime's errors share no base class
-            _refuse_without_memory(error)
-            raise ModelError(
-                f"ONNX Runtime cannot run the model ({first_line(error)}): "
-                "try it on inputs of its shapes"
-            ) from error
+            raise run_failure(error) from error
         self.wall_s += sum(wall)
         self.thread_s += sum(thread)
         return Timed(thread if by_cpu_clock else wall, wall)
@@ -139,7 +151,7 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
 
     @property
     def tells_memory(self) -> bool:
-        return self.settings.provider == _CPU
+        return self.settings.provider == CPU
 
     def actor_options(self) -> dict[str, Any]:
         gpus = {"num_gpus": 1} if self.settings.provider in _ON_GPUS else {}
@@ -147,7 +159,7 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
 
     def probe(self) -> DeviceInfo:
         cores = self._cores()
-        self._check_provider()
+        check_provider(self.device, self.settings.provider)
         placed_by = ("threads", "cores", "provider", "provider_options")
         return self._info(
             self._model(cores),
@@ -179,6 +191,10 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
             started = time.perf_counter()
             session = _session(workload.model, cores, self.settings)
             init_ms = 1e3 * (time.perf_counter() - started)
+            if self.settings.provider != CPU:
+                check_agreement(
+                    [*outputs_of(session, workload).values()], reference_outputs(workload), _AGREED
+                )
         return PreparedModel(session, workload.make_inputs(), workload, init_ms)
 
     def calibrate(self) -> float:
@@ -228,7 +244,7 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
     ) -> Measurement:
         """With what else is known; of another provider this host knows no memory and no energy."""
         measurement = replace(measurement, init_ms=model.init_ms)
-        if self.settings.provider != _CPU:
+        if self.settings.provider != CPU:
             return measurement
         with _pinned(cores):
             try:
@@ -236,7 +252,7 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
                     model.peak_memory_mb = peak_memory_mb(model.workload, self.settings.threads)
             except DeviceError as error:  # the latency is known all the same
                 measurement.environment.update(peak_memory_not_told=str(error))
-            energy = energy_mj(model.run, cpu_energy_meter(), measurement.median_ms)
+            energy = energy_mj(model.run, cpu_energy_meter(), measurement.median_ms, _ENERGY_S)
         return replace(measurement, peak_memory_mb=model.peak_memory_mb, energy_mj=energy)
 
     def close(self) -> None:
@@ -264,7 +280,7 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
             ) from error
 
     def _by_cpu_clock(self, interleave: bool) -> bool:
-        return interleave and self.settings.threads == 1 and self.settings.provider == _CPU
+        return interleave and self.settings.threads == 1 and self.settings.provider == CPU
 
     def _runs(self, model: PreparedModel, interleave: bool) -> Runs:
         return partial(model.run, by_cpu_clock=self._by_cpu_clock(interleave))
@@ -276,15 +292,7 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
 
     def _model(self, cores: Sequence[int]) -> str:
         provider, name = self.settings.provider, cpu_name(cores)
-        return name if provider == _CPU else f"{name} with {provider}"
-
-    def _check_provider(self) -> None:
-        present = onnxruntime.get_available_providers()
-        if self.settings.provider not in present:
-            raise DeviceError(
-                f"provider of device {self.device!r} must be one of {', '.join(present)}, but got "
-                f"{self.settings.provider!r}: install a build of ONNX Runtime that has it"
-            )
+        return name if provider == CPU else f"{name} with {provider}"
 
     def _cores(self) -> tuple[int, ...]:
         """The cores of the threads, in their order; raises if this process may not use them."""
@@ -309,35 +317,12 @@ def _session(
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 4  # errors are raised; no need to print them as well
     # Threads spin within a run, as in use, but not beyond it: they would slow the other model.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if len(cores) > 1:
         others = ";".join(str(core + 1) for core in cores[1:])  # counted from 1 there
         options.add_session_config_entry("session.intra_op_thread_affinities", others)
-    provider = settings.provider
-    try:
-        session = onnxruntime.InferenceSession(
-            model, options, providers=[(provider, settings.provider_options)]
-        )
-    except Exception as error:  # ONNX Runtime's errors share no base class
-        _refuse_without_memory(error)
-        raise ModelError(
-            f"ONNX Runtime cannot load the model ({first_line(error)}): "
-            "export it with operators and an opset that this version knows"
-        ) from error
-    if provider not in session.get_providers():  # it only warns
-        raise DeviceError(
-            f"{provider} does not start on this host, so ONNX Runtime would take the CPU: "
-            "see that its driver and libraries are there"
-        )
-    return session
-
-
-def _refuse_without_memory(error: Exception) -> None:
-    """Raises MemoryError if that is what an error of ONNX Runtime is."""
-    if isinstance(error, MemoryError) or any(word in str(error) for word in _NO_MEMORY):
-        raise MemoryError(first_line(error)) from error
+    return open_session(model, options, [(settings.provider, settings.provider_options)])
 
 
 @contextmanager

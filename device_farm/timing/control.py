@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from device_farm.workload import Workload
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["control_workload"]
 
@@ -26,7 +30,36 @@ def control_workload() -> Workload:
     convolutions, images that shrink as channels grow, and 1 MB of weights. Its bytes never
     change, for the baselines of devices hang on their digest.
     """
-    return Workload.from_onnx(_build().SerializeToString())
+    return replace(Workload.from_onnx(_build().SerializeToString()), module=_module)
+
+
+def _module() -> nn.Module:
+    """The same convolutions and ReLUs as modules of torch."""
+    import torch
+    from torch import nn
+
+    graph = _build().graph
+    weights = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    layers: list[nn.Module] = []
+    for node in graph.node:
+        if node.op_type == "Relu":
+            layers.append(nn.ReLU())
+            continue
+        weight = torch.from_numpy(weights[node.input[1]].copy())
+        at = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        out, channels, size, _ = weight.shape
+        conv = nn.Conv2d(
+            channels * at["group"],
+            out,
+            size,
+            stride=at["strides"],
+            padding=at["pads"][0],
+            groups=at["group"],
+            bias=False,
+        )
+        conv.weight = nn.Parameter(weight, requires_grad=False)
+        layers.append(conv)
+    return nn.Sequential(*layers)
 
 
 def _build() -> onnx.ModelProto:

@@ -12,19 +12,21 @@ __all__ = ["Meter", "energy_mj"]
 Meter = Callable[[], float]
 """Joules that the device has used, from whenever on: differences count."""
 
-_LEAST_S = 1.0
-"""Counters are renewed every 100 ms or so."""
 
+def energy_mj(
+    candidate: Runs, meter: Meter | None, ms_a_run: float, seconds: float
+) -> float | None:
+    """Millijoules a run: of all that the meter sees while the model runs, idle power too.
 
-def energy_mj(candidate: Runs, meter: Meter | None, ms_a_run: float) -> float | None:
-    """Millijoules a run: of all that the meter sees while the model runs for a second, idle too.
+    Args:
+        seconds: For how long, at least; many times as long as the counter takes to be renewed.
 
     Returns:
         None without a meter, or if it stands still.
     """
     if meter is None:
         return None
-    runs = math.ceil(1e3 * _LEAST_S / ms_a_run)
+    runs = math.ceil(1e3 * seconds / ms_a_run)
     before = meter()
     candidate(runs)
     used = meter() - before

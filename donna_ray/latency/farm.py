@@ -75,8 +75,13 @@ def check_device(config: DeviceConfig, with_memory: bool = False) -> None:
         raise ConfigError(f"device: {error}") from None
     if config.precision == "int8" and config.connector in _WITHOUT_INT8:
         raise ConfigError(
-            f"device.precision must be fp32 with connector {config.connector!r}, which does not "
-            "run QDQ models, but is int8. Measure through `onnxruntime` or `adb`."
+            f"device.precision must be fp32 with connector {config.connector!r}, which was never "
+            "seen to run QDQ models, but is int8. Measure through `onnxruntime` or `adb`."
+        )
+    if config.connector == "cuda" and config.settings.get("runtime") == "torch":
+        raise ConfigError(
+            "device.settings.runtime must be onnxruntime, for the networks of a search are ONNX "
+            "models, but is torch. Measure what it finds by `device-farm bench FOLDER`."
         )
     if with_memory and config.farm is None and not device.tells_memory:
         raise ConfigError(

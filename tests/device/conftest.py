@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from local_farm import LocalFarm, without_ray
@@ -55,3 +56,11 @@ def phone(tmp_path: Path) -> Iterator[Phone]:
     phone = Phone(tmp_path / "phone").start()
     yield phone
     phone.kill()
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """Has torch see a GPU; returns what counts the calls of synchronize."""
+    import gpu_stand_in  # which imports torch
+
+    return gpu_stand_in.pretend(monkeypatch)

@@ -91,6 +91,15 @@ def test_bench_prints_a_table(device_farm: Run, model: Path) -> None:
     assert "median" in device_farm("bench", model).stdout
 
 
+def test_bench_takes_the_folder_of_a_network(device_farm: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(model.read_bytes())
+    refused = device_farm("bench", tmp_path)
+    assert refused.returncode == 2
+    assert "there is no" in refused.stderr
+    (tmp_path / "network.py").write_text("raise RuntimeError('executed')")
+    assert "median" in device_farm("bench", tmp_path).stdout  # by its graph
+
+
 def test_the_shapes_that_were_measured_are_told(device_farm: Run, tmp_path: Path) -> None:
     proto = onnx.load_model_from_string(control_workload().model)
     [image] = proto.graph.input

@@ -133,8 +133,8 @@ def test_a_run_costs_what_the_meter_sees_meanwhile() -> None:
         done.append(count)
         return [0.004] * count
 
-    assert energy_mj(run, lambda: 7 + 20 * 0.004 * sum(done), 4.0) == pytest.approx(80)
+    assert energy_mj(run, lambda: 7 + 20 * 0.004 * sum(done), 4.0, 1.0) == pytest.approx(80)
     assert done == [250]  # a second of them
-    assert energy_mj(run, lambda: 7.0, 4.0) is None
-    assert energy_mj(run, None, 4.0) is None
+    assert energy_mj(run, lambda: 7.0, 4.0, 1.0) is None
+    assert energy_mj(run, None, 4.0, 1.0) is None
     assert done == [250, 250]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import weakref
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 from unittest.mock import MagicMock
 
+import onnxruntime
 import pynvml
 import pytest
 import torch
+from gpu_stand_in import driver
 
 from device_farm import (
     Busy,
@@ -26,7 +28,12 @@ from device_farm.connectors.cuda import connector as cuda
 from device_farm.connectors.cuda.condition import check_architecture, energy_meter, read_condition
 from device_farm.connectors.cuda.connector import CudaConnector
 from device_farm.connectors.cuda.failures import memory_failure, typed_failures
-from device_farm.connectors.cuda.loading import captured, float32_math
+from device_farm.connectors.cuda.loading import (
+    Loaded,
+    captured,
+    float32_math,
+)
+from device_farm.connectors.onnx_session import reference_outputs
 from device_farm.timing.control import control_workload
 
 CU130 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
@@ -42,24 +49,6 @@ def test_v100_is_told_which_wheel_it_needs() -> None:
         check_architecture("Tesla V100", (7, 0), CU130)
     with pytest.raises(DeviceError, match="newer torch"):
         check_architecture("GPU", (13, 0), CU130[:-1])
-
-
-def driver(patch: pytest.MonkeyPatch, reasons: int, temperature_c: int, **raises: Any) -> None:
-    """Has NVML report a GPU; `raises` names readings of it that fail, and how."""
-    readings: dict[str, Any] = {
-        "Init": lambda: None,
-        "SystemGetDriverVersion": lambda: "580.82.07",
-        "DeviceGetHandleByUUID": lambda uuid: {"GPU-1": "gpu"}[uuid],
-        "DeviceGetClockInfo": lambda _, kind: {1: 1980, 2: 2619}[kind],
-        "DeviceGetPowerUsage": lambda _: 118_250,
-        "DeviceGetPowerManagementLimit": lambda _: 700_000,
-        "DeviceGetMaxClockInfo": lambda _, kind: {1: 1980, 2: 3201}[kind],
-        "DeviceGetTemperature": lambda _, sensor: {0: temperature_c}[sensor],
-        "DeviceGetCurrentClocksThrottleReasons": lambda _: reasons,
-        **{name: MagicMock(side_effect=error) for name, error in raises.items()},
-    }
-    for name, reading in readings.items():
-        patch.setattr(pynvml, f"nvml{name}", reading)
 
 
 def test_condition_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +118,7 @@ def test_ray_gives_a_whole_gpu() -> None:
 
 def test_two_makers_of_graphs_are_refused() -> None:
     with pytest.raises(ValueError, match="drop cuda_graph"):
-        CudaConnector("gpu", {"cuda_graph": True, "compile": "max-autotune"})
+        CudaConnector("gpu", {"runtime": "torch", "cuda_graph": True, "compile": "max-autotune"})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a host without a GPU")
@@ -137,28 +126,6 @@ def test_a_missing_gpu_is_told_at_probe() -> None:
     assert CudaConnector.discover() == {}
     with pytest.raises(DeviceLost, match="0 that torch sees here: check nvidia-smi"):
         CudaConnector("gpu", {}).probe()
-
-
-@pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
-    """Has torch see a GPU; returns what counts the calls of synchronize."""
-    properties = SimpleNamespace(major=9, minor=0, name="H", uuid="1", L2_cache_size=1)
-    pretended: dict[str, Any] = {
-        "device_count": lambda: 1,
-        "get_device_properties": lambda index: properties,
-        "get_arch_list": lambda: ["sm_90"],
-        "empty_cache": MagicMock(),
-        "mem_get_info": lambda index: (60 << 30, 80 << 30),
-        "memory_reserved": lambda index: 2 << 30,
-        "synchronize": MagicMock(),
-        "reset_peak_memory_stats": MagicMock(),
-        "memory_allocated": lambda index: 3_000_000,
-        "max_memory_allocated": lambda index: 7_500_000,
-    }
-    for name, value in pretended.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    driver(monkeypatch, reasons=0, temperature_c=41)
-    return pretended["synchronize"]
 
 
 def test_a_process_whose_context_is_broken_is_not_back(pretended: MagicMock) -> None:
@@ -177,37 +144,80 @@ def test_a_failure_is_the_models_only_if_the_gpu_still_answers(pretended: MagicM
         raise RuntimeError("cuDNN error")
 
 
+def right(workload: Workload, settings: object) -> Loaded:
+    """Stands in for a model that is loaded and gives what it must."""
+    return Loaded(lambda: None, lambda: [*reference_outputs(control_workload()).values()])
+
+
 def test_loaded_models_make_room(pretended: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest goes before the next is loaded; all go if memory runs out."""
     connector = CudaConnector("gpu", {})
     loaded: list[int] = []
-    tries: list[type[Exception] | None] = []
+    tries: list[Exception | None] = []
 
     def load(workload: Workload, settings: object) -> object:
         loaded.append(len(connector._prepared))
         if tries and (error := tries.pop(0)):
-            raise error("Tried to allocate 1.00 GiB")
-        return lambda: None
+            raise error
+        return right(workload, settings)
 
     monkeypatch.setattr(cuda, "load", load)
     for number in range(6):
         connector.prepare(_workload(number))
     assert loaded == [0, 1, 2, 3, 3, 3]
-    tries.append(torch.OutOfMemoryError)
+    tries.append(torch.OutOfMemoryError("Tried to allocate 1.00 GiB"))
     assert connector.prepare(_workload(6)).digest == "6"
     assert loaded[6:] == [3, 0]
-    tries.extend([torch.OutOfMemoryError] * 2)
+    tries.extend([torch.OutOfMemoryError("Tried to allocate 1.00 GiB")] * 2)
     with pytest.raises(Busy, match=r"other programs hold about 19\.3 of 85\.9 GB"):
+        connector.prepare(_workload(7))
+    tries.extend([MemoryError("Failed to allocate memory")] * 2)
+    with pytest.raises(DeviceError, match=r"'gpu' or its host lacks memory .*: lower `batch`"):
         connector.prepare(_workload(7))
 
 
+@pytest.mark.parametrize(("runtime", "megabytes"), [("torch", 4.5), ("onnxruntime", 2.5)])
 def test_what_loading_a_model_took_is_known(
+    pretended: MagicMock, monkeypatch: pytest.MonkeyPatch, runtime: str, megabytes: float
+) -> None:
+    free = iter([9_000_000, 6_500_000])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (next(free), 80_000_000))
+    monkeypatch.setattr(cuda, "load", right)
+    model = CudaConnector("gpu", {"runtime": runtime}).prepare(control_workload())
+    assert model.peak_memory_mb == megabytes  # of torch's the others' 3 MB are no part
+    assert model.init_ms > 0
+
+
+def test_what_computes_something_else_is_not_timed(
     pretended: MagicMock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda, "load", MagicMock())
-    model = CudaConnector("gpu", {}).prepare(control_workload())
-    assert model.peak_memory_mb == 4.5  # of the others' 3 MB nothing
-    assert model.init_ms > 0
+    def wrong(workload: Workload, settings: object) -> Loaded:
+        outputs = right(workload, settings).outputs()
+        return Loaded(lambda: None, lambda: [outputs[0] * 1.01])
+
+    monkeypatch.setattr(cuda, "load", wrong)
+    with pytest.raises(
+        ModelError, match=r"up to 0\.001 of its largest value, but differs by 0\.01 "
+    ):
+        CudaConnector("gpu", {}).prepare(control_workload())
+    rounding = CudaConnector("gpu", {"tf32": True})
+    assert rounding.prepare(control_workload()).digest == control_workload().digest
+
+
+def test_modules_of_one_graph_are_told_apart(
+    pretended: MagicMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "load", right)
+    connector = CudaConnector("gpu", {"runtime": "torch"})
+    image = torch.zeros(1, 3, 8, 8)
+    relu, same = (Workload.from_torch(torch.nn.ReLU(), image) for _ in range(2))
+    assert relu == same
+    monkeypatch.setattr(
+        cuda, "load", lambda workload, _: Loaded(id, lambda: [*reference_outputs(relu).values()])
+    )
+    first = connector.prepare(relu)
+    assert connector.prepare(relu) is first
+    assert connector.prepare(same) is not first
 
 
 def test_energy_is_nvmls_counter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,6 +233,15 @@ def test_energy_is_nvmls_counter(monkeypatch: pytest.MonkeyPatch) -> None:
     assert energy_meter("1") is None
 
 
+def test_a_gpu_is_found_with_either_runtime(
+    pretended: MagicMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {name: CudaConnector(name, reach) for name, reach in CudaConnector.discover().items()}
+    runtimes = {name: gpu.settings.runtime for name, gpu in found.items()}
+    assert runtimes == {"cuda0": "onnxruntime", "cuda0-torch": "torch"}
+    assert len({gpu.probe().settings_digest for gpu in found.values()}) == 2
+
+
 def test_shapes_that_are_measured_have_the_batch() -> None:
     inputs = (TensorSpec("image", (1, 3, 8, 8), "float32"), TensorSpec("table", (5, 2), "float32"))
     gpu = CudaConnector("gpu", {"batch": 4})
@@ -230,7 +249,7 @@ def test_shapes_that_are_measured_have_the_batch() -> None:
 
 
 def _workload(number: int) -> Workload:
-    return Workload(b"", str(number), control_workload().inputs)
+    return replace(control_workload(), digest=str(number))
 
 
 @pytest.mark.parametrize(
@@ -279,12 +298,22 @@ def test_models_are_loaded_with_the_rounding_asked_for(
     pretended: MagicMock, monkeypatch: pytest.MonkeyPatch, more: dict[str, bool]
 ) -> None:
     found: list[bool] = []
-    monkeypatch.setattr(
-        cuda, "load", lambda *_: found.append(torch.backends.cudnn.allow_tf32) or MagicMock()
-    )
+
+    def load(workload: Workload, settings: object) -> Loaded:
+        found.append(torch.backends.cudnn.allow_tf32)
+        return right(workload, settings)
+
+    monkeypatch.setattr(cuda, "load", load)
     CudaConnector("gpu", more).prepare(control_workload())
     assert found == [bool(more)]
 
 
-def test_the_runtime_names_all_that_computes() -> None:
-    assert f"cuDNN {torch.backends.cudnn.version()}" in cuda._runtime()
+def test_the_runtime_names_all_that_computes(pretended: MagicMock) -> None:
+    cudnn = f"cuDNN {torch.backends.cudnn.version()}"
+    by_torch, by_onnx = (
+        CudaConnector("gpu", {"runtime": runtime}).probe().runtime
+        for runtime in ("torch", "onnxruntime")
+    )
+    assert cudnn in by_torch
+    assert cudnn in by_onnx
+    assert by_onnx.startswith(f"onnxruntime {onnxruntime.__version__}")

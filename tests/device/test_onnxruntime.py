@@ -14,7 +14,9 @@ from farms import model_number
 from onnx import TensorProto, helper, numpy_helper
 
 from device_farm import DeviceError, DeviceLost, ModelError, Workload
+from device_farm.connectors import onnxruntime as onnxruntime_connector
 from device_farm.connectors import peak_memory
+from device_farm.connectors.onnx_session import reference_outputs
 from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
 from device_farm.connectors.peak_memory import peak_memory_mb
 from device_farm.testing import ConnectorConformance
@@ -140,6 +142,25 @@ def test_another_provider_is_named_in_what_it_measures() -> None:
     facts = measurement.environment
     assert facts["providers"] == ["AzureExecutionProvider", "CPUExecutionProvider"]
     assert facts["clock"] == "wall"
+
+
+def test_a_provider_that_computes_something_else_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = reference_outputs(control_workload())
+    monkeypatch.setattr(
+        onnxruntime_connector,
+        "reference_outputs",
+        lambda _: {name: values * 1.05 for name, values in right.items()},
+    )
+    OnnxRuntimeConnector("cpu", QUICK).prepare(control_workload())
+    azure = OnnxRuntimeConnector("cpu", {**QUICK, "provider": "AzureExecutionProvider"})
+    with pytest.raises(ModelError, match=r"up to 0\.02 of its largest .* differs by 0\.0476"):
+        azure.prepare(control_workload())
+
+
+@pytest.mark.parametrize("provider", ["CUDAExecutionProvider", "TensorrtExecutionProvider"])
+def test_gpus_of_nvidia_are_another_connectors(provider: str) -> None:
+    with pytest.raises(ValueError, match="of the connector cuda: use that"):
+        OnnxRuntimeConnector("gpu", {"provider": provider})
 
 
 def test_a_provider_that_this_build_lacks_is_told() -> None:

@@ -1,9 +1,12 @@
-"""An NVIDIA GPU, through torch, timed by CUDA events.
+"""An NVIDIA GPU, through ONNX Runtime or torch, timed by CUDA events.
 
 Each run is timed by a pair of events, after the L2 cache was overwritten, as triton's do_bench
-does it. Without a CUDA graph a run includes the gaps in which the GPU waits for Python to launch
-the next kernel: that is what a server without CUDA graphs pays, and `cuda_graph` what one with
-them does.
+does it. Without a CUDA graph a run includes the gaps in which the GPU waits for the next kernel to
+be launched: that is what a server without CUDA graphs pays, and `cuda_graph` what one with them
+does. ONNX Runtime has a stream of its own and returns once a run is done, so nothing else may be on
+its way when one begins.
+
+A model is timed only if its outputs are those of ONNX Runtime on the CPU.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import onnxruntime
+
 from device_farm.connector import Connector, DeviceInfo
 from device_farm.connectors.cuda.condition import (
     check_architecture,
@@ -28,8 +33,9 @@ from device_farm.connectors.cuda.condition import (
     read_condition,
 )
 from device_farm.connectors.cuda.failures import typed_failures
-from device_farm.connectors.cuda.loading import float32_math, load
+from device_farm.connectors.cuda.loading import Loaded, agreement, float32_math, load
 from device_farm.connectors.cuda.settings import CudaSettings
+from device_farm.connectors.onnx_session import check_agreement, check_provider, reference_outputs
 from device_farm.failures import DeviceLost, Throttled
 from device_farm.timing.control import control_workload
 from device_farm.timing.energy import energy_mj
@@ -44,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["CudaConnector", "CudaModel", "CudaSettings"]
 
 _MODELS_KEPT = 4
+_ENERGY_S = 1.0  # NVML's counter is renewed every 100 ms or so
 
 
 @dataclass(frozen=True)
@@ -51,11 +58,12 @@ class CudaModel:
     """A model on the GPU: one call is one run."""
 
     digest: str
-    run: Callable[[], object]
+    loaded: Loaded
     init_ms: float
-    """Of translating and loading it, compilation and a first run included."""
+    """Of loading it, compilation and a first run included."""
     peak_memory_mb: float
-    """Most of the GPU's memory that tensors took meanwhile, those of other models left out."""
+    """Most of the GPU's memory that torch's tensors took meanwhile, those of other models left out;
+    of ONNX Runtime by how much less was free afterwards."""
 
 
 class CudaConnector(Connector[CudaModel]):
@@ -67,7 +75,7 @@ class CudaConnector(Connector[CudaModel]):
 
     def __init__(self, device: str, settings: Mapping[str, Any]) -> None:
         super().__init__(device, settings)
-        self._prepared: OrderedDict[str, CudaModel] = OrderedDict()
+        self._prepared: OrderedDict[tuple[str, object], CudaModel] = OrderedDict()
         self._flush: torch.Tensor | None = None
 
     @classmethod
@@ -76,7 +84,11 @@ class CudaConnector(Connector[CudaModel]):
             return {}
         import torch
 
-        return {f"cuda{index}": {"index": index} for index in range(torch.cuda.device_count())}
+        found: dict[str, dict[str, Any]] = {}
+        for index in range(torch.cuda.device_count()):
+            found[f"cuda{index}"] = {"index": index}
+            found[f"cuda{index}-torch"] = {"index": index, "runtime": "torch"}
+        return found
 
     @property
     def tells_memory(self) -> bool:
@@ -94,10 +106,12 @@ class CudaConnector(Connector[CudaModel]):
             torch.cuda.synchronize(self.settings.index)  # a failed process must not count as back
         capability = (properties.major, properties.minor)
         check_architecture(properties.name, capability, torch.cuda.get_arch_list())
+        if self._is_onnx:
+            check_provider(self.device, self.settings.provider)
         uuid = str(properties.uuid)
         return self._info(
             properties.name,
-            _runtime(),
+            self._runtime(),
             socket.gethostname(),
             serial=uuid,
             hardware=fixed_facts(uuid),
@@ -117,13 +131,14 @@ class CudaConnector(Connector[CudaModel]):
 
     def prepare(self, workload: Workload) -> CudaModel:
         self.probe()
-        if workload.digest not in self._prepared:
+        key = workload.digest, workload.module  # modules may differ and have the same graph
+        if key not in self._prepared:
             while len(self._prepared) >= _MODELS_KEPT:
                 self._prepared.popitem(last=False)
             with self._failures():
-                self._prepared[workload.digest] = self._load(workload)
-        self._prepared.move_to_end(workload.digest)
-        return self._prepared[workload.digest]
+                self._prepared[key] = self._load(workload)
+        self._prepared.move_to_end(key)
+        return self._prepared[key]
 
     def input_shapes(self, workload: Workload) -> dict[str, list[int]]:
         shapes = super().input_shapes(workload)
@@ -153,7 +168,8 @@ class CudaConnector(Connector[CudaModel]):
         )
         meter = energy_meter(str(self._properties().uuid))
         with self._measuring():
-            energy = energy_mj(partial(self._run, handle), meter, measurement.median_ms)
+            energy = energy_mj(partial(self._run, handle), meter, measurement.median_ms, _ENERGY_S)
+        measurement.environment.update(handle.loaded.facts)
         return replace(
             measurement,
             init_ms=handle.init_ms,
@@ -185,22 +201,34 @@ class CudaConnector(Connector[CudaModel]):
         with float32_math(self.settings.tf32):
             try:
                 return self._loaded(workload)
-            except torch.OutOfMemoryError:
+            except (torch.OutOfMemoryError, MemoryError):
                 self._prepared.clear()
             gc.collect()
             torch.cuda.empty_cache()
             return self._loaded(workload)
 
     def _loaded(self, workload: Workload) -> CudaModel:
-        """Loads a model, and sees what that takes."""
+        """Loads a model, sees what that takes, and that it computes what it must."""
         import torch
 
-        index, started = self.settings.index, time.perf_counter()
+        expected, index = reference_outputs(workload), self.settings.index
         torch.cuda.reset_peak_memory_stats(index)
-        before = torch.cuda.memory_allocated(index)
-        run = load(workload, self.settings)
-        taken = torch.cuda.max_memory_allocated(index) - before
-        return CudaModel(workload.digest, run, 1e3 * (time.perf_counter() - started), taken / 1e6)
+        before, started = self._allocated(torch.cuda.memory_allocated), time.perf_counter()
+        loaded = load(workload, self.settings)
+        init_ms = 1e3 * (time.perf_counter() - started)
+        taken = self._allocated(torch.cuda.max_memory_allocated) - before
+        with torch.cuda.device(index):
+            check_agreement(loaded.outputs(), expected, agreement(self.settings))
+        return CudaModel(workload.digest, loaded, init_ms, max(taken, 0) / 1e6)
+
+    def _allocated(self, of_torch: Callable[[int], int]) -> int:
+        """Bytes of the GPU that are taken, by torch's tensors or by all programs."""
+        import torch
+
+        if not self._is_onnx:
+            return of_torch(self.settings.index)
+        free, total = torch.cuda.mem_get_info(self.settings.index)
+        return total - free
 
     def _run(self, model: CudaModel, count: int) -> list[float]:
         """Runs that follow each other at once, without the L2 cache being overwritten."""
@@ -209,7 +237,7 @@ class CudaConnector(Connector[CudaModel]):
         started = time.perf_counter()
         with torch.cuda.device(self.settings.index):
             for _ in range(count):
-                model.run()
+                model.loaded.run()
             torch.cuda.synchronize()
         return [(time.perf_counter() - started) / count] * count
 
@@ -224,8 +252,10 @@ class CudaConnector(Connector[CudaModel]):
             for start, end in pairs:
                 if self.settings.flush_l2:
                     self._l2().zero_()
+                if self._is_onnx:
+                    torch.cuda.synchronize()
                 start.record()
-                model.run()
+                model.loaded.run()
                 end.record()
             torch.cuda.synchronize()
             return [start.elapsed_time(end) / 1e3 for start, end in pairs]
@@ -247,10 +277,17 @@ class CudaConnector(Connector[CudaModel]):
     def _failures(self) -> AbstractContextManager[None]:
         return typed_failures(self.device, self.settings.index)
 
+    @property
+    def _is_onnx(self) -> bool:
+        return self.settings.runtime == "onnxruntime"
 
-def _runtime() -> str:
-    import torch
+    def _runtime(self) -> str:
+        """With the versions of all that computes, as far as they are known."""
+        import torch
 
-    version = importlib.metadata.version("torch")
-    cudnn = torch.backends.cudnn.version()
-    return f"torch {version} CUDA {torch.version.cuda} cuDNN {cudnn}"
+        version = importlib.metadata.version("torch")
+        cudnn = torch.backends.cudnn.version()
+        libraries = f"torch {version} CUDA {torch.version.cuda} cuDNN {cudnn}"
+        if self._is_onnx:
+            return f"onnxruntime {onnxruntime.__version__}, libraries of {libraries}"
+        return libraries

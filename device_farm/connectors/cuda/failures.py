@@ -1,4 +1,4 @@
-"""Makes one of our failures of what torch raises."""
+"""Makes one of our failures of what torch or ONNX Runtime raises on a GPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from device_farm.failures import Busy, DeviceError, DeviceLost, ModelError
+from device_farm.failures import Busy, DeviceError, DeviceLost, ModelError, first_line
 
 __all__ = ["memory_failure", "typed_failures"]
 
@@ -18,7 +18,7 @@ _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 @contextmanager
 def typed_failures(device: str, index: int) -> Iterator[None]:
-    """Raises a `DeviceError` instead of torch's errors.
+    """Raises a `DeviceError` instead of the runtime's errors.
 
     Args:
         device: The GPU's name in messages.
@@ -26,8 +26,9 @@ def typed_failures(device: str, index: int) -> Iterator[None]:
 
     Raises:
         Busy: Other programs hold the memory that the model needs.
+        DeviceError: ONNX Runtime lacks memory, and does not say whose fault that is.
         DeviceLost: This process cannot use the GPU any more.
-        ModelError: The model needs more memory than there is, or torch cannot run it.
+        ModelError: The model needs more memory than there is, or the runtime cannot run it.
     """
     import torch
 
@@ -37,6 +38,11 @@ def typed_failures(device: str, index: int) -> Iterator[None]:
         free, total = torch.cuda.mem_get_info(index)
         held = torch.cuda.memory_reserved(index)
         raise memory_failure(device, str(error), free, total, held) from error
+    except MemoryError as error:
+        raise DeviceError(
+            f"GPU {device!r} or its host lacks memory for the model ({first_line(error)}): lower "
+            "`batch`, or end what else takes memory there"
+        ) from error
     except RuntimeError as error:
         if isinstance(error, torch.AcceleratorError) or not _answers(index):
             raise DeviceLost(
@@ -44,7 +50,8 @@ def typed_failures(device: str, index: int) -> Iterator[None]:
                 "look for Xid lines in dmesg"
             ) from error
         raise ModelError(
-            f"torch cannot run the model ({error}): try it in float32, batch 1 and eager"
+            f"the model cannot be run on GPU {device!r} ({first_line(error)}): try it in float32, "
+            "batch 1, without a CUDA graph and eager"
         ) from error
 
 

@@ -308,6 +308,12 @@ def test_device_that_cannot_run_int8_is_refused() -> None:
         check_device(DeviceConfig(connector="cuda", precision="int8"))
 
 
+def test_device_that_runs_no_onnx_is_refused() -> None:
+    check_device(DeviceConfig(connector="cuda", settings={"cuda_graph": True}))
+    with pytest.raises(ConfigError, match=r"runtime must be onnxruntime.*device-farm bench"):
+        check_device(DeviceConfig(connector="cuda", settings={"runtime": "torch"}))
+
+
 def test_device_is_one_whatever_the_precision_of_its_networks() -> None:
     plain, quantised = DeviceConfig(), DeviceConfig(precision="int8")
     assert (

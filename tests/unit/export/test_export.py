@@ -19,6 +19,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
+from device_farm import Workload
 from donna_ray.cli.main import app
 from donna_ray.cli.tables import print_evaluation
 from donna_ray.config import ReferenceTraining, RunConfig, load_config
@@ -332,6 +333,8 @@ def test_timm_loads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         images = torch.randn(2, *run.network.input_shape)
         with torch.no_grad():
             torch.testing.assert_close(network(images), run.network(images), atol=1e-4, rtol=0)
+            module_of_farm = Workload.from_folder(root / "out").make_module()
+            torch.testing.assert_close(module_of_farm(images), network(images), atol=1e-4, rtol=0)
         config = json.loads((root / "out" / "config.json").read_text())
         assert (config["num_classes"], config["label_names"]) == (10, NAMES)
         resolved = timm.data.resolve_data_config({}, model=network)

@@ -1,0 +1,164 @@
+"""ONNX Runtime's sessions, its errors as ours, and whether another way to run a model agrees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from device_farm.failures import DeviceError, ModelError, first_line
+from device_farm.workload import Workload
+
+__all__ = [
+    "CPU",
+    "Array",
+    "check_agreement",
+    "check_provider",
+    "open_session",
+    "outputs_of",
+    "reference_outputs",
+    "run_failure",
+]
+
+onnxruntime.disable_telemetry_events()  # its builds for Windows send some
+
+Array = np.ndarray[Any, Any]
+CPU = "CPUExecutionProvider"
+_NO_MEMORY = ("bad_alloc", "bad allocation", "allocate memory")
+_GPU_PACKAGE = "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+_PACKAGES = {
+    "CUDAExecutionProvider": _GPU_PACKAGE,
+    "TensorrtExecutionProvider": f"{_GPU_PACKAGE} tensorrt",
+}
+
+
+def check_provider(device: str, provider: str) -> None:
+    """Refuses an execution provider that this build of ONNX Runtime lacks.
+
+    Raises:
+        DeviceError: It does.
+    """
+    present = onnxruntime.get_available_providers()
+    if provider not in present:
+        remedy = _PACKAGES.get(provider, "install a build of ONNX Runtime that has it")
+        raise DeviceError(
+            f"provider of device {device!r} must be one of {', '.join(present)}, but got "
+            f"{provider!r}: {remedy}"
+        )
+
+
+def open_session(
+    model: bytes,
+    options: onnxruntime.SessionOptions,
+    providers: Sequence[tuple[str, Mapping[str, str]]],
+) -> onnxruntime.InferenceSession:
+    """A session on the first of the providers, each with its options; the CPU has the rest.
+
+    Raises:
+        MemoryError: There is not enough.
+        ModelError: The model is refused.
+        DeviceError: The first provider does not start.
+    """
+    options.log_severity_level = 4  # errors are raised; no need to print them as well
+    try:
+        session = onnxruntime.InferenceSession(
+            model, options, providers=[(name, dict(settings)) for name, settings in providers]
+        )
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        _refuse_without_memory(error)
+        raise ModelError(
+            f"ONNX Runtime cannot load the model ({first_line(error)}): "
+            "export it with operators and an opset that this version knows"
+        ) from error
+    first = providers[0][0]
+    if first not in session.get_providers():  # it only warns
+        raise DeviceError(
+            f"{first} does not start on this host, so ONNX Runtime would take the CPU: see that "
+            "its driver and libraries are there, of the versions that this build was made for"
+        )
+    return session
+
+
+def reference_outputs(workload: Workload) -> dict[str, Array]:
+    """What one thread of this host's CPU gives for `Workload.make_inputs`.
+
+    Raises:
+        MemoryError, ModelError: See `open_session` and `outputs_of`.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return outputs_of(open_session(workload.model, options, [(CPU, {})]), workload)
+
+
+def outputs_of(session: onnxruntime.InferenceSession, workload: Workload) -> dict[str, Array]:
+    """The outputs for `Workload.make_inputs`, by name.
+
+    Raises:
+        MemoryError: There is not enough.
+        ModelError: The model fails at run time.
+    """
+    names = [each.name for each in session.get_outputs()]
+    try:
+        return dict(zip(names, session.run(names, workload.make_inputs()), strict=True))
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise run_failure(error) from error
+
+
+def run_failure(error: Exception) -> ModelError:
+    """What an error of ONNX Runtime says of the model that it ran.
+
+    Raises:
+        MemoryError: Nothing: there is not enough memory.
+    """
+    _refuse_without_memory(error)
+    return ModelError(
+        f"ONNX Runtime cannot run the model ({first_line(error)}): try it on inputs of its shapes"
+    )
+
+
+def check_agreement(found: Sequence[Array], expected: Mapping[str, Array], limit: float) -> None:
+    """Refuses to time what computes something else.
+
+    Args:
+        found: The outputs in the model's order, of a batch of equal inputs.
+        expected: Those of one input, as `reference_outputs` has them.
+        limit: Of the largest difference, over the largest value that is expected in that output.
+
+    Raises:
+        ModelError: An output differs by more, in its shape, or in what is not finite.
+    """
+    if len(found) != len(expected):
+        raise ModelError(
+            f"the outputs must be the {len(expected)} that the ONNX model has "
+            f"({', '.join(expected)}), but are {len(found)}: export the module anew"
+        )
+    for output, (name, wanted) in zip(found, expected.items(), strict=True):
+        error = _difference(output, wanted)
+        if not error <= limit:
+            raise ModelError(
+                f"output {name!r} must be what ONNX Runtime gives on the CPU, up to {limit:g} of "
+                f"its largest value, but differs by {error:.3g} (shape {output.shape} where "
+                f"{wanted.shape} is expected): run it in float32 without tf32, or export it anew"
+            )
+
+
+def _difference(found: Array, expected: Array) -> float:
+    """The largest, over the largest expected value; infinite if shapes or NaNs differ."""
+    if found.ndim != expected.ndim or found.shape[1:] != expected.shape[1:]:
+        return float("inf")
+    if expected.shape[:1] not in ((1,), found.shape[:1]):
+        return float("inf")
+    found, wanted = found.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(wanted)
+    if not (np.isfinite(found) == finite).all():
+        return float("inf")
+    errors = np.abs(np.where(finite, found - np.where(finite, wanted, 0), 0))
+    return float(errors.max(initial=0) / (np.abs(wanted[finite]).max(initial=0) or 1))
+
+
+def _refuse_without_memory(error: Exception) -> None:
+    """Raises MemoryError if that is what an error of ONNX Runtime is."""
+    if isinstance(error, MemoryError) or any(word in str(error) for word in _NO_MEMORY):
+        raise MemoryError(first_line(error)) from error
