@@ -21,6 +21,7 @@ import resource
 import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from torch.utils.data import Subset
 
 from donna_ray.config import DataConfig, LibraryConfig, ReferenceConfig, RunConfig, SpaceConfig
 from donna_ray.data import Split, load_data
+from donna_ray.data.reading import Readers
 from donna_ray.distill.features import FeatureCache
 from donna_ray.distill.pack import DistilledBlock, distill_pack
 from donna_ray.distill.precision import measured_precision, step_cost
@@ -75,15 +77,14 @@ def main() -> None:
         if given is None:
             _write_images(Path(folder) / "images")
         world = World(given or Path(folder) / "images")
-        for part in (_memory, _speed, _layouts):
+        for part in (_loaders, _memory, _speed, _layouts):
             part(world, rows, figures)
         _ray(world, Path(folder) / "run", rows, figures)
     table = Table("what", "figure")
     for row in rows:
         table.add_row(*row)
     Console().print(table)
-    names = "packed_over_single overhead_over_floor cached_over_packed ray_over_local peak_gib"
-    print(json.dumps({name: round(figures[name], 3) for name in names.split()}))
+    print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
 
 
 class World:
@@ -141,7 +142,7 @@ def _some(split: Split, count: int) -> Split:
     """Every so many images."""
     step = max(len(split) // count, 1)
     dataset: Any = split.dataset
-    return Split(Subset(dataset, range(0, len(split), step)[:count]), name=split.name)
+    return dataclasses.replace(split, dataset=Subset(dataset, range(0, len(split), step)[:count]))
 
 
 def _in_memory(split: Split) -> list[Tensor]:
@@ -158,6 +159,22 @@ def _write_images(folder: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = Image.fromarray(generator.integers(0, 255, (8, 8, 3), np.uint8))
             pixels.resize((32, 32)).save(path, quality=90)
+
+
+def _loaders(world: World, rows: Rows, figures: Figures) -> None:
+    """Passes over the training images by two processes that are started for each, and kept."""
+    kept = dataclasses.replace(world.data.train, loader_workers=THREADS, readers=Readers())
+
+    def read(split: Split) -> float:
+        return _timed(lambda: deque(split.batches(BATCH), maxlen=0))[0]
+
+    read(kept)
+    turns = [(read(dataclasses.replace(kept, readers=Readers())), read(kept)) for _ in range(TURNS)]
+    started, again = zip(*turns, strict=True)
+    for name, seconds in (("started for the pass", started), ("kept", again)):
+        speed = TRAINING / statistics.median(seconds)
+        rows.append((f"{THREADS} loader processes, {name}: images a second", f"{speed:.0f}"))
+    figures["kept_over_started"] = _ratio(started, again)
 
 
 def _memory(world: World, rows: Rows, figures: Figures) -> None:

@@ -11,7 +11,9 @@ train.tar and validation.tar (32x32 pixels) on the micro space.
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,7 +21,7 @@ from rich.table import Table
 from torch.utils.data import Subset
 
 from donna_ray.config import RacingConfig, RunConfig, load_config, shipped_config
-from donna_ray.data import ImageData, Split, load_data
+from donna_ray.data import ImageData, load_data
 from donna_ray.distill.pack import DistilledBlock, distill_pack
 from donna_ray.distill.racing import Entrant, losers
 from donna_ray.distill.students import BlockJob
@@ -115,7 +117,8 @@ def _some(data: ImageData, count: int | None) -> ImageData:
     if count is None:
         return data
     step = max(len(data.train) // count, 1)
-    some = Split(Subset(data.train.dataset, range(0, len(data.train), step)))  # type: ignore[arg-type]
+    rows: Any = Subset(data.train.dataset, range(0, len(data.train), step))  # type: ignore[arg-type]
+    some = replace(data.train, dataset=rows)
     return ImageData(some, some, data.validation, some, some, data.classes)
 
 

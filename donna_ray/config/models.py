@@ -81,6 +81,11 @@ class TrainingConfig(Section):
     learning_rate: PositiveFloat = 5e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
 
+    @property
+    def peak(self) -> float:
+        """Of the learning rate."""
+        return self.learning_rate
+
 
 class DataConfig(Section):
     """Images.
@@ -136,6 +141,8 @@ class FinetuneRecipe(TrainingConfig):
     short measurement on a worker shows to be faster. `patience` stops after so many epochs without
     a better accuracy on the validation images, and takes the best epoch's weights.
     `workers_per_network` workers train one network together, each on its part of every batch.
+    `learning_rate_batch` is the batch size that `learning_rate` is meant for: with another
+    `batch_size` the peak is that many times higher or lower (null: it is what is given).
     """
 
     schedule: Literal["one_cycle", "cosine"] = "one_cycle"
@@ -143,6 +150,22 @@ class FinetuneRecipe(TrainingConfig):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     patience: PositiveInt | None = None
     workers_per_network: PositiveInt = 1
+    learning_rate_batch: PositiveInt | None = None
+
+    @property
+    def peak(self) -> float:
+        """Of the learning rate: linear in the batch (Goyal et al. 2017, section 2.1)."""
+        return self.learning_rate * self.batch_size / (self.learning_rate_batch or self.batch_size)
+
+    @model_validator(mode="after")
+    def _high_rates_are_warmed_up(self) -> "FinetuneRecipe":
+        if self.schedule == "cosine" and self.peak > self.learning_rate:
+            raise ValueError(
+                "must have the schedule one_cycle, which warms up, where the rate of a batch of "
+                f"{self.learning_rate_batch} is raised for one of {self.batch_size}, but has "
+                f"{self.schedule}; change the schedule, or remove learning_rate_batch"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batch_is_shared_out(self) -> "FinetuneRecipe":

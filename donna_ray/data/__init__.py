@@ -2,8 +2,9 @@
 
 Entry: `load_data` in `loading.py`. `files.py` lists the images of a folder or tar, `sources.py`
 opens what has a name with timm, `decode.py` makes RGB of any image, `images.py` transforms,
-`held_out.py` says which images are the test's (`load_test`), `split.py` makes batches, of all
-images or of a process's part of them.
+`held_out.py` says which images are the test's (`load_test`), `reading.py` keeps the processes
+that read them, `pixels.py` takes them to a device and normalises them there, `split.py` makes
+batches, of all images or of a process's part of them.
 
 A `Split` yields batches of images (N, C, H, W), float32 and normalised, and labels (N,), int64, in
 the order of `ImageData.class_names`. Its order and its augmentation are functions of seed and epoch

@@ -24,7 +24,6 @@ __all__ = [
     "ImageStream",
     "IndexedImages",
     "Sample",
-    "SeededPass",
     "Transform",
     "collate",
     "derived_seed",
@@ -33,7 +32,7 @@ __all__ = [
 ]
 
 Transform = Callable[[Image.Image], Tensor]
-"""An RGB image to (3, H, W), float32."""
+"""An RGB image to (3, H, W), float32 or, to be normalised later, bytes."""
 
 Batch = tuple[Tensor, Tensor]
 """Images (N, C, H, W) and labels (N,)."""
@@ -118,17 +117,6 @@ class IndexedImages(Dataset[Sample]):
             return str(self._dataset.samples[index][0])
         except Exception:  # a data set without names, or a row too damaged to have one
             return str(index)
-
-
-class SeededPass(Dataset[Any]):
-    """One pass over a data set, whose random transforms depend on seed, epoch and index alone."""
-
-    def __init__(self, dataset: Dataset[Any], seed: int, epoch: int) -> None:
-        self._dataset, self._seed, self._epoch = dataset, seed, epoch
-
-    def __getitem__(self, index: int) -> Any:
-        with seeded_generators(self._seed, self._epoch, index):
-            return self._dataset[index]
 
 
 class ImageStream:

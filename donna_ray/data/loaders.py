@@ -31,14 +31,24 @@ class LoadedSplit(Split):
         return self
 
     def batches(
-        self, batch_size: int, *, shuffle_seed: int | None = None, epoch: int = 0, start: int = 0
+        self,
+        batch_size: int,
+        *,
+        shuffle_seed: int | None = None,
+        epoch: int = 0,
+        start: int = 0,
+        stop: int | None = None,
+        device: torch.device | None = None,
     ) -> Iterator[Any]:
-        """One pass; seed and epoch decide the order of a loader that draws it from torch's RNG."""
+        """One pass; seed and epoch decide the order of a loader that draws it from torch's RNG.
+
+        Batches stay on the device that the loader puts them on.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(shuffle_seed or 0, epoch))
             passing = iter(self._loader)
             first = list(islice(passing, 1))  # when a sampler draws its own seed
-        yield from islice(chain(first, passing), start, None)
+        yield from islice(chain(first, passing), start, stop)
 
     @property
     def _loader(self) -> Any:

@@ -3,6 +3,7 @@
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from donna_ray.config import DataConfig
 from donna_ray.data.files import class_folders
 from donna_ray.data.held_out import check_is_another, divided, hold_out, with_test
 from donna_ray.data.images import Transform, seeded_generators
+from donna_ray.data.pixels import in_bytes
+from donna_ray.data.reading import Readers
 from donna_ray.data.sources import (
     Source,
     class_names,
@@ -117,26 +120,24 @@ def load_data(config: DataConfig, preprocessing: dict[str, Any]) -> ImageData:
     if kind_of(config.source) == "digits":
         return _digits(config, preprocessing)[0]
     augmented, plain = _transforms(config, preprocessing)
-    labelled = _open_labelled(config)
+    labelled, split = _open_labelled(config), partial(_split, config, Readers())
     train, validation, classes = labelled.train, labelled.validation, labelled.classes
-    own = [_split(config, train, each, "train_split", classes) for each in (augmented, plain)]
+    own = [split(train, each, "train_split", classes) for each in (augmented, plain)]
     path, distilled = _unlabelled_path(config), own
     if path is not None:
         source = open_files(path, "data.unlabelled", labelled=False)
-        distilled = [
-            _split(config, source, each, "unlabelled", None) for each in (augmented, plain)
-        ]
+        distilled = [split(source, each, "unlabelled", None) for each in (augmented, plain)]
     names, seen = class_names(train), validation.labels()
     return ImageData(
         train=own[0],
         calibration=own[1],
-        validation=_split(config, validation, plain, "validation_split", classes),
+        validation=split(validation, plain, "validation_split", classes),
         distillation=distilled[0],
         distillation_plain=distilled[1],
         classes=classes,
         class_names=names,
         unvalidated=[name for label, name in enumerate(names) if seen and label not in seen],
-        tested=len(_split(config, labelled.test, plain, "test_split", classes)),
+        tested=len(split(labelled.test, plain, "test_split", classes)),
     )
 
 
@@ -146,16 +147,23 @@ def load_test(config: DataConfig, preprocessing: dict[str, Any]) -> Split:
         return _digits(config, preprocessing)[1]
     _, plain = _transforms(config, preprocessing)
     labelled = _open_labelled(config)
-    return _split(config, labelled.test, plain, "test_split", labelled.classes)
+    return _split(config, Readers(), labelled.test, plain, "test_split", labelled.classes)
 
 
 def _split(
-    config: DataConfig, source: Source, transform: Transform, key: str, classes: int | None
+    config: DataConfig,
+    readers: Readers,
+    source: Source,
+    transform: Transform,
+    key: str,
+    classes: int | None,
 ) -> Split:
-    images = source.images(transform, labelled=classes is not None)
+    first, last = in_bytes(transform)
+    images = source.images(first, labelled=classes is not None)
     sizes, unread = source.folder_sizes() if classes else {}, dict(source.unread)
     workers, name = config.loader_workers, f"data.{key}"
-    made = Split(images, workers, name, classes, folder_sizes=sizes, broken=unread)
+    how: dict[str, Any] = {"normalised": last, "readers": readers}
+    made = Split(images, workers, name, classes, folder_sizes=sizes, broken=unread, **how)
     made.check_broken()
     return made
 

@@ -14,12 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from donna_ray.data.files import TOLERATED_SHARE
-from donna_ray.data.images import Batch, ImageStream, SeededPass, collate, derived_seed, rebatched
+from donna_ray.data.images import Batch, ImageStream, collate, derived_seed, rebatched
+from donna_ray.data.pixels import Normalisation, batches_on
+from donna_ray.data.reading import Readers
 from donna_ray.errors import DonnaError
 
 __all__ = ["ImageData", "Split", "images_read"]
 
 _NAMED = 5  # broken images in the message
+_CPU = torch.device("cpu")
 _images = 0
 
 
@@ -47,6 +50,8 @@ class Split:
         rows: indices of the images, where they are a ``portion``.
         folder_sizes: how many files each folder has, where the images are files.
         broken: why an image could not be read, by its name, of all passes so far.
+        normalised: what is still to be done to images that are bytes; None where they are not.
+        readers: processes that are shared with the other splits of a data set.
     """
 
     dataset: Dataset[Any] | ImageStream
@@ -58,6 +63,12 @@ class Split:
     rows: NDArray[np.int64] | None = field(default=None, compare=False)
     folder_sizes: Mapping[str, int] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict, compare=False)
+    normalised: Normalisation | None = field(default=None, compare=False)
+    readers: Readers = field(default_factory=Readers, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.dataset, ImageStream):
+            self.readers.add(self.dataset)
 
     def __len__(self) -> int:
         size = len(self.dataset if self.rows is None else self.rows)  # type: ignore[arg-type]
@@ -99,6 +110,8 @@ class Split:
         shuffle_seed: int | None = None,
         epoch: int = 0,
         start: int = 0,
+        stop: int | None = None,
+        device: torch.device = _CPU,
     ) -> Iterator[Batch]:
         """One pass, without the images that cannot be read; ``images_read`` counts the others.
 
@@ -108,34 +121,37 @@ class Split:
             shuffle_seed: None keeps the order.
             epoch: with the seed, decides the order and the augmentation.
             start: the first batch; those before it are left out.
+            stop: the batch that is the first to be left out again; None is none.
+            device: that they are wanted on; a GPU gets them a batch ahead (``batches_on``).
 
         Raises:
             DonnaError: more than 1% of the images are broken, or half of a folder; a label is out
                 of range; or a stream stopped or had another number of images than it said.
         """
-        for batch in self._batches(batch_size, shuffle_seed, epoch, start):
+        read = self._batches(batch_size, shuffle_seed, epoch, start, stop)
+        for batch in batches_on(device, read, self.normalised):
             _count(len(batch[1]))
             yield batch
 
     def _batches(
-        self, batch_size: int, shuffle_seed: int | None, epoch: int, start: int
+        self, batch_size: int, shuffle_seed: int | None, epoch: int, start: int, stop: int | None
     ) -> Iterator[Batch]:
         if isinstance(self.dataset, ImageStream):
             batches = self._streamed(self.dataset, batch_size, shuffle_seed, epoch)
             rank, size = self.part
-            for images, labels in islice(batches, start, None):
+            for images, labels in islice(batches, start, stop):
                 yield images[rank::size], labels[rank::size]
             return
-        order = self._order(batch_size, shuffle_seed, epoch)[start:]
+        order = self._order(batch_size, shuffle_seed, epoch)[start:stop]
         if isinstance(self.dataset, TensorDataset):
             for indices in order:
                 images, labels = self.dataset[torch.from_numpy(indices)]
                 yield images, labels
             return
-        images_of_pass = SeededPass(self.dataset, shuffle_seed or 0, epoch)
         lists = [indices.tolist() for indices in order]
-        loader = DataLoader(images_of_pass, batch_sampler=lists, **self._how(0))
-        yield from self._loaded(loader if self.part[1] == 1 else _without_gaps(loader))
+        seed, workers = shuffle_seed or 0, self.loader_workers
+        read = self.readers.read(self.dataset, lists, seed, epoch, workers)
+        yield from self._loaded(read if self.part[1] == 1 else _without_gaps(read))
 
     def steps(self, batch_size: int) -> int:
         """Batches of a shuffled pass."""
@@ -156,8 +172,12 @@ class Split:
         self, stream: ImageStream, batch_size: int, shuffle_seed: int | None, epoch: int
     ) -> Iterator[Batch]:
         samples = stream.one_pass(shuffle_seed, epoch)
-        how = self._how(derived_seed(shuffle_seed or 0, epoch), stream.shards)
-        loaded = self._loaded(DataLoader(samples, batch_size=batch_size, **how))
+        shards = self.loader_workers if stream.shards is None else stream.shards
+        workers = min(self.loader_workers, shards)
+        generator = torch.Generator().manual_seed(derived_seed(shuffle_seed or 0, epoch))
+        how: dict[str, Any] = {"collate_fn": collate, "generator": generator}
+        loader = DataLoader(samples, batch_size=batch_size, num_workers=workers, **how)
+        loaded = self._loaded(loader)
         batches = rebatched(self._explained(loaded), batch_size)
         if shuffle_seed is None:
             yield from self._complete(batches)
@@ -165,12 +185,6 @@ class Split:
         for number, batch in enumerate(islice(batches, self.steps(batch_size))):
             if number == 0 or len(batch[1]) == batch_size:
                 yield batch
-
-    def _how(self, seed: int, shards: int | None = None) -> dict[str, Any]:
-        """What every DataLoader takes; its own generator spares the caller's."""
-        workers = self.loader_workers if shards is None else min(self.loader_workers, shards)
-        generator = torch.Generator().manual_seed(seed)
-        return {"num_workers": workers, "collate_fn": collate, "generator": generator}
 
     def _loaded(self, loader: Iterable[Any]) -> Iterator[Batch]:
         for batch, broken in loader:

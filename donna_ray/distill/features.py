@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -51,11 +51,18 @@ class FeatureSource(Protocol):
         ...
 
     def training(
-        self, batch_size: int, numbers: Collection[int], *, seed: int, epoch: int, start: int = 0
+        self,
+        batch_size: int,
+        numbers: Collection[int],
+        *,
+        seed: int,
+        epoch: int,
+        start: int = 0,
+        stop: int | None = None,
     ) -> Iterator[Features]:
         """One pass over the distillation images, in an order that depends on seed and epoch.
 
-        `start` is the number of the first batch, from 0; those before it are left out.
+        Batches number `start`, from 0, to `stop` - 1; None is all that follow.
         """
         ...
 
@@ -100,7 +107,7 @@ class ComputedFeatures:
     """
 
     def __init__(self, reference: StagedNetwork, data: ImageData, engine: Engine) -> None:
-        self._data = data
+        self._data, self._device = data, engine.device
         self._teach, self._measure = Teacher(reference, engine), Teacher(reference)
 
     def steps(self, batch_size: int) -> int:
@@ -108,21 +115,31 @@ class ComputedFeatures:
         return self._data.distillation.steps(batch_size)
 
     def training(
-        self, batch_size: int, numbers: Collection[int], *, seed: int, epoch: int, start: int = 0
+        self,
+        batch_size: int,
+        numbers: Collection[int],
+        *,
+        seed: int,
+        epoch: int,
+        start: int = 0,
+        stop: int | None = None,
     ) -> Iterator[Features]:
         """See ``FeatureSource``."""
-        split = self._data.distillation
-        for images, _ in split.batches(batch_size, shuffle_seed=seed, epoch=epoch, start=start):
+        some: dict[str, Any] = {"epoch": epoch, "start": start, "stop": stop}
+        batches = self._data.distillation.batches(
+            batch_size, shuffle_seed=seed, device=self._device, **some
+        )
+        for images, _ in batches:
             yield self._teach(images, numbers)
 
     def calibration(self, numbers: Collection[int]) -> Iterator[Features]:
         """See ``FeatureSource``."""
-        for images in calibration_batches(self._data.distillation_plain):
+        for images in calibration_batches(self._data.distillation_plain, self._device):
             yield self._measure(images, numbers)
 
     def validation(self, batch_size: int, numbers: Collection[int]) -> Iterator[Features]:
         """See ``FeatureSource``."""
-        for images, _ in self._data.validation.batches(batch_size):
+        for images, _ in self._data.validation.batches(batch_size, device=self._device):
             yield self._measure(images, numbers)
 
 
@@ -167,10 +184,18 @@ class FeatureCache:
         return self._order.steps(batch_size)
 
     def training(
-        self, batch_size: int, numbers: Collection[int], *, seed: int, epoch: int, start: int = 0
+        self,
+        batch_size: int,
+        numbers: Collection[int],
+        *,
+        seed: int,
+        epoch: int,
+        start: int = 0,
+        stop: int | None = None,
     ) -> Iterator[Features]:
         """See ``FeatureSource``; the order is that of the images when none is broken."""
-        for rows, _ in self._order.batches(batch_size, shuffle_seed=seed, epoch=epoch, start=start):
+        some: dict[str, Any] = {"epoch": epoch, "start": start, "stop": stop}
+        for rows, _ in self._order.batches(batch_size, shuffle_seed=seed, **some):
             yield self._at(rows, numbers)
 
     def calibration(self, numbers: Collection[int]) -> Iterator[Features]:
@@ -250,7 +275,7 @@ def _table(reference: StagedNetwork, split: Split, folder: Path | None) -> list[
     shapes = [reference.shapes[0].input, *(shape.output for shape in reference.shapes)]
     table = [_new_rows(len(split), _channels_last(shape), folder) for shape in shapes]
     teacher, count = Teacher(reference), 0
-    for images, _ in split.batches(_BATCH):
+    for images, _ in split.batches(_BATCH, device=Engine.of(reference).device):
         for number, values in teacher(images, range(len(shapes))).items():
             rows = values.movedim(1, -1) if values.ndim == 4 else values
             _fill(table[number][count : count + len(images)], rows, number)

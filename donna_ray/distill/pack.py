@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, islice
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -185,10 +185,9 @@ def _steps(
         if not students:
             continue
         start = max(first - before, 0)
-        batches = source.training(
-            config.batch_size, _numbers(students), seed=seed, epoch=epoch, start=start
-        )
-        timed = clock.timed(islice(batches, last - before - start), before + start + 1)
+        some = {"epoch": epoch, "start": start, "stop": last - before}
+        batches = source.training(config.batch_size, _numbers(students), seed=seed, **some)
+        timed = clock.timed(batches, before + start + 1)
         yield from numbered(timed, before + start + 1, partial(_check_losses, students), keeper)
 
 

@@ -169,7 +169,8 @@ def channel_moments(reference: StagedNetwork, images: Split) -> list[Tensor]:
     engine, memory = Engine.of(reference), MemoryBatch()
     reference.eval()
     sums: list[Tensor] = []
-    for batch, _ in images.batches(_BATCH, shuffle_seed=None if images.limit is None else 0):
+    order = None if images.limit is None else 0
+    for batch, _ in images.batches(_BATCH, shuffle_seed=order, device=engine.device):
 
         def part(rows: slice, batch: Tensor = batch) -> list[Tensor]:
             outputs = reference.features(engine.images(batch[rows]))[1:]

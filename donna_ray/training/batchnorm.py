@@ -7,7 +7,6 @@ the weights moved (`scripts/bench_batchnorm.py` has what that does to accuracy a
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from donna_ray.training.loop import seeded
 __all__ = ["calibrating", "calibration_batches", "recalibrate", "recalibrating"]
 
 _BATCH, _BATCHES = 256, 64
+_CPU = torch.device("cpu")
 
 
 def calibrating(images: Split) -> int:
@@ -27,9 +27,9 @@ def calibrating(images: Split) -> int:
     return min(len(images), _BATCH * _BATCHES)
 
 
-def calibration_batches(images: Split) -> Iterator[Tensor]:
+def calibration_batches(images: Split, device: torch.device = _CPU) -> Iterator[Tensor]:
     """At most 16,384 of the images, (N, C, H, W), in an order that does not change."""
-    for batch, _ in islice(images.batches(_BATCH, shuffle_seed=0), _BATCHES):
+    for batch, _ in images.batches(_BATCH, shuffle_seed=0, stop=_BATCHES, device=device):
         yield batch
 
 
@@ -61,7 +61,7 @@ def recalibrate(network: nn.Module, images: Split) -> None:
     engine, memory = Engine.of(network), MemoryBatch(smallest=2)
     with recalibrating(network) as needed:
         if needed:
-            for batch in calibration_batches(images):
+            for batch in calibration_batches(images, engine.device):
                 memory.each(len(batch), partial(_run, network, engine, batch))
 
 

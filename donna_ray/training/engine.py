@@ -44,8 +44,11 @@ class Engine:
 
     @classmethod
     def of_worker(cls, cluster: ClusterConfig) -> "Engine":
-        """That of a worker of the run, in float32."""
-        return cls(torch.device("cuda" if cluster.gpus_per_worker else "cpu"))
+        """That of a worker of the run, in float32, whose process computes as ``_settle`` says."""
+        if not cluster.gpus_per_worker:
+            return cls(torch.device("cpu"))
+        _settle()
+        return cls(torch.device("cuda"))
 
     @classmethod
     def of(cls, module: nn.Module, precision: Precision = "fp32") -> "Engine":
@@ -100,6 +103,17 @@ class Engine:
         """In which a forward of a training is done."""
         enabled = self.precision != "fp32"
         return torch.autocast(self.device.type, _DTYPES[self.precision], enabled=enabled)
+
+
+def _settle() -> None:
+    """How a GPU computes float32 in this process.
+
+    Products round their factors to TF32 (10 bits) on GPUs that have it, as torch lets convolutions
+    do anyway; and cuDNN tries its algorithms once for each shape, of which a training has few.
+    By torch's older switch, since it refuses to read one that was set by the other.
+    """
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
 
 
 class MemoryBatch:
@@ -164,8 +178,9 @@ class Descent:
     `cosine` goes from the peak down to 0.
 
     Args:
-        parameters: what to train; one whose gradient is None in a step stays as it is.
-        recipe: the peak learning rate and the weight decay.
+        parameters: what to train, or groups of it as torch's optimizers take them; one whose
+            gradient is None in a step stays as it is.
+        recipe: the peak of the learning rate and the weight decay.
         steps: all steps of the training.
         engine: of the parameters. In fp16 a loss is scaled so that no gradient is 0 or infinite,
             and a step whose gradients are not finite is left out (Micikevicius et al. 2018).
@@ -174,14 +189,14 @@ class Descent:
 
     def __init__(
         self,
-        parameters: list[nn.Parameter],
+        parameters: list[nn.Parameter] | list[dict[str, Any]],
         recipe: TrainingConfig,
         steps: int,
         engine: Engine,
         schedule: Schedule = "one_cycle",
     ) -> None:
         self.optimizer = torch.optim.AdamW(
-            parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+            parameters, lr=recipe.peak, weight_decay=recipe.weight_decay, fused=True
         )
         self.schedule: torch.optim.lr_scheduler.LRScheduler
         if schedule == "cosine":
@@ -189,7 +204,7 @@ class Descent:
         else:  # OneCycleLR divides by the steps of the warm-up less one
             share = _WARMUP_SHARE if _WARMUP_SHARE * steps != 1 else 1.5 / steps
             self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-                self.optimizer, recipe.learning_rate, total_steps=steps, pct_start=share
+                self.optimizer, recipe.peak, total_steps=steps, pct_start=share
             )
         self.scaler = torch.amp.GradScaler(engine.device.type, enabled=engine.precision == "fp16")
 

@@ -106,11 +106,11 @@ def answers_of(network: nn.Module, split: Split) -> tuple[Tensor, Tensor]:
     engine, memory = Engine.of(network), MemoryBatch()
     network.eval()
     found = []
-    for images, labels in split.batches(_EVALUATION_BATCH):
+    for images, labels in split.batches(_EVALUATION_BATCH, device=engine.device):
 
         def answers(rows: slice, images: Tensor = images) -> Tensor:
             return network(engine.images(images[rows])).argmax(1)
 
         found.append((labels, torch.cat(memory.each(len(labels), answers))))
     known, given = zip(*found, strict=True)
-    return torch.cat(known), torch.cat(given).cpu()
+    return torch.cat(known).cpu(), torch.cat(given).cpu()

@@ -5,6 +5,7 @@ from math import isfinite
 from typing import Any
 
 import torch
+from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -34,7 +35,7 @@ class Trainer:
     Args:
         network: maps images (N, C, H, W) to logits (N, classes); on its device.
         data: its images for training, calibration and, where the recipe has a patience, validation.
-        recipe: of the training; its precision is settled.
+        recipe: of the training; its precision is settled. Only weights decay, not biases and norms.
         seed: of the images' order and of dropout.
         loss: of a batch.
         group: the processes that train it together, each with a trainer; all get the first one's
@@ -69,9 +70,9 @@ class Trainer:
             self._images = data.train.shard(group.rank, group.size)
         self._data, self._recipe, self._seed, self._loss = data, recipe, seed, loss
         steps = recipe.epochs * data.train.steps(recipe.batch_size)
-        self._descent = Descent(
-            list(network.parameters()), recipe, steps, self._engine, recipe.schedule
-        )
+        groups = param_groups_weight_decay(network, recipe.weight_decay)
+        self._parameters = [each for group in groups for each in group["params"]]
+        self._descent = Descent(groups, recipe, steps, self._engine, recipe.schedule)
         decay = recipe.ema_decay
         self._average = None if decay is None else ModelEmaV3(network, decay, use_warmup=True)
         self._best_epoch, self._best_accuracy = 0, -1.0
@@ -98,11 +99,16 @@ class Trainer:
 
         Raises:
             DivergedError: the loss is no longer finite.
+            DonnaError: too many of the images are broken, of all processes together.
             MemoryLimitError: not even two images fit the memory; in a group, its part of a batch.
         """
         self._model.train()
         batches = self._images.batches(
-            self._recipe.batch_size, shuffle_seed=self._seed, epoch=self.epoch, start=self.step
+            self._recipe.batch_size,
+            shuffle_seed=self._seed,
+            epoch=self.epoch,
+            start=self.step,
+            device=self._engine.device,
         )
         keeper = None if keep is None else Keeper(lambda _steps: keep())
         with seeded(0):
@@ -112,6 +118,8 @@ class Trainer:
                 self._train_on(images, targets)
                 self.step = number
         self.epoch, self.step = self.epoch + 1, 0
+        self._data.train.broken.update(self._group.union(self._images.broken))
+        self._data.train.check_broken()
         if self._recipe.patience is not None:
             self._compare()
 
@@ -162,12 +170,11 @@ class Trainer:
         """The inverse of ``state``, on a new trainer of the same arguments."""
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "best": {}}
         moments: dict[int, dict[str, Tensor]] = {}
-        parameters = list(self.network.parameters())
         for key, value in tensors.items():
             part, _, name = key.partition("/")
             if part == "optimizer":
                 index, _, moment = name.partition(".")
-                like = parameters[int(index)]
+                like = self._parameters[int(index)]
                 moments.setdefault(int(index), {})[moment] = _laid_out(value, like)
             else:
                 parts[part][name] = value

@@ -42,6 +42,14 @@ class Group:
         distributed.broadcast_object_list(values, src=0, group=self.channel)
         return values[0]  # type: ignore[return-value]
 
+    def union(self, entries: dict[str, str]) -> dict[str, str]:
+        """Those of all processes, each of which calls this at the same point."""
+        if self.size == 1:
+            return entries
+        every: list[Any] = [None] * self.size
+        distributed.all_gather_object(every, entries, group=self.channel)
+        return {name: value for each in every for name, value in each.items()}
+
 
 ALONE = Group()
 

@@ -13,9 +13,11 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from donna_ray.config import ClusterConfig, LibraryConfig, ReferenceTraining, RunConfig
-from donna_ray.data import ImageData
+from donna_ray.data import ImageData, Split
+from donna_ray.data.pixels import Normalisation
 from donna_ray.distill.features import FeatureCache
 from donna_ray.distill.pack import DistilledBlock, distill_pack
 from donna_ray.distill.precision import measured_precision, step_cost
@@ -70,6 +72,19 @@ def distill(reference: StagedNetwork, data: ImageData) -> Distill:
 def nsrs(blocks: list[DistilledBlock]) -> list[float]:
     assert [block.failure for block in blocks] == [None] * len(blocks)
     return [block.nsr or 0.0 for block in blocks]
+
+
+def test_batches_on_the_gpu_are_those_of_the_cpu() -> None:
+    """Though work of other kinds is under way there, and the caller keeps none of them."""
+    images = torch.randint(0, 256, (80, 3, 32, 32), dtype=torch.uint8)
+    pixels = Normalisation((0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
+    split = Split(TensorDataset(images, torch.arange(80)), normalised=pixels)
+    expected = list(split.batches(16))
+    for number, (found, labels) in enumerate(split.batches(16, device=torch.device("cuda"))):
+        torch.randn(2048, 2048, device="cuda") @ torch.randn(2048, 2048, device="cuda")
+        assert found.is_cuda
+        torch.testing.assert_close(found.cpu(), expected[number][0])
+        assert labels.tolist() == expected[number][1].tolist()
 
 
 def test_a_pack_has_the_nsr_of_the_cpu(

@@ -205,6 +205,28 @@ def test_schedules() -> None:
     assert max(cycle) == pytest.approx(0.1)
 
 
+def test_rate_grows_with_the_batch_where_it_is_warmed_up() -> None:
+    how = recipe(learning_rate=0.1, batch_size=256, learning_rate_batch=64)
+    descent = Descent([nn.Parameter(torch.zeros(1))], how, 20, Engine(torch.device("cpu")))
+    assert descent.schedule.optimizer.param_groups[0]["max_lr"] == pytest.approx(0.4)
+    assert recipe(learning_rate=0.1, batch_size=256).peak == 0.1
+    with pytest.raises(ValidationError, match="schedule one_cycle, which warms up"):
+        recipe(batch_size=256, learning_rate_batch=64, schedule="cosine")
+    recipe(batch_size=32, learning_rate_batch=64, schedule="cosine")
+
+
+def test_only_weights_decay(data: ImageData) -> None:
+    """With no gradient at all, what shrinks is what decays."""
+    layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 14 * 14, 10)]
+    network = nn.Sequential(*layers)
+    for parameter in network.parameters():
+        nn.init.ones_(parameter)
+    how = recipe(weight_decay=0.5, learning_rate=0.1)
+    trained(Trainer(network, data, how, 0, lambda _images, logits, _labels: 0 * logits.sum()))
+    shrunk = {name for name, each in network.named_parameters() if each.min() < 0.99}
+    assert shrunk == {"0.weight", "3.weight"}
+
+
 def test_bf16_is_of_the_forward_only(network: StagedNetwork, data: ImageData) -> None:
     kinds = set()
 
@@ -295,6 +317,7 @@ def test_key_names_all_that_decides_the_weights(
         "precision": "bf16",
         "patience": 1,
         "workers_per_network": 2,
+        "learning_rate_batch": 8,
     }
     assert set(others) == set(FinetuneRecipe.model_fields)
     keys = {key(recipe(**{name: value})) for name, value in others.items()}

@@ -1,0 +1,107 @@
+"""Images read by index, in processes that are kept from pass to pass."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from donna_ray.data.images import Batch, Sample, collate, seeded_generators
+
+__all__ = ["Readers"]
+
+_Request = tuple[int, int, int, list[int]]
+"""A batch: number of the data set, seed, epoch, and the indices of the images."""
+
+
+class Readers:
+    """Loader processes for all splits of a data set, started by the first pass that has use for
+    them, and kept: a start takes as long as some thousand small images.
+
+    A pass that is left before its end, or that fails, takes its processes with it.
+    """
+
+    def __init__(self) -> None:
+        self._datasets: list[Dataset[Sample]] = []
+        self._kept: tuple[int, _Requests, Any] | None = None
+
+    def add(self, dataset: Dataset[Sample]) -> int:
+        """The number of a data set. One that is added later needs processes that know it."""
+        for number, each in enumerate(self._datasets):
+            if each is dataset:
+                return number
+        self._datasets.append(dataset)
+        self._kept = None
+        return len(self._datasets) - 1
+
+    def read(
+        self,
+        dataset: Dataset[Sample],
+        batches: Sequence[list[int]],
+        seed: int,
+        epoch: int,
+        workers: int,
+    ) -> Iterator[tuple[Batch | None, dict[str, str]]]:
+        """What ``collate`` makes of each batch of images, in order.
+
+        Args:
+            dataset: (image, label) by index.
+            batches: the indices of each.
+            seed: with the epoch and an index, of the random transforms of an image.
+            epoch: see there.
+            workers: processes; 0 reads in the caller's.
+        """
+        number, images = self.add(dataset), _Images(self._datasets)
+        requests = [(number, seed, epoch, indices) for indices in batches]
+        if workers == 0:
+            yield from (collate(images[request]) for request in requests)
+            return
+        kept, self._kept = self._kept, None  # a second pass meanwhile has processes of its own
+        if kept is None or kept[0] != workers:
+            kept = workers, *_processes(images, workers)
+        kept[1].waiting = requests
+        yield from kept[2]
+        self._kept = kept
+
+
+class _Requests(Sampler[_Request]):
+    """The batches of the pass under way."""
+
+    waiting: Sequence[_Request] = ()
+
+    def __iter__(self) -> Iterator[_Request]:
+        return iter(self.waiting)
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+
+class _Images(Dataset[list[Sample]]):
+    """A batch of samples by its request."""
+
+    def __init__(self, datasets: Sequence[Dataset[Sample]]) -> None:
+        self._datasets = list(datasets)
+
+    def __getitem__(self, request: _Request) -> list[Sample]:
+        number, seed, epoch, indices = request
+        return [self._sample(self._datasets[number], seed, epoch, index) for index in indices]
+
+    @staticmethod
+    def _sample(dataset: Dataset[Sample], seed: int, epoch: int, index: int) -> Sample:
+        with seeded_generators(seed, epoch, index):
+            return dataset[index]
+
+
+def _processes(images: _Images, workers: int) -> tuple[_Requests, Any]:
+    """Their generator is their own, which spares the caller's."""
+    requests = _Requests()
+    loader = DataLoader(
+        images,
+        batch_size=None,  # a request is a batch
+        sampler=requests,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=True,
+        generator=torch.Generator(),
+    )
+    return requests, loader
