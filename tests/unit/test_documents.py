@@ -23,7 +23,8 @@ PROGRAMS: dict[str, Any] = {
 INDENTED = re.compile(r"^    ((?:donna|device-farm) .*)$", re.MULTILINE)
 INLINE = re.compile(r"`((?:donna|device-farm) [^`]*)`")
 HARDWARE = re.compile(
-    r"gpus_per_worker=[1-9]|--device (?:cuda|adb)|clusters/submit\.sh|device-farm phone|ray (?:up|start|down)\b"
+    r"gpus_per_worker=[1-9]|--device (?:cuda|adb)|device-farm phone|clusters/submit\.sh|"
+    r"ray (?:up|start|down)\b"
 )
 NEED = re.compile(r"# needs (?:a|an|two) [\w ,]*(?:GPU|phone|cluster)")
 
