@@ -16,7 +16,6 @@ from donna_ray.config import PRESETS, load_config, preset_space, shipped_config
 from donna_ray.config.scenarios import DeviceConfig
 from donna_ray.credentials import has_credentials
 from donna_ray.errors import ConfigError
-from donna_ray.latency import farm
 from donna_ray.latency.farm import check_device
 from tests.command_line import donna_here
 
@@ -312,10 +311,3 @@ def test_device_that_runs_no_onnx_is_refused() -> None:
     check_device(DeviceConfig(connector="cuda", settings={"cuda_graph": True}))
     with pytest.raises(ConfigError, match=r"runtime must be onnxruntime.*device-farm bench"):
         check_device(DeviceConfig(connector="cuda", settings={"runtime": "torch"}))
-
-
-def test_device_is_one_whatever_the_precision_of_its_networks() -> None:
-    plain, quantised = DeviceConfig(), DeviceConfig(precision="int8")
-    assert (
-        farm._key(plain) == farm._key(quantised) != farm._key(DeviceConfig(settings={"threads": 2}))
-    )
