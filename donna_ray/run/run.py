@@ -20,7 +20,7 @@ from donna_ray.run.lease import Lease
 from donna_ray.run.mirror import Mirror
 from donna_ray.run.ownership import Forgotten, claim, locked, remove_if_empty
 from donna_ray.run.progress import PROGRESS, Progress, write_progress
-from donna_ray.run.session import RaySession
+from donna_ray.run.session import RayLost, RaySession
 from donna_ray.run.shared_folder import MARK, SharedFolder, check_nodes
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, write_atomic
 from donna_ray.storage.files import FULL, folder_in
@@ -95,19 +95,25 @@ class Run:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
+            if isinstance(error, Exception):
+                self.ray.look()
             self._close(error)
+        except RayLost:
+            raise self._ray_is_lost() from None
         except BaseException as another:
             another.__context__ = error if isinstance(error, BaseException) else None
             raise  # as what came while that ended: an ExitStack forgets it
         finally:
             if isinstance(error, BaseException) and not isinstance(error, Exception):
                 error.add_note(self._what_is_kept())
+        if self.ray.lost and isinstance(error, Exception | RayLost):
+            raise self._ray_is_lost() from error
 
     def _close(self, error: object) -> None:
         with self._open:
             with ExitStack() as closing:  # what was made last is closed first, Ray at the end
                 closing.callback(self.ray.close)
-                for each in self._kept.values():
+                for each in () if self.ray.lost else self._kept.values():
                     closing.callback(each.close)
             if error is None:
                 shutil.rmtree(self.root / "ray", ignore_errors=True)
@@ -224,6 +230,12 @@ class Run:
 
     def _settings(self) -> str:
         return yaml.safe_dump(self.config.model_dump(), sort_keys=False)
+
+    def _ray_is_lost(self) -> DonnaError:
+        return DonnaError(
+            "Ray must run as long as the command, but its raylet has ended (it or its agent was "
+            f"killed, perhaps for want of memory). {self._what_is_kept()}"
+        )
 
     def _what_is_kept(self) -> str:
         if not self.root.exists():

@@ -3,7 +3,10 @@
 import logging
 import os
 import signal
+import threading
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import ray
 
@@ -11,7 +14,16 @@ from device_farm.ending import Stopped, one_line
 from donna_ray.config import ClusterConfig
 from donna_ray.errors import DonnaError
 
-__all__ = ["RaySession"]
+__all__ = ["RayLost", "RaySession"]
+
+_POLL_S = 0.2
+
+
+class RayLost(BaseException):
+    """The raylet of a Ray that this process started has ended.
+
+    No error of its own kind: whoever meets it could only ask the same Ray again.
+    """
 
 
 class RaySession:
@@ -19,12 +31,15 @@ class RaySession:
 
     Attributes:
         on_join: called once the cluster is joined; what it raises ends the run.
+        lost: the raylet has ended before ``close``, by itself or with its agent.
     """
 
     def __init__(self, cluster: ClusterConfig) -> None:
         self.on_join: Callable[[], None] = lambda: None
         self._cluster = cluster
         self._ours = False
+        self.lost = False
+        self._closing = threading.Event()
 
     def ensure(self) -> None:
         """Be connected to Ray.
@@ -68,6 +83,8 @@ class RaySession:
         if callable(stopping):  # Ray's own ends the process on the spot
             signal.signal(signal.SIGTERM, stopping)
         self._ours = True
+        self._closing.clear()
+        self._watch()
         self._check_size()
         self.on_join()
 
@@ -78,9 +95,46 @@ class RaySession:
 
     def close(self) -> None:
         """Leave the cluster; one that ``ensure`` started is stopped."""
+        self._closing.set()
         if self._ours:
             ray.shutdown()
             self._ours = False
+
+    def look(self) -> None:
+        """See whether the node of this host is ``lost``: a raylet whose agent was killed leaves the
+        cluster, and takes all actors along, before it ends."""
+        if not ray.is_initialized():
+            return
+        with suppress(ray.exceptions.RayError, RuntimeError, OSError):
+            here = ray.get_runtime_context().get_node_id()
+            alive = {node["NodeID"]: node["Alive"] for node in ray.nodes()}
+            self.lost = self.lost or not alive.get(here, True)
+
+    def _watch(self) -> None:
+        """From now on the main thread gets ``RayLost`` where the raylet ends.
+
+        Of itself Ray tells it seconds later, in many words, and the first object that is put into
+        its store before that ends the process without any.
+        """
+        node: Any = ray._private.worker._global_node
+        raylets = node.all_processes.get("raylet", []) if node else []
+        if not raylets or threading.current_thread() is not threading.main_thread():
+            return
+        process, main = raylets[0].process, threading.get_ident()
+        signal.signal(signal.SIGUSR1, self._lose)
+
+        def watch() -> None:
+            while not self._closing.wait(_POLL_S):
+                if process.poll() is not None:
+                    signal.pthread_kill(main, signal.SIGUSR1)
+                    return
+
+        threading.Thread(target=watch, daemon=True).start()
+
+    def _lose(self, *_: object) -> None:
+        if not self._closing.is_set():
+            self.lost = True
+            raise RayLost
 
     def _check_size(self) -> None:
         needed = self._cluster.workers * self._cluster.cpus_per_worker

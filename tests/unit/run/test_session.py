@@ -31,6 +31,7 @@ def test_signal_that_ends_a_command_stays_the_commands(monkeypatch: pytest.Monke
     before = signal.signal(signal.SIGTERM, ours := lambda number, frame: None)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, lambda *_: None))
+    monkeypatch.setattr(ray._private.worker, "_global_node", None)  # which others may have started
     monkeypatch.setattr(RaySession, "_check_size", lambda self: None)
     try:
         RaySession(ClusterConfig()).ensure()
