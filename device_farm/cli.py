@@ -129,8 +129,8 @@ def phone(
         Path | None, typer.Option(help="The program that measures, built for the phone.")
     ] = None,
     kind: Annotated[
-        str, typer.Option(help="Of program: benchmark_model or onnxruntime_perf_test.")
-    ] = "benchmark_model",
+        str | None, typer.Option(help="Of program: benchmark_model or onnxruntime_perf_test.")
+    ] = None,
     sha256: Annotated[str | None, typer.Option(help="What the program's must be.")] = None,
     convert: Annotated[
         str, typer.Option(help="The command that makes {output} out of {onnx}; for TFLite.")

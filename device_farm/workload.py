@@ -151,7 +151,7 @@ class Workload:
                 "folder of an exported network or Workload.from_torch, or take runtime onnxruntime"
             )
         try:
-            return self.module().eval()
+            return self.module().cpu().eval()
         except Exception as error:  # of whatever code
             raise ModelError(
                 "the code of a torch module must make it, but fails "

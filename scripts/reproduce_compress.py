@@ -42,6 +42,11 @@ QUICK, LONG = 0.25, 1.0  # seconds of a measurement in the bisection, and in a r
 MOST = 0.9  # of the channels that a rival prunes
 SCORED = 256  # images of a score of FastNAS
 
+
+class OverLimit(Exception):
+    """A rival does not get under a limit."""
+
+
 Make = Callable[[float], nn.Module]
 """A pruned network, by a share in 0..1 that grows as it shrinks."""
 
@@ -104,7 +109,10 @@ def rival_rows(bench: Bench, config: RunConfig, limits: Sequence[float]) -> Iter
                 def pruned(make: Make = make, limit: float = limit) -> nn.Module:
                     return _within(make, limit * whole, rounds, shape)
 
-                yield bench.trained(f"{name} at {limit}x", pruned, config.finetune)
+                try:
+                    yield bench.trained(f"{name} at {limit}x", pruned, config.finetune)
+                except OverLimit as error:
+                    print(f"{name} at {limit}x is left out: {error}", flush=True)
 
 
 def _rivals(bench: Bench, shape: tuple[int, ...]) -> dict[str, Make]:
@@ -134,7 +142,9 @@ def _within(make: Make, limit_ms: float, rounds: Rounds, shape: tuple[int, ...])
             found, high = network, share
         else:
             low = share
-    return found if found is not None else make(MOST)
+    if found is None:
+        raise OverLimit(f"nothing that was tried keeps {limit_ms:.3f} ms")
+    return found
 
 
 def _torch_pruned(bench: Bench, shape: tuple[int, ...], share: float, overall: bool) -> nn.Module:

@@ -33,6 +33,8 @@ def summary_of(results: dict[str, Any]) -> dict[str, Any]:
 def render(results: dict[str, Any], page: Path) -> None:
     """Write the results between the two marks of a page."""
     text = page.read_text()
+    if BEGIN not in text or END not in text:
+        raise SystemExit(f"{page} must have the lines {BEGIN!r} and {END!r}, but lacks one")
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     page.write_text(f"{before}{BEGIN}\n{_markdown(results)}\n{END}{after}")

@@ -19,6 +19,7 @@ from donna_ray.data import ImageData, Split, load_test
 from donna_ray.finetune.tested import wilson
 from donna_ray.finetune.work import distillation_loss
 from donna_ray.onnx_export import export_onnx
+from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.load import data_of, load_reference
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.run.run import Run
@@ -141,6 +142,7 @@ class Bench:
             by_labels: alone; else also by the teacher, as finetuning does.
         """
         known = {"name": name, "recipe": recipe.model_dump(), "labels": by_labels}
+        known["teacher"] = reference_identity(self._artifact)
         place = self._folder / digest(known | {"seed": self._config.seed})
         facts, onnx = place.with_suffix(".json"), place.with_suffix(".onnx")
         if not facts.exists():
@@ -167,7 +169,7 @@ class Bench:
         while not trainer.finished():
             trainer.train_epoch()
         result = self._engine.place(trainer.result())
-        shape = tuple(self._artifact.result["input"])
+        shape = tuple(self.teacher.input_shape)
         facts = {
             **known,
             **wilson(*right_answers(result, self.test)),

@@ -79,7 +79,10 @@ class Reproduction:
         assert self.results
         target = self.folder / name
         if not target.exists():
-            shutil.copytree(self.folder / "base", target)
+            part = target.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(self.folder / "base", part)
+            part.rename(target)
         return run_donna({**copy.deepcopy(self.settings), **changes}, target)
 
     def finetuned(self, results: Results, run: str, scenario: int = 0) -> list[Trained]:

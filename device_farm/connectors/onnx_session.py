@@ -26,7 +26,14 @@ onnxruntime.disable_telemetry_events()  # its builds for Windows send some
 
 Array = np.ndarray[Any, Any]
 CPU = "CPUExecutionProvider"
-_NO_MEMORY = ("bad_alloc", "bad allocation", "allocate memory")
+_NO_MEMORY = (
+    "bad_alloc",
+    "bad allocation",
+    "allocate memory",
+    "out of memory",
+    "ALLOC_FAILED",
+    "is smaller than requested bytes",
+)
 _GPU_PACKAGE = "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
 _PACKAGES = {
     "CUDAExecutionProvider": _GPU_PACKAGE,
@@ -68,9 +75,15 @@ def open_session(
         )
     except Exception as error:  # ONNX Runtime's errors share no base class
         _refuse_without_memory(error)
+        if "graph capture" in str(error).lower():
+            raise DeviceError(
+                f"`cuda_graph` needs a model that {providers[0][0]} runs wholly, but it does not "
+                f"({first_line(error)}): set cuda_graph to false"
+            ) from error
         raise ModelError(
             f"ONNX Runtime cannot load the model ({first_line(error)}): "
             "export it with operators and an opset that this version knows"
+            + ("" if providers[0][0] == CPU else ", or correct `provider_options`")
         ) from error
     first = providers[0][0]
     if first not in session.get_providers():  # it only warns

@@ -36,9 +36,9 @@ class Checkpoints:
     def save(self, key: str, trainer: Trainer) -> None:
         """Keep the state of a training under a key."""
         tensors, facts = trainer.state()
-        name = next(each for each in _names(key) if each != self._last.get(key))
+        name = next(each for each in _names(key) if each != self._last.get(_prefix(key)))
         self._store.put(name, facts, tensors)
-        self._last[key] = name
+        self._last[_prefix(key)] = name
 
     def newest(self, key: str) -> str | None:
         """The name of the newest intact checkpoint of a key; None where there is none."""
@@ -60,5 +60,10 @@ class Checkpoints:
         self._store.remove([name for key in keys for name in _names(key)])
 
 
+def _prefix(key: str) -> str:
+    """With the version of the state: one of an earlier version is not gone on from."""
+    return f"{key}-2"
+
+
 def _names(key: str) -> list[str]:
-    return [f"{key}-even", f"{key}-odd"]
+    return [f"{_prefix(key)}-even", f"{_prefix(key)}-odd"]

@@ -282,3 +282,33 @@ def test_only_what_can_be_folded_is(made: Callable[[], nn.Module], counts: tuple
     assert torch.allclose(module(image), expected, atol=1e-5)
     left = sum(isinstance(each, nn.BatchNorm2d) for each in module.modules())
     assert left == counts[1]
+
+
+class _Read(nn.Module):
+    """What its convolution gives is normalized, and read once more beside that."""
+
+    def __init__(self, by_name: bool) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.second, self.last = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.by_name = by_name
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.first(images)
+        named = {"input": self.norm(x)}
+        y = self.second(**named) if self.by_name else self.second(named["input"])
+        return x + self.last(y)
+
+
+@pytest.mark.parametrize(("by_name", "folded"), [(False, 1), (True, 0)])
+def test_a_convolution_that_is_read_twice_or_called_by_name_is_left(
+    by_name: bool, folded: int
+) -> None:
+    module = _Read(by_name).eval()
+    for norm in (module.norm, module.last):
+        nn.init.uniform_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    images = torch.randn(2, 3, 8, 8)
+    wanted = module(images)
+    assert fold_batchnorm(module, [images]) == (folded, 2 - folded)
+    assert torch.allclose(module(images), wanted, atol=1e-5)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_farm.connectors.adb.condition import power_saving
-from device_farm.connectors.adb.shell import CommandFailed, Shell
+from device_farm.connectors.adb.shell import Shell
 
 __all__ = ["Advice", "abi_of", "advice", "check_program", "where_programs_are"]
 
@@ -17,6 +17,7 @@ _LITERT = "https://storage.googleapis.com/litert/binaries/latest/android_arm64/b
 _MACHINES = {3: "x86", 40: "armeabi-v7a", 62: "x86_64", 183: "arm64-v8a"}
 """Of ELF's e_machine, as Android names them."""
 _ENOUGH_PERCENT = 30
+_FIXED_PERFORMANCE_API = 30  # Android 11
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,15 @@ def advice(shell: Shell, screen: str, fixed_performance: bool) -> list[Advice]:
         screen: as its settings have it.
         fixed_performance: likewise.
     """
-    battery = shell.ask("dumpsys", "battery") or ""
-    found = []
+    battery, found = shell.ask("dumpsys", "battery") or "", []
+    if not battery or not _setting(shell, "airplane_mode_on"):
+        found.append(
+            Advice(
+                "the phone does not tell its battery or its settings",
+                "see by hand: charger in, battery saver off, airplane mode on",
+                "each of them changes the clocks, or what else runs",
+            )
+        )
     if power_saving(shell):
         found.append(
             Advice("battery saver is on", "turn it off", "it holds the processor's clocks down")
@@ -129,7 +137,7 @@ def advice(shell: Shell, screen: str, fixed_performance: bool) -> list[Advice]:
     if not fixed_performance and _has_fixed_performance(shell):
         found.append(
             Advice(
-                "fixed performance mode is there, and not used",
+                "fixed performance mode may be there, and is not used",
                 "set `fixed_performance: true` where steady figures count more than the fastest",
                 "clocks then stay where the phone can hold them without growing hot",
             )
@@ -142,10 +150,6 @@ def _setting(shell: Shell, name: str) -> str:
 
 
 def _has_fixed_performance(shell: Shell) -> bool:
-    command = ("cmd", "power", "set-fixed-performance-mode-enabled")
-    try:
-        shell.run([*command, "true"])
-    except CommandFailed:
-        return False
-    shell.ask(*command, "false")
-    return True
+    """By its version: to try the mode would end one that somebody else has set."""
+    version = (shell.ask("getprop", "ro.build.version.sdk") or "").strip()
+    return version.isdecimal() and int(version) >= _FIXED_PERFORMANCE_API

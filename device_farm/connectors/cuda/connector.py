@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnxruntime
@@ -80,7 +81,7 @@ class CudaConnector(Connector[CudaModel]):
 
     @classmethod
     def discover(cls, places: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-        if not has_driver():
+        if not has_driver() or find_spec("torch") is None:
             return {}
         import torch
 

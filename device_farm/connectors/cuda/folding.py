@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,8 +24,9 @@ def fold_batchnorm(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[int, in
 
     torch.fx's own folding needs a module that it can trace and takes no subclass, so it does
     nothing in EfficientNets, whose BatchNorm has the activation in it (timm's BatchNormAct2d: the
-    activation stays). A pair is folded only if the convolution then gives what both gave; so one
-    that changes its weights as it runs stays, as does one that is run twice.
+    activation stays). A pair is folded only if the convolution then gives what both gave, and the
+    module what it gave; so one that changes its weights as it runs stays, as does one that is run
+    twice, and one whose convolution something else reads, too.
 
     Args:
         module: In eval mode, of float32.
@@ -35,29 +37,75 @@ def fold_batchnorm(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[int, in
     """
     last: dict[str, Any] = {}
     runs: dict[nn.Module, int] = {}
-    pairs: list[tuple[nn.Module, nn.Module, tuple[nn.Parameter, nn.Parameter]]] = []
+    pairs: list[_Pair] = []
 
     def convolved(conv: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
         runs[conv] = runs.get(conv, 0) + 1
-        last.update(conv=conv, given=given, output=output)
+        last.clear()
+        if given:  # else by name, which is not followed
+            last.update(conv=conv, given=given, output=output)
 
     def normalized(norm: nn.Module, given: tuple[Tensor, ...], _: Tensor) -> None:
         runs[norm] = runs.get(norm, 0) + 1
-        if given[0] is last.get("output") and (folded := _folded(norm, **last)):
-            pairs.append((last["conv"], norm, folded))
+        if given and given[0] is last.get("output") and (folded := _folded(norm, **last)):
+            pairs.append(_Pair(module, last["conv"], norm, norms[norm], folded))
 
     norms = {each: name for name, each in module.named_modules() if _is_norm(each)}
     hooks = [each.register_forward_hook(normalized) for each in norms]
     convs = (each for each in module.modules() if isinstance(each, _CONVOLUTIONS))
     hooks += [each.register_forward_hook(convolved) for each in convs]
-    module(*inputs)
+    wanted = module(*inputs)
     for hook in hooks:
         hook.remove()
-    pairs = [(conv, norm, own) for conv, norm, own in pairs if runs[conv] == runs[norm] == 1]
-    for conv, norm, own in pairs:
-        conv.weight, conv.bias = own
-        _replace(module, norms[norm], _rest(norm))
-    return len(pairs), len(norms) - len(pairs)
+    pairs = [each for each in pairs if runs[each.conv] == runs[each.norm] == 1]
+    folded = _kept(pairs, lambda: _agree(module(*inputs), wanted))
+    return folded, len(norms) - folded
+
+
+@dataclass
+class _Pair:
+    """A convolution and the BatchNorm after it, of a module where that has a name."""
+
+    module: nn.Module
+    conv: Any
+    norm: nn.Module
+    name: str
+    own: tuple[nn.Parameter, nn.Parameter]
+
+    def swap(self, new: nn.Module) -> None:
+        """Folds, or undoes it: the convolution's weights, and what stands for the BatchNorm."""
+        before = self.conv.weight, self.conv.bias
+        (self.conv.weight, self.conv.bias), self.own = self.own, before
+        _replace(self.module, self.name, new)
+
+
+def _kept(pairs: Sequence[_Pair], agrees: Callable[[], bool]) -> int:
+    """How many pairs are folded: all, or where the module then gives something else, one by one."""
+    for each in pairs:
+        each.swap(_rest(each.norm))
+    if agrees():
+        return len(pairs)
+    for each in pairs:
+        each.swap(each.norm)
+    kept = 0
+    for each in pairs:
+        each.swap(_rest(each.norm))
+        if agrees():
+            kept += 1
+        else:
+            each.swap(each.norm)
+    return kept
+
+
+def _agree(found: Any, wanted: Any) -> bool:
+    """Of tensors, also in lists, tuples and mappings."""
+    if isinstance(wanted, Tensor):
+        return bool((found - wanted).abs().max() <= _CLOSE * wanted.abs().max())
+    if isinstance(wanted, Mapping):
+        return all(_agree(found[name], each) for name, each in wanted.items())
+    if isinstance(wanted, list | tuple):
+        return all(map(_agree, found, wanted))
+    return True
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -1,5 +1,7 @@
 """Devices of this host that need more CPUs together than it has are used one after the other."""
 
+from typing import Any
+
 import pytest
 
 from donna_ray.config import DeviceConfig
@@ -7,13 +9,19 @@ from donna_ray.latency import shifts
 from donna_ray.latency.shifts import in_shifts
 
 
-def cpu(threads: int, precision: str = "fp32") -> DeviceConfig:
-    return DeviceConfig.model_validate({"settings": {"threads": threads}, "precision": precision})
+def cpu(threads: int, precision: str = "fp32", **more: Any) -> DeviceConfig:
+    settings = {"threads": threads, **more}
+    return DeviceConfig.model_validate({"settings": settings, "precision": precision})
+
+
+def on_nodes(monkeypatch: pytest.MonkeyPatch, *cpus: float) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": each}} for each in cpus]
+    monkeypatch.setattr(shifts.ray, "nodes", lambda: nodes)
 
 
 @pytest.fixture(autouse=True)
 def two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shifts.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    on_nodes(monkeypatch, 2)
 
 
 def test_devices_that_fit_together_are_used_at_once() -> None:
@@ -34,3 +42,14 @@ def test_an_equal_device_counts_once() -> None:
 def test_devices_that_need_no_cpu_of_a_host_are_never_apart() -> None:
     phone = DeviceConfig(farm="lab", name="pixel")
     assert in_shifts({"two": cpu(2), "phone": phone, "one": cpu(1)}) == [["two", "phone"], ["one"]]
+
+
+def test_a_device_needs_its_cpus_on_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_nodes(monkeypatch, 4, 4)
+    devices = {"three": cpu(3), "other": cpu(3, cores=[0, 1, 2]), "two": cpu(2)}
+    assert in_shifts(devices) == [["three", "other"], ["two"]]
+
+
+def test_a_record_takes_no_cpu_even_beside_a_device_that_fits_nowhere() -> None:
+    record = DeviceConfig(connector="recorded", settings={"path": "cells.csv"})
+    assert in_shifts({"large": cpu(3), "record": record}) == [["large", "record"]]
