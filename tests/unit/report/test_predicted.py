@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from donna_ray.config import RunConfig
+from donna_ray.config import FinetuneRecipe, RunConfig
 from donna_ray.predictor.fitting import fit
 from donna_ray.report.predicted import Predictions
 from donna_ray.storage.artifacts import Artifact
@@ -84,7 +84,7 @@ def test_two_networks_calibrate_nothing(config: RunConfig, tmp_path: Path) -> No
 def test_samples_of_the_same_recipe_are_finetuned_to_the_end(
     config: RunConfig, tmp_path: Path
 ) -> None:
-    same = {"learning_rate": 0.003, "epochs": 15}
+    same = {name: getattr(config.finetune, name) for name in FinetuneRecipe.model_fields}
     recipe = config.predictor.model_copy(update=same)
     made = Predictions(config.model_copy(update={"predictor": recipe}), steps(tmp_path, 1))
     facts = made.facts()
