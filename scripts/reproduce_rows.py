@@ -251,7 +251,14 @@ def _figures(point: FrontPoint, precision: str) -> tuple[float, str]:
 
 def extension(world: Reproduction) -> Row:
     """A family of blocks added to the finished run: what it costs, and the front after it."""
-    added = {"family": "residual_basic", "options": {"kernel": [3], "depth": [1, 2]}}
+    options = {
+        "kernel": [3],
+        "ratio": [0.5, 1],
+        "depth": [1, 2],
+        "activation": ["relu"],
+        "squeeze_excite": [False],
+    }
+    added = {"family": "residual_basic", "options": options}
     space = {"blocks": [*world.settings["space"]["blocks"], added]}
     results = world.another("extended", {"space": space})
     before, after = (
