@@ -31,7 +31,7 @@ import torch
 from moto.server import ThreadedMotoServer
 from rich.console import Console
 from rich.table import Table
-from slow_proxy import DELAY_S, Proxy
+from soak_store import DELAY_S, Proxy
 
 from donna_ray.run.mirror import Mirror
 from donna_ray.storage.records import RecordStore
