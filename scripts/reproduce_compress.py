@@ -177,7 +177,8 @@ class _FastNas:
     def __call__(self, share: float) -> nn.Module:
         import modelopt.torch.prune as pruning
 
-        network = _plain(copy.deepcopy(self._bench.teacher).cpu().requires_grad_(True).eval())
+        teacher = copy.deepcopy(self._bench.teacher).cpu().to(memory_format=torch.contiguous_format)
+        network = _plain(teacher.requires_grad_(True).eval())  # channels last it refuses
         batches = [images for images, _ in self._bench.data.calibration.first(SCORED).batches(64)]
         divisor = {"*": {"channel_divisor": 8}}, {"*": {"feature_divisor": 8}}
         space = {"nn.Conv2d": divisor[0], "nn.BatchNorm2d": divisor[1]}
