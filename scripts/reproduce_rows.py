@@ -151,7 +151,6 @@ def tau(world: Reproduction) -> Row:
     scenario = results.scenarios[0]
     wanted = {space.id_of(each): each for each in chosen}
     points = [each for each in [*scenario.front, *scenario.asked] if each.id in wanted]
-    accuracy = _accuracies(points)
     rows = encode([wanted[each.id] for each in points], tables)
     figures = {
         "predictor": np.array([each.raw_accuracy for each in points]),
@@ -161,18 +160,13 @@ def tau(world: Reproduction) -> Row:
     }
     validation = np.array([float(each.accuracy or 0) for each in points])
     test = np.array([float(each.test_accuracy or 0) for each in points])
+    accuracy = (validation + test) / 2  # of as many images each
     return {
         "networks": len(points),
         "accuracies": [float(accuracy.min()), float(accuracy.max())],
         "tau": {name: kendall_tau(each, accuracy, 0) for name, each in figures.items()},
         "noise_floor": kendall_tau(validation, test, 0),
     }
-
-
-def _accuracies(points: Iterable[FrontPoint]) -> np.ndarray:
-    """Over validation and test images, which are as many."""
-    both = [(each.accuracy, each.test_accuracy) for each in points]
-    return np.array(both, dtype=float).mean(axis=1)
 
 
 def _library(world: Reproduction) -> Any:

@@ -53,6 +53,7 @@ class Readers:
         """
         number, images = self.add(dataset), _Images(self._datasets)
         requests = [(number, seed, epoch, indices) for indices in batches]
+        known = len(self._datasets)
         if workers == 0:
             yield from (collate(images[request]) for request in requests)
             return
@@ -61,7 +62,8 @@ class Readers:
             kept = workers, *_processes(images, workers)
         kept[1].waiting = requests
         yield from kept[2]
-        self._kept = kept
+        if known == len(self._datasets):  # else they do not know all
+            self._kept = kept
 
 
 class _Requests(Sampler[_Request]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,61 +89,53 @@ def advice(shell: Shell, screen: str, fixed_performance: bool) -> list[Advice]:
         screen: as its settings have it.
         fixed_performance: likewise.
     """
-    battery, found = shell.ask("dumpsys", "battery") or "", []
+    return [*_of_power(shell), *_of_settings(shell, screen, fixed_performance)]
+
+
+def _of_power(shell: Shell) -> Iterator[Advice]:
+    battery = shell.ask("dumpsys", "battery") or ""
     if not battery or not _setting(shell, "airplane_mode_on"):
-        found.append(
-            Advice(
-                "the phone does not tell its battery or its settings",
-                "see by hand: charger in, battery saver off, airplane mode on",
-                "each of them changes the clocks, or what else runs",
-            )
+        yield Advice(
+            "the phone does not tell its battery or its settings",
+            "see by hand: charger in, battery saver off, airplane mode on",
+            "each of them changes the clocks, or what else runs",
         )
     if power_saving(shell):
-        found.append(
-            Advice("battery saver is on", "turn it off", "it holds the processor's clocks down")
-        )
+        yield Advice("battery saver is on", "turn it off", "it holds the processor's clocks down")
     if "powered: " in battery and "powered: true" not in battery:
-        found.append(
-            Advice(
-                "no charger",
-                "plug one in, and let the phone charge before long runs",
-                "a battery that runs down changes the clocks, and at last ends the run",
-            )
+        yield Advice(
+            "no charger",
+            "plug one in, and let the phone charge before long runs",
+            "a battery that runs down changes the clocks, and at last ends the run",
         )
     level = re.search(r"^ *level: (\d+)", battery, re.MULTILINE)
     if level and int(level[1]) < _ENOUGH_PERCENT:
-        found.append(
-            Advice(
-                f"battery at {level[1]}%",
-                f"charge it to {_ENOUGH_PERCENT}% or more",
-                "phones hold their clocks down when the battery is low",
-            )
+        yield Advice(
+            f"battery at {level[1]}%",
+            f"charge it to {_ENOUGH_PERCENT}% or more",
+            "phones hold their clocks down when the battery is low",
         )
+
+
+def _of_settings(shell: Shell, screen: str, fixed_performance: bool) -> Iterator[Advice]:
     if _setting(shell, "airplane_mode_on") == "0":
-        found.append(
-            Advice(
-                "airplane mode is off",
-                "turn it on (and Wi-Fi on again, if ADB goes through it)",
-                "radio, synchronisation and updates take the processor now and then",
-            )
+        yield Advice(
+            "airplane mode is off",
+            "turn it on (and Wi-Fi on again, if ADB goes through it)",
+            "radio, synchronisation and updates take the processor now and then",
         )
     if screen == "leave":
-        found.append(
-            Advice(
-                "the screen is left as it is",
-                "set `screen: on` (as an app is used), or `off`, and keep to it",
-                "with the screen off many phones bind programs to their small cores",
-            )
+        yield Advice(
+            "the screen is left as it is",
+            "set `screen: on` (as an app is used), or `off`, and keep to it",
+            "with the screen off many phones bind programs to their small cores",
         )
     if not fixed_performance and _has_fixed_performance(shell):
-        found.append(
-            Advice(
-                "fixed performance mode may be there, and is not used",
-                "set `fixed_performance: true` where steady figures count more than the fastest",
-                "clocks then stay where the phone can hold them without growing hot",
-            )
+        yield Advice(
+            "fixed performance mode may be there, and is not used",
+            "set `fixed_performance: true` where steady figures count more than the fastest",
+            "clocks then stay where the phone can hold them without growing hot",
         )
-    return found
 
 
 def _setting(shell: Shell, name: str) -> str:

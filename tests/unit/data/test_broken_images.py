@@ -5,16 +5,18 @@ from __future__ import annotations
 import errno
 import io
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from donna_ray.config import DataConfig
-from donna_ray.data import ImageData, load_data
-from donna_ray.data.images import IndexedImages
+from donna_ray.data import ImageData, Split, load_data
+from donna_ray.data.images import BrokenImage, IndexedImages
 from donna_ray.errors import DonnaError
 from tests.unit.data.image_files import (
     PREPROCESSING,
@@ -179,3 +181,28 @@ def test_stream_that_cannot_go_on_says_so(tmp_path: Path) -> None:
     )
     with pytest.raises(DonnaError, match="must not stop before its end"):
         images_of(load(config).train)
+
+
+@pytest.mark.parametrize(
+    ("broken", "expected"),
+    [((9, 11), [[1, 3], [5, 7], [5, 7], [13, 15]]), ((1, 3, 5, 7), [[9, 11]] * 3 + [[13, 15]])],
+)
+def test_shard_repeats_a_batch_where_all_images_of_one_are_broken(
+    broken: tuple[int, ...], expected: list[list[int]]
+) -> None:
+    class Images(Dataset[Any]):
+        def __len__(self) -> int:
+            return 400
+
+        def __getitem__(self, index: int) -> Any:
+            if index in broken:
+                return BrokenImage(f"{index}.png", "torn")
+            return torch.full((1, 2, 2), float(index)), index
+
+    split = Split(Images())
+    first, second = (
+        [labels.tolist() for _, labels in split.shard(rank, 2).batches(4)] for rank in (0, 1)
+    )
+    assert len(first) == len(second) == 100
+    assert first[2] == [8, 10]
+    assert second[:4] == expected

@@ -88,3 +88,18 @@ def test_bytes_that_are_normalised_late_are_timms_images(
     assert early.dtype == torch.uint8
     assert last is not None
     assert torch.equal(last(early[None])[0], expected)
+
+
+def test_processes_that_do_not_know_a_later_data_set_are_not_kept() -> None:
+    class Numbers(Dataset[Any]):
+        def __getitem__(self, index: int) -> Any:
+            return torch.full((1, 1, 1), float(index)), index
+
+    readers, first, second = Readers(), Numbers(), Numbers()
+    passing = readers.read(first, [[0], [1]], 0, 0, 1)
+    next(passing)
+    readers.add(second)
+    assert len([*passing]) == 1
+    [(batch, _)] = readers.read(second, [[3]], 0, 0, 1)
+    assert batch is not None
+    assert batch[1].tolist() == [3]

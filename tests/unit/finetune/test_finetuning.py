@@ -13,11 +13,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from donna_ray.config import FinetuneRecipe, RunConfig
 from donna_ray.data import ImageData, Split, load_data
-from donna_ray.data.images import BrokenImage
 from donna_ray.errors import DonnaError
 from donna_ray.finetune import work
 from donna_ray.finetune.assemble import block_keys, untrained
@@ -336,31 +335,6 @@ def test_shards_make_the_batches_of_the_split(data: ImageData, size: int) -> Non
         assert {image.sum().item() for image in together} == {
             image.sum().item() for image in images
         }
-
-
-@pytest.mark.parametrize(
-    ("broken", "expected"),
-    [((9, 11), [[1, 3], [5, 7], [5, 7], [13, 15]]), ((1, 3, 5, 7), [[9, 11]] * 3 + [[13, 15]])],
-)
-def test_shard_repeats_a_batch_where_all_images_of_one_are_broken(
-    broken: tuple[int, ...], expected: list[list[int]]
-) -> None:
-    class Images(Dataset[Any]):
-        def __len__(self) -> int:
-            return 400
-
-        def __getitem__(self, index: int) -> Any:
-            if index in broken:
-                return BrokenImage(f"{index}.png", "torn")
-            return torch.full((1, 2, 2), float(index)), index
-
-    split = Split(Images())
-    first, second = (
-        [labels.tolist() for _, labels in split.shard(rank, 2).batches(4)] for rank in (0, 1)
-    )
-    assert len(first) == len(second) == 100
-    assert first[2] == [8, 10]
-    assert second[:4] == expected
 
 
 def test_workers_share_a_batch_evenly_and_are_there(config: RunConfig) -> None:
