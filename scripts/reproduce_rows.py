@@ -120,8 +120,9 @@ def scaled(world: Reproduction) -> Row:
     """Found networks against known ones, scaled: latency at equal accuracy, and the reverse."""
     bench, data = world.bench, world.results.reference
     own = world.finetuned(world.results, "base")
+    recipe = world.config.finetune.model_copy(update={"epochs": world.scale.scaled_epochs})
     rivals = [
-        bench.trained(name, make, world.config.finetune)
+        bench.trained(name, make, recipe)
         for name, make in scaled_networks(data.classes, data.input[0])
     ]
     latency = in_turn({each.name: each.onnx for each in [*own, *rivals]})

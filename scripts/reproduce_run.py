@@ -29,7 +29,8 @@ class Scale:
         epochs: of the samples.
         evaluations: candidates that are measured, a scenario.
         networks: finetuned of each front.
-        final_epochs: of these, of the scaled networks and of the reference itself.
+        final_epochs: of these, of what is pruned and of the reference itself.
+        scaled_epochs: of the scaled networks, which begin with random weights.
         held_out: networks by which the predictor is judged, finetuned to the end.
         scratch: networks that are also trained from random weights.
         longest: the longest such training, in parts of `final_epochs`.
@@ -47,6 +48,7 @@ class Scale:
     evaluations: int
     networks: int
     final_epochs: int
+    scaled_epochs: int
     held_out: int
     scratch: int
     longest: int
@@ -54,9 +56,9 @@ class Scale:
 
 
 SCALES = {
-    "smoke": Scale(600, 200, 400, 16, 2, 1, 8, 1, 16, 2, 1, 4, 1, 2),
-    "cpu": Scale(10_000, 4_000, 6_000, 20, 24, 1, 16, 1, 120, 3, 6, 8, 2, 4),
-    "gpu": Scale(50_000, 50_000, 10_000, 32, 60, 3, 24, 5, 300, 6, 40, 16, 3, 16, True),
+    "smoke": Scale(600, 200, 400, 16, 2, 1, 8, 1, 16, 2, 1, 2, 4, 1, 2),
+    "cpu": Scale(8_000, 4_000, 6_000, 20, 24, 1, 14, 1, 120, 2, 4, 8, 8, 1, 3),
+    "gpu": Scale(50_000, 50_000, 10_000, 32, 60, 3, 24, 5, 300, 6, 40, 80, 16, 3, 16, True),
 }
 
 _BLOCKS = {
