@@ -28,13 +28,12 @@ def _reference(run: Run, done: Done) -> Artifact:
 
 def _library(run: Run, done: Done) -> Artifact:
     """Every block of the space, distilled from the reference's stage."""
-    from donna_ray.library.quantised import quantised_library
-    from donna_ray.library.step import library_step
+    from donna_ray.library.quantised import libraries
 
-    done["library"] = library_step(run, done["reference"])
-    if run.config.in_int8:
-        done["library/int8"] = quantised_library(run, done["reference"], done["library"])
-    return done["library"]
+    made = libraries(run, done["reference"])
+    if "int8" in made:
+        done["library/int8"] = made["int8"]
+    return made["fp32"]
 
 
 def _predictor(run: Run, done: Done) -> Artifact:

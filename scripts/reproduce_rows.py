@@ -16,7 +16,7 @@ from reproduce_run import Scale, run_donna
 
 from donna_ray.config import RunConfig, SearchConfig
 from donna_ray.finetune.assemble import choice_table, library_space, untrained
-from donna_ray.library.step import library_step
+from donna_ray.library.quantised import libraries
 from donna_ray.predictor.quality import kendall_tau
 from donna_ray.predictor.step import predictor_step
 from donna_ray.reference.build import build_reference
@@ -173,7 +173,7 @@ def tau(world: Reproduction) -> Row:
 def _library(world: Reproduction) -> Any:
     assert world.results
     with Run(world.config, world.folder / "base") as run:
-        library = library_step(run, reference_step(run))
+        library = libraries(run, reference_step(run))["fp32"]
     return library_space(library), choice_table(library, "nsr")
 
 
@@ -342,7 +342,7 @@ Law = Callable[[Sequence[tuple[int, ...]]], np.ndarray]
 def _law(world: Reproduction) -> tuple[SearchProblem, Law]:
     with Run(world.config, world.folder / "base") as run:
         reference = reference_step(run)
-        library = library_step(run, reference)
+        library = libraries(run, reference)["fp32"]
         predictor = predictor_step(run, reference, library)
     problem = problem_of(SearchConfig(), world.bench.teacher, library, predictor)
     found = world.results.scenarios[0].search.measured

@@ -1,10 +1,11 @@
 """The library in int8: every block as a QDQ graph, with the NSR that it has then."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ from donna_ray.latency.quantised import (
     part_inputs,
     quantised_part,
 )
-from donna_ray.library.step import library_store
+from donna_ray.library.step import library_step, library_store
 from donna_ray.onnx_export import OnnxNetwork
 from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.load import data_of, load_reference
@@ -34,15 +35,15 @@ from donna_ray.reference.network import StagedNetwork
 from donna_ray.run.run import Run
 from donna_ray.space import BlockSpec, build_block, record_id
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, digest
-from donna_ray.storage.records import RecordStore
+from donna_ray.storage.records import Record, RecordStore
 from donna_ray.workers.spread import Unit, spread
 
 __all__ = [
     "PartJob",
     "QuantiseParts",
     "calibration_facts",
+    "libraries",
     "lowering_in",
-    "quantised_library",
 ]
 
 _INT8 = "int8"
@@ -75,15 +76,41 @@ def calibration_facts(config: RunConfig) -> dict[str, Any]:
     return {"precision": _INT8, "images": CALIBRATED_ON, "data": data}
 
 
-def quantised_library(run: Run, reference: Artifact, library: Artifact) -> Artifact:
+def libraries(run: Run, reference: Artifact) -> dict[DevicePrecision, Artifact]:
+    """Step 2: the library in fp32, and in int8 where a scenario is in it.
+
+    A block that cannot be quantised is in neither then, for all scenarios search one space.
+
+    Raises:
+        DonnaError: see ``library_step``; or what every network needs cannot be quantised.
+    """
+    library = library_step(run, reference)
+    if not run.config.in_int8:
+        return {"fp32": library}
+    quantised = _quantised_library(run, reference, library)
+    return {"fp32": _within(library, quantised), "int8": quantised}
+
+
+def _within(library: Artifact, quantised: Artifact) -> Artifact:
+    """The library without the blocks that cannot be quantised."""
+    failed = quantised.result["failed"]
+    if not failed:
+        return library
+    left_out = {block["key"] for block in failed}
+    stages = [
+        [block for block in stage if block["key"] not in left_out]
+        for stage in library.result["stages"]
+    ]
+    every = [*library.result["failed"], *failed]
+    return replace(library, result={**library.result, "stages": stages, "failed": every})
+
+
+def _quantised_library(run: Run, reference: Artifact, library: Artifact) -> Artifact:
     """A library whose blocks are in int8: quantised on the workers, and their NSR measured.
 
     The ranges of the borders between the parts are those of the reference. The result is that of
     the library with other NSR; a block's `graph` is the key of its QDQ graph, as are `own` of the
-    reference's own parts, stem to head.
-
-    Raises:
-        DonnaError: a block cannot be quantised.
+    reference's own parts, stem to head. What cannot be quantised is in `failed`.
     """
     facts = {**calibration_facts(run.config), "borders": _borders(run, reference)}
     common = {**facts, "reference": reference_identity(reference)}
@@ -160,28 +187,31 @@ class QuantiseParts:
     def __call__(self, jobs: Sequence[PartJob]) -> dict[str, Any]:
         """Do some parts, but those that are stored already; tells how many `images` that took."""
         jobs = [job for job in jobs if self._store.get(job.key) is None]
-        models = [self._quantised(job) for job in jobs]
-        ratios, images = self._noise(jobs, models)
-        for job, model, nsr in zip(jobs, models, ratios, strict=True):
+        made: dict[PartJob, tuple[bytes, OnnxNetwork]] = {}
+        for job in jobs:
+            part, values = self._part(job)
+            try:
+                model = self._quantised(job, part, values)
+                made[job] = model, OnnxNetwork(model)
+            except Exception as error:  # ONNX Runtime's errors share no base class
+                why = f"it cannot be quantised: {type(error).__name__}: {one_line(str(error))}"
+                self._store.put_failed(job.key, why, {"part": job.number})
+        ratios, images = self._noise([(job, model) for job, (_, model) in made.items()])
+        for (job, (model, _)), nsr in zip(made.items(), ratios, strict=True):
             self._store.put(job.key, {"part": job.number, "nsr": nsr}, {}, {"onnx": model})
         return {"images": images + len(self._loaded[3][0])}
 
-    def _quantised(self, job: PartJob) -> bytes:
+    def _part(self, job: PartJob) -> tuple[onnx.ModelProto, Tensor]:
+        """In float, and its inputs."""
         reference, _, _, inputs = self._loaded
-        parts = len(reference.stages) + 2
         values = inputs[job.number]
-        name, edges = f"part{job.number}", part_edges(job.number, parts)
-        part = exported_part(self._module(job), values.shape[1:], name, edges)
+        edges = part_edges(job.number, len(reference.stages) + 2)
+        name = f"part{job.number}"
+        return exported_part(self._module(job), values.shape[1:], name, edges), values
+
+    def _quantised(self, job: PartJob, part: onnx.ModelProto, values: Tensor) -> bytes:
         ranges = self._ranges[job.number : job.number + 2]
-        try:
-            made = quantised_part(part, as_inputs(values), ranges)
-        except Exception as error:  # ONNX Runtime's errors share no base class
-            what = "the reference's own" if job.block is None else job.block[1]
-            raise DonnaError(
-                f"Every part must be quantised with device.precision: int8, but {what} (part "
-                f"{job.number}) cannot be: {one_line(str(error))}. Leave it out of the space, or "
-                "search in fp32."
-            ) from error
+        made = quantised_part(part, as_inputs(values), ranges)
         return made.SerializeToString(deterministic=True)
 
     def _module(self, job: PartJob) -> nn.Module:
@@ -195,16 +225,15 @@ class QuantiseParts:
 
     @torch.no_grad()
     def _noise(
-        self, jobs: Sequence[PartJob], models: Sequence[bytes]
+        self, parts: Sequence[tuple[PartJob, OnnxNetwork]]
     ) -> tuple[list[float | None], int]:
         """The NSR of what stands in a stage (None of stem and head), and of how many images."""
         reference, weights, data, _ = self._loaded
         networks = [
-            (job.number, OnnxNetwork(model)) if 0 < job.number <= len(weights) else None
-            for job, model in zip(jobs, models, strict=True)
+            (job.number, model) if 0 < job.number <= len(weights) else None for job, model in parts
         ]
         measured = data.validation.portions(_MEASURED_ON, _MEASURED_ON)[0]  # of all classes
-        total, count = [0.0] * len(jobs), 0
+        total, count = [0.0] * len(parts), 0
         for images, _ in measured.batches(_TOGETHER):
             features = reference.features(images)
             for index, network in enumerate(networks):
@@ -270,12 +299,24 @@ def _result(
     images: int,
 ) -> dict[str, Any]:
     known = store.records()
+    _check_failures(run, stages, own, known)
+    pairs = [
+        [(block, job, known[job.key]) for block, job in zip(blocks, jobs, strict=True)]
+        for blocks, jobs in zip(library.result["stages"], stages, strict=True)
+    ]
     made = [
         [
-            {**block, "nsr": known[job.key]["nsr"], "graph": job.key}
-            for block, job in zip(blocks, jobs, strict=True)
+            {**block, "nsr": record["nsr"], "graph": job.key}
+            for block, job, record in stage
+            if "failed" not in record
         ]
-        for blocks, jobs in zip(library.result["stages"], stages, strict=True)
+        for stage in pairs
+    ]
+    failed = [
+        {"key": block["key"], "stage": number, "block": block["block"], "failed": record["failed"]}
+        for number, stage in enumerate(pairs)
+        for block, _, record in stage
+        if "failed" in record
     ]
     ratios = [[block["nsr"] for block in stage] for stage in made]
     ranges = (f"{min(stage):.2f} to {max(stage):.2f}" for stage in ratios)
@@ -283,6 +324,33 @@ def _result(
     return {
         "shapes": library.result["shapes"],
         "stages": made,
+        "failed": failed,
         "own": [job.key for job in own],
         "cost": {"image_passes": images},
     }
+
+
+def _check_failures(
+    run: Run,
+    stages: Sequence[Sequence[PartJob]],
+    own: Sequence[PartJob],
+    known: Mapping[str, Record],
+) -> None:
+    """Say what is left out; refuse to go on without what every network needs."""
+    for number, stage in enumerate(stages):
+        reasons = {job: known[job.key].get("failed") for job in stage}
+        for job, reason in reasons.items():
+            if reason and job.block:
+                run.say(f"  {job.block[1]} in stage {number} is left out: {reason}")
+        if all(reasons.values()):
+            raise DonnaError(
+                f"At least one block of every stage must be quantised with device.precision: int8, "
+                f"but none of stage {number} can be (see above). Add other blocks to this stage, "
+                "or search in fp32."
+            )
+    for job in own:
+        if "failed" in known[job.key]:
+            raise DonnaError(
+                f"The reference must be quantised with device.precision: int8, but of its part "
+                f"{job.number} {known[job.key]['failed']}. Choose another model, or search in fp32."
+            )

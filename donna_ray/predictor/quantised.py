@@ -24,7 +24,7 @@ def quantised_predictor(
     Args:
         run: for the configuration and the cluster.
         reference: of ``reference_step``.
-        library: of ``quantised_library``.
+        library: in int8, of ``libraries``.
         predictor: of ``predictor_step``.
 
     Returns:

@@ -9,7 +9,7 @@ import yaml
 from donna_ray.config import RunConfig, load_config
 from donna_ray.errors import MissingArtifactError
 from donna_ray.finetune.assemble import choice_table, library_space
-from donna_ray.library.step import library_step
+from donna_ray.library.quantised import libraries
 from donna_ray.predictor.design import suggest
 from donna_ray.predictor.step import predictor_step
 from donna_ray.reference.step import reference_inputs, reference_step
@@ -43,7 +43,7 @@ def suggestions(folder: Path, count: int) -> dict[str, Any]:
     config, weights = _configuration(folder / "config.yaml")
     with Run(config, folder, only="suggest") as run:
         reference = _reference(run, weights)
-        library = library_step(run, reference)
+        library = libraries(run, reference)["fp32"]
         samples = predictor_step(run, reference, library).result["samples"]
     space = library_space(library)
     finetuned = np.array([sample["nsr"] for sample in samples])

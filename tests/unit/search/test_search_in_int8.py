@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
 import pytest
 from torch import Tensor
 
-from device_farm import Workload
+from device_farm import Connector, Workload
+from device_farm.connectors.adb.connector import AdbConnector
 from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
 from donna_ray.config import RunConfig
 from donna_ray.data import load_data
 from donna_ray.distill.students import inverse_variance
+from donna_ray.errors import DonnaError
 from donna_ray.latency.quantised import (
     QuantisedLowering,
     borders,
     calibration_images,
     part_inputs,
+    quantised_part,
 )
+from donna_ray.library import quantised as library_in_int8
 from donna_ray.library.quantised import PartJob, QuantiseParts
 from donna_ray.onnx_export import OnnxNetwork
 from donna_ray.reference.network import StagedNetwork
@@ -31,6 +40,7 @@ from donna_ray.space import Architecture, SearchSpace, Stage, build_block, recor
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.records import RecordStore
 from donna_ray.training.loop import seeded
+from tests.device.phone import Phone, perf_test
 from tests.search_problems import drive, search_on
 
 CHOICES = (0, 31)  # of each stage: the smallest block and the largest
@@ -52,6 +62,32 @@ def images(config: RunConfig) -> Tensor:
     return calibration_images(data.calibration)[:32]
 
 
+def parts_work(
+    config: RunConfig,
+    reference: StagedNetwork,
+    few: SearchSpace,
+    images: Tensor,
+    folder: Path,
+) -> tuple[QuantiseParts, RecordStore, list[list[PartJob]]]:
+    """A worker's work on untrained blocks, where it leaves them, and its jobs, a list a stage."""
+    blocks, store = RecordStore(folder / "blocks"), RecordStore(folder / "int8")
+    nothing = Artifact("reference", folder, {}, {}, 0.0)
+    inputs = part_inputs(reference, images)
+    work = QuantiseParts(config, nothing, blocks, store, borders(inputs))
+    data = load_data(config.data, {"input_size": (1, 16, 16)})
+    weights = list(map(inverse_variance, calibrate(reference, data.distillation_plain.first(64))))
+    work.__dict__["_loaded"] = (reference, weights, data, inputs)
+    jobs: list[list[PartJob]] = []
+    for number, stage in enumerate(few.stages, start=1):
+        jobs.append([])
+        for spec in stage.choices:
+            key = f"{number}-{record_id(spec)}"
+            with seeded(0):
+                blocks.put(key, {}, build_block(spec, stage.shape).state_dict())
+            jobs[-1].append(PartJob(key, number, (key, spec)))
+    return work, store, jobs
+
+
 @pytest.fixture(scope="module")
 def quantised(
     config: RunConfig,
@@ -62,22 +98,8 @@ def quantised(
 ) -> tuple[QuantisedLowering, list[np.ndarray]]:
     """What a worker makes of untrained blocks, and their NSR."""
     folder = tmp_path_factory.mktemp("int8")
-    blocks, store = RecordStore(folder / "blocks"), RecordStore(folder / "int8")
-    nothing = Artifact("reference", folder, {}, {}, 0.0)
-    inputs = part_inputs(reference, images)
-    work = QuantiseParts(config, nothing, blocks, store, borders(inputs))
-    data = load_data(config.data, {"input_size": (1, 16, 16)})
-    weights = list(map(inverse_variance, calibrate(reference, data.distillation_plain.first(64))))
-    work.__dict__["_loaded"] = (reference, weights, data, inputs)
+    work, store, jobs = parts_work(config, reference, few, images, folder)
     own = [PartJob(f"own{number}", number) for number in range(len(few.stages) + 2)]
-    jobs: list[list[PartJob]] = []
-    for number, stage in enumerate(few.stages, start=1):
-        jobs.append([])
-        for spec in stage.choices:
-            key = f"{number}-{record_id(spec)}"
-            with seeded(0):
-                blocks.put(key, {}, build_block(spec, stage.shape).state_dict())
-            jobs[-1].append(PartJob(key, number, (key, spec)))
     work([*own, *(job for stage in jobs for job in stage)])
     nsr = [np.array([store.record(job.key)["nsr"] for job in stage]) for stage in jobs]
     keys = [
@@ -100,11 +122,28 @@ def test_nsr_in_int8_of_the_references_own_stages_is_that_of_quantisation(
     assert float((logits.argmax(1) == reference(images).argmax(1)).float().mean()) > 0.8
 
 
+@pytest.fixture(params=["cpu", "phone"])
+def device(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Connector]:
+    """This host, and a phone behind ADB, on which ONNX Runtime measures as well."""
+    quick = {"max_seconds": 0.02, "blocks": 2}
+    if request.param == "cpu":
+        yield OnnxRuntimeConnector("cpu", quick)
+        return
+    phone = Phone(tmp_path / "phone").start()
+    runner = {"kind": "onnxruntime_perf_test", "binary": str(perf_test(tmp_path))}
+    more = {"address": phone.address, "key": str(tmp_path / "adbkey"), "warmup_runs": 1}
+    with closing(AdbConnector("phone", {**quick, **more, "runner": runner})) as connector:
+        yield connector
+    phone.kill()
+
+
 def test_front_is_of_networks_in_int8(
-    few: SearchSpace, quantised: tuple[QuantisedLowering, list[np.ndarray]], tmp_path: Path
+    few: SearchSpace,
+    quantised: tuple[QuantisedLowering, list[np.ndarray]],
+    device: Connector,
+    tmp_path: Path,
 ) -> None:
     lowering, nsr = quantised
-    device = OnnxRuntimeConnector("cpu", {"max_seconds": 0.02, "blocks": 2})
     baseline = device.calibrate()
     models: dict[Architecture, bytes] = {}
 
@@ -122,6 +161,9 @@ def test_front_is_of_networks_in_int8(
     values = np.array([measured[row][:2] for row in rows])
     front = [rows[row] for row in nondominated(values[:, 0], values[:, 1:])]
     assert front
+    if isinstance(device, AdbConnector):
+        brought = tmp_path.glob("phone/**/device-farm/models/*.onnx")
+        assert {models[each] for each in front} <= {file.read_bytes() for file in brought}
     for architecture in front:
         graph = onnx.load_model_from_string(models[architecture]).graph
         known = {tensor.name: tensor for tensor in graph.initializer}
@@ -133,3 +175,58 @@ def test_front_is_of_networks_in_int8(
             if node.op_type == "DequantizeLinear" and node.input[0] in known
         }
         assert onnx.TensorProto.INT8 in weights
+
+
+def test_a_block_that_cannot_be_quantised_is_left_out(
+    config: RunConfig,
+    reference: StagedNetwork,
+    few: SearchSpace,
+    images: Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The larger one of each stage: the others have their NSR, and both libraries lack it."""
+    made = quantised_part
+    work, store, jobs = parts_work(config, reference, few, images, tmp_path)
+    faulty = [work._part(stage[1])[0].SerializeToString() for stage in jobs]
+
+    def refuses(part: onnx.ModelProto, *given: Any) -> onnx.ModelProto:
+        if part.SerializeToString() in faulty:
+            raise RuntimeError("no such operator\nin int8")
+        return made(part, *given)
+
+    monkeypatch.setattr(library_in_int8, "quantised_part", refuses)
+    work([job for stage in jobs for job in stage])
+    for good, bad in jobs:
+        assert store.record(good.key)["nsr"] > 0
+        why = store.records()[bad.key]["failed"]
+        assert why == "it cannot be quantised: RuntimeError: no such operator in int8"
+
+    said: list[str] = []
+    own = [PartJob("own", 0)]
+    store.put("own", {"part": 0, "nsr": None}, {})
+    stages = [
+        [
+            {"key": job.key, "block": job.block[1].to_json(), "nsr": 0.1}
+            for job in stage
+            if job.block
+        ]
+        for stage in jobs
+    ]
+    library = Artifact("library", tmp_path, {"stages": stages, "shapes": [], "failed": []}, {}, 0.0)
+    run = Mock(say=said.append)
+    result = library_in_int8._result(run, library, jobs, own, store, 7)
+    assert [[block["graph"] for block in stage] for stage in result["stages"]] == [
+        [good.key] for good, _ in jobs
+    ]
+    assert [block["key"] for block in result["failed"]] == [bad.key for _, bad in jobs]
+    assert sum("is left out" in line for line in said) == len(jobs)
+    left = library_in_int8._within(library, replace(library, result=result)).result
+    assert [[block["key"] for block in stage] for stage in left["stages"]] == [
+        [good.key] for good, _ in jobs
+    ]
+    assert left["failed"] == result["failed"]
+
+    store.put_failed("own", "it cannot be quantised: no", {"part": 0})
+    with pytest.raises(DonnaError, match=r"The reference must be quantised .* its part 0"):
+        library_in_int8._result(run, library, jobs, own, store, 7)
