@@ -108,6 +108,7 @@ def check(config: RunConfig) -> None:
     """
     from donna_ray.search.strategies.registry import check_strategy
 
+    config.tracking.check()
     for scenario in config.all_scenarios():
         check_device(scenario.device, scenario.search.memory_limit is not None)
         check_strategy(scenario.search)

@@ -24,6 +24,7 @@ from donna_ray.config.models import (
     RunConfig,
     SpaceConfig,
     StageConfig,
+    TrackingConfig,
     TrainingConfig,
 )
 from donna_ray.config.scenarios import (
@@ -59,6 +60,7 @@ __all__ = [
     "SearchConfig",
     "SpaceConfig",
     "StageConfig",
+    "TrackingConfig",
     "TrainingConfig",
     "amount_of",
     "load_config",

@@ -2,6 +2,7 @@
 
 import math
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,6 +33,7 @@ from donna_ray.config.values import (
     Section,
     absolute,
 )
+from donna_ray.errors import ConfigError
 
 __all__ = [
     "CONFIGS",
@@ -50,6 +52,7 @@ __all__ = [
     "RunConfig",
     "SpaceConfig",
     "StageConfig",
+    "TrackingConfig",
     "TrainingConfig",
 ]
 
@@ -275,6 +278,30 @@ class FinetuneConfig(FinetuneRecipe):
     budgets: Annotated[list[LatencyLimit], Field(min_length=1)] | None = None
 
 
+class TrackingConfig(Section):
+    """Where candidates are logged as they are measured, beside the run's own files.
+
+    `mlflow` is a tracking URI, `wandb` a project of Weights & Biases. Keys and passwords come from
+    the environment, as their documentation says; TensorBoard's files are always written.
+    """
+
+    mlflow: FolderOrUrl | None = None
+    wandb: str | None = None
+
+    def check(self) -> None:
+        """Refuse a tracker whose package is not there.
+
+        Raises:
+            ConfigError: with what installs it.
+        """
+        for name, package in {"mlflow": "mlflow-skinny", "wandb": "wandb"}.items():
+            if getattr(self, name) is not None and find_spec(name) is None:
+                raise ConfigError(
+                    f"tracking.{name} needs the package {name}, which is not installed. Run `pip "
+                    f"install {package}`, or take tracking.{name} out."
+                )
+
+
 class RunConfig(Section):
     """One run, from reference to report.
 
@@ -292,6 +319,7 @@ class RunConfig(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     device: DeviceConfig = DeviceConfig()
     cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
     scenarios: list[ScenarioConfig] = Field(default_factory=list)
 
     @property

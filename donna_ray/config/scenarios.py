@@ -172,7 +172,7 @@ class ScenarioConfig(Section):
     @field_validator("name")
     @classmethod
     def _name_is_free(cls, name: str) -> str:
-        if name == "graphs":
+        if name in ("graphs", "tracking"):
             raise ValueError("must not be that of another folder of the search; choose another")
         return name
 

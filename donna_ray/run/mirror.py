@@ -42,7 +42,7 @@ OBJECTS = "objects"
 
 _MANIFEST, _SYNCED = "mirror.json", ".mirror.json"
 _LAYOUT = 2  # 1 had every file under its own name
-_NOT_COPIED = ("ray/", "search/graphs/", "library/tensorboard/")
+_NOT_COPIED = ("ray/", "search/graphs/", "library/tensorboard/", "search/tracking/")
 _NOR = "/unfinished/"  # checkpoints
 _OF_SQLITE = ("-wal", "-shm")  # what they hold is in the snapshot
 _THERE_ALREADY = "networks/"  # workers store them at the URL

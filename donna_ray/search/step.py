@@ -29,6 +29,7 @@ from donna_ray.search.scenario import (
     searcher_of,
 )
 from donna_ray.search.study.problem import SearchProblem
+from donna_ray.search.tracking import Tracked, Tracking, loggers_of
 from donna_ray.search.tuner import BatchSearcher, FarmEvaluator, evaluate_with_tune
 from donna_ray.search.verify import ROUNDS, Verification, verify
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, write_json
@@ -246,11 +247,22 @@ class _Searches:
                 run.progress("search", total, "candidates") as progress,
                 progress.following(lambda: sum(each.done for each in searches.values())),
             ):
-                evaluate_with_tune(unfinished, evaluators, storage, devices)
+                evaluate_with_tune(
+                    unfinished, evaluators, storage, devices, [self._tracking(searches)]
+                )
             shutil.rmtree(storage, ignore_errors=True)
         for name, search in searches.items():
             ledger = search.ledger
             run.say(f"  {name}: {len(ledger.measured)} measured, {len(ledger.failed)} failed")
+
+    def _tracking(self, searches: Mapping[str, Search]) -> Tracking:
+        folder = self._run.root / "search" / "tracking"
+        runs = {
+            name: Tracked.of(name, search, folder / name)
+            for name, search in searches.items()
+            if not search.finished
+        }
+        return Tracking(loggers_of(self._run.config), runs, self._run.say)
 
 
 def _reference_latencies(

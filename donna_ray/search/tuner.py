@@ -48,6 +48,7 @@ _TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study is the record
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # which takes Ctrl-C for the end of a search, also later
     "TUNE_GLOBAL_CHECKPOINT_S": "60",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # seven take minutes, before the first candidate
     "TUNE_MAX_PENDING_TRIALS_PG": "16",  # actors start together, not one after the other
 }
 
@@ -295,6 +296,7 @@ def evaluate_with_tune(
     evaluators: Mapping[str, Evaluator],
     storage: Path,
     devices: Mapping[str, Callable[[], int]] | None = None,
+    callbacks: Sequence[tune.Callback] = (),
 ) -> None:
     """Run Ray Tune until no searcher proposes anything more.
 
@@ -303,6 +305,7 @@ def evaluate_with_tune(
         evaluators: of each; they go to every evaluating actor.
         storage: folder of Tune's own files.
         devices: see ``SeveralSearches``.
+        callbacks: of Tune.
 
     Raises:
         DonnaError: it was interrupted, or batches could not be started; all results so far are
@@ -317,6 +320,7 @@ def evaluate_with_tune(
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
+        callbacks,
     )
     cause = f" The cause:\n{results.errors[0]}" if results.errors else ""
     for name, searcher in searchers.items():
@@ -341,7 +345,13 @@ def evaluate_nothing(storage: Path) -> None:
     _tuned(trainable_of(_NoEvaluator()), storage, tune.TuneConfig(), candidates=json.dumps([]))
 
 
-def _tuned(trainable: Any, storage: Path, config: tune.TuneConfig, **parameters: Any) -> Any:
+def _tuned(
+    trainable: Any,
+    storage: Path,
+    config: tune.TuneConfig,
+    callbacks: Sequence[tune.Callback] = (),
+    **parameters: Any,
+) -> Any:
     """The results of a run of Ray Tune; `parameters` are those of its trials."""
     with _environment(_TUNE_SETTINGS), _quiet("ray.tune.analysis.experiment_analysis"):
         return tune.Tuner(
@@ -352,6 +362,7 @@ def _tuned(trainable: Any, storage: Path, config: tune.TuneConfig, **parameters:
                 name="search",
                 storage_path=str(storage),
                 verbose=0,
+                callbacks=list(callbacks),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
@@ -371,7 +382,7 @@ def _quiet(name: str) -> Iterator[None]:
 
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Settings of Ray Tune, which it reads from the environment; a user's own go before."""
+    """Settings that Ray Tune and its loggers read from the environment; a user's go before."""
     missing = {name: value for name, value in values.items() if name not in os.environ}
     os.environ.update(missing)
     try:

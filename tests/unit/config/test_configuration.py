@@ -286,6 +286,7 @@ def test_scenarios_say_only_what_differs(tmp_path: Path) -> None:
         ("[{name: a}, {name: a}]", "a is there twice"),
         ("[{name: A b}]", "scenarios.0.name"),
         ("[{name: graphs}]", "another folder"),
+        ("[{name: tracking}]", "another folder"),
         ("[{name: a, search: {evaluation: 3}}]", "'a' is not valid: search.evaluation "),
         (
             "[{name: a, search: {latency_limit: fast}}]",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import numpy as np
 import optuna
+import optuna_dashboard
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -55,6 +59,23 @@ def test_dashboard_reads_the_journal(tmp_path: Path) -> None:
         assert trial.user_attrs["network"] == network_id(specs)
         assert trial.user_attrs["blocks"].split(" | ") == [str(each) for each in specs]
     assert {direction.name for direction in study.directions} == {"MAXIMIZE", "MINIMIZE"}
+    app = optuna_dashboard.wsgi(storage)
+    (told,) = _asked(app, "/api/studies")["study_summaries"]
+    assert told["study_name"] == name
+    shown = _asked(app, f"/api/studies/{told['study_id']}")
+    assert shown["objective_names"] == ["accuracy", "latency_ms"]
+    attributes = {each["key"]: each["value"] for each in shown["trials"][0]["user_attrs"]}
+    first = study.trials[0].user_attrs
+    assert attributes["blocks"] == first["blocks"]
+
+
+def _asked(app: Any, path: str) -> Any:
+    environment: dict[str, Any] = {"PATH_INFO": path, "HTTP_ACCEPT": "application/json"}
+    setup_testing_defaults(environment)
+    answers: list[str] = []
+    body = b"".join(app(environment, lambda status, *_more: answers.append(status)))
+    assert answers == ["200 OK"]
+    return json.loads(body)
 
 
 def test_repeats_keep_the_constraints_of_what_they_repeat(tmp_path: Path) -> None:
