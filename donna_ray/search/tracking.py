@@ -9,7 +9,6 @@ import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,38 +107,36 @@ class Tracking(Callback):
     ) -> None:
         self._loggers, self._tracked, self._say = list(loggers), dict(tracked), say
 
-    def setup(self, **info: Any) -> None:
+    def setup(self, *given: Any, **info: Any) -> None:
         """Begin a run for each search."""
-        self._each(lambda logger: logger.setup(**info))
+        self._each("setup", *given, **info)
         for run in self._tracked.values():
-            self._each(lambda logger, run=run: logger.log_trial_start(run))
+            self._each("log_trial_start", run)
 
-    def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         """Log the candidates of a batch; of one that failed there are none."""
         run = self._tracked[trial.config["search"]]
         for outcome in json.loads(result.get("results", "[]")):
             run.step += 1
             figures = {**_figures(outcome, run.objectives), TRAINING_ITERATION: run.step}
-            self._each(partial(_log, run=run, figures=figures))
+            self._each("log_trial_result", run.step, run, figures)
 
-    def on_experiment_end(self, **_info: Any) -> None:
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """End the runs, and wait until all of it has been sent."""
         for run in self._tracked.values():
-            self._each(lambda logger, run=run: logger.log_trial_end(run, failed=False))
-        self._each(lambda logger: logger.on_experiment_end(trials=[]))
+            self._each("log_trial_end", run, failed=False)
+        self._each("on_experiment_end", trials=[])
 
-    def _each(self, act: Callable[[LoggerCallback], Any]) -> None:
+    def _each(self, method: str, *given: Any, **info: Any) -> None:
         for logger in list(self._loggers):
             try:
-                act(logger)
+                getattr(logger, method)(*given, **info)
             except Exception as error:  # a server's, whatever it raises: the search goes on
                 self._loggers.remove(logger)
                 name = type(logger).__name__.removesuffix("LoggerCallback")
                 self._say(f"  {name} has no more of this search: {type(error).__name__}: {error}")
-
-
-def _log(logger: LoggerCallback, run: Tracked, figures: dict[str, Any]) -> None:
-    logger.log_trial_result(run.step, run, figures)
 
 
 def _figures(outcome: Outcome, objectives: Sequence[str]) -> dict[str, float]:
