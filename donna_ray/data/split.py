@@ -19,7 +19,7 @@ from donna_ray.data.pixels import Normalisation, batches_on
 from donna_ray.data.reading import Readers
 from donna_ray.errors import DonnaError
 
-__all__ = ["ImageData", "Split", "images_read"]
+__all__ = ["ImageData", "Split", "count_images", "images_read"]
 
 _NAMED = 5  # broken images in the message
 _CPU = torch.device("cpu")
@@ -31,7 +31,8 @@ def images_read() -> int:
     return _images
 
 
-def _count(images: int) -> None:
+def count_images(images: int) -> None:
+    """Images that were read, or that long work went on to."""
     global _images
     _images += images
 
@@ -130,7 +131,7 @@ class Split:
         """
         read = self._batches(batch_size, shuffle_seed, epoch, start, stop)
         for batch in batches_on(device, read, self.normalised):
-            _count(len(batch[1]))
+            count_images(len(batch[1]))
             yield batch
 
     def _batches(

@@ -22,6 +22,7 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata, compu
 from torch import Tensor
 
 from donna_ray.data import Split
+from donna_ray.data.split import count_images
 from donna_ray.latency.lowering import CandidateModel, Lowering, exported_part, stitch
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.space import BlockSpec, network_id, record_id
@@ -187,6 +188,7 @@ class _Inputs(CalibrationDataReader):
         )
 
     def get_next(self) -> Any:
+        count_images(1)  # a worker that quantises is one that moves
         return next(self._batches, None)
 
 

@@ -1,6 +1,8 @@
 """The library in int8: every block as a QDQ graph, with the NSR that it has then."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -36,6 +38,7 @@ from donna_ray.run.run import Run
 from donna_ray.space import BlockSpec, build_block, record_id
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, digest
 from donna_ray.storage.records import Record, RecordStore
+from donna_ray.workers.faults import is_of_the_unit
 from donna_ray.workers.spread import Unit, spread
 
 __all__ = [
@@ -116,7 +119,7 @@ def _quantised_library(run: Run, reference: Artifact, library: Artifact) -> Arti
     common = {**facts, "reference": reference_identity(reference)}
     stages = [
         [
-            PartJob(digest({**common, "block": block["key"]}), number, _named(block))
+            PartJob(digest({**common, "block": block["weights_sha256"]}), number, _named(block))
             for block in stage
         ]
         for number, stage in enumerate(library.result["stages"], start=1)
@@ -187,19 +190,28 @@ class QuantiseParts:
     def __call__(self, jobs: Sequence[PartJob]) -> dict[str, Any]:
         """Do some parts, but those that are stored already; tells how many `images` that took."""
         jobs = [job for job in jobs if self._store.get(job.key) is None]
-        made: dict[PartJob, tuple[bytes, OnnxNetwork]] = {}
+        models: dict[PartJob, bytes] = {}
+        networks: dict[PartJob, OnnxNetwork] = {}
         for job in jobs:
             part, values = self._part(job)
-            try:
-                model = self._quantised(job, part, values)
-                made[job] = model, OnnxNetwork(model)
-            except Exception as error:  # ONNX Runtime's errors share no base class
-                why = f"it cannot be quantised: {type(error).__name__}: {one_line(str(error))}"
-                self._store.put_failed(job.key, why, {"part": job.number})
-        ratios, images = self._noise([(job, model) for job, (_, model) in made.items()])
-        for (job, (model, _)), nsr in zip(made.items(), ratios, strict=True):
-            self._store.put(job.key, {"part": job.number, "nsr": nsr}, {}, {"onnx": model})
+            with self._left_out(job):
+                models[job] = self._quantised(job, part, values)
+                networks[job] = OnnxNetwork(models[job])
+        ratios, images = self._noise(networks)
+        for job, nsr in ratios.items():
+            self._store.put(job.key, {"part": job.number, "nsr": nsr}, {}, {"onnx": models[job]})
         return {"images": images + len(self._loaded[3][0])}
+
+    @contextmanager
+    def _left_out(self, job: PartJob) -> Iterator[None]:
+        """If this raises and the part is at fault, it has failed and the others go on."""
+        try:
+            yield
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            if not is_of_the_unit(error):
+                raise
+            why = f"it cannot be quantised: {type(error).__name__}: {one_line(str(error))}"
+            self._store.put_failed(job.key, why, {"part": job.number})
 
     def _part(self, job: PartJob) -> tuple[onnx.ModelProto, Tensor]:
         """In float, and its inputs."""
@@ -225,29 +237,27 @@ class QuantiseParts:
 
     @torch.no_grad()
     def _noise(
-        self, parts: Sequence[tuple[PartJob, OnnxNetwork]]
-    ) -> tuple[list[float | None], int]:
-        """The NSR of what stands in a stage (None of stem and head), and of how many images."""
+        self, networks: Mapping[PartJob, OnnxNetwork]
+    ) -> tuple[dict[PartJob, float | None], int]:
+        """The NSR of what stands in a stage (None of stem and head), and of how many images.
+
+        Of a part that fails, or whose output is not finite, there is none.
+        """
         reference, weights, data, _ = self._loaded
-        networks = [
-            (job.number, model) if 0 < job.number <= len(weights) else None for job, model in parts
-        ]
+        within = {job: each for job, each in networks.items() if 0 < job.number <= len(weights)}
         measured = data.validation.portions(_MEASURED_ON, _MEASURED_ON)[0]  # of all classes
-        total, count = [0.0] * len(parts), 0
+        total, count = dict.fromkeys(within, 0.0), 0
         for images, _ in measured.batches(_TOGETHER):
             features = reference.features(images)
-            for index, network in enumerate(networks):
-                if network is not None:
-                    number, model = network
-                    output = model(features[number - 1])
-                    ratio = noise_to_signal(output, features[number], weights[number - 1])
-                    total[index] += len(images) * float(ratio)
+            for job in list(total):
+                with self._left_out(job):
+                    before = total.pop(job)
+                    output = within[job](features[job.number - 1])
+                    ratio = noise_to_signal(output, features[job.number], weights[job.number - 1])
+                    total[job] = before + len(images) * _finite(float(ratio))
             count += len(images)
-        ratios = [
-            None if network is None else sum_ / count
-            for network, sum_ in zip(networks, total, strict=True)
-        ]
-        return ratios, count
+        ratios = {job: total[job] / count for job in total}
+        return {**dict.fromkeys(networks.keys() - within.keys()), **ratios}, count
 
     @cached_property
     def _loaded(self) -> tuple[StagedNetwork, list[Tensor], ImageData, list[Tensor]]:
@@ -256,6 +266,12 @@ class QuantiseParts:
         data = data_of(self._config, self._artifact)
         inputs = part_inputs(reference, calibration_images(data.calibration))
         return reference, list(map(inverse_variance, variance)), data, inputs
+
+
+def _finite(ratio: float) -> float:
+    if not math.isfinite(ratio):
+        raise ValueError(f"its noise-to-signal ratio must be finite, but is {ratio}")
+    return ratio
 
 
 @dataclass(frozen=True)

@@ -70,10 +70,11 @@ class Predictions:
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     def final(self, raw: Sequence[float]) -> list[float]:
-        """Raw predictions, calibrated."""
-        if self._calibration is None or not raw:
-            return list(raw)
-        found: list[float] = self._calibration.predict(np.array(raw)).tolist()
+        """Raw predictions, calibrated, as ``of`` has them."""
+        value = np.array(raw, dtype=float)
+        if self._calibration is not None and raw:
+            value = self._calibration.predict(value)
+        found: list[float] = np.clip(value, 0.0, 1.0).tolist()
         return found
 
     def _raw(self, points: Points) -> Columns:

@@ -251,9 +251,9 @@ class Answer(Part):
 
 
 class Headline(Part):
-    """What a person asks first, answered by test accuracies of the finetuned networks.
+    """What a person asks first, of the finetuned networks; null where none is one.
 
-    Null where none is one.
+    The validation images choose, so that the test images, which tell of the chosen one, do not.
 
     `fastest_as_accurate`: the fastest that is not less accurate than the reference.
     `most_accurate_as_fast`: the most accurate that is not slower.

@@ -31,7 +31,8 @@ Points = list[dict[str, Any]]
 Done = Mapping[str, Artifact]
 
 _TESTED = ("test_accuracy", "test_low", "test_high")
-_FINETUNED = ("accuracy", *_TESTED, "weights", "onnx", "int8")
+_ACCURACIES = ("accuracy", *_TESTED)
+_FINETUNED = (*_ACCURACIES, "weights", "onnx", "int8")
 _SIMPLER = ("zero_shot_accuracy", "params", "macs")
 
 
@@ -203,7 +204,8 @@ class _Networks:
             name: run.root / file for name, file in done["search"].result["candidates"].items()
         }
         self.predictions = Predictions(run.config, done, precision)
-        self._tested = finetuned.get("reference", {})
+        own = {"accuracy": done["reference"].result["accuracy"]}
+        self._tested = own | finetuned.get("reference", {})
 
     def asked(self, scenario: str) -> Points:
         """The networks that were asked for by name, measured."""
@@ -241,9 +243,9 @@ def _headline(
     """By the accuracies that networks have in the scenario's precision."""
     if precision == "int8":
         points, reference = [_as_quantised(each) for each in points], _as_quantised(reference)
-    return headline(points, reference.get("test_accuracy") or 0.0, reference_ms)
+    return headline(points, reference["accuracy"] or 0.0, reference_ms)
 
 
 def _as_quantised(tested: dict[str, Any]) -> dict[str, Any]:
     quantised = tested.get("int8") or {}
-    return {**tested, **{name: quantised.get(name) for name in _TESTED}}
+    return {**tested, **{name: quantised.get(name) for name in _ACCURACIES}}

@@ -28,6 +28,7 @@ __all__ = [
 
 _UNTRAINED = 0.8  # NSR; a block that always returns the mean of what it should has 1
 _FEW = 100  # test images: the 95% interval of 1/2 is 20 points wide
+_FEW_SAMPLES = 8  # of six, 95% intervals hold 68 to 81%
 _LOST = 0.02  # of the test images, by quantisation
 _CHANCE = 0.025  # of as many right answers by guessing
 _ORDER_GAIN = 0.1  # of the images; a few classes that two data sets divide otherwise are less
@@ -128,6 +129,11 @@ def predictor_doubts(
         classes: of the data.
     """
     doubts = []
+    if len(accuracies) < _FEW_SAMPLES:
+        doubts.append(
+            f"The predictor is fitted to {len(accuracies)} networks: of fewer than {_FEW_SAMPLES} "
+            "its 95% intervals are too narrow. Raise predictor.samples."
+        )
     if tau[0] <= 0:
         doubts.append(
             f"The predictor may rank no better than chance: the 95% interval of its Kendall tau is "

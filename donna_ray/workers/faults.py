@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from donna_ray.errors import DonnaError
 
-__all__ = ["STALLED_S", "Pulse", "leave", "may_pass"]
+__all__ = ["STALLED_S", "Pulse", "is_of_the_unit", "leave", "may_pass"]
 
 STALLED_S = 1800.0
 """A unit whose worker has read no image for so long hangs."""
@@ -32,6 +32,12 @@ def may_pass(error: BaseException) -> bool:
     return not any(isinstance(each, DonnaError) for each in _chain(error)) and any(
         map(_is_of_the_machine, _chain(error))
     )
+
+
+def is_of_the_unit(error: BaseException) -> bool:
+    """Whether the unit itself is at fault: not the machine, its disk or its memory."""
+    own = not isinstance(error, OSError | MemoryError) and "alloc" not in str(error)
+    return own and not may_pass(error)
 
 
 def _is_of_the_machine(error: BaseException) -> bool:

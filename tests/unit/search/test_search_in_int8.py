@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -12,6 +13,7 @@ from unittest.mock import Mock
 import numpy as np
 import onnx
 import pytest
+import torch
 from torch import Tensor
 
 from device_farm import Connector, Workload
@@ -230,3 +232,27 @@ def test_a_block_that_cannot_be_quantised_is_left_out(
     store.put_failed("own", "it cannot be quantised: no", {"part": 0})
     with pytest.raises(DonnaError, match=r"The reference must be quantised .* its part 0"):
         library_in_int8._result(run, library, jobs, own, store, 7)
+
+
+def test_a_full_disk_is_not_the_blocks_fault_but_noise_without_end_is(
+    config: RunConfig,
+    reference: StagedNetwork,
+    few: SearchSpace,
+    images: Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    work, store, [[job, *_], *_] = parts_work(config, reference, few, images, tmp_path)
+
+    def full(*_given: Any) -> onnx.ModelProto:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(library_in_int8, "quantised_part", full)
+        with pytest.raises(OSError, match="No space left"):
+            work([job])
+    assert store.records() == {}
+    with monkeypatch.context() as patch:
+        patch.setattr(library_in_int8, "noise_to_signal", lambda *_given: torch.tensor(torch.nan))
+        work([job])
+    assert "ratio must be finite, but is nan" in store.records()[job.key]["failed"]
