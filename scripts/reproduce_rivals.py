@@ -30,7 +30,7 @@ from donna_ray.training.trainer import Trainer
 
 __all__ = ["STYLES", "Bench", "Trained", "scaled_networks"]
 
-SIZES = ((1.0, 2), (0.5, 2), (0.75, 1), (0.4, 1))  # width, depth
+SIZES = ((0.75, 2), (0.5, 1))  # width, depth
 STRIDES, CHANNELS = (2, 2, 1, 2), (24, 40, 80, 112)
 
 

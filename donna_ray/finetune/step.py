@@ -274,16 +274,25 @@ def _compared(
 ) -> tuple[list[FinetuneJob], list[dict[str, Any]]]:
     """The networks that could be trained, the reference among them as the last, and records."""
     *records, own = finetune(run, "finetune", reference, [*jobs, other], run.config.finetune)
+    records = [_delivered(record) for record in records]
     indices = trained(run, "finetune", jobs, records)
     if "failed" in own:
         raise DonnaError(
             "The reference must be finetuned as the networks are, for a fair comparison, but its "
-            f"training failed: {own['failed']}"
+            f"training failed: {own['failed']}. Lower finetune.learning_rate: what is too fast for "
+            "the reference is so for the networks, which have its stem and head."
         )
-    records = [records[index] for index in indices]
-    for record in records:
-        check_onnx_error(record["onnx_error"])
-    return [*(jobs[index] for index in indices), other], [*records, own]
+    kept = [records[index] for index in indices]
+    return [*(jobs[index] for index in indices), other], [*kept, own]
+
+
+def _delivered(record: dict[str, Any]) -> dict[str, Any]:
+    """The record, failed if its ONNX file computes something else."""
+    try:
+        check_onnx_error(record.get("onnx_error", 0.0))  # none, where the training failed
+    except DonnaError as error:
+        return {**record, "failed": str(error)}
+    return record
 
 
 def _doubts_of(

@@ -347,7 +347,7 @@ def test_workers_share_a_batch_evenly_and_are_there(config: RunConfig) -> None:
 
 
 def test_network_whose_onnx_file_differs_is_not_delivered(
-    config: RunConfig, space: SearchSpace, tmp_path: Path
+    config: RunConfig, space: SearchSpace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     architecture = (0,) * len(space.stages)
     settings = config.model_copy(
@@ -356,8 +356,10 @@ def test_network_whose_onnx_file_differs_is_not_delivered(
     with Run(settings, tmp_path) as run:
         made = steps_before(tmp_path, space, architecture)
         finetuned(run, made, space, architecture, onnx_error=2e-4)
-        with pytest.raises(DonnaError, match=r"differs by 2\.00e-04"):
+        with pytest.raises(DonnaError, match="At least half of the networks of finetune"):
             finetune_step(run, *made)
+        assert "is left out: An exported network must give" in (told := capsys.readouterr().err)
+        assert "differs by 2.00e-04" in " ".join(told.split())
         finetuned(run, made, space, architecture)
         result = finetune_step(run, *made).result
     found = result["networks"][space.id_of(architecture)]
