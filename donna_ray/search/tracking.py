@@ -107,6 +107,10 @@ class Tracking(Callback):
     ) -> None:
         self._loggers, self._tracked, self._say = list(loggers), dict(tracked), say
 
+    def __reduce__(self) -> tuple[type["Tracking"], tuple[Any, ...]]:
+        """Tune saves its callbacks for a restart, which a search does by its journal instead."""
+        return type(self), ((), {}, print)
+
     def setup(self, *given: Any, **info: Any) -> None:
         """Begin a run for each search."""
         self._each("setup", *given, **info)

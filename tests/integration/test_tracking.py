@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,17 @@ class Worker:
         ]
 
 
+class Console:
+    """As a run's, it cannot be pickled."""
+
+    def __init__(self, said: list[str]) -> None:
+        self._said, self._lock = said, threading.RLock()
+
+    def say(self, line: str) -> None:
+        with self._lock:
+            self._said.append(line)
+
+
 def searched(folder: Path, tracking: TrackingConfig, said: list[str]) -> dict[str, BatchSearcher]:
     """Two searches of twelve candidates each, tracked as a run's are."""
     given = {"name": "tracked", "space": {"preset": "compress"}, "tracking": tracking}
@@ -46,7 +58,7 @@ def searched(folder: Path, tracking: TrackingConfig, said: list[str]) -> dict[st
         name: Tracked.of(name, each.search, folder / "tracking" / name)
         for name, each in searchers.items()
     }
-    callback = Tracking(loggers_of(config), runs, said.append)
+    callback = Tracking(loggers_of(config), runs, Console(said).say)
     workers = dict.fromkeys(NAMES, Worker())
     evaluate_with_tune(searchers, workers, folder / "tune", callbacks=[callback])
     return searchers
