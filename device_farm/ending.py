@@ -74,6 +74,7 @@ def run_command(
         statuses: exit statuses of the errors whose text is for the user, the first match.
         otherwise: exit status of any other error.
     """
+    _open_streams()
     whole = (DEBUG, *VERBOSE, *QUIET)  # wherever they stand, of no single command
     words = sorted(sys.argv[1:], key=lambda word: word not in whole)
     signals = (signal.SIGINT, signal.SIGTERM)  # but for what a shell's background jobs ignore
@@ -101,6 +102,13 @@ def run_command(
         for each, handler in handlers.items():
             signal.signal(each, handler)
     _leave(f"{name}: {text}\n" if text else "", status)
+
+
+def _open_streams() -> None:
+    """Those that were closed, as daemons and cron close them: what is printed there is dropped."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def explained(error: Exception) -> str:

@@ -12,8 +12,9 @@ from donna_ray.distill.features import check_features
 from donna_ray.latency.farm import check_device, check_farm
 from donna_ray.reference.build import build_reference
 from donna_ray.reference.step import reference_step
+from donna_ray.reference.wishes import check_wishes
 from donna_ray.run.run import Run
-from donna_ray.space import build_space, check_name, check_space, register_modules
+from donna_ray.space import build_space, check_space, register_modules
 from donna_ray.storage.artifacts import Artifact
 
 __all__ = ["STEPS", "check", "run_steps"]
@@ -117,10 +118,7 @@ def check(config: RunConfig) -> None:
     register_modules(config.space.modules)
     reference, _ = build_reference(config, load_weights=False)
     space = build_space(config.space, reference.shapes, reference.own_blocks())
-    check_space(space)
-    space.sample(config.predictor.samples, config.seed)
-    for name in config.finetune.architectures:
-        check_name(name, space)
+    check_wishes(config, reference, space, check_space(space))
 
 
 def run_steps(

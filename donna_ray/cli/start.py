@@ -1,6 +1,7 @@
 """`donna doctor | init | config | cluster`: before the first run. Imports torch only where said."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -75,9 +76,10 @@ def init(
     given = {"model": model, "data": data, "device": device, "latency_limit": latency_limit}
     values = {name: _answer(name, value) for name, value in given.items()}
     known = "train" if values["model"].startswith("donna_") else "pretrained"
-    text = starting_config(name=file.stem, weights=weights or known, **values)
+    name = re.sub(r"[^\w.-]+", "-", file.stem).strip("-._") or "donna"  # a run's folder has it
+    text = starting_config(name=name, weights=weights or known, **values)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     try:
         load_config(file)
     except ConfigError:
@@ -142,7 +144,7 @@ def show(
     if not path.is_file():
         known = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
         raise ConfigError(f"The configuration must be one of {known}, but is {name!r}.")
-    print(path.read_text(), end="")
+    print(path.read_text(encoding="utf-8"), end="")
 
 
 @cluster_app.command("init", epilog=examples("donna cluster init", "ray up clusters/aws-v100.yaml"))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from donna_ray.config.values import FolderOrUrl, Section
+from donna_ray.config.values import Section, StoreLocation
 
 __all__ = ["ClusterConfig"]
 
@@ -23,7 +23,7 @@ class ClusterConfig(Section):
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     accelerator_type: str | None = None
     retries: NonNegativeInt = 3
-    storage: FolderOrUrl | None = None
+    storage: StoreLocation | None = None
 
     def location_of(self, root: Path) -> str | Path:
         """The folder that all processes of the run in `root` share: that one, or one at a URL."""

@@ -157,7 +157,7 @@ def _short(value: Any) -> str:
 def _known_keys(location: Sequence[str | int]) -> str:
     model: Any = RunConfig
     for part in location[:-1]:
-        if isinstance(part, str):
+        if isinstance(part, str) and part in model.model_fields:  # not a key of a mapping
             model = _section_within(model.model_fields[part].annotation)
     known = sorted(model.model_fields)
     close = difflib.get_close_matches(str(location[-1]), known, n=1)

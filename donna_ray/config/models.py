@@ -31,6 +31,7 @@ from donna_ray.config.values import (
     FolderOrUrl,
     LatencyLimit,
     Section,
+    StoreLocation,
     absolute,
 )
 from donna_ray.errors import ConfigError
@@ -241,7 +242,7 @@ class LibraryConfig(TrainingConfig):
     recipes: dict[str, FamilyRecipe] = Field(default_factory=dict)
     features: Literal["compute", "memory", "disk"] = "compute"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    store: FolderOrUrl | None = None
+    store: StoreLocation | None = None
 
     def recipe_of(self, family: str) -> TrainingConfig:
         """How blocks of a family are trained."""

@@ -31,7 +31,7 @@ def starting_config(
         "connector": device,
         "latency_limit": latency_limit,
     }
-    text = shipped_config("start").read_text()
+    text = shipped_config("start").read_text(encoding="utf-8")
     for key, value in values.items():
         line = re.compile(rf"^( *{key}: )\S+", re.MULTILINE)
         written = _scalar(value).replace("\\", r"\\")

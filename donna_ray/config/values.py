@@ -3,9 +3,17 @@
 import os
 import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from fsspec import available_protocols
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationInfo,
+    field_validator,
+)
 
 from donna_ray.credentials import NO_CREDENTIALS, has_credentials
 
@@ -16,6 +24,7 @@ __all__ = [
     "LatencyLimit",
     "MemoryLimit",
     "Section",
+    "StoreLocation",
     "absolute",
     "amount_of",
     "limit_of",
@@ -30,6 +39,23 @@ class Section(BaseModel):
     """Unknown keys are refused, values do not change, numbers are finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads `yes` and `on` as true, which Python takes for 1."""
+        kinds = _kinds_in(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise ValueError("must be a number, not yes or no; write the number")
+        return value
+
+
+def _kinds_in(annotation: Any) -> set[Any]:
+    """The types in an annotation such as `Annotated[int, …] | None`."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        arguments = arguments[:1]
+    return set().union({annotation}, *map(_kinds_in, arguments))
 
 
 def absolute(path: str) -> str:
@@ -89,12 +115,27 @@ def _folder_or_url(path: str) -> str:
     return path
 
 
+def _store(path: str) -> str:
+    protocol, is_url, _ = _folder_or_url(path).rpartition("::")[2].partition("://")
+    if is_url and protocol not in available_protocols():
+        raise ValueError(
+            f"must be a folder or a URL that fsspec knows, but no package of it knows {protocol}://"
+            "; correct it, or install the package"
+        )
+    if not is_url and os.path.isfile(absolute(path)):
+        raise ValueError("must be a folder or a URL, but is a file; give another path")
+    return _folder_or_url(path)
+
+
 ArchitectureName = Annotated[str, BeforeValidator(_checked_name)]
 """Of a network: an id, its beginning, or block numbers (`3-0-17`)."""
 
 AbsolutePath = Annotated[str, AfterValidator(absolute)]
 
 FolderOrUrl = Annotated[str, AfterValidator(_folder_or_url)]
+"""A folder, or any URL without a password or token."""
+
+StoreLocation = Annotated[str, AfterValidator(_store)]
 """A folder, or any fsspec URL without a password or token."""
 
 LatencyLimit = Annotated[str, BeforeValidator(_checked_latency)]

@@ -34,7 +34,7 @@ def compared(first: Path, second: Path) -> Facts:
     """
     results = [_results(each) for each in (first, second)]
     settings = [
-        _flat(yaml.safe_load((each / "config.yaml").read_text())) for each in (first, second)
+        _flat(yaml.safe_load((each / "config.yaml").read_bytes())) for each in (first, second)
     ]
     keys = list(dict.fromkeys([*settings[0], *settings[1]]))
     figures = [_figures(each) for each in results]

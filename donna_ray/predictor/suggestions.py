@@ -66,7 +66,7 @@ def suggestions(folder: Path, count: int) -> dict[str, Any]:
 def _configuration(path: Path) -> tuple[RunConfig, str]:
     """A run's configuration as if its reference were trained, and where its weights came from."""
     config = load_config(path, ["reference.weights=train"])  # a checkpoint may be gone
-    return config, yaml.safe_load(path.read_text())["reference"]["weights"]
+    return config, yaml.safe_load(path.read_text(encoding="utf-8"))["reference"]["weights"]
 
 
 def _reference(run: Run, weights: str) -> Artifact:

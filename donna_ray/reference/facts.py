@@ -12,6 +12,7 @@ from donna_ray.errors import ConfigError
 from donna_ray.reference.build import cut_error, cut_reference, outline
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.timm_models import create_timm_model, preprocessing_of
+from donna_ray.reference.wishes import check_wishes
 from donna_ray.space import (
     UNSHRUNK,
     BlockSpec,
@@ -71,12 +72,14 @@ def space_facts(config: RunConfig) -> Facts:
         (all registered).
 
     Raises:
-        ConfigError: the reference cannot be cut, or a block cannot stand in its stage.
+        ConfigError: the reference cannot be cut, a block cannot stand in its stage, or what is
+            asked of the space cannot be (``check_wishes``).
     """
     register_modules(config.space.modules)
     _, reference, _ = outline(config, _class_count(config), load_weights=False)
     space = build_space(config.space, reference.shapes, reference.own_blocks())
     costs = check_space(space)
+    check_wishes(config, reference, space, costs)
     fixed = [
         [complexity(reference.stem, reference.input_shape)],
         [complexity(reference.head, reference.shapes[-1].output)],

@@ -26,14 +26,17 @@ def render(results: Results) -> str:
     """The page as HTML."""
     results = results.in_own_precisions()
     page = files(__package__) / "page"
-    scripts = "".join(f"<script>{(page / name).read_text()}</script>" for name in _SCRIPTS)
+    style, *texts = (
+        (page / name).read_text(encoding="utf-8") for name in ("report.css", *_SCRIPTS)
+    )
+    scripts = "".join(f"<script>{text}</script>" for text in texts)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>{escape(results.name)}</title>"
-        f"<style>{(page / 'report.css').read_text()}</style></head><body>"
+        f"<style>{style}</style></head><body>"
         f'{_head(results)}<main data-folder="{escape(quote(results.made.folder))}">'
         f"{_body(results)}</main>{_footer(results)}"
         f'<script type="application/json" id="results">{_json(results)}</script>'

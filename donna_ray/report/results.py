@@ -243,7 +243,7 @@ def read_results(path: str | Path) -> Results:
     file = Path(path)
     file = file / "results.json" if file.is_dir() else file
     try:
-        value = json.loads(file.read_text())
+        value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DonnaError(
             f"results.json must be there and be JSON, but of {file}: {error}. `donna report build "

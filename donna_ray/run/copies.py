@@ -42,7 +42,7 @@ def working_copy(url: str) -> Path:
     claim(root)
     with locked(root / ".lock"):
         Mirror(root, there.url, name_of(root), yaml.safe_load(settings)).pull()
-        values = yaml.safe_load((root / _CONFIG).read_text())
+        values = yaml.safe_load((root / _CONFIG).read_text(encoding="utf-8"))
         if values["cluster"]["storage"] != storage:  # as who made it has written the URL
             values["cluster"]["storage"] = storage
             write_atomic(root / _CONFIG, yaml.safe_dump(values, sort_keys=False).encode())

@@ -180,7 +180,8 @@ class Run:
         if self.only not in (None, step):
             raise MissingArtifactError(
                 f"Step {self.only!r} needs the finished step {step!r} of the same settings, but "
-                f"{self.root} does not have it. Run `donna {step} build {self.root}` first."
+                f"{self.root} does not have it. Run `donna {step} build` on the same configuration "
+                "first."
             )
         with _room_in(self.root):
             self.write_config()

@@ -156,7 +156,7 @@ class BatchSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """The inverse of ``save``: Tune starts these trials again."""
-        asked = json.loads(Path(checkpoint_path).read_text())
+        asked = json.loads(Path(checkpoint_path).read_text(encoding="utf-8"))
         self._asked = {name: [tuple(each) for each in batch] for name, batch in asked.items()}
         self._held, self._changed = set(self._asked), time.monotonic()
         self.search.held_elsewhere(each for batch in self._asked.values() for each in batch)

@@ -83,6 +83,8 @@ def test_init_writes_what_can_be_run(tmp_path: Path, model: str) -> None:
     assert (bad.returncode, file.exists()) == (2, False)
     done = donna_here(*words[:1], str(tmp_path / "mine.yaml"), *words[2:], "--latency-limit", "2ms")
     assert done.returncode == 0, done.stderr
+    assert donna_here(*words, "--latency-limit", "2ms").returncode == 0
+    assert load_config(file).name == "my-search"
     made = load_config(tmp_path / "mine.yaml")
     assert made.reference.weights == ("train" if model == "donna_digits" else "pretrained")
     assert (made.name, made.search.latency_limit) == ("mine", "2ms")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -308,6 +309,16 @@ def test_text_from_outside_is_no_markup(tmp_path: Path, sound: Path, monkeypatch
     for number in range(1, 5):
         assert f"{strange} {number}" in ended.stderr
     assert f"{tmp_path}/[/x]" in ended.stderr
+
+
+def test_streams_that_were_closed_before_are_as_nobody_who_listens(tmp_path: Path) -> None:
+    program = f"{shlex.quote(sys.executable)} -m donna_ray"
+    for words, status in (("config schema >&-", 0), ("config schema <&- >&- 2>&-", 0)):
+        assert subprocess.run(["sh", "-c", f"{program} {words}"], check=False).returncode == status
+    init = f"{program} init {shlex.quote(str(tmp_path / 'x.yaml'))} <&-"
+    ended = subprocess.run(["sh", "-c", init], stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
+    assert "has nobody to ask here" in ended.stderr
 
 
 @pytest.mark.parametrize(

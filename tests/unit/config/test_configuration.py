@@ -17,6 +17,8 @@ from donna_ray.config.scenarios import DeviceConfig
 from donna_ray.credentials import has_credentials
 from donna_ray.errors import ConfigError
 from donna_ray.latency.farm import check_device
+from donna_ray.pipeline import check
+from donna_ray.reference.facts import space_facts
 from tests.command_line import donna_here
 
 BAD_VALUES = [
@@ -312,3 +314,75 @@ def test_device_that_runs_no_onnx_is_refused() -> None:
     check_device(DeviceConfig(connector="cuda", settings={"cuda_graph": True}))
     with pytest.raises(ConfigError, match=r"runtime must be onnxruntime.*device-farm bench"):
         check_device(DeviceConfig(connector="cuda", settings={"runtime": "torch"}))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: yes", "seed must be a number, not yes or no"),
+        ("library: {learning_rate: on}", "library.learning_rate must be a number"),
+        ("search: {params_limit: true}", "search.params_limit must be a number"),
+        ("search: {evaluations: 1:30}", "search.evaluations"),  # not 90
+        (
+            "library: {recipes: {mine: {lr: 0.1}}}",
+            r"recipes\.mine\.lr is no known key.*learning_rate",
+        ),
+        ("data: {source: {{ DATA }}}", "line 2, column .*is this a template"),
+        ("search: &a {device: *a}", "anchor"),
+        (f"name: {'[' * 5000}{']' * 5000}", "nested too deeply"),
+        (
+            "library: {store: foo://bar/x}",
+            "library.store must be .* but no package of it knows foo",
+        ),
+        ("cluster: {storage: 's4://bar'}", "cluster.storage must be .* fsspec knows"),
+    ],
+)
+def test_faults_of_values_are_told(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"space: {{preset: micro}}\n{text}\n")
+    with pytest.raises(ConfigError, match=words):
+        load_config(path)
+
+
+def test_numbers_are_decimal_and_yes_is_for_what_is_yes_or_no(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "space: {preset: micro}\nseed: 0224\nlibrary: {learning_rate: 1e-3, store: memory://x}\n"
+        "search: {params_limit: 1_000}\n"
+    )
+    config = load_config(path)
+    assert (config.seed, config.library.learning_rate) == (224, 1e-3)
+    assert config.search.params_limit == 1000
+
+
+def test_store_is_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("space: {preset: micro}\n")
+    with pytest.raises(
+        ConfigError, match=r"library\.store must be a folder or a URL, but is a file"
+    ):
+        load_config(path, [f"library.store={path}"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            "predictor.samples=9000000",
+            "predictor.samples must be at most the networks of the space",
+        ),
+        (
+            "library.recipes={inverted_residuals: {epochs: 9}}",
+            "library.recipes must be of families",
+        ),
+        ("search.params_limit=1", r"search.params_limit must be feasible, but is 1 and"),
+        ("search.macs_limit=0.0001x", "search.macs_limit must be feasible"),
+        ("finetune.architectures=[99-0-0]", "99"),
+    ],
+)
+def test_wishes_that_no_network_keeps_are_told_before_training(change: str, words: str) -> None:
+    config = load_config(shipped_config("demo"), [change])
+    with pytest.raises(ConfigError, match=words):
+        space_facts(config)
+    with pytest.raises(ConfigError, match=words):
+        check(config)
