@@ -92,6 +92,11 @@ def library_of(place: str) -> Library:
             "Correct the path."
         )
     if not (folder / _CONFIG).is_file():
+        if any(folder.iterdir()) and not any(folder.glob("*.safetensors")):
+            raise ConfigError(
+                f"A library must be a run folder, or a store's path or URL, but {place} has "
+                "neither config.yaml nor records of blocks. Correct the path."
+            )
         return Library(RecordStore(folder))
     config = load_config(folder / _CONFIG)
     store = block_store(config.cluster.location_of(folder), config.library.store)

@@ -229,9 +229,9 @@ def test_commands_are_those_of_donna(run: Path) -> None:
     assert donna_here("library", "ls", str(run / "no-such")).returncode == 2
 
 
-def test_looking_writes_nothing_in_a_folder_of_others(tmp_path: Path) -> None:
+def test_a_folder_of_others_is_no_library_and_is_left_as_it_is(tmp_path: Path) -> None:
+    assert library_of(str(tmp_path)).store.records() == {}  # one that is yet to be filled
     (tmp_path / "notes.txt").write_text("not a record")
-    library = library_of(str(tmp_path))
-    assert bad_records(library.store) == []
-    assert library.store.records() == {}
+    with pytest.raises(ConfigError, match=r"neither config\.yaml nor records"):
+        library_of(str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
