@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from donna_ray.cli.library import app
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.errors import ConfigError, DonnaError, RunLockedError
-from donna_ray.library.tools import Library, bad_records, library_of
+from donna_ray.library.tools import Library, library_of
 from donna_ray.run.ownership import MARKER
 from donna_ray.storage.artifacts import StepFolder
 from donna_ray.storage.files import Storage
