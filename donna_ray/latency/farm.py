@@ -184,7 +184,16 @@ def _start(
     specs = []
     for name in called.values():
         kind, settings = devices[name].connector, devices[name].settings
-        specs.append(DeviceSpec(name=name, connector=kind, settings=settings, reserve=not lent))
+        resources = devices[name].resources
+        specs.append(
+            DeviceSpec(
+                name=name,
+                connector=kind,
+                settings=settings,
+                reserve=not lent,
+                resources=resources,
+            )
+        )
     try:
         farm = Farm.start(specs, cache_path)
     except _UNUSABLE as error:
