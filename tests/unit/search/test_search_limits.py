@@ -11,7 +11,7 @@ import pytest
 
 from donna_ray.config import DeviceConfig, Scenario, SearchConfig
 from donna_ray.errors import ConfigError, DonnaError
-from donna_ray.latency.farm import check_device
+from donna_ray.latency.starting import check_device
 from donna_ray.search.ask_tell import Search, SearchSetup
 from donna_ray.search.scenario import result_of
 from donna_ray.search.strategies import candidates
