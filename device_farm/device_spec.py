@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 __all__ = ["DeviceSpec"]
 
@@ -22,3 +22,5 @@ class DeviceSpec(BaseModel):
     """What the connector's `settings_type` takes."""
     reserve: bool = True
     """Whether Ray reserves the CPUs or GPUs that it needs; False where its user holds them."""
+    resources: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """What its process takes of a node besides, by Ray's names: it runs where they are."""

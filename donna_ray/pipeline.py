@@ -9,7 +9,7 @@ from functools import partial
 from donna_ray.config import DevicePrecision, RunConfig
 from donna_ray.data import check_data
 from donna_ray.distill.features import check_features
-from donna_ray.latency.farm import check_device, check_farm
+from donna_ray.latency.starting import check_device, check_farm
 from donna_ray.reference.build import build_reference
 from donna_ray.reference.step import reference_step
 from donna_ray.reference.wishes import check_wishes

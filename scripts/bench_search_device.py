@@ -10,8 +10,8 @@ from search_problem import corner_of, front_rows, hypervolume
 from device_farm import Workload
 from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
 from donna_ray.config import DeviceConfig, RunConfig, SearchConfig
-from donna_ray.latency.farm import start_farm
 from donna_ray.latency.lowering import Lowering
+from donna_ray.latency.starting import start_farm
 from donna_ray.predictor.model import Floats
 from donna_ray.reference.build import build_reference
 from donna_ray.search.ask_tell import SearchSetup

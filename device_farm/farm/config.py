@@ -62,7 +62,7 @@ class FarmConfig(BaseModel):
     cache: Path = Field(default_factory=default_cache)
     """The SQLite file of measurements, on a local disk of the node that the farm is started on."""
     devices: tuple[DeviceSpec, ...] = ()
-    """Devices that any node reaches, by name."""
+    """Devices that any node reaches, or one that has their `resources`, by name."""
     hosts: tuple[HostRule, ...] = ()
     runners: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Runners of phones by name; a device's setting `runner` may be such a name."""

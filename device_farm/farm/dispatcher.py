@@ -101,15 +101,14 @@ class Dispatcher:
         """`parts_of` what it was started with."""
         return self._parts
 
-    async def ready(self) -> None:
+    async def ready(self) -> dict[str, Exception]:
         """Waits for the devices that were named at the start.
 
-        Raises:
-            DeviceError: One of them cannot be reached.
-            ValueError: Two devices would measure on the same core.
+        Returns:
+            Why each that cannot be used cannot, by its name: a DeviceError if it cannot be reached,
+            a ValueError if it would measure on another one's core.
         """
-        for error in await asyncio.shield(self._starting):
-            raise error
+        return await asyncio.shield(self._starting)
 
     @ray.method(concurrency_group="presence")
     async def stay(self) -> None:
@@ -178,10 +177,11 @@ class Dispatcher:
             presence.add_done_callback(lambda _: self._askers.pop(reference, None))
         return self._askers[reference]
 
-    async def _start(self, specs: Sequence[DeviceSpec]) -> list[Exception]:
+    async def _start(self, specs: Sequence[DeviceSpec]) -> dict[str, Exception]:
         joining = [self._roster.bring_into_service(self._roster.add(spec)) for spec in specs]
         results = await asyncio.gather(*joining, return_exceptions=True)
-        return [result for result in results if isinstance(result, Exception)]
+        named = zip(specs, results, strict=True)
+        return {spec.name: result for spec, result in named if isinstance(result, Exception)}
 
     def _queue(self, key: MeasurementKey, model: bytes, pool: Pool) -> Job:
         result = asyncio.get_running_loop().create_future()

@@ -80,16 +80,37 @@ class Farm:
                 settings are unusable.
             OSError, sqlite3.Error: The cache cannot be opened.
         """
+        farm, failures = cls.start_usable(devices, cache_path, policy)
+        for error in failures.values():
+            farm.close()
+            raise error
+        return farm
+
+    @classmethod
+    def start_usable(
+        cls,
+        devices: Sequence[DeviceSpec],
+        cache_path: Path,
+        policy: FailurePolicy | None = None,
+    ) -> tuple[Farm, dict[str, Exception]]:
+        """Like `start`, also where some devices cannot be used, or none.
+
+        Returns:
+            The farm, and the error of each device that cannot be used, by its name: what `start`
+            would raise.
+
+        Raises:
+            ValueError, OSError, sqlite3.Error: As `start`, of what concerns all devices.
+        """
         if not devices:
             raise ValueError("a farm needs at least one device, but got none: name one")
         _check(devices)
         dispatcher = _start_dispatcher(cache_path, policy or FailurePolicy(), devices, (), {})
         try:
-            _get(dispatcher.ready.remote())
+            return cls(dispatcher), _get(dispatcher.ready.remote())
         except Exception:
             ray.kill(dispatcher)
             raise
-        return cls(dispatcher)
 
     @classmethod
     def serve(cls, config: FarmConfig, name: str = FARM_NAME) -> Farm:

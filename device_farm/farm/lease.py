@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -10,12 +11,16 @@ from ray.exceptions import RayError, RaySystemError, RayTaskError, TaskCancelled
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from device_farm.connector import DeviceInfo, make_connector
+from device_farm.device_spec import DeviceSpec
 from device_farm.failures import DeviceError, DeviceLost, DeviceTimeout, FailurePolicy
 from device_farm.farm.device_actor import STAGE_GROUP, DeviceActor
 from device_farm.farm.pool import Device
 from device_farm.timing.measurement import Measurement
 
 __all__ = ["Lessor", "cause_of"]
+
+_COUNTED = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
+"""Resources that Ray has an option of their own for."""
 
 
 class Lessor:
@@ -39,7 +44,7 @@ class Lessor:
             self.end(device)  # else the next call would wait behind this one
             raise DeviceTimeout(
                 f"device {device.name!r} must start within {limit:g} s, but did not: give the "
-                "cluster a free node with the CPUs or GPUs that it needs, or raise "
+                "cluster a free node with the CPUs, GPUs and resources that it needs, or raise "
                 "FailurePolicy.start_limit_s"
             ) from None
         except (RayError, ValueError) as error:
@@ -109,11 +114,21 @@ def _start(device: Device) -> None:
     spec = device.spec
     connector = make_connector(spec.connector, spec.name, spec.settings)
     device.interleave = connector.settings.interleave
-    needed = connector.actor_options() if spec.reserve else {}
-    options: dict[str, Any] = {"num_cpus": 0, **needed}
+    options = _reserved(spec, connector.actor_options() if spec.reserve else {})
     if device.node is not None:
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(device.node, soft=False)
     # Ray's annotations do not know concurrency groups.
     in_groups: Any = ray.remote(concurrency_groups={STAGE_GROUP: 1})  # type: ignore[call-overload]
     actor_class = in_groups(DeviceActor).options(max_restarts=-1, max_task_retries=0, **options)
     device.actor = actor_class.remote(spec.connector, spec.name, spec.settings)
+
+
+def _reserved(spec: DeviceSpec, needed: Mapping[str, Any]) -> dict[str, Any]:
+    """Ray's options of a device's process: what its connector needs, and its own resources."""
+    options = {"num_cpus": 0, **needed}
+    for name, amount in spec.resources.items():
+        if name in _COUNTED:
+            options[_COUNTED[name]] = max(amount, options.get(_COUNTED[name], 0))
+        else:
+            options["resources"] = {**options.get("resources", {}), name: amount}
+    return options

@@ -116,7 +116,7 @@ def check(
     _, file = config_at(config, trust)
     loaded = load_config(file, overrides or [])
 
-    from donna_ray.latency.farm import check_device
+    from donna_ray.latency.starting import check_device
     from donna_ray.reference.facts import space_facts
     from donna_ray.search.strategies.registry import check_strategy
 

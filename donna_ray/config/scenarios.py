@@ -121,7 +121,8 @@ class DeviceConfig(Section):
     `name` that of the device, or a model of devices. Kind and settings are then in its farm.yaml.
     The connector `recorded` is no device: its latencies were measured before (docs/search.md).
     `resources` are what a node of the cluster must offer for it (`{"phone:pixel-8": 1}`): an
-    autoscaler is asked for such a node, and the search waits for one.
+    autoscaler is asked for such a node, and the search waits for one. A device that is not of a
+    farm runs there, and takes them meanwhile.
     `precision` is that of the networks there, `fp32` or `int8` (docs/int8.md): it is what is
     measured, and what accuracy is predicted of.
     """

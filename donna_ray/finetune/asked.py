@@ -1,7 +1,8 @@
 """Networks that a person asked for, beside those that are chosen of the front.
 
 What was once finetuned because it was asked for is asked for in later runs of the folder, too: the
-step's earlier artifacts name its blocks.
+step's earlier artifacts name its blocks. If it cannot be measured then, for a new scenario say, it
+is left out of that one; what this run is asked for by name must be measured.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,19 +11,20 @@ from typing import Any
 from donna_ray.config import DeviceConfig, DevicePrecision
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.assemble import library_space
-from donna_ray.latency.farm import LatencyFarm, Unmeasured, start_farms
+from donna_ray.latency.farm import LatencyFarm, Unmeasured
 from donna_ray.latency.figures import Latency
 from donna_ray.latency.quantised import AnyLowering
 from donna_ray.latency.shifts import in_shifts
+from donna_ray.latency.starting import start_farms
 from donna_ray.library.quantised import lowering_in
 from donna_ray.reference.load import load_reference
 from donna_ray.run.run import Run
 from donna_ray.space import Architecture, BlockSpec, SearchSpace, architecture_named
-from donna_ray.storage.artifacts import Artifact, finished_inputs, read_json
+from donna_ray.storage.artifacts import Artifact, StepFolder, finished_inputs, read_json
 from donna_ray.storage.records import RecordStore
 from donna_ray.workers.pool import pool_of
 
-__all__ = ["Libraries", "asked_for", "measured_points"]
+__all__ = ["Libraries", "asked_for", "attempt_at", "measured_points"]
 
 Blocks = Sequence[dict[str, Any]]
 Specs = dict[str, list[BlockSpec]]
@@ -35,8 +37,9 @@ def asked_for(
     search: Artifact,
     names: Sequence[str],
     finetuned: RecordStore,
-) -> dict[str, Architecture]:
-    """Networks by id, in its order: those named, and those that an earlier run was asked for.
+) -> tuple[dict[str, Architecture], set[str]]:
+    """Networks by id, in its order: those named, and those that an earlier run was asked for; and
+    the ids of those named.
 
     Names may be ids of what the searches looked at, and of what is finetuned, the predictor's
     samples among it.
@@ -45,7 +48,8 @@ def asked_for(
         ConfigError: no network of the space, or more than one, has a name.
     """
     known = dict(_known(run, space, search, finetuned)) if names else {}
-    wanted = {architecture_named(name, space, known) for name in names}
+    named = {architecture_named(name, space, known) for name in names}
+    wanted = set(named)
     earlier = [each for inputs in finished_inputs(run.root, "finetune") for each in _of(inputs)]
     for words, blocks in dict(earlier).items():
         architecture = _in_space(space, blocks)
@@ -53,7 +57,22 @@ def asked_for(
             run.say(f"  a network that was asked for is not in the space any more: {words}")
         else:
             wanted.add(architecture)
-    return dict(sorted((space.id_of(each), each) for each in wanted))
+    asked = dict(sorted((space.id_of(each), each) for each in wanted))
+    return asked, {space.id_of(each) for each in named}
+
+
+def attempt_at(run: Run, inputs: dict[str, Any], named: set[str]) -> dict[str, int]:
+    """What is added to the step's inputs: the number of the attempt to measure, but for the first.
+
+    It is the one that was last made, or the next one if that left out what is named now.
+    """
+    finished = finished_inputs(run.root, "finetune")
+    last = max((each.get("attempt", 0) for each in finished), default=0)
+    attempt = {"attempt": last} if last else {}
+    made = StepFolder(run.root, "finetune", {**inputs, **attempt}).load()
+    points = [] if made is None else made.result.get("asked", {}).values()
+    is_whole = all(named <= {each["id"] for each in own} for own in points)
+    return attempt if is_whole else {"attempt": last + 1}
 
 
 def _of(inputs: dict[str, Any]) -> Iterator[tuple[str, Blocks]]:
@@ -92,14 +111,15 @@ def measured_points(
     libraries: Libraries,
     search: Artifact,
     asked: dict[str, Architecture],
+    named: set[str],
 ) -> dict[str, list[dict[str, Any]]]:
     """Networks by id with their latency, as the search of each scenario measured it, or now.
 
     Returns:
-        By scenario, `id`, `architecture` and `latency` of each.
+        By scenario, `id`, `architecture` and `latency` of each that can be measured.
 
     Raises:
-        DonnaError: a device is out, or one of them cannot be measured on it.
+        DonnaError: one that is `named` cannot be measured, or its device is out.
     """
     space = library_space(libraries["fp32"])
     found: dict[str, dict[str, Latency]] = {}
@@ -111,11 +131,25 @@ def measured_points(
         for scenario, there in found.items()
     }
     for scenario, latencies in _measured(run, reference, libraries, missing).items():
-        found[scenario] |= latencies
+        for name, latency in latencies.items():
+            if not isinstance(latency, Unmeasured):
+                found[scenario][name] = latency
+            elif name in named:
+                raise DonnaError(
+                    f"A network that is asked for must be measured for each scenario, but for "
+                    f"{scenario!r} {name} cannot be: {latency.reason}. Ask for another one, or "
+                    "mend the device."
+                )
+            else:
+                run.say(
+                    f"  {name}, which an earlier run was asked for, is left out for {scenario}: "
+                    f"{latency.reason}"
+                )
     return {
         scenario: [
             {"id": name, "architecture": list(each), "latency": there[name]}
             for name, each in asked.items()
+            if name in there
         ]
         for scenario, there in found.items()
     }
@@ -123,7 +157,7 @@ def measured_points(
 
 def _measured(
     run: Run, reference: Artifact, libraries: Libraries, missing: dict[str, Specs]
-) -> dict[str, dict[str, Latency]]:
+) -> dict[str, dict[str, Latency | Unmeasured]]:
     devices = {each.name: each.device for each in run.config.all_scenarios() if missing[each.name]}
     if not devices:
         return {}
@@ -134,7 +168,7 @@ def _measured(
     }
     space = library_space(libraries["fp32"])
     run.connect()
-    found: dict[str, dict[str, Latency]] = {}
+    found: dict[str, dict[str, Latency | Unmeasured]] = {}
     for together in in_shifts(devices):
         own = {name: devices[name] for name in together}
         found |= _measured_at_once(run, own, lowerings, missing, space)
@@ -147,9 +181,9 @@ def _measured_at_once(
     lowerings: Mapping[str, AnyLowering],
     missing: dict[str, Specs],
     space: SearchSpace,
-) -> dict[str, dict[str, Latency]]:
+) -> dict[str, dict[str, Latency | Unmeasured]]:
     cache = run.root / "search" / "measurements.sqlite"
-    farms = start_farms(devices, cache, run.say, pool_of(run).lend, space)
+    farms, failures = start_farms(devices, cache, run.say, pool_of(run).lend, space)
     try:
         asked = {
             scenario: {
@@ -158,20 +192,25 @@ def _measured_at_once(
             }
             for scenario, farm in farms.items()
         }
-        return {
-            scenario: {name: _settled(farms[scenario], name, each) for name, each in own.items()}
+        found = {
+            scenario: {name: _settled(farms[scenario], each) for name, each in own.items()}
             for scenario, own in asked.items()
         }
     finally:
         for farm in farms.values():
             farm.close()
+    for scenario, error in failures.items():
+        found[scenario] = dict.fromkeys(missing[scenario], _out(error))
+    return found
 
 
-def _settled(farm: LatencyFarm, name: str, reference: Any) -> Latency:
-    (latency,) = farm.settle([reference])
-    if isinstance(latency, Unmeasured):
-        raise DonnaError(
-            f"A network that is asked for must be measured, but {name} cannot be: "
-            f"{latency.reason}. Ask for another one, or mend the device."
-        )
+def _settled(farm: LatencyFarm, reference: Any) -> Latency | Unmeasured:
+    try:
+        (latency,) = farm.settle([reference])
+    except DonnaError as error:
+        return _out(error)
     return latency
+
+
+def _out(error: DonnaError) -> Unmeasured:
+    return Unmeasured(str(error), of_model=False)

@@ -7,7 +7,7 @@ from typing import Any
 from donna_ray.config import FinetuneConfig, FinetuneRecipe, amount_of
 from donna_ray.data import origin_of_test
 from donna_ray.errors import DonnaError
-from donna_ray.finetune.asked import Libraries, asked_for, measured_points
+from donna_ray.finetune.asked import Libraries, asked_for, attempt_at, measured_points
 from donna_ray.finetune.assemble import block_keys, library_space
 from donna_ray.finetune.quantised import quantised_networks, quantised_store
 from donna_ray.finetune.tested import tested, tested_models
@@ -168,14 +168,15 @@ def finetune_step(
 
     Raises:
         ConfigError: a name is of no network, or of more than one.
-        DonnaError: no network of a front is within a budget, one that is asked for cannot be
-            measured, or a training failed.
+        DonnaError: no network of a front is within a budget, one that is named cannot be measured,
+            or a training failed.
     """
     recipe = run.config.finetune
     space = library_space(library)
     fronts = search.result["scenarios"].values()
     chosen = [point for found in fronts for point in _chosen(found, recipe)]
-    asked = asked_for(run, space, search, [*recipe.architectures, *names], network_store(run))
+    names = [*recipe.architectures, *names]
+    asked, named = asked_for(run, space, search, names, network_store(run))
     architectures = [*(tuple(point["architecture"]) for point in chosen), *asked.values()]
     architectures = list(dict.fromkeys(architectures))
     jobs = jobs_of(run, reference, block_keys(library), space, architectures, recipe)
@@ -191,10 +192,13 @@ def finetune_step(
     if asked:
         blocks = ([spec.to_json() for spec in space.specs(each)] for each in asked.values())
         inputs["asked"] = list(blocks)
+        inputs |= attempt_at(run, inputs, named)
 
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
         libraries: Libraries = {"fp32": library, "int8": in_int8 or library}
-        points = measured_points(run, reference, libraries, search, asked) if asked else {}
+        points = {}
+        if asked:
+            points = measured_points(run, reference, libraries, search, asked, named)
         done, records = _compared(run, reference, jobs, other)
         found = _result(run, reference, done, records)
         files = network_files(run, done[:-1])

@@ -8,6 +8,7 @@ __all__ = [
     "MEMORY_REMEDY",
     "Latency",
     "drift_percent",
+    "memory_not_told",
     "peak_memory",
     "surely_ms",
     "temperature_c",
@@ -33,12 +34,18 @@ def peak_memory(latency: Latency) -> float:
         DonnaError: the device does not tell.
     """
     if latency.get("peak_memory_mb") is None:
-        device = latency.get("device", "that of this evaluator")
         raise DonnaError(
             "search.memory_limit must be of a device that tells what memory a model takes, but "
-            f"{device!r} does not. {MEMORY_REMEDY}"
+            f"{memory_not_told(latency)}. {MEMORY_REMEDY}"
         )
     return float(latency["peak_memory_mb"])
+
+
+def memory_not_told(latency: Latency) -> str:
+    """That a measurement lacks the memory, and why if the device says that."""
+    device = latency.get("device", "that of this evaluator")
+    why = (latency.get("environment") or {}).get("peak_memory_not_told")
+    return f"{device!r} does not" + (f" ({why})" if why else "")
 
 
 def drift_percent(latency: Latency) -> float | None:

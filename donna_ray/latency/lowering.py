@@ -12,6 +12,7 @@ import onnx
 from onnx import compose
 from torch import nn
 
+from donna_ray.latency.recent import RecentGraphs
 from donna_ray.onnx_export import export_onnx
 from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.network import StagedNetwork
@@ -44,7 +45,7 @@ class Lowering:
 
     def __init__(self, reference: StagedNetwork, folder: Path, modules: Sequence[str] = ()) -> None:
         self._reference, self._folder, self._modules = reference, folder, modules
-        self._graphs: dict[str, onnx.ModelProto] = {}
+        self._graphs = RecentGraphs()
 
     def reference(self) -> bytes:
         """The reference itself, likewise."""
@@ -77,16 +78,16 @@ class Lowering:
     def _graph(
         self, name: str, make: Callable[[], nn.Module], shape: Sequence[int], edges: tuple[str, str]
     ) -> onnx.ModelProto:
-        if name in self._graphs:
-            return self._graphs[name]
-        path = self._folder / f"{name}.graph"
-        data = _kept(path)
-        if data is None:
-            part = exported_part(make(), shape, name.partition("-")[0], edges)
-            data = part.SerializeToString(deterministic=True)
-            write_atomic(path, hashlib.sha256(data).digest() + data)
-        self._graphs[name] = onnx.load_model_from_string(data)
-        return self._graphs[name]
+        def load() -> bytes:
+            path = self._folder / f"{name}.graph"
+            data = _kept(path)
+            if data is None:
+                part = exported_part(make(), shape, name.partition("-")[0], edges)
+                data = part.SerializeToString(deterministic=True)
+                write_atomic(path, hashlib.sha256(data).digest() + data)
+            return data
+
+        return self._graphs.get(name, load)
 
 
 def _kept(path: Path) -> bytes | None:

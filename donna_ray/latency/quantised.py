@@ -24,6 +24,7 @@ from torch import Tensor
 from donna_ray.data import Split
 from donna_ray.data.split import count_images
 from donna_ray.latency.lowering import CandidateModel, Lowering, exported_part, stitch
+from donna_ray.latency.recent import RecentGraphs
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.space import BlockSpec, network_id, record_id
 from donna_ray.storage.records import RecordStore
@@ -153,7 +154,7 @@ class QuantisedLowering:
         self, store: RecordStore, own: Sequence[str], blocks: Sequence[dict[str, str]]
     ) -> None:
         self._store, self._own, self._blocks = store, own, blocks
-        self._graphs: dict[str, onnx.ModelProto] = {}
+        self._graphs = RecentGraphs()
 
     def reference(self) -> bytes:
         """The reference itself, likewise."""
@@ -171,9 +172,7 @@ class QuantisedLowering:
         return stitch([self._graph(key) for key in keys]).SerializeToString(deterministic=True)
 
     def _graph(self, key: str) -> onnx.ModelProto:
-        if key not in self._graphs:
-            self._graphs[key] = onnx.load_model_from_string(self._store.file(key, "onnx"))
-        return self._graphs[key]
+        return self._graphs.get(key, lambda: self._store.file(key, "onnx"))
 
 
 AnyLowering = Lowering | QuantisedLowering

@@ -1,4 +1,4 @@
-"""Which devices can be used at once: those whose CPUs the cluster has."""
+"""Which devices can be used at once: those whose CPUs and resources the cluster has."""
 
 import math
 from collections.abc import Mapping
@@ -19,6 +19,11 @@ def cpus_of(config: DeviceConfig) -> float:
         return 0.0
     if config.farm is not None or config.resources:
         return math.inf
+    return _own_cpus(config)
+
+
+def _own_cpus(config: DeviceConfig) -> float:
+    """Those that its connector reserves; infinite on a GPU."""
     options = make_connector(config.connector, "device", config.settings).actor_options()
     return math.inf if options.get("num_gpus") else float(options.get("num_cpus", 0))
 
@@ -29,22 +34,30 @@ def identity_of_device(config: DeviceConfig) -> str:
 
 
 def in_shifts(devices: Mapping[str, DeviceConfig]) -> list[list[str]]:
-    """The names of devices in groups, in order, each of which the nodes' CPUs can hold at once.
+    """The names of devices in groups, in order, each of which the nodes can hold at once.
 
-    A record, and devices of a served farm, of nodes with resources of their own and on GPUs take no
-    CPU of a group. One that no node has the CPUs for is a group alone: its farm waits for a node.
+    A record, and devices of a served farm, take nothing of a node; nor do GPUs, unless
+    `device.resources` names them. One that no node has room for is a group alone: its farm waits
+    for a node.
     """
-    nodes = [each["Resources"].get("CPU", 0.0) for each in ray.nodes() if each["Alive"]]
+    nodes = [each["Resources"] for each in ray.nodes() if each["Alive"]]
     shifts: list[_Shift] = []
     for name, config in devices.items():
-        needed = cpus_of(config)
-        if math.isinf(needed):
-            needed = 0.0
-        key = identity_of_device(config)
+        needed, key = _needs(config), identity_of_device(config)
         if not any(shift.takes(name, key, needed) for shift in shifts):
-            shifts.append(_Shift(nodes.copy(), {key}, [name]))
+            shifts.append(_Shift([dict(each) for each in nodes], {key}, [name]))
             shifts[-1].place(needed)
     return [shift.names for shift in shifts]
+
+
+def _needs(config: DeviceConfig) -> dict[str, float]:
+    """What a device of the run's own takes of a node, by Ray's names."""
+    if config.farm is not None or config.connector == RECORDED:
+        return {}
+    cpus, named = _own_cpus(config), dict(config.resources)
+    if not cpus or math.isinf(cpus):
+        return named
+    return {**named, "CPU": max(cpus, named.get("CPU", 0.0))}
 
 
 @dataclass
@@ -52,16 +65,16 @@ class _Shift:
     """Devices that are used at once.
 
     Attributes:
-        free: CPUs of each node.
+        free: of each node, by Ray's names.
         keys: what the devices are.
         names: of their scenarios.
     """
 
-    free: list[float]
+    free: list[dict[str, float]]
     keys: set[str]
     names: list[str]
 
-    def takes(self, name: str, key: str, needed: float) -> bool:
+    def takes(self, name: str, key: str, needed: Mapping[str, float]) -> bool:
         """Adds a device if there is room for it."""
         if key not in self.keys and not self.place(needed):
             return False
@@ -69,10 +82,10 @@ class _Shift:
         self.names.append(name)
         return True
 
-    def place(self, needed: float) -> bool:
-        """Reserves CPUs on the first node that has them; what needs none is anywhere."""
-        for number, free in enumerate(self.free):
-            if needed and free >= needed:
-                self.free[number] -= needed
+    def place(self, needed: Mapping[str, float]) -> bool:
+        """Reserves it on the first node that has it; what needs nothing is anywhere."""
+        for free in self.free:
+            if needed and all(free.get(each, 0.0) >= amount for each, amount in needed.items()):
+                free.update({each: free[each] - amount for each, amount in needed.items()})
                 return True
         return not needed

@@ -18,9 +18,9 @@ from donna_ray.config import RunConfig
 from donna_ray.data import load_data
 from donna_ray.distill.students import BlockJob
 from donna_ray.errors import DonnaError
-from donna_ray.latency.farm import start_farm
 from donna_ray.latency.lowering import Lowering
 from donna_ray.latency.recorded import RECORDED
+from donna_ray.latency.starting import start_farm
 from donna_ray.library.costs import decided, pack_costs, seconds_of
 from donna_ray.library.measure import precision_artifact, settled_precision
 from donna_ray.library.step import library_jobs

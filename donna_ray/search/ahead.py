@@ -8,7 +8,7 @@ import ray
 
 from donna_ray.config import DevicePrecision, Scenario
 from donna_ray.errors import DonnaError
-from donna_ray.latency.farm import farm_at_hand
+from donna_ray.latency.starting import farm_at_hand
 from donna_ray.library.quantised import lowering_in
 from donna_ray.reference.load import load_reference
 from donna_ray.run.run import Run
@@ -54,11 +54,11 @@ def measuring_ahead(run: Run, reference: Artifact, libraries: Libraries) -> Iter
 def _measure(
     run: Run, reference: Artifact, libraries: Libraries, scenarios: list[Scenario], enough: Event
 ) -> None:
-    try:
-        for each in scenarios:
+    for each in scenarios:
+        try:
             _measure_one(run, reference, libraries[each.device.precision], each, enough)
-    except (DonnaError, ray.exceptions.RayError) as error:
-        run.say(f"  nothing is measured meanwhile: {error}")  # the search will need it, and say why
+        except (DonnaError, ray.exceptions.RayError) as error:  # the search will say it, too
+            run.say(f"  {each.name}: nothing is measured meanwhile: {error}")
 
 
 def _measure_one(

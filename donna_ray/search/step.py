@@ -2,7 +2,8 @@
 
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 from donna_ray.config import DevicePrecision, Scenario
 from donna_ray.errors import DonnaError, MissingArtifactError
 from donna_ray.finetune.assemble import library_space
-from donna_ray.latency.farm import LatencyFarm, start_farms
+from donna_ray.latency.farm import LatencyFarm, Unmeasured
 from donna_ray.latency.figures import Latency, peak_memory
 from donna_ray.latency.quantised import AnyLowering
 from donna_ray.latency.recorded import record_facts
 from donna_ray.latency.shifts import in_shifts
+from donna_ray.latency.starting import start_farms
 from donna_ray.library.quantised import lowering_in
 from donna_ray.reference.load import load_reference
 from donna_ray.reference.network import StagedNetwork
@@ -56,7 +58,8 @@ def search_step(run: Run, reference: Artifact, made: Made) -> Artifact:
 
     Raises:
         DonnaError: no architecture keeps a scenario's limits (with the nearest that one keeps),
-            none could be measured, or a device is out; what is measured is kept.
+            none could be measured, or a device is out: for each scenario that has no front. The
+            others have theirs, and what is measured is kept.
     """
     scenarios = {each.name: each for each in run.config.all_scenarios()}
     folders = {
@@ -65,7 +68,7 @@ def search_step(run: Run, reference: Artifact, made: Made) -> Artifact:
     }
     missing = [each for name, each in scenarios.items() if folders[name].load() is None]
     searches = _Searches(run, reference, made, missing)
-    parts, errors = {}, []
+    parts, errors = {}, dict[str, DonnaError]()
     for name, folder in folders.items():
         compute = searches.compute(scenarios[name], folders)
         try:
@@ -73,9 +76,9 @@ def search_step(run: Run, reference: Artifact, made: Made) -> Artifact:
         except MissingArtifactError:
             raise
         except DonnaError as error:
-            errors.append(error)  # the others have their fronts all the same
+            errors[name] = error  # the others have their fronts all the same
     if errors:
-        raise DonnaError("\n".join(dict.fromkeys(map(str, errors)))) from errors[0]
+        raise DonnaError(_in_words(errors, len(scenarios) > 1)) from next(iter(errors.values()))
     return Artifact(
         step="search",
         path=run.root / "search",
@@ -105,6 +108,17 @@ def _inputs(run: Run, scenario: Scenario, made: Made) -> dict[str, Any]:
         "verified": ROUNDS,
         **record_facts(scenario.device),
     }
+
+
+def _in_words(errors: Mapping[str, DonnaError], named: bool) -> str:
+    """Each error once, with the scenarios that it ended if they are `named`."""
+    scenarios: dict[str, list[str]] = {}
+    for name, error in errors.items():
+        scenarios.setdefault(str(error), []).append(name)
+    return "\n".join(
+        f"Scenario {', '.join(names)}: {text}" if named else text
+        for text, names in scenarios.items()
+    )
 
 
 class _Searches:
@@ -141,15 +155,27 @@ class _Searches:
         if name not in self._searches and name not in self._failures:
             together = [each.name for each in self._missing]
             try:
-                for problem in self._problems.values():
-                    problem.check()
-                self._run.connect()
-                [together] = [each for each in self._shifts if name in each]
-                self._search([each for each in self._missing if each.name in together], folders)
-            except DonnaError as error:
-                self._failures |= dict.fromkeys(together, error)
+                if name in self._problems:
+                    self._run.connect()
+                    [together] = [each for each in self._shifts if name in each]
+                    self._search([each for each in self._missing if each.name in together], folders)
+            except DonnaError as error:  # of all of them
+                self._failures = dict.fromkeys(together, error) | self._failures
         if name in self._failures:
             raise self._failures[name]
+
+    @contextmanager
+    def _apart(self, name: str) -> Iterator[None]:
+        """What goes wrong inside ends the search of this scenario, and of no other."""
+        try:
+            yield
+        except DonnaError as error:
+            self._leave_out(name, error)
+
+    def _leave_out(self, name: str, error: DonnaError) -> None:
+        self._failures[name] = error
+        if len(self._missing) > 1:
+            self._run.say(f"  {name} is left out: {error}")
 
     @cached_property
     def _teacher(self) -> StagedNetwork:
@@ -157,14 +183,19 @@ class _Searches:
 
     @cached_property
     def _problems(self) -> dict[str, SearchProblem]:
-        return {
-            each.name: problem_of(each.search, self._teacher, *self._made[each.device.precision])
-            for each in self._missing
-        }
+        """Of each scenario whose limits some network keeps."""
+        problems, teacher = {}, self._teacher
+        for each in self._missing:
+            with self._apart(each.name):
+                problem = problem_of(each.search, teacher, *self._made[each.device.precision])
+                problem.check()
+                problems[each.name] = problem
+        return problems
 
     @cached_property
     def _shifts(self) -> list[list[str]]:
-        return in_shifts({each.name: each.device for each in self._missing})
+        usable = [each for each in self._missing if each.name in self._problems]
+        return in_shifts({each.name: each.device for each in usable})
 
     def _search(self, together: Sequence[Scenario], folders: dict[str, Path]) -> None:
         run = self._run
@@ -172,22 +203,23 @@ class _Searches:
         devices = {each.name: each.device for each in together}
         [(library, _), *_] = self._made.values()
         space = library_space(library)
-        served = start_farms(devices, cache, run.say, pool_of(run).lend, space)
+        served, failures = start_farms(devices, cache, run.say, pool_of(run).lend, space)
+        for name, error in failures.items():
+            self._leave_out(name, error)
         try:
             lowerings = self._lowerings(together)
-            models = {name: each.reference() for name, each in lowerings.items()}
-            latencies = _reference_latencies(models, served)
+            models = {name: lowerings[name].reference() for name in served}
+            latencies = self._reference_latencies(models, served)
             searchers, evaluators = {}, {}
-            for scenario in together:
+            for scenario in [each for each in together if each.name in latencies]:
                 name = scenario.name
-                limit = scenario.search.latency_limit_ms(latencies[name]["median_ms"])
-                problem = replace(self._problems[name], latency_limit_ms=limit)
-                if scenario.search.memory_limit is not None:
-                    own = scenario.search.memory_limit_mb(peak_memory(latencies[name]))
-                    problem = replace(problem, memory_limit_mb=own)
-                searchers[name] = searcher_of(scenario, problem, run.config.seed, folders[name])
-                evaluators[name] = FarmEvaluator(problem, lowerings[name], served[name])
-            counts = {name: farm.devices for name, farm in served.items()}
+                with self._apart(name):
+                    problem = self._limited(scenario, latencies[name])
+                    searchers[name] = searcher_of(scenario, problem, run.config.seed, folders[name])
+                    evaluators[name] = FarmEvaluator(problem, lowerings[name], served[name])
+            if not searchers:
+                return
+            counts = {name: served[name].devices for name in searchers}
             self._run_tune(searchers, evaluators, counts)
             searches = {name: searcher.search for name, searcher in searchers.items()}
             self._verify(searches, models, lowerings, served)
@@ -195,6 +227,33 @@ class _Searches:
         finally:
             for farm in served.values():
                 farm.close()
+
+    def _reference_latencies(
+        self, models: Mapping[str, bytes], served: Mapping[str, LatencyFarm]
+    ) -> dict[str, Latency]:
+        """Latency of the reference itself, on the device of each scenario that can measure it."""
+        limited = {each.name for each in self._missing if each.search.memory_limit is not None}
+        asked = {name: farm.submit(models[name]) for name, farm in served.items()}
+        latencies = {}
+        for name, each in asked.items():
+            with self._apart(name):
+                [found] = served[name].wait([each])
+                told = served[name].with_memory(models[name], found) if name in limited else found
+                latencies[name] = found if isinstance(told, Unmeasured) else told
+        return latencies
+
+    def _limited(self, scenario: Scenario, reference: Latency) -> SearchProblem:
+        """With the limits on what is measured, which may be in parts of the reference's.
+
+        Raises:
+            DonnaError: there is a limit on memory, and that of the reference is not told.
+        """
+        config, problem = scenario.search, self._problems[scenario.name]
+        limit_ms = config.latency_limit_ms(reference["median_ms"])
+        problem = replace(problem, latency_limit_ms=limit_ms)
+        if config.memory_limit is None:
+            return problem
+        return replace(problem, memory_limit_mb=config.memory_limit_mb(peak_memory(reference)))
 
     def _lowerings(self, together: Sequence[Scenario]) -> dict[str, AnyLowering]:
         """To the models that each scenario's device measures."""
@@ -263,11 +322,3 @@ class _Searches:
             if not search.finished
         }
         return Tracking(loggers_of(self._run.config), runs, self._run.say)
-
-
-def _reference_latencies(
-    models: Mapping[str, bytes], served: Mapping[str, LatencyFarm]
-) -> dict[str, Latency]:
-    """Latency of the reference itself, on the device of each scenario."""
-    asked = {name: farm.submit(models[name]) for name, farm in served.items()}
-    return {name: served[name].wait([each])[0] for name, each in asked.items()}

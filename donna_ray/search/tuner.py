@@ -69,17 +69,22 @@ class FarmEvaluator:
     def evaluate(self, candidates: Sequence[Architecture]) -> list[Outcome]:
         """See ``Evaluator``.
 
-        The device works on the first candidates while the others are lowered and predicted.
+        The device works on the first candidates while the others are lowered and predicted. With a
+        limit on memory, one whose memory is not told is a failure, and not its own.
 
         Raises:
             DonnaError: no device can measure.
         """
         space = self._problem.space
-        models = (self._lowering.model(space.specs(each)) for each in candidates)
-        pending = [self._farm.submit(model) for model in models]
+        models, pending = [], []
+        for each in candidates:
+            models.append(self._lowering.model(space.specs(each)))
+            pending.append(self._farm.submit(models[-1]))
         accuracies = self._problem.accuracy.predict_all(candidates)
         further = self._problem.further(np.array(candidates)).tolist()
         latencies = self._farm.settle(pending)
+        if self._problem.memory_limit_mb is not None:
+            latencies = list(map(self._farm.with_memory, models, latencies))
         return [
             latency.outcome()
             if isinstance(latency, Unmeasured)

@@ -126,7 +126,8 @@ class Verification:
         self.networks = contenders(search)
         self.rounds: Rounds = {}
         self.failure: DonnaError | None = None
-        self._space = search.setup.problem.space
+        problem = search.setup.problem
+        self._space, self._with_memory = problem.space, problem.memory_limit_mb is not None
         self._reference, self._lowering, self._farm = reference, lowering, farm
         self._asked: deque[tuple[Architecture | None, Any]] = deque()
         self._ahead = 2 * farm.devices() + 2  # so that none of them waits
@@ -135,10 +136,11 @@ class Verification:
     def ask(self, network: Architecture | None, repeat: int) -> None:
         """Have a network measured, or the reference, unless the device is out."""
         if self.failure is None and repeat <= self._rounds:
-            specs = self._space.specs
-            model = self._lowering.model(specs(network)) if network else self._reference
-            self._asked.append((network, self._farm.submit(model, repeat)))
+            self._asked.append((network, self._farm.submit(self._model(network), repeat)))
             self.settle(self._ahead)
+
+    def _model(self, network: Architecture | None) -> bytes:
+        return self._lowering.model(self._space.specs(network)) if network else self._reference
 
     def settle(self, most: int = 0) -> None:
         """Wait until at most so many of those asked for are under way."""
@@ -146,6 +148,8 @@ class Verification:
             network, asked = self._asked.popleft()
             try:
                 (latency,) = self._farm.settle([asked])
+                if network and self._with_memory:
+                    latency = self._farm.with_memory(self._model(network), latency)
             except DonnaError as error:
                 self.failure = self.failure or error
                 continue

@@ -85,7 +85,8 @@ class LocalFarm:
 
     def ready(self) -> None:
         """Waits for the devices that were named; raises as `Farm.start`."""
-        self._spawn(self._dispatcher.ready()).result(30)
+        for error in self._spawn(self._dispatcher.ready()).result(30).values():
+            raise error
 
     def submit(self, model: bytes, device: str, repeat: int = 0) -> Future[dict[str, Any]]:
         return self._spawn(self._dispatcher.measure(model, device, (), repeat))

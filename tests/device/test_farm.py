@@ -135,6 +135,18 @@ def test_a_device_that_cannot_be_reached_is_told_at_start(start: StartFarm) -> N
         start(greedy, policy=FailurePolicy(start_limit_s=1))
 
 
+def test_a_farm_may_start_without_the_devices_that_cannot_be_reached(tmp_path: Path) -> None:
+    absent = DeviceSpec(name="absent", connector="onnxruntime", settings={"cores": [4095]})
+    board = DeviceSpec(name="board", connector="simulated")
+    farm, failures = Farm.start_usable([absent, board], tmp_path / "cache.sqlite", POLICY)
+    try:
+        assert [*failures] == ["absent"]
+        assert isinstance(failures["absent"], DeviceLost)
+        assert farm.measure(MODEL, "board").simulated
+    finally:
+        farm.close()
+
+
 @pytest.mark.parametrize(
     ("devices", "words"),
     [

@@ -13,7 +13,7 @@ from farms import model_number, row, wait_for_state
 from phone import Phone, command_settings
 from ray.cluster_utils import Cluster
 
-from device_farm import FailurePolicy, Farm, FarmConfig, HostRule
+from device_farm import DeviceSpec, FailurePolicy, Farm, FarmConfig, HostRule
 from device_farm.connectors.adb.keys import load_signer
 
 LIMITS = FailurePolicy(delay_s=0.2, control_every=0)
@@ -69,3 +69,22 @@ def test_a_host_is_lost_and_another_takes_over(cluster: Cluster, tmp_path: Path)
     finally:
         farm.close()
         phone.kill()
+
+
+def test_a_device_runs_where_its_resources_are(cluster: Cluster, tmp_path: Path) -> None:
+    """Also those that Ray counts by itself; the other nodes have room as well."""
+    cluster.add_node(num_cpus=8)
+    there = cluster.add_node(num_cpus=16, resources={"board:pi5": 2})
+    asked = {"board": {"board:pi5": 1}, "cpu": {"CPU": 12}, "both": {"board:pi5": 1, "CPU": 2}}
+    specs = [
+        DeviceSpec(name=name, connector="simulated", settings={"model": name}, resources=each)
+        for name, each in asked.items()
+    ]
+    farm = Farm.start(specs, tmp_path / "cache.sqlite", LIMITS)
+    try:
+        actors = ray._private.state.actors().values()
+        devices = [each for each in actors if each["ActorClassName"] == "DeviceActor"]
+        alive = [each["Address"]["NodeID"] for each in devices if each["State"] == "ALIVE"]
+        assert alive == [there.node_id] * 3
+    finally:
+        farm.close()

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 
 from donna_ray.config import DeviceConfig, load_config, shipped_config
-from donna_ray.latency.farm import start_farm
+from donna_ray.latency.starting import start_farm
 from donna_ray.run.run import Run
 from donna_ray.workers import demand
 from donna_ray.workers.spread import Unit, spread

@@ -12,7 +12,7 @@ import yaml
 
 from device_farm import DeviceSpec, Farm, FarmConfig
 from donna_ray.config import DeviceConfig, RunConfig
-from donna_ray.latency.farm import start_farm
+from donna_ray.latency.starting import start_farm
 from donna_ray.pipeline import run_steps
 from donna_ray.run.run import Run
 from tests.command_line import donna_here

@@ -12,8 +12,8 @@ import ray
 from ray import tune
 
 from donna_ray.config import DeviceConfig, SearchConfig, load_config, shipped_config
-from donna_ray.latency.farm import start_farm
 from donna_ray.latency.lowering import Lowering
+from donna_ray.latency.starting import start_farm
 from donna_ray.reference.build import build_reference
 from donna_ray.search.ask_tell import SearchSetup
 from donna_ray.search.exact.accuracy import AccuracyModel

@@ -66,7 +66,7 @@ class Frontier(Strategy):
     ) -> None:
         super().__init__(problem, evaluations, seed, options)
         self._sizes = [len(stage.choices) for stage in problem.space.stages]
-        self._surrogate = Surrogate(problem.features)
+        self._surrogate, self._memory = Surrogate(problem.features), Surrogate(problem.features)
         share = int(_DESIGN_SHARE * evaluations)
         self._design_size = max(min(_DESIGN_PER_STAGE * len(self._sizes), share), 4)
         self._fitted_to = 0
@@ -180,6 +180,9 @@ class Frontier(Strategy):
             latency = np.array([each[1] for each in ledger.measured.values()])
             kept = informative(self.problem.accuracy.predict(rows), latency)
             self._surrogate.fit(rows[kept], latency[kept])
+            if self.problem.memory_limit_mb is not None:
+                memory = self.problem.memory_limit_mb + ledger.excess("memory_limit_mb")
+                self._memory.fit(rows[kept], memory[kept])
             self._fitted_to = len(rows)
 
     def _exact(
@@ -253,7 +256,7 @@ class Frontier(Strategy):
         mean, deviation = self._surrogate.predict(pool)
         stairs = Stairs.over(self._believed(ledger), np.column_stack([accuracy, mean]), limit)
         works = success_probability(ledger.measured, ledger.failed, pool)
-        works = works * self._keeps_memory(ledger, pool)
+        works = works * self._keeps_memory(pool)
         score = works * expected_gain(accuracy, mean, deviation, stairs)
         if limit is not None:
             self._check_limit(ledger, pool, limit)
@@ -288,14 +291,12 @@ class Frontier(Strategy):
             return np.ones(len(ledger.measured), dtype=bool)
         return np.asarray(ledger.excess("memory_limit_mb") <= 0)
 
-    def _keeps_memory(self, ledger: Ledger, rows: Indices) -> Floats:
+    def _keeps_memory(self, rows: Indices) -> Floats:
         """The probability that architectures keep it, (n,)."""
         limit = self.problem.memory_limit_mb
         if limit is None:
             return np.ones(len(rows))
-        memory = Surrogate(self.problem.features)
-        memory.fit(np.array([*ledger.measured]), limit + ledger.excess("memory_limit_mb"))
-        mean, deviation = memory.predict(rows)
+        mean, deviation = self._memory.predict(rows)
         return np.asarray(ndtr((limit - mean) / np.maximum(deviation, 1e-12 * limit)))
 
     def _check_limit(self, ledger: Ledger, pool: Indices, limit: float) -> None:

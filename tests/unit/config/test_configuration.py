@@ -16,7 +16,7 @@ from donna_ray.config import PRESETS, load_config, preset_space, shipped_config
 from donna_ray.config.scenarios import DeviceConfig
 from donna_ray.credentials import has_credentials
 from donna_ray.errors import ConfigError
-from donna_ray.latency.farm import check_device
+from donna_ray.latency.starting import check_device
 from donna_ray.pipeline import check
 from donna_ray.reference.facts import space_facts
 from tests.command_line import donna_here

@@ -38,7 +38,7 @@ def farm(monkeypatch: pytest.MonkeyPatch, run: Run) -> Mock:
     monkeypatch.setattr(asked, "load_reference", Mock(return_value=(None, {})))
     monkeypatch.setattr(asked, "lowering_in", Mock())
     monkeypatch.setattr(asked, "in_shifts", Mock(return_value=[["default"]]))
-    monkeypatch.setattr(asked, "start_farms", Mock(return_value={"default": farm}))
+    monkeypatch.setattr(asked, "start_farms", Mock(return_value=({"default": farm}, {})))
     return farm
 
 
@@ -121,3 +121,40 @@ def test_failure_leaves_nothing_asked_for(
         assert finetune_step(run, *made).result["asked"] == {}
     assert [each for each in finished_inputs(tmp_path, "finetune") if "asked" in each] == []
     assert farm.close.call_count == 1
+
+
+@pytest.mark.parametrize("is_out", [False, True])
+def test_asked_for_earlier_and_not_to_be_measured_now(
+    run: Run,
+    farm: Mock,
+    space: SearchSpace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    is_out: bool,
+) -> None:
+    """It ends no run that does not name it, and is measured as soon as one does."""
+    new, known = space.id_of(NEW), space.id_of(KNOWN)
+    with run:
+        made = steps_before(tmp_path, space, FRONT, KNOWN)
+        finetuned(run, made, space, FRONT, KNOWN, NEW)
+        finetune_step(run, *made, ["3-2-1"])
+        search = made[2]
+        search.result["digests"] = {"default": "of another device"}
+        farm.settle.return_value = [Unmeasured("no operator", of_model=True)]
+        if is_out:
+            start = Mock(return_value=({}, {"default": DonnaError("no operator")}))
+            monkeypatch.setattr(asked, "start_farms", start)
+        without = finetune_step(run, *made, ["1-2-3"])
+        assert ids_of(without.result).keys() == {known}
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"{new}, which an earlier run was asked for, is left out" in said
+        with pytest.raises(DonnaError, match=rf"for 'default' {new} cannot be: no operator"):
+            finetune_step(run, *made, ["3-2-1"])
+        assert finetune_step(run, *made) == without
+        farm.settle.return_value = [LATENCY | {"median_ms": 5.0}]
+        monkeypatch.setattr(asked, "start_farms", Mock(return_value=({"default": farm}, {})))
+        assert finetune_step(run, *made) == without
+        whole = finetune_step(run, *made, ["3-2-1"])
+        assert ids_of(whole.result) == {known: 2.0, new: 5.0}
+        assert finetune_step(run, *made) == whole

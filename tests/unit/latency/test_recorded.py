@@ -17,9 +17,10 @@ from device_farm.timing.measurement import Measurement
 from device_farm.workload import workload_digest
 from donna_ray.config import DeviceConfig
 from donna_ray.errors import ConfigError, DonnaError
-from donna_ray.latency.farm import LatencyFarm, Unmeasured, check_device, start_farms
+from donna_ray.latency.farm import LatencyFarm, Unmeasured
 from donna_ray.latency.lowering import CandidateModel
 from donna_ray.latency.recorded import record_facts, recorded_architectures
+from donna_ray.latency.starting import check_device, start_farms
 from donna_ray.search.ask_tell import Search
 from donna_ray.search.tuner import FarmEvaluator
 from tests.search_problems import search_on, toy
@@ -46,7 +47,10 @@ def device(path: Path, **settings: Any) -> DeviceConfig:
 def replayed(config: DeviceConfig, said: list[str] | None = None) -> LatencyFarm:
     check_device(config)
     say = [].append if said is None else said.append
-    return start_farms({"phone": config}, Path("unused"), say, space=SPACE)["phone"]
+    farms, failures = start_farms({"phone": config}, Path("unused"), say, space=SPACE)
+    for error in failures.values():
+        raise error
+    return farms["phone"]
 
 
 def model(architecture: tuple[int, ...]) -> CandidateModel:

@@ -14,8 +14,10 @@ def cpu(threads: int, precision: str = "fp32", **more: Any) -> DeviceConfig:
     return DeviceConfig.model_validate({"settings": settings, "precision": precision})
 
 
-def on_nodes(monkeypatch: pytest.MonkeyPatch, *cpus: float) -> None:
+def on_nodes(monkeypatch: pytest.MonkeyPatch, *cpus: float, **offered: float) -> None:
+    """Nodes of so many CPUs; the last one offers more."""
     nodes = [{"Alive": True, "Resources": {"CPU": each}} for each in cpus]
+    nodes[-1]["Resources"] |= offered  # type: ignore[operator]
     monkeypatch.setattr(shifts.ray, "nodes", lambda: nodes)
 
 
@@ -53,3 +55,14 @@ def test_a_device_needs_its_cpus_on_one_node(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_record_takes_no_cpu_even_beside_a_device_that_fits_nowhere() -> None:
     record = DeviceConfig(connector="recorded", settings={"path": "cells.csv"})
     assert in_shifts({"large": cpu(3), "record": record}) == [["large", "record"]]
+
+
+def test_a_device_needs_its_resources_on_the_node_of_its_cpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on_nodes(monkeypatch, 8, 4, board=1)
+    board, named = {"board": 1.0}, cpu(2).model_copy(update={"resources": {"CPU": 4.0}})
+    one, four = (cpu(each).model_copy(update={"resources": board}) for each in (1, 4))
+    served = DeviceConfig(farm="lab", name="pixel", resources=board)
+    found = in_shifts({"one": one, "four": four, "here": cpu(8), "served": served, "named": named})
+    assert found == [["one", "here", "served"], ["four", "named"]]

@@ -24,8 +24,8 @@ from device_farm.timing.measurement import Measurement
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.errors import DonnaError
 from donna_ray.export.step import _named
-from donna_ray.latency.farm import _check_cache
 from donna_ray.latency.lowering import Lowering
+from donna_ray.latency.starting import _check_cache
 from donna_ray.run.lease import LEASE
 from donna_ray.run.mirror import Mirror
 from donna_ray.run.ownership import MARKER, claim

@@ -11,12 +11,15 @@ import pytest
 
 from donna_ray.config import DeviceConfig, Scenario, SearchConfig
 from donna_ray.errors import ConfigError, DonnaError
-from donna_ray.latency.farm import check_device
+from donna_ray.latency.starting import check_device
 from donna_ray.search.ask_tell import Search, SearchSetup
 from donna_ray.search.scenario import result_of
+from donna_ray.search.strategies import candidates
 from donna_ray.search.strategies.feasible import Feasible
 from donna_ray.search.study.ledger import Outcome, measured
 from donna_ray.search.study.problem import KnownCost, SearchProblem
+from donna_ray.search.surrogate import model
+from donna_ray.search.surrogate.model import Surrogate
 from donna_ray.search.verify import Rounds, contenders
 from tests.search_problems import device_of, drive, outcome_of, search_on, toy
 
@@ -119,6 +122,35 @@ def test_measured_memory_is_kept_within_its_limit(strategy: str, tmp_path: Path)
     search.setup = replace(search.setup, problem=tight)
     with pytest.raises(DonnaError, match=rf"memory_limit must be .* takes {smallest} MB"):
         result_of(scenario, search, measured_again(search))
+
+
+def test_memory_is_learnt_from_no_more_measurements_than_latency(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its scales are found anew as seldom."""
+    fitted, scaled = list[int](), list[int]()
+
+    def fit(surrogate: Surrogate, rows: np.ndarray, values: np.ndarray) -> None:
+        fitted.append(len(rows))
+        fit_as_ever(surrogate, rows, values)
+
+    def likeliest(*given: np.ndarray) -> np.ndarray:
+        scaled.append(len(given[1]))
+        return likeliest_as_ever(*given)
+
+    fit_as_ever, likeliest_as_ever = Surrogate.fit, model.likeliest
+    monkeypatch.setattr(Surrogate, "fit", fit)
+    monkeypatch.setattr(model, "likeliest", likeliest)
+    monkeypatch.setattr(candidates, "_FITTED", 20)
+    monkeypatch.setattr(candidates, "_NEAR", 14)
+    problem = replace(toy((8,) * 4), memory_limit_mb=14.0)
+    search = search_on(tmp_path / "journal", problem, memory_limit="14MB", evaluations=60)
+    device = device_of(problem)
+    for batch in iter(lambda: search.ask(2), []):
+        search.tell((each, with_memory(problem, each, device(each), sum(each))) for each in batch)
+    assert len(fitted) > 40
+    assert max(fitted) == 20
+    assert len(scaled) < 20
 
 
 def measured_again(search: Search) -> Rounds:

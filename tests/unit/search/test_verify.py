@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from donna_ray.latency.lowering import Lowering
 from donna_ray.search import verify as verify_module
 from donna_ray.search.ask_tell import Search
 from donna_ray.search.scenario import result_of
+from donna_ray.search.study.ledger import measured
 from donna_ray.search.study.problem import SearchProblem
 from donna_ray.search.verify import (
     ROUNDS,
@@ -75,6 +77,11 @@ class Shelf:
             raise outcome
         return [outcome]
 
+    def with_memory(self, model: bytes, latency: Latency) -> Latency | Unmeasured:
+        """That of some networks is never told."""
+        known = model.decode()[1] != "0"
+        return latency | {"peak_memory_mb": 9.0} if known else Unmeasured("ended", of_model=False)
+
     def verification(self, search: Search) -> Verification:
         return Verification(search, b"own", cast(Lowering, self), cast(LatencyFarm, self))
 
@@ -114,6 +121,25 @@ def test_all_are_measured_once_before_any_is_again(problem: SearchProblem, searc
     once = ["own", *map(str, verification.networks)]
     assert shelf.asked == [(name, number) for number in range(1, ROUNDS + 1) for name in once]
     assert len(set(once)) == 1 + min(most_verified(60), len(contenders(search)))
+
+
+def test_a_round_without_the_memory_that_is_limited_does_not_count(
+    problem: SearchProblem, tmp_path: Path
+) -> None:
+    limited = replace(problem, memory_limit_mb=10.0)
+    search = search_on(tmp_path / "journal", limited, memory_limit="10MB")
+    for batch in iter(lambda: search.ask(4), []):
+        for each in batch:
+            latency = {"median_ms": device_of(problem)(each), "peak_memory_mb": 9.0}
+            (accuracy,) = problem.accuracy.predict_all([each])
+            search.tell([(each, measured(accuracy, latency))])
+    verification = Shelf(problem).verification(search)
+    list(verify([verification]))
+    told = [each for each in verification.networks if each[0] != 0]
+    assert 0 < len(told) < len(verification.networks)
+    assert verification.rounds.keys() == {None, *told}
+    found = result_of(scenario_of(search), search, verification.rounds)
+    assert {each["latency"]["peak_memory_mb"] for each in found["front"]} == {9.0}
 
 
 def test_what_is_recorded_is_not_made_more_certain_by_reading_it_again(

@@ -1,0 +1,77 @@
+"""Devices of a configuration, started with a farm: those that cannot be used, apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock, Mock
+
+import pytest
+
+from device_farm import DeviceLost, DeviceSpec
+from donna_ray.config import DeviceConfig
+from donna_ray.errors import DonnaError
+from donna_ray.latency import starting
+from donna_ray.latency.starting import start_farm, start_farms
+
+ONE = DeviceConfig()
+TWO = DeviceConfig(settings={"threads": 2})
+PI = DeviceConfig(resources={"board:pi5": 1.0})
+SERVED = DeviceConfig(farm="lab", name="pixel")
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Of a farm whose devices all can be used."""
+    start = Mock(return_value=(Mock(), {}))
+    monkeypatch.setattr(starting.Farm, "start_usable", start)
+    monkeypatch.setattr(starting.Farm, "connect", Mock(side_effect=ValueError("none is served")))
+    monkeypatch.setattr(starting, "demanded", MagicMock())
+    return start
+
+
+def started(tmp_path: Path, **devices: DeviceConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    return start_farms(devices, tmp_path / "cache.sqlite")
+
+
+def specs_of(start: Mock) -> list[DeviceSpec]:
+    found: list[DeviceSpec] = start.call_args.args[0]
+    return found
+
+
+def test_a_device_is_started_with_its_resources(start: Mock, tmp_path: Path) -> None:
+    farms, failures = started(tmp_path, one=ONE, again=ONE, pi=PI)
+    assert [(each.name, each.resources) for each in specs_of(start)] == [
+        ("one", {}),
+        ("pi", {"board:pi5": 1.0}),
+    ]
+    assert [*farms] == ["one", "again", "pi"]
+    assert failures == {}
+
+
+def test_a_device_that_cannot_be_used_takes_no_other_with_it(start: Mock, tmp_path: Path) -> None:
+    farm, error = Mock(), DeviceLost("unplugged")
+    error.add_note("Plug it in")
+    start.return_value = farm, {"two": error}
+    farms, failures = started(tmp_path, one=ONE, two=TWO, alike=TWO, served=SERVED)
+    assert [*farms] == ["one"]
+    assert str(failures["two"]) == str(failures["alike"])
+    assert str(failures["two"]) == "The device cannot be used: unplugged Plug it in"
+    assert "none is served" in str(failures["served"])
+    assert not farm.close.called
+    farms["one"].close()
+    assert farm.close.call_count == 1
+
+
+def test_where_no_device_can_be_used_nothing_is_left_running(start: Mock, tmp_path: Path) -> None:
+    farm = Mock()
+    start.return_value = farm, {"two": DeviceLost("unplugged"), "device": DeviceLost("unplugged")}
+    assert started(tmp_path, two=TWO)[0] == {}
+    assert farm.close.call_count == 1
+    with pytest.raises(DonnaError, match="cannot be used: unplugged"):
+        start_farm(ONE, tmp_path / "cache.sqlite")
+    start.side_effect = OSError("no disk")
+    farms, failures = started(tmp_path, one=ONE)
+    assert (farms, str(failures["one"])) == ({}, "The device cannot be used: no disk")
+    ends = starting.demanded.return_value.__exit__  # type: ignore[attr-defined]
+    assert ends.call_count == 3
