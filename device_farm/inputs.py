@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from device_farm.failures import ModelError
 __all__ = ["TensorSpec", "make_values", "parse_shapes", "settle_inputs"]
 
 _EXAMPLE_SIZE = 224
+_MOST_VALUES = 2**60 - 1
+"""Of an input: NumPy counts their bytes in 63 bits, and one has up to 8."""
 _GIVEN = re.compile(r"(?P<name>.+)=(?P<sizes>\d+(,\d+)*)", re.DOTALL)
 
 
@@ -51,8 +54,9 @@ def settle_inputs(
     """Writes into the graph how large its inputs are.
 
     A dimension is open if it has a name or nothing in place of a size, or a size below 1, as some
-    exporters write. An open first dimension that is not given is 1. What one input's shape says of
-    a named dimension holds for all that have it.
+    exporters write. An open first dimension that is not given is 1, and must be given if that of
+    another input is given otherwise. What one input's shape says of a named dimension holds for
+    all that have it.
 
     Args:
         graph: Is changed in place.
@@ -81,7 +85,8 @@ def settle_inputs(
         for dimension, size in zip(_dimensions(value), given.get(value.name, ()), strict=False)
         if dimension.dim_param
     }
-    shapes = [_shape(value, given.get(value.name), named) for value in inputs]
+    batch = max((given[each.name][0] for each in inputs if _opens(each, given)), default=1)
+    shapes = [_shape(value, given.get(value.name), named, batch) for value in inputs]
     opened = [_write(value, shape) for value, shape in zip(inputs, shapes, strict=True)]
     specs = [
         TensorSpec(value.name, shape, dtype)
@@ -127,9 +132,15 @@ def _dtype(value: onnx.ValueInfoProto) -> str:
     return dtype.name
 
 
+def _opens(value: onnx.ValueInfoProto, given: Mapping[str, Sequence[int]]) -> bool:
+    """Whether an open first dimension of an input is given."""
+    return bool(given.get(value.name)) and any(d.dim_value < 1 for d in _dimensions(value)[:1])
+
+
 def _shape(
-    value: onnx.ValueInfoProto, given: Sequence[int] | None, named: Mapping[str, int]
+    value: onnx.ValueInfoProto, given: Sequence[int] | None, named: Mapping[str, int], batch: int
 ) -> tuple[int, ...]:
+    """An input's shape; `batch` is what an open first dimension of other inputs was given."""
     ranked = value.type.tensor_type.HasField("shape")
     known = [d.dim_value if d.dim_value > 0 else named.get(d.dim_param) for d in _dimensions(value)]
     if given is not None:
@@ -144,10 +155,15 @@ def _shape(
                 f"every size of a shape must be at least 1, but for {value.name!r} got "
                 f"{','.join(map(str, given))}: give another one"
             )
+        if math.prod(given) > _MOST_VALUES:
+            raise ModelError(
+                f"an input must have at most {_MOST_VALUES} values, but for {value.name!r} got the "
+                f"shape {','.join(map(str, given))}: give a smaller one"
+            )
         return tuple(given)
     first, rest = known[:1] or [1], known[1:]
-    if not ranked or None in rest:
-        sizes = [first[0] or 1, *(size or _EXAMPLE_SIZE for size in rest)]
+    if not ranked or None in rest or (first[0] is None and batch != 1):
+        sizes = [first[0] or batch, *(size or _EXAMPLE_SIZE for size in rest)]
         example = ",".join(map(str, sizes if ranked else (1, 3, _EXAMPLE_SIZE, _EXAMPLE_SIZE)))
         raise ModelError(
             f"the size of an input must be known, but {value.name!r} is {_words(value)}: give it, "

@@ -245,3 +245,5 @@ def _check(proto: onnx.ModelProto) -> None:
     onnx.checker.check_model(proto)
     del proto.graph.output[:]
     proto.graph.output.extend(declared)
+    if not proto.graph.output:
+        raise ModelError("a model must have outputs, but has none: export it with what it computes")

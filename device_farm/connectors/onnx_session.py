@@ -113,22 +113,28 @@ def outputs_of(session: onnxruntime.InferenceSession, workload: Workload) -> dic
         ModelError: The model fails at run time.
     """
     names = [each.name for each in session.get_outputs()]
+    inputs = workload.make_inputs()
     try:
-        return dict(zip(names, session.run(names, workload.make_inputs()), strict=True))
+        return dict(zip(names, session.run(names, inputs), strict=True))
     except Exception as error:  # ONNX Runtime's errors share no base class
-        raise run_failure(error) from error
+        raise run_failure(error, inputs) from error
 
 
-def run_failure(error: Exception) -> ModelError:
-    """What an error of ONNX Runtime says of the model that it ran.
+def run_failure(error: Exception, inputs: Mapping[str, Array]) -> ModelError:
+    """What an error of ONNX Runtime says of the model that it ran on inputs that were made up.
 
     Raises:
         MemoryError: Nothing: there is not enough memory.
     """
     _refuse_without_memory(error)
-    return ModelError(
-        f"ONNX Runtime cannot run the model ({first_line(error)}): try it on inputs of its shapes"
-    )
+    integers = [repr(name) for name, value in inputs.items() if value.dtype.kind in "iu"]
+    remedy = "try it on inputs of its shapes"
+    if integers:
+        remedy += (
+            f"; the values made up for {', '.join(integers)}, 0 and 1, may be the cause, if they "
+            "are a shape, a divisor or an index: make such an input a constant of the model"
+        )
+    return ModelError(f"ONNX Runtime cannot run the model ({first_line(error)}): {remedy}")
 
 
 def check_agreement(found: Sequence[Array], expected: Mapping[str, Array], limit: float) -> None:

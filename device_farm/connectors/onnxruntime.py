@@ -101,7 +101,7 @@ class PreparedModel:
         try:
             wall, thread = self._time(count)
         except Exception as error:  # ONNX Runtime's errors share no base class
-            raise run_failure(error) from error
+            raise run_failure(error, self.inputs) from error
         self.wall_s += sum(wall)
         self.thread_s += sum(thread)
         return Timed(thread if by_cpu_clock else wall, wall)

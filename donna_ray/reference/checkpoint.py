@@ -1,32 +1,36 @@
 """A model's weights from a checkpoint file: all of them fit, or it is refused."""
 
-from collections.abc import Mapping, Sequence
+import logging
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from timm.models import load_checkpoint, load_state_dict
-from torch import Tensor, nn
+from timm.models import load_checkpoint, model_entrypoint
+from torch import nn
 
 from donna_ray.errors import ConfigError
+from donna_ray.reference.checkpoint_file import read_checkpoint, without_weights
+from donna_ray.reference.checkpoint_names import State, find_state, some
 
 __all__ = ["load_weights", "other_classes"]
 
-_SHOWN = 3  # names in a message
 _NUMPY = (".npz", ".npy")  # which timm maps to the model's names itself
 _COUNTERS = ".num_batches_tracked"
+_COUNTED = ("total_ops", "total_params")  # by thop, into a model's buffers
 
-State = Mapping[str, Tensor]
 
+def load_weights(model: nn.Module, name: str, path: Path, *, new_head: bool) -> None:
+    """Load a checkpoint into a model, without running code from it.
 
-def load_weights(model: nn.Module, path: Path, *, new_head: bool) -> None:
-    """Load a checkpoint into a model, by timm's loader, which runs no code from it.
-
-    A prefix that the model's names have in it (`model.` in a Lightning checkpoint) is taken off.
+    The weights are found below whatever keys and prefix (`model.` in a Lightning checkpoint). If
+    they do not fit, they are converted as timm converts its own, for another image size say.
 
     Args:
         model: of timm or of this package.
+        name: that timm builds it by, with or without a tag.
         path: of the file.
-        new_head: a classifier for another number of classes is left as it is in the model.
+        new_head: the model's own classifier stays where the file has none for its classes.
 
     Raises:
         ConfigError: the weights are not the model's, or are for another number of classes.
@@ -34,24 +38,21 @@ def load_weights(model: nn.Module, path: Path, *, new_head: bool) -> None:
     if path.suffix.lower() in _NUMPY:
         load_checkpoint(model, str(path))
         return
-    state = _without_prefix(load_state_dict(str(path)), model, path)
-    known = _named(model)
-    _check_names(state, known, path)
-    others = [name for name in known if state[name].shape != known[name].shape]
-    head = [name for name in others if name.startswith(_classifier(model))]
-    if others and others == head:
+    known, head = _named(model), _classifier(model)
+    body = {each: value for each, value in known.items() if not each.startswith(head)}
+    content = read_checkpoint(path)
+    found = _without_counts(find_state(content.value, known, body, path), model, path)
+    state = _converted(found, model, name)
+    if not state or (content.replaced and known.keys().isdisjoint(state)):
+        raise without_weights(path, content)
+    if not _misfits(state, body, head) and not _has_all(state, known):
         if not new_head:
-            of_file = state[head[0]].shape[0]
-            raise ConfigError(other_classes(f"The checkpoint {path}", of_file, model.num_classes))
-        state = {name: value for name, value in state.items() if name not in head}
-    elif others:
-        shapes = (f"{name} {tuple(state[name].shape)}" for name in others)
-        raise ConfigError(
-            f"reference.weights must be a checkpoint of the model, but {len(others)} weights of "
-            f"{path} have other shapes ({_some(list(shapes))}). Give one of the same model, image "
-            "size and channels, or 'train' to train the reference on the data."
-        )
-    model.load_state_dict(model.state_dict() | dict(state))
+            raise _head_error(path, state, [each for each in known if each not in body], model)
+        known, state = body, {each: state[each] for each in state if not each.startswith(head)}
+    _check_names(state, known, path)
+    _check_shapes(state, known, path)
+    own = model.state_dict()
+    model.load_state_dict(own | {each: state[each] for each in state if each in own})
 
 
 def other_classes(whose: str, known: int, classes: Any) -> str:
@@ -63,21 +64,58 @@ def other_classes(whose: str, known: int, classes: Any) -> str:
     )
 
 
-def _without_prefix(state: State, model: nn.Module, path: Path) -> State:
-    """The weights under the one prefix below which all names of the model are, if there is one."""
-    names = list(_named(model))
-    first = names[0]
-    prefixes = [key.removesuffix(first) for key in state if key.endswith(first)]
-    whole = [each for each in prefixes if all(each + name in state for name in names)]
-    if "" in whole or not whole:
+def _head_error(path: Path, state: State, head: list[str], model: nn.Module) -> ConfigError:
+    sizes = [len(state[name]) for name in head if name in state and state[name].dim()]
+    if sizes and sizes[0] != model.num_classes:
+        return ConfigError(other_classes(f"The checkpoint {path}", sizes[0], model.num_classes))
+    return ConfigError(
+        f"The checkpoint {path} lacks the model's classifier ({some(head)}), which would be "
+        "random. Set reference.training (epochs, learning_rate, …) to train it on the data, or "
+        "give a checkpoint that has it."
+    )
+
+
+def _without_counts(state: State, model: nn.Module, path: Path) -> State:
+    """Without integers and counts beside the weights, which change nothing of what it computes."""
+    own = model.state_dict()
+    ignored = [
+        name
+        for name, value in state.items()
+        if name not in own
+        and not name.endswith(_COUNTERS)
+        and (name.endswith(_COUNTED) or not (value.dim() or value.is_floating_point()))
+    ]
+    if ignored:
+        words = f"{len(ignored)} counts that are no weights ({some(ignored)})"
+        logging.getLogger(__name__).warning("Of %s are ignored: %s.", path, words)
+    return {name: state[name] for name in state if name not in ignored}
+
+
+def _converted(state: State, model: nn.Module, name: str) -> State:
+    """As timm converts what it loads into this model, if the state fits then and not before."""
+    known, head = _named(model), _classifier(model)
+    module = sys.modules[model_entrypoint(name.partition(".")[0]).__module__]
+    convert = getattr(module, "checkpoint_filter_fn", None)
+    if convert is None or not _misfits(state, known, head):
         return state
-    if len(whole) > 1:
-        raise ConfigError(
-            f"reference.weights must have the model once, but {path} has it {len(whole)} times "
-            f"({_some(whole)}). Save one of them alone."
-        )
-    begin = whole[0]
-    return {key.removeprefix(begin): state[key] for key in state if key.startswith(begin)}
+    try:
+        converted: State = convert(dict(state), model)
+    except Exception:  # of names that it does not expect: the state is refused as it is
+        return state
+    return state if _misfits(converted, known, head) else converted
+
+
+def _misfits(state: State, known: State, head: tuple[str, ...]) -> bool:
+    """Whether anything but the classifier lacks, has another shape, or is not the model's."""
+    body = [name for name in known if not name.startswith(head)]
+    others = [name for name in _foreign(state, known) if not name.startswith(head)]
+    return bool(others) or any(
+        name not in state or state[name].shape != known[name].shape for name in body
+    )
+
+
+def _has_all(state: State, known: State) -> bool:
+    return all(name in state and state[name].shape == known[name].shape for name in known)
 
 
 def _named(model: nn.Module) -> State:
@@ -86,15 +124,36 @@ def _named(model: nn.Module) -> State:
     return {name: value for name, value in state if not name.endswith(_COUNTERS)}
 
 
+def _foreign(state: Iterable[str], known: State) -> list[str]:
+    return [name for name in state if name not in known and not name.endswith(_COUNTERS)]
+
+
 def _check_names(state: State, known: State, path: Path) -> None:
     missing = [name for name in known if name not in state]
-    foreign = [name for name in state if name not in known and not name.endswith(_COUNTERS)]
-    if missing or foreign:
+    foreign = _foreign(state, known)
+    if foreign and not missing:
+        raise ConfigError(
+            f"reference.weights must be a checkpoint of the model alone, but {path} has "
+            f"{len(foreign)} others ({some(foreign)}) beside all of its {len(known)} weights. If "
+            "the model computes the same without them, save it without them."
+        )
+    if missing:
         raise ConfigError(
             f"reference.weights must be a checkpoint of the model, but {path} lacks {len(missing)} "
-            f"of its {len(known)} weights ({_some(missing)}) and has {len(foreign)} others "
-            f"({_some(foreign)}). Give a checkpoint of this model, or 'train' to train it on the "
+            f"of its {len(known)} weights ({some(missing)}) and has {len(foreign)} others "
+            f"({some(foreign)}). Give a checkpoint of this model, or 'train' to train it on the "
             "data."
+        )
+
+
+def _check_shapes(state: State, known: State, path: Path) -> None:
+    others = [name for name in known if state[name].shape != known[name].shape]
+    if others:
+        shapes = [f"{name} {tuple(state[name].shape)}" for name in others]
+        raise ConfigError(
+            f"reference.weights must be a checkpoint of the model, but {len(others)} weights of "
+            f"{path} have other shapes ({some(shapes)}). Give one of the same model, image "
+            "size and channels, or 'train' to train the reference on the data."
         )
 
 
@@ -103,8 +162,3 @@ def _classifier(model: nn.Module) -> tuple[str, ...]:
     found: Any = model.get_classifier()  # type: ignore[operator]
     heads = found if isinstance(found, tuple) else (found,)
     return tuple(f"{name}." for name, module in model.named_modules() if module in heads)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = ", …" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more if names else "none"

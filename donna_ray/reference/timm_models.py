@@ -55,7 +55,8 @@ def create_timm_model(
             model = timm.create_model(config.model, pretrained=True, **arguments)
         else:
             new_head = config.training is not None
-            checkpoint.load_weights(model, Path(config.weights), new_head=new_head)
+            path = Path(config.weights)
+            checkpoint.load_weights(model, config.model, path, new_head=new_head)
     except ConfigError:
         raise
     except Exception as error:

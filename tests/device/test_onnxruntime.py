@@ -240,3 +240,23 @@ def test_models_loaded_before_make_room(monkeypatch: pytest.MonkeyPatch, error: 
 
     monkeypatch.setattr("onnxruntime.InferenceSession", full)
     assert connector.prepare(Workload.from_onnx(model_number(1)))
+
+
+@pytest.mark.parametrize("kind", [TensorProto.INT64, TensorProto.FLOAT])
+def test_integers_that_were_made_up_may_be_the_cause(kind: int) -> None:
+    """A table of one row has no index 1; a Reshape to (5,) of 4 values fails whatever they are."""
+    ids = helper.make_tensor_value_info("ids", kind, [1, 4])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    operator = ("Gather", ["w", "ids"]) if kind == TensorProto.INT64 else ("Reshape", ["ids", "s"])
+    weights = [
+        numpy_helper.from_array(np.ones((1, 4), np.float32), "w"),
+        numpy_helper.from_array(np.array([5]), "s"),
+    ]
+    graph = helper.make_graph(
+        [helper.make_node(*operator, ["y"])], "g", [ids], [result], initializer=weights
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(ModelError, match="cannot") as caught:
+        reference_outputs(Workload.from_onnx(model.SerializeToString()))
+    blamed = "made up for 'ids', 0 and 1, may be the cause" in str(caught.value)
+    assert blamed is (kind == TensorProto.INT64)

@@ -103,6 +103,28 @@ def test_a_named_size_is_the_same_in_all_inputs() -> None:
     assert [spec.shape for spec in specs] == [(4, 7), (4, 7)]
 
 
+@pytest.mark.parametrize(("left", "right"), [("n", "m"), ("n", None), (None, None)])
+def test_once_a_batch_is_given_every_open_one_must_be(left: Any, right: Any) -> None:
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [size, 4])
+        for name, size in (("left", left), ("right", right))
+    ]
+    model = model_of(inputs).SerializeToString()
+    with pytest.raises(ModelError, match=r"'right' is . x 4: give it, as in --shape right=2,4"):
+        Workload.from_onnx(model, {"left": (2, 4)})
+    both = Workload.from_onnx(model, {"left": (2, 4), "right": (3, 4)})
+    assert [spec.shape for spec in both.inputs] == [(2, 4), (3, 4)]
+    one = Workload.from_onnx(model, {"left": (1, 4)})
+    assert one.inputs == Workload.from_onnx(model).inputs
+
+
+def test_model_without_outputs_is_refused() -> None:
+    model = relu([1, 4])
+    del model.graph.output[:]
+    with pytest.raises(ModelError, match="must have outputs, but has none"):
+        Workload.from_onnx(model.SerializeToString())
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -110,6 +132,8 @@ def test_a_named_size_is_the_same_in_all_inputs() -> None:
         ({"image": (1, 8, 8)}, "must fit the model, whose input 'image' is batch x 3 x h x w"),
         ({"image": (1, 4, 8, 8)}, "must fit the model.* but got 1,4,8,8"),
         ({"image": (1, 3, 0, 8)}, "at least 1, but for 'image' got 1,3,0,8"),
+        ({"image": (1, 3, 10**20, 8)}, "at most .* for 'image' got the shape 1,3,100000"),
+        ({"image": (1, 3, 10**13, 10**7)}, "at most .* values, but for 'image'"),
     ],
 )
 def test_shape_that_does_not_fit_is_refused(given: dict[str, Any], words: str) -> None:

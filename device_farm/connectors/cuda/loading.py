@@ -121,7 +121,8 @@ def load_onnx(
         words = f"; if it takes a batch of 1 alone, export it for {batch}" * (batch > 1)
         raise ModelError(f"{error}{words}") from error
     binding, place = session.io_binding(), (device.type, device.index or 0)
-    for name, value in workload.make_inputs().items():
+    inputs = workload.make_inputs()
+    for name, value in inputs.items():
         batched = np.repeat(value, batch, axis=0) if value.shape[:1] == (1,) else value
         on_device = onnxruntime.OrtValue.ortvalue_from_numpy(batched, *place)
         binding.bind_ortvalue_input(name, on_device)
@@ -132,7 +133,7 @@ def load_onnx(
         try:
             session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's errors share no base class
-            raise RuntimeError(str(run_failure(error))) from error
+            raise RuntimeError(str(run_failure(error, inputs))) from error
 
     def outputs() -> list[Array]:
         run()

@@ -96,7 +96,10 @@ def test_counters_of_batches_may_lack(tmp_path: Path, small: dict[str, torch.Ten
             lambda state: timm.create_model("test_vit").state_dict(),
             ["lacks 77 of", "80 others (cls_token,"],
         ),
-        (lambda state: {**state, "ema.x": torch.ones(1)}, ["lacks 0 of", "1 others (ema.x)"]),
+        (
+            lambda state: {**state, "ema.x": torch.ones(1)},
+            ["1 others (ema.x) beside all of its 77"],
+        ),
         (
             lambda state: {a + name: each for name, each in state.items() for a in ("a.", "b.")},
             ["has it 2 times (a., b.)"],

@@ -1,0 +1,237 @@
+"""Checkpoints as people have them: the model's weights are found, or the remedy works."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import pathlib
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+
+from donna_ray.config import ReferenceConfig
+from donna_ray.errors import ConfigError
+from donna_ray.reference.timm_models import create_timm_model
+
+SMALL = "test_resnet"
+State = dict[str, torch.Tensor]
+CALLED: list[str] = []
+
+
+class Own:
+    """Whose code must not run."""
+
+    def __setstate__(self, state: Any) -> None:
+        CALLED.append("set")
+
+    def __reduce__(self) -> Any:
+        return (call, ("made",), {"a": 1})
+
+
+def call(word: str) -> None:
+    CALLED.append(word)
+
+
+@pytest.fixture(scope="module")
+def small() -> State:
+    """Weights of a small model for 5 classes."""
+    return timm.create_model(SMALL, num_classes=5).state_dict()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "last.pth"
+
+
+def load(path: Path, classes: int = 5, model: str = SMALL, **values: Any) -> State:
+    size = values.pop("image_size", None)
+    config = ReferenceConfig.model_validate({"model": model, "weights": str(path), **values})
+    return create_timm_model(config, classes=classes, image_size=size).state_dict()
+
+
+def same(one: State, other: State) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in other)
+
+
+def under(prefix: str, state: State) -> State:
+    return {prefix + name: value for name, value in state.items()}
+
+
+def other(state: State) -> State:
+    return {name: value + 1 for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {}}},
+        lambda state: {"net": under("module.", state), "acc": 0.9, "epoch": 3},
+        lambda state: {"checkpoint": {"state_dict": state}},
+        lambda state: (state, 3),
+        lambda state: {"model": state, "teacher": other(state)},
+        lambda state: {"state_dict": other(state), "state_dict_ema": state},
+        lambda state: {"net": other(state), "ema": {"module": state}},
+        lambda state: {"state_dict": state, "state_dict_ema": None},
+        lambda state: {
+            "state_dict": {**under("model.", state), **under("old.", {"x": state["fc.bias"]})}
+        },
+    ],
+)
+def test_weights_are_found_below_any_keys(path: Path, small: State, nest: Any) -> None:
+    torch.save(nest(small), path)
+    assert same(load(path), small)
+
+
+def test_several_models_in_a_file_are_named(path: Path, small: State) -> None:
+    torch.save({"student": under("module.", small), "teacher": small}, path)
+    with pytest.raises(ConfigError, match=r"has it 2 times \(student\.module\., teacher\.\)"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        pathlib.PurePosixPath("/x"),
+        Path("x"),
+        np.float64(3.0),
+        np.ones(3),
+        collections.defaultdict(list, {"loss": [1.0]}),
+        Own(),
+    ],
+)
+def test_objects_beside_the_weights_are_not_made(path: Path, small: State, beside: Any) -> None:
+    CALLED.clear()
+    torch.save({"model": small, "beside": beside}, path)
+    assert same(load(path), small)
+    assert CALLED == []
+
+
+def test_safetensors_are_told_by_their_content(path: Path, small: State) -> None:
+    safetensors.torch.save_file(small, path)
+    assert same(load(path), small)
+    named = path.with_suffix(".safetensors")
+    torch.save(small, named)
+    assert same(load(named), small)
+
+
+def _script(path: Path, model: torch.nn.Module) -> None:
+    torch.jit.trace(model, torch.zeros(1, 3, 32, 32)).save(str(path))
+
+
+def _cut(path: Path, model: torch.nn.Module) -> None:
+    torch.save(model.state_dict(), path)
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def _cut_safetensors(path: Path, model: torch.nn.Module) -> None:
+    safetensors.torch.save_file(model.state_dict(), path)
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def _old(path: Path, model: torch.nn.Module) -> None:
+    whole = {"a": model.state_dict(), "b": Own()}
+    torch.save(whole, path, _use_new_zipfile_serialization=False)
+
+
+def _archive(path: Path, model: torch.nn.Module) -> None:
+    with path.open("wb") as file:
+        np.savez(file, x=np.ones(3))
+
+
+def _bytes(content: bytes) -> Any:
+    return lambda path, model: path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (_bytes(b""), ["is empty", "again"]),
+        (_bytes(b"\n<!DOCTYPE html>"), ["web page", "Download"]),
+        (_bytes(b"version https://git-lfs.github.com/spec/v1\n"), ["git lfs pull"]),
+        (_bytes(b"\x89HDF\r\n\x1a\n"), ["HDF5"]),
+        (_bytes(b"\x08\x08\x12\x07pytorch"), ["ONNX"]),
+        (_bytes(b"\x1f\x8b\x08"), ["gzip", "Unpack"]),
+        (_bytes(b"?" * 99), ["cut off", "model.state_dict()"]),
+        (_cut, ["cut off"]),
+        (_cut_safetensors, ["cut off"]),
+        (_script, ["TorchScript", "torch.jit.load(FILE).state_dict()"]),
+        (_archive, ["zip archive"]),
+        (_old, ["test_checkpoint_files.call", "model.state_dict()"]),
+        (lambda path, model: torch.save(model, path), ["timm.models", "model.state_dict()"]),
+        (
+            lambda path, model: torch.save({"m": model, "o": {"x": torch.ones(1)}}, path),
+            ["timm.models"],
+        ),
+        (lambda path, model: torch.save(torch.ones(3), path), ["by the model's names"]),
+        (lambda path, model: path.write_bytes(pickle.dumps({"a": 1})), ["other means"]),
+    ],
+)
+def test_files_that_are_no_checkpoints_say_what_they_are(
+    path: Path, write: Callable[[Path, torch.nn.Module], Any], words: list[str]
+) -> None:
+    CALLED.clear()
+    write(path, timm.create_model(SMALL, num_classes=5).eval())
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert "its weights cannot be had" in message
+    assert all(word in message for word in words), message
+    assert "weights_only" not in message
+    assert "\n" not in message
+    assert CALLED == []
+
+
+@pytest.mark.parametrize("head", [{}, {"fc.0.weight": torch.ones(4, 4)}])
+def test_backbone_gets_a_new_classifier_where_it_is_trained(
+    path: Path, small: State, head: State
+) -> None:
+    body = {name: value for name, value in small.items() if not name.startswith("fc.")}
+    torch.save({"teacher": under("backbone.", {**body, **head})}, path)
+    with pytest.raises(ConfigError, match=r"lacks the model's classifier.*reference\.training"):
+        load(path)
+    assert same(load(path, training={"epochs": 1}), body)
+
+
+def test_whole_model_goes_before_a_backbone(path: Path, small: State) -> None:
+    body = {name: value for name, value in other(small).items() if not name.startswith("fc.")}
+    torch.save({**under("model.", small), **under("target.", body)}, path)
+    assert same(load(path, training={"epochs": 1}), small)
+
+
+def test_vit_of_another_image_size_is_resampled_as_by_timm(path: Path) -> None:
+    state = timm.create_model("test_vit", num_classes=5).state_dict()
+    torch.save(under("module.", state), path)
+    new = load(path, model="test_vit", image_size=96)
+    one = int((new["pos_embed"].shape[1] - 1) ** 0.5)
+    assert new["pos_embed"].shape != state["pos_embed"].shape
+    assert torch.equal(
+        new["pos_embed"],
+        resample_abs_pos_embed(state["pos_embed"], (one, one), num_prefix_tokens=1),
+    )
+    assert same(new, {name: value for name, value in state.items() if name != "pos_embed"})
+
+
+def test_counts_beside_the_weights_are_ignored_and_named(
+    path: Path, small: State, caplog: pytest.LogCaptureFixture
+) -> None:
+    counts = {"conv1.total_ops": torch.zeros(1), "steps": torch.tensor(3)}
+    torch.save(small | counts, path)
+    with caplog.at_level(logging.WARNING):
+        assert same(load(path), small)
+    assert "2 counts that are no weights (conv1.total_ops, steps)" in caplog.text
+    torch.save({"n_averaged": torch.tensor(3), **under("module.", small)}, path)
+    assert same(load(path), small)
+
+
+def test_learned_scalar_beside_the_weights_is_in_the_way(path: Path, small: State) -> None:
+    torch.save({**small, "gain": torch.tensor(2.0)}, path)
+    with pytest.raises(ConfigError, match=r"1 others \(gain\) beside all of its"):
+        load(path)
