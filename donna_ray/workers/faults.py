@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from donna_ray.errors import DonnaError
 
-__all__ = ["STALLED_S", "Pulse", "leave", "may_pass"]
+__all__ = ["STALLED_S", "Pulse", "UnitEnded", "leave", "may_pass"]
 
 STALLED_S = 1800.0
 """A unit whose worker has read no image for so long hangs."""
@@ -22,6 +22,13 @@ _WORDS = (
     *("DataLoader worker", "Pin memory thread exited", "Connection closed by peer"),
 )
 """What torch says of a GPU, its libraries, a loader's process and other ranks (`RuntimeError`)."""
+
+
+class UnitEnded(Exception):
+    """A unit of a group is done, its reason stored, but only this process knows.
+
+    The others may wait for it, in the middle of a step: all of the group are replaced.
+    """
 
 
 def may_pass(error: BaseException) -> bool:
