@@ -80,7 +80,8 @@ def distill_pack(
 ) -> DistilledPack:
     """Train the blocks of a pack side by side and measure their NSR.
 
-    A step of a block that does not fit the memory is done in parts (``MemoryBatch``).
+    What of a block does not fit the memory is done in parts (``MemoryBatch``), be it a step or a
+    measurement.
 
     A block whose loss is no longer finite is trained no further, and its failure reported; no
     block's result depends on another. One that was stopped and goes on ends with the bits of one
@@ -102,7 +103,8 @@ def distill_pack(
 
     Raises:
         ValueError: the precision is `auto`, which ``measured_precision`` turns into one.
-        MemoryLimitError: a step does not fit in parts of 32 images, or of 2 of a single block.
+        MemoryLimitError: a step does not fit in parts of 32 images, or of 2 of a single block; or
+            a pass without gradients in parts of 2.
     """
     engine, started = Engine.of(reference).at(config.precision), time.perf_counter()
     source = ComputedFeatures(reference, data, engine) if cache is None else cache
@@ -243,7 +245,7 @@ def _recalibrate(students: Sequence[Student], source: FeatureSource) -> None:
         if needed:
             for features in source.calibration(_numbers(students)):
                 for student in students:
-                    student.block(features[student.job.stage])
+                    student.see(features)
 
 
 @torch.no_grad()
@@ -254,7 +256,7 @@ def _evaluate(students: Sequence[Student], batch_size: int, source: FeatureSourc
     total, count = torch.zeros(len(students), dtype=torch.float64), 0
     for features in source.validation(batch_size, _numbers(students)):
         images = len(features[students[0].job.stage])
-        ratios = torch.stack([student.loss(features) for student in students])
+        ratios = torch.stack([student.nsr_on(features) for student in students])
         total, count = total.to(ratios.device) + images * ratios, count + images
     for student, ratio in zip(students, (total / count).tolist(), strict=True):
         student.set_nsr(ratio)

@@ -104,6 +104,8 @@ class Student:
         nsr: on the validation images, once it is known.
         failure: why it is trained no further.
         memory: of its steps.
+        plain_memory: of its passes without gradients. Few images at once spoil no training there,
+            so a pack need not be halved for them.
     """
 
     job: BlockJob
@@ -116,16 +118,36 @@ class Student:
     nsr: float | None = None
     failure: str | None = None
     memory: MemoryBatch = field(default_factory=MemoryBatch)
+    plain_memory: MemoryBatch = field(default_factory=lambda: MemoryBatch(2))
 
     @property
     def start(self) -> int:
         """Steps that were done before."""
         return 0 if self.state is None else self.state.steps
 
-    def loss(self, features: Features) -> Tensor:
-        """The NSR on a batch."""
-        output = self.block(features[self.job.stage])
-        return noise_to_signal(output, features[self.job.stage + 1], self.weights)
+    def loss(self, features: Features, rows: slice) -> Tensor:
+        """The NSR on some images of a batch."""
+        stage = self.job.stage
+        output = self.block(features[stage][rows])
+        return noise_to_signal(output, features[stage + 1][rows], self.weights)
+
+    def nsr_on(self, features: Features) -> Tensor:
+        """The NSR on a batch, without gradients."""
+        count = len(features[self.job.stage])
+
+        def part(rows: slice) -> Tensor:
+            return self.loss(features, rows) * ((rows.stop - rows.start) / count)
+
+        return torch.stack(self.plain_memory.each(count, part)).sum()
+
+    def see(self, features: Features) -> None:
+        """Have the layers see a batch, such as BatchNorm; without gradients."""
+        given = features[self.job.stage]
+
+        def part(rows: slice) -> None:
+            self.block(given[rows])
+
+        self.plain_memory.each(len(given), part)
 
     def check_losses(self) -> None:
         """Find the first loss that is not finite among those since the last check."""
@@ -235,12 +257,12 @@ class Cohort:
 
     def _backward(self, student: Student, features: Features, number: int) -> Tensor:
         """The loss of a student on a batch, whose gradients are its parameters' then."""
-        stage, count = student.job.stage, len(features[student.job.stage])
+        count = len(features[student.job.stage])
 
         def part(rows: slice) -> Tensor:
             _generator(self._engine.device).manual_seed(student.seed + number + rows.start)
             with self._engine.autocast():
-                loss = student.loss({n: features[n][rows] for n in (stage, stage + 1)})
+                loss = student.loss(features, rows)
             return self._descent.backward(loss, (rows.stop - rows.start) / count)
 
         losses = student.memory.each(count, part, student.block.zero_grad)
