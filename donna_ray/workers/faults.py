@@ -23,6 +23,9 @@ _WORDS = (
 )
 """What torch says of a GPU, its libraries, a loader's process and other ranks (`RuntimeError`)."""
 
+_OF_THE_CALL = ("_STATUS_NOT_SUPPORTED", "_STATUS_BAD_PARAM")
+"""What they say of a layer that they cannot compute, on whichever GPU of the kind."""
+
 
 class UnitEnded(Exception):
     """A unit of a group is done, its reason stored, but only this process knows.
@@ -44,7 +47,8 @@ def may_pass(error: BaseException) -> bool:
 def _is_of_the_machine(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in _NUMBERS or isinstance(error, ConnectionError | TimeoutError)
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return any(map(said.__contains__, _WORDS)) and not any(map(said.__contains__, _OF_THE_CALL))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

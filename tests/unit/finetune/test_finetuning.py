@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 from donna_ray.config import FinetuneRecipe, RunConfig
 from donna_ray.data import ImageData, Split, load_data
-from donna_ray.errors import DivergedError, DonnaError, MemoryLimitError
+from donna_ray.errors import DonnaError
 from donna_ray.finetune import work
 from donna_ray.finetune.assemble import block_keys, untrained
 from donna_ray.finetune.step import finetune_step, jobs_of, within_budgets
@@ -33,8 +32,6 @@ from donna_ray.training.batchnorm import recalibrate
 from donna_ray.training.engine import Descent, Engine
 from donna_ray.training.loop import accuracy, cross_entropy, seeded
 from donna_ray.training.trainer import Trainer
-from donna_ray.workers.faults import UnitEnded
-from donna_ray.workers.group import ALONE, Group
 from tests.unit.finetune.made import finetuned, steps_before
 
 STEPS = 4
@@ -296,29 +293,6 @@ def test_network_that_diverges_is_a_record_with_the_reason(
     said.say.assert_called_once_with(f"  id is left out: {failed['failed']}")
     with pytest.raises(DonnaError, match=r"2 of 3 could not be .* Lower predictor\.learning_rate"):
         trained_indices(said, "predictor", [job] * 3, [failed, failed, {}])
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        DivergedError("It became nan."),
-        MemoryLimitError("Too large."),
-        torch.OutOfMemoryError("CUDA out of memory."),
-    ],
-)
-@pytest.mark.parametrize("group", [ALONE, Group(0, 2), Group(1, 2)])
-def test_network_that_fails_is_recorded_by_any_process_of_its_group(
-    error: Exception, group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In a group that ends the process, for which the others may wait."""
-    store = RecordStore(tmp_path)
-    teacher = Artifact("reference", tmp_path, {"stages": []}, {}, 0.0)
-    finetuning = FinetuneNetwork(Mock(seed=0), teacher, recipe(), store, store)
-    monkeypatch.setattr(work, "current_group", lambda: group)
-    monkeypatch.setattr(finetuning, "_finetune", Mock(side_effect=error))
-    with nullcontext() if group is ALONE else pytest.raises(UnitEnded):
-        finetuning(FinetuneJob("key", "id", (), ()))
-    assert store.record("key")["failed"] == str(error)
 
 
 def test_key_names_all_that_decides_the_weights(
