@@ -82,9 +82,7 @@ def distill_pack(
 ) -> DistilledPack:
     """Train the blocks of a pack side by side and measure their NSR.
 
-    What of a block does not fit the memory is done in parts (``MemoryBatch``), be it a step or a
-    measurement.
-
+    A step or measurement that does not fit the memory is done in parts (``MemoryBatch``).
     A block whose loss is no longer finite, or that raises what is no fault of the machine, is
     trained no further, and its failure reported; no block's result depends on another. One that
     was stopped and goes on ends with the bits of one that was not.
@@ -105,8 +103,7 @@ def distill_pack(
 
     Raises:
         ValueError: the precision is `auto`, which ``measured_precision`` turns into one.
-        MemoryLimitError: a step does not fit in parts of 32 images, or of 2 of a single block; or
-            a pass without gradients in parts of 2.
+        MemoryLimitError: the parts are of 32 images, or of 2 of a single block or a measurement.
     """
     engine, started = Engine.of(reference).at(config.precision), time.perf_counter()
     source = ComputedFeatures(reference, data, engine) if cache is None else cache
