@@ -1,6 +1,7 @@
 """Errors that a user can act on. The command line prints their text alone and exits with 2."""
 
 __all__ = [
+    "BlockError",
     "ConfigError",
     "DivergedError",
     "DonnaError",
@@ -16,6 +17,10 @@ class DonnaError(Exception):
 
 class ConfigError(DonnaError):
     """A configuration that cannot be run."""
+
+
+class BlockError(DonnaError):
+    """What a block raises on a worker, though it runs on a CPU: of one block, not of all."""
 
 
 class DivergedError(DonnaError):

@@ -4,6 +4,7 @@ A run (`donna run`) is the same steps for classifiers on a cluster, resumable. H
 in this process, on the device that the model is on, and what it makes is in memory.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +160,7 @@ class Study:
 
         Returns:
             NSR of every block, (choices,) a stage: noise over signal, 0 is the stage itself. One
-            whose training failed is left out, of `blocks` too.
+            whose training failed is left out, of `blocks` too, and a warning says so.
 
         Raises:
             DonnaError: all blocks of a stage failed.
@@ -284,7 +285,11 @@ class Study:
         return place
 
     def _keep_sound(self) -> None:
-        """A block that failed is in the space no more."""
+        """A block that failed is in the space no more, and a warning says so."""
+        for each in (each for stage in self._distilled for each in stage):
+            if each.failure is not None:
+                text = f"{each.job.spec} in stage {each.job.stage} failed and is left out"
+                warnings.warn(f"{text}: {each.failure}", stacklevel=3)
         sound = [[each for each in stage if each.nsr is not None] for stage in self._distilled]
         if empty := [number for number, each in enumerate(sound) if not each]:
             raise DonnaError(

@@ -39,6 +39,7 @@ class DistilledBlock:
         nsr: on the validation images, or, of a block that is stopped early, the mean of the last
             quarter of its training losses; None where it failed.
         failure: why its training failed, None where it did not.
+        raised: it failed with an error, which no learning rate mends.
         state: what the training goes on from where it was stopped early.
     """
 
@@ -46,6 +47,7 @@ class DistilledBlock:
     block: nn.Module
     nsr: float | None
     failure: str | None
+    raised: bool = False
     state: TrainingState | None = None
 
 
@@ -80,11 +82,10 @@ def distill_pack(
 ) -> DistilledPack:
     """Train the blocks of a pack side by side and measure their NSR.
 
-    A step of a block that does not fit the memory is done in parts (``MemoryBatch``).
-
-    A block whose loss is no longer finite is trained no further, and its failure reported; no
-    block's result depends on another. One that was stopped and goes on ends with the bits of one
-    that was not.
+    A step or measurement that does not fit the memory is done in parts (``MemoryBatch``).
+    A block whose loss is no longer finite, or that raises what is no fault of the machine, is
+    trained no further, and its failure reported; no block's result depends on another. One that
+    was stopped and goes on ends with the bits of one that was not.
 
     Args:
         reference: in eval mode, without gradients.
@@ -102,7 +103,7 @@ def distill_pack(
 
     Raises:
         ValueError: the precision is `auto`, which ``measured_precision`` turns into one.
-        MemoryLimitError: a step does not fit in parts of 32 images, or of 2 of a single block.
+        MemoryLimitError: the parts are of 32 images, or of 2 of a single block or a measurement.
     """
     engine, started = Engine.of(reference).at(config.precision), time.perf_counter()
     source = ComputedFeatures(reference, data, engine) if cache is None else cache
@@ -129,10 +130,11 @@ def distill_pack(
 def _finished(
     students: Sequence[Student], batch_size: int, source: FeatureSource
 ) -> list[DistilledBlock]:
-    sound = [student for student in students if student.failure is None]
-    _recalibrate(sound, source)
-    _evaluate(sound, batch_size, source)
-    return [DistilledBlock(one.job, one.block, one.nsr, one.failure) for one in students]
+    _recalibrate(_sound(students), source)
+    _evaluate(_sound(students), batch_size, source)
+    return [
+        DistilledBlock(one.job, one.block, one.nsr, one.failure, one.raised) for one in students
+    ]
 
 
 def _stopped(students: Sequence[Student], cohorts: Sequence[Cohort]) -> list[DistilledBlock]:
@@ -141,7 +143,8 @@ def _stopped(students: Sequence[Student], cohorts: Sequence[Cohort]) -> list[Dis
         judged = student.history[-math.ceil(_JUDGED_SHARE * len(student.history)) :]
         nsr = sum(judged) / len(judged) if student.failure is None else None
         state = states.get(student.job.key)
-        blocks.append(DistilledBlock(student.job, student.block, nsr, student.failure, state))
+        facts = student.job, student.block, nsr, student.failure, student.raised
+        blocks.append(DistilledBlock(*facts, state))
     return blocks
 
 
@@ -188,7 +191,11 @@ def _steps(
         some = {"epoch": epoch, "start": start, "stop": last - before}
         batches = source.training(config.batch_size, _numbers(students), seed=seed, **some)
         timed = clock.timed(batches, before + start + 1)
-        yield from numbered(timed, before + start + 1, partial(_check_losses, students), keeper)
+        check = partial(_check_losses, students)
+        for step in numbered(timed, before + start + 1, check, keeper):
+            yield step
+            if not _sound(students):
+                break
 
 
 class _Clock:
@@ -231,6 +238,10 @@ def _check_losses(students: Iterable[Student]) -> None:
         student.check_losses()
 
 
+def _sound(students: Iterable[Student]) -> list[Student]:
+    return [student for student in students if student.failure is None]
+
+
 def _numbers(students: Iterable[Student]) -> list[int]:
     """Of the features that students learn from."""
     stages = {student.job.stage for student in students}
@@ -242,8 +253,9 @@ def _recalibrate(students: Sequence[Student], source: FeatureSource) -> None:
     with recalibrating(nn.ModuleList(student.block for student in students)) as needed:
         if needed:
             for features in source.calibration(_numbers(students)):
-                for student in students:
-                    student.block(features[student.job.stage])
+                for student in _sound(students):
+                    with student.failing():
+                        student.see(features)
 
 
 @torch.no_grad()
@@ -251,10 +263,15 @@ def _evaluate(students: Sequence[Student], batch_size: int, source: FeatureSourc
     """Measure the NSR of blocks on all validation images, in eval mode."""
     if not students:
         return
-    total, count = torch.zeros(len(students), dtype=torch.float64), 0
+    device, count = students[0].weights.device, 0
+    sums = {one.job.key: torch.zeros((), dtype=torch.float64, device=device) for one in students}
     for features in source.validation(batch_size, _numbers(students)):
         images = len(features[students[0].job.stage])
-        ratios = torch.stack([student.loss(features) for student in students])
-        total, count = total.to(ratios.device) + images * ratios, count + images
-    for student, ratio in zip(students, (total / count).tolist(), strict=True):
-        student.set_nsr(ratio)
+        count += images
+        for student in _sound(students):
+            with student.failing():
+                sums[student.job.key] += images * student.nsr_on(features)
+    ratios = (torch.stack([*sums.values()]) / count).tolist()
+    for student, ratio in zip(students, ratios, strict=True):
+        if not student.raised:
+            student.set_nsr(ratio)

@@ -9,24 +9,29 @@ expectation is over images and positions; the variance is the reference's over t
 import hashlib
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from device_farm.ending import one_line
 from donna_ray.config import TrainingConfig
 from donna_ray.distill.features import Features
+from donna_ray.errors import BlockError, DonnaError
 from donna_ray.reference.network import StagedNetwork, channel_sums
 from donna_ray.space import BlockSpec, StageShape, block_family, build_block
 from donna_ray.space.inherit import inherit
 from donna_ray.training.engine import Descent, Engine, MemoryBatch
+from donna_ray.workers.faults import may_pass
 
 __all__ = [
     "BlockJob",
     "Cohort",
     "Student",
     "TrainingState",
+    "errors_of_a_block",
     "inverse_variance",
     "new_student",
     "noise_to_signal",
@@ -91,6 +96,27 @@ def noise_to_signal(output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     return (noise * weights).sum()
 
 
+@contextmanager
+def errors_of_a_block() -> Iterator[None]:
+    """In which only a block is computed, forward or backward: what is raised is the block's own.
+
+    But for what does not fit the memory and faults of the machine (``may_pass``), which have
+    answers of their own. A machine that computes nothing at all has failed before, at the
+    reference's forward.
+
+    Raises:
+        BlockError: as said.
+    """
+    try:
+        yield
+    except (DonnaError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if may_pass(error):
+            raise
+        raise BlockError(f"it raised {type(error).__name__}: {one_line(str(error))}") from error
+
+
 @dataclass
 class Student:
     """A block in training.
@@ -103,7 +129,10 @@ class Student:
         history: the losses that were checked.
         nsr: on the validation images, once it is known.
         failure: why it is trained no further.
+        raised: the failure is an error (``BlockError``), which no learning rate mends.
         memory: of its steps.
+        plain_memory: of its passes without gradients. Few images at once spoil no training there,
+            so a pack need not be halved for them.
     """
 
     job: BlockJob
@@ -115,17 +144,40 @@ class Student:
     history: list[float] = field(default_factory=list)
     nsr: float | None = None
     failure: str | None = None
+    raised: bool = False
     memory: MemoryBatch = field(default_factory=MemoryBatch)
+    plain_memory: MemoryBatch = field(default_factory=lambda: MemoryBatch(2))
 
     @property
     def start(self) -> int:
         """Steps that were done before."""
         return 0 if self.state is None else self.state.steps
 
-    def loss(self, features: Features) -> Tensor:
-        """The NSR on a batch."""
-        output = self.block(features[self.job.stage])
-        return noise_to_signal(output, features[self.job.stage + 1], self.weights)
+    def loss(self, features: Features, rows: slice) -> Tensor:
+        """The NSR on some images of a batch."""
+        stage = self.job.stage
+        with errors_of_a_block():
+            output = self.block(features[stage][rows])
+        return noise_to_signal(output, features[stage + 1][rows], self.weights)
+
+    def nsr_on(self, features: Features) -> Tensor:
+        """The NSR on a batch, without gradients."""
+        count = len(features[self.job.stage])
+
+        def part(rows: slice) -> Tensor:
+            return self.loss(features, rows) * ((rows.stop - rows.start) / count)
+
+        return torch.stack(self.plain_memory.each(count, part)).sum()
+
+    def see(self, features: Features) -> None:
+        """Have the layers see a batch, such as BatchNorm; without gradients."""
+        given = features[self.job.stage]
+
+        def part(rows: slice) -> None:
+            with errors_of_a_block():
+                self.block(given[rows])
+
+        self.plain_memory.each(len(given), part)
 
     def check_losses(self) -> None:
         """Find the first loss that is not finite among those since the last check."""
@@ -135,6 +187,15 @@ class Student:
                 self.failure = f"loss became {value} in step {step}"
         self.history += values
         self.losses.clear()
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """In which its ``BlockError`` is its failure, and raised no further."""
+        try:
+            yield
+        except BlockError as error:
+            self.failure, self.raised = str(error), True
+            self.block.zero_grad()
 
     def set_nsr(self, ratio: float) -> None:
         """Take the NSR on the validation images."""
@@ -230,18 +291,20 @@ class Cohort:
         if not self.start < number <= self.stop:
             return
         for student in self._sound():
-            student.losses.append((number, self._backward(student, features, number)))
+            with student.failing():
+                student.losses.append((number, self._backward(student, features, number)))
         self._descent.step(last=number == self.stop)
 
     def _backward(self, student: Student, features: Features, number: int) -> Tensor:
         """The loss of a student on a batch, whose gradients are its parameters' then."""
-        stage, count = student.job.stage, len(features[student.job.stage])
+        count = len(features[student.job.stage])
 
         def part(rows: slice) -> Tensor:
             _generator(self._engine.device).manual_seed(student.seed + number + rows.start)
             with self._engine.autocast():
-                loss = student.loss({n: features[n][rows] for n in (stage, stage + 1)})
-            return self._descent.backward(loss, (rows.stop - rows.start) / count)
+                loss = student.loss(features, rows)
+            with errors_of_a_block():
+                return self._descent.backward(loss, (rows.stop - rows.start) / count)
 
         losses = student.memory.each(count, part, student.block.zero_grad)
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()

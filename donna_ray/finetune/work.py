@@ -29,6 +29,7 @@ from donna_ray.training.checkpoints import Checkpoints
 from donna_ray.training.engine import Engine
 from donna_ray.training.loop import Loss, accuracy
 from donna_ray.training.trainer import Trainer
+from donna_ray.workers.faults import UnitEnded
 from donna_ray.workers.group import current_group
 
 __all__ = ["FinetuneJob", "FinetuneNetwork", "distillation_loss", "identity_of"]
@@ -85,14 +86,18 @@ class FinetuneNetwork:
 
     def __call__(self, job: FinetuneJob) -> dict[str, Any]:
         """One whose training diverges, or that fits no memory, has a record with the reason, and is
-        not tried again."""
+        not tried again.
+
+        Raises:
+            UnitEnded: so it is, in a group, by any process of it.
+        """
         try:
             self._finetune(job)
-        except (DivergedError, MemoryLimitError) as error:
-            if current_group().size > 1:  # the others are to end, too
-                raise
+        except (DivergedError, MemoryLimitError, torch.OutOfMemoryError) as error:
             self._store.put_failed(job.key, str(error), identity_of(job))
             self._checkpoints.remove(job.key)
+            if current_group().size > 1:
+                raise UnitEnded(f"{job.architecture_id}: {error}") from error
         return {}
 
     def _finetune(self, job: FinetuneJob) -> None:

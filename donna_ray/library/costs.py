@@ -13,8 +13,8 @@ from torch import Tensor
 from donna_ray.config import LibraryConfig, RunConfig
 from donna_ray.distill.features import Teacher
 from donna_ray.distill.precision import step_cost
-from donna_ray.distill.students import BlockJob
-from donna_ray.errors import MemoryLimitError
+from donna_ray.distill.students import BlockJob, errors_of_a_block
+from donna_ray.errors import BlockError, MemoryLimitError
 from donna_ray.library.measure import on_worker, settled_precision, worker_kind
 from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.network import StagedNetwork
@@ -125,7 +125,7 @@ def _measured(
 ) -> PackCosts:
     """As ``pack_costs``; the peak of the memory is the reference's forward's or a block's step's.
 
-    A block that does not fit the memory is left out: it fails when it is distilled.
+    A block that does not fit the memory, or raises, is left out: it fails when it is distilled.
     """
     library, engine = config.library, Engine.of(reference).at(config.library.precision)
     generator = torch.Generator().manual_seed(0)
@@ -138,7 +138,7 @@ def _measured(
     held = torch.cuda.memory_allocated(device) if on_gpu else 0
     blocks = []
     for job, macs in samples:
-        with suppress(MemoryLimitError):
+        with suppress(MemoryLimitError, BlockError):
             seconds, used = _step_cost(job, reference, features[job.stage], engine)
             blocks.append([job.stage, job.spec.family, macs, seconds])
             peak = max(peak, held + used)
@@ -157,7 +157,8 @@ def _step_cost(
     with seeded(0):
         block = engine.place(build_block(job.spec, reference.shapes[job.stage])).train()
     memory = MemoryBatch(2)
-    runs = [step_cost(block, features, engine.precision, memory) for _ in range(_REPEATS + 1)]
+    with errors_of_a_block():
+        runs = [step_cost(block, features, engine.precision, memory) for _ in range(_REPEATS + 1)]
     return min(seconds for seconds, _ in runs[1:]), runs[-1][1]
 
 

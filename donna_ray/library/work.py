@@ -31,7 +31,8 @@ class DistillPack:
     A block whose loss is not finite is tried once more, at a tenth of the learning rate; if it
     fails again, that is recorded and not tried again. A pack that does not fit the memory is halved
     until it does; a single block that does not, though its steps are done in parts, has failed.
-    A pack that was killed goes on from the states that were kept minutes before.
+    One that raises an error is tried once more, alone, since cuDNN may have lacked memory; then it
+    has failed, too. A pack that was killed goes on from the states that were kept minutes before.
 
     Args:
         config: of the run, its precision decided.
@@ -78,14 +79,23 @@ class DistillPack:
                 continue
             images += self._keep(pack, before, resumed)
             shares.append(pack.reference_share)
-            failed = [(each.job, each.failure) for each in pack.blocks if each.failure is not None]
-            if self._share == 1 and factor == 1:
-                waiting += [([job for job, _ in failed], _SECOND_CHANCE)]
-            else:
-                blocks += self._keep_failed(failed)
+            failed = [each for each in pack.blocks if each.failure is not None]
+            again = self._again(failed, len(some), factor)
+            waiting += again
+            tried = {job.key for jobs, _ in again for job in jobs}
+            ended = [(one.job, one.failure or "") for one in failed if one.job.key not in tried]
+            blocks += self._keep_failed(ended)
             blocks += [[each.job.stage, each.nsr] for each in pack.blocks if each.failure is None]
         self._unfinished.remove([job.key for job in jobs])
         return {"blocks": blocks, "images": images, "reference_share": _mean(shares)}
+
+    def _again(
+        self, failed: Sequence[DistilledBlock], of: int, factor: float
+    ) -> list[tuple[list[BlockJob], float]]:
+        """The packs in which blocks are tried once more that failed in a pack of so many."""
+        alone = [([each.job], factor) for each in failed if each.raised and of > 1]
+        slower = [each.job for each in failed if not each.raised]
+        return [*alone, (slower, _SECOND_CHANCE)] if self._share == 1 and factor == 1 else alone
 
     def _distil(self, jobs: list[BlockJob], factor: float, resumed: "_Before") -> DistilledPack:
         """From where the blocks were stopped; in long packs their states are kept meanwhile."""

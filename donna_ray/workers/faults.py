@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from donna_ray.errors import DonnaError
 
-__all__ = ["STALLED_S", "Pulse", "is_of_the_unit", "leave", "may_pass"]
+__all__ = ["STALLED_S", "Pulse", "UnitEnded", "is_of_the_unit", "leave", "may_pass"]
 
 STALLED_S = 1800.0
 """A unit whose worker has read no image for so long hangs."""
@@ -22,6 +22,16 @@ _WORDS = (
     *("DataLoader worker", "Pin memory thread exited", "Connection closed by peer"),
 )
 """What torch says of a GPU, its libraries, a loader's process and other ranks (`RuntimeError`)."""
+
+_OF_THE_CALL = ("_STATUS_NOT_SUPPORTED", "_STATUS_BAD_PARAM")
+"""What they say of a layer that they cannot compute, on whichever GPU of the kind."""
+
+
+class UnitEnded(Exception):
+    """A unit of a group is done, its reason stored, but only this process knows.
+
+    The others may wait for it, in the middle of a step: all of the group are replaced.
+    """
 
 
 def may_pass(error: BaseException) -> bool:
@@ -43,7 +53,8 @@ def is_of_the_unit(error: BaseException) -> bool:
 def _is_of_the_machine(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in _NUMBERS or isinstance(error, ConnectionError | TimeoutError)
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return any(map(said.__contains__, _WORDS)) and not any(map(said.__contains__, _OF_THE_CALL))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

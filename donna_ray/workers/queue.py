@@ -84,9 +84,14 @@ class UnitQueue:
         self._leased[index] = worker
         return index
 
-    def complete(self, index: int, facts: dict[str, Any]) -> None:
-        """A unit is done and its results are stored; only the first time counts."""
-        self._leased.pop(index, None)
+    def complete(self, index: int, facts: dict[str, Any], *, leaves: bool = False) -> None:
+        """A unit is done and its results are stored; only the first time counts.
+
+        Where its holder `leaves` with that, who takes its place succeeds nobody that died.
+        """
+        holder = self._leased.pop(index, None)
+        if leaves:
+            self._places = {place: each for place, each in self._places.items() if each != holder}
         if index in self._pending:
             self._pending.remove(index)
         self._facts.setdefault(index, facts)

@@ -23,7 +23,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from donna_ray.config import ClusterConfig
 from donna_ray.errors import DonnaError
-from donna_ray.workers.faults import Pulse, leave, may_pass
+from donna_ray.workers.faults import Pulse, UnitEnded, leave, may_pass
 
 __all__ = ["fit", "worker_resources"]
 
@@ -156,6 +156,10 @@ def _do_units(queue: Any, payloads_and_work: Any, place: str, group: Any, shared
         while (index := group.from_first(lambda: _next_unit(queue, worker, pulse))) is not None:
             try:
                 facts = work(payloads[index])
+            except UnitEnded:
+                with contextlib.suppress(ray.exceptions.RayActorError):
+                    ray.get(queue.complete.remote(index, {}, leaves=True))
+                raise  # the group is replaced
             except Exception as error:
                 again = may_pass(error)
                 if group.size == 1 or isinstance(error, DonnaError):

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -88,16 +89,17 @@ def donna(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 def kill_when(command: Sequence[str], due: Callable[[int], bool]) -> None:
     """Start a run and SIGKILL its process as soon as it is `due`, given its pid."""
-    process = subprocess.Popen(
-        command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        while not due(process.pid):
-            assert process.poll() is None, "the run ended before it could be killed"
-            time.sleep(0.02)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, env=environment(), stdout=said, stderr=said)
+        try:
+            while not due(process.pid):
+                if process.poll() is not None:
+                    said.seek(0)
+                    pytest.fail(f"the run ended before it could be killed: {said.read().decode()}")
+                time.sleep(0.02)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
 
 
 def train_workers(driver: int) -> list[int]:

@@ -63,6 +63,16 @@ def dying(number: int) -> dict[str, Any]:
     return {"number": number}
 
 
+def together(number: int) -> dict[str, Any]:
+    """Work of two processes, which wait for each other; some units end for one of them alone."""
+    from torch import distributed
+
+    if number == distributed.get_rank():
+        raise faults.UnitEnded(f"unit {number}")
+    distributed.barrier()
+    return {"number": number}
+
+
 def begun(folder: Path) -> Counter[int]:
     """How many processes began each unit."""
     return Counter(int(path.name.split("-")[0]) for path in folder.iterdir())
@@ -105,3 +115,14 @@ def test_workers_are_kept_replaced_lent_and_ended_and_die(one_ray: None, tmp_pat
         with pytest.raises(DonnaError, match=r"failed 2 times \(cluster\.retries: 1\), .* died"):
             spread(run, "test", "units", units, dying)
     until(lambda: ray.available_resources().get("CPU") == 2)
+
+
+@pytest.mark.soak
+def test_unit_that_ends_for_one_of_a_group_leaves_the_others_to_be_done(
+    one_ray: None, tmp_path: Path
+) -> None:
+    """Whichever process it is, and though no worker may die: the others wait for it in vain."""
+    with Run(configuration(workers=2, retries=0), tmp_path / "run") as run:
+        units = [Unit(number) for number in (0, 2, 1, 3)]
+        facts = spread(run, "test", "units", units, together, workers_per_unit=2)
+    assert facts == [{}, {"number": 2}, {}, {"number": 3}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import onnxruntime
@@ -14,6 +15,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import donna_ray as donna
+from donna_ray.distill import students
+from donna_ray.distill.students import BlockJob
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "notebook.md"
 
@@ -100,6 +103,25 @@ def test_targets_of_any_kind_and_what_comes_too_early() -> None:
     study.finetune(costs[0], epochs=1)
     with pytest.raises(donna.DonnaError, match=r"must be 0 to 1, .* but is 1\.7"):
         study.finetune((0, 0), epochs=1)
+
+
+def test_block_that_raises_is_left_out_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one that computes on a CPU alone."""
+    study = donna.Study(Boxes(), loader(), loader(), stages=["layer1", "layer2"], loss=loss)
+    study.space(BLOCKS)
+    made, count = students._new_block, study.blocks.size
+
+    def new_block(job: BlockJob, *given: Any) -> nn.Module:
+        block = made(job, *given)
+        if job.stage == 0 and job.spec == study.blocks.stages[0].choices[0]:
+            monkeypatch.setattr(block, "forward", Mock(side_effect=TypeError("a GPU's tensor")))
+        return block
+
+    monkeypatch.setattr(students, "_new_block", new_block)
+    with pytest.warns(UserWarning, match="stage 0 failed and is left out: it raised TypeError"):
+        nsr = study.distil(epochs=1)
+    assert [len(stage) for stage in nsr] == [3, 4]
+    assert study.blocks.size == 12 < count
 
 
 def test_what_cannot_be_a_study() -> None:

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
-from donna_ray.config import FamilyRecipe, LibraryConfig, RunConfig
+from donna_ray.config import FamilyRecipe, LibraryConfig
 from donna_ray.data import ImageData, Split
-from donna_ray.distill import students
-from donna_ray.distill.pack import DistilledBlock, distill_pack
+from donna_ray.distill.pack import distill_pack
 from donna_ray.distill.students import (
     BlockJob,
     TrainingState,
     inverse_variance,
     noise_to_signal,
 )
-from donna_ray.errors import MemoryLimitError
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.work import calibrate
-from donna_ray.space import BlockSpec, SearchSpace, register_block
-from tests.unit.distill.made import first_images
-
-Distill = Callable[..., list[DistilledBlock]]
-
-FP32 = LibraryConfig(epochs=2, batch_size=32, precision="fp32")
-STEPS = 3  # a pass over few_images
+from donna_ray.space import SearchSpace, register_block
+from tests.unit.distill.made import FP32, STEPS, Distill, assert_same, job_of
 
 
 class Convolution(nn.Module):
@@ -69,11 +60,6 @@ def infinite_in_use(in_channels: int, out_channels: int, stride: int, *, size: i
     return InfiniteInUse(in_channels, out_channels, size, stride, size // 2)
 
 
-@pytest.fixture(scope="module")
-def few_images(config: RunConfig, reference: StagedNetwork) -> ImageData:
-    return first_images(config, reference, 96, 64)
-
-
 def test_nsr_is_what_the_equation_says() -> None:
     target = torch.tensor([[[[1.0, 3.0]], [[0.0, 8.0]]]])  # 1 image, 2 channels, 1x2 positions
     output = torch.tensor([[[[2.0, 3.0]], [[2.0, 8.0]]]])
@@ -103,38 +89,6 @@ def test_reference_stage_has_no_noise_and_variance_is_its_own(
         assert noise_to_signal(reference.stages[number](features[number]), target, weights) == 0
         mean = target.mean((0, 2, 3), keepdim=True).expand_as(target)
         assert noise_to_signal(mean, target, weights).item() == pytest.approx(1, rel=1e-3)
-
-
-@pytest.fixture(scope="module")
-def distill(reference: StagedNetwork, few_images: ImageData) -> Distill:
-    variance = calibrate(reference, few_images.calibration)
-
-    def distilled(
-        jobs: list[BlockJob], config: LibraryConfig = FP32, **how: Any
-    ) -> list[DistilledBlock]:
-        return distill_pack(reference, variance, jobs, few_images, config, 1, **how).blocks
-
-    return distilled
-
-
-@pytest.fixture(scope="module")
-def jobs(space: SearchSpace) -> list[BlockJob]:
-    return [
-        BlockJob(f"key{index}", stage, space.stages[stage].choices[choice])
-        for index, (stage, choice) in enumerate([(0, 3), (2, 30), (0, 17)])
-    ]
-
-
-def job_of(family: str, **options: Any) -> BlockJob:
-    return BlockJob(family, 1, BlockSpec.of(f"testing_{family}", options))
-
-
-def assert_same(ours: Sequence[DistilledBlock], others: Sequence[DistilledBlock]) -> None:
-    """To the bit."""
-    for one, other in zip(ours, others, strict=True):
-        assert (one.job, one.nsr, one.failure) == (other.job, other.nsr, other.failure)
-        mine, its = one.block.state_dict(), other.block.state_dict()
-        assert all(mine[name].equal(its[name]) for name in mine)
 
 
 def test_pack_trains_each_block_as_if_alone(distill: Distill, jobs: list[BlockJob]) -> None:
@@ -263,55 +217,6 @@ def test_killed_pack_goes_on_from_the_kept_states_to_the_same_bits(
     found = distill(mixed, share=share, states=kept)
     undisturbed = distill(mixed, share=share)
     assert_same(found, undisturbed)
-
-
-def limit_memory(monkeypatch: pytest.MonkeyPatch, most: dict[str, int]) -> list[tuple[str, int]]:
-    """Have a training step of a block fit so many images; returns what was asked for."""
-    asked: list[tuple[str, int]] = []
-    made = students._new_block
-
-    def limited(job: BlockJob, *rest: Any) -> nn.Module:
-        block = made(job, *rest)
-
-        def check(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-            if module.training and torch.is_grad_enabled():
-                asked.append((job.key, len(given[0])))
-                if len(given[0]) > most.get(job.key, 1000):
-                    raise torch.OutOfMemoryError("Allocation of 14.3 GiB failed. More words")
-
-        block.register_forward_pre_hook(check)
-        return block
-
-    monkeypatch.setattr(students, "_new_block", limited)
-    return asked
-
-
-BATCH_OF_96 = FP32.model_copy(update={"batch_size": 96})
-
-
-def test_block_whose_step_does_not_fit_is_trained_in_parts_and_the_others_are_not(
-    distill: Distill, jobs: list[BlockJob], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = distill(jobs, BATCH_OF_96)
-    asked = limit_memory(monkeypatch, {jobs[1].key: 50})
-    found = distill(jobs, BATCH_OF_96)
-    assert [size for key, size in asked if key == jobs[1].key] == [96, 48, 48, 48, 48]
-    assert_same([found[0], found[2]], [whole[0], whole[2]])
-    assert found[1].nsr == pytest.approx(whole[1].nsr, rel=0.1)  # BatchNorm has parts of 48
-
-
-def test_memory_ends_a_pack_sooner_than_a_single_block(
-    distill: Distill, jobs: list[BlockJob], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rather than train in parts of few images, whose statistics are poor, a pack is halved."""
-    limit_memory(monkeypatch, {jobs[1].key: 6})
-    with pytest.raises(MemoryLimitError, match="hold 48 images at once of a batch of 96"):
-        distill(jobs, BATCH_OF_96)
-    (alone,) = distill([jobs[1]], BATCH_OF_96)
-    assert alone.failure is None
-    limit_memory(monkeypatch, {jobs[1].key: 1})
-    with pytest.raises(MemoryLimitError, match="hold 3 images at once of a batch of 96"):
-        distill([jobs[1]], BATCH_OF_96)
 
 
 def test_precision_is_that_of_the_teacher_too(

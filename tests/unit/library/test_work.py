@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+from torch import nn
 
 from donna_ray.config import RunConfig
+from donna_ray.distill import students
 from donna_ray.distill.pack import distill_pack
 from donna_ray.distill.students import BlockJob
+from donna_ray.library import costs
 from donna_ray.library import work as library_work
 from donna_ray.library.costs import decided
 from donna_ray.library.making import LibraryMaking
@@ -19,7 +23,7 @@ from donna_ray.library.watch import LibraryWatch
 from donna_ray.library.work import DistillPack
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.work import calibrate
-from donna_ray.space import SearchSpace
+from donna_ray.space import SearchSpace, build_block
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.records import RecordStore
 from tests.unit.distill.made import first_images
@@ -80,6 +84,59 @@ def test_block_that_fits_no_memory_has_a_record_with_the_reason(
     assert "failed" not in records["key0"]
     assert [1, None] in facts["blocks"]
     assert len(facts["blocks"]) == 2
+
+
+@pytest.mark.parametrize("fits_alone", [False, True])
+def test_block_that_raises_is_tried_once_more_alone(
+    fits_alone: bool,
+    work: DistillPack,
+    space: SearchSpace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For cuDNN says so where it lacks memory; then it has a record with the reason."""
+    packs: list[tuple[list[str], float]] = []
+
+    def noted(reference: Any, variance: Any, jobs: list[BlockJob], *rest: Any, **more: Any) -> Any:
+        packs.append(([job.key for job in jobs], more["learning_rate_factor"]))
+        with pytest.MonkeyPatch.context() as patch:
+            made = students._new_block
+
+            def new_block(job: BlockJob, *given: Any) -> nn.Module:
+                block = made(job, *given)
+                if job.key == "key1" and (len(jobs) > 1 or not fits_alone):
+                    patch.setattr(block, "forward", Mock(side_effect=RuntimeError("no engine")))
+                return block
+
+            patch.setattr(students, "_new_block", new_block)
+            return distill_pack(reference, variance, jobs, *rest, **more)
+
+    monkeypatch.setattr(library_work, "distill_pack", noted)
+    facts = work(jobs_of(space, 3))
+    assert packs == [(["key0", "key1", "key2"], 1.0), (["key1"], 1.0)]
+    records = RecordStore(tmp_path).records()
+    failed = {} if fits_alone else {"key1": "it raised RuntimeError: no engine"}
+    assert {key: each["failed"] for key, each in records.items() if "failed" in each} == failed
+    assert sorted(records) == ["key0", "key1", "key2"]
+    assert len(facts["blocks"]) == 3
+
+
+def test_block_that_raises_is_not_measured_for_the_packs(
+    config: RunConfig, reference: StagedNetwork, space: SearchSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config.library.model_copy(update={"precision": "fp32", "batch_size": 2})
+    samples = [(job, number) for number, job in enumerate(jobs_of(space, 3))]
+
+    def build(spec: Any, shape: Any) -> nn.Module:
+        block = build_block(spec, shape)
+        if spec == samples[1][0].spec:
+            monkeypatch.setattr(block, "forward", Mock(side_effect=RuntimeError("no engine")))
+        return block
+
+    monkeypatch.setattr(costs, "build_block", build)
+    settled = config.model_copy(update={"library": settings})
+    measured = costs._measured(reference, settled, samples)["blocks"]
+    assert [macs for _stage, _family, macs, _seconds in measured] == [0, 2]
 
 
 def test_paused_block_goes_on_from_its_record(

@@ -28,6 +28,8 @@ def raised_from(error: Exception, cause: Exception) -> Exception:
         (TimeoutError(), True),
         (RuntimeError(ECC), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. Words"), False),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_BAD_PARAM"), False),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), True),
         (raised_from(ValueError("a batch is missing"), RuntimeError(ECC)), True),
         (raised_from(DonnaError("The store must answer."), OSError(errno.EIO, "")), False),

@@ -129,6 +129,18 @@ def test_workers_that_only_die_end_the_queue() -> None:
     assert queue.result() == ([], ("lost 5 workers in a row (cluster.retries: 2)", ""))
 
 
+def test_holder_that_leaves_with_its_unit_has_not_died() -> None:
+    """Nor has its node a fault, nor is there a limit to how often that may be."""
+    queue = UnitQueue([1] * 5, retries=0)
+    for number in range(5):
+        queue.join(f"by name {number}", "0", "node")
+        assert queue.lease(f"by name {number}") == number
+        queue.complete(number, {"n": number}, leaves=True)
+        queue.complete(number, {"n": "of another process"}, leaves=True)
+    assert queue.result() == ([{"n": number} for number in range(5)], None)
+    assert not queue._faults
+
+
 def test_lost_nodes_are_no_fault_of_the_units() -> None:
     queue = UnitQueue([1], retries=0)
     for number in range(5):
