@@ -107,11 +107,15 @@ def _told(network: Trained, latency: dict[str, float]) -> Row:
 
 
 def _along(points: np.ndarray, by: int, value: float) -> float | None:
-    """The other figure of a front where one has a value, between its points; None outside."""
+    """The other figure of a front where one has a value, between its points.
+
+    A front whose fastest network is more accurate than asked for has that one's latency, and one
+    whose most accurate is faster that one's accuracy. None where no network is as good.
+    """
     front = points[nondominated(points[:, 0], points[:, 1:])]
     order = np.argsort(front[:, by])
     known, other = front[order, by], front[order, 1 - by]
-    if not known[0] <= value <= known[-1]:
+    if (value > known[-1]) if by == 0 else (value < known[0]):
         return None
     return float(np.interp(value, known, other))
 
