@@ -59,9 +59,10 @@ def test_help_is_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["library", "ls", "."], ["library", "verify", "."], ["config", "show"]]
+    "words", [["library", "ls", "FOLDER"], ["library", "verify", "FOLDER"], ["config", "show"]]
 )
-def test_what_only_looks_is_light(words: list[str]) -> None:
+def test_what_only_looks_is_light(words: list[str], tmp_path: Path) -> None:
+    words = [word.replace("FOLDER", str(tmp_path)) for word in words]
     code = (
         f"import sys; from donna_ray.cli.main import app; app({words}, standalone_mode=False); "
         f"print('loaded:', *{HEAVY} & sys.modules.keys())"
