@@ -112,6 +112,7 @@ def open_images(path: Path, classes: Sequence[str] | None, *, labelled: bool) ->
         return ImageFiles(path, names, [-1] * len(names), [], unread, places)
     owners = [_class_of(path, name) for name in names]
     _check_depth(path, names)
+    _check_folders_have_one_class(path, names, owners)
     found = class_folders(path) if path.is_dir() else sorted(set(owners))
     if classes is None:
         _check_none_is_empty(path, found, owners)
@@ -131,9 +132,18 @@ def _walk(root: Path) -> Iterator[str]:
         raise error
 
     for folder, folders, files in os.walk(root, followlinks=True, onerror=fail):
-        folders[:] = filter(_counts, folders)
+        folders[:] = [each for each in folders if _counts(each) and not _leads_up(folder, each)]
         inside = os.path.relpath(folder, root)
         yield from files if inside == "." else (f"{inside}/{file}" for file in files)
+
+
+def _leads_up(folder: str, name: str) -> bool:
+    """Whether what lies in a folder is a link to it or to one around it, which would never end."""
+    link = os.path.join(folder, name)
+    if not os.path.islink(link):
+        return False
+    here, there = os.path.realpath(folder), os.path.realpath(link)
+    return os.path.commonpath([here, there]) == there
 
 
 def _members(path: Path) -> Iterator[tuple[str, Place]]:
@@ -243,6 +253,17 @@ def _class_of(path: Path, name: str) -> str:
             "in none. Move it."
         )
     return folders[0] if path.is_dir() else folders[-1]
+
+
+def _check_folders_have_one_class(path: Path, names: Sequence[str], owners: Sequence[str]) -> None:
+    found: dict[str, tuple[str, str]] = {}
+    for folder, owner in dict(zip(map(os.path.dirname, names), owners, strict=True)).items():
+        other, label = found.setdefault(os.path.realpath(path / folder), (folder, owner))
+        if label != owner:
+            raise ConfigError(
+                f"Every folder of images must be of one class, but in {path} {other}/ and "
+                f"{folder}/ are one folder by a link. Remove the link."
+            )
 
 
 def _check_none_is_empty(path: Path, found: Sequence[str], owners: Sequence[str]) -> None:

@@ -308,6 +308,45 @@ def test_link_of_a_tar_that_may_be_a_class_is_refused(target: str, tmp_path: Pat
     refuse(write_linked(tmp_path, link("c", target)), "has c", f"leads to {target}", "dereference")
 
 
+def write_plain(root: Path, names: str = "a b") -> DataConfig:
+    """Folders of 60 training images a class and of 3 for each other split."""
+    for part, count in (("train", 60), ("validation", 3), ("test", 3)):
+        for name, content in split(names, count).items():
+            (root / part / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / part / name).write_bytes(content)
+    return DataConfig(source=str(root), augmentation=None)
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "loop", "absolute"])
+def test_a_link_to_a_folder_around_it_is_not_followed(target: str, tmp_path: Path) -> None:
+    config = write_plain(tmp_path)
+    (tmp_path / "train/a/in").mkdir()
+    (tmp_path / "train/a/in/x.png").write_bytes(png(0))
+    where = tmp_path / "train" if target == "absolute" else target
+    (tmp_path / "train/a/loop").symlink_to(where)
+    data = load(config)
+    assert labels_of(data.train) == [0] * 61 + [1] * 60
+    assert list(data.train.broken) == (["a/loop"] if target == "loop" else [])
+
+
+def test_links_to_other_folders_are_followed(tmp_path: Path) -> None:
+    config = write_plain(tmp_path / "data")
+    (tmp_path / "more/deep").mkdir(parents=True)
+    (tmp_path / "more/deep/x.png").write_bytes(png(0))
+    (tmp_path / "data/train/b/more").symlink_to(tmp_path / "more")
+    (tmp_path / "data/train/c").symlink_to("../../more")
+    refuse(config, "b/more/deep/ and c/deep/ are one folder", "Remove the link")
+    (tmp_path / "data/train/c").unlink()
+    assert labels_of(load(config).train) == [0] * 60 + [1] * 61
+
+
+@pytest.mark.parametrize(("name", "target"), [("c", "a"), ("b/x", "../a")])
+def test_a_folder_is_of_one_class(name: str, target: str, tmp_path: Path) -> None:
+    config = write_plain(tmp_path)
+    (tmp_path / "train" / name).symlink_to(target)
+    refuse(config, f"a/ and {name}/ are one folder by a link", str(tmp_path / "train"))
+
+
 @pytest.mark.parametrize("deep", [np.uint16, np.int32, np.float32])
 def test_deep_grey_images_are_scaled(deep: type, tmp_path: Path) -> None:
     white = 1 if deep is np.float32 else 65535
