@@ -79,10 +79,24 @@ class ImageFiles:
         """How many files each folder has, those that are no images included."""
         return Counter(map(os.path.dirname, (*self.names, *self.unread)))
 
+    def real_folders(self) -> set[str]:
+        """The same folders, without links; those in a tar begin with its path."""
+        return {os.path.realpath(self.path / folder) for folder in self.folder_sizes()}
+
 
 def class_folders(path: Path) -> list[str]:
-    """The names of the folders in a folder, in the order of their labels."""
-    return sorted(each.name for each in path.iterdir() if each.is_dir() and _counts(each.name))
+    """The names of the folders in a folder, in the order of their labels.
+
+    Raises:
+        ConfigError: a link in it leads to nothing, and may be a class.
+    """
+    inside = [each for each in path.iterdir() if _counts(each.name)]
+    if lost := sorted(each.name for each in inside if each.is_symlink() and not each.exists()):
+        raise ConfigError(
+            f"Every link beside the folders of the classes must lead to something, but in {path} "
+            f"{_some(lost)} do not. Mount the disk that they lead to, or remove them."
+        )
+    return sorted(each.name for each in inside if each.is_dir())
 
 
 def open_images(path: Path, classes: Sequence[str] | None, *, labelled: bool) -> ImageFiles:

@@ -347,6 +347,14 @@ def test_a_folder_is_of_one_class(name: str, target: str, tmp_path: Path) -> Non
     refuse(config, f"a/ and {name}/ are one folder by a link", str(tmp_path / "train"))
 
 
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_a_class_whose_link_leads_to_nothing_is_named(part: str, tmp_path: Path) -> None:
+    config = write_plain(tmp_path)
+    for name in ("gone", "self", ".hidden"):
+        (tmp_path / part / name).symlink_to("self" if name == "self" else "/mnt/none")
+    refuse(config, "'gone', 'self' do not", str(tmp_path / part), "Mount")
+
+
 @pytest.mark.parametrize("deep", [np.uint16, np.int32, np.float32])
 def test_deep_grey_images_are_scaled(deep: type, tmp_path: Path) -> None:
     white = 1 if deep is np.float32 else 65535
