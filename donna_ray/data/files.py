@@ -25,11 +25,13 @@ __all__ = ["TOLERATED_SHARE", "ImageFiles", "class_folders", "open_images"]
 TOLERATED_SHARE = 0.01
 """Of the files of a split that may be unreadable."""
 
+_MOST_LINKS = 40  # one after the other, as in Linux; more are a loop
 _LITTER = {"__macosx", "@eadir", "thumbs.db", "desktop.ini"}
 _NAMED = 5
 
-Places = Mapping[str, tuple[int, int]]
-"""Offset and size of each file of a tar."""
+Place = tuple[int, int] | None
+Places = Mapping[str, Place]
+"""Offset and size of each file of a tar; None for a link that leads to no file in it."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,24 @@ class ImageFiles:
         """How many files each folder has, those that are no images included."""
         return Counter(map(os.path.dirname, (*self.names, *self.unread)))
 
+    def real_folders(self) -> set[str]:
+        """The same folders, without links; those in a tar begin with its path."""
+        return {os.path.realpath(self.path / folder) for folder in self.folder_sizes()}
+
 
 def class_folders(path: Path) -> list[str]:
-    """The names of the folders in a folder, in the order of their labels."""
-    return sorted(each.name for each in path.iterdir() if each.is_dir() and _counts(each.name))
+    """The names of the folders in a folder, in the order of their labels.
+
+    Raises:
+        ConfigError: a link in it leads to nothing, and may be a class.
+    """
+    inside = [each for each in path.iterdir() if _counts(each.name)]
+    if lost := sorted(each.name for each in inside if each.is_symlink() and not each.exists()):
+        raise ConfigError(
+            f"Every link beside the folders of the classes must lead to something, but in {path} "
+            f"{_some(lost)} do not. Mount the disk that they lead to, or remove them."
+        )
+    return sorted(each.name for each in inside if each.is_dir())
 
 
 def open_images(path: Path, classes: Sequence[str] | None, *, labelled: bool) -> ImageFiles:
@@ -110,6 +126,7 @@ def open_images(path: Path, classes: Sequence[str] | None, *, labelled: bool) ->
         return ImageFiles(path, names, [-1] * len(names), [], unread, places)
     owners = [_class_of(path, name) for name in names]
     _check_depth(path, names)
+    _check_folders_have_one_class(path, names, owners)
     found = class_folders(path) if path.is_dir() else sorted(set(owners))
     if classes is None:
         _check_none_is_empty(path, found, owners)
@@ -129,35 +146,70 @@ def _walk(root: Path) -> Iterator[str]:
         raise error
 
     for folder, folders, files in os.walk(root, followlinks=True, onerror=fail):
-        folders[:] = filter(_counts, folders)
+        folders[:] = [each for each in folders if _counts(each) and not _leads_up(folder, each)]
         inside = os.path.relpath(folder, root)
         yield from files if inside == "." else (f"{inside}/{file}" for file in files)
 
 
-def _members(path: Path) -> Iterator[tuple[str, tuple[int, int]]]:
+def _leads_up(folder: str, name: str) -> bool:
+    """Whether what lies in a folder is a link to it or to one around it, which would never end."""
+    link = os.path.join(folder, name)
+    if not os.path.islink(link):
+        return False
+    here, there = os.path.realpath(folder), os.path.realpath(link)
+    return os.path.commonpath([here, there]) == there
+
+
+def _members(path: Path) -> Iterator[tuple[str, Place]]:
     with tarfile.open(path, "r:") as tar:  # a packed one could not be read at an offset
         yield from _members_of(tar, 0, "")
 
 
-def _members_of(
-    tar: tarfile.TarFile, start: int, prefix: str
-) -> Iterator[tuple[str, tuple[int, int]]]:
+def _members_of(tar: tarfile.TarFile, start: int, prefix: str) -> Iterator[tuple[str, Place]]:
     """Name and place of each file; those of a tar in the tar as if it were a folder."""
-    for member in tar:
-        if not member.isfile():
-            continue
-        name, offset = prefix + os.path.normpath(member.name), start + member.offset_data
-        if _suffix(name) == ".tar":
-            with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as inner:
-                yield from _members_of(inner, offset, f"{name[:-4]}/")
+    members: dict[str, tarfile.TarInfo] = {}
+    for member in tar:  # a hard link leads to what came before it
+        earlier = members.get(os.path.normpath(member.linkname)) if member.islnk() else None
+        members[os.path.normpath(member.name)] = earlier or member
+    for inside, member in members.items():
+        name, target = prefix + inside, _target(members, inside)
+        if target is None or not target.isfile():
+            if member.issym() or member.islnk():
+                _check_link(tar, name, member.linkname)
+                yield name, None
+        elif _suffix(name) == ".tar":
+            with tarfile.open(fileobj=tar.extractfile(target), mode="r:") as inner:
+                yield from _members_of(inner, start + target.offset_data, f"{name[:-4]}/")
         else:
-            yield name, (offset, member.size)
+            yield name, (start + target.offset_data, target.size)
+
+
+def _target(members: Mapping[str, tarfile.TarInfo], name: str) -> tarfile.TarInfo | None:
+    """What is at a name, or where its symbolic links lead; None where that is not in the tar."""
+    for _ in range(_MOST_LINKS):
+        member = members.get(name)
+        if member is None or not member.issym():
+            return member
+        name = os.path.normpath(os.path.join(os.path.dirname(name), member.linkname))
+    return None
+
+
+def _check_link(tar: tarfile.TarFile, name: str, target: str) -> None:
+    """Refuse a link that leads to no file and may be a class; of an image, it is unreadable."""
+    if all(map(_counts, name.split("/"))) and _suffix(name) not in _suffixes():
+        raise ConfigError(
+            f"Every link in a tar must lead to a file in it, but {tar.name!r} has {name}, "
+            f"which leads to {target}. Pack what it leads to (tar --dereference), or remove it."
+        )
 
 
 def _opened(path: Path, name: str, places: Places) -> IO[bytes]:
     if path.is_dir():
         return (path / name).open("rb")
-    offset, size = places[name]
+    place = places[name]
+    if place is None:
+        raise FileNotFoundError("it is a link that leads to no file in the tar")
+    offset, size = place
     with path.open("rb") as tar:
         tar.seek(offset)
         return io.BytesIO(tar.read(size))
@@ -215,6 +267,17 @@ def _class_of(path: Path, name: str) -> str:
             "in none. Move it."
         )
     return folders[0] if path.is_dir() else folders[-1]
+
+
+def _check_folders_have_one_class(path: Path, names: Sequence[str], owners: Sequence[str]) -> None:
+    found: dict[str, tuple[str, str]] = {}
+    for folder, owner in dict(zip(map(os.path.dirname, names), owners, strict=True)).items():
+        other, label = found.setdefault(os.path.realpath(path / folder), (folder, owner))
+        if label != owner:
+            raise ConfigError(
+                f"Every folder of images must be of one class, but in {path} {other}/ and "
+                f"{folder}/ are one folder by a link. Remove the link."
+            )
 
 
 def _check_none_is_empty(path: Path, found: Sequence[str], owners: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Which images are held out for the test: a split of their own, or a share of the validation's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from donna_ray.data.split import ImageData
 from donna_ray.errors import ConfigError
 
 __all__ = [
-    "check_is_another",
+    "check_share_no_folder",
+    "check_splits_differ",
     "divided",
     "hold_out",
     "inputs_without_test",
@@ -56,12 +58,11 @@ def hold_out(
         classes: what the folders of image files must be among.
 
     Raises:
-        ConfigError: the test is another split over again or cannot be opened, or the validation
-            images are a stream or too few to be divided.
+        ConfigError: the test cannot be opened, or the validation images are a stream or too few to
+            be divided.
     """
     config = with_test(config)
     if config.test_fraction is None:
-        check_is_another(config)
         return validation, open_split(config, "test_split", classes)
     if validation.reopen is not None:
         raise ConfigError(
@@ -125,16 +126,40 @@ def divided(labels: Labels, share: float) -> tuple[Labels, Labels]:
     return kept, test
 
 
-def check_is_another(config: DataConfig) -> None:
-    """Refuse a `test_split` that is the training's or the validation's images.
+def check_splits_differ(config: DataConfig) -> None:
+    """Refuse splits that are the same images.
 
     Raises:
         ConfigError: with both keys.
     """
-    for key in _OTHERS:
-        if same_split(config, key, "test_split"):
-            raise ConfigError(
-                f"The test images must be used for nothing else, but data.test_split "
-                f"({config.test_split!r}) is data.{key} ({getattr(config, key)!r}). Name another "
-                "split, or remove it: then a share of the validation images is held out."
-            )
+    keys = [*_OTHERS, *(["test_split"] if config.test_split is not None else [])]
+    for one, other in combinations(keys, 2):
+        if same_split(config, one, other):
+            raise _used_twice(config, one, other, "are the same images")
+
+
+def check_share_no_folder(config: DataConfig, opened: Mapping[str, Source]) -> None:
+    """Refuse splits into which links bring the same folder or tar.
+
+    Args:
+        config: of the data.
+        opened: by its key, as `train_split`.
+
+    Raises:
+        ConfigError: with both keys and the folder.
+    """
+    for (one, first), (other, second) in combinations(opened.items(), 2):
+        if shared := first.real_folders() & second.real_folders():
+            raise _used_twice(config, one, other, f"both have {min(shared)}")
+
+
+def _used_twice(config: DataConfig, one: str, other: str, how: str) -> ConfigError:
+    rule = "The validation images must be others than the training images"
+    remedy = "Name another split, or move a part of the training images into one"
+    if other == "test_split":
+        rule = "The test images must be used for nothing else"
+        remedy = "Name another split, or remove it: then a share of the validation is held out"
+    return ConfigError(
+        f"{rule}, but data.{one} ({getattr(config, one)!r}) and data.{other} "
+        f"({getattr(config, other)!r}) {how}. {remedy}."
+    )

@@ -17,7 +17,13 @@ from torch.utils.data import TensorDataset
 
 from donna_ray.config import DataConfig
 from donna_ray.data.files import class_folders
-from donna_ray.data.held_out import check_is_another, divided, hold_out, with_test
+from donna_ray.data.held_out import (
+    check_share_no_folder,
+    check_splits_differ,
+    divided,
+    hold_out,
+    with_test,
+)
 from donna_ray.data.images import Transform, seeded_generators
 from donna_ray.data.pixels import in_bytes
 from donna_ray.data.reading import Readers
@@ -284,11 +290,16 @@ class _Labelled:
 
 def _open_labelled(config: DataConfig) -> _Labelled:
     """The images in files of validation and test may be of a part of the classes."""
+    config = with_test(config)
+    check_splits_differ(config)
     train = open_split(config, "train_split")
     classes, names = _checked_classes(config, train.classes()), class_names(train)
     _check_no_masks(config, names)
     every = open_split(config, "validation_split", names)
     validation, test = hold_out(config, every, names)
+    tested = {} if config.test_split is None else {"test_split": test}
+    opened = {"train_split": train, "validation_split": every, **tested}
+    check_share_no_folder(config, opened)
     for other, words in ((every, "validation"), (test, "test")):
         _check_same_classes(config, names, class_names(other), words)
     return _Labelled(train, validation, test, classes)
@@ -314,8 +325,7 @@ def _check_files(config: DataConfig) -> None:
             raise ConfigError(
                 f"data.{key} must be a folder or a tar, but {path} is no tar. Pack it again."
             )
-    if own.test_split:
-        check_is_another(own)
+    check_splits_differ(own)
     path = split_path(config, "train_split")
     if path.is_dir():
         class_count(config)

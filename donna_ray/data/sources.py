@@ -103,6 +103,10 @@ class Source:
         is_files = isinstance(self.dataset, ImageFiles)
         return self.dataset.folder_sizes() if is_files else Counter()
 
+    def real_folders(self) -> set[str]:
+        """Where its files are, whatever links lead there; empty where the data are no files."""
+        return self.dataset.real_folders() if isinstance(self.dataset, ImageFiles) else set()
+
 
 def kind_of(source: str) -> str:
     """`digits`, `files`, or the prefix of a name that timm knows."""

@@ -153,6 +153,54 @@ def test_split_that_is_used_already_is_no_test(name: str, tmp_path: Path) -> Non
             reject(config)
 
 
+@pytest.mark.parametrize(
+    ("source", "split"),
+    [
+        ("folder", "train"),
+        ("folder", "training"),
+        ("folder", "linked"),
+        ("tar", "train"),
+        ("tar", "linked"),
+        ("hfds/none", "train"),
+        ("torch/cifar10", "training"),
+        ("wds/none", "train"),
+    ],
+)
+def test_validation_images_are_no_training_images(source: str, split: str, tmp_path: Path) -> None:
+    if source == "tar":
+        write_tar(tmp_path / "train.tar", {"a/0.png": encoded(0), "b/0.png": encoded(1)})
+        (tmp_path / "linked.tar").symlink_to("train.tar")
+    elif source == "folder":
+        write_split(tmp_path / "train", 2)
+        (tmp_path / "linked").symlink_to("train")
+    named = "/" in source
+    config = DataConfig(
+        source=source if named else str(tmp_path),
+        root=str(tmp_path) if named else None,
+        validation_split=split,
+        test_fraction=0.5,
+        augmentation=None,
+    )
+    for reject in (check_data, lambda config: load_data(config, PREPROCESSING)):
+        with pytest.raises(ConfigError, match=r"others than the training .*'train'.*same images"):
+            reject(config)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("validation", "train"), ("test", "train"), ("test", "validation")]
+)
+def test_splits_share_no_folder(one: str, other: str, tmp_path: Path) -> None:
+    for part in ("train", "validation", "test"):
+        write_split(tmp_path / part, 2)
+    config = DataConfig(source=str(tmp_path), augmentation=None)
+    (tmp_path / one / "dog/more").symlink_to(f"../../{other}/dog")
+    words = rf"data.{other}_split .* data.{one}_split .*both have .*{other}/dog\."
+    with pytest.raises(ConfigError, match=words):
+        load_data(config, PREPROCESSING)
+    (tmp_path / one / "dog/more").unlink()
+    assert len(load_data(config, PREPROCESSING).train) == 4
+
+
 def test_it_has_one_origin() -> None:
     with pytest.raises(ValidationError, match="test_split or test_fraction, but has both"):
         DataConfig(test_split="test", test_fraction=0.5)
