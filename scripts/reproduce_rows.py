@@ -109,8 +109,7 @@ def _told(network: Trained, latency: dict[str, float]) -> Row:
 def _along(points: np.ndarray, by: int, value: float) -> float | None:
     """The other figure of a front where one has a value, between its points.
 
-    A front whose fastest network is more accurate than asked for has that one's latency, and one
-    whose most accurate is faster that one's accuracy. None where no network is as good.
+    Beyond its end it is that of the network there which is better. None where none is as good.
     """
     front = points[nondominated(points[:, 0], points[:, 1:])]
     order = np.argsort(front[:, by])
