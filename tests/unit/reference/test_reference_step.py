@@ -6,7 +6,9 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from donna_ray.config import RunConfig
@@ -33,9 +35,14 @@ def configured(root: Path, names: tuple[str, ...] = NUMBERS, shown: int = 10) ->
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, str]:
-    """The artifact of a reference of twelve classes, and what its run said."""
+    """The artifact of a reference of twelve classes, and what its run said.
+
+    An image has 12 bits of 16.
+    """
     root = tmp_path_factory.mktemp("finished")
     run, said = Run(configured(root), root / "run"), io.StringIO()
+    deep = Image.fromarray(np.full((20, 20), 4095, np.uint16))
+    deep.save(root / "images/train/3/000.png")
     run.console = Console(file=said, width=1000)
     with run:
         return reference_step(run), said.getvalue()
@@ -48,6 +55,17 @@ def test_class_names_are_kept_in_the_order_of_the_outputs(
     assert artifact.result["class_names"] == sorted(NUMBERS)
     assert data_of(configured(tmp_path), artifact).class_names == sorted(NUMBERS)
     assert "No validation image is of 2 of the 12 classes, such as '10'" in said
+
+
+def test_images_that_are_nearly_black_are_told_before_the_training_and_after(
+    finished: tuple[Artifact, str],
+) -> None:
+    artifact, said = finished
+    words = "deep grey images of data.train_split reach 6.2% of white"
+    assert [words in each for each in artifact.result["doubts"]].count(True) == 1
+    before, _, after = said.partition("accuracy")
+    assert words in before
+    assert words in after
 
 
 @pytest.mark.parametrize("change", ["renamed", "added"])
