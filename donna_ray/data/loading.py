@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from donna_ray.config import DataConfig
-from donna_ray.data.files import class_folders
+from donna_ray.data.files import class_folders, letters
 from donna_ray.data.held_out import (
     check_share_no_folder,
     check_splits_differ,
@@ -318,6 +318,7 @@ def _open_labelled(config: DataConfig) -> _Labelled:
 def _check_same_classes(
     config: DataConfig, names: Sequence[str], others: Sequence[str], split: str
 ) -> None:
+    names, others = (list(map(letters, each)) for each in (names, others))
     if names != others:
         first = next((n, o) for n, o in zip_longest(names, others) if n != o)
         raise ConfigError(

@@ -181,6 +181,22 @@ def test_validation_may_have_a_part_of_the_classes(write: Write) -> None:
     assert not load(write(split())).unvalidated
 
 
+def test_accents_of_a_class_may_be_written_otherwise(write: Write) -> None:
+    """As macOS and an archive do; the names stay those of the training images' folders."""
+    composed, apart = "caf\u00e9 \u00e4a", "cafe\u0301 a\u0308a"
+    for train, validation in ((composed, apart), (apart, composed)):
+        data = load(write(split(train), split(validation)))
+        assert list(data.class_names) == sorted(train.split())
+        labels = [sorted(train.split()).index(name) for name in train.split()]
+        assert sorted(labels_of(data.validation)) == sorted(labels * 3)
+        pairs = zip(images_of(data.train), labels_of(data.train), strict=True)
+        own = {(image.numpy().tobytes(), label) for image, label in pairs}
+        pairs = zip(images_of(data.validation), labels_of(data.validation), strict=True)
+        assert {(image.numpy().tobytes(), label) for image, label in pairs} == own
+    refuse(write(split(f"{composed} {apart}"), split(composed)), "in both ways", "NFD")
+    refuse(write(split(composed), split(f"{apart} other")), "also 'other'")
+
+
 def test_empty_classes_are_named(tmp_path: Path) -> None:
     for name, content in {**split("a b c")}.items():
         for part in ("train", "validation"):

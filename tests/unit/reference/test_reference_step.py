@@ -82,6 +82,19 @@ def test_classes_that_changed_since_are_refused(
         data_of(config, finished[0])
 
 
+def test_accents_of_classes_may_be_written_otherwise_since(
+    finished: tuple[Artifact, str], tmp_path: Path
+) -> None:
+    config = configured(tmp_path, ("z\u00e9", "z\u00e8"))
+    apart = replace(
+        finished[0], result=finished[0].result | {"class_names": ["ze\u0300", "ze\u0301"]}
+    )
+    assert data_of(config, apart).class_names == ["z\u00e8", "z\u00e9"]
+    swapped = replace(apart, result=apart.result | {"class_names": ["ze\u0301", "ze\u0300"]})
+    with pytest.raises(DonnaError, match=r"'z\u00e8' of .* stands where 'z\u00e9' stood"):
+        data_of(config, swapped)
+
+
 @pytest.mark.parametrize(("names", "same"), [(("a", "b", "c"), True), (NUMBERS, False)])
 def test_reference_of_an_earlier_version(
     names: tuple[str, ...], same: bool, finished: tuple[Artifact, str], tmp_path: Path
