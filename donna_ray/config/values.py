@@ -59,7 +59,13 @@ def _kinds_in(annotation: Any) -> set[Any]:
 
 
 def absolute(path: str) -> str:
-    """Workers may have another working directory than the command."""
+    """Workers may have another working directory than the command.
+
+    Raises:
+        ValueError: it is empty, which would be the working directory.
+    """
+    if not path.strip():
+        raise ValueError("must be a path, but is empty; name one ('.' is the working directory)")
     return os.path.abspath(os.path.expanduser(path))
 
 

@@ -6,10 +6,11 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps
 
-__all__ = ["open_rgb", "to_rgb"]
+__all__ = ["open_rgb", "part_of_white", "to_rgb"]
 
 _ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
 _LARGEST = {"I": 65535, "F": 1}  # what is white; in modes I;16, I;16B, ... as in I
+_LARGEST_OF_8_BITS = 255
 
 
 def open_rgb(file: IO[bytes]) -> Image.Image:
@@ -31,22 +32,42 @@ def to_rgb(image: Image.Image) -> Image.Image:
     for white. Transparency is dropped: the colours below it stay, as in torchvision and timm.
 
     Raises:
-        ValueError: a value is out of that range.
+        ValueError: a value is out of that range, or those of 32 bits are of 8 bits, as it seems.
     """
     if image.getexif().get(_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
-    largest = _LARGEST.get(image.mode.partition(";")[0])
+    largest = _largest(image)
     if largest is not None:
-        image = _of_8_bits(np.asarray(image), largest)
+        image = _of_8_bits(image, largest)
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # Pillow warns of a palette's transparency otherwise
     return image.convert("RGB")
 
 
-def _of_8_bits(values: np.ndarray, largest: int) -> Image.Image:
+def part_of_white(image: Image.Image) -> float | None:
+    """The largest value of a grey image of more than 8 bits, 1 for white; None of any other.
+
+    Raises:
+        Exception: it cannot be decoded; decoders raise all sorts of errors.
+    """
+    largest = _largest(image)
+    return None if largest is None else float(np.asarray(image).max()) / largest
+
+
+def _largest(image: Image.Image) -> int | None:
+    return _LARGEST.get(image.mode.partition(";")[0])
+
+
+def _of_8_bits(image: Image.Image, largest: int) -> Image.Image:
+    values = np.asarray(image)
     least, most = values.min(), values.max()
     if not (least >= 0 and most <= largest):  # NaN is neither
         raise ValueError(
             f"its values must be 0 to {largest} (black to white), but are {least} to {most}"
+        )
+    if image.mode == "I" and 0 < most <= _LARGEST_OF_8_BITS:
+        raise ValueError(
+            f"its values of 32 bits must be 0 to {largest} (black to white), but are at most {most}"
+            ", all black; save it with 8 bits, or scale it"
         )
     return Image.fromarray(np.rint(values * (255 / largest)).astype(np.uint8))

@@ -8,6 +8,7 @@ passed over.
 import io
 import os
 import tarfile
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from timm.utils import natural_key
 
 from donna_ray.errors import ConfigError
 
-__all__ = ["TOLERATED_SHARE", "ImageFiles", "class_folders", "open_images"]
+__all__ = ["TOLERATED_SHARE", "ImageFiles", "class_folders", "letters", "open_images"]
 
 TOLERATED_SHARE = 0.01
 """Of the files of a split that may be unreadable."""
@@ -84,6 +85,11 @@ class ImageFiles:
         return {os.path.realpath(self.path / folder) for folder in self.folder_sizes()}
 
 
+def letters(name: str) -> str:
+    """A name however its accents are written: systems change that when they copy (NFC, NFD)."""
+    return unicodedata.normalize("NFC", name)
+
+
 def class_folders(path: Path) -> list[str]:
     """The names of the folders in a folder, in the order of their labels.
 
@@ -132,8 +138,9 @@ def open_images(path: Path, classes: Sequence[str] | None, *, labelled: bool) ->
         _check_none_is_empty(path, found, owners)
         classes = found
     _check_all_are_known(path, found, classes)
-    index = {name: label for label, name in enumerate(classes)}
-    return ImageFiles(path, names, [index[owner] for owner in owners], classes, unread, places)
+    index = _by_letters(path, classes)
+    labels = [index[letters(owner)] for owner in owners]
+    return ImageFiles(path, names, labels, classes, unread, places)
 
 
 def _counts(name: str) -> bool:
@@ -248,6 +255,18 @@ def _sorted_out(
     return [file for file in files if file not in unread], unread
 
 
+def _by_letters(path: Path, classes: Sequence[str]) -> dict[str, int]:
+    """The labels of the classes by their letters."""
+    index: dict[str, int] = {}
+    for label, name in enumerate(classes):
+        if index.setdefault(letters(name), label) != label:
+            raise ConfigError(
+                f"Classes must differ by more than how Unicode writes an accent (NFC, NFD), but "
+                f"{path} has {letters(name)!r} in both ways. Move the images into one folder."
+            )
+    return index
+
+
 def _check_depth(path: Path, names: Sequence[str]) -> None:
     by_depth = {name.count("/"): name for name in names}
     if path.is_file() and len(by_depth) > 1:
@@ -289,7 +308,8 @@ def _check_none_is_empty(path: Path, found: Sequence[str], owners: Sequence[str]
 
 
 def _check_all_are_known(path: Path, found: Sequence[str], classes: Sequence[str]) -> None:
-    if others := sorted(set(found) - set(classes)):
+    known = set(map(letters, classes))
+    if others := sorted(name for name in found if letters(name) not in known):
         raise ConfigError(
             f"Every class must be one of the training images ({_some(classes)}), but {path} has "
             f"also {_some(others)}. Rename or move these folders."

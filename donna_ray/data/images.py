@@ -5,7 +5,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
 
-from donna_ray.data.decode import open_rgb, to_rgb
+from donna_ray.data.decode import open_rgb, part_of_white, to_rgb
 
 __all__ = [
     "Batch",
@@ -37,6 +37,7 @@ Transform = Callable[[Image.Image], Tensor]
 Batch = tuple[Tensor, Tensor]
 """Images (N, C, H, W) and labels (N,)."""
 
+_TRIED = 64  # images that tell how bright those of a data set are
 _WEBDATASET_LOGGER = "timm.data.readers.reader_wds"
 
 
@@ -101,6 +102,23 @@ class IndexedImages(Dataset[Sample]):
             return BrokenImage(self._name(index), _said(error))
         unknown = label is None or not self._labelled
         return self._transform(image), -1 if unknown else int(label)
+
+    def brightest(self) -> float | None:
+        """The largest of ``part_of_white`` of 64 images from all over; None where none is deep.
+
+        Images that cannot be read, or whose values are out of range, are passed over.
+        """
+        found = []
+        for index in np.linspace(0, len(self) - 1, min(_TRIED, len(self))).astype(int).tolist():
+            with suppress(Exception):  # decoders raise all sorts of errors on damaged files
+                found.append(self._part_of_white(index))
+        return max((part for part in found if part is not None and 0 <= part <= 1), default=None)
+
+    def _part_of_white(self, index: int) -> float | None:
+        if self._reader is None:
+            return part_of_white(self._dataset[index][0])
+        with self._reader[index][0] as file:
+            return part_of_white(Image.open(file))
 
     def _read(self, index: int) -> tuple[Image.Image, Any]:
         if self._reader is None:

@@ -1,5 +1,6 @@
 """The data set of a configuration: its format, its classes, its splits."""
 
+import math
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from donna_ray.config import DataConfig
-from donna_ray.data.files import class_folders
+from donna_ray.data.files import class_folders, letters
 from donna_ray.data.held_out import (
     check_share_no_folder,
     check_splits_differ,
@@ -49,6 +50,7 @@ __all__ = [
 
 _DIGITS_SIZE = 16  # the digits are 8x8; twice that is enough for three stages
 _DIGITS_CLASSES = 10
+_DIGITS_IMAGES = 1797
 _DIGITS_MEAN = 0.5
 _DIGITS_SPLIT_SEED = 0  # the split is part of the data: the same for every seed of a run
 _IMAGES = {"image", "img", "jpegimage"}
@@ -182,6 +184,14 @@ def _check_digits(config: DataConfig) -> None:
                 f"data.{key} goes with images in files, but data.source is 'digits' and data.{key} "
                 f"is {getattr(config, key)!r}. Remove it, or name another source."
             )
+    validated = math.ceil(config.validation_fraction * _DIGITS_IMAGES)
+    if not _DIGITS_CLASSES <= validated <= _DIGITS_IMAGES - _DIGITS_CLASSES:
+        raise ConfigError(
+            f"data.validation_fraction must leave an image of each of the {_DIGITS_CLASSES} digits "
+            f"for training and for validation, but {config.validation_fraction} of the "
+            f"{_DIGITS_IMAGES} images are {validated} for validation. Choose one nearer to the "
+            f"default, {DataConfig.model_fields['validation_fraction'].default}."
+        )
 
 
 def _digits(config: DataConfig, preprocessing: dict[str, Any]) -> tuple[ImageData, Split]:
@@ -308,6 +318,7 @@ def _open_labelled(config: DataConfig) -> _Labelled:
 def _check_same_classes(
     config: DataConfig, names: Sequence[str], others: Sequence[str], split: str
 ) -> None:
+    names, others = (list(map(letters, each)) for each in (names, others))
     if names != others:
         first = next((n, o) for n, o in zip_longest(names, others) if n != o)
         raise ConfigError(

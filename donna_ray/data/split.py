@@ -14,7 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from donna_ray.data.files import TOLERATED_SHARE
-from donna_ray.data.images import Batch, ImageStream, collate, derived_seed, rebatched
+from donna_ray.data.images import (
+    Batch,
+    ImageStream,
+    IndexedImages,
+    collate,
+    derived_seed,
+    rebatched,
+)
 from donna_ray.data.pixels import Normalisation, batches_on
 from donna_ray.data.reading import Readers
 from donna_ray.errors import DonnaError
@@ -74,6 +81,10 @@ class Split:
     def __len__(self) -> int:
         size = len(self.dataset if self.rows is None else self.rows)  # type: ignore[arg-type]
         return size if self.limit is None else min(self.limit, size)
+
+    def brightest(self) -> float | None:
+        """See ``IndexedImages.brightest``; None of others, such as streams."""
+        return self.dataset.brightest() if isinstance(self.dataset, IndexedImages) else None
 
     def first(self, limit: int) -> "Split":
         """Its first images, at most so many."""

@@ -49,10 +49,15 @@ def evaluated(folder: Path, data: str | None, device: str, threads: int) -> dict
         `test_accuracy` (null where it was not tested) and `latency`.
 
     Raises:
-        ConfigError: the folder is no export, or the images cannot be opened or are of others than
-            its classes.
+        ConfigError: the folder is no export, or the images have an empty name, cannot be opened or
+            are of others than its classes.
         DonnaError: the device cannot measure it.
     """
+    if data is not None and not data.strip():
+        raise ConfigError(
+            "--data must name images, but is empty. Name a folder, or leave it out: then those "
+            "that the network was made for are taken."
+        )
     card, config = (_read(folder, name) for name in ("card.json", "config.json"))
     try:
         known = config["pretrained_cfg"]

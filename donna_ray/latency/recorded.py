@@ -23,7 +23,7 @@ from device_farm.cache import read_measurements
 from device_farm.connector import faults_in_words
 from device_farm.workload import workload_digest
 from donna_ray.config import DeviceConfig
-from donna_ray.config.values import AbsolutePath, Section, absolute
+from donna_ray.config.values import AbsolutePath, Section
 from donna_ray.errors import ConfigError
 from donna_ray.latency.figures import Latency
 from donna_ray.space import Architecture, SearchSpace
@@ -155,8 +155,10 @@ def recorded_architectures(config: DeviceConfig, space: SearchSpace) -> NDArray[
 
 def record_facts(config: DeviceConfig) -> dict[str, Any]:
     """What a search depends on beside the configuration: the content of a table."""
-    path = Path(absolute(config.settings.get("path", "")))
-    if config.connector != RECORDED or path.suffix not in (".csv", ".json"):
+    if config.connector != RECORDED:
+        return {}
+    path = Path(RecordedSettings.model_validate(config.settings).path)
+    if path.suffix not in (".csv", ".json"):
         return {}  # of measurements, the first of a model stays
     return {"record": file_sha256(path)}
 

@@ -33,7 +33,12 @@ from donna_ray.reference.work import (
     TrainReference,
     variances_of,
 )
-from donna_ray.run.doubts import check_label_order, check_reference, reference_doubts
+from donna_ray.run.doubts import (
+    check_label_order,
+    check_reference,
+    depth_doubts,
+    reference_doubts,
+)
 from donna_ray.run.run import Run
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, file_sha256, write_atomic
 from donna_ray.storage.files import folder_in
@@ -107,6 +112,9 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
         reference, preprocessing = build_reference(config)
     data = load_data(config.data, preprocessing)
     run.say(f"  {words_of_test(config.data, data)}")
+    doubts = _data_doubts(data)
+    for each in doubts:
+        run.say(f"  {each}")  # as a doubt only when the step is done, which may take long
     recipe = config.reference.training or _DEFAULT_TRAINING.get(config.reference.weights)
     store = RecordStore(folder_in(run.shared.location, _UNFINISHED))
     draft = Draft(config, folder.path.name, data.classes, preprocessing, store)
@@ -124,7 +132,12 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
         "preprocessing": preprocessing,
         "accuracy": reached,
         "measured_on": origin_of_validation(config.data),
-        "doubts": _doubts(config, data, reached),
+        "doubts": [
+            *reference_doubts(
+                reached, len(data.validation), data.classes, config.reference.weights
+            ),
+            *doubts,
+        ],
         "broken_images": _broken_images(run, data),
         **complexity(reference, reference.input_shape),
         "stages": _stage_facts(reference),
@@ -217,9 +230,9 @@ def _checked_accuracy(run: Run, data: ImageData, made: _Made, *, given: bool) ->
     return reached
 
 
-def _doubts(config: RunConfig, data: ImageData, reached: float) -> list[str]:
-    weights = config.reference.weights
-    doubts = reference_doubts(reached, len(data.validation), data.classes, weights)
+def _data_doubts(data: ImageData) -> list[str]:
+    splits = {split.name: split for split in (data.train, data.distillation_plain)}
+    doubts = [each for name in splits for each in depth_doubts(name, splits[name].brightest())]
     if data.unvalidated:
         doubts.append(
             f"No validation image is of {len(data.unvalidated)} of the {data.classes} classes, "

@@ -18,6 +18,7 @@ from donna_ray.errors import DonnaError
 __all__ = [
     "check_label_order",
     "check_reference",
+    "depth_doubts",
     "finetune_doubts",
     "guesses",
     "int8_doubts",
@@ -32,12 +33,24 @@ _FEW_SAMPLES = 8  # of six, 95% intervals hold 68 to 81%
 _LOST = 0.02  # of the test images, by quantisation
 _CHANCE = 0.025  # of as many right answers by guessing
 _ORDER_GAIN = 0.1  # of the images; a few classes that two data sets divide otherwise are less
+_DIM = 0.3  # of white; 14 bits of 16 reach a quarter
 _SURE = 4.0  # standard deviations
 
 
 def guesses(accuracy: float, images: int, classes: int) -> bool:
     """Whether so many of the images may as well have been right by chance."""
     return bool(bdtrc(round(accuracy * images) - 1, images, 1 / classes) > _CHANCE)
+
+
+def depth_doubts(images: str, brightest: float | None) -> list[str]:
+    """Of the largest value in deep grey images, 1 for white; None where none is deep."""
+    if brightest is None or brightest >= _DIM:
+        return []
+    return [
+        f"The deep grey images of {images} reach {brightest:.1%} of white only, so they are nearly "
+        "black to the networks: 0 to 65535 are black to white in 16 bits, 0 to 1 in floats. Scale "
+        "the images to the full range, those of 12 bits by 16."
+    ]
 
 
 def reference_doubts(accuracy: float, images: int, classes: int, weights: str) -> list[str]:

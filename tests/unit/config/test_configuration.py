@@ -59,6 +59,13 @@ BAD_VALUES = [
     ("reference.weights=https://host/a.pth?pass@=1", ["reference.weights must hold no", "a.pth?…"]),
     ("device.settings={url: [http://me:pass@host]}", ["device.settings.url must hold no password"]),
     ("cluster.store=s3://me:pass@bucket", ["cluster.store must hold no password"]),
+    *(
+        (f"{key}={value}", [f"{key} must be a path, but is empty; name one"])
+        for key in ("data.source", "data.root", "data.unlabelled", "cluster.storage")
+        for value in ("''", "'  '")
+    ),
+    ("library.store=''", ["library.store must be a path, but is empty"]),
+    ("cluster.storage=file://", ["cluster.storage must be a path, but is empty"]),
     ("device.resources={phone: 0}", ["device.resources.phone", "greater than 0"]),
     ("name=../x", ["--set name: name must begin with a letter", "'../x'"]),
     ("name=a/b", ["name must", "'a/b'", "rename"]),

@@ -233,6 +233,8 @@ def refused(config: DataConfig, *parts: str) -> None:
         ({"source": "torch/folder", "root": "/no/such"}, ["data.root", "/no/such"]),
         ({"source": "hfds//no/such"}, ["hfds//no/such", "Correct data.source"]),
         ({"source": "tfds/mnist"}, ["tensorflow_datasets", "pip install"]),
+        ({"validation_fraction": 0.001}, ["data.validation_fraction", "0.001", "2 for validation"]),
+        ({"validation_fraction": 0.999}, ["data.validation_fraction", "0.999", "nearer to", "0.3"]),
         ({"classes": 11}, ["data.classes", "11", "digits has 10 classes"]),
         ({"test_split": "test"}, ["data.test_split", "digits", "Remove it"]),
         ({"unlabelled": "/tmp"}, ["data.unlabelled", "digits", "Remove it"]),

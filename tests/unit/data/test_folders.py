@@ -181,6 +181,22 @@ def test_validation_may_have_a_part_of_the_classes(write: Write) -> None:
     assert not load(write(split())).unvalidated
 
 
+def test_accents_of_a_class_may_be_written_otherwise(write: Write) -> None:
+    """As macOS and an archive do; the names stay those of the training images' folders."""
+    composed, apart = "caf\u00e9 \u00e4a", "cafe\u0301 a\u0308a"
+    for train, validation in ((composed, apart), (apart, composed)):
+        data = load(write(split(train), split(validation)))
+        assert list(data.class_names) == sorted(train.split())
+        labels = [sorted(train.split()).index(name) for name in train.split()]
+        assert sorted(labels_of(data.validation)) == sorted(labels * 3)
+        pairs = zip(images_of(data.train), labels_of(data.train), strict=True)
+        own = {(image.numpy().tobytes(), label) for image, label in pairs}
+        pairs = zip(images_of(data.validation), labels_of(data.validation), strict=True)
+        assert {(image.numpy().tobytes(), label) for image, label in pairs} == own
+    refuse(write(split(f"{composed} {apart}"), split(composed)), "in both ways", "NFD")
+    refuse(write(split(composed), split(f"{apart} other")), "also 'other'")
+
+
 def test_empty_classes_are_named(tmp_path: Path) -> None:
     for name, content in {**split("a b c")}.items():
         for part in ("train", "validation"):
@@ -367,3 +383,26 @@ def test_deep_grey_images_are_scaled(deep: type, tmp_path: Path) -> None:
                 Image.fromarray(each.astype(deep)).save(path)
     found = images_of(load(DataConfig(source=str(tmp_path), augmentation=None)).validation)
     assert abs(float(found.mean())) < 0.05  # of -1 (black) to 1 (white)
+
+
+def test_how_bright_deep_grey_images_are(tmp_path: Path) -> None:
+    """One of many tells, wherever it is; damaged ones and those out of range tell nothing."""
+    data = load(write_plain(tmp_path / "plain"))
+    assert data.train.brightest() is None
+    config = write_plain(tmp_path / "deep")
+    for number in range(60):
+        values = np.full((20, 20), 4095 if number == 30 else number, np.uint16)
+        Image.fromarray(values).save(tmp_path / f"deep/train/b/{number}.png")
+    Image.fromarray(np.full((20, 20), 2.0, np.float32)).save(tmp_path / "deep/train/a/x.tiff")
+    (tmp_path / "deep/train/a/0.png").write_bytes(b"damaged")
+    found = load_data(config, PREPROCESSING)
+    known = found.train.brightest()
+    assert known is not None
+    assert 0 < known < 4096 / 65535
+    assert found.validation.brightest() is None
+    for split in ("train", "validation"):
+        Image.fromarray(np.full((20, 20), 4095, np.uint16)).save(
+            tmp_path / f"plain/{split}/b/0.png"
+        )
+    found = load_data(DataConfig(source=str(tmp_path / "plain"), augmentation=None), PREPROCESSING)
+    assert found.validation.brightest() == found.train.brightest()

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from donna_ray.data.decode import open_rgb, to_rgb
+from donna_ray.data.decode import open_rgb, part_of_white, to_rgb
 
 RAMP = np.tile(np.arange(32) / 31, (32, 1))
 """Grey from black to white, 0 to 1."""
@@ -74,6 +74,7 @@ def test_grey_values_are_kept_and_damage_is_seen(mode: str, kind: str) -> None:
 
 @given(st.integers(0, 65535), st.sampled_from(["I;16", "I;16B", "I"]))
 def test_16_bits_are_scaled(value: int, mode: str) -> None:
+    assume(mode != "I" or not 0 < value < 256)  # see test_values_out_of_range_are_refused
     image = Image.fromarray(np.full((2, 2), value, DEPTHS[mode][0]))
     assert np.asarray(to_rgb(image)).tolist() == [[[round(value / 257)] * 3] * 2] * 2
 
@@ -91,6 +92,11 @@ def test_16_bits_of_colour_are_scaled() -> None:
     assert np.array_equal(np.asarray(open_rgb(io.BytesIO(data))), values >> 8)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_how_bright_deep_images_are(mode: str) -> None:
+    assert part_of_white(ramp(mode)) == (1 if mode in DEPTHS else None)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -99,6 +105,8 @@ def test_16_bits_of_colour_are_scaled() -> None:
         (np.float32([[0, 1.5]]), "0 to 1 .* but are 0.0 to 1.5"),
         (np.float32([[0, np.nan]]), "0 to 1 .* but are nan"),
         (np.float32([[0, np.inf]]), "0 to 1 .* but are 0.0 to inf"),
+        (np.int32([[0, 255]]), "0 to 65535 .* but are at most 255, all black; save it with 8"),
+        (np.int32([[0, 1]]), "at most 1, all black"),
     ],
 )
 def test_values_out_of_range_are_refused(values: np.ndarray[Any, Any], words: str) -> None:

@@ -384,3 +384,9 @@ def test_card_is_executed_as_it_is_written(
     assert (refused.returncode, "networks" in refused.stderr) == (2, True)
     refused = donna_here("evaluate", str(tmp_path))
     assert (refused.returncode, "donna export" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("data", ["", " "])
+def test_images_without_a_name_are_not_the_working_directory(data: str, tmp_path: Path) -> None:
+    refused = donna_here("evaluate", str(tmp_path), "--data", data)
+    assert (refused.returncode, "--data must name images" in refused.stderr) == (2, True)

@@ -6,7 +6,9 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from donna_ray.config import RunConfig
@@ -33,9 +35,14 @@ def configured(root: Path, names: tuple[str, ...] = NUMBERS, shown: int = 10) ->
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, str]:
-    """The artifact of a reference of twelve classes, and what its run said."""
+    """The artifact of a reference of twelve classes, and what its run said.
+
+    An image has 12 bits of 16.
+    """
     root = tmp_path_factory.mktemp("finished")
     run, said = Run(configured(root), root / "run"), io.StringIO()
+    deep = Image.fromarray(np.full((20, 20), 4095, np.uint16))
+    deep.save(root / "images/train/3/000.png")
     run.console = Console(file=said, width=1000)
     with run:
         return reference_step(run), said.getvalue()
@@ -50,6 +57,17 @@ def test_class_names_are_kept_in_the_order_of_the_outputs(
     assert "No validation image is of 2 of the 12 classes, such as '10'" in said
 
 
+def test_images_that_are_nearly_black_are_told_before_the_training_and_after(
+    finished: tuple[Artifact, str],
+) -> None:
+    artifact, said = finished
+    words = "deep grey images of data.train_split reach 6.2% of white"
+    assert [words in each for each in artifact.result["doubts"]].count(True) == 1
+    before, _, after = said.partition("accuracy")
+    assert words in before
+    assert words in after
+
+
 @pytest.mark.parametrize("change", ["renamed", "added"])
 def test_classes_that_changed_since_are_refused(
     change: str, finished: tuple[Artifact, str], tmp_path: Path
@@ -62,6 +80,19 @@ def test_classes_that_changed_since_are_refused(
         write_split(tmp_path / "images" / "train", 1, ("1a",))
     with pytest.raises(DonnaError, match=r"classes of the reference.*'1a'.*donna run --fresh"):
         data_of(config, finished[0])
+
+
+def test_accents_of_classes_may_be_written_otherwise_since(
+    finished: tuple[Artifact, str], tmp_path: Path
+) -> None:
+    config = configured(tmp_path, ("z\u00e9", "z\u00e8"))
+    apart = replace(
+        finished[0], result=finished[0].result | {"class_names": ["ze\u0300", "ze\u0301"]}
+    )
+    assert data_of(config, apart).class_names == ["z\u00e8", "z\u00e9"]
+    swapped = replace(apart, result=apart.result | {"class_names": ["ze\u0301", "ze\u0300"]})
+    with pytest.raises(DonnaError, match=r"'z\u00e8' of .* stands where 'z\u00e9' stood"):
+        data_of(config, swapped)
 
 
 @pytest.mark.parametrize(("names", "same"), [(("a", "b", "c"), True), (NUMBERS, False)])

@@ -10,6 +10,7 @@ from donna_ray.errors import DonnaError
 from donna_ray.run.doubts import (
     check_label_order,
     check_reference,
+    depth_doubts,
     finetune_doubts,
     guesses,
     library_doubts,
@@ -86,6 +87,14 @@ def test_reference_whose_classes_are_in_another_order() -> None:
     (doubt,) = reference_doubts(0.1, 1000, 10, "own.pt")
     assert "own.pt" in doubt
     assert "class_names" in doubt
+
+
+def test_deep_images_that_are_nearly_black() -> None:
+    assert depth_doubts("data.train_split", None) == depth_doubts("data.train_split", 0.9) == []
+    for bits, percent in ((12, "6.2%"), (14, "25.0%")):
+        (doubt,) = depth_doubts("data.train_split", (2**bits - 1) / 65535)
+        assert f"data.train_split reach {percent} of white" in doubt
+        assert "Scale the images" in doubt
 
 
 def test_library_that_learnt_nothing() -> None:
