@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import tarfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from donna_ray.config import DataConfig
-from donna_ray.data import Split
+from donna_ray.data import ImageData, Split, check_data, load_data
+from donna_ray.errors import DonnaError
 
 PREPROCESSING = {
     "input_size": (3, 16, 16),
@@ -72,3 +75,36 @@ def labels_of(split: Split, **how: int) -> list[int]:
 
 def images_of(split: Split, **how: int) -> torch.Tensor:
     return torch.cat([images for images, _ in split.batches(4, **how)])
+
+
+@cache
+def png(number: int) -> bytes:
+    return encoded(number, "PNG")
+
+
+def split(names: str = "a b", count: int = 3) -> dict[str, bytes]:
+    """`count` images in each of these folders."""
+    numbers = [(name, number) for name in names.split() for number in range(count)]
+    return {f"{name}/{number}.png": png(number) for name, number in numbers}
+
+
+def load(config: DataConfig) -> ImageData:
+    check_data(config)
+    return load_data(config, PREPROCESSING)
+
+
+def refuse(config: DataConfig, *words: str) -> None:
+    with pytest.raises(DonnaError) as caught:
+        load(config)
+    for word in words:
+        assert word in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def write_plain(root: Path) -> DataConfig:
+    """Folders of 60 training images a class and of 3 for each other split."""
+    for part, count in (("train", 60), ("validation", 3), ("test", 3)):
+        for name, content in split(count=count).items():
+            (root / part / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / part / name).write_bytes(content)
+    return DataConfig(source=str(root), augmentation=None)
