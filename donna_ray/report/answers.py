@@ -67,7 +67,7 @@ def _answer(results: Results, number: int, question: str) -> str:
     answer: Answer | None = getattr(scenario.headline, question)
     if answer is None:
         return _none(results, scenario, question)
-    lines = [latency(scenario, answer.id), "Take it:"]
+    lines = [_why(results, scenario, answer.id), latency(scenario, answer.id), "Take it:"]
     show = f'<button type="button" data-show="{number}:{escape(answer.id)}">Show it</button>'
     return _card(
         QUESTIONS[question],
@@ -76,6 +76,15 @@ def _answer(results: Results, number: int, question: str) -> str:
         lines,
         command(export_command(results, answer.id)) + show,
     )
+
+
+def _why(results: Results, scenario: Scenario, identity: str) -> str:
+    """By what it was chosen, since the test may order it and the reference otherwise."""
+    reference = results.reference
+    in_int8 = scenario.device.precision == "int8"
+    own = reference.int8.accuracy if in_int8 and reference.int8 else reference.accuracy
+    (point,) = [each for each in (*scenario.front, *scenario.asked) if each.id == identity]
+    return f"chosen by the validation images: {point.accuracy:.2%}, the reference {own:.2%}"
 
 
 def _none(results: Results, scenario: Scenario, question: str) -> str:

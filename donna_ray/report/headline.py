@@ -79,6 +79,7 @@ def headlines(results: Results) -> Iterator[str]:
         of = f"{scenario.name}: " if len(results.scenarios) > 1 else ""
         for question, words in QUESTIONS.items():
             answer = getattr(scenario.headline, question)
+            words += ", by the validation images"
             yield f"{of}{words}: {f'{answer.id}, ' if answer else ''}{worded(answer)}"
         for point in (*scenario.front, *scenario.asked):
             if "asked for" in point.roles:

@@ -62,14 +62,16 @@ def test_page_answers_which_network_to_take() -> None:
     assert "donna finetune runs/one fast<" in fastest
     assert "the most accurate network that is not slower" in accurate
     assert "87.50% [75.00%, 93.75%], 2.00x as fast" in accurate  # 3.0 ms over 1.5
+    assert "chosen by the validation images: 90.62%, the reference 96.88%" in accurate
     assert "1.5000 ms [1.4775, 1.5225]" in accurate
     assert "donna export runs/one good --to good<" in accurate
     assert list(headlines(results())) == [
         "test accuracy of 32 images (data.test_split test), with its 95% interval: the reference "
         "93.75% [81.25%, 100.00%], finetuned like the networks 90.62% [78.12%, 96.88%]",
-        "the fastest network that is not less accurate than the reference: none of those finetuned",
-        "the most accurate network that is not slower than the reference: good, 87.50% [75.00%, "
-        "93.75%], 2.00x as fast",
+        "the fastest network that is not less accurate than the reference, by the validation "
+        "images: none of those finetuned",
+        "the most accurate network that is not slower than the reference, by the validation "
+        "images: good, 87.50% [75.00%, 93.75%], 2.00x as fast",
     ]
 
 
