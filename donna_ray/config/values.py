@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, get_args, get_origin
 
-from fsspec import available_protocols
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -122,6 +121,8 @@ def _folder_or_url(path: str) -> str:
 
 
 def _store(path: str) -> str:
+    from fsspec import available_protocols  # which takes as long as pydantic
+
     protocol, is_url, _ = _folder_or_url(path).rpartition("::")[2].partition("://")
     if is_url and protocol not in available_protocols():
         raise ValueError(

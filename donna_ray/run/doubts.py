@@ -29,7 +29,7 @@ __all__ = [
 
 _UNTRAINED = 0.8  # NSR; a block that always returns the mean of what it should has 1
 _FEW = 100  # test images: the 95% interval of 1/2 is 20 points wide
-_FEW_SAMPLES = 8  # of six, 95% intervals hold 68 to 81%
+_FEW_SAMPLES = 8
 _LOST = 0.02  # of the test images, by quantisation
 _CHANCE = 0.025  # of as many right answers by guessing
 _ORDER_GAIN = 0.1  # of the images; a few classes that two data sets divide otherwise are less
