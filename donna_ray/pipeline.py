@@ -101,8 +101,12 @@ STEPS: dict[str, Callable[[Run, Done], Artifact]] = {
 }
 
 
-def check(config: RunConfig) -> None:
+def check(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> None:
     """Refuse what cannot work before anything is computed: device, strategy, data, model, blocks.
+
+    Args:
+        config: of the run.
+        say: called with a line before what takes long.
 
     Raises:
         ConfigError: with the key, the value and the remedy.
@@ -118,7 +122,7 @@ def check(config: RunConfig) -> None:
     register_modules(config.space.modules)
     reference, _ = build_reference(config, load_weights=False)
     space = build_space(config.space, reference.shapes, reference.own_blocks())
-    check_wishes(config, reference, space, check_space(space))
+    check_wishes(config, reference, space, check_space(space, say))
 
 
 def run_steps(
@@ -129,7 +133,7 @@ def run_steps(
     With `fresh` nothing is: see ``Run.forget``. Networks that are `asked` for by name are finetuned
     beside those of the front, in this and in later runs of the folder.
     """
-    check(run.config)
+    check(run.config, run.say)
     if list(STEPS).index(last) >= list(STEPS).index("search"):
         run.ray.on_join = lambda: _check_farms(run.config)
     if run.ray.joins():

@@ -80,7 +80,7 @@ def seeming(search: Search, measure: Measure) -> tuple[dict[str, Seems], int]:
     single = {each: values[1] for each, values in ledger.measured.items()}
     surrogate = Surrogate(search.setup.problem.features)
     surrogate.fit(rows, np.array(list(single.values())))
-    mean, _ = surrogate.predict(rows, deviation=False)
+    mean = surrogate.mean(rows)
     networks = contenders(search)
     rounds = [[measure(each) for each in networks] for _ in range(ROUNDS)]
     again = repeated(list(zip(*rounds, strict=True)))

@@ -36,6 +36,8 @@ _TRIES = 4  # of the command
 _LONGEST_S = 1500.0  # of one
 _STORED = ("reference/unfinished", "library/blocks", "networks")  # by workers, at a URL
 _KEY = re.compile(r"[0-9a-f]{8,}")
+_OF_LIBRARIES = ("ray", "torchinductor_", "wandb-")
+"""Ray's sessions, torch's cache, and what timm's import of wandb leaves where it is killed."""
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,9 @@ def _rewritten(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]
 def _left(folder: Path, end: Path, there: Store | None) -> list[str]:
     """What is left behind: files that an undisturbed run does not have, in its folder or beside."""
     left = [
-        str(path.relative_to(folder)) for path in (folder / "tmp").iterdir() if path.name != "ray"
+        str(path.relative_to(folder))
+        for path in (folder / "tmp").iterdir()
+        if not any(map(path.name.__contains__, _OF_LIBRARIES))
     ]
     expected = _kinds(end)
     left += sorted(name for name in _kinds(folder / "run") - expected if name != ".mirror.json")

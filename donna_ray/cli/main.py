@@ -23,6 +23,7 @@ from donna_ray.cli.options import (
     examples,
     print_facts,
     run_at,
+    say_aside,
 )
 from donna_ray.cli.plan import plan
 from donna_ray.cli.results import STEPS, compare, evaluate, export, status
@@ -169,7 +170,7 @@ def show_space(
     from donna_ray.cli.tables import print_space
     from donna_ray.reference.facts import space_facts
 
-    print_facts(space_facts(loaded), as_json, print_space)
+    print_facts(space_facts(loaded, say_aside), as_json, print_space)
 
 
 class _OrNetworks(TyperGroup):
@@ -281,7 +282,7 @@ def _plan_of(
     from donna_ray.cli.tables import print_dry_run
     from donna_ray.overview.dry import dry_run
 
-    pipeline.check(config)
+    pipeline.check(config, say_aside)
     print_facts(dry_run(config, root, pipeline.STEPS), as_json, print_dry_run)
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "folder_at",
     "print_facts",
     "run_at",
+    "say_aside",
 ]
 
 _ANY_WEIGHTS = "reference.weights=train"  # a checkpoint may be gone
@@ -46,6 +47,11 @@ SetOption = Annotated[
     typer.Option("--set", metavar="A.B=C", help="Change one value of the configuration."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def say_aside(text: str) -> None:
+    """A line for the person who waits; what is printed for a program stays as it is."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def examples(*lines: str) -> str:
@@ -109,7 +115,7 @@ def _check_trust(folder: Path, trust: bool) -> None:
             f"{', '.join(strange)}. Read them; then give --trust if they may be executed."
         )
     if files:
-        print(f"executes {', '.join(map(str, files))} (space.modules)", file=sys.stderr)
+        say_aside(f"executes {', '.join(map(str, files))} (space.modules)")
 
 
 def _is_the_users(path: Path, folder: Path) -> bool:

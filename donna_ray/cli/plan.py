@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from donna_ray.cli.options import JsonOption, OutOption, SetOption, print_facts
+from donna_ray.cli.options import JsonOption, OutOption, SetOption, print_facts, say_aside
 from donna_ray.config import load_config
 from donna_ray.errors import ConfigError
 from donna_ray.run.folder import run_folder
@@ -48,7 +48,7 @@ def plan(
     from donna_ray.plan.plan import Rates
     from donna_ray.run.run import Run
 
-    check(loaded)
+    check(loaded, say_aside)
     with Run(loaded, root) as run:
         made = measured_plan(run)
     rates = Rates(60 * idle_minutes, price_per_node_hour, head_price_per_hour)

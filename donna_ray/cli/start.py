@@ -16,6 +16,7 @@ from donna_ray.cli.options import (
     config_at,
     examples,
     print_facts,
+    say_aside,
 )
 from donna_ray.config import RunConfig, load_config, shipped_config, starting_config
 from donna_ray.errors import ConfigError
@@ -123,7 +124,7 @@ def check(
     for scenario in loaded.all_scenarios():
         check_device(scenario.device, scenario.search.memory_limit is not None)
         check_strategy(scenario.search)
-    facts = space_facts(loaded)
+    facts = space_facts(loaded, say_aside)
     known = {"config": config, "blocks": facts["blocks"], "networks": facts["size"]}
     words = f"{config} can be run: {facts['blocks']} blocks, {facts['size']:.3g} networks."
     print_facts(known, as_json, lambda _: print(words))

@@ -1,6 +1,6 @@
 """What a reference and a space are, in figures, before anything is trained: facts as plain JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -60,8 +60,12 @@ def reference_facts(model: str, image_size: int | None, classes: int | None) -> 
     }
 
 
-def space_facts(config: RunConfig) -> Facts:
+def space_facts(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> Facts:
     """The space of a configuration, every block of it checked; needs neither data nor weights.
+
+    Args:
+        config: of the space.
+        say: see ``check_space``.
 
     Returns:
         `reference`, `classes` (timm's default where the data are not at hand), `size`, `blocks`,
@@ -78,7 +82,7 @@ def space_facts(config: RunConfig) -> Facts:
     register_modules(config.space.modules)
     _, reference, _ = outline(config, _class_count(config), load_weights=False)
     space = build_space(config.space, reference.shapes, reference.own_blocks())
-    costs = check_space(space)
+    costs = check_space(space, say)
     check_wishes(config, reference, space, costs)
     fixed = [
         [complexity(reference.stem, reference.input_shape)],

@@ -1,6 +1,6 @@
 """Finds blocks that cannot stand in their stage, and what every block costs, before training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -23,8 +23,11 @@ __all__ = ["Costs", "check_space", "covering"]
 Costs = list[list[dict[str, int]]]
 """`params` and `macs` of every choice of every stage."""
 
+_MANY = 100
+"""Blocks of a stage, whose check takes seconds and is told."""
 
-def check_space(space: SearchSpace) -> Costs:
+
+def check_space(space: SearchSpace, say: Callable[[str], None] = lambda text: None) -> Costs:
     """Check every block of every stage; what was checked before is read from the user's cache.
 
     Every block is built on the meta device: it must keep the stage's shape and have parameters.
@@ -32,11 +35,17 @@ def check_space(space: SearchSpace) -> Costs:
     option, is also run: its output and gradients must be finite, its input is left as it is, its
     state_dict is the whole of it, and its ONNX export computes the same.
 
+    Args:
+        space: whose blocks.
+        say: called with a line before many blocks of a stage are checked.
+
     Raises:
         ConfigError: names the block, the stage and the rule that it breaks.
     """
     with closing(CostCache()) as cache:
-        return [_check_stage(stage, number, cache) for number, stage in enumerate(space.stages)]
+        return [
+            _check_stage(stage, number, cache, say) for number, stage in enumerate(space.stages)
+        ]
 
 
 def covering(specs: Sequence[BlockSpec]) -> list[BlockSpec]:
@@ -51,15 +60,20 @@ def covering(specs: Sequence[BlockSpec]) -> list[BlockSpec]:
     return chosen
 
 
-def _check_stage(stage: Stage, number: int, cache: CostCache) -> list[dict[str, int]]:
+def _check_stage(
+    stage: Stage, number: int, cache: CostCache, say: Callable[[str], None]
+) -> list[dict[str, int]]:
     shape = stage.shape
     if shape.own is not None:
         shape = replace(shape, own=shadow(shape.own))
     builtin = [spec for spec in stage.choices if block_family(spec.family).builtin]
     run = {*covering(builtin), *(spec for spec in stage.choices if spec not in set(builtin))}
+    keys = [_key(spec, stage.shape, run=spec in run) for spec in stage.choices]
+    unknown = sum(cache.get(key) is None for key in keys)
+    if unknown >= _MANY:
+        say(f"checking {unknown} blocks of stage {number}, which are remembered")
     costs = []
-    for spec in stage.choices:
-        key = _key(spec, stage.shape, run=spec in run)
+    for spec, key in zip(stage.choices, keys, strict=True):
         cost = cache.get(key)
         if cost is None:
             cost = _check_block(spec, shape, number)

@@ -282,8 +282,7 @@ class Frontier(Strategy):
         rows = np.concatenate([kept, asked])
         if not len(rows):
             return np.empty((0, 2))
-        mean, _ = self._surrogate.predict(rows, deviation=False)
-        return np.column_stack([self.problem.accuracy.predict(rows), mean])
+        return np.column_stack([self.problem.accuracy.predict(rows), self._surrogate.mean(rows)])
 
     def _kept_memory(self, ledger: Ledger) -> np.ndarray:
         """Whether each measured architecture keeps the limit on memory, (n,)."""

@@ -124,19 +124,27 @@ class Surrogate:
         ]
         return fit.centre + fit.spread * CONSTANT * float(fit.weights.sum()), tables
 
-    def predict(self, architectures: Indices, *, deviation: bool = True) -> tuple[Floats, Floats]:
-        """Expected latency (m,) in ms of architectures (m, stages), and its standard deviation.
+    def mean(self, architectures: Indices) -> Floats:
+        """Expected latency (m,) in ms of architectures (m, stages); soon done for any number."""
+        fit = self._known()
+        constant, tables = self.tables()
+        pairs = np.exp(self._scales[-2]) * (fit.common.T @ fit.weights)
+        total = constant + fit.spread * self._common(architectures) @ pairs
+        for table, choices in zip(tables, architectures.T, strict=True):
+            total += table[choices]
+        found: Floats = total
+        return found
 
-        The deviation is of the true latency, without the noise of a measurement; 0 if not asked
-        for.
+    def predict(self, architectures: Indices) -> tuple[Floats, Floats]:
+        """The ``mean`` (m,) of architectures (m, stages), and its standard deviation.
+
+        The deviation is of the true latency, without the noise of a measurement.
         """
         fit = self._known()
         work, common = self._work(architectures), self._common(architectures)
         shared = self._shared_with(fit.work, fit.common, work, common)
         self._add_own(shared, fit.architectures, architectures)
         mean = fit.centre + fit.spread * (shared.T @ fit.weights)
-        if not deviation:
-            return mean, np.zeros_like(mean)
         prior = self._prior_variance(architectures, work, common)
         variance = prior - _explained(fit.factor, shared)
         return mean, fit.spread * np.sqrt(np.maximum(variance, 0))
@@ -250,15 +258,20 @@ class Surrogate:
     def _shared_with(
         self, work: Floats, common: Floats, other_work: Floats, other_common: Floats
     ) -> Floats:
-        """Covariance (rows, columns) without what a stage's blocks have by themselves."""
-        total = np.exp(self._scales[-5]) * work @ other_work.T
-        total += CONSTANT + np.exp(self._scales[-2]) * common @ other_common.T
-        shared: Floats = total
+        """Covariance (rows, columns) without what a stage's blocks have by themselves.
+
+        A column lies in one piece, as LAPACK takes it and as ``_add_own`` fills it.
+        """
+        total = other_work @ (np.exp(self._scales[-5]) * work).T
+        total += other_common @ (np.exp(self._scales[-2]) * common).T
+        total += CONSTANT
+        shared: Floats = total.T
         return shared
 
     def _add_own(self, total: Floats, rows: Indices, columns: Indices) -> None:
+        by_column = total.T
         for number in range(len(self._blocks)):
-            total += self._own(number, rows)[:, columns[:, number]]
+            by_column += np.ascontiguousarray(self._own(number, rows).T)[columns[:, number]]
 
     def _prior_variance(self, architectures: Indices, work: Floats, common: Floats) -> Floats:
         shared = np.exp(self._scales[-5]) * (work**2).sum(axis=1)

@@ -45,6 +45,7 @@ def fitted(count: int = 60, *, pairs: bool = True, noise: float = 0.02) -> Surro
 def test_unmeasured_architectures_are_predicted_with_their_uncertainty() -> None:
     rows, true = sampled(400, 1)
     mean, deviation = fitted().predict(rows)
+    np.testing.assert_allclose(fitted().mean(rows), mean, rtol=1e-9)  # without their covariances
     off = np.abs(mean - true)
     assert np.mean(off / true) < 0.03
     assert 0.85 < np.mean(off < 1.96 * deviation) <= 1

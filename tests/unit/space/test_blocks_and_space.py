@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -184,3 +185,15 @@ def test_encoding_looks_figures_up(space: SearchSpace) -> None:
     table = [np.arange(len(stage.choices)) * 10.0**n for n, stage in enumerate(space.stages)]
     expected = [[choice * 10.0**n for n, choice in enumerate(each)] for each in architectures]
     np.testing.assert_array_equal(encode(architectures, table), expected)
+
+
+def test_check_of_many_blocks_is_told_and_remembered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("donna_ray.space.check._MANY", 2)
+    said: list[str] = []
+    check_space(space_of(lists(kernel=[3, 5])), said.append)
+    assert said == ["checking 2 blocks of stage 0, which are remembered"]
+    check_space(space_of(lists(kernel=[3, 5])), said.append)
+    assert len(said) == 1
