@@ -75,6 +75,7 @@ class Surrogate:
         self._scales = self._prior.copy()
         self._scaled_at = 0
         self._fit: _Fit | None = None
+        self._tables: tuple[float, list[Floats]] | None = None  # of the fit, once asked for
 
     @property
     def fitted(self) -> bool:
@@ -99,6 +100,7 @@ class Surrogate:
         covariance[np.diag_indices(len(noise))] += np.exp(self._scales[-1]) * noise + JITTER
         factor = cho_factor(covariance, lower=True)
         weights = cho_solve(factor, scaled)
+        self._tables = None
         self._fit = _Fit(architectures, work, common, latencies, factor, weights, centre, spread)
 
     def _rescale(self, architectures: Indices, noise: Floats, scaled: Floats) -> None:
@@ -118,11 +120,12 @@ class Surrogate:
         What neighbouring stages have in common is left out.
         """
         fit = self._known()
-        tables = [
-            fit.spread * (self._stage(number).T @ fit.weights)
-            for number in range(len(self._blocks))
-        ]
-        return fit.centre + fit.spread * CONSTANT * float(fit.weights.sum()), tables
+        if self._tables is None:
+            constant = fit.centre + fit.spread * CONSTANT * float(fit.weights.sum())
+            stages = range(len(self._blocks))
+            own = [fit.spread * (self._stage(number).T @ fit.weights) for number in stages]
+            self._tables = constant, own
+        return self._tables
 
     def mean(self, architectures: Indices) -> Floats:
         """Expected latency (m,) in ms of architectures (m, stages); soon done for any number."""
