@@ -1,7 +1,9 @@
 """ONNX out of torch, checked against it in ONNX Runtime."""
 
+import functools
 import inspect
 import io
+import platform
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from device_farm.connectors.cpu import cpu_hardware
 from device_farm.ending import one_line
 from donna_ray import onnx_symbolics
 from donna_ray.complexity import deployed
@@ -23,6 +26,7 @@ __all__ = [
     "export_onnx",
     "logits_error",
     "onnx_error",
+    "sums_saturate",
 ]
 
 TOLERANCE = 1e-4
@@ -114,8 +118,22 @@ def onnx_error(model: bytes, network: nn.Module, images: Tensor, *, batch_size: 
     return logits_error(OnnxNetwork(model, batch_size)(images), network(images))
 
 
+@functools.cache
+def sums_saturate() -> bool:
+    """Whether this CPU's sums of 8-bit products saturate: x86 without VNNI.
+
+    ONNX Runtime multiplies unsigned by signed bytes there with an instruction whose sums have 16
+    bits (its documentation of quantisation, section "When to use reduce_range").
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return not any("vnni" in word for word in cpu_hardware([0])["isa"])
+
+
 class OnnxNetwork(nn.Module):
     """An ONNX model of one input and one output, on the CPU, as a module.
+
+    A QDQ model computes the same on each CPU, up to rounding; where ``sums_saturate`` in float.
 
     Args:
         model: serialised.
@@ -126,6 +144,8 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # of a process; workers use all cores
+        if sums_saturate():  # compute what the integers stand for
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         self._session = onnxruntime.InferenceSession(
             model, options, providers=["CPUExecutionProvider"]
         )

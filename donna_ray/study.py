@@ -244,6 +244,13 @@ class Study:
                     predicted = problem.accuracy.predict_all([each])[0]
                     search.tell([(each, measured(predicted, {"median_ms": ms}))])
             values = search.ledger.measured
+        if not values:
+            reasons = [search.broken, *search.ledger.failed.values()]
+            raise DonnaError(
+                "A search must measure at least one network, but none of those tried could be: "
+                f"{next(filter(None, reasons), 'latency gave no number')}. Correct what is given "
+                "as `latency`."
+            )
         kept = {a: v for a, v in values.items() if limit_ms is None or v[1] <= limit_ms}
         if not kept:
             raise DonnaError(
@@ -355,7 +362,7 @@ class Study:
             Candidate(
                 architectures[row],
                 tuple(map(str, space.specs(architectures[row]))),
-                float(points[row, 0]),
+                min(max(float(points[row, 0]), 0.0), 1.0),
                 float(points[row, 1]),
             )
             for row in nondominated(points[:, 0], points[:, 1:])

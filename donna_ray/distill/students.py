@@ -23,6 +23,7 @@ from donna_ray.errors import BlockError, DonnaError
 from donna_ray.reference.network import StagedNetwork, channel_sums
 from donna_ray.space import BlockSpec, StageShape, block_family, build_block
 from donna_ray.space.inherit import inherit
+from donna_ray.training.channels import channels_last
 from donna_ray.training.engine import Descent, Engine, MemoryBatch
 from donna_ray.workers.faults import may_pass
 
@@ -234,7 +235,7 @@ def _new_block(job: BlockJob, shape: StageShape, seed: int) -> nn.Module:
     block = build_block(job.spec, shape)
     if shape.own is not None and not block_family(job.spec.family).of_stage:
         inherit(block, shape.own, shape.input)
-    return block.to(memory_format=torch.channels_last).train()
+    return channels_last(block).train()
 
 
 class Cohort:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from donna_ray.config import FinetuneConfig, FinetuneRecipe, amount_of
+from donna_ray.config import FinetuneRecipe, amount_of
 from donna_ray.data import origin_of_test
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.asked import Libraries, asked_for, attempt_at, measured_points
@@ -16,9 +16,9 @@ from donna_ray.latency.figures import surely_ms
 from donna_ray.library.measure import settled_precision
 from donna_ray.library.quantised import calibration_facts
 from donna_ray.library.step import library_store
-from donna_ray.onnx_export import check_onnx_error
+from donna_ray.onnx_export import check_onnx_error, sums_saturate
 from donna_ray.reference.identity import reference_identity
-from donna_ray.run.doubts import finetune_doubts, int8_doubts
+from donna_ray.run.doubts import finetune_doubts, int8_doubts, saturation_doubts
 from donna_ray.run.run import Run
 from donna_ray.space import Architecture, SearchSpace
 from donna_ray.storage.artifacts import Artifact, Files, digest
@@ -113,6 +113,9 @@ def finetune(
         `failed`, and none of these: see ``trained``.
     """
     store = network_store(run)
+    again = store.try_again(job.key for job in jobs)
+    if again:
+        run.say(f"  {len(again)} networks did not fit the memory: they are tried again")
     missing = [job for job in jobs if store.get(job.key) is None]
     leftover = {job.key for job in jobs} - {job.key for job in missing}
     Checkpoints(store.within("unfinished")).remove(*leftover)
@@ -173,8 +176,7 @@ def finetune_step(
     """
     recipe = run.config.finetune
     space = library_space(library)
-    fronts = search.result["scenarios"].values()
-    chosen = [point for found in fronts for point in _chosen(found, recipe)]
+    chosen = _chosen_of_all(run, search.result["scenarios"])
     names = [*recipe.architectures, *names]
     asked, named = asked_for(run, space, search, names, network_store(run))
     architectures = [*(tuple(point["architecture"]) for point in chosen), *asked.values()]
@@ -265,6 +267,7 @@ def _add_int8(
     pairs = [(each["test_accuracy"], each["int8"]["test_accuracy"]) for each in _every(found)]
     names = ["the reference", *found["networks"]]
     found["doubts"] += int8_doubts(dict(zip(names, pairs, strict=True)))
+    found["doubts"] += saturation_doubts(run.config.all_scenarios(), saturates=sums_saturate())
     run.say(f"  in int8 {min(own for _, own in pairs):.2%} to {max(own for _, own in pairs):.2%}")
     return made.fetch(keys, run.root / _NETWORKS / "int8")
 
@@ -281,10 +284,15 @@ def _compared(
     records = [_delivered(record) for record in records]
     indices = trained(run, "finetune", jobs, records)
     if "failed" in own:
+        remedy = (
+            "Free memory, or give the workers more: the same command tries it again."
+            if own.get("for_memory")
+            else "Lower finetune.learning_rate: what is too fast for the reference is so for the "
+            "networks, which have its stem and head."
+        )
         raise DonnaError(
             "The reference must be finetuned as the networks are, for a fair comparison, but its "
-            f"training failed: {own['failed']}. Lower finetune.learning_rate: what is too fast for "
-            "the reference is so for the networks, which have its stem and head."
+            f"training failed: {own['failed'].rstrip('.')}. {remedy}"
         )
     kept = [records[index] for index in indices]
     return [*(jobs[index] for index in indices), other], [*kept, own]
@@ -312,12 +320,29 @@ def _doubts_of(
     return finetune_doubts(accuracies, own, images, classes)
 
 
-def _chosen(found: dict[str, Any], config: FinetuneConfig) -> list[dict[str, Any]]:
-    front = found["front"]
-    if config.budgets is None:
-        return spread_over(front, config.networks)
-    reference_ms = found["reference_latency"]["median_ms"]
-    return within_budgets(front, [amount_of(each, reference_ms) for each in config.budgets])
+def _chosen_of_all(run: Run, scenarios: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Points of the fronts; a budget for which a front has none is said, and the others count.
+
+    Raises:
+        DonnaError: no front has a point for any budget.
+    """
+    budgets = run.config.finetune.budgets
+    chosen, errors = [], list[str]()
+    for name, found in scenarios.items():
+        front, reference_ms = found["front"], found["reference_latency"]["median_ms"]
+        if budgets is None:
+            chosen += spread_over(front, run.config.finetune.networks)
+        for budget in budgets or ():
+            try:
+                chosen += within_budgets(front, [amount_of(budget, reference_ms)])
+            except DonnaError as error:
+                whose = "" if name == "default" else f"Scenario {name}: "
+                errors.append(f"{whose}{error}")
+    if not chosen:
+        raise DonnaError("\n".join(errors))
+    for each in errors:
+        run.say(f"  none is finetuned for a budget. {each}")
+    return chosen
 
 
 def within_budgets(

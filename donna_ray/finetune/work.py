@@ -85,8 +85,8 @@ class FinetuneNetwork:
         self._checkpoints = Checkpoints(store.within("unfinished"))
 
     def __call__(self, job: FinetuneJob) -> dict[str, Any]:
-        """One whose training diverges, or that fits no memory, has a record with the reason, and is
-        not tried again.
+        """One whose training diverges, or that fits no memory, has a record with the reason. It is
+        not tried again; by another command, if it lacked memory.
 
         Raises:
             UnitEnded: so it is, in a group, by any process of it.
@@ -94,7 +94,8 @@ class FinetuneNetwork:
         try:
             self._finetune(job)
         except (DivergedError, MemoryLimitError, torch.OutOfMemoryError) as error:
-            self._store.put_failed(job.key, str(error), identity_of(job))
+            lacked = not isinstance(error, DivergedError)
+            self._store.put_failed(job.key, str(error), identity_of(job), for_memory=lacked)
             self._checkpoints.remove(job.key)
             if current_group().size > 1:
                 raise UnitEnded(f"{job.architecture_id}: {error}") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from device_farm import DeviceError, DeviceLost, DeviceTimeout, Farm, FarmLost, ModelError
+from device_farm import DeviceLost, DeviceTimeout, Farm, FarmLost, ModelError
 from donna_ray.errors import DonnaError
 from donna_ray.latency.figures import Latency, memory_not_told
 from donna_ray.latency.recorded import Record
@@ -109,7 +109,8 @@ class LatencyFarm:
         except DonnaError as error:
             cause = getattr(error.__cause__, "cause", None)
             is_of_one = isinstance(cause, ModelError | DeviceLost | DeviceTimeout)
-            if is_of_one or (isinstance(cause, DeviceError) and self.devices()):
+            # Anything else, such as a bug of a connector, is of this model as far as one can tell.
+            if is_of_one or (cause is not None and self.devices()):
                 reason = f"{type(cause).__name__}: {cause}"
                 return Unmeasured(reason, of_model=isinstance(cause, ModelError))
             raise

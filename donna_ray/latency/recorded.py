@@ -10,7 +10,7 @@ import json
 import math
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,9 +129,9 @@ def read_record(config: DeviceConfig) -> Record:
         if path.suffix == ".csv":
             return _of_table(settings, _rows(path))
         if path.suffix == ".json":
-            return _of_json(settings, json.loads(path.read_bytes()))
+            return _of_json(settings, json.loads(path.read_bytes(), object_pairs_hook=_each_once))
         return _of_measurements(settings)
-    except (OSError, sqlite3.Error, ValueError, KeyError, TypeError) as error:
+    except (OSError, sqlite3.Error, csv.Error, ValueError, LookupError, TypeError) as error:
         raise ConfigError(
             f"device.settings.path must be a record (measurements.sqlite, candidates.json, or JSON "
             f"or CSV of architectures), but {path} cannot be read as one "
@@ -187,10 +187,13 @@ def _of_json(settings: RecordedSettings, content: Any) -> Record:
         raise ValueError("it must be a mapping")
     if "measured" not in content:
         return _of_table(settings, content.items())
-    table, device = {}, settings.device
-    for each in content["measured"]:
+    table, device = dict[Architecture, tuple[str | None, Latency]](), settings.device
+    for each in _listed(content["measured"]):
         device = settings.device or each["latency"]["device"]
-        table[tuple(each["architecture"])] = (each["id"], each["latency"])
+        architecture = tuple(map(int, each["architecture"]))
+        _check_new(each["id"], architecture, table)
+        _milliseconds(each["id"], each["latency"]["median_ms"])
+        table[architecture] = (each["id"], each["latency"])
     beside = Path(settings.path).with_name("artifact.json")  # of the search that wrote it
     reference = None
     if beside.is_file():
@@ -198,11 +201,28 @@ def _of_json(settings: RecordedSettings, content: Any) -> Record:
     return _record(settings, device, table=table, reference=reference)
 
 
+def _listed(values: Any) -> list[Any]:
+    if isinstance(values, list) and all(isinstance(each, dict) for each in values):
+        return values
+    raise ValueError("`measured` must be a list of mappings")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of JSON; of a key that is there twice, Python's own takes the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"each key must be there once, but {twice} is twice")
+    return found
+
+
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
-        if not {"architecture", "latency_ms"} <= set(rows.fieldnames or ()):
-            raise ValueError("its columns must be architecture and latency_ms")
+        columns = list(rows.fieldnames or ())
+        if any(columns.count(name) != 1 for name in ("architecture", "latency_ms")):
+            raise ValueError("its columns must be architecture and latency_ms, each once")
         yield from ((row["architecture"], row["latency_ms"]) for row in rows)
 
 
@@ -210,11 +230,10 @@ def _of_table(settings: RecordedSettings, rows: Iterable[tuple[str, Any]]) -> Re
     table: dict[Architecture, tuple[str | None, Latency]] = {}
     reference = None
     for name, value in rows:
-        milliseconds = float(value)
-        if not (math.isfinite(milliseconds) and milliseconds > 0):
-            raise ValueError(f"latencies must be above 0 ms, but that of {name} is {value}")
-        latency = _told(milliseconds)
+        latency = _told(_milliseconds(name, value))
         if name == _REFERENCE:
+            if reference is not None:
+                raise ValueError(f"each row must be there once, but {name} is twice")
             reference = latency
             continue
         if not _NUMBERS.fullmatch(name):
@@ -223,10 +242,21 @@ def _of_table(settings: RecordedSettings, rows: Iterable[tuple[str, Any]]) -> Re
                 f"{_REFERENCE!r}, but one is {name!r}"
             )
         architecture = tuple(map(int, name.split("-")))
-        if architecture in table:
-            raise ValueError(f"each architecture must be there once, but {name} is twice")
+        _check_new(name, architecture, table)
         table[architecture] = (None, latency)
     return _record(settings, settings.device, table=table, reference=reference)
+
+
+def _milliseconds(name: str, value: Any) -> float:
+    milliseconds = float(value)
+    if not (math.isfinite(milliseconds) and milliseconds > 0):
+        raise ValueError(f"latencies must be above 0 ms, but that of {name} is {value}")
+    return milliseconds
+
+
+def _check_new(name: str, architecture: Architecture, table: Container[Architecture]) -> None:
+    if architecture in table:
+        raise ValueError(f"each architecture must be there once, but {name} is twice")
 
 
 def _record(

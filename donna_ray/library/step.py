@@ -57,6 +57,9 @@ def library_step(run: Run, reference: Artifact) -> Artifact:
 
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
         config = decided(run, reference)
+        again = store.try_again(job.key for stage in jobs for job in stage)
+        if again:
+            run.say(f"  {len(again)} blocks did not fit the memory: they are tried again")
         making = LibraryMaking(run, config, reference, store, jobs, check_space(space))
         count = sum(map(len, jobs))
         reused = count - len(making.missing())

@@ -75,7 +75,7 @@ class DistillPack:
                 half = len(some) // 2
                 waiting += [(some[half:], factor), (some[:half], factor)] if half else []
                 if not half:
-                    blocks += self._keep_failed([(some[0], one_line(str(error)))])
+                    blocks += self._keep_failed([(some[0], one_line(str(error)))], for_memory=True)
                 continue
             images += self._keep(pack, before, resumed)
             shares.append(pack.reference_share)
@@ -178,11 +178,13 @@ class DistillPack:
             state = {**record, "share": self._share, "steps": block.state.steps}
             self._paused.put(key, state, block.state.tensors)
 
-    def _keep_failed(self, failures: Sequence[tuple[BlockJob, str]]) -> list[list[Any]]:
+    def _keep_failed(
+        self, failures: Sequence[tuple[BlockJob, str]], *, for_memory: bool = False
+    ) -> list[list[Any]]:
         """Store the reasons; returns the facts of these blocks."""
         store = self._store if self._share == 1 else self._paused
         for job, reason in failures:
-            store.put_failed(job.key, reason, identity_of(job))
+            store.put_failed(job.key, reason, identity_of(job), for_memory=for_memory)
         return [[job.stage, None] for job, _ in failures]
 
     def _passes(self, jobs: Sequence[BlockJob], before: "_Before") -> int:

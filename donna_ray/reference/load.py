@@ -5,7 +5,6 @@ from itertools import zip_longest
 from pathlib import Path
 
 import safetensors.torch
-import torch
 from timm.utils import natural_key
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from donna_ray.run.mirror import OBJECTS
 from donna_ray.space import SearchSpace, build_space, register_modules
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.files import Storage
+from donna_ray.training.channels import channels_last
 
 __all__ = ["VARIANCE", "WEIGHTS", "data_of", "load_reference", "space_of"]
 
@@ -40,8 +40,7 @@ def load_reference(config: RunConfig, artifact: Artifact) -> tuple[StagedNetwork
     reference.load_state_dict(safetensors.torch.load(_file(config, artifact, WEIGHTS)))
     variance = safetensors.torch.load(_file(config, artifact, VARIANCE))
     reference.requires_grad_(False)
-    reference.to(memory_format=torch.channels_last)
-    return reference.eval(), [variance[str(n)] for n in range(len(reference.stages))]
+    return channels_last(reference).eval(), [variance[str(n)] for n in range(len(reference.stages))]
 
 
 def data_of(config: RunConfig, artifact: Artifact) -> ImageData:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtrc  # scipy.stats takes a second to import in every worker
 
+from donna_ray.config import Scenario
 from donna_ray.errors import DonnaError
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "library_doubts",
     "predictor_doubts",
     "reference_doubts",
+    "saturation_doubts",
 ]
 
 _UNTRAINED = 0.8  # NSR; a block that always returns the mean of what it should has 1
@@ -205,4 +207,22 @@ def int8_doubts(accuracies: Mapping[str, tuple[float, float]]) -> list[str]:
         "Take another network of the front, or one with relu in place of silu."
         for name, (own, quantised) in accuracies.items()
         if own - quantised > _LOST
+    ]
+
+
+def saturation_doubts(scenarios: Sequence[Scenario], *, saturates: bool) -> list[str]:
+    """Of scenarios in int8 on this host's CPU, where its sums of 8-bit products saturate."""
+    here = [
+        each.name
+        for each in scenarios
+        if each.device.precision == "int8"
+        and each.device.connector == "onnxruntime"
+        and each.device.farm is None
+    ]
+    if not here or not saturates:
+        return []
+    return [
+        f"The CPU that {', '.join(here)} measures on has no VNNI: in int8 its sums may saturate, and "
+        "networks be less accurate on it than is told here. Deploy them to Arm or to a CPU with "
+        "VNNI, or search in fp32."
     ]

@@ -8,6 +8,7 @@ import ray
 
 from donna_ray.config import DevicePrecision, Scenario
 from donna_ray.errors import DonnaError
+from donna_ray.latency.farm import Unmeasured
 from donna_ray.latency.starting import farm_at_hand
 from donna_ray.library.quantised import lowering_in
 from donna_ray.reference.load import load_reference
@@ -81,6 +82,12 @@ def _measure_one(
         waiting = asked
         while waiting and not enough.is_set():
             _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_POLL_S)
-        run.say(f"  {scenario.name}: {len(asked) - len(waiting)} candidates measured meanwhile")
+        left = set(waiting)
+        found = farm.settle([each for each in asked if each not in left])
+        failed = [each.reason for each in found if isinstance(each, Unmeasured)]
+        more = f", {len(failed)} could not be (such as: {failed[0]})" if failed else ""
+        run.say(
+            f"  {scenario.name}: {len(found) - len(failed)} candidates measured meanwhile{more}"
+        )
     finally:
         farm.close()

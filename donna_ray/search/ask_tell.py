@@ -69,6 +69,7 @@ class Search:
         setup.problem.check()
         objectives = setup.problem.objectives
         self.ledger = Ledger(setup.journal, setup.problem.space, objectives=objectives)
+        self.ledger.judge(self._excess)
         self.broken: str | None = None
         self._strategy = make_strategy(setup.problem, setup.config, setup.seed)
         suspected = self.ledger.suspected

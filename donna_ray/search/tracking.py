@@ -147,5 +147,6 @@ def _figures(outcome: Outcome, objectives: Sequence[str]) -> dict[str, float]:
     if failure_of(outcome) is not None:
         return {"failed": 1.0}
     accuracy, latency, *further = outcome["values"]
+    accuracy = min(max(accuracy, 0.0), 1.0)  # a sum over the stages, which may go beyond
     named = {"predicted_accuracy": accuracy, "median_ms": latency, "failed": 0.0}
     return named | dict(zip(objectives, further, strict=True))

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from donna_ray.predictor.model import Floats
-from donna_ray.search.exact.front import Indices, exact_front
+from donna_ray.search.exact.front import Indices, exact_front, nondominated
 from donna_ray.search.exact.hypervolume import hypervolume_share
 from donna_ray.search.strategies.candidates import informative
 from donna_ray.search.study.problem import SearchProblem
@@ -47,24 +47,37 @@ def yardstick(
         return _rated(problem, np.array(architectures), values[:, :2])
 
 
+def _exact(problem: SearchProblem, surrogate: Surrogate, limit: float) -> tuple[Floats, bool]:
+    """(accuracy, latency) of the model's front, (n, 2), and whether it is all of it.
+
+    Where only some networks are recorded, it is that of those.
+    """
+    accuracy = problem.accuracy
+    if problem.recorded is not None:
+        rows = problem.recorded[problem.keeps_limits(problem.recorded)]
+        points = np.column_stack([accuracy.predict(rows), surrogate.mean(rows)])
+        points = points[points[:, 1] <= limit]
+        return points[nondominated(points[:, 0], points[:, 1:])], True
+    constant, tables = surrogate.tables()
+    costs, room = problem.cost_tables(tables)
+    room[0] = limit - constant
+    front = exact_front(accuracy.tables, costs, room, objectives=1, most=_MOST)
+    exact = np.column_stack([accuracy.constant + front.gain, front.costs[:, 0] + constant])
+    return exact, front.complete
+
+
 def _rated(problem: SearchProblem, rows: Indices, values: Floats) -> dict[str, Any]:
     surrogate = Surrogate(problem.features, pairs=False)
     kept = informative(values[:, 0], values[:, 1])
     surrogate.fit(rows[kept], values[kept, 1])
-    constant, tables = surrogate.tables()
-    costs, room = problem.cost_tables(tables)
-    if problem.latency_limit_ms is not None:
-        room[0] = problem.latency_limit_ms - constant
-    accuracy = problem.accuracy
-    front = exact_front(accuracy.tables, costs, room, objectives=1, most=_MOST)
-    exact = np.column_stack([accuracy.constant + front.gain, front.costs[:, 0] + constant])
     limit = np.inf if problem.latency_limit_ms is None else problem.latency_limit_ms
+    exact, complete = _exact(problem, surrogate, limit)
     held_out, latency = surrogate.held_out(), values[kept, 1]
     tau = float(kendalltau(held_out, latency).statistic)
     return {
         "hypervolume_share": hypervolume_share(values[values[:, 1] <= limit], exact),
         "exact_front": len(exact),
-        "complete": front.complete,
+        "complete": complete,
         "error_percent": float(100 * np.mean(np.abs(held_out - latency) / latency)),
         "kendall_tau": tau if np.isfinite(tau) else None,
     }

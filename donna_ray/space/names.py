@@ -12,7 +12,7 @@ from donna_ray.space.space import Architecture, SearchSpace
 
 __all__ = ["architecture_named", "check_name"]
 
-_NUMBERS = re.compile(r"\d+(-\d+)+")
+_NUMBERS = re.compile(r"\d+(-\d+)*")
 _SMALL = 2**16  # networks of a space, up to which all of their ids are looked through
 _SHOWN = 8
 
@@ -78,6 +78,8 @@ def _numbered(name: str, space: SearchSpace) -> Architecture | None:
         return None
     numbers = tuple(map(int, name.split("-")))
     counts = [len(stage.choices) for stage in space.stages]
+    if len(numbers) == 1 and not (len(counts) == 1 and numbers[0] < counts[0]):
+        return None  # the beginning of an id, which may be of digits alone
     fits = len(numbers) == len(counts)
     if not fits or any(each >= count for each, count in zip(numbers, counts, strict=True)):
         raise ConfigError(

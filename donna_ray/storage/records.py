@@ -106,13 +106,23 @@ class RecordStore:
         data = _object({**record, "key": key, "files": sums}, state_dict)
         self._storage.write(f"{key}.{_OBJECT}", data)
 
-    def put_failed(self, key: str, reason: str, record: Mapping[str, Any]) -> None:
+    def put_failed(
+        self, key: str, reason: str, record: Mapping[str, Any], *, for_memory: bool = False
+    ) -> None:
         """Store that the work of a key failed, so that it is not tried again.
 
         ``get`` and ``records`` give the record, with the reason under ``failed``; it has no weights
-        and no files.
+        and no files. What failed `for_memory` may fit another worker: see ``try_again``.
         """
-        self.put(key, {**record, "failed": reason}, {})
+        lacked = {"for_memory": True} if for_memory else {}
+        self.put(key, {**record, "failed": reason, **lacked}, {})
+
+    def try_again(self, keys: Iterable[str]) -> list[str]:
+        """Forget those of some keys that failed for want of memory; returns them."""
+        known = self.records()
+        lacked = [key for key in keys if known.get(key, {}).get("for_memory")]
+        self.remove(lacked)
+        return lacked
 
     def get(self, key: str) -> Record | None:
         """The record of a key; None where any of its files is missing, torn or altered."""

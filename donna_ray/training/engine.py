@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from donna_ray.config import ClusterConfig, TrainingConfig
 from donna_ray.errors import MemoryLimitError
+from donna_ray.training.channels import channels_last
 
 __all__ = ["Descent", "Engine", "MemoryBatch", "Precision", "Schedule"]
 
@@ -67,8 +68,8 @@ class Engine:
         raise ValueError(f"precision must be one of {', '.join(_DTYPES)} here, not {precision!r}")
 
     def place(self, module: Module) -> Module:
-        """The module on the device, channels last (1.4 to 1.8x faster convolutions on CPUs)."""
-        return module.to(self.device).to(memory_format=torch.channels_last)
+        """The module on the device, channels last."""
+        return channels_last(module.to(self.device))
 
     def images(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) on the device, channels last.

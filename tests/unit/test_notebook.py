@@ -100,6 +100,9 @@ def test_targets_of_any_kind_and_what_comes_too_early() -> None:
     assert costs
     with pytest.raises(donna.DonnaError, match="limit_ms must be feasible"):
         study.search(lambda network: 5.0, limit_ms=1.0)
+    with pytest.raises(donna.DonnaError, match=r"at least one network, .* be finite, but is nan"):
+        study.search(lambda network: float("nan"))
+    assert all(0 <= each.predicted <= 1 for each in costs)
     study.finetune(costs[0], epochs=1)
     with pytest.raises(donna.DonnaError, match=r"must be 0 to 1, .* but is 1\.7"):
         study.finetune((0, 0), epochs=1)

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
@@ -110,6 +110,14 @@ class Ledger:
     def excess(self, limit: str) -> Floats:
         """By how much each measured architecture breaks a limit, in the order of `measured`."""
         return np.array([self._excess[each][limit] for each in self.measured])
+
+    def judge(self, excess: Callable[[Architecture, Outcome], Mapping[str, float]]) -> None:
+        """Hold all that is measured against the limits of now: those of before may be others."""
+        for trial in self.trials_measured():
+            architecture = architecture_of(trial.params)
+            facts = {name: value for name, value in trial.user_attrs.items() if name == "latency"}
+            outcome = {"values": trial.values, "facts": facts}
+            self._excess[architecture] = excess(architecture, outcome)
 
     def knows(self, architecture: Architecture) -> bool:
         """It is asked for already, or was."""

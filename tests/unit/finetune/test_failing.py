@@ -40,3 +40,14 @@ def test_network_that_fails_is_recorded_by_any_process_of_its_group(
     with nullcontext() if group is ALONE else pytest.raises(UnitEnded):
         finetuning(FinetuneJob("key", "id", (), ()))
     assert store.record("key")["failed"] == str(error)
+    assert store.try_again(["key"]) == ([] if isinstance(error, DivergedError) else ["key"])
+
+
+def test_what_lacked_memory_is_tried_again_by_the_next_command(tmp_path: Path) -> None:
+    """It may have been another program's fault; what diverged would diverge again."""
+    store = RecordStore(tmp_path)
+    store.put_failed("large", "CUDA out of memory.", {}, for_memory=True)
+    store.put_failed("diverged", "It became nan.", {})
+    assert store.try_again(["large", "diverged", "new"]) == ["large"]
+    assert store.get("large") is None
+    assert store.record("diverged")["failed"] == "It became nan."

@@ -20,7 +20,7 @@ from donna_ray.data import ImageData, Split, load_data
 from donna_ray.errors import DonnaError
 from donna_ray.finetune import work
 from donna_ray.finetune.assemble import block_keys, untrained
-from donna_ray.finetune.step import finetune_step, jobs_of, within_budgets
+from donna_ray.finetune.step import _chosen_of_all, finetune_step, jobs_of, within_budgets
 from donna_ray.finetune.step import trained as trained_indices
 from donna_ray.finetune.work import FinetuneJob, FinetuneNetwork, distillation_loss
 from donna_ray.reference.network import StagedNetwork
@@ -378,3 +378,20 @@ def test_budgets_choose_the_best_network_within_each() -> None:
     assert [each["id"] for each in within_budgets(front, [2.05])] == ["a"]  # b takes up to 2.1 ms
     with pytest.raises(DonnaError, match=r"is 1\.02 ms and the fastest takes up to 1\.05 ms"):
         within_budgets(front, [1.02])
+
+
+def test_budget_that_one_front_has_nothing_for_is_said_and_the_others_count(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def scenario(name: str, ms: float) -> dict[str, Any]:
+        latency = {"median_ms": ms, "ci_percent": 0}
+        point = {"id": name, "latency": latency, "predicted_accuracy": 0.5}
+        return {"front": [point], "reference_latency": {"median_ms": 10.0}}
+
+    chosen = config.finetune.model_copy(update={"budgets": ["2ms"]})
+    run = Run(config.model_copy(update={"finetune": chosen}), tmp_path)
+    scenarios = {"gpu": scenario("fast", 1.0), "phone": scenario("slow", 9.0)}
+    assert [each["id"] for each in _chosen_of_all(run, scenarios)] == ["fast"]
+    assert "Scenario phone: finetune.budgets must be" in capsys.readouterr().err
+    with pytest.raises(DonnaError, match="Scenario phone: finetune"):
+        _chosen_of_all(run, {"phone": scenarios["phone"]})

@@ -7,14 +7,14 @@ from unittest.mock import Mock
 
 import onnx
 
-from donna_ray.config import RunConfig
+from donna_ray.config import DeviceConfig, RunConfig, Scenario, SearchConfig
 from donna_ray.data import load_data, load_test
 from donna_ray.finetune import tested
 from donna_ray.finetune.assemble import untrained
 from donna_ray.finetune.quantised import QuantiseNetwork
 from donna_ray.onnx_export import OnnxNetwork
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.run.doubts import int8_doubts
+from donna_ray.run.doubts import int8_doubts, saturation_doubts
 from donna_ray.space import SearchSpace
 from donna_ray.storage.records import RecordStore
 from donna_ray.training.batchnorm import recalibrate
@@ -58,3 +58,14 @@ def test_network_that_loses_much_in_int8_is_told() -> None:
     (doubt,) = int8_doubts(accuracies)
     assert "collapsed is right on 61.00%" in doubt
     assert "97.00%" in doubt
+
+
+def test_cpu_whose_sums_saturate_is_doubted() -> None:
+    """Where it is what is searched for, in int8."""
+    here, phone = DeviceConfig(precision="int8"), DeviceConfig(connector="adb", precision="int8")
+    devices = {"laptop": here, "phone": phone, "float": DeviceConfig()}
+    scenarios = [Scenario(name, each, SearchConfig()) for name, each in devices.items()]
+    (doubt,) = saturation_doubts(scenarios, saturates=True)
+    assert "that laptop measures on has no VNNI" in doubt
+    assert not saturation_doubts(scenarios, saturates=False)
+    assert not saturation_doubts(scenarios[1:], saturates=True)

@@ -23,7 +23,8 @@ from donna_ray.latency.recorded import record_facts, recorded_architectures
 from donna_ray.latency.starting import check_device, start_farms
 from donna_ray.search.ask_tell import Search
 from donna_ray.search.tuner import FarmEvaluator
-from tests.search_problems import search_on, toy
+from donna_ray.search.yardstick import yardstick
+from tests.search_problems import device_of, search_on, toy
 
 PROBLEM = toy((2, 3))
 SPACE = PROBLEM.space
@@ -159,6 +160,22 @@ def test_measurements_of_a_farm_answer_by_the_model(tmp_path: Path) -> None:
         assert replayed(device(path, device=named)).submit(b"small")["median_ms"] == 2.0
 
 
+def candidates(*latencies: float) -> str:
+    """What a search leaves, of one architecture."""
+    own = [
+        {"id": "n", "architecture": [0, 0], "latency": {"median_ms": ms, "device": "x"}}
+        for ms in latencies
+    ]
+    return json.dumps({"measured": own})
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_table_may_begin_with_the_mark_of_spreadsheets(mark: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(mark + "architecture,latency_ms\n0-0,1.5\n", encoding="utf-8")
+    assert replayed(device(path, device="x")).submit(model((0, 0)))["median_ms"] == 1.5
+
+
 @pytest.mark.parametrize(
     ("name", "text", "settings", "words"),
     [
@@ -166,6 +183,14 @@ def test_measurements_of_a_farm_answer_by_the_model(tmp_path: Path) -> None:
         ("a.csv", CSV, {}, r"settings\.device must say what .*a\.csv was recorded on"),
         ("a.csv", "name,ms\n", {"device": "x"}, r"columns must be architecture and latency_ms"),
         ("a.csv", CSV + "1-2,5\n", {"device": "x"}, r"there once, but 1-2 is twice"),
+        ("a.csv", CSV + "reference,5\nreference,6\n", {"device": "x"}, r"reference is twice"),
+        ("a.csv", "latency_ms," + CSV, {"device": "x"}, r"latency_ms, each once"),
+        ("a.json", '{"0-0": 1, "0-0": 2}', {"device": "x"}, r"once, but 0-0 is twice"),
+        ("a.json", '{"0-0": true}', {"device": "x"}, r"that of 0-0 is True"),
+        ("a.json", '{"measured": {"id": 1}}', {"device": "x"}, r"must be a list of mappings"),
+        ("a.json", candidates(2.0, 3.0), {"device": "x"}, r"once, but n is twice"),
+        ("a.json", candidates(-2.0), {"device": "x"}, r"that of n is -2.0"),
+        ("a.json", candidates(float("nan")), {"device": "x"}, r"that of n is nan"),
         ("a.csv", CSV + "1-1,0\n", {"device": "x"}, r"above 0 ms, but that of 1-1 is 0"),
         ("a.csv", CSV + "1-1,slow\n", {"device": "x"}, r"slow"),
         ("a.csv", CSV + "abc,1\n", {"device": "x"}, r"such as 3-0-17.*'abc'"),
@@ -238,3 +263,18 @@ def test_documented_comparison_of_strategies_runs(
     exec(script, {})
     shares = dict(re.findall(r"(\w+): ([0-9.]+) of", capsys.readouterr().out))
     assert 0.5 < float(shares["random"]) < float(shares["frontier"]) <= 1
+
+
+def test_yardstick_is_of_what_is_recorded() -> None:
+    """Who measured all of a record has come as near as can be."""
+    problem = toy((6, 6, 6))
+    recorded = problem.space.sample(40, seed=0)
+    rows = np.array(recorded)
+    latency = np.array([device_of(problem)(each) for each in recorded])
+    values = np.column_stack([problem.accuracy.predict(rows), latency])
+    rated = yardstick(replace(problem, recorded=rows), recorded, values)
+    assert rated is not None
+    assert 0.98 < rated["hypervolume_share"] < 1.02
+    free = yardstick(problem, recorded, values)
+    assert free is not None
+    assert free["hypervolume_share"] < 0.98

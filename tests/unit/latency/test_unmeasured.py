@@ -34,10 +34,20 @@ def settled(monkeypatch: pytest.MonkeyPatch, error: Exception, state: str) -> An
     return found
 
 
-@pytest.mark.parametrize("error", [DeviceError("no figures"), Busy("full"), DeviceLost("away")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        DeviceError("no figures"),
+        Busy("full"),
+        DeviceLost("away"),
+        OSError("no space left"),
+        TypeError("a connector's bug"),
+    ],
+)
 def test_a_device_that_works_on_ends_no_search(
-    monkeypatch: pytest.MonkeyPatch, error: DeviceError
+    monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
+    """One candidate cannot be measured; those that are asked for with it can."""
     reason = f"{type(error).__name__}: {error}"
     assert settled(monkeypatch, error, "ready") == Unmeasured(reason, of_model=False)
 
@@ -47,7 +57,7 @@ def test_the_models_own_fault_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("error", "state"), [(DeviceError("no figures"), "parked"), (ValueError("no such"), "ready")]
+    ("error", "state"), [(DeviceError("no figures"), "parked"), (ValueError("no such"), "parked")]
 )
 def test_where_nothing_can_measure_the_search_ends(
     monkeypatch: pytest.MonkeyPatch, error: Exception, state: str

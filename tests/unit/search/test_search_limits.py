@@ -117,6 +117,9 @@ def test_measured_memory_is_kept_within_its_limit(strategy: str, tmp_path: Path)
         assert sum(later) >= 12  # of all networks, half would
     again = search_on(tmp_path / "journal", problem, strategy=strategy, memory_limit="14MB")
     assert list(again.ledger.excess("memory_limit_mb")) == [sum(each) - 14 for each in asked]
+    other = replace(problem, memory_limit_mb=20.0)
+    again = search_on(tmp_path / "journal", other, strategy=strategy, memory_limit="20MB")
+    assert list(again.ledger.excess("memory_limit_mb")) == [sum(each) - 20 for each in asked]
     smallest = min(map(sum, asked))
     tight = replace(problem, memory_limit_mb=smallest - 0.5)
     search.setup = replace(search.setup, problem=tight)

@@ -24,6 +24,17 @@ def test_network_has_three_kinds_of_names(name: str) -> None:
     assert architecture_named(name, SPACE, KNOWN) == (2, 0, 4)
 
 
+def test_number_names_the_block_where_there_is_one_stage() -> None:
+    """And not a network whose id begins with it."""
+    space = toy((30,)).space
+    ids = {space.id_of((each,)): (each,) for each in range(30)}
+    crossed = next(each for each in ids if each[0].isdigit() and ids[each] != (int(each[0]),))
+    assert architecture_named(crossed[0], space, ids) == (int(crossed[0]),)
+    assert architecture_named(crossed, space, ids) == ids[crossed]
+    with pytest.raises(ConfigError, match="begins with '30'"):
+        architecture_named("30", space, {})
+
+
 def test_known_networks_come_before_all_others() -> None:
     """Of a short beginning that several of the space have, but one that is known."""
     crowded = {each: IDS[each] for each in IDS if sum(own[0] == each[0] for own in IDS) > 1}
