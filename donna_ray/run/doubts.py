@@ -222,7 +222,7 @@ def saturation_doubts(scenarios: Sequence[Scenario], *, saturates: bool) -> list
     if not here or not saturates:
         return []
     return [
-        f"The CPU that {', '.join(here)} measures on has no VNNI: in int8 its sums may saturate, and "
-        "networks be less accurate on it than is told here. Deploy them to Arm or to a CPU with "
-        "VNNI, or search in fp32."
+        f"The CPU that {', '.join(here)} measures on has no VNNI: in int8 its sums may saturate, "
+        "and networks be less accurate on it than is told here. Deploy them to Arm or to a CPU "
+        "with VNNI, or search in fp32."
     ]
