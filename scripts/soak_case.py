@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from donna_ray.run.lease import LEASE
-from scripts.soak_processes import end_all, of_kind, wait_for_end
+from scripts.soak_processes import end_all, of_kind, started, wait_for_end
 from scripts.soak_store import Store, store
 
 __all__ = ["STEPS", "Case", "Command", "plan", "run_case"]
@@ -87,8 +87,10 @@ class Command:
             **{"TMPDIR": str(temporary), "XDG_CACHE_HOME": str(folder / "cache"), **more},
         }
         with self._log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*DONNA, *words], cwd=folder, env=environment, stdout=log, stderr=log
+            self.process = started(
+                subprocess.Popen(
+                    [*DONNA, *words], cwd=folder, env=environment, stdout=log, stderr=log
+                )
             )
 
     def said(self) -> str:

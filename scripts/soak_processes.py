@@ -3,6 +3,8 @@
 import ctypes
 import os
 import signal
+import subprocess
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,11 +17,14 @@ __all__ = [
     "descendants",
     "end_all",
     "of_kind",
+    "started",
     "wait_for_end",
 ]
 
 _PR_SET_CHILD_SUBREAPER = 36  # of prctl(2)
 _END_S = 120.0
+_REAPED_EVERY_S = 0.2
+_waited_for: set[int] = set()
 
 BEGINNINGS = {
     "worker": ("ray::RayTrainWorker",),
@@ -41,12 +46,32 @@ class Process:
 
 
 def adopt_orphans() -> None:
-    """Be the parent of each descendant whose own parent ends, so that none can hide."""
+    """Be the parent of each descendant whose own parent ends, so that none can hide.
+
+    Those that end are reaped: to a worker of Ray's, a raylet that is not seems to be alive.
+    """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    threading.Thread(target=_reap, daemon=True).start()
+
+
+def started(command: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+    """A child that is waited for by who started it, and not reaped."""
+    _waited_for.add(command.pid)
+    return command
+
+
+def _reap() -> None:
+    while True:
+        for each in filter(None, map(_read, _pids())):
+            orphan = each.parent == os.getpid() and each.pid not in _waited_for
+            if orphan and each.state == "Z":
+                with suppress(ChildProcessError):
+                    os.waitpid(each.pid, os.WNOHANG)
+        time.sleep(_REAPED_EVERY_S)
 
 
 def descendants() -> list[Process]:
-    """Those of this process that live; orphans that have ended are reaped."""
+    """Those of this process that live."""
     found = {each.pid: each for each in map(_read, _pids()) if each is not None}
     own = {os.getpid()}
     while more := {pid for pid, each in found.items() if each.parent in own} - own:

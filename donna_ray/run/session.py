@@ -17,6 +17,7 @@ from donna_ray.errors import DonnaError
 __all__ = ["RayLost", "RaySession"]
 
 _POLL_S = 0.2
+_INLINED = 8 * 2**20  # bytes of an argument or a result; models and results of steps have less
 
 
 class RayLost(BaseException):
@@ -57,6 +58,9 @@ class RaySession:
         os.environ.setdefault("RAY_worker_niceness", "0")
         # Most processes of a run only coordinate and take no CPU; Ray warns of more than 4 a CPU.
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
+        # What is larger goes through the object store of this node. Where the node is lost, Ray
+        # ends a process on the spot that has objects there, before it can say how to go on.
+        os.environ.setdefault("RAY_max_direct_call_object_size", str(_INLINED))
         stopping = signal.getsignal(signal.SIGTERM)
         try:
             chatty = logging.getLogger().isEnabledFor(logging.INFO)

@@ -246,17 +246,20 @@ class SeveralSearches(Searcher):
 
 
 class EvaluateBatch(tune.Trainable):
-    """Evaluates one batch in one step. The actor is reused for the next batch."""
+    """Evaluates one batch in one step. The actor is reused for the next batch.
 
-    def setup(  # type: ignore[override]
-        self, config: dict[str, Any], evaluators: Mapping[str, Evaluator]
-    ) -> None:
-        self._evaluators = evaluators
+    Attributes:
+        evaluators: see ``trainable_of``.
+    """
+
+    evaluators: Mapping[str, Evaluator] = {}
+
+    def setup(self, config: dict[str, Any]) -> None:
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._candidates = candidates_of(new_config)
-        self._evaluator = self._evaluators[new_config.get("search", "")]
+        self._evaluator = self.evaluators[new_config.get("search", "")]
         return True
 
     def step(self) -> dict[str, Any]:
@@ -283,7 +286,8 @@ def trainable_of(evaluators: Evaluator | Mapping[str, Evaluator]) -> Any:
         evaluators: of a ``BatchSearcher``; of each name where they are ``SeveralSearches``.
     """
     named = evaluators if isinstance(evaluators, Mapping) else {"": evaluators}
-    bound = tune.with_parameters(EvaluateBatch, evaluators=named)
+    # Not `tune.with_parameters`: what this process has in Ray's store ends it with its node.
+    bound = type(f"Bound{EvaluateBatch.__name__}", (EvaluateBatch,), {"evaluators": named})
     return tune.with_resources(bound, _resources())
 
 

@@ -20,16 +20,16 @@ class JobBoard:
         self._changed = asyncio.Condition()
         self._reservations: dict[str, set[str]] = {}
 
-    async def post(self, queue: Any, payloads_and_work: list[Any]) -> None:
+    async def post(self, queue: Any, payloads_and_work: bytes) -> None:
         """Show a new job.
 
         Args:
             queue: the ``UnitQueue`` actor.
-            payloads_and_work: a reference to both, in a list, so that Ray does not resolve it.
+            payloads_and_work: both, pickled.
         """
         async with self._changed:
             number = 1 if self._job is None else self._job[0] + 1
-            self._job = (number, queue, payloads_and_work[0])
+            self._job = (number, queue, payloads_and_work)
             self._changed.notify_all()
 
     async def close(self) -> None:

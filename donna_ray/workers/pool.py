@@ -53,12 +53,13 @@ class WorkerPool:
         self._idle = True
         self._changed = self._noticed = time.monotonic()
 
-    def begin(self, queue: Any, payloads_and_work: Any, units: int, group_size: int) -> None:
+    def begin(self, queue: Any, payloads_and_work: bytes, units: int, group_size: int) -> None:
         """Have the workers do the units of a queue; more of them start where they have use.
 
         Args:
             queue: the ``UnitQueue`` actor.
-            payloads_and_work: a reference to the units' payloads and what is called with each.
+            payloads_and_work: the units' payloads and what is called with each, pickled. No object
+                of Ray's store: this process would end with the node that holds it.
             units: how many there are.
             group_size: so many workers do a unit together. Where that changes, others start.
         """
@@ -69,7 +70,7 @@ class WorkerPool:
             self._dead, self._lost = _dead_nodes(), False
             actor: Any = ray.remote(num_cpus=0)(JobBoard)
             self._board = actor.options(max_concurrency=1000, **on_this_node()).remote()
-        ray.get(self._board.post.remote(queue, [payloads_and_work]))
+        ray.get(self._board.post.remote(queue, payloads_and_work))
         self._queue, self._demand, self._idle = queue, Demand(), False
         self._reap()
         self._started, self._ended = self._running(), 0

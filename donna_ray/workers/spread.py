@@ -82,7 +82,7 @@ def spread(
     weights, retries = [unit.weight for unit in units], run.config.cluster.retries
     how = {"images": [unit.images for unit in units], "retries": retries}
     queue, pool = actor.options(**on_this_node()).remote(weights, **how), pool_of(run)
-    given = ray.put(([unit.payload for unit in units], work))
+    given = ray.cloudpickle.dumps(([unit.payload for unit in units], work))
     pool.begin(queue, given, len(units), workers_per_unit)
     try:
         with run.progress(name, sum(weights), unit) as progress:

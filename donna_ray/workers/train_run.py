@@ -139,7 +139,7 @@ def _next_job(board: Any, after: int, group: Any) -> Any:
     return ray.cloudpickle.loads(group.from_first(job))
 
 
-def _do_units(queue: Any, payloads_and_work: Any, place: str, group: Any, shared: Any) -> None:
+def _do_units(queue: Any, payloads_and_work: bytes, place: str, group: Any, shared: Any) -> None:
     """Take units from a queue until it is finished."""
     from donna_ray.data.split import images_read
 
@@ -150,7 +150,7 @@ def _do_units(queue: Any, payloads_and_work: Any, place: str, group: Any, shared
         with contextlib.suppress(ray.exceptions.RayActorError):
             ray.get(queue.fail.remote(f"says: {error}"))
         return
-    payloads, work = ray.get(payloads_and_work)
+    payloads, work = ray.cloudpickle.loads(payloads_and_work)
     pulse = Pulse(images_read)
     with _joined(queue, worker, place, pulse) if group.first else contextlib.nullcontext():
         while (index := group.from_first(lambda: _next_unit(queue, worker, pulse))) is not None:
