@@ -97,6 +97,11 @@ class RaySession:
         """Whether there is a cluster that is named, as in every Ray job."""
         return os.environ.get("RAY_ADDRESS", "local") != "local"
 
+    @property
+    def is_own(self) -> bool:
+        """Whether this process started the Ray that it uses."""
+        return bool(_raylets())
+
     def close(self) -> None:
         """Leave the cluster; one that ``ensure`` started is stopped."""
         self._closing.set()
@@ -120,8 +125,7 @@ class RaySession:
         Of itself Ray tells it seconds later, in many words, and the first object that is put into
         its store before that ends the process without any.
         """
-        node: Any = ray._private.worker._global_node
-        raylets = node.all_processes.get("raylet", []) if node else []
+        raylets = _raylets()
         if not raylets or threading.current_thread() is not threading.main_thread():
             return
         process, main = raylets[0].process, threading.get_ident()
@@ -148,3 +152,9 @@ class RaySession:
                 f"cluster.workers x cpus_per_worker must fit this machine, but needs {needed:g} of "
                 f"{present:g} CPUs. Lower cluster.workers, or cluster.cpus_per_worker to a part."
             )
+
+
+def _raylets() -> list[Any]:
+    """Those that this process started."""
+    node: Any = ray._private.worker._global_node
+    return node.all_processes.get("raylet", []) if node else []

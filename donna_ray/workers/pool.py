@@ -74,7 +74,10 @@ class WorkerPool:
         self._queue, self._demand, self._idle = queue, Demand(), False
         self._reap()
         self._started, self._ended = self._running(), 0
-        self._wanted = group_size * min(self._cluster.workers // group_size, units)
+        groups = self._cluster.workers // group_size
+        # Of a Ray of the run's own all start at once, for all its jobs: a second wave takes
+        # longer than a worker that waits. A cluster is asked for no more than there is work for.
+        self._wanted = group_size * (groups if self._run.ray.is_own else min(groups, units))
 
     def tend(self) -> bool:
         """Start workers where there is room; False if more than `cluster.retries` waves of them
