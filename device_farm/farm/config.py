@@ -117,14 +117,16 @@ def read_farm_config(path: Path) -> tuple[FarmConfig, dict[str, ValueError]]:
             place = f"{section}.{number}"
             try:
                 config = _with(config, section, entry)
-            except ValueError as error:
+            except Exception as error:  # of a connector, which may be a third party's
                 name = entry.get("name") if isinstance(entry, dict) else None
                 faults[str(name or place)] = _fault(path, error, place)
     return config, faults
 
 
-def _fault(path: Path, error: ValueError, place: str = "") -> ValueError:
-    words = faults_in_words(error.errors()) if isinstance(error, ValidationError) else str(error)
+def _fault(path: Path, error: Exception, place: str = "") -> ValueError:
+    words = str(error) if isinstance(error, ValueError) else repr(error)
+    if isinstance(error, ValidationError):
+        words = faults_in_words(error.errors())
     return ValueError(f"{path}: {place}{place and ': '}{words}. See docs/device-farm.md")
 
 
