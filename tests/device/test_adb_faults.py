@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +14,14 @@ import onnx
 import pytest
 from farms import model_number, row, wait_for_state
 from local_farm import LocalFarm
-from phone import Phone, quick_perf_test
+from phone import Phone, command_settings, quick_perf_test
 
 from device_farm import Busy, DeviceError, DeviceSpec, FailurePolicy, ModelError, Workload
 from device_farm.connectors.adb.connector import AdbConnector
 from device_farm.connectors.adb.keys import load_signer
 from device_farm.timing.control import control_workload
 
+STAYS_ON = "stay_on_while_plugged_in"
 Spoil = Callable[[Phone], None]
 
 
@@ -155,6 +160,41 @@ def test_what_a_killed_run_left_is_cleared_when_the_phone_joins(
     assert not old.exists()
     assert {path for path in folder.rglob("*") if path.is_file()} == kept - set(remains)
     assert (spoilt.tmp / "results.mine").exists()
+
+
+MEASURE = """
+import json, sys
+from device_farm.connectors.adb.connector import AdbConnector
+from device_farm.timing.control import control_workload
+phone = AdbConnector("phone", json.loads(sys.argv[1]))
+phone.measure(phone.prepare(control_workload()), phone.settings)
+"""
+
+
+@pytest.mark.parametrize("screen", ["joins", "leave", "on"])
+def test_the_mode_that_a_killed_run_left_is_ended(
+    spoilt: Phone, tmp_path: Path, screen: str
+) -> None:
+    """By the next that measures, or where the phone joins a farm; in that mode a run takes 9 ms."""
+    usual = {**command_settings(tmp_path, 0), "address": spoilt.address}
+    fixed, awake = (spoilt.folder / "state" / name for name in ("fixed_performance", STAYS_ON))
+    program = f"grep -q true {fixed} && echo took 9000 us || echo took 2000 us"
+    (tmp_path / "mine").write_text(f"#!/bin/sh\n{program}\n")
+    endless = {"blocks": 10**6, "max_seconds": 1e9, "fixed_performance": True, "screen": "on"}
+    killed = subprocess.Popen([sys.executable, "-c", MEASURE, json.dumps({**usual, **endless})])
+    while not (fixed.exists() and "true" in fixed.read_text()):
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    assert awake.read_text() == "7\n"
+    if screen == "joins":
+        AdbConnector("phone", usual).clear_remains()
+    else:
+        device = AdbConnector("phone", {**usual, "screen": screen})
+        assert device.measure(device.prepare(control_workload()), device.settings).median_ms == 2
+    assert (fixed.read_text(), awake.read_text()) == ("false\n", "3\n")
+    assert not (spoilt.tmp / "device-farm/stays-on").exists()
 
 
 @pytest.mark.parametrize("command", ["no-such-converter", "true"])

@@ -21,6 +21,7 @@ from device_farm.connectors.adb.condition import (
     Identity,
     check_cores,
     check_power_saving,
+    end_measuring_mode,
     identify,
     measuring_mode,
     wait_until_cool,
@@ -40,13 +41,15 @@ from device_farm.workload import Workload
 __all__ = ["AdbConnector", "AdbSettings", "PhoneModel"]
 
 _FOLDER = "/data/local/tmp/device-farm"
+_STAYS_ON = f"{_FOLDER}/stays-on"
+"""A file that is there while the screen is kept on."""
 _CANNOT_RUN = (126, 127, 128 + signal.SIGILL)
 """A shell's status if a program is not there, or not for this processor."""
 _CANNOT_LINK = "CANNOT LINK EXECUTABLE"
 """What Android's linker says if a library is missing or does not fit."""
 _CLEAR = """\
 cd "$1" 2>/dev/null || exit 0
-rm -f results.* models/*.part bin/*/*.part
+rm -f results.* *.part models/*.part bin/*/*.part
 for old in bin/*; do [ "$old" = "bin/$2" ] || rm -rf "$old"; done"""
 _BASELINE_BLOCKS = 3  # a round
 """Each block is a process of its own here, so its figures are nearly independent."""
@@ -81,7 +84,8 @@ class AdbSettings(ProtocolSettings):
     """Seconds to wait for a hot phone before it counts as throttled; a farm waits by itself."""
     screen: Literal["leave", "on", "off"] = "leave"
     fixed_performance: bool = False
-    """Android's fixed performance mode: steadier, and slower. Android 11 and newer."""
+    """Android's fixed performance mode: steadier, and slower. Android 11 and newer. Where false, a
+    phone that is in this mode is taken out of it."""
 
 
 class AdbConnector(Connector[PhoneModel]):
@@ -135,8 +139,10 @@ class AdbConnector(Connector[PhoneModel]):
         )
 
     def clear_remains(self) -> None:
-        """Files that did not arrive whole, results that nobody read, and runners of before."""
+        """The mode that it was measured in, files that did not arrive whole, results that nobody
+        read, and runners of before."""
         if self.settings.runner:
+            end_measuring_mode(self.shell(), _STAYS_ON)
             self.shell().ask("sh", "-c", _CLEAR, "sh", _FOLDER, self._runner_key())
 
     def health(self) -> dict[str, Any]:
@@ -221,7 +227,8 @@ class AdbConnector(Connector[PhoneModel]):
 
     def _measuring_mode(self) -> AbstractContextManager[None]:
         settings = self.settings
-        return measuring_mode(self.shell(), settings.screen, settings.fixed_performance)
+        modes = settings.screen, settings.fixed_performance
+        return measuring_mode(self.shell(), *modes, _STAYS_ON)
 
     def shell(self) -> Shell:
         """Commands on the phone."""
