@@ -52,9 +52,10 @@ __all__ = [
     "Timing",
     "baseline_ms",
     "time_candidate",
+    "warmup_of_a_call",
 ]
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of how runs become figures: those of another are not compared with today's."""
 
 
@@ -81,6 +82,7 @@ _MOST_SENSITIVE = 1.2
 _OUTLIER = 4  # median deviations
 _JITTER = 1e-3  # of a block's logarithm, at least
 _WARMUP_SHARE = 0.1
+_UNTOLD_S = 1e-3  # that a run is taken for where the device tells 0, of whole milliseconds say
 _MORE_BLOCKS = 4  # times `blocks`, at most
 _BLOCK_S = 0.005  # that a block of the candidate takes at least; the scheduler's slices are as long
 
@@ -321,6 +323,18 @@ def _warm_up(model: Runs, settings: ProtocolSettings) -> None:
         spent, count = spent + sum(_timed(model, 1).seconds), count + 1
         if spent > _WARMUP_SHARE * settings.max_seconds:
             return
+
+
+def warmup_of_a_call(settings: ProtocolSettings, seconds_a_run: float) -> int:
+    """The untimed runs of a program that is called anew for each block: as many as one warm-up has.
+
+    Args:
+        seconds_a_run: What a run took before; 0 if it is less than can be told.
+    """
+    seconds_a_run = seconds_a_run or _UNTOLD_S
+    affordable = int(_WARMUP_SHARE * settings.max_seconds / seconds_a_run) + 1
+    wanted = max(settings.warmup_runs, math.ceil(settings.warmup_seconds / seconds_a_run))
+    return min(wanted, affordable)
 
 
 def _affordable_runs(candidate: Runs, settings: ProtocolSettings) -> int:

@@ -355,13 +355,6 @@ def test_a_mode_that_is_refused_is_told_and_undone(phone: Phone, host: Path) -> 
     assert phone.log() == [*MODE[1:3], MODE[-1]]
 
 
-def test_the_warm_up_is_that_of_the_call(phone: Phone, host: Path) -> None:
-    counted = cat(host, command_line=["echo", "took {warmup}"])
-    connector = AdbConnector("phone", settings(phone, host, runner=counted, warmup_runs=3))
-    handle = connector.prepare(control_workload())
-    assert connector.measure(handle, BRIEF.model_copy(update={"warmup_runs": 7})).median_ms == 7
-
-
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
