@@ -40,6 +40,7 @@ from adbd_tools import TOOLS
 
 VERSION, MAX_PAYLOAD = 0x01000000, 256 * 1024
 TOKEN, SIGNATURE, PUBLIC_KEY = 1, 2, 3
+WARNING = "echo 'WARNING: linker: failed to find generated linker configuration' >&2"
 TOO_LARGE, NO_SPACE = re.compile(b"File too large|I/O error"), b"No space left on device"
 PHONE_PATHS = ("/data/local/tmp", "/sys/class/thermal", "/sys/devices/system/cpu")
 
@@ -58,6 +59,8 @@ class Faults:
     """Bytes that a push may bring before the disk is full, if not 0."""
     tls: bool = False
     """Speak TLS only, as the port of Android 11's wireless debugging."""
+    warns: bool = False
+    """Have the linker warn where a shell starts, as of custom ROMs; see `WARNING`."""
     die_after: int = 0
     """Pushed bytes after which the daemon kills itself, if not 0."""
 
@@ -260,7 +263,7 @@ class Phone:
 
     def services(self, faults: Faults) -> dict[str, Callable[[Stream, str], None]]:
         def shell(stream: Stream, command: str) -> None:
-            self._run(stream, command, faults.crlf)
+            self._run(stream, f"{WARNING}\n{command}" if faults.warns else command, faults.crlf)
 
         def exec_out(stream: Stream, command: str) -> None:
             self._run(stream, command, False)

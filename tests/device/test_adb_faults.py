@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -12,11 +13,21 @@ from typing import Any
 
 import onnx
 import pytest
+from adbd import WARNING
+from adbd_tools import TOOLS
 from farms import model_number, row, wait_for_state
 from local_farm import LocalFarm
 from phone import Phone, command_settings, quick_perf_test
 
-from device_farm import Busy, DeviceError, DeviceSpec, FailurePolicy, ModelError, Workload
+from device_farm import (
+    Busy,
+    DeviceError,
+    DeviceSpec,
+    FailurePolicy,
+    ModelError,
+    Throttled,
+    Workload,
+)
 from device_farm.connectors.adb.connector import AdbConnector
 from device_farm.connectors.adb.keys import load_signer
 from device_farm.timing.control import control_workload
@@ -72,9 +83,9 @@ def spec(phone: Phone, folder: Path) -> DeviceSpec:
     return DeviceSpec(name=phone.folder.name, connector="adb", settings=settings)
 
 
-def connector(phone: Phone, folder: Path) -> AdbConnector:
+def connector(phone: Phone, folder: Path, **more: Any) -> AdbConnector:
     device = spec(phone, folder)
-    return AdbConnector(device.name, device.settings)
+    return AdbConnector(device.name, {**device.settings, **more})
 
 
 def renamed(number: int) -> bytes:
@@ -160,6 +171,32 @@ def test_what_a_killed_run_left_is_cleared_when_the_phone_joins(
     assert not old.exists()
     assert {path for path in folder.rglob("*") if path.is_file()} == kept - set(remains)
     assert (spoilt.tmp / "results.mine").exists()
+
+
+USED = ("sh", "cat", "env", "grep", "ls", "mkdir", "mv", "rm", "sha256sum", "taskset", "touch")
+
+
+def test_warnings_of_the_linker_are_no_answers(spoilt: Phone, tmp_path: Path) -> None:
+    """As each program of a custom ROM prints them on standard error, its shell too."""
+    more = {"cores": [0], "screen": "on"}
+    device = connector(spoilt, tmp_path, **more)
+    told, condition = device.probe(), {**device.health(), "frequency_khz": None}
+    spoilt.fail(warns=True)
+    for tool in (*TOOLS, *USED):
+        known = spoilt.folder / "bin" / tool
+        lines = known.read_text().splitlines() if known.exists() else []
+        work = lines[1:] or [f'exec {shutil.which(tool)} "$@"']
+        known.write_text("\n".join(["#!/bin/sh", WARNING, *work]))
+        known.chmod(0o755)
+    warned = connector(spoilt, tmp_path, **more)
+    assert warned.probe() == told
+    assert {**warned.health(), "frequency_khz": None} == condition
+    measured = warned.measure(warned.prepare(control_workload()), warned.settings)
+    assert measured.median_ms == pytest.approx(2)
+    assert (spoilt.folder / "state" / STAYS_ON).read_text() == "3\n"
+    spoilt.set("low_power", "1")
+    with pytest.raises(Throttled, match="battery saver"):
+        warned.health()
 
 
 MEASURE = """

@@ -232,8 +232,8 @@ def _fix_performance(shell: Shell) -> None:
 
 def _answers(shell: Shell, tool: str, names: Sequence[str]) -> list[str]:
     """What a tool prints about each name; all in one command, for each costs a round trip."""
-    loop = f'for name; do {tool} "$name" 2>/dev/null; echo {_MARK}; done'
-    printed = shell.run(["sh", "-c", loop, "sh", *names])
+    loop = f'for name; do {tool} "$name"; echo {_MARK}; done'
+    printed = shell.run(["sh", "-c", loop, "sh", *names], errors=False)
     return [each.strip() for each in printed.split(_MARK)[: len(names)]]
 
 
