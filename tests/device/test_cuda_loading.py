@@ -152,6 +152,39 @@ def test_outputs_in_a_structure() -> None:
         ]
 
 
+class Headed(nn.Module):
+    """BatchNorm, and whatever a network makes of it."""
+
+    def __init__(self, head: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), head
+
+    def forward(self, image: Tensor) -> Any:
+        return self.head(self.norm(self.conv(image)))
+
+
+@pytest.mark.parametrize(
+    ("head", "outputs"),
+    [
+        (lambda y: (y, y > 0), 2),
+        (lambda y: {"most": y.flatten(1).argmax(1), "all": y}, 2),
+        (lambda y: [y, y[:, :0]], 2),
+        (lambda y: (y, None), 1),
+    ],
+)
+def test_outputs_that_are_no_numbers_are_compared_as_what_they_are(
+    head: Callable[[Tensor], Any], outputs: int
+) -> None:
+    """Masks, indices, what a detector finds in noise, and a head that is off."""
+    torch.manual_seed(0)
+    workload = Workload.from_torch(settle(Headed(head)), IMAGE)
+    for batch in (1, 2):
+        loaded = by_torch(workload, batch=batch)
+        check(loaded, workload)
+        assert len(loaded.outputs()) == outputs
+        assert loaded.facts == {"batchnorm_folded": 1, "batchnorm_left": 0}
+
+
 def test_a_folder_is_code_weights_and_a_graph(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
@@ -282,6 +315,12 @@ def test_only_what_can_be_folded_is(made: Callable[[], nn.Module], counts: tuple
     assert torch.allclose(module(image), expected, atol=1e-5)
     left = sum(isinstance(each, nn.BatchNorm2d) for each in module.modules())
     assert left == counts[1]
+
+
+def test_what_runs_on_nothing_is_folded() -> None:
+    """As the head of a detector that finds nothing in noise."""
+    module = settle(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    assert fold_batchnorm(module, [torch.zeros(0, 3, 8, 8)]) == (1, 0)
 
 
 class _Read(nn.Module):
