@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ __all__ = [
     "read_farm_config",
 ]
 
-
+_LOG = logging.getLogger(__name__)
 RAY_RESOURCES = {"cuda": "GPU", "onnxruntime": "CPU"}
 """Connectors whose devices Ray counts as resources of a node."""
 
@@ -142,8 +143,7 @@ def _with(config: FarmConfig, section: str, entry: Any) -> FarmConfig:
         make_connector(made.connector, made.name, made.settings)
     else:
         check_settings(made.connector, made.settings)
-        if made.places:
-            connector_type(made.connector).discover(made.places)  # refuses what is no place
+        _refuse_no_places(made)
         _refuse_overlap([*config.hosts, made])
     return config.model_copy(update={section: (*getattr(config, section), made)})
 
@@ -163,6 +163,21 @@ def _with_runner(settings: dict[str, Any], runners: dict[str, dict[str, Any]]) -
             "there, or correct the name"
         )
     return {**settings, "runner": runners[name]}
+
+
+def _refuse_no_places(rule: HostRule) -> None:
+    """Refuses what is no place of the connector; what else fails here need not where it looks.
+
+    Raises:
+        ValueError: There is such.
+    """
+    try:
+        if rule.places:
+            connector_type(rule.connector).discover(rule.places)
+    except ValueError:
+        raise
+    except Exception:
+        _LOG.debug("cannot look for %r devices here", rule.connector, exc_info=True)
 
 
 def _refuse_overlap(rules: Sequence[HostRule]) -> None:

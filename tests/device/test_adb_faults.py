@@ -173,6 +173,18 @@ def test_what_a_killed_run_left_is_cleared_when_the_phone_joins(
     assert (spoilt.tmp / "results.mine").exists()
 
 
+@pytest.mark.parametrize("lacking", ["binary", "libraries"])
+def test_a_program_that_is_not_there_is_told_where_the_phone_is(
+    spoilt: Phone, tmp_path: Path, lacking: str
+) -> None:
+    runner = spec(spoilt, tmp_path).settings["runner"]
+    none = {"binary": "/none", "libraries": ["/none"]}[lacking]
+    device = connector(spoilt, tmp_path, runner={**runner, lacking: none})
+    for ask in (device.probe, lambda: device.prepare(control_workload())):
+        with pytest.raises(DeviceError, match="which has the phone, but there is no file /none"):
+            ask()
+
+
 USED = ("sh", "cat", "env", "grep", "ls", "mkdir", "mv", "rm", "sha256sum", "taskset", "touch")
 
 
@@ -180,7 +192,8 @@ def test_warnings_of_the_linker_are_no_answers(spoilt: Phone, tmp_path: Path) ->
     """As each program of a custom ROM prints them on standard error, its shell too."""
     more = {"cores": [0], "screen": "on"}
     device = connector(spoilt, tmp_path, **more)
-    told, condition = device.probe(), {**device.health(), "frequency_khz": None}
+    moving = {"frequency_khz": None, "cool_down_s": None}
+    told, condition = device.probe(), {**device.health(), **moving}
     spoilt.fail(warns=True)
     for tool in (*TOOLS, *USED):
         known = spoilt.folder / "bin" / tool
@@ -190,7 +203,7 @@ def test_warnings_of_the_linker_are_no_answers(spoilt: Phone, tmp_path: Path) ->
         known.chmod(0o755)
     warned = connector(spoilt, tmp_path, **more)
     assert warned.probe() == told
-    assert {**warned.health(), "frequency_khz": None} == condition
+    assert {**warned.health(), **moving} == condition
     measured = warned.measure(warned.prepare(control_workload()), warned.settings)
     assert measured.median_ms == pytest.approx(2)
     assert (spoilt.folder / "state" / STAYS_ON).read_text() == "3\n"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from device_farm import load_farm_config
+from device_farm.connectors.adb.connector import AdbConnector
 
 YAML = """
 cache: measurements.sqlite
@@ -29,6 +32,20 @@ def test_runners_are_named_once(tmp_path: Path) -> None:
     assert config.devices[1].settings["runner"]["provider"] == "xnnpack"
     assert (config.limits.delay_s, config.limits.max_drift_percent) == (5, 3)
     assert config.limits.max_retries == 1
+
+
+def test_what_the_nodes_have_is_not_asked_of_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the program that measures, nor what a connector needs to look for devices."""
+
+    def discover(places: Sequence[str]) -> dict[str, dict[str, Any]]:
+        raise OSError("no USB")
+
+    monkeypatch.setattr(AdbConnector, "discover", discover)
+    path = tmp_path / "farm.yaml"
+    path.write_text(YAML.replace("PROGRAM", "/on/the/nodes/only"))
+    assert load_farm_config(path).hosts[0].settings["runner"]["binary"] == "/on/the/nodes/only"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 from abc import ABC, abstractmethod
@@ -17,7 +18,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from device_farm.failures import DeviceError, ModelError
 from device_farm.timing.protocol import Timed
@@ -50,7 +51,8 @@ class Runner(BaseModel, ABC):
 
     kind: str
     binary: Path = Field(exclude=True)
-    """The program, built for the phone, on this host: pushed once, and known by its hash."""
+    """The program, built for the phone, on the host that has that: pushed once, and known by its
+    hash."""
     libraries: tuple[Path, ...] = Field(default=(), exclude=True)
     """Shared libraries that it needs, likewise."""
     arguments: tuple[str, ...] = ()
@@ -59,18 +61,22 @@ class Runner(BaseModel, ABC):
     """A command of this host, a word an item, that makes the model's file for the program out of
     {onnx}, as {output}; empty if the program reads ONNX."""
 
-    @field_validator("binary", "libraries")
-    @classmethod
-    def _is_there(cls, value: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
-        for path in (value,) if isinstance(value, Path) else value:
-            if not path.is_file():
-                raise ValueError(f"there is no file {path}: build the program for the phone")
-        return value
-
     @property
     def identity(self) -> str:
-        """The program's name, and the start of the SHA-256 of it and its libraries."""
-        hashes = "".join(file_digest(path) for path in (self.binary, *self.libraries))
+        """The program's name, and the start of the SHA-256 of it and its libraries.
+
+        Raises:
+            DeviceError: One of them is not there. Only who has the phone needs to have them.
+        """
+        files = (self.binary, *self.libraries)
+        for path in files:
+            if not path.is_file():
+                raise DeviceError(
+                    f"the program that measures and its libraries must be on {socket.gethostname()}"
+                    f", which has the phone, but there is no file {path}: build it for the phone, "
+                    "or correct `runner`"
+                )
+        hashes = "".join(map(file_digest, files))
         return f"{self.binary.name} {hashlib.sha256(hashes.encode()).hexdigest()[:12]}"
 
     @property
