@@ -80,8 +80,8 @@ def load_farm_config(path: Path) -> FarmConfig:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no YAML, a value in it is unknown or unusable, or two rules of `hosts`
-            name one device.
+        ValueError: It is no YAML, a value in it is unknown or unusable, two devices have one name,
+            or two rules of `hosts` name one device.
     """
     config, faults = read_farm_config(path)
     for fault in faults.values():
@@ -140,6 +140,10 @@ def _with(config: FarmConfig, section: str, entry: Any) -> FarmConfig:
     made = _KINDS[section].model_validate(entry)
     made = made.model_copy(update={"settings": _with_runner(made.settings, config.runners)})
     if isinstance(made, DeviceSpec):
+        if made.name in {device.name for device in config.devices}:
+            raise ValueError(
+                f"the names of devices must differ, but {made.name} is there twice: rename one"
+            )
         make_connector(made.connector, made.name, made.settings)
     else:
         check_settings(made.connector, made.settings)

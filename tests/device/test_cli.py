@@ -147,12 +147,14 @@ def farm_file(folder: Path, *devices: Any) -> Path:
         ({"name": "bad", "conector": "simulated"}, "devices.1: connector: Field required"),
         ({"name": "bad", "connector": "adb", "settings": {"runner": "x"}}, "runner must be one of"),
         ("devices.1", "devices.1: settings: Input should be"),
+        ({"name": "bad", "connector": "simulated"}, "bad is there twice: rename one"),
     ],
 )
 def test_a_bad_entry_spoils_only_itself(
     device_farm: Run, model: Path, tmp_path: Path, entry: Any, words: str
 ) -> None:
-    path = farm_file(tmp_path, entry)
+    twice = [{"name": "bad", "connector": "simulated"}] * ("twice" in words)
+    path = farm_file(tmp_path, *twice, entry)
     listed = device_farm("list", "--json", "--config", path)
     errors = {each["name"]: each["error"] for each in json.loads(listed.stdout)}
     name = entry if isinstance(entry, str) else "bad"

@@ -56,6 +56,7 @@ def test_what_the_nodes_have_is_not_asked_of_the_head(
         (("delay_s: 5", "delay_s: soon"), "limits.delay_s: .*'soon'"),
         (("runner: ort}}\nhosts", "runner: orb}}\nhosts"), "one of runners .ort., but got 'orb'"),
         (("connector: simulated", "connector: abacus"), "one of adb"),
+        (("name: pixel", "name: sim"), "devices.1: .* must differ, but sim is there twice"),
         (("kind: onnxruntime_perf_test", "kind: abacus"), "'pixel': runner"),
         (("- {connector: adb, nodes", "- {connector: abacus, nodes"), "one of adb"),
         (("places: [usb], settings: {", "settings: {threads: few, "), "'adb' devices: threads: "),
