@@ -261,8 +261,8 @@ VALUES = np.array([[1.0, -4.0, np.nan]])
         (np.vstack([VALUES, VALUES + 0.044]), r"differs by 0\.011"),
         (np.array([[1.0, -4.0, 0.0]]), "differs by inf"),
         (np.array([[1.0, np.inf, np.nan]]), "differs by inf"),
-        (VALUES[:, :2], r"shape \(1, 2\) where \(1, 3\)"),
-        (VALUES[0], r"shape \(3,\) where \(1, 3\)"),
+        (VALUES[:, :2], r"shape \(1, 2\) in place of shape \(1, 3\)"),
+        (VALUES[0], r"shape \(3,\) in place of shape \(1, 3\)"),
     ],
 )
 def test_agreement(found: np.ndarray, error: str | None) -> None:
@@ -280,6 +280,24 @@ def test_agreement_of_integers_and_of_nothing() -> None:
         check_agreement([np.array([3, 5])], {"y": np.array([3, 4])}, 0.01)
     with pytest.raises(ModelError, match=r"the 2 that the ONNX model has \(y, z\), but are 1"):
         check_agreement([VALUES], {"y": VALUES, "z": VALUES}, 0.01)
+
+
+def test_agreement_of_sequences_mappings_and_words() -> None:
+    """Such as scikit-learn's exports have: for each input the probability of each label."""
+    check_agreement([[VALUES, VALUES]], {"y": [VALUES, VALUES]}, 0.01)
+    check_agreement([[{"cat": 0.5, "dog": 0.5}]], {"y": [{"cat": 0.5, "dog": 0.504}]}, 0.01)
+    check_agreement([np.array(["cat"], object)], {"y": np.array(["cat"], object)}, 0.0)
+    check_agreement([[]], {"y": []}, 0.0)
+    faults: list[tuple[Any, Any, str]] = [
+        ([VALUES], [VALUES, VALUES], r"differs by inf \(1 values in place of 2 values"),
+        ([VALUES + 0.044], [VALUES], r"differs by 0\.011"),
+        ([{"cat": 0.5}], [{"dog": 0.5}], "differs by inf"),
+        (VALUES, [VALUES], r"differs by inf \(shape \(1, 3\) in place of 1 values"),
+        (np.array(["cat"], object), np.array(["dog"], object), "differs by inf"),
+    ]
+    for found, wanted, words in faults:
+        with pytest.raises(ModelError, match=words):
+            check_agreement([found], {"y": wanted}, 0.01)
 
 
 class Shared(nn.Module):

@@ -186,6 +186,21 @@ def test_a_provider_that_computes_something_else_is_told(monkeypatch: pytest.Mon
         azure.prepare(control_workload())
 
 
+def test_a_sequence_is_compared_too() -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3])
+    y = helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
+    node = helper.make_node("SequenceConstruct", ["x", "x"], ["y"])
+    proto = helper.make_model(
+        helper.make_graph([node], "g", [x], [y]),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    settings = {**QUICK, "provider": "AzureExecutionProvider", "interleave": False}
+    azure = OnnxRuntimeConnector("cpu", settings)
+    model = azure.prepare(Workload.from_onnx(proto.SerializeToString()))
+    assert azure.measure(model, azure.settings).n >= 9
+
+
 @pytest.mark.parametrize("provider", ["CUDAExecutionProvider", "TensorrtExecutionProvider"])
 def test_gpus_of_nvidia_are_another_connectors(provider: str) -> None:
     with pytest.raises(ValueError, match="of the connector cuda: use that"):
