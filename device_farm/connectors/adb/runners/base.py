@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -125,19 +126,21 @@ class Runner(BaseModel, ABC):
         Raises:
             DeviceError: There are no figures.
         """
-        statistic: list[float] = []
+        statistic: Timed | None = None
         for pattern, unit in self.readings:
             found = re.findall(pattern, f"{output}\n{results}", re.MULTILINE)
             try:
                 figures = [float(each) * _SECONDS[unit] for each in found]
+                resolution = min(map(_last_place, found), default=0.0) * _SECONDS[unit]
             except ValueError:
                 continue
             if len(figures) in (plan.runs, plan.warmup + plan.runs):
-                return Timed(figures[-plan.runs :], figures[-plan.runs :])
-            if len(figures) <= 2:  # of the warm-up, too; more are runs, and some are missing
-                statistic = figures[-1:] or statistic
+                return Timed(figures[-plan.runs :], figures[-plan.runs :], resolution)
+            if 1 <= len(figures) <= 2:  # of the warm-up, too; more are runs, and some are missing
+                single = figures[-1:] if plan.runs == 1 else None
+                statistic = Timed(figures[-1:] * plan.runs, single, resolution)
         if statistic:
-            return Timed(statistic * plan.runs, statistic if plan.runs == 1 else None)
+            return statistic
         tail = " ".join(output.split())[-400:]
         raise DeviceError(
             f"{self.binary.name} printed no latency that runner {self.kind!r} can read: "
@@ -158,6 +161,12 @@ class Runner(BaseModel, ABC):
             source.write_bytes(onnx)
             places = {"onnx": source, "output": target}
             return _convert([filled(word, places) for word in self.convert], target)
+
+
+def _last_place(figure: str) -> float:
+    """What the last digit of a number counts: of 3.40 it is 0.01. Programs leave out zeros at the
+    end, so of several numbers the least is what they are rounded to."""
+    return float(f"1e{Decimal(figure).as_tuple().exponent}")
 
 
 def filled(word: str, places: Mapping[str, object]) -> str:
