@@ -23,7 +23,12 @@ from device_farm.common_options import add_common_options
 from device_farm.connector import Connector, DeviceInfo, connector_names, connector_type
 from device_farm.ending import Stopped, run_command
 from device_farm.failures import DeviceError, ModelError
-from device_farm.farm.config import default_cache, load_farm_config, read_farm_config
+from device_farm.farm.config import (
+    HostRule,
+    default_cache,
+    load_farm_config,
+    read_farm_config,
+)
 from device_farm.inputs import parse_shapes
 from device_farm.timing.measurement import Measurement
 from device_farm.version import VERSION
@@ -219,22 +224,26 @@ def _cluster() -> Iterator[None]:
 def _known(config: Path | None) -> tuple[dict[str, _Way], dict[str, ValueError]]:
     """Names of devices that this host reaches, each with its connector and settings.
 
-    Also what is wrong with entries of the farm.yaml, by name.
+    Also what is wrong: with entries of the farm.yaml, by name, and with kinds of device that
+    cannot be looked for, which spoils none of the others.
     """
-    known = {
-        name: (kind, settings)
-        for kind in map(connector_type, connector_names())
-        for name, settings in kind.discover().items()
-    }
-    if config is None:
-        return known, {}
-    _check_is_file(config, "farm.yaml")
-    farm, faults = read_farm_config(config)
-    for rule in farm.hosts:
-        kind = connector_type(rule.connector)
-        for name, reach in kind.discover(rule.places).items():
-            known[name] = (kind, {**rule.settings, **reach})
-    named = {d.name: (connector_type(d.connector), d.settings) for d in farm.devices}
+    rules = [HostRule(connector=name) for name in connector_names()]
+    named: dict[str, _Way] = {}
+    faults: dict[str, ValueError] = {}
+    if config is not None:
+        _check_is_file(config, "farm.yaml")
+        farm, faults = read_farm_config(config)
+        rules += farm.hosts
+        named = {d.name: (connector_type(d.connector), d.settings) for d in farm.devices}
+    known: dict[str, _Way] = {}
+    for rule in rules:
+        try:
+            kind = connector_type(rule.connector)
+            for name, reach in kind.discover(rule.places).items():
+                known[name] = (kind, {**rule.settings, **reach})
+        except Exception as error:  # of a connector, which may be a third party's
+            words = f"cannot look for {rule.connector!r} devices: {error!r}"
+            faults[f"{rule.connector} devices"] = ValueError(words)
     return {**known, **named}, faults
 
 

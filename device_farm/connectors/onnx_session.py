@@ -146,7 +146,7 @@ def check_agreement(found: Sequence[Array], expected: Mapping[str, Array], limit
         limit: Of the largest difference, over the largest value that is expected in that output.
 
     Raises:
-        ModelError: An output differs by more, in its shape, or in what is not finite.
+        ModelError: An output differs by more, in its shape, in what is not finite, or in words.
     """
     if len(found) != len(expected):
         raise ModelError(
@@ -158,23 +158,48 @@ def check_agreement(found: Sequence[Array], expected: Mapping[str, Array], limit
         if not error <= limit:
             raise ModelError(
                 f"output {name!r} must be what ONNX Runtime gives on the CPU, up to {limit:g} of "
-                f"its largest value, but differs by {error:.3g} (shape {output.shape} where "
-                f"{wanted.shape} is expected): run it in float32 without tf32, or export it anew"
+                f"its largest value, but differs by {error:.3g} ({_form(output)} in "
+                f"place of {_form(wanted)}): run it in float32 without tf32, or export it anew"
             )
 
 
-def _difference(found: Array, expected: Array) -> float:
-    """The largest, over the largest expected value; infinite if shapes or NaNs differ."""
+def _difference(found: Any, expected: Any) -> float:
+    """The largest, over the largest expected value; infinite if shapes, words or NaNs differ.
+
+    Args:
+        found: An array, or a sequence or mapping of such, as ONNX has them.
+        expected: Likewise.
+    """
+    if isinstance(expected, dict):
+        if not isinstance(found, dict) or found.keys() != expected.keys():
+            return float("inf")
+        found, expected = [found[key] for key in expected], [*expected.values()]
+    if isinstance(expected, list):
+        if not isinstance(found, list) or len(found) != len(expected):
+            return float("inf")
+        return max(map(_difference, found, expected), default=0.0)
+    return _difference_of_arrays(np.asarray(found), np.asarray(expected))
+
+
+def _difference_of_arrays(found: Array, expected: Array) -> float:
     if found.ndim != expected.ndim or found.shape[1:] != expected.shape[1:]:
         return float("inf")
     if expected.shape[:1] not in ((1,), found.shape[:1]):
         return float("inf")
+    if expected.dtype.kind in "OU":  # words
+        return 0.0 if (found == expected).all() else float("inf")
     found, wanted = found.astype(np.float64), expected.astype(np.float64)
     finite = np.isfinite(wanted)
     if not (np.isfinite(found) == finite).all():
         return float("inf")
     errors = np.abs(np.where(finite, found - np.where(finite, wanted, 0), 0))
     return float(errors.max(initial=0) / (np.abs(wanted[finite]).max(initial=0) or 1))
+
+
+def _form(output: Any) -> str:
+    if isinstance(output, (list, dict)):
+        return f"{len(output)} values"
+    return f"shape {np.shape(output)}"
 
 
 def _refuse_without_memory(error: Exception) -> None:

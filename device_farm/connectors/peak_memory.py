@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper
 
-from device_farm.failures import DeviceError
+from device_farm.failures import DeviceError, first_line
 from device_farm.workload import Workload
 
 __all__ = ["peak_memory_mb"]
@@ -31,21 +31,31 @@ def peak_memory_mb(workload: Workload, threads: int) -> float:
     loaded no model yet; it takes what the model takes to load, and some 20 ms.
 
     Raises:
-        DeviceError: The process fails, for the host's memory is too small say, or the kernel does
-            not tell.
+        DeviceError: The process fails, for the host's memory or its folder of temporary files is
+            too small say, or the kernel does not tell.
     """
+    try:
+        told = _answer(workload, threads)
+    except Exception as error:  # of the disk, of numpy, of the pipe: no look is worth a latency
+        told = first_line(error)
+    if not told.isdecimal():
+        raise DeviceError(
+            f"a process of its own must run the model, to see what memory it takes, but does not "
+            f"({told[-300:]}): see that the host has memory for two of it, and that the "
+            "folder of temporary files, TMPDIR, has room for one"
+        )
+    return int(told) / 1e6
+
+
+def _answer(workload: Workload, threads: int) -> str:
+    """What the program says of a model, which it reads from a file."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("nothing.onnx", "model.onnx", "inputs.npz")]
         files[0].write_bytes(_nothing())
         files[1].write_bytes(workload.model)
-        np.savez(files[2], **workload.make_inputs())  # type: ignore[arg-type]
-        told = _ask(json.dumps([threads, *map(str, files)]))
-    if not told.isdecimal():
-        raise DeviceError(
-            f"a process of its own must run the model, to see what memory it takes, but does not "
-            f"({told[-300:]}): see that the host has memory for two of it"
-        )
-    return int(told) / 1e6
+        inputs = workload.make_inputs()
+        np.savez(files[2], *inputs.values())  # by position: savez has parameters of its own
+        return _ask(json.dumps([threads, *map(str, files), *inputs]))
 
 
 def _ask(line: str) -> str:

@@ -1,9 +1,10 @@
 """Says by how many bytes memory grew at most while a process loaded one model and ran it.
 
 A program of its own, which imports no more than it needs: see `peak_memory`. Each line of its input
-is a JSON list: threads, and the files of a model of one small operator, of the model and of its
-inputs (.npz). It forks, so that the runtime's import is paid once, and answers with a line: the
-bytes, or what went wrong. With the small model the fork's runtime is loaded, and no part of them.
+is a JSON list: threads, the files of a model of one small operator, of the model and of its inputs
+(.npz), and the inputs' names in their order. It forks, so that the runtime's import is paid once,
+and answers with a line: the bytes, or what went wrong. With the small model the fork's runtime is
+loaded, and no part of them.
 """
 
 import json
@@ -27,18 +28,18 @@ def main() -> None:
         print(told or f"it ended with status {status}", flush=True)
 
 
-def answer(pipe: int, threads: int, nothing: str, model: str, inputs: str) -> None:
+def answer(pipe: int, threads: int, nothing: str, model: str, inputs: str, *names: str) -> None:
     """In the fork, which ends."""
     try:
-        told = str(growth(threads, nothing, model, inputs))
+        told = str(growth(threads, nothing, model, inputs, names))
     except Exception as error:
         told = " ".join(f"{type(error).__name__}: {error}".split())
     os.write(pipe, told[:2000].encode())
     os._exit(0)
 
 
-def growth(threads: int, nothing: str, model: str, inputs: str) -> int:
-    values = dict(np.load(inputs))
+def growth(threads: int, nothing: str, model: str, inputs: str, names: "tuple[str, ...]") -> int:
+    values = dict(zip(names, np.load(inputs).values(), strict=True))
     run(nothing, {"x": np.zeros(1, np.float32)}, threads)
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak is from now on

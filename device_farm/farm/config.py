@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ __all__ = [
     "read_farm_config",
 ]
 
-
+_LOG = logging.getLogger(__name__)
 RAY_RESOURCES = {"cuda": "GPU", "onnxruntime": "CPU"}
 """Connectors whose devices Ray counts as resources of a node."""
 
@@ -79,8 +80,8 @@ def load_farm_config(path: Path) -> FarmConfig:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no YAML, a value in it is unknown or unusable, or two rules of `hosts`
-            name one device.
+        ValueError: It is no YAML, a value in it is unknown or unusable, two devices have one name,
+            or two rules of `hosts` name one device.
     """
     config, faults = read_farm_config(path)
     for fault in faults.values():
@@ -117,14 +118,16 @@ def read_farm_config(path: Path) -> tuple[FarmConfig, dict[str, ValueError]]:
             place = f"{section}.{number}"
             try:
                 config = _with(config, section, entry)
-            except ValueError as error:
+            except Exception as error:  # of a connector, which may be a third party's
                 name = entry.get("name") if isinstance(entry, dict) else None
                 faults[str(name or place)] = _fault(path, error, place)
     return config, faults
 
 
-def _fault(path: Path, error: ValueError, place: str = "") -> ValueError:
-    words = faults_in_words(error.errors()) if isinstance(error, ValidationError) else str(error)
+def _fault(path: Path, error: Exception, place: str = "") -> ValueError:
+    words = str(error) if isinstance(error, ValueError) else repr(error)
+    if isinstance(error, ValidationError):
+        words = faults_in_words(error.errors())
     return ValueError(f"{path}: {place}{place and ': '}{words}. See docs/device-farm.md")
 
 
@@ -137,11 +140,14 @@ def _with(config: FarmConfig, section: str, entry: Any) -> FarmConfig:
     made = _KINDS[section].model_validate(entry)
     made = made.model_copy(update={"settings": _with_runner(made.settings, config.runners)})
     if isinstance(made, DeviceSpec):
+        if made.name in {device.name for device in config.devices}:
+            raise ValueError(
+                f"the names of devices must differ, but {made.name} is there twice: rename one"
+            )
         make_connector(made.connector, made.name, made.settings)
     else:
         check_settings(made.connector, made.settings)
-        if made.places:
-            connector_type(made.connector).discover(made.places)  # refuses what is no place
+        _refuse_no_places(made)
         _refuse_overlap([*config.hosts, made])
     return config.model_copy(update={section: (*getattr(config, section), made)})
 
@@ -161,6 +167,21 @@ def _with_runner(settings: dict[str, Any], runners: dict[str, dict[str, Any]]) -
             "there, or correct the name"
         )
     return {**settings, "runner": runners[name]}
+
+
+def _refuse_no_places(rule: HostRule) -> None:
+    """Refuses what is no place of the connector; what else fails here need not where it looks.
+
+    Raises:
+        ValueError: There is such.
+    """
+    try:
+        if rule.places:
+            connector_type(rule.connector).discover(rule.places)
+    except ValueError:
+        raise
+    except Exception:
+        _LOG.debug("cannot look for %r devices here", rule.connector, exc_info=True)
 
 
 def _refuse_overlap(rules: Sequence[HostRule]) -> None:

@@ -22,12 +22,15 @@ def energy_mj(
         seconds: For how long, at least; many times as long as the counter takes to be renewed.
 
     Returns:
-        None without a meter, or if it stands still.
+        None without a meter, or if it stands still or cannot be read.
     """
     if meter is None:
         return None
     runs = math.ceil(1e3 * seconds / ms_a_run)
-    before = meter()
-    candidate(runs)
-    used = meter() - before
+    try:
+        before = meter()
+        candidate(runs)
+        used = meter() - before
+    except OSError:  # of the meter's file; a run raises a DeviceError
+        return None
     return 1e3 * used / runs if used > 0 else None

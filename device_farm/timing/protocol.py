@@ -16,8 +16,9 @@ to 1.2. For shorter ones it is 1: a fit to so short runs mostly sees their own n
 The latency reported, `median_ms`, is the median over the blocks; `blocks_p20_ms` and
 `blocks_p90_ms` say how far these are apart. At least `blocks` are run, and more until half the 95%
 interval of the median is within `precision_percent`, up to four times as many or `max_seconds`.
-What remains wide says so in `ci_percent`. `scripts/bench_timing.py` has what each of these choices
-gives, on a quiet and on busy hosts, by the length of the model.
+What remains wide says so in `ci_percent`, as do figures that a program prints rounded.
+`scripts/bench_timing.py` has what each of these choices gives, on a quiet and on busy hosts, by the
+length of the model.
 
 `p90_ms` and `p99_ms` are the tail: percentiles of all single runs by the wall clock, with whatever
 held them up, in the same unit: each run is multiplied by its block's (baseline / k_b) ** s, so the
@@ -52,9 +53,10 @@ __all__ = [
     "Timing",
     "baseline_ms",
     "time_candidate",
+    "warmup_of_a_call",
 ]
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of how runs become figures: those of another are not compared with today's."""
 
 
@@ -65,6 +67,9 @@ class Timed(NamedTuple):
     """Of each run as the figure takes it: CPU seconds say, or of each the statistic of all."""
     single: list[float] | None
     """Of each run by itself, by the wall clock; None if only a statistic of several is known."""
+    resolution: float = 0.0
+    """What `seconds` are rounded or cut to, in seconds, as those of a program that prints whole
+    milliseconds; 0 where that is nothing to their noise."""
 
 
 Runs = Callable[[int], list[float] | Timed]
@@ -81,6 +86,7 @@ _MOST_SENSITIVE = 1.2
 _OUTLIER = 4  # median deviations
 _JITTER = 1e-3  # of a block's logarithm, at least
 _WARMUP_SHARE = 0.1
+_UNTOLD_S = 1e-3  # that a run is taken for where the device tells 0, of whole milliseconds say
 _MORE_BLOCKS = 4  # times `blocks`, at most
 _BLOCK_S = 0.005  # that a block of the candidate takes at least; the scheduler's slices are as long
 
@@ -124,7 +130,8 @@ class Timing:
     A block counts by its figure, or without a control by the median of its runs.
 
     The interval is between two order statistics, so it assumes no distribution. With fewer than
-    six blocks it is the whole range, which covers less than 95%.
+    six blocks it is the whole range, which covers less than 95%. It is no narrower than what the
+    device's figures are rounded to, either way.
     """
     control_ms: float | None
     """The control's latency meanwhile: the median over the blocks; None if not interleaved."""
@@ -200,6 +207,7 @@ def time_candidate(
     figures = _figures(blocks, controls, baseline_s)
     median_s = float(np.median(figures if controls else np.concatenate(blocks)))
     p20_s, p90_s = np.percentile(figures, (20, 90))
+    half_s = max(_half_interval(figures), min(block.resolution for block in timed))
     tail, wall_tail = _tail_ms(timed, factors), _tail_ms(timed, np.ones(len(timed)))
     return Timing(
         median_ms=1e3 * median_s,
@@ -208,7 +216,7 @@ def time_candidate(
         p90_ms=tail and tail[0],
         p99_ms=tail and tail[1],
         n=sum(map(len, blocks)),
-        ci_percent=100 * _half_interval(figures) / median_s,
+        ci_percent=100 * half_s / median_s,
         control_ms=1e3 * float(np.median(controls)) if controls else None,
         sensitivity=sensitivity,
         wall_tail_ms=wall_tail,
@@ -321,6 +329,18 @@ def _warm_up(model: Runs, settings: ProtocolSettings) -> None:
         spent, count = spent + sum(_timed(model, 1).seconds), count + 1
         if spent > _WARMUP_SHARE * settings.max_seconds:
             return
+
+
+def warmup_of_a_call(settings: ProtocolSettings, seconds_a_run: float) -> int:
+    """The untimed runs of a program that is called anew for each block: as many as one warm-up has.
+
+    Args:
+        seconds_a_run: What a run took before; 0 if it is less than can be told.
+    """
+    seconds_a_run = seconds_a_run or _UNTOLD_S
+    affordable = int(_WARMUP_SHARE * settings.max_seconds / seconds_a_run) + 1
+    wanted = max(settings.warmup_runs, math.ceil(settings.warmup_seconds / seconds_a_run))
+    return min(wanted, affordable)
 
 
 def _affordable_runs(candidate: Runs, settings: ProtocolSettings) -> int:

@@ -7,7 +7,7 @@ It speaks the wire protocol (CNXN, AUTH, OPEN, WRTE, OKAY, CLSE; services `shell
     keys          the public keys that the phone trusts, a line each; without it, no AUTH
     asked         the public keys that hosts offered, for the person to allow
     faults.json   see `Faults`; read at every connection
-    state/        what the tools below report: serial, model, thermal_status, wakefulness
+    state/        what the tools of `adbd_tools` report: serial, model, thermal_status, wakefulness
     state/log     the calls of tools that change something
     state/full    1 if no byte can be written, by a push or by what runs here
 """
@@ -36,34 +36,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adbd_sync import Sync
+from adbd_tools import TOOLS
 
 VERSION, MAX_PAYLOAD = 0x01000000, 256 * 1024
 TOKEN, SIGNATURE, PUBLIC_KEY = 1, 2, 3
+WARNING = "echo 'WARNING: linker: failed to find generated linker configuration' >&2"
 TOO_LARGE, NO_SPACE = re.compile(b"File too large|I/O error"), b"No space left on device"
 PHONE_PATHS = ("/data/local/tmp", "/sys/class/thermal", "/sys/devices/system/cpu")
-
-TOOLS = {
-    "getprop": """case "$1" in
-  ro.serialno) cat "$PHONE/state/serial";;
-  ro.product.manufacturer) echo Acme;;
-  ro.product.model) cat "$PHONE/state/model";;
-  ro.build.version.release) echo 14;;
-  ro.build.fingerprint) echo acme/a/a:14/X/1:user/release-keys;;
-  ro.build.version.sdk) cat "$PHONE/state/sdk";;
-  ro.product.cpu.abi) cat "$PHONE/state/abi";;
-esac""",
-    "dumpsys": """case "$1" in
-  thermalservice) echo "IsStatusOverride: false"
-    echo "Thermal Status: $(cat "$PHONE/state/thermal_status")"
-    echo "Cached temperatures:"; echo "	Temperature{mValue=31.5, mType=0, mName=AP, mStatus=0}";;
-  power) echo "  mWakefulness=$(cat "$PHONE/state/wakefulness")";;
-  battery) echo "  AC powered: $(cat "$PHONE/state/powered")"; echo "  USB powered: false"
-    echo "  level: $(cat "$PHONE/state/level")"; echo "  temperature: 301";;
-esac""",
-    "settings": """[ "$1" = get ] && { cat "$PHONE/state/$3" 2>/dev/null || echo null; exit; }
-echo "settings $*" >> "$PHONE/state/log\"""",
-    **dict.fromkeys(("cmd", "svc", "input"), 'echo "${0##*/} $*" >> "$PHONE/state/log"'),
-}
 
 
 @dataclass(frozen=True)
@@ -80,6 +59,8 @@ class Faults:
     """Bytes that a push may bring before the disk is full, if not 0."""
     tls: bool = False
     """Speak TLS only, as the port of Android 11's wireless debugging."""
+    warns: bool = False
+    """Have the linker warn where a shell starts, as of custom ROMs; see `WARNING`."""
     die_after: int = 0
     """Pushed bytes after which the daemon kills itself, if not 0."""
 
@@ -282,7 +263,7 @@ class Phone:
 
     def services(self, faults: Faults) -> dict[str, Callable[[Stream, str], None]]:
         def shell(stream: Stream, command: str) -> None:
-            self._run(stream, command, faults.crlf)
+            self._run(stream, f"{WARNING}\n{command}" if faults.warns else command, faults.crlf)
 
         def exec_out(stream: Stream, command: str) -> None:
             self._run(stream, command, False)

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
+from adbd import WARNING
+from adbd_tools import TOOLS
 from farms import model_number, row, wait_for_state
 from local_farm import LocalFarm
-from phone import Phone, quick_perf_test
+from phone import Phone, command_settings, quick_perf_test
 
-from device_farm import Busy, DeviceError, DeviceSpec, FailurePolicy, ModelError, Workload
+from device_farm import (
+    Busy,
+    DeviceError,
+    DeviceSpec,
+    FailurePolicy,
+    ModelError,
+    Throttled,
+    Workload,
+)
 from device_farm.connectors.adb.connector import AdbConnector
 from device_farm.connectors.adb.keys import load_signer
 from device_farm.timing.control import control_workload
 
+STAYS_ON = "stay_on_while_plugged_in"
 Spoil = Callable[[Phone], None]
 
 
@@ -67,9 +83,9 @@ def spec(phone: Phone, folder: Path) -> DeviceSpec:
     return DeviceSpec(name=phone.folder.name, connector="adb", settings=settings)
 
 
-def connector(phone: Phone, folder: Path) -> AdbConnector:
+def connector(phone: Phone, folder: Path, **more: Any) -> AdbConnector:
     device = spec(phone, folder)
-    return AdbConnector(device.name, device.settings)
+    return AdbConnector(device.name, {**device.settings, **more})
 
 
 def renamed(number: int) -> bytes:
@@ -155,6 +171,80 @@ def test_what_a_killed_run_left_is_cleared_when_the_phone_joins(
     assert not old.exists()
     assert {path for path in folder.rglob("*") if path.is_file()} == kept - set(remains)
     assert (spoilt.tmp / "results.mine").exists()
+
+
+@pytest.mark.parametrize("lacking", ["binary", "libraries"])
+def test_a_program_that_is_not_there_is_told_where_the_phone_is(
+    spoilt: Phone, tmp_path: Path, lacking: str
+) -> None:
+    runner = spec(spoilt, tmp_path).settings["runner"]
+    none = {"binary": "/none", "libraries": ["/none"]}[lacking]
+    device = connector(spoilt, tmp_path, runner={**runner, lacking: none})
+    for ask in (device.probe, lambda: device.prepare(control_workload())):
+        with pytest.raises(DeviceError, match="which has the phone, but there is no file /none"):
+            ask()
+
+
+USED = ("sh", "cat", "env", "grep", "ls", "mkdir", "mv", "rm", "sha256sum", "taskset", "touch")
+
+
+def test_warnings_of_the_linker_are_no_answers(spoilt: Phone, tmp_path: Path) -> None:
+    """As each program of a custom ROM prints them on standard error, its shell too."""
+    more = {"cores": [0], "screen": "on"}
+    device = connector(spoilt, tmp_path, **more)
+    moving = {"frequency_khz": None, "cool_down_s": None}
+    told, condition = device.probe(), {**device.health(), **moving}
+    spoilt.fail(warns=True)
+    for tool in (*TOOLS, *USED):
+        known = spoilt.folder / "bin" / tool
+        lines = known.read_text().splitlines() if known.exists() else []
+        work = lines[1:] or [f'exec {shutil.which(tool)} "$@"']
+        known.write_text("\n".join(["#!/bin/sh", WARNING, *work]))
+        known.chmod(0o755)
+    warned = connector(spoilt, tmp_path, **more)
+    assert warned.probe() == told
+    assert {**warned.health(), **moving} == condition
+    measured = warned.measure(warned.prepare(control_workload()), warned.settings)
+    assert measured.median_ms == pytest.approx(2)
+    assert (spoilt.folder / "state" / STAYS_ON).read_text() == "3\n"
+    spoilt.set("low_power", "1")
+    with pytest.raises(Throttled, match="battery saver"):
+        warned.health()
+
+
+MEASURE = """
+import json, sys
+from device_farm.connectors.adb.connector import AdbConnector
+from device_farm.timing.control import control_workload
+phone = AdbConnector("phone", json.loads(sys.argv[1]))
+phone.measure(phone.prepare(control_workload()), phone.settings)
+"""
+
+
+@pytest.mark.parametrize("screen", ["joins", "leave", "on"])
+def test_the_mode_that_a_killed_run_left_is_ended(
+    spoilt: Phone, tmp_path: Path, screen: str
+) -> None:
+    """By the next that measures, or where the phone joins a farm; in that mode a run takes 9 ms."""
+    usual = {**command_settings(tmp_path, 0), "address": spoilt.address}
+    fixed, awake = (spoilt.folder / "state" / name for name in ("fixed_performance", STAYS_ON))
+    program = f"grep -q true {fixed} && echo took 9000 us || echo took 2000 us"
+    (tmp_path / "mine").write_text(f"#!/bin/sh\n{program}\n")
+    endless = {"blocks": 10**6, "max_seconds": 1e9, "fixed_performance": True, "screen": "on"}
+    killed = subprocess.Popen([sys.executable, "-c", MEASURE, json.dumps({**usual, **endless})])
+    while not (fixed.exists() and "true" in fixed.read_text()):
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    assert awake.read_text() == "7\n"
+    if screen == "joins":
+        AdbConnector("phone", usual).clear_remains()
+    else:
+        device = AdbConnector("phone", {**usual, "screen": screen})
+        assert device.measure(device.prepare(control_workload()), device.settings).median_ms == 2
+    assert (fixed.read_text(), awake.read_text()) == ("false\n", "3\n")
+    assert not (spoilt.tmp / "device-farm/stays-on").exists()
 
 
 @pytest.mark.parametrize("command", ["no-such-converter", "true"])

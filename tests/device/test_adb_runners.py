@@ -9,7 +9,8 @@ import pytest
 from phone import perf_test
 
 from device_farm import DeviceError
-from device_farm.connectors.adb.runners.base import RunPlan, file_digest
+from device_farm.connectors.adb.runners.base import RunPlan, Unit, file_digest
+from device_farm.connectors.adb.runners.command import CommandRunner
 from device_farm.connectors.adb.runners.onnxruntime import OnnxRuntimeRunner
 from device_farm.connectors.adb.runners.tflite import TfliteRunner
 
@@ -38,6 +39,33 @@ def test_tflite_is_read_after_its_warmup(tmp_path: Path, last: str, microseconds
     assert read.single is None
     [alone] = runner.seconds(output, "", plan(1)).single or []
     assert alone > 0
+
+
+@pytest.mark.parametrize(
+    ("printed", "unit", "resolution"),
+    [
+        (["3", "3", "4"], "ms", 1e-3),
+        (["3.40", "3.4", "3.41"], "ms", 1e-5),
+        (["0.00342123", "0.0035", "1e-05"], "s", 1e-8),
+        (["4.2e+03", "4.3e+03", "4e+03"], "us", 1e-4),
+        (["4.2e+03"], "us", 1e-4),
+    ],
+)
+def test_what_is_printed_has_a_resolution(
+    tmp_path: Path, printed: list[str], unit: Unit, resolution: float
+) -> None:
+    binary, pattern = perf_test(tmp_path), r"took (\S+)"
+    runner = CommandRunner(binary=binary, command_line=("{binary}",), pattern=pattern, unit=unit)
+    read = runner.seconds("".join(f"took {each}\n" for each in printed), "", plan(3))
+    assert read.resolution == pytest.approx(resolution)
+
+
+@pytest.mark.parametrize("figure", ["nan", "inf", "soon"])
+def test_what_is_no_number_is_no_latency(tmp_path: Path, figure: str) -> None:
+    binary, pattern = perf_test(tmp_path), r"took (\S+)"
+    runner = CommandRunner(binary=binary, command_line=("{binary}",), pattern=pattern, unit="s")
+    with pytest.raises(DeviceError, match="printed no latency"):
+        runner.seconds(f"took {figure}\n", "", plan(1))
 
 
 def test_litert_tells_an_average_only(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,29 @@ def test_a_server_that_is_silent_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -
             ServerLink("phone", server).shell("true", 1)
         with pytest.raises(DeviceTimeout):
             ServerLink("phone", server).push(b"", "/data/local/tmp/f", 0o644)
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"OKAY\xff\xff\xff\xff"])
+def test_what_is_no_adb_server_has_no_phones(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = "device_farm.connectors.adb.addresses"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        threading.Thread(target=answer_all, args=(other, answer), daemon=True).start()
+        server = f"127.0.0.1:{other.getsockname()[1]}"
+        monkeypatch.setattr(f"{places}.DEFAULT_SERVER", server)
+        monkeypatch.setattr(f"{places}._over_usb", lambda: {"phone": {"address": "usb:phone"}})
+        with pytest.raises(OSError, match="an adb server must answer, but something else says"):
+            list_phones(server)
+        assert AdbConnector.discover([f"server:{server}"]) == {}
+        assert AdbConnector.discover().keys() == {"phone"}
+
+
+def answer_all(listener: socket.socket, answer: bytes) -> None:
+    """Says one thing to whoever connects, until the listener is closed."""
+    with suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(answer)

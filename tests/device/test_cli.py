@@ -147,12 +147,14 @@ def farm_file(folder: Path, *devices: Any) -> Path:
         ({"name": "bad", "conector": "simulated"}, "devices.1: connector: Field required"),
         ({"name": "bad", "connector": "adb", "settings": {"runner": "x"}}, "runner must be one of"),
         ("devices.1", "devices.1: settings: Input should be"),
+        ({"name": "bad", "connector": "simulated"}, "bad is there twice: rename one"),
     ],
 )
 def test_a_bad_entry_spoils_only_itself(
     device_farm: Run, model: Path, tmp_path: Path, entry: Any, words: str
 ) -> None:
-    path = farm_file(tmp_path, entry)
+    twice = [{"name": "bad", "connector": "simulated"}] * ("twice" in words)
+    path = farm_file(tmp_path, *twice, entry)
     listed = device_farm("list", "--json", "--config", path)
     errors = {each["name"]: each["error"] for each in json.loads(listed.stdout)}
     name = entry if isinstance(entry, str) else "bad"
@@ -161,6 +163,48 @@ def test_a_bad_entry_spoils_only_itself(
     assert listed.returncode == 1
     assert device_farm("probe", "sim", "--config", path).returncode == 0
     assert words in device_farm("probe", name, "--config", path).stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import gone_away", "No module named 'gone_away'"),
+        ("class Device:\n  def discover(places): raise OSError('no bus')", "OSError('no bus')"),
+    ],
+)
+def test_a_kind_that_cannot_be_looked_for_spoils_only_itself(
+    device_farm: Run,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    code: str,
+    words: str,
+) -> None:
+    """A third party's, that is installed here."""
+    site = tmp_path / "site"
+    (site / "broken-1.0.dist-info").mkdir(parents=True)
+    (site / "broken_connector.py").write_text(code)
+    facts = {
+        "METADATA": "Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n",
+        "entry_points.txt": "[device_farm.connectors]\nbroken = broken_connector:Device\n",
+    }
+    for name, text in facts.items():
+        (site / "broken-1.0.dist-info" / name).write_text(text)
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.delitem(sys.modules, "broken_connector", raising=False)
+    listed = device_farm("list", "--json")
+    errors = {each["name"]: each["error"] for each in json.loads(listed.stdout)}
+    assert listed.returncode == 1
+    assert errors["cpu"] == ""
+    assert words in errors["broken devices"]
+    assert device_farm("probe", "cpu").returncode == 0
+    path = farm_file(tmp_path)
+    path.write_text(
+        json.dumps(
+            {**json.loads(path.read_text()), "hosts": [{"connector": "broken", "places": ["x"]}]}
+        )
+    )
+    assert device_farm("probe", "sim", "--config", path).returncode == 0
 
 
 def test_the_status_of_list_is_that_of_its_devices(device_farm: Run, tmp_path: Path) -> None:

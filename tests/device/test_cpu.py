@@ -116,6 +116,7 @@ def test_energy_is_that_of_the_packages(tmp_path: Path, monkeypatch: pytest.Monk
     assert meter() == pytest.approx(2.5)
     first.unlink()  # as for a user who may not read it
     assert cpu.cpu_energy_meter() is None
+    assert energy_mj(lambda count: [0.004] * count, meter, 4.0, 1.0) is None
 
 
 def test_a_host_without_counters_has_no_meter(

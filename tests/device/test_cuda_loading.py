@@ -152,6 +152,39 @@ def test_outputs_in_a_structure() -> None:
         ]
 
 
+class Headed(nn.Module):
+    """BatchNorm, and whatever a network makes of it."""
+
+    def __init__(self, head: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), head
+
+    def forward(self, image: Tensor) -> Any:
+        return self.head(self.norm(self.conv(image)))
+
+
+@pytest.mark.parametrize(
+    ("head", "outputs"),
+    [
+        (lambda y: (y, y > 0), 2),
+        (lambda y: {"most": y.flatten(1).argmax(1), "all": y}, 2),
+        (lambda y: [y, y[:, :0]], 2),
+        (lambda y: (y, None), 1),
+    ],
+)
+def test_outputs_that_are_no_numbers_are_compared_as_what_they_are(
+    head: Callable[[Tensor], Any], outputs: int
+) -> None:
+    """Masks, indices, what a detector finds in noise, and a head that is off."""
+    torch.manual_seed(0)
+    workload = Workload.from_torch(settle(Headed(head)), IMAGE)
+    for batch in (1, 2):
+        loaded = by_torch(workload, batch=batch)
+        check(loaded, workload)
+        assert len(loaded.outputs()) == outputs
+        assert loaded.facts == {"batchnorm_folded": 1, "batchnorm_left": 0}
+
+
 def test_a_folder_is_code_weights_and_a_graph(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
@@ -228,8 +261,8 @@ VALUES = np.array([[1.0, -4.0, np.nan]])
         (np.vstack([VALUES, VALUES + 0.044]), r"differs by 0\.011"),
         (np.array([[1.0, -4.0, 0.0]]), "differs by inf"),
         (np.array([[1.0, np.inf, np.nan]]), "differs by inf"),
-        (VALUES[:, :2], r"shape \(1, 2\) where \(1, 3\)"),
-        (VALUES[0], r"shape \(3,\) where \(1, 3\)"),
+        (VALUES[:, :2], r"shape \(1, 2\) in place of shape \(1, 3\)"),
+        (VALUES[0], r"shape \(3,\) in place of shape \(1, 3\)"),
     ],
 )
 def test_agreement(found: np.ndarray, error: str | None) -> None:
@@ -247,6 +280,24 @@ def test_agreement_of_integers_and_of_nothing() -> None:
         check_agreement([np.array([3, 5])], {"y": np.array([3, 4])}, 0.01)
     with pytest.raises(ModelError, match=r"the 2 that the ONNX model has \(y, z\), but are 1"):
         check_agreement([VALUES], {"y": VALUES, "z": VALUES}, 0.01)
+
+
+def test_agreement_of_sequences_mappings_and_words() -> None:
+    """Such as scikit-learn's exports have: for each input the probability of each label."""
+    check_agreement([[VALUES, VALUES]], {"y": [VALUES, VALUES]}, 0.01)
+    check_agreement([[{"cat": 0.5, "dog": 0.5}]], {"y": [{"cat": 0.5, "dog": 0.504}]}, 0.01)
+    check_agreement([np.array(["cat"], object)], {"y": np.array(["cat"], object)}, 0.0)
+    check_agreement([[]], {"y": []}, 0.0)
+    faults: list[tuple[Any, Any, str]] = [
+        ([VALUES], [VALUES, VALUES], r"differs by inf \(1 values in place of 2 values"),
+        ([VALUES + 0.044], [VALUES], r"differs by 0\.011"),
+        ([{"cat": 0.5}], [{"dog": 0.5}], "differs by inf"),
+        (VALUES, [VALUES], r"differs by inf \(shape \(1, 3\) in place of 1 values"),
+        (np.array(["cat"], object), np.array(["dog"], object), "differs by inf"),
+    ]
+    for found, wanted, words in faults:
+        with pytest.raises(ModelError, match=words):
+            check_agreement([found], {"y": wanted}, 0.01)
 
 
 class Shared(nn.Module):
@@ -282,6 +333,12 @@ def test_only_what_can_be_folded_is(made: Callable[[], nn.Module], counts: tuple
     assert torch.allclose(module(image), expected, atol=1e-5)
     left = sum(isinstance(each, nn.BatchNorm2d) for each in module.modules())
     assert left == counts[1]
+
+
+def test_what_runs_on_nothing_is_folded() -> None:
+    """As the head of a detector that finds nothing in noise."""
+    module = settle(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    assert fold_batchnorm(module, [torch.zeros(0, 3, 8, 8)]) == (1, 0)
 
 
 class _Read(nn.Module):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from device_farm import load_farm_config
+from device_farm.connectors.adb.connector import AdbConnector
 
 YAML = """
 cache: measurements.sqlite
@@ -31,6 +34,20 @@ def test_runners_are_named_once(tmp_path: Path) -> None:
     assert config.limits.max_retries == 1
 
 
+def test_what_the_nodes_have_is_not_asked_of_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the program that measures, nor what a connector needs to look for devices."""
+
+    def discover(places: Sequence[str]) -> dict[str, dict[str, Any]]:
+        raise OSError("no USB")
+
+    monkeypatch.setattr(AdbConnector, "discover", discover)
+    path = tmp_path / "farm.yaml"
+    path.write_text(YAML.replace("PROGRAM", "/on/the/nodes/only"))
+    assert load_farm_config(path).hosts[0].settings["runner"]["binary"] == "/on/the/nodes/only"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -39,6 +56,7 @@ def test_runners_are_named_once(tmp_path: Path) -> None:
         (("delay_s: 5", "delay_s: soon"), "limits.delay_s: .*'soon'"),
         (("runner: ort}}\nhosts", "runner: orb}}\nhosts"), "one of runners .ort., but got 'orb'"),
         (("connector: simulated", "connector: abacus"), "one of adb"),
+        (("name: pixel", "name: sim"), "devices.1: .* must differ, but sim is there twice"),
         (("kind: onnxruntime_perf_test", "kind: abacus"), "'pixel': runner"),
         (("- {connector: adb, nodes", "- {connector: abacus, nodes"), "one of adb"),
         (("places: [usb], settings: {", "settings: {threads: few, "), "'adb' devices: threads: "),

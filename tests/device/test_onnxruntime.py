@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -84,11 +86,38 @@ def test_what_a_process_of_its_own_ends_by_is_told_and_the_next_one_answers() ->
     assert peak_memory_mb(product(2), 1) < 1
 
 
-def product(side: int) -> Workload:
+@pytest.mark.parametrize("name", ["file", "allow_pickle", "arr_0", "a/b.npy"])
+def test_memory_is_told_whatever_an_input_is_named(name: str) -> None:
+    assert peak_memory_mb(product(2, name), 1) < 1
+
+
+@pytest.mark.parametrize("folder", ["full", "missing"])
+def test_a_latency_counts_where_no_file_can_be_written(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit on the size of files stands for a full disk."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path if folder == "full" else tmp_path / "no"))
+    connector = OnnxRuntimeConnector("cpu", {**QUICK, "interleave": False})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    at_limit = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        if folder == "full":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        measurement = connector.measure(connector.prepare(product(100)), connector.settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, at_limit)
+    assert measurement.peak_memory_mb is None
+    assert "TMPDIR" in measurement.environment["peak_memory_not_told"]
+
+
+def product(side: int, name: str = "x") -> Workload:
     """A vector times a square matrix of 4 * side**2 bytes."""
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, side]) for name in "xy")
+    x, y = (
+        helper.make_tensor_value_info(each, TensorProto.FLOAT, [1, side]) for each in (name, "y")
+    )
     weight = numpy_helper.from_array(np.ones((side, side), np.float32), "w")
-    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    node = helper.make_node("MatMul", [name, "w"], ["y"])
     graph = helper.make_graph([node], "g", [x], [y], [weight])
     opset = helper.make_opsetid("", 17)
     proto = helper.make_model(graph, opset_imports=[opset], ir_version=8)
@@ -155,6 +184,21 @@ def test_a_provider_that_computes_something_else_is_told(monkeypatch: pytest.Mon
     azure = OnnxRuntimeConnector("cpu", {**QUICK, "provider": "AzureExecutionProvider"})
     with pytest.raises(ModelError, match=r"up to 0\.02 of its largest .* differs by 0\.0476"):
         azure.prepare(control_workload())
+
+
+def test_a_sequence_is_compared_too() -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3])
+    y = helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
+    node = helper.make_node("SequenceConstruct", ["x", "x"], ["y"])
+    proto = helper.make_model(
+        helper.make_graph([node], "g", [x], [y]),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    settings = {**QUICK, "provider": "AzureExecutionProvider", "interleave": False}
+    azure = OnnxRuntimeConnector("cpu", settings)
+    model = azure.prepare(Workload.from_onnx(proto.SerializeToString()))
+    assert azure.measure(model, azure.settings).n >= 9
 
 
 @pytest.mark.parametrize("provider", ["CUDAExecutionProvider", "TensorrtExecutionProvider"])

@@ -145,6 +145,19 @@ def test_few_blocks_give_the_whole_range() -> None:
     assert timing.ci_percent == pytest.approx(100 / 3)
 
 
+def test_the_interval_is_no_narrower_than_what_figures_are_rounded_to() -> None:
+    """A run takes 3.42 ms, of which a program prints whole ones; more blocks would not help."""
+    random = np.random.default_rng(0)
+
+    def candidate(count: int) -> Timed:
+        figures = np.round(random.normal(3.42, 0.02, count)) / 1e3
+        return Timed(figures.tolist(), figures.tolist(), resolution=1e-3)
+
+    timing = time_candidate(candidate, None, None, settings(interleave=False, precision_percent=2))
+    assert (timing.median_ms, timing.n) == (3.0, 12 * 15)
+    assert timing.ci_percent == pytest.approx(100 / 3)
+
+
 def test_a_slow_model_gets_fewer_runs_a_block() -> None:
     timing = time_candidate(
         runs_of(itertools.repeat(0.25)), None, None, settings(interleave=False, max_seconds=6)

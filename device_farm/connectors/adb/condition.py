@@ -16,6 +16,7 @@ __all__ = [
     "Identity",
     "check_cores",
     "check_power_saving",
+    "end_measuring_mode",
     "identify",
     "measuring_mode",
     "power_saving",
@@ -176,29 +177,47 @@ def _condition(shell: Shell, cores: Sequence[int]) -> dict[str, Any]:
 
 
 @contextmanager
-def measuring_mode(shell: Shell, screen: str, fixed_performance: bool) -> Iterator[None]:
-    """Sets screen and performance mode while it lasts.
+def measuring_mode(shell: Shell, screen: str, fixed_performance: bool, mark: str) -> Iterator[None]:
+    """Has screen and performance mode as the settings say while it lasts, and as before then.
+
+    Args:
+        mark: A file on the phone, which is there while its screen is kept on: see
+            `end_measuring_mode`.
 
     Raises:
-        DeviceError: The phone does not know the mode.
+        DeviceError: The phone does not know the mode, or `mark` cannot be written.
     """
-    stay_on = shell.ask("settings", "get", "global", _STAY_ON) if screen == "on" else None
+    end_measuring_mode(shell, mark)
     try:
         if screen != "leave":
             key = "KEYCODE_WAKEUP" if screen == "on" else "KEYCODE_SLEEP"
             shell.run(["input", "keyevent", key])
         if screen == "on":
+            shell.put((shell.ask("settings", "get", "global", _STAY_ON) or "").encode(), mark)
             shell.run(["svc", "power", "stayon", "true"])
         if fixed_performance:
             _fix_performance(shell)
         yield
     finally:
-        with suppress(DeviceError):  # it may be what ended the measurement
-            if fixed_performance:
-                shell.ask(*_FIXED_PERFORMANCE, "false")
-            if screen == "on":
-                before = stay_on if stay_on and stay_on.isdecimal() else "0"
-                shell.ask("settings", "put", "global", _STAY_ON, before)
+        if screen == "on" or fixed_performance:
+            with suppress(DeviceError):  # it may be what ended the measurement
+                end_measuring_mode(shell, mark)
+
+
+def end_measuring_mode(shell: Shell, mark: str) -> None:
+    """Has the phone neither in fixed performance mode nor kept awake, whoever left it so.
+
+    A process that is killed, or loses the phone, cannot undo what it set: the next one does.
+
+    Args:
+        mark: A file on the phone with the setting that keeps it awake, as it was before.
+    """
+    shell.ask(*_FIXED_PERFORMANCE, "false")
+    before = shell.ask("cat", mark)
+    if before is not None:
+        before = before if before.isdecimal() else "0"
+        if shell.ask("settings", "put", "global", _STAY_ON, before) is not None:
+            shell.ask("rm", "-f", mark)
 
 
 def _fix_performance(shell: Shell) -> None:
@@ -213,8 +232,8 @@ def _fix_performance(shell: Shell) -> None:
 
 def _answers(shell: Shell, tool: str, names: Sequence[str]) -> list[str]:
     """What a tool prints about each name; all in one command, for each costs a round trip."""
-    loop = f'for name; do {tool} "$name" 2>/dev/null; echo {_MARK}; done'
-    printed = shell.run(["sh", "-c", loop, "sh", *names])
+    loop = f'for name; do {tool} "$name"; echo {_MARK}; done'
+    printed = shell.run(["sh", "-c", loop, "sh", *names], errors=False)
     return [each.strip() for each in printed.split(_MARK)[: len(names)]]
 
 

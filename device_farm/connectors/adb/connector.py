@@ -8,7 +8,6 @@ import signal
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, ClassVar, Literal
@@ -21,6 +20,7 @@ from device_farm.connectors.adb.condition import (
     Identity,
     check_cores,
     check_power_saving,
+    end_measuring_mode,
     identify,
     measuring_mode,
     wait_until_cool,
@@ -34,20 +34,24 @@ from device_farm.connectors.adb.shell import CommandFailed, Shell
 from device_farm.failures import DeviceError, DeviceLost, ModelError
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
-from device_farm.timing.protocol import ProtocolSettings, Timed, baseline_ms
+from device_farm.timing.protocol import ProtocolSettings, Runs, Timed, baseline_ms, warmup_of_a_call
 from device_farm.workload import Workload
 
 __all__ = ["AdbConnector", "AdbSettings", "PhoneModel"]
 
 _FOLDER = "/data/local/tmp/device-farm"
+_STAYS_ON = f"{_FOLDER}/stays-on"
+"""A file that is there while the screen is kept on."""
 _CANNOT_RUN = (126, 127, 128 + signal.SIGILL)
 """A shell's status if a program is not there, or not for this processor."""
 _CANNOT_LINK = "CANNOT LINK EXECUTABLE"
 """What Android's linker says if a library is missing or does not fit."""
 _CLEAR = """\
 cd "$1" 2>/dev/null || exit 0
-rm -f results.* models/*.part bin/*/*.part
+rm -f results.* *.part models/*.part bin/*/*.part
 for old in bin/*; do [ "$old" = "bin/$2" ] || rm -rf "$old"; done"""
+_SLOWED = 2
+"""Times what a run took before, that it may take."""
 _BASELINE_BLOCKS = 3  # a round
 """Each block is a process of its own here, so its figures are nearly independent."""
 
@@ -69,7 +73,8 @@ class AdbSettings(ProtocolSettings):
     auth_timeout_s: float = Field(default=10.0, gt=0, exclude=True)
     """Seconds to wait for a person to allow this host."""
     command_timeout_s: float = Field(default=120.0, gt=0, exclude=True)
-    """Seconds that one block of runs may take, loading the model included."""
+    """Seconds that a call of the program may take to load the model and run it; to these comes
+    twice what its runs took before."""
     runner: AnyRunner | None = None
     """The program that measures; without one the phone can be probed only."""
     threads: int = Field(default=1, ge=1)
@@ -81,7 +86,8 @@ class AdbSettings(ProtocolSettings):
     """Seconds to wait for a hot phone before it counts as throttled; a farm waits by itself."""
     screen: Literal["leave", "on", "off"] = "leave"
     fixed_performance: bool = False
-    """Android's fixed performance mode: steadier, and slower. Android 11 and newer."""
+    """Android's fixed performance mode: steadier, and slower. Android 11 and newer. Where false, a
+    phone that is in this mode is taken out of it."""
 
 
 class AdbConnector(Connector[PhoneModel]):
@@ -135,8 +141,10 @@ class AdbConnector(Connector[PhoneModel]):
         )
 
     def clear_remains(self) -> None:
-        """Files that did not arrive whole, results that nobody read, and runners of before."""
+        """The mode that it was measured in, files that did not arrive whole, results that nobody
+        read, and runners of before."""
         if self.settings.runner:
+            end_measuring_mode(self.shell(), _STAYS_ON)
             self.shell().ask("sh", "-c", _CLEAR, "sh", _FOLDER, self._runner_key())
 
     def health(self) -> dict[str, Any]:
@@ -160,11 +168,12 @@ class AdbConnector(Connector[PhoneModel]):
         converted = self._converted.pop(workload.digest, None)
         model = self._models.bring(shell, workload, runner, converted)
         try:
-            self._run(model, 0, 1)
+            first = self._run(model, 0, 1)
         finally:
             with suppress(DeviceError):  # it may be what ended the run
                 control = self._models.path_of(control_workload(), runner)
                 self._models.clean(shell, (model.path, control))
+        model = replace(model, first_run_s=first.seconds[0])
         self._prepared[workload.digest] = model
         return model
 
@@ -172,7 +181,7 @@ class AdbConnector(Connector[PhoneModel]):
         control = self.prepare(control_workload())
         self.health()
         with self._measuring_mode():
-            runs = partial(self._run, control, self.settings.warmup_runs)
+            runs = self._runs(control, self.settings)
             return baseline_ms(runs, self._without_warmup(self.settings), _BASELINE_BLOCKS)
 
     def measure(
@@ -182,20 +191,21 @@ class AdbConnector(Connector[PhoneModel]):
         control_baseline_ms: float | None = None,
     ) -> Measurement:
         if settings.interleave and control_baseline_ms is not None:
-            control_model = self.prepare(control_workload())
-            control = partial(self._run, control_model, settings.warmup_runs)
+            control = self._runs(self.prepare(control_workload()), settings)
         else:
             control = None
         costs: list[dict[str, float]] = []
         measurement = self._timed(
-            partial(self._run, handle, settings.warmup_runs, costs=costs),
+            self._runs(handle, settings, costs),
             control,
             control_baseline_ms,
             self._without_warmup(settings),
             self._measuring_mode(),
         )
         assert self._identity is not None
-        measurement.settings.update(warmup_runs=settings.warmup_runs)
+        measurement.settings.update(
+            warmup_runs=settings.warmup_runs, warmup_seconds=settings.warmup_seconds
+        )
         measurement.environment.update(
             serial=self._identity.serial,
             address=self.settings.address,
@@ -217,11 +227,12 @@ class AdbConnector(Connector[PhoneModel]):
     @staticmethod
     def _without_warmup(settings: ProtocolSettings) -> ProtocolSettings:
         """Each call of the program does its own."""
-        return settings.model_copy(update={"warmup_runs": 0})
+        return settings.model_copy(update={"warmup_runs": 0, "warmup_seconds": 0.0})
 
     def _measuring_mode(self) -> AbstractContextManager[None]:
         settings = self.settings
-        return measuring_mode(self.shell(), settings.screen, settings.fixed_performance)
+        modes = settings.screen, settings.fixed_performance
+        return measuring_mode(self.shell(), *modes, _STAYS_ON)
 
     def shell(self) -> Shell:
         """Commands on the phone."""
@@ -261,17 +272,37 @@ class AdbConnector(Connector[PhoneModel]):
             self._binary = path
         return path
 
+    def _runs(
+        self,
+        model: PhoneModel,
+        settings: ProtocolSettings,
+        costs: list[dict[str, float]] | None = None,
+    ) -> Runs:
+        """Calls of the program, each with as much warm-up as fits, by what a run took last."""
+        seconds_a_run = model.first_run_s
+
+        def run(count: int) -> Timed:
+            nonlocal seconds_a_run
+            warmup = warmup_of_a_call(settings, seconds_a_run)
+            timed = self._run(model, warmup, count, seconds_a_run, costs)
+            seconds_a_run = median(timed.seconds)
+            return timed
+
+        return run
+
     def _run(
         self,
         model: PhoneModel,
         warmup: int,
         count: int,
+        seconds_a_run: float = 0.0,
         costs: list[dict[str, float]] | None = None,
     ) -> Timed:
         """One call of the program: the seconds of `count` runs.
 
         Args:
-            costs: to which is added what else the call tells.
+            seconds_a_run: What a run took before, if that is known.
+            costs: To which is added what else the call tells.
 
         Raises:
             ModelError: The program fails on the model.
@@ -285,8 +316,9 @@ class AdbConnector(Connector[PhoneModel]):
         silent = "ORT_DISABLE_TELEMETRY=1"
         command = ["env", libraries, silent, *bound, *runner.command(plan)]
         take = ("sh", "-c", 'cat "$1" 2>/dev/null; rm -f "$1"', "sh", results)
+        limit_s = self.settings.command_timeout_s + _SLOWED * (warmup + count) * seconds_a_run
         try:
-            output = shell.run(command, self.settings.command_timeout_s)
+            output = shell.run(command, limit_s)
         except CommandFailed as error:
             shell.ask(*take)
             raise self._failure(shell, model, binary, error) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from device_farm.connector import digest
 from device_farm.connectors.adb.runners import Runner
@@ -24,6 +24,8 @@ class PhoneModel:
 
     digest: str
     path: str
+    first_run_s: float = field(default=0.0, compare=False)
+    """Seconds that its first run on the phone took."""
 
 
 @dataclass(frozen=True)

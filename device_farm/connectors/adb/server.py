@@ -5,6 +5,7 @@ One program owns a phone's USB. Where the adb server does, this is the way to th
 
 from __future__ import annotations
 
+import re
 import select
 import socket
 import struct
@@ -96,14 +97,13 @@ def list_phones(server: str = DEFAULT_SERVER) -> Mapping[str, str]:
     """The phones of a server: serial to state (`device`, `unauthorized`, `offline`, …).
 
     Raises:
-        OSError: No server answers there.
+        OSError: No server answers there, or what answers is none of adb's.
     """
     with _connect(server, _LIST_TIMEOUT_S) as connection:
         if reason := _ask(connection, "host:devices"):
             raise OSError(f"the adb server at {server} refused to list its phones: {reason}")
-        length = int(_exactly(connection, 4), 16)
-        lines = _exactly(connection, length).decode().splitlines()
-    return dict(line.split("\t", 1) for line in lines)
+        lines = _text(connection).splitlines()
+    return {serial: state for serial, _, state in (line.partition("\t") for line in lines)}
 
 
 def _connect(server: str, timeout_s: float) -> socket.socket:
@@ -117,10 +117,24 @@ def _ask(connection: socket.socket, request: str) -> str:
     """Sends a request; returns why it was refused, or nothing."""
     text = request.encode()
     connection.sendall(b"%04x" % len(text) + text)
-    if _exactly(connection, 4) == b"OKAY":
+    status = _exactly(connection, 4)
+    if status == b"OKAY":
         return ""
-    length = int(_exactly(connection, 4), 16)
-    return _exactly(connection, length).decode(errors="replace") or "no reason given"
+    if status != b"FAIL":
+        raise _no_server(status)
+    return _text(connection) or "no reason given"
+
+
+def _text(connection: socket.socket) -> str:
+    """A text, which goes after its length as four hexadecimal digits."""
+    length = _exactly(connection, 4)
+    if not re.fullmatch(rb"[0-9a-fA-F]{4}", length):
+        raise _no_server(length)
+    return _exactly(connection, int(length, 16)).decode(errors="replace")
+
+
+def _no_server(said: bytes) -> OSError:
+    return ConnectionError(f"an adb server must answer, but something else says {said!r}")
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes:

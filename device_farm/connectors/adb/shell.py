@@ -50,25 +50,30 @@ class Shell:
     def phone(self) -> str:
         return self._link.phone
 
-    def run(self, command: Sequence[str], timeout_s: float = _SHORT_S) -> str:
-        """Runs a command and returns what it printed, standard error included.
+    def run(self, command: Sequence[str], timeout_s: float = _SHORT_S, errors: bool = True) -> str:
+        """Runs a command and returns what it printed.
 
         The phone tells no exit status, so the status is printed after a mark. A mark that is
-        missing means that the phone went away in the middle.
+        missing means that the phone went away in the middle. What its shell says before the
+        command, a warning of the linker say, is left out by a first mark.
+
+        Args:
+            errors: Whether what it printed on standard error is among it.
 
         Raises:
             CommandFailed: The command's status is not 0.
             DeviceError: As `Link.shell`.
         """
         mark = f"--{secrets.token_hex(8)}:"
-        line = f"{shlex.join(command)} </dev/null; s=$?; echo; echo {mark}$s"
+        quiet = "" if errors else " 2>/dev/null"
+        line = f"echo {mark}; {shlex.join(command)} </dev/null{quiet}; s=$?; echo; echo {mark}$s"
         if len(line.encode()) > _LONGEST_COMMAND:
             raise DeviceError(
                 f"a command must have {_LONGEST_COMMAND} bytes at most, but {command[0]!r} with "
                 f"its arguments has {len(line.encode())}: shorten the arguments"
             )
         text = self._link.shell(line, timeout_s).decode(errors="replace").replace("\r\n", "\n")
-        output, found, status = text.rpartition(mark)
+        output, found, status = text.partition(f"{mark}\n")[2].rpartition(mark)
         if not (found and (number := re.fullmatch(r"(\d+)\n", status))):
             raise DeviceLost(
                 f"phone {self.phone!r} went away while it ran {command[0]!r}: "
@@ -80,9 +85,10 @@ class Shell:
         return output
 
     def ask(self, *command: str) -> str | None:
-        """What a short command printed, stripped; None if it fails or is not there."""
+        """What a short command printed on standard output, stripped; None if it fails or is not
+        there."""
         try:
-            return self.run(command).strip()
+            return self.run(command, errors=False).strip()
         except CommandFailed:
             return None
 

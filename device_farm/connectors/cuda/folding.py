@@ -100,12 +100,19 @@ def _kept(pairs: Sequence[_Pair], agrees: Callable[[], bool]) -> int:
 def _agree(found: Any, wanted: Any) -> bool:
     """Of tensors, also in lists, tuples and mappings."""
     if isinstance(wanted, Tensor):
-        return bool((found - wanted).abs().max() <= _CLOSE * wanted.abs().max())
+        return _is_close(found, wanted)
     if isinstance(wanted, Mapping):
         return all(_agree(found[name], each) for name, each in wanted.items())
     if isinstance(wanted, list | tuple):
         return all(map(_agree, found, wanted))
     return True
+
+
+def _is_close(found: Tensor, wanted: Tensor) -> bool:
+    """Up to rounding; what has no fractions, or no values, is equal."""
+    if found.shape != wanted.shape or not (wanted.is_floating_point() and wanted.numel()):
+        return torch.equal(found, wanted)
+    return bool((found - wanted).abs().max() <= _CLOSE * wanted.abs().max())
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -128,8 +135,7 @@ def _folded(
     conv.weight, conv.bias = after
     found = conv.forward(*given)  # without the hooks
     conv.weight, conv.bias = before
-    is_same = (found - wanted).abs().max() <= _CLOSE * wanted.abs().max()
-    return after if is_same else None
+    return after if _is_close(found, wanted) else None
 
 
 def _rest(norm: Any) -> nn.Module:

@@ -171,7 +171,9 @@ def _with_batch(model: bytes, batch: int) -> bytes:
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:
-    """In the order in which an export has them."""
+    """In the order in which an export has them, which leaves out what is None."""
+    if output is None:
+        return []
     if isinstance(output, Mapping):
         output = [*output.values()]
     if isinstance(output, (tuple, list)):

@@ -6,18 +6,20 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from device_farm.failures import DeviceError, ModelError
 from device_farm.timing.protocol import Timed
@@ -50,7 +52,8 @@ class Runner(BaseModel, ABC):
 
     kind: str
     binary: Path = Field(exclude=True)
-    """The program, built for the phone, on this host: pushed once, and known by its hash."""
+    """The program, built for the phone, on the host that has that: pushed once, and known by its
+    hash."""
     libraries: tuple[Path, ...] = Field(default=(), exclude=True)
     """Shared libraries that it needs, likewise."""
     arguments: tuple[str, ...] = ()
@@ -59,18 +62,22 @@ class Runner(BaseModel, ABC):
     """A command of this host, a word an item, that makes the model's file for the program out of
     {onnx}, as {output}; empty if the program reads ONNX."""
 
-    @field_validator("binary", "libraries")
-    @classmethod
-    def _is_there(cls, value: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
-        for path in (value,) if isinstance(value, Path) else value:
-            if not path.is_file():
-                raise ValueError(f"there is no file {path}: build the program for the phone")
-        return value
-
     @property
     def identity(self) -> str:
-        """The program's name, and the start of the SHA-256 of it and its libraries."""
-        hashes = "".join(file_digest(path) for path in (self.binary, *self.libraries))
+        """The program's name, and the start of the SHA-256 of it and its libraries.
+
+        Raises:
+            DeviceError: One of them is not there. Only who has the phone needs to have them.
+        """
+        files = (self.binary, *self.libraries)
+        for path in files:
+            if not path.is_file():
+                raise DeviceError(
+                    f"the program that measures and its libraries must be on {socket.gethostname()}"
+                    f", which has the phone, but there is no file {path}: build it for the phone, "
+                    "or correct `runner`"
+                )
+        hashes = "".join(map(file_digest, files))
         return f"{self.binary.name} {hashlib.sha256(hashes.encode()).hexdigest()[:12]}"
 
     @property
@@ -119,19 +126,21 @@ class Runner(BaseModel, ABC):
         Raises:
             DeviceError: There are no figures.
         """
-        statistic: list[float] = []
+        statistic: Timed | None = None
         for pattern, unit in self.readings:
             found = re.findall(pattern, f"{output}\n{results}", re.MULTILINE)
             try:
                 figures = [float(each) * _SECONDS[unit] for each in found]
+                resolution = min(map(_last_place, found), default=0.0) * _SECONDS[unit]
             except ValueError:
                 continue
             if len(figures) in (plan.runs, plan.warmup + plan.runs):
-                return Timed(figures[-plan.runs :], figures[-plan.runs :])
-            if len(figures) <= 2:  # of the warm-up, too; more are runs, and some are missing
-                statistic = figures[-1:] or statistic
+                return Timed(figures[-plan.runs :], figures[-plan.runs :], resolution)
+            if 1 <= len(figures) <= 2:  # of the warm-up, too; more are runs, and some are missing
+                single = figures[-1:] if plan.runs == 1 else None
+                statistic = Timed(figures[-1:] * plan.runs, single, resolution)
         if statistic:
-            return Timed(statistic * plan.runs, statistic if plan.runs == 1 else None)
+            return statistic
         tail = " ".join(output.split())[-400:]
         raise DeviceError(
             f"{self.binary.name} printed no latency that runner {self.kind!r} can read: "
@@ -152,6 +161,12 @@ class Runner(BaseModel, ABC):
             source.write_bytes(onnx)
             places = {"onnx": source, "output": target}
             return _convert([filled(word, places) for word in self.convert], target)
+
+
+def _last_place(figure: str) -> float:
+    """What the last digit of a number counts: of 3.40 it is 0.01. Programs leave out zeros at the
+    end, so of several numbers the least is what they are rounded to."""
+    return float(f"1e{Decimal(figure).as_tuple().exponent}")
 
 
 def filled(word: str, places: Mapping[str, object]) -> str:
