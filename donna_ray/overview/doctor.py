@@ -5,7 +5,7 @@ import platform
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -120,22 +120,29 @@ def _answers(host: str, port: int) -> bool:
         return False
 
 
+def _probed(kind: str, name: str, settings: Mapping[str, Any]) -> Finding:
+    try:
+        with closing(connector_type(kind)(name, settings)) as connector:
+            info = connector.probe()
+    except Exception as error:  # of a connector, which may be a third party's
+        words = f"{name} ({kind}): {one_line(str(error))}"
+        return _finding("device", "warning", words, f"See `device-farm probe {name}`.")
+    return _finding("device", "ok", f"{name} ({kind}): {info.model}, {info.runtime}")
+
+
 def _devices() -> Iterator[Finding]:
     """Every device that this host reaches without a farm.yaml, as `device-farm list` has them."""
     found = False
-    for kind in map(connector_type, connector_names()):
-        for name, settings in kind.discover().items():
+    for kind in connector_names():
+        try:
+            devices = connector_type(kind).discover()
+        except Exception as error:  # of a connector, which may be a third party's
+            words = f"cannot look for {kind!r} devices: {one_line(str(error))}"
+            yield _finding("device", "warning", words, "See `device-farm list`.")
+            continue
+        for name, settings in devices.items():
             found = True
-            try:
-                with closing(kind(name, settings)) as connector:
-                    info = connector.probe()
-            except Exception as error:  # of a connector, which may be a third party's
-                words = f"{name} ({kind.name}): {one_line(str(error))}"
-                yield _finding("device", "warning", words, f"See `device-farm probe {name}`.")
-            else:
-                yield _finding(
-                    "device", "ok", f"{name} ({kind.name}): {info.model}, {info.runtime}"
-                )
+            yield _probed(kind, name, settings)
     if not found:
         yield _finding(
             "device", "error", "none", "See docs/device-farm.md: which devices there are."

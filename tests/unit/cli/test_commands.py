@@ -132,6 +132,15 @@ def test_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert (found["state"], "a driver is gone" in found["found"]) == ("error", True)
 
 
+def test_kind_of_device_that_cannot_be_looked_for_spoils_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "connector_names", lambda: ["gone", "onnxruntime"])
+    found = [each for each in doctor.diagnosis(tmp_path) if each["check"] == "device"]
+    assert "cannot look for 'gone' devices" in found[0]["found"]
+    assert any("onnxruntime" in each["found"] for each in found[1:])
+
+
 def states(root: Path) -> dict[str, str]:
     facts = json.loads(donna_here("status", str(root), "--json").stdout)
     return {"": facts["state"], **{row["step"]: row["state"] for row in facts["steps"]}}
