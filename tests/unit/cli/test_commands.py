@@ -15,6 +15,7 @@ import typer
 import yaml
 
 from device_farm.cli import app as farm_app
+from donna_ray.cli import main
 from donna_ray.cli.main import app
 from donna_ray.config import RunConfig, load_config
 from donna_ray.overview import doctor
@@ -90,6 +91,23 @@ def test_init_writes_what_can_be_run(tmp_path: Path, model: str) -> None:
     assert (made.name, made.search.latency_limit) == ("mine", "2ms")
     again = donna_here("init", str(tmp_path / "mine.yaml"))
     assert (again.returncode, "is there" in again.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "name", ["my \U0001f600 pics", "\U00020bb7", "a\x7fb c", "d\u2028e", "\udcff f"]
+)
+def test_paths_keep_all_their_characters(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Emoji, rare Han, and what YAML does not take or takes for the end of a line."""
+    read = []
+    monkeypatch.setattr(main, "run_folder", lambda own, _: read.append(own.data.source) or 1 / 0)
+    data, file = str(tmp_path / name), tmp_path / "a.yaml"
+    words = ("--data", data, "--device", "onnxruntime", "--latency-limit", "0.8x")
+    done = donna_here("init", str(file), "--model", "donna_micro", *words)
+    assert (done.returncode, load_config(file).data.source) == (0, data)
+    donna_here("compress", "donna_micro", "--weights", "train", *words)
+    assert read == [data]
 
 
 @pytest.mark.soak
