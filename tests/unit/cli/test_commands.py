@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -296,3 +297,32 @@ def test_cluster_files_are_written_once(tmp_path: Path) -> None:
     (to / "gcp.yaml").unlink()
     assert donna_here("cluster", "init", "--to", str(to)).stdout.split() == [str(to / "gcp.yaml")]
     assert (to / "local.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "init a.yaml --model donna_micro --data digits --device onnxruntime --latency-limit 0.8x",
+        "cluster init --to clusters",
+    ],
+)
+def test_what_a_full_disk_ended_can_be_done_again(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No torn file counts as there. The system refuses files that are larger than it is told."""
+    contents = []
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for folder, sizes in (("sound", ()), ("torn", (500, 1300))):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        for size in sizes:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, allowed[1]))
+            try:
+                ended = donna_here(*words.split())
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+            assert ended.returncode == 1
+            assert "too large. Free some space" in ended.stderr
+        assert donna_here(*words.split()).returncode == 0
+        contents.append({p: p.read_bytes() for p in Path().rglob("*") if p.is_file()})
+    assert contents[0] == contents[1]
