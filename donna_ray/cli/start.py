@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -86,11 +87,12 @@ def init(
     except ConfigError:
         file.unlink()
         raise
+    name = quote(str(file))
     print(
         f"{file} is written. Next:\n"
-        f"    donna config check {file}     # values, device, model, blocks\n"
-        f"    donna run {file} --dry-run    # what it will do\n"
-        f"    donna run {file}"
+        f"    donna config check {name}     # values, device, model, blocks\n"
+        f"    donna run {name} --dry-run    # what it will do\n"
+        f"    donna run {name}"
     )
 
 

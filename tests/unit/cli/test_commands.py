@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -85,7 +86,10 @@ def test_init_writes_what_can_be_run(tmp_path: Path, model: str) -> None:
     assert (bad.returncode, file.exists()) == (2, False)
     done = donna_here(*words[:1], str(tmp_path / "mine.yaml"), *words[2:], "--latency-limit", "2ms")
     assert done.returncode == 0, done.stderr
-    assert donna_here(*words, "--latency-limit", "2ms").returncode == 0
+    told = donna_here(*words, "--latency-limit", "2ms").stdout
+    lines = [shlex.split(line, comments=True) for line in told.splitlines()[1:]]
+    assert lines[-1] == ["donna", "run", str(file)]
+    assert all(str(file) in line for line in lines)
     assert load_config(file).name == "my-search"
     made = load_config(tmp_path / "mine.yaml")
     assert made.reference.weights == ("train" if model == "donna_digits" else "pretrained")
