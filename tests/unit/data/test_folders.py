@@ -10,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from timm.utils import natural_key
 from torchvision.datasets import ImageFolder
 
 from donna_ray.config import DataConfig
 from donna_ray.data import class_count, load_data
+from donna_ray.data.files import _natural
 from donna_ray.errors import ConfigError, DonnaError
 from tests.unit.data.image_files import (
     PREPROCESSING,
@@ -79,6 +83,19 @@ def test_labels_are_those_of_torchvision(names: list[str], write: Write, tmp_pat
     assert {name: label for label, name in enumerate(data.class_names)} == expected
     assert class_count(config) == data.classes == len(names)
     assert sorted(labels_of(data.train)) == list(range(len(names)))
+
+
+@pytest.mark.parametrize(
+    "name", ["a/10\u00b25.png", "1\u24602/0.png", "\u00b2/\u00b3.png", "a/5\u2082.png"]
+)
+def test_digits_that_are_no_numbers_may_be_in_names(name: str, write: Write) -> None:
+    files = {**split(), name: png(7)}
+    assert len(load(write(files, files)).train) == 7
+
+
+@given(st.lists(st.text("0129aB_-/. \u0663\u00e9", max_size=8), max_size=6))
+def test_names_are_in_the_order_of_timm(names: list[str]) -> None:
+    assert sorted(names, key=_natural) == sorted(names, key=natural_key)
 
 
 @pytest.mark.parametrize("name", HIDDEN)
