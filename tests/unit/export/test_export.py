@@ -216,6 +216,17 @@ def test_checkpoint_that_is_gone(tmp_path: Path) -> None:
     assert all(file.is_file() for file in files)
 
 
+def check_arguments(folder: Path) -> None:
+    """What the network cannot follow is refused; what is its own is taken."""
+    own = {"num_classes": 10, "in_chans": 1, "features_only": False, "drop_rate": 0.0}
+    timm.create_model(f"local-dir:{folder}", pretrained=True, **own)
+    others = {"num_classes": 0, "in_chans": 3, "features_only": True, "drop_path_rate": 0.1}
+    for name, value in {**others, "pretrained_cfg_overlay": {"num_classes": 5}}.items():
+        words = f"{name} must be {own.get(name, 'left out')}, .* but is .*network.head"
+        with pytest.raises(ValueError, match=words):
+            timm.create_model(f"local-dir:{folder}", **{name: value})
+
+
 @pytest.mark.usefixtures("in_process")
 def test_timm_loads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network of blocks under a name that its Python file makes known; timm's own without."""
@@ -233,6 +244,7 @@ def test_timm_loads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             module = importlib.util.module_from_spec(spec)
             monkeypatch.setitem(sys.modules, "network", module)
             spec.loader.exec_module(module)
+            check_arguments(root / "out")
         network = timm.create_model(f"local-dir:{root / 'out'}", pretrained=True).eval()
         images = torch.randn(2, *run.network.input_shape)
         with torch.no_grad():
