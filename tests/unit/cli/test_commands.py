@@ -268,7 +268,7 @@ def results(folder: Path, latency: float, seed: int) -> Path:
     folder.mkdir()
     write_json(folder / "results.json", value)
     (folder / "config.yaml").write_text(
-        yaml.safe_dump({"seed": seed, "search": {"evaluations": 5}})
+        yaml.safe_dump({"seed": seed, "space": {"preset": "micro"}})
     )
     return folder
 
@@ -287,6 +287,11 @@ def test_compare_finds_what_differs(tmp_path: Path) -> None:
     text = donna_here("compare", *runs).stdout
     assert "seed" in text
     assert "100.0%" in text
+    for content in (b"", b"a: [", b"\xc7\0\xff", b"- a", b"seed: no number"):
+        (tmp_path / "b" / "config.yaml").write_bytes(content)
+        refused = donna_here("compare", *runs)
+        assert (refused.returncode, refused.stderr) == (2, donna_here("status", runs[1]).stderr)
+        assert str(tmp_path / "b" / "config.yaml") in refused.stderr
     (tmp_path / "b" / "results.json").unlink()
     refused = donna_here("compare", *runs)
     assert (refused.returncode, "donna run" in refused.stderr) == (2, True)
