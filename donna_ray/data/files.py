@@ -8,6 +8,7 @@ passed over.
 import io
 import os
 import re
+import stat
 import tarfile
 import unicodedata
 from collections import Counter
@@ -218,6 +219,8 @@ def _check_link(tar: tarfile.TarFile, name: str, target: str) -> None:
 
 def _opened(path: Path, name: str, places: Places) -> IO[bytes]:
     if path.is_dir():
+        if not stat.S_ISREG((path / name).stat().st_mode):  # to open a pipe would wait for ever
+            raise OSError("it is a pipe, a socket or a device, no file")
         return (path / name).open("rb")
     place = places[name]
     if place is None:

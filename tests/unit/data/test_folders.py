@@ -127,6 +127,17 @@ def test_what_is_no_image_is_named_or_refused(name: str, write: Write) -> None:
     assert len(load(write({**split(), "labels.txt": b"of all"})).train) == 6
 
 
+@pytest.mark.parametrize("name", ["a/pipe", "a/0.png"])
+def test_what_is_no_file_is_named_and_not_waited_for(name: str, tmp_path: Path) -> None:
+    config = write_plain(tmp_path)
+    (tmp_path / "train" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "train" / name)
+    train = load(config).train
+    assert len(images_of(train)) == 120 - (name == "a/0.png")
+    assert list(train.broken) == [name]
+    assert train.broken[name].startswith("OSError")
+
+
 @pytest.mark.parametrize("content", [b"", b"text"])
 def test_a_class_that_is_mostly_unreadable_is_refused(content: bytes, write: Write) -> None:
     """Though it is less than 1% of the split."""
