@@ -1,6 +1,5 @@
 """`donna`: one subcommand a step. Imports torch and Ray only once the configuration is read."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from donna_ray.cli.plan import plan
 from donna_ray.cli.results import STEPS, compare, evaluate, export, status
 from donna_ray.cli.start import cluster_app, config_app, doctor, init
 from donna_ray.config import RunConfig, load_config, shipped_config
+from donna_ray.config.starting import quoted
 from donna_ray.errors import ConfigError, DonnaError, MissingArtifactError, RunLockedError
 from donna_ray.run.folder import run_folder
 from donna_ray.versions import VERSION
@@ -151,7 +151,7 @@ def compress(
         "device.connector": ("--device", device),
         "search.latency_limit": ("--latency-limit", latency_limit),
     }
-    given = [f"{key}={json.dumps(value)}" for key, (_, value) in values.items()]
+    given = [f"{key}={quoted(value)}" for key, (_, value) in values.items()]
     options = {key: option for key, (option, _) in values.items()}
     sets = [f"name={name}", *given, *(overrides or [])]
     _run(str(shipped_config("compress")), out, sets, options, fresh=fresh)

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -20,6 +21,7 @@ from donna_ray.cli.options import (
 )
 from donna_ray.config import RunConfig, load_config, shipped_config, starting_config
 from donna_ray.errors import ConfigError
+from donna_ray.storage.artifacts import write_atomic
 
 __all__ = ["cluster_app", "config_app", "doctor", "init"]
 
@@ -79,18 +81,18 @@ def init(
     known = "train" if values["model"].startswith("donna_") else "pretrained"
     name = re.sub(r"[^\w.-]+", "-", file.stem).strip("-._") or "donna"  # a run's folder has it
     text = starting_config(name=name, weights=weights or known, **values)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    write_atomic(file, text.encode())  # what is torn would count as there
     try:
         load_config(file)
     except ConfigError:
         file.unlink()
         raise
+    name = quote(str(file))
     print(
         f"{file} is written. Next:\n"
-        f"    donna config check {file}     # values, device, model, blocks\n"
-        f"    donna run {file} --dry-run    # what it will do\n"
-        f"    donna run {file}"
+        f"    donna config check {name}     # values, device, model, blocks\n"
+        f"    donna run {name} --dry-run    # what it will do\n"
+        f"    donna run {name}"
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from donna_ray.errors import DonnaError
+from donna_ray.storage.artifacts import write_atomic
 
 __all__ = ["write_files"]
 
@@ -33,8 +34,7 @@ def write_files(folder: Path) -> Iterator[Path]:
         target = folder / source.relative_to(_FILES)
         if source.is_dir() or target.exists():
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(source.read_bytes())
+        write_atomic(target, source.read_bytes())
         if source.suffix == ".sh":
             target.chmod(_EXECUTABLE)
         yield target

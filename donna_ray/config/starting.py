@@ -1,13 +1,13 @@
 """A commented configuration to start from: the shipped one with a person's own values in it."""
 
-import json
+import math
 import re
 
 import yaml
 
 from donna_ray.config.loading import shipped_config
 
-__all__ = ["starting_config"]
+__all__ = ["quoted", "starting_config"]
 
 
 def starting_config(
@@ -42,10 +42,16 @@ def starting_config(
     return text
 
 
+def quoted(value: str) -> str:
+    """A text in YAML, whatever characters it has: in JSON's notation some would be others."""
+    written: str = yaml.safe_dump(value, default_style='"', allow_unicode=True, width=math.inf)
+    return written.rstrip("\n")
+
+
 def _scalar(value: str) -> str:
     """As YAML has it, quoted where a plain word would be read as something else."""
     try:
         plain = not re.search(r"\s|[#:\[\]{},]", value) and yaml.safe_load(value) == value
     except yaml.YAMLError:
         plain = False
-    return value if plain else json.dumps(value)
+    return value if plain else quoted(value)

@@ -7,6 +7,8 @@ passed over.
 
 import io
 import os
+import re
+import stat
 import tarfile
 import unicodedata
 from collections import Counter
@@ -17,7 +19,6 @@ from pathlib import Path
 from typing import IO
 
 from PIL import Image
-from timm.utils import natural_key
 
 from donna_ray.errors import ConfigError
 
@@ -118,7 +119,7 @@ def open_images(path: Path, classes: Sequence[str] | None, *, labelled: bool) ->
         OSError, tarfile.TarError: it cannot be read.
     """
     places = dict(_members(path)) if path.is_file() else {}
-    files = sorted(places if path.is_file() else _walk(path), key=natural_key)
+    files = sorted(places if path.is_file() else _walk(path), key=_natural)
     files = [file for file in files if all(map(_counts, file.split("/")))]
     if labelled:  # beside the classes' folders there may be a list of them, say
         files = [file for file in files if "/" in file or _suffix(file) in _suffixes()]
@@ -146,6 +147,12 @@ def open_images(path: Path, classes: Sequence[str] | None, *, labelled: bool) ->
 def _counts(name: str) -> bool:
     """Whether a file or folder is neither hidden nor one that a system made for itself."""
     return not name.startswith(".") and name.lower() not in _LITTER
+
+
+def _natural(name: str) -> list[int | str]:
+    """What names are sorted by: numbers as such, of digits that are one (not so ² or ①)."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [int(part) if part.isdecimal() else part for part in parts]
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -212,6 +219,8 @@ def _check_link(tar: tarfile.TarFile, name: str, target: str) -> None:
 
 def _opened(path: Path, name: str, places: Places) -> IO[bytes]:
     if path.is_dir():
+        if not stat.S_ISREG((path / name).stat().st_mode):  # to open a pipe would wait for ever
+            raise OSError("it is a pipe, a socket or a device, no file")
         return (path / name).open("rb")
     place = places[name]
     if place is None:
@@ -239,7 +248,7 @@ def _sorted_out(
     """The images, and why a file is none: by its suffix or, where that tells nothing, its head."""
     strange = {file for file in files if _suffix(file) not in _suffixes()}
     unread: dict[str, str] = {}
-    for file in sorted(strange, key=natural_key):
+    for file in sorted(strange, key=_natural):
         try:
             Image.open(_opened(path, file, places)).close()
         except Exception as error:  # decoders raise all sorts of errors

@@ -102,10 +102,17 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
 def _images(card: dict[str, Any], prepared: dict[str, Any], data: str | None) -> Split:
     """The images to evaluate on, prepared as the configuration says."""
     path = Path(data).expanduser() if data is not None else None
-    if path is not None and path.is_dir() and not any((path / name).exists() for name in _SPLITS):
+    if path is not None and path.is_dir() and _has_classes(path, card["class_names"]):
         return _of_folder(card, prepared, path)
     config = DataConfig.model_validate(card["data"] if data is None else {"source": data})
     return load_test(config, prepared)
+
+
+def _has_classes(path: Path, names: list[str]) -> bool:
+    """Whether its folders are of classes, not of splits: these have the classes in them."""
+    called_so = [name for name in _SPLITS if (path / name).exists()]
+    within = any((path / split / name).is_dir() for split in called_so for name in names)
+    return set(called_so) <= set(names) and not within
 
 
 def _of_folder(card: dict[str, Any], prepared: dict[str, Any], path: Path) -> Split:

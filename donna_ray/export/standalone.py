@@ -67,8 +67,15 @@ def load(path=WEIGHTS):
     return reparameterize_model(network.eval())
 
 
-def {entry}(pretrained=False, pretrained_cfg=None, **_others):
+def {entry}(pretrained=False, pretrained_cfg=None, cache_dir=None, **others):
     """What timm makes of this folder: `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
+    own = {own}
+    for name, value in others.items():
+        if value is not None and (name not in own or value != own[name]):
+            raise ValueError(
+                f"{{name}} must be {{own.get(name, 'left out')}}, as the network is so, but is "
+                f"{{value!r}}. Make it without, and replace its modules, such as `network.head`."
+            )
     network = Network()
     network.pretrained_cfg = network.default_cfg = pretrained_cfg or {{}}
     if pretrained:
@@ -166,13 +173,19 @@ def standalone_source(
         stages="\n".join(f"            {stage}," for stage in stages),
         head=head,
         entry=entry_name(architecture),
+        own={**_own_arguments(reference, model), **arguments},
     )
     title = _title(architecture, f"{len(specs)} stages on the stem and head of {name}.")
     start = f'"""{title}"""\n\nfrom __future__ import annotations\n\n'
     texts = [start + "\n".join(sorted(bundle.imports)), *bundle.definitions]
-    if classes:
-        texts += [_ADOPT, *classes]
+    texts += [_ADOPT, *classes] if classes else []
     return "\n\n\n".join(text.strip("\n") for text in (*texts, network) if text) + "\n"
+
+
+def _own_arguments(reference: StagedNetwork, model: nn.Module) -> dict[str, Any]:
+    """Of what timm's tools give every model: what changes nothing of this one."""
+    known = {"num_classes": reference.classes, "in_chans": reference.input_shape[0]}
+    return {**known, "features_only": False, "drop_rate": getattr(model, "drop_rate", 0.0)}
 
 
 def _title(architecture: str, what: str) -> str:

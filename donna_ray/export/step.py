@@ -19,6 +19,15 @@ from torch import Tensor
 from donna_ray.config import DataConfig, ReferenceConfig, RunConfig, load_config
 from donna_ray.data import image_format, used_preprocessing
 from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.export.folder import (
+    CONFIG,
+    ONNX,
+    README,
+    SOURCE,
+    WEIGHTS,
+    check_replaceable,
+    fill,
+)
 from donna_ray.export.hub import model_card, timm_config
 from donna_ray.export.standalone import entry_name, standalone_source, timm_source
 from donna_ray.finetune.assemble import untrained
@@ -37,10 +46,8 @@ from donna_ray.space import UNSHRUNK, BlockSpec, register_modules
 from donna_ray.storage.artifacts import (
     Artifact,
     StepFolder,
-    file_sha256,
     finished_inputs,
     read_json,
-    write_atomic,
     write_json,
 )
 from donna_ray.storage.records import Record, RecordStore
@@ -48,9 +55,6 @@ from donna_ray.versions import package_versions
 
 __all__ = ["export_network"]
 
-_WEIGHTS, _ONNX, _SOURCE = "model.safetensors", "model.onnx", "network.py"
-_CONFIG, _README, _CARD = "config.json", "README.md", "card.json"
-_FILES = (_WEIGHTS, _ONNX, _SOURCE, _CONFIG, _README)
 _IMAGES = 3
 _RUN = """
 import sys
@@ -91,7 +95,7 @@ def export_network(
             family is no longer there; the code of a block family or timm is another one than that
             of the finetuning; or a check failed.
     """
-    _check_replaceable(folder)
+    check_replaceable(folder)
     network = _Finetuned.find(root, architecture)
     module, source, weights = network.build()
     images = torch.randn(_IMAGES, *module.input_shape, generator=torch.Generator().manual_seed(0))
@@ -103,35 +107,14 @@ def export_network(
     model = _named_outputs(model, network.class_names)
     with tempfile.TemporaryDirectory() as name:
         made = Path(name)
-        safetensors.torch.save_file(weights, made / _WEIGHTS, metadata={"format": "pt"})
-        (made / _ONNX).write_bytes(model)
-        (made / _SOURCE).write_text(source, encoding="utf-8")
+        safetensors.torch.save_file(weights, made / WEIGHTS, metadata={"format": "pt"})
+        (made / ONNX).write_bytes(model)
+        (made / SOURCE).write_text(source, encoding="utf-8")
         _check_source(made, images, module)
         card = network.card() | {"dynamic_batch": dynamic_batch}
-        write_json(made / _CONFIG, timm_config(card, network.timm_arguments()))
-        (made / _README).write_text(model_card(card, is_timms=network.is_timms), encoding="utf-8")
-        sums = {file: file_sha256(made / file) for file in _FILES}
-        (folder / _CARD).unlink(missing_ok=True)  # a card is there only with the files it is of
-        for file in _FILES:
-            write_atomic(folder / file, (made / file).read_bytes())
-    write_json(folder / _CARD, card | {"files": sums})
-    return [folder / file for file in (*_FILES, _CARD)]
-
-
-def _check_replaceable(folder: Path) -> None:
-    """Refuse to write over files that are not as an earlier export left them."""
-    card = read_json(folder / _CARD)
-    sums = card.get("files", {}) if isinstance(card, dict) else {}
-    for name in (*_FILES, _CARD):
-        path = folder / name
-        ours = (
-            bool(sums) if name == _CARD else path.exists() and file_sha256(path) == sums.get(name)
-        )
-        if path.exists() and not ours:
-            raise ConfigError(
-                f"An export must not write over what it did not write, but {path} is there and is "
-                "not as an export left it. Give another --to, or move the file."
-            )
+        write_json(made / CONFIG, timm_config(card, network.timm_arguments()))
+        (made / README).write_text(model_card(card, is_timms=network.is_timms), encoding="utf-8")
+        return fill(folder, made, card)
 
 
 @dataclass(frozen=True)

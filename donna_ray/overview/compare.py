@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from device_farm.reading import read_yaml
+from donna_ray.config import load_config
 from donna_ray.errors import MissingArtifactError
 from donna_ray.search.exact.hypervolume import hypervolume, reference_point
 from donna_ray.storage.artifacts import read_json
@@ -30,12 +31,11 @@ def compared(first: Path, second: Path) -> Facts:
         together: what predicted accuracy and latency dominate) and `networks` (ids on both fronts).
 
     Raises:
+        ConfigError: a run's configuration cannot be read.
         MissingArtifactError: a run has no results yet.
     """
     results = [_results(each) for each in (first, second)]
-    settings = [
-        _flat(yaml.safe_load((each / "config.yaml").read_bytes())) for each in (first, second)
-    ]
+    settings = [_settings(each) for each in (first, second)]
     keys = list(dict.fromkeys([*settings[0], *settings[1]]))
     figures = [_figures(each) for each in results]
     names = list(dict.fromkeys([*figures[0], *figures[1]]))
@@ -61,6 +61,12 @@ def _results(root: Path) -> Facts:
             f"first: `donna run {root}`."
         )
     return value
+
+
+def _settings(root: Path) -> Facts:
+    path = root / "config.yaml"
+    load_config(path, ["reference.weights=train"])  # a checkpoint may be gone
+    return _flat(read_yaml(path.read_bytes()))
 
 
 def _flat(value: Any, key: str = "") -> Facts:

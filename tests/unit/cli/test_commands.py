@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import typer
 import yaml
 
 from device_farm.cli import app as farm_app
+from donna_ray.cli import main
 from donna_ray.cli.main import app
 from donna_ray.config import RunConfig, load_config
 from donna_ray.overview import doctor
@@ -83,13 +86,33 @@ def test_init_writes_what_can_be_run(tmp_path: Path, model: str) -> None:
     assert (bad.returncode, file.exists()) == (2, False)
     done = donna_here(*words[:1], str(tmp_path / "mine.yaml"), *words[2:], "--latency-limit", "2ms")
     assert done.returncode == 0, done.stderr
-    assert donna_here(*words, "--latency-limit", "2ms").returncode == 0
+    told = donna_here(*words, "--latency-limit", "2ms").stdout
+    lines = [shlex.split(line, comments=True) for line in told.splitlines()[1:]]
+    assert lines[-1] == ["donna", "run", str(file)]
+    assert all(str(file) in line for line in lines)
     assert load_config(file).name == "my-search"
     made = load_config(tmp_path / "mine.yaml")
     assert made.reference.weights == ("train" if model == "donna_digits" else "pretrained")
     assert (made.name, made.search.latency_limit) == ("mine", "2ms")
     again = donna_here("init", str(tmp_path / "mine.yaml"))
     assert (again.returncode, "is there" in again.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "name", ["my \U0001f600 pics", "\U00020bb7", "a\x7fb c", "d\u2028e", "\udcff f"]
+)
+def test_paths_keep_all_their_characters(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Emoji, rare Han, and what YAML does not take or takes for the end of a line."""
+    read = []
+    monkeypatch.setattr(main, "run_folder", lambda own, _: read.append(own.data.source) or 1 / 0)
+    data, file = str(tmp_path / name), tmp_path / "a.yaml"
+    words = ("--data", data, "--device", "onnxruntime", "--latency-limit", "0.8x")
+    done = donna_here("init", str(file), "--model", "donna_micro", *words)
+    assert (done.returncode, load_config(file).data.source) == (0, data)
+    donna_here("compress", "donna_micro", "--weights", "train", *words)
+    assert read == [data]
 
 
 @pytest.mark.soak
@@ -254,7 +277,7 @@ def results(folder: Path, latency: float, seed: int) -> Path:
     folder.mkdir()
     write_json(folder / "results.json", value)
     (folder / "config.yaml").write_text(
-        yaml.safe_dump({"seed": seed, "search": {"evaluations": 5}})
+        yaml.safe_dump({"seed": seed, "space": {"preset": "micro"}})
     )
     return folder
 
@@ -273,6 +296,11 @@ def test_compare_finds_what_differs(tmp_path: Path) -> None:
     text = donna_here("compare", *runs).stdout
     assert "seed" in text
     assert "100.0%" in text
+    for content in (b"", b"a: [", b"\xc7\0\xff", b"- a", b"seed: no number"):
+        (tmp_path / "b" / "config.yaml").write_bytes(content)
+        refused = donna_here("compare", *runs)
+        assert (refused.returncode, refused.stderr) == (2, donna_here("status", runs[1]).stderr)
+        assert str(tmp_path / "b" / "config.yaml") in refused.stderr
     (tmp_path / "b" / "results.json").unlink()
     refused = donna_here("compare", *runs)
     assert (refused.returncode, "donna run" in refused.stderr) == (2, True)
@@ -287,3 +315,32 @@ def test_cluster_files_are_written_once(tmp_path: Path) -> None:
     (to / "gcp.yaml").unlink()
     assert donna_here("cluster", "init", "--to", str(to)).stdout.split() == [str(to / "gcp.yaml")]
     assert (to / "local.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "init a.yaml --model donna_micro --data digits --device onnxruntime --latency-limit 0.8x",
+        "cluster init --to clusters",
+    ],
+)
+def test_what_a_full_disk_ended_can_be_done_again(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No torn file counts as there. The system refuses files that are larger than it is told."""
+    contents = []
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for folder, sizes in (("sound", ()), ("torn", (500, 1300))):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        for size in sizes:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, allowed[1]))
+            try:
+                ended = donna_here(*words.split())
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+            assert ended.returncode == 1
+            assert "too large. Free some space" in ended.stderr
+        assert donna_here(*words.split()).returncode == 0
+        contents.append({p: p.read_bytes() for p in Path().rglob("*") if p.is_file()})
+    assert contents[0] == contents[1]

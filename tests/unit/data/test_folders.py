@@ -10,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from timm.utils import natural_key
 from torchvision.datasets import ImageFolder
 
 from donna_ray.config import DataConfig
 from donna_ray.data import class_count, load_data
+from donna_ray.data.files import _natural
 from donna_ray.errors import ConfigError, DonnaError
 from tests.unit.data.image_files import (
     PREPROCESSING,
@@ -81,6 +85,19 @@ def test_labels_are_those_of_torchvision(names: list[str], write: Write, tmp_pat
     assert sorted(labels_of(data.train)) == list(range(len(names)))
 
 
+@pytest.mark.parametrize(
+    "name", ["a/10\u00b25.png", "1\u24602/0.png", "\u00b2/\u00b3.png", "a/5\u2082.png"]
+)
+def test_digits_that_are_no_numbers_may_be_in_names(name: str, write: Write) -> None:
+    files = {**split(), name: png(7)}
+    assert len(load(write(files, files)).train) == 7
+
+
+@given(st.lists(st.text("0129aB_-/. \u0663\u00e9", max_size=8), max_size=6))
+def test_names_are_in_the_order_of_timm(names: list[str]) -> None:
+    assert sorted(names, key=_natural) == sorted(names, key=natural_key)
+
+
 @pytest.mark.parametrize("name", HIDDEN)
 def test_what_systems_leave_is_passed_over(name: str, write: Write) -> None:
     expected = images_of(load(write(split())).train)
@@ -108,6 +125,17 @@ def test_what_is_no_image_is_named_or_refused(name: str, write: Write) -> None:
     assert list(data.train.broken) == list(data.calibration.broken) == [name]
     refuse(write({**split(), **stray}), name, f"1 {Path(name).suffix}", "of the 7 in")
     assert len(load(write({**split(), "labels.txt": b"of all"})).train) == 6
+
+
+@pytest.mark.parametrize("name", ["a/pipe", "a/0.png"])
+def test_what_is_no_file_is_named_and_not_waited_for(name: str, tmp_path: Path) -> None:
+    config = write_plain(tmp_path)
+    (tmp_path / "train" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "train" / name)
+    train = load(config).train
+    assert len(images_of(train)) == 120 - (name == "a/0.png")
+    assert list(train.broken) == [name]
+    assert train.broken[name].startswith("OSError")
 
 
 @pytest.mark.parametrize("content", [b"", b"text"])

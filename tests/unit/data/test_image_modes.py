@@ -13,6 +13,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from donna_ray.data.decode import open_rgb, part_of_white, to_rgb
 
@@ -142,6 +143,18 @@ def test_damaged_exif_is_no_damage_of_the_image() -> None:
     data = saved(Image.fromarray(UPRIGHT), "PNG", exif=b"Exif\0\0MM\0*\0\0\xff\xff")
     assert data is not None
     assert np.array_equal(np.asarray(open_rgb(io.BytesIO(data))), UPRIGHT)
+
+
+@pytest.mark.parametrize("profile", ["not hexadecimal", "4d4d", "", "4d4d002a000000"])
+def test_unreadable_exif_is_no_damage_but_that_of_pixels_is(profile: str) -> None:
+    """As old ImageMagick writes it into a PNG."""
+    info = PngInfo()
+    info.add_text("Raw profile type exif", f"\nexif\n      20\n{profile}")
+    data = saved(Image.fromarray(UPRIGHT), "PNG", pnginfo=info)
+    assert data is not None
+    assert np.array_equal(np.asarray(open_rgb(io.BytesIO(data))), UPRIGHT)
+    with pytest.raises(OSError, match="truncated"):
+        open_rgb(io.BytesIO(data[: data.index(b"IDAT") + 10]))
 
 
 def test_first_frame_of_an_animation_is_taken() -> None:

@@ -8,7 +8,6 @@ import json
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -22,28 +21,17 @@ from typer.testing import CliRunner
 from device_farm import Workload
 from donna_ray.cli.main import app
 from donna_ray.cli.tables import print_evaluation
-from donna_ray.config import ReferenceTraining, RunConfig, load_config
+from donna_ray.config import load_config
 from donna_ray.data import load_data, load_test
 from donna_ray.errors import DonnaError
-from donna_ray.export import step
 from donna_ray.export.step import export_network
-from donna_ray.finetune.assemble import untrained
-from donna_ray.onnx_export import export_onnx
-from donna_ray.reference.build import outline
-from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.network import StagedNetwork
-from donna_ray.space import UNSHRUNK, BlockSpec, block_family, register_modules
+from donna_ray.space import UNSHRUNK, BlockSpec, block_family
 from donna_ray.storage.artifacts import StepFolder, file_sha256
-from donna_ray.storage.records import RecordStore
-from donna_ray.training.loop import cross_entropy, right_answers, seeded
-from donna_ray.training.trainer import Trainer
+from donna_ray.training.loop import right_answers
 from tests.command_line import donna_here
+from tests.unit.export.made import INVERTED, LATENCY, NAMES, TEST, Finished, loaded
 
-LATENCY = {"device": "cpu", "connector": "onnxruntime", "settings": {"threads": 1}, "median_ms": 1}
-INVERTED = BlockSpec.of(
-    "inverted_residual",
-    {"kernel": 3, "expansion": 2, "depth": 1, "activation": "relu", "squeeze_excite": "hard"},
-)
 BASIC = BlockSpec.of(
     "residual_basic",
     {"kernel": 3, "ratio": 0.5, "depth": 1, "activation": "relu", "squeeze_excite": True},
@@ -84,85 +72,10 @@ OWN = """
 """
 
 
-TEST = {"test_accuracy": 0.75, "test_low": 0.5, "test_high": 0.875, "test_images": 8}
-NAMES = [f"class {number}" for number in range(10)]
-
-
-class Finished:
-    """A run folder with one finetuned network."""
-
-    def __init__(self, root: Path, specs: list[BlockSpec], epochs: int = 0, **values: Any) -> None:
-        """The weights are random, but for so many epochs on the data."""
-        self.root, self.id = root, "abcdef0123456789"
-        values = {"space": {"preset": "micro"}, **values}
-        config = RunConfig.model_validate(values)
-        (root / "config.yaml").write_text(yaml.safe_dump(config.model_dump()))
-        register_modules(config.space.modules)
-        classes = 10
-        with seeded(3):
-            _, reference, preprocessing = outline(config, classes, load_weights=False)
-            self.network = untrained(reference, specs).eval()
-        self.preprocessing = preprocessing
-        if epochs:
-            recipe, data = ReferenceTraining(epochs=epochs), load_data(config.data, preprocessing)
-            trainer = Trainer(self.network, data, recipe, 0, cross_entropy)
-            while not trainer.finished():
-                trainer.train_epoch()
-            self.network = trainer.result().requires_grad_(False)
-        teacher = {"classes": classes, "preprocessing": preprocessing, "accuracy": 0.9}
-        teacher |= {
-            "model": config.reference.model,
-            "weights_sha256": "",
-            "images": {},
-            "class_names": NAMES,
-            "stages": [],
-        }
-        inputs = {"reference": config.reference.model_dump(), "data": config.data.model_dump()}
-        made = StepFolder(root, "reference", inputs).commit(teacher, [], 0.0)
-        record = {
-            "architecture": self.id,
-            "blocks": [spec.to_json() for spec in specs],
-            "reference": reference_identity(made),
-            **dict.fromkeys(("accuracy", "zero_shot_accuracy", "params", "macs"), 0.5),
-            **{"epochs": 1, "recipe": {}, "seed": 0},
-        }
-        onnx = export_onnx(self.network, self.network.input_shape)
-        networks = RecordStore(root / "networks")
-        networks.put("key", record, self.network.state_dict(), files={"onnx": onnx})
-        self.finetuned(LATENCY, {self.id: {"key": "key"}, "0123": {"key": "other"}})
-
-    def finetuned(self, latency: dict[str, Any], networks: dict[str, Any]) -> None:
-        """Add a search that measured this, and what was finetuned after it."""
-        front = {"front": [{"id": self.id, "latency": latency}]}
-        search = StepFolder(self.root, "search/default", latency).commit(front, [], 0.0)
-        inputs = {"searches": {"default": search.digest}}
-        networks = {name: {**facts, **TEST} for name, facts in networks.items()}
-        result = {"networks": networks, "reference": {"test_from": "data.test_split test"}}
-        StepFolder(self.root, "finetune", inputs).commit(result, [], 0.0)
-
-
 def own_family(path: Path, name: str) -> str:
     """A file that registers the family under a name; in a process that name has one file."""
     path.write_text(textwrap.dedent(OWN).replace("NAME", name))
     return str(path)
-
-
-def loaded(folder: Path) -> Any:
-    """The network of the Python file."""
-    spec = importlib.util.spec_from_file_location("exported_network", folder / "network.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.load()
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Python file is checked in this process: its own takes seconds to start, and one test
-    has it."""
-    run = torch.no_grad()(lambda folder, images: loaded(folder)(images))
-    monkeypatch.setattr(step, "_logits_alone", run)
 
 
 @torch.no_grad()
@@ -291,25 +204,27 @@ def test_changed_family_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("in_process")
-def test_checkpoint_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder whose name looks like a chained URL, too; a failed export leaves no card."""
+def test_checkpoint_that_is_gone(tmp_path: Path) -> None:
+    """In a folder whose name looks like a chained URL, too."""
     root = tmp_path / "a::b"
     root.mkdir()
     run = Finished(root, [INVERTED] * 3)
     config = yaml.safe_load((root / "config.yaml").read_text())
     config["reference"]["weights"] = str(tmp_path / "gone.safetensors")
     (root / "config.yaml").write_text(yaml.safe_dump(config))
-    to = tmp_path / "out"
-    files = export_network(root, run.id, to)
+    files = export_network(root, run.id, tmp_path / "out")
     assert all(file.is_file() for file in files)
 
-    def full(path: Path, data: bytes) -> None:
-        raise OSError(28, "full", str(path))
 
-    monkeypatch.setattr(step, "write_atomic", full)
-    with pytest.raises(OSError, match=r"model\.safetensors"):
-        export_network(root, run.id, to)
-    assert not (to / "card.json").exists()
+def check_arguments(folder: Path) -> None:
+    """What the network cannot follow is refused; what is its own is taken."""
+    own = {"num_classes": 10, "in_chans": 1, "features_only": False, "drop_rate": 0.0}
+    timm.create_model(f"local-dir:{folder}", pretrained=True, **own)
+    others = {"num_classes": 0, "in_chans": 3, "features_only": True, "drop_path_rate": 0.1}
+    for name, value in {**others, "pretrained_cfg_overlay": {"num_classes": 5}}.items():
+        words = f"{name} must be {own.get(name, 'left out')}, .* but is .*network.head"
+        with pytest.raises(ValueError, match=words):
+            timm.create_model(f"local-dir:{folder}", **{name: value})
 
 
 @pytest.mark.usefixtures("in_process")
@@ -329,6 +244,7 @@ def test_timm_loads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             module = importlib.util.module_from_spec(spec)
             monkeypatch.setitem(sys.modules, "network", module)
             spec.loader.exec_module(module)
+            check_arguments(root / "out")
         network = timm.create_model(f"local-dir:{root / 'out'}", pretrained=True).eval()
         images = torch.randn(2, *run.network.input_shape)
         with torch.no_grad():
