@@ -362,7 +362,7 @@ def _tuned(
     **parameters: Any,
 ) -> Any:
     """The results of a run of Ray Tune; `parameters` are those of its trials."""
-    with _environment(_TUNE_SETTINGS), _quiet("ray.tune.analysis.experiment_analysis"):
+    with _environment(_TUNE_SETTINGS), _quiet("ray.tune"):
         return tune.Tuner(
             trainable,
             param_space=parameters,
@@ -379,10 +379,12 @@ def _tuned(
 
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Without a logger's warnings: Tune misses the loggers' files, which are off."""
+    """Without what a logger says, unless much is asked for. Tune misses its loggers' files, which
+    are off, and of a trial that fails it prints a traceback; why, the search says in a line."""
     logger = logging.getLogger(name)
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    if not logging.getLogger().isEnabledFor(logging.INFO):
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
