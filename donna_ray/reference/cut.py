@@ -199,10 +199,7 @@ class _Part:
     def _needed(self) -> list[fx.Node]:
         """The nodes inside that the end depends on."""
         inside = self._trace.nodes[self._start.position + 1 : self._end.position + 1]
-        needed = {self._end.node}
-        for node in reversed(inside):
-            if node in needed:
-                needed.update(node.all_input_nodes)
+        needed = self._trace.needed(inside, [self._end.node])
         return [node for node in inside if node in needed]
 
     def _chain(self) -> list[nn.Module] | None:
@@ -215,7 +212,7 @@ class _Part:
                 return None
             modules.append(self._trace.model.get_submodule(str(node.target)))
             source = node
-        return modules
+        return modules if source is self._end.node else None
 
     def _copy(self, node: fx.Node) -> Any:
         """What stands for a node here: its copy or, of one before the part, its constant value."""

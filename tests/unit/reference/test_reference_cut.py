@@ -178,6 +178,35 @@ def test_stage_between_glue_keeps_the_glue() -> None:
     torch.testing.assert_close(network.features(images)[0], images + 1)
 
 
+class InPlace(nn.Module):
+    """Its forward has calls whose result nobody takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.act = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.ReLU(inplace=True)
+        self.unused = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(inplace=True))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.clone()
+        images.mul_(2).add_(1)
+        features = self.a(images)
+        self.act(features)
+        nn.functional.hardtanh(features.flatten(1), 0.1, 0.3, True)  # a view, by position
+        self.unused(features)
+        features = self.b(features)
+        nn.functional.relu_(features)
+        return features.mean((2, 3))
+
+
+def test_calls_that_change_in_place_stay() -> None:
+    model = InPlace()
+    stem, *stages, head = cut_model(model, [("a",), ("b",)], (3, 4, 4))
+    network = StagedNetwork(stem, stages, head, (3, 4, 4))
+    images = torch.randn(2, 3, 4, 4)
+    assert torch.equal(network(images), model(images))
+    assert not [name for name in network.state_dict() if "unused" in name]
+
+
 def test_dropout_in_the_forward_still_drops_in_training() -> None:
     class Dropping(nn.Module):
         def __init__(self) -> None:
