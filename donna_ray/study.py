@@ -35,7 +35,7 @@ from donna_ray.predictor.design import design
 from donna_ray.predictor.fitting import fit
 from donna_ray.predictor.model import AccuracyPredictor, Floats
 from donna_ray.predictor.quality import Estimate, comparable, kendall_tau
-from donna_ray.reference.build import cut_reference
+from donna_ray.reference.build import check_cut, cut_reference
 from donna_ray.reference.network import StagedNetwork, own_weights
 from donna_ray.reference.work import calibrate
 from donna_ray.search.ask_tell import Search, SearchSetup
@@ -107,6 +107,7 @@ class Study:
 
     Raises:
         ConfigError: the model cannot be cut there, or a loader does not tell its length.
+        DonnaError: the cut computes something else than the model.
     """
 
     def __init__(
@@ -125,6 +126,8 @@ class Study:
         named = None if stages is None else list(stages)
         config = ReferenceConfig(model=type(model).__name__, stages=named)
         self.reference = cut_reference(model, config, images.shape[1:])
+        some = Engine.of(self.reference).images(images[:_CHECKED_IMAGES])
+        check_cut(model, self.reference, config.model, some)
         self.reference.requires_grad_(False).eval()
         self._variance = calibrate(self.reference, self._data.distillation_plain)
         self._loss = _loss_of(loss, self.reference)

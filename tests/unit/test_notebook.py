@@ -124,6 +124,39 @@ def test_block_that_raises_is_left_out_with_a_warning(monkeypatch: pytest.Monkey
     assert study.blocks.size == 12 < count
 
 
+class Hidden(Boxes):
+    """Torch does not note what it changes in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.doubling = Doubling()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.layer1(self.stem(images))
+        self.doubling(features)
+        return self.layer2(features).mean((2, 3))
+
+
+class Doubling(nn.Module):
+    def forward(self, features: torch.Tensor) -> None:
+        features.data.mul_(2)
+
+
+def hooked() -> nn.Module:
+    model = Boxes()
+    model.register_forward_pre_hook(lambda module, given: (given[0] * 2 - 1,))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "remedy"), [(Hidden(), "Choose other stages"), (hooked(), "forward hooks of its own")]
+)
+def test_cut_that_computes_something_else_is_refused(model: nn.Module, remedy: str) -> None:
+    words = f"must equal {type(model).__name__} to 1e-05, but differs.*{remedy}"
+    with pytest.raises(donna.DonnaError, match=words):
+        donna.Study(model, loader(), loader(), stages=["layer1", "layer2"], loss=loss)
+
+
 def test_what_cannot_be_a_study() -> None:
     data = DataLoader(TensorDataset(torch.randn(8, 1, 8, 8), torch.zeros(8)), 4)
     with pytest.raises(donna.ConfigError, match="has no 'layer9'"):
