@@ -15,12 +15,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.nn import functional
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from donna_ray.errors import ConfigError
 
 __all__ = ["LARGER", "CannotCutError", "Trace", "has_tensor"]
 
 LARGER = 4  # times as high and wide: a second image size, which shows what depends on the size
+_MAKERS = (WeightNorm, SpectralNorm, BasePruningMethod)  # of weights, by torch's older way
 
 
 class CannotCutError(Exception):
@@ -38,6 +42,7 @@ class Trace:
             that are built for one size; None where there is no such model.
 
     Raises:
+        ConfigError: hooks make its weights.
         CannotCutError: it cannot be traced.
     """
 
@@ -48,6 +53,7 @@ class Trace:
         input_shape: Sequence[int],
         enlarged: Callable[[], nn.Module] | None = None,
     ) -> None:
+        _check_weights(model)
         self.model = model.eval()
         self._names, self._shape, self._enlarged = names, tuple(input_shape), enlarged
         self._on_meta = _graph(model, names, self._shape)
@@ -296,17 +302,37 @@ def _remove_dead_code(graph: fx.Graph, on_meta: _OnMeta, shape: Sequence[int]) -
     graph.eliminate_dead_code(needed.__contains__)
 
 
+def _check_weights(model: nn.Module) -> None:
+    """Tensors that a hook makes before each call are no weights: not copied, and not stored."""
+    for name, module in model.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, _MAKERS):
+                raise ConfigError(
+                    f"The weights of a reference must be its own, but {type(hook).__name__} makes "
+                    f"those of {name} in {type(model).__name__} at each call. Make them own by "
+                    "remove_weight_norm, remove_spectral_norm or prune.remove of torch.nn.utils."
+                )
+
+
 def _cause(model: nn.Module, shape: Sequence[int], error: Exception) -> Exception:
     """Of an error in a trace: the model itself does not take such images, or cannot be traced."""
     if not isinstance(error, fx.proxy.TraceError):
         try:
+            own_model = copy.deepcopy(model)
+        except Exception as uncopied:
+            return ConfigError(
+                f"A reference must be a model that copy.deepcopy copies, but with "
+                f"{type(model).__name__} it raised {type(uncopied).__name__}: {uncopied}. Take out "
+                "of the model what cannot be copied."
+            )
+        try:
             with torch.no_grad(), torch.device("meta"):
-                copy.deepcopy(model).to("meta")(torch.empty(2, *shape))
+                own_model.to("meta")(torch.empty(2, *shape))
         except Exception as own:
             return ConfigError(
                 f"A reference must take images of the size asked for, but {type(model).__name__} "
                 f"with {tuple(shape)} raised {type(own).__name__}: {own}. Change data.image_size "
-                "(or --image-size)."
+                "(or --image-size, or the images of a study)."
             )
     first = str(error).strip().partition("\n")[0]
     reason = f"torch.fx cannot trace its forward ({type(error).__name__}: {first})"

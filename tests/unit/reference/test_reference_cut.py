@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import safetensors.torch
 import timm
 import torch
 from timm.utils import reparameterize_model
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.data import TensorDataset
 
 from donna_ray.complexity import complexity
@@ -163,6 +166,30 @@ def test_forward_that_cannot_be_traced_is_named() -> None:
 
     with pytest.raises(CannotCutError, match=r"cannot trace its forward \(TraceError"):
         cut_model(Branching(), [("a",), ("b",)], (3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "maker"),
+    [
+        (nn.utils.weight_norm, "WeightNorm"),
+        (nn.utils.spectral_norm, "SpectralNorm"),
+        (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), "L1Unstructured"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+def test_weights_that_a_hook_makes_are_named(make: Any, maker: str) -> None:
+    model = PreActivated()
+    make(model.b[1])
+    model(torch.zeros(2, 3, 8, 8))
+    with pytest.raises(ConfigError, match=rf"{maker} makes those of b\.1 in PreActivated.*remove"):
+        cut_model(model, [("a",), ("b",)], (3, 8, 8))
+
+
+def test_model_that_is_not_copied_is_not_blamed_on_its_images() -> None:
+    model = PreActivated()
+    model.a.known = model.a[0].weight * 2  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match=r"copy\.deepcopy copies, but with PreActivated"):
+        cut_model(model, [("a",), ("b",)], (3, 8, 8))
 
 
 def test_stage_between_glue_keeps_the_glue() -> None:
