@@ -129,6 +129,11 @@ def check_cut(
         DonnaError: the outputs differ by more than rounding.
     """
     whole, cut = _outputs(model, reference, images)
+    if whole.isnan().any():
+        raise DonnaError(
+            f"The output of a reference must be numbers, but {name} gives NaN{_where(model)}. "
+            "Mend its weights, or its images."
+        )
     error = _largest(whole - cut)
     if error <= _CUT_TOLERANCE * max(1.0, _largest(whole)):
         return
@@ -139,6 +144,12 @@ def check_cut(
         f"The cut reference must equal {name} to {_CUT_TOLERANCE}, but differs by {error:.2e}. "
         f"{remedy}"
     )
+
+
+def _where(model: nn.Module) -> str:
+    """The first of its weights that has NaN, in words."""
+    names = (name for name, value in model.state_dict().items() if value.isnan().any())
+    return next((f": its {name} has NaN" for name in names), "")
 
 
 def cut_error(model: nn.Module, reference: StagedNetwork) -> float:

@@ -142,6 +142,13 @@ class Doubling(nn.Module):
         features.data.mul_(2)
 
 
+def test_weights_that_are_not_numbers_are_named() -> None:
+    model = Boxes()
+    nn.init.constant_(model.layer1.weight, float("nan"))
+    with pytest.raises(donna.DonnaError, match=r"Boxes gives NaN: its layer1\.weight has NaN"):
+        donna.Study(model, loader(), loader(), stages=["layer1", "layer2"], loss=loss)
+
+
 def hooked() -> nn.Module:
     model = Boxes()
     model.register_forward_pre_hook(lambda module, given: (given[0] * 2 - 1,))
