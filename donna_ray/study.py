@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from donna_ray.complexity import complexity
@@ -89,7 +90,7 @@ class Study:
         model: a trained network of one input and one output tensor, in the place of which others
             are looked for. What is distilled are the features between its stages, so its output may
             be logits, a mask or features. It is put into eval mode and not trained.
-        train: a DataLoader of (images, targets), images (N, C, H, W).
+        train: a DataLoader of (images, targets), images (N, C, H, W) in float32.
         validation: the same, of other images, for NSR and scores.
         stages: the model's modules that are each a stage, by name (`layer1`), or lists of
             consecutive ones; one tensor must go from each to the next. None finds them.
@@ -106,7 +107,8 @@ class Study:
         predictor: of the score from NSR; None before `fit`.
 
     Raises:
-        ConfigError: the model cannot be cut there, or a loader does not tell its length.
+        ConfigError: the model cannot be cut there or is not float32, or a loader does not tell its
+            length or has other batches.
         DonnaError: the cut computes something else than the model.
     """
 
@@ -121,8 +123,9 @@ class Study:
         score: Callable[[nn.Module, Any], float] | None = None,
         seed: int = 0,
     ) -> None:
-        self._data, self._loader, self._seed = data_of_loaders(train, validation), validation, seed
-        images, _ = next(iter(train))
+        self._data, images = data_of_loaders(train, validation)
+        self._loader, self._seed = validation, seed
+        _check_precision(model)
         named = None if stages is None else list(stages)
         config = ReferenceConfig(model=type(model).__name__, stages=named)
         self.reference = cut_reference(model, config, images.shape[1:])
@@ -373,6 +376,16 @@ class Study:
         if not self._distilled:
             raise DonnaError("There are no distilled blocks yet. Call `distil` first.")
         return self._distilled
+
+
+def _check_precision(model: nn.Module) -> None:
+    kinds = {each.dtype for each in model.parameters()}
+    if kinds != {torch.float32}:
+        found = ", ".join(sorted(map(str, kinds))) or "none"
+        raise ConfigError(
+            f"The parameters of a model must be float32, but those of {type(model).__name__} are "
+            f"{found}. Give `model.float()`."
+        )
 
 
 def _loss_of(own: Callable[[Any, Any], Tensor] | None, reference: StagedNetwork) -> Loss:

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import donna_ray as donna
 from donna_ray.distill import students
@@ -162,6 +162,41 @@ def test_cut_that_computes_something_else_is_refused(model: nn.Module, remedy: s
     words = f"must equal {type(model).__name__} to 1e-05, but differs.*{remedy}"
     with pytest.raises(donna.DonnaError, match=words):
         donna.Study(model, loader(), loader(), stages=["layer1", "layer2"], loss=loss)
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        yield torch.zeros(1, 8, 8), 0
+
+
+IMAGES, LABELS = torch.randn(8, 1, 8, 8), torch.zeros(8)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (Endless(), "tell its length"),
+        ([{"image": IMAGES[0]}] * 8, "the first is a dict"),
+        (TensorDataset(IMAGES, LABELS, LABELS), "the first is a list of 3"),
+        (TensorDataset(IMAGES.double(), LABELS), "float64"),
+        (TensorDataset(IMAGES.byte(), LABELS), "uint8"),
+        (TensorDataset(IMAGES[:, 0], LABELS), r"shape \(4, 8, 8\)"),
+        ([("image", 0)] * 8, "but are tuple"),
+        (TensorDataset(IMAGES[:0], LABELS[:0]), "must have a batch"),
+        (TensorDataset(IMAGES[..., 1:], LABELS), r"one shape, but are .*\(1, 8, 7\)"),
+    ],
+)
+@pytest.mark.parametrize("place", ["train", "validation"])
+def test_loader_of_another_kind_is_told_what_to_give(data: Any, words: str, place: str) -> None:
+    loaders = {"train": loader(), "validation": loader(), place: DataLoader(data, 4)}
+    with pytest.raises(donna.ConfigError, match=words):
+        donna.Study(Boxes(), **loaders, stages=["layer1", "layer2"])
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_model_of_another_precision_is_told_what_to_give(kind: torch.dtype) -> None:
+    with pytest.raises(donna.ConfigError, match=rf"Boxes are {kind}\. Give `model\.float"):
+        donna.Study(Boxes().to(kind), loader(), loader(), stages=["layer1", "layer2"])
 
 
 def test_what_cannot_be_a_study() -> None:
