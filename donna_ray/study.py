@@ -4,6 +4,7 @@ A run (`donna run`) is the same steps for classifiers on a cluster, resumable. H
 in this process, on the device that the model is on, and what it makes is in memory.
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -277,10 +278,13 @@ class Study:
     def export(self, network: StagedNetwork, folder: str | Path) -> Path:
         """Write `model.onnx` (checked against torch), `model.safetensors` and `card.json`.
 
+        The network stays as it is, where it is.
+
         Raises:
             DonnaError: an operator has no ONNX, or ONNX Runtime gives something else than torch.
         """
-        place, network = Path(folder), network.cpu().eval().requires_grad_(False)
+        place = Path(folder)
+        network = copy.deepcopy(network).cpu().eval().requires_grad_(False)
         images, _ = next(iter(self._loader))
         model = export_onnx(network, network.input_shape)
         check_onnx_error(onnx_error(model, network, images[:_CHECKED_IMAGES]))

@@ -149,6 +149,14 @@ def test_weights_that_are_not_numbers_are_named() -> None:
         donna.Study(model, loader(), loader(), stages=["layer1", "layer2"], loss=loss)
 
 
+def test_network_that_is_exported_stays_as_it_is(tmp_path: Path) -> None:
+    study = donna.Study(Boxes(), loader(), loader(), stages=["layer1", "layer2"], loss=loss)
+    network = study.reference.requires_grad_(True).train()
+    study.export(network, tmp_path)
+    assert network.training
+    assert all(each.requires_grad for each in network.parameters())
+
+
 def hooked() -> nn.Module:
     model = Boxes()
     model.register_forward_pre_hook(lambda module, given: (given[0] * 2 - 1,))
