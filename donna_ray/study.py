@@ -4,6 +4,7 @@ A run (`donna run`) is the same steps for classifiers on a cluster, resumable. H
 in this process, on the device that the model is on, and what it makes is in memory.
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from donna_ray.complexity import complexity
@@ -35,7 +37,7 @@ from donna_ray.predictor.design import design
 from donna_ray.predictor.fitting import fit
 from donna_ray.predictor.model import AccuracyPredictor, Floats
 from donna_ray.predictor.quality import Estimate, comparable, kendall_tau
-from donna_ray.reference.build import cut_reference
+from donna_ray.reference.build import check_cut, cut_reference
 from donna_ray.reference.network import StagedNetwork, own_weights
 from donna_ray.reference.work import calibrate
 from donna_ray.search.ask_tell import Search, SearchSetup
@@ -89,7 +91,7 @@ class Study:
         model: a trained network of one input and one output tensor, in the place of which others
             are looked for. What is distilled are the features between its stages, so its output may
             be logits, a mask or features. It is put into eval mode and not trained.
-        train: a DataLoader of (images, targets), images (N, C, H, W).
+        train: a DataLoader of (images, targets), images (N, C, H, W) in float32.
         validation: the same, of other images, for NSR and scores.
         stages: the model's modules that are each a stage, by name (`layer1`), or lists of
             consecutive ones; one tensor must go from each to the next. None finds them.
@@ -106,7 +108,9 @@ class Study:
         predictor: of the score from NSR; None before `fit`.
 
     Raises:
-        ConfigError: the model cannot be cut there, or a loader does not tell its length.
+        ConfigError: the model cannot be cut there or is not float32, or a loader does not tell its
+            length or has other batches.
+        DonnaError: the cut computes something else than the model.
     """
 
     def __init__(
@@ -120,11 +124,14 @@ class Study:
         score: Callable[[nn.Module, Any], float] | None = None,
         seed: int = 0,
     ) -> None:
-        self._data, self._loader, self._seed = data_of_loaders(train, validation), validation, seed
-        images, _ = next(iter(train))
+        self._data, images = data_of_loaders(train, validation)
+        self._loader, self._seed = validation, seed
+        _check_precision(model)
         named = None if stages is None else list(stages)
         config = ReferenceConfig(model=type(model).__name__, stages=named)
         self.reference = cut_reference(model, config, images.shape[1:])
+        some = Engine.of(self.reference).images(images[:_CHECKED_IMAGES])
+        check_cut(model, self.reference, config.model, some)
         self.reference.requires_grad_(False).eval()
         self._variance = calibrate(self.reference, self._data.distillation_plain)
         self._loss = _loss_of(loss, self.reference)
@@ -278,10 +285,13 @@ class Study:
     def export(self, network: StagedNetwork, folder: str | Path) -> Path:
         """Write `model.onnx` (checked against torch), `model.safetensors` and `card.json`.
 
+        The network stays as it is, where it is.
+
         Raises:
             DonnaError: an operator has no ONNX, or ONNX Runtime gives something else than torch.
         """
-        place, network = Path(folder), network.cpu().eval().requires_grad_(False)
+        place = Path(folder)
+        network = copy.deepcopy(network).cpu().eval().requires_grad_(False)
         images, _ = next(iter(self._loader))
         model = export_onnx(network, network.input_shape)
         check_onnx_error(onnx_error(model, network, images[:_CHECKED_IMAGES]))
@@ -377,6 +387,16 @@ class Study:
         if not self._distilled:
             raise DonnaError("There are no distilled blocks yet. Call `distil` first.")
         return self._distilled
+
+
+def _check_precision(model: nn.Module) -> None:
+    kinds = {each.dtype for each in model.parameters()}
+    if kinds != {torch.float32}:
+        found = ", ".join(sorted(map(str, kinds))) or "none"
+        raise ConfigError(
+            f"The parameters of a model must be float32, but those of {type(model).__name__} are "
+            f"{found}. Give `model.float()`."
+        )
 
 
 def _loss_of(own: Callable[[Any, Any], Tensor] | None, reference: StagedNetwork) -> Loss:

@@ -5,6 +5,7 @@ from itertools import chain, islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from donna_ray.data.images import derived_seed
 from donna_ray.data.split import ImageData, Split
@@ -55,17 +56,50 @@ class LoadedSplit(Split):
         return self.dataset
 
 
-def data_of_loaders(train: Any, validation: Any) -> ImageData:
-    """The data set of two loaders of (images, targets).
+def data_of_loaders(train: Any, validation: Any) -> tuple[ImageData, Tensor]:
+    """The data set of two loaders of (images, targets), and the first images of `train`.
 
     Raises:
-        ConfigError: one does not tell how many images and batches it has.
+        ConfigError: one does not tell how many images and batches it has, or its first batch is
+            none of float32 images (N, C, H, W), of one shape in both, and targets.
     """
-    for name, loader in (("train", train), ("validation", validation)):
-        if not hasattr(loader, "__len__") or not hasattr(loader, "dataset"):
-            raise ConfigError(
-                f"{name} must be a torch DataLoader, or have its `dataset` and a length in batches,"
-                f" but is {type(loader).__name__}. Wrap it in a DataLoader."
-            )
+    first, others = _first_images("train", train), _first_images("validation", validation)
+    if first.shape[1:] != others.shape[1:]:
+        shapes = f"{tuple(first.shape[1:])} and {tuple(others.shape[1:])}"
+        raise ConfigError(
+            f"The images of train and validation must have one shape, but are {shapes}. Crop or "
+            "resize them in the datasets."
+        )
     own, held_out = LoadedSplit(train), LoadedSplit(validation)
-    return ImageData(own, own, held_out, own, own, classes=0)
+    return ImageData(own, own, held_out, own, own, classes=0), first
+
+
+def _first_images(name: str, loader: Any) -> Tensor:
+    try:
+        count = min(len(loader), len(loader.dataset))
+    except (AttributeError, TypeError, NotImplementedError) as error:
+        raise ConfigError(
+            f"{name} must be a torch DataLoader, or have its `dataset`, and tell its length in "
+            f"images and batches, but is {type(loader).__name__}: {error}. Wrap it in a DataLoader "
+            "of a dataset with `__len__`."
+        ) from error
+    batch = next(LoadedSplit(loader).batches(0), None) if count else None
+    if batch is None:
+        raise ConfigError(f"{name} must have a batch, but has none. Give it more images.")
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        what = type(batch).__name__
+        what += f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
+        raise ConfigError(
+            f"Batches of {name} must be (images, targets), but the first is a {what}. "
+            "Give the DataLoader a `collate_fn` that makes such pairs."
+        )
+    images = batch[0]
+    if not isinstance(images, Tensor) or images.dtype != torch.float32 or images.ndim != 4:
+        what = type(images).__name__
+        if isinstance(images, Tensor):
+            what = f"{images.dtype} of shape {tuple(images.shape)}"
+        raise ConfigError(
+            f"Images of {name} must be float32 tensors (N, C, H, W), but are {what}. Convert "
+            "them in the dataset or a `collate_fn`."
+        )
+    return images

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from donna_ray.config import ReferenceConfig, RunConfig
 from donna_ray.data import class_count, image_format, used_preprocessing
@@ -14,7 +14,7 @@ from donna_ray.reference.stages import automatic_cut
 from donna_ray.reference.timm_models import create_timm_model, preprocessing_of
 from donna_ray.reference.trace import LARGER, CannotCutError
 
-__all__ = ["build_reference", "cut_error", "cut_reference", "outline"]
+__all__ = ["build_reference", "check_cut", "cut_error", "cut_reference", "outline"]
 
 _CUT_TOLERANCE = 1e-5
 
@@ -38,12 +38,7 @@ def build_reference(
     """
     known = class_count(config.data) if classes is None else classes
     model, reference, preprocessing = outline(config, known, load_weights=load_weights)
-    error = cut_error(model, reference)
-    if not error <= _CUT_TOLERANCE:
-        raise DonnaError(
-            f"The cut reference must equal {config.reference.model} to {_CUT_TOLERANCE}, but "
-            f"differs by {error:.2e}. Choose other stages in reference.stages, or another model."
-        )
+    check_cut(model, reference, config.reference.model)
     return reference, preprocessing
 
 
@@ -120,9 +115,58 @@ def _not_cut(config: ReferenceConfig, model: nn.Module, reason: CannotCutError) 
     )
 
 
-@torch.no_grad()
+def check_cut(
+    model: nn.Module, reference: StagedNetwork, name: str, images: Tensor | None = None
+) -> None:
+    """Refuse a cut that does not compute what the model does.
+
+    Args:
+        model: the whole, in messages under this name.
+        reference: the cut.
+        images: on the device of both; None takes two random ones.
+
+    Raises:
+        DonnaError: the outputs differ by more than rounding.
+    """
+    whole, cut = _outputs(model, reference, images)
+    if whole.isnan().any():
+        raise DonnaError(
+            f"The output of a reference must be numbers, but {name} gives NaN{_where(model)}. "
+            "Mend its weights, or its images."
+        )
+    error = _largest(whole - cut)
+    if error <= _CUT_TOLERANCE * max(1.0, _largest(whole)):
+        return
+    remedy = "Choose other stages in reference.stages, or another model."
+    if model._forward_hooks or model._forward_pre_hooks:
+        remedy = "It has forward hooks of its own, which are lost: do in its forward what they do."
+    raise DonnaError(
+        f"The cut reference must equal {name} to {_CUT_TOLERANCE}, but differs by {error:.2e}. "
+        f"{remedy}"
+    )
+
+
+def _where(model: nn.Module) -> str:
+    """The first of its weights that has NaN, in words."""
+    names = (name for name, value in model.state_dict().items() if value.isnan().any())
+    return next((f": its {name} has NaN" for name in names), "")
+
+
 def cut_error(model: nn.Module, reference: StagedNetwork) -> float:
-    """Largest absolute difference of the logits of two random images, in eval mode."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, *reference.input_shape, generator=generator)
-    return (model.eval()(images) - reference.eval()(images)).abs().max().item()
+    """Largest absolute difference of the outputs for two random images, in eval mode."""
+    whole, cut = _outputs(model, reference, None)
+    return _largest(whole - cut)
+
+
+@torch.no_grad()
+def _outputs(
+    model: nn.Module, reference: StagedNetwork, images: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if images is None:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(2, *reference.input_shape, generator=generator)
+    return model.eval()(images.clone()), reference.eval()(images.clone())
+
+
+def _largest(values: Tensor) -> float:
+    return values.abs().max().item()

@@ -2,12 +2,12 @@
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from timm.models import load_checkpoint, model_entrypoint
-from torch import nn
+from torch import Tensor, nn
 
 from donna_ray.errors import ConfigError
 from donna_ray.reference.checkpoint_file import read_checkpoint, without_weights
@@ -33,8 +33,26 @@ def load_weights(model: nn.Module, name: str, path: Path, *, new_head: bool) -> 
         new_head: the model's own classifier stays where the file has none for its classes.
 
     Raises:
-        ConfigError: the weights are not the model's, or are for another number of classes.
+        ConfigError: the weights are not the model's, are for another number of classes, or are
+            not finite.
     """
+    before = {each: value.isfinite().all() for each, value in _floats(model)}
+    _load(model, name, path, new_head=new_head)
+    bad = [each for each, value in _floats(model) if before[each] and not value.isfinite().all()]
+    if bad:
+        raise ConfigError(
+            f"reference.weights must be finite, but {path} has NaN or infinity in {len(bad)} of "
+            f"its weights ({some(bad)}): training diverged, or they were too large for float16. "
+            "Give an earlier checkpoint."
+        )
+
+
+def _floats(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    state = model.state_dict().items()
+    return ((name, value) for name, value in state if value.is_floating_point())
+
+
+def _load(model: nn.Module, name: str, path: Path, *, new_head: bool) -> None:
     if path.suffix.lower() in _NUMPY:
         load_checkpoint(model, str(path))
         return

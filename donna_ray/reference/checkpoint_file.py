@@ -64,6 +64,7 @@ def read_checkpoint(path: Path) -> Content:
             raise refused(path, what, remedy)
     if zipfile.is_zipfile(path):
         _check_members(path)
+        _check_sums(path)
         return _read(path, lambda: _unpickled(path, get_unsafe_globals_in_checkpoint(path)))
     return _read(path, lambda: _unpickled(path, ["argparse.Namespace"]))  # before torch 1.6
 
@@ -116,6 +117,19 @@ def _check_members(path: Path) -> None:
         raise refused(path, "is TorchScript, whose code is not run", remedy)
     if "data.pkl" not in members:
         raise refused(path, "is a zip archive, but none of torch.save", "Unpack it, or save anew.")
+
+
+def _check_sums(path: Path) -> None:
+    """Of each tensor; torch writes them, and does not look at them when it loads."""
+    with zipfile.ZipFile(path) as archive:
+        try:
+            written = any(each.CRC for each in archive.infolist())  # or told torch.save not to
+            bad = archive.testzip() if written else None
+        except Exception as error:  # of whatever bytes
+            bad = str(error)
+    if bad is not None:
+        what = f"is damaged: the checksum of {bad} in it is another"
+        raise refused(path, what, "Copy or download it again.")
 
 
 def _read(path: Path, load: Callable[[], Content]) -> Content:

@@ -160,7 +160,10 @@ def _channels(trace: Trace, node: fx.Node) -> int:
 
 
 def parts_of(trace: Trace, bounds: Sequence[Boundary]) -> list[nn.Module]:
-    """The model between its input, these boundaries and its output, as modules of one tensor."""
+    """The model between its input, these boundaries and its output, as modules of one tensor.
+
+    A part leaves what it gets as it is, which others may get as well.
+    """
     image, output = trace.nodes[0], trace.nodes[-1].args[0]
     if not isinstance(output, fx.Node):
         raise CannotCutError("its forward does not give one tensor")
@@ -175,6 +178,7 @@ class _Part:
     def __init__(self, trace: Trace, start: Boundary, end: Boundary) -> None:
         self._trace, self._start, self._end = trace, start, end
         self._nodes = self._needed()
+        self._owned = trace.changes(self._nodes, start.node)
         self._graph = fx.Graph()
         self._copies: dict[fx.Node, Any] = {}
 
@@ -187,6 +191,8 @@ class _Part:
         if self._start.moved:
             back = tuple(self._start.order.index(each) for each in range(len(self._start.order)))
             source = self._graph.call_method("permute", (source, *back))
+        if self._owned:
+            source = self._graph.call_method("clone", (source,))
         self._copies[self._start.node] = source
         for node in self._nodes:
             self._copies[node] = self._copied(node)
@@ -199,23 +205,20 @@ class _Part:
     def _needed(self) -> list[fx.Node]:
         """The nodes inside that the end depends on."""
         inside = self._trace.nodes[self._start.position + 1 : self._end.position + 1]
-        needed = {self._end.node}
-        for node in reversed(inside):
-            if node in needed:
-                needed.update(node.all_input_nodes)
+        needed = self._trace.needed(inside, [self._end.node])
         return [node for node in inside if node in needed]
 
     def _chain(self) -> list[nn.Module] | None:
         """The modules, where each is called with nothing but the output of the one before."""
         source, modules = self._start.node, []
-        if self._start.moved or self._end.moved:
+        if self._start.moved or self._end.moved or self._owned:
             return None
         for node in self._nodes:
             if node.op != "call_module" or node.args != (source,) or node.kwargs:
                 return None
             modules.append(self._trace.model.get_submodule(str(node.target)))
             source = node
-        return modules
+        return modules if source is self._end.node else None
 
     def _copy(self, node: fx.Node) -> Any:
         """What stands for a node here: its copy or, of one before the part, its constant value."""

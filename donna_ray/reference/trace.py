@@ -5,7 +5,8 @@ The forward is traced with torch.fx down to the modules that make a stage; these
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from operator import attrgetter, getitem
 from typing import Any
@@ -14,12 +15,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.nn import functional
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from donna_ray.errors import ConfigError
 
 __all__ = ["LARGER", "CannotCutError", "Trace", "has_tensor"]
 
 LARGER = 4  # times as high and wide: a second image size, which shows what depends on the size
+_MAKERS = (WeightNorm, SpectralNorm, BasePruningMethod)  # of weights, by torch's older way
 
 
 class CannotCutError(Exception):
@@ -37,6 +42,7 @@ class Trace:
             that are built for one size; None where there is no such model.
 
     Raises:
+        ConfigError: hooks make its weights.
         CannotCutError: it cannot be traced.
     """
 
@@ -47,10 +53,11 @@ class Trace:
         input_shape: Sequence[int],
         enlarged: Callable[[], nn.Module] | None = None,
     ) -> None:
+        _check_weights(model)
         self.model = model.eval()
         self._names, self._shape, self._enlarged = names, tuple(input_shape), enlarged
-        self.nodes = list(_graph(model, names, self._shape).nodes)
-        self._on_meta = _OnMeta(model, self.nodes[0].graph)
+        self._on_meta = _graph(model, names, self._shape)
+        self.nodes = list(self._on_meta.graph.nodes)
 
     @cached_property
     def values(self) -> dict[fx.Node, Any]:
@@ -64,6 +71,16 @@ class Trace:
             return dict(self._on_meta.values((2, *self._shape)))
         except Exception as error:
             raise _cause(self.model, self._shape, error) from error
+
+    def needed(self, nodes: Sequence[fx.Node], ends: Iterable[fx.Node]) -> set[fx.Node]:
+        """What these ends depend on, of nodes in their order; and the ends."""
+        return _needed(nodes, ends, self.values, self._on_meta.changed)
+
+    def changes(self, nodes: Iterable[fx.Node], given: fx.Node) -> bool:
+        """Whether some of these nodes changes in place what another node gave."""
+        own = _memory(self.values[given])
+        changed = (each for node in nodes for each in self._on_meta.changed.get(node, ()))
+        return any(own & _memory(self.values[each]) for each in changed)
 
     @cached_property
     def values_of_more(self) -> dict[fx.Node, Any]:
@@ -94,9 +111,7 @@ class Trace:
         if self._enlarged is None:
             return {}
         try:
-            model = self._enlarged().eval()
-            graph = _graph(model, self._names, shape[1:])
-            values = _OnMeta(model, graph).values(shape)
+            values = _graph(self._enlarged().eval(), self._names, shape[1:]).values(shape)
         except Exception:  # there is none of this size
             return {}
         known = {(node.name, node.target): value for node, value in values.items()}
@@ -104,7 +119,11 @@ class Trace:
 
 
 class _OnMeta(fx.Interpreter):
-    """Runs a graph of calls of a model, or as much as is there of it, on the meta device."""
+    """Runs a graph of calls of a model, or as much as is there of it, on the meta device.
+
+    Attributes:
+        changed: by nodes that ran and change tensors in place, the nodes that they got these of.
+    """
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         super().__init__(model, garbage_collect_values=False, graph=graph)
@@ -112,6 +131,7 @@ class _OnMeta(fx.Interpreter):
         self._copies: dict[str, Any] = {}
         self._shape: Sequence[int] = ()
         self._given: dict[fx.Node, Any] = {}
+        self.changed: dict[fx.Node, list[fx.Node]] = {}
 
     def values(self, shape: Sequence[int]) -> dict[fx.Node, Any]:
         """What each node gives for images (N, C, H, W) of this shape.
@@ -130,6 +150,17 @@ class _OnMeta(fx.Interpreter):
         with torch.no_grad(), torch.device("meta"):
             self.run(initial_env=self._given)
         return self._given
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Notes what it changes in place, which torch counts in every tensor of one memory."""
+        found = [(each, one) for each in n.all_input_nodes for one in _tensors(self.env[each])]
+        versions = [one._version for _, one in found]
+        result = super().run_node(n)
+        pairs = zip(found, versions, strict=True)
+        changed = [each for (each, one), version in pairs if one._version != version]
+        if changed:
+            self.changed[n] = changed
+        return result
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """With lists that a module may change."""
@@ -208,14 +239,42 @@ class _Tracer(fx.Tracer):
 
 def has_tensor(value: Any) -> bool:
     """Whether a value is a tensor, or holds one."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    return isinstance(value, Tensor) or (
-        isinstance(value, list | tuple) and any(map(has_tensor, value))
-    )
+    return any(True for _ in _tensors(value))
 
 
-def _graph(model: nn.Module, names: Sequence[str], shape: Sequence[int]) -> fx.Graph:
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)
+
+
+def _memory(value: Any) -> set[int]:
+    """Tells whether tensors are views of one memory."""
+    return {each.untyped_storage()._cdata for each in _tensors(value)}
+
+
+def _needed(
+    nodes: Sequence[fx.Node],
+    ends: Iterable[fx.Node],
+    values: dict[fx.Node, Any],
+    changed: dict[fx.Node, list[fx.Node]],
+) -> set[fx.Node]:
+    """See ``Trace.needed``; without values, by what nodes give and not by what they change."""
+    found = set(ends)
+    memory = {one for each in found for one in _memory(values.get(each))}
+    for node in reversed(nodes):
+        into = {one for each in changed.get(node, ()) for one in _memory(values.get(each))}
+        if node in found or not memory.isdisjoint(into):
+            found.update([node, *node.all_input_nodes])
+            memory.update(*(_memory(values.get(each)) for each in node.all_input_nodes))
+    return found
+
+
+def _graph(model: nn.Module, names: Sequence[str], shape: Sequence[int]) -> _OnMeta:
     _, *optional = inspect.signature(model.forward).parameters.values()
     defaults = {each.name: each.default for each in optional if each.default is not each.empty}
     try:
@@ -224,24 +283,56 @@ def _graph(model: nn.Module, names: Sequence[str], shape: Sequence[int]) -> fx.G
         raise _cause(model, shape, error) from error
     owner: Any = model
     graph.owning_module = owner  # or every call of a module counts as impure
-    graph.eliminate_dead_code()
+    on_meta = _OnMeta(model, graph)
+    _remove_dead_code(graph, on_meta, shape)
     _make_modules_of_dropout(model, graph)
     for node in [node for node in graph.nodes if node.op == "placeholder" and not node.users]:
         graph.erase_node(node)
-    return graph
+    return on_meta
+
+
+def _remove_dead_code(graph: fx.Graph, on_meta: _OnMeta, shape: Sequence[int]) -> None:
+    """But for calls whose result nobody takes, and that change in place what is needed."""
+    values: dict[fx.Node, Any] = {}
+    with suppress(Exception):  # perhaps of dead code; what is needed is run again, and raises
+        values = on_meta.values((2, *shape))
+    nodes = list(graph.nodes)
+    ends = [node for node in nodes if node.is_impure()]
+    needed = _needed(nodes, ends, values, on_meta.changed)
+    graph.eliminate_dead_code(needed.__contains__)
+
+
+def _check_weights(model: nn.Module) -> None:
+    """Tensors that a hook makes before each call are no weights: not copied, and not stored."""
+    for name, module in model.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, _MAKERS):
+                raise ConfigError(
+                    f"The weights of a reference must be its own, but {type(hook).__name__} makes "
+                    f"those of {name} in {type(model).__name__} at each call. Make them own by "
+                    "remove_weight_norm, remove_spectral_norm or prune.remove of torch.nn.utils."
+                )
 
 
 def _cause(model: nn.Module, shape: Sequence[int], error: Exception) -> Exception:
     """Of an error in a trace: the model itself does not take such images, or cannot be traced."""
     if not isinstance(error, fx.proxy.TraceError):
         try:
+            own_model = copy.deepcopy(model)
+        except Exception as uncopied:
+            return ConfigError(
+                f"A reference must be a model that copy.deepcopy copies, but with "
+                f"{type(model).__name__} it raised {type(uncopied).__name__}: {uncopied}. Take out "
+                "of the model what cannot be copied."
+            )
+        try:
             with torch.no_grad(), torch.device("meta"):
-                copy.deepcopy(model).to("meta")(torch.empty(2, *shape))
+                own_model.to("meta")(torch.empty(2, *shape))
         except Exception as own:
             return ConfigError(
                 f"A reference must take images of the size asked for, but {type(model).__name__} "
                 f"with {tuple(shape)} raised {type(own).__name__}: {own}. Change data.image_size "
-                "(or --image-size)."
+                "(or --image-size, or the images of a study)."
             )
     first = str(error).strip().partition("\n")[0]
     reason = f"torch.fx cannot trace its forward ({type(error).__name__}: {first})"

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import donna_ray as donna
 from donna_ray.distill import students
@@ -125,6 +125,89 @@ def test_block_that_raises_is_left_out_with_a_warning(monkeypatch: pytest.Monkey
         nsr = study.distil(epochs=1)
     assert [len(stage) for stage in nsr] == [3, 4]
     assert study.blocks.size == 12 < count
+
+
+class Hidden(Boxes):
+    """Torch does not note what it changes in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.doubling = Doubling()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.layer1(self.stem(images))
+        self.doubling(features)
+        return self.layer2(features).mean((2, 3))
+
+
+class Doubling(nn.Module):
+    def forward(self, features: torch.Tensor) -> None:
+        features.data.mul_(2)
+
+
+def test_weights_that_are_not_numbers_are_named() -> None:
+    model = Boxes()
+    nn.init.constant_(model.layer1.weight, float("nan"))
+    with pytest.raises(donna.DonnaError, match=r"Boxes gives NaN: its layer1\.weight has NaN"):
+        donna.Study(model, loader(), loader(), stages=["layer1", "layer2"], loss=loss)
+
+
+def test_network_that_is_exported_stays_as_it_is(tmp_path: Path) -> None:
+    study = donna.Study(Boxes(), loader(), loader(), stages=["layer1", "layer2"], loss=loss)
+    network = study.reference.requires_grad_(True).train()
+    study.export(network, tmp_path)
+    assert network.training
+    assert all(each.requires_grad for each in network.parameters())
+
+
+def hooked() -> nn.Module:
+    model = Boxes()
+    model.register_forward_pre_hook(lambda module, given: (given[0] * 2 - 1,))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "remedy"), [(Hidden(), "Choose other stages"), (hooked(), "forward hooks of its own")]
+)
+def test_cut_that_computes_something_else_is_refused(model: nn.Module, remedy: str) -> None:
+    words = f"must equal {type(model).__name__} to 1e-05, but differs.*{remedy}"
+    with pytest.raises(donna.DonnaError, match=words):
+        donna.Study(model, loader(), loader(), stages=["layer1", "layer2"], loss=loss)
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        yield torch.zeros(1, 8, 8), 0
+
+
+IMAGES, LABELS = torch.randn(8, 1, 8, 8), torch.zeros(8)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (Endless(), "tell its length"),
+        ([{"image": IMAGES[0]}] * 8, "the first is a dict"),
+        (TensorDataset(IMAGES, LABELS, LABELS), "the first is a list of 3"),
+        (TensorDataset(IMAGES.double(), LABELS), "float64"),
+        (TensorDataset(IMAGES.byte(), LABELS), "uint8"),
+        (TensorDataset(IMAGES[:, 0], LABELS), r"shape \(4, 8, 8\)"),
+        ([("image", 0)] * 8, "but are tuple"),
+        (TensorDataset(IMAGES[:0], LABELS[:0]), "must have a batch"),
+        (TensorDataset(IMAGES[..., 1:], LABELS), r"one shape, but are .*\(1, 8, 7\)"),
+    ],
+)
+@pytest.mark.parametrize("place", ["train", "validation"])
+def test_loader_of_another_kind_is_told_what_to_give(data: Any, words: str, place: str) -> None:
+    loaders = {"train": loader(), "validation": loader(), place: DataLoader(data, 4)}
+    with pytest.raises(donna.ConfigError, match=words):
+        donna.Study(Boxes(), **loaders, stages=["layer1", "layer2"])
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_model_of_another_precision_is_told_what_to_give(kind: torch.dtype) -> None:
+    with pytest.raises(donna.ConfigError, match=rf"Boxes are {kind}\. Give `model\.float"):
+        donna.Study(Boxes().to(kind), loader(), loader(), stages=["layer1", "layer2"])
 
 
 def test_what_cannot_be_a_study() -> None:

@@ -19,6 +19,7 @@ from timm.layers import resample_abs_pos_embed
 
 from donna_ray.config import ReferenceConfig
 from donna_ray.errors import ConfigError
+from donna_ray.reference.checkpoint_file import read_checkpoint
 from donna_ray.reference.timm_models import create_timm_model
 
 SMALL = "test_resnet"
@@ -235,3 +236,22 @@ def test_learned_scalar_beside_the_weights_is_in_the_way(path: Path, small: Stat
     torch.save({**small, "gain": torch.tensor(2.0)}, path)
     with pytest.raises(ConfigError, match=r"1 others \(gain\) beside all of its"):
         load(path)
+
+
+def test_checkpoint_with_a_lost_page_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"weight": torch.randn(10_000)}, path)
+    assert len(read_checkpoint(path).value["weight"]) == 10_000
+    content = bytearray(path.read_bytes())
+    content[20_000:24_096] = bytes(4096)
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"is damaged: the checksum of weights/data/0 in it"):
+        read_checkpoint(path)
+
+
+def test_checkpoint_without_checksums_is_read(tmp_path: Path) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    torch.save({"weight": torch.ones(5)}, tmp_path / "weights.pth")
+    torch.serialization.set_crc32_options(before)
+    assert len(read_checkpoint(tmp_path / "weights.pth").value["weight"]) == 5

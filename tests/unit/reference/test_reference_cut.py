@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import safetensors.torch
 import timm
 import torch
 from timm.utils import reparameterize_model
 from torch import nn
+from torch.nn.utils import prune
+from torch.utils.data import TensorDataset
 
 from donna_ray.complexity import complexity
 from donna_ray.config import ReferenceConfig
+from donna_ray.data import Split
+from donna_ray.distill.features import Teacher
 from donna_ray.errors import ConfigError
 from donna_ray.onnx_export import export_onnx, onnx_error
 from donna_ray.reference.build import cut_error, cut_reference
@@ -19,6 +25,7 @@ from donna_ray.reference.facts import reference_facts
 from donna_ray.reference.network import StagedNetwork, own_weights
 from donna_ray.reference.timm_models import create_timm_model
 from donna_ray.reference.trace import CannotCutError
+from donna_ray.reference.work import calibrate
 from donna_ray.training.loop import seeded
 
 # Of every family: a model, the size of an image, and the number of stages.
@@ -161,6 +168,30 @@ def test_forward_that_cannot_be_traced_is_named() -> None:
         cut_model(Branching(), [("a",), ("b",)], (3, 4, 4))
 
 
+@pytest.mark.parametrize(
+    ("make", "maker"),
+    [
+        (nn.utils.weight_norm, "WeightNorm"),
+        (nn.utils.spectral_norm, "SpectralNorm"),
+        (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), "L1Unstructured"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+def test_weights_that_a_hook_makes_are_named(make: Any, maker: str) -> None:
+    model = PreActivated()
+    make(model.b[1])
+    model(torch.zeros(2, 3, 8, 8))
+    with pytest.raises(ConfigError, match=rf"{maker} makes those of b\.1 in PreActivated.*remove"):
+        cut_model(model, [("a",), ("b",)], (3, 8, 8))
+
+
+def test_model_that_is_not_copied_is_not_blamed_on_its_images() -> None:
+    model = PreActivated()
+    model.a.known = model.a[0].weight * 2  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match=r"copy\.deepcopy copies, but with PreActivated"):
+        cut_model(model, [("a",), ("b",)], (3, 8, 8))
+
+
 def test_stage_between_glue_keeps_the_glue() -> None:
     class Doubling(nn.Module):
         def __init__(self) -> None:
@@ -176,6 +207,66 @@ def test_stage_between_glue_keeps_the_glue() -> None:
     images = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(network(images), model(images))
     torch.testing.assert_close(network.features(images)[0], images + 1)
+
+
+class InPlace(nn.Module):
+    """Its forward has calls whose result nobody takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.act = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.ReLU(inplace=True)
+        self.unused = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(inplace=True))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.clone()
+        images.mul_(2).add_(1)
+        features = self.a(images)
+        self.act(features)
+        nn.functional.hardtanh(features.flatten(1), 0.1, 0.3, True)  # a view, by position
+        self.unused(features)
+        features = self.b(features)
+        nn.functional.relu_(features)
+        return features.mean((2, 3))
+
+
+def test_calls_that_change_in_place_stay() -> None:
+    model = InPlace()
+    stem, *stages, head = cut_model(model, [("a",), ("b",)], (3, 4, 4))
+    network = StagedNetwork(stem, stages, head, (3, 4, 4))
+    images = torch.randn(2, 3, 4, 4)
+    assert torch.equal(network(images), model(images))
+    assert not [name for name in network.state_dict() if "unused" in name]
+
+
+class PreActivated(nn.Module):
+    """Its stages, and its head, begin with an activation in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.b = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.relu_(self.b(self.a(images))).mean((2, 3))
+
+
+def test_features_stay_when_what_follows_begins_in_place() -> None:
+    model = PreActivated().requires_grad_(False)
+    shape = (3, 8, 8)
+    stem, *stages, head = cut_model(model, [("a",), ("b",)], shape)
+    network = StagedNetwork(stem, stages, head, shape)
+    images = torch.randn(4, *shape).contiguous(memory_format=torch.channels_last)
+    true = model.a(images)
+    assert true.min() < 0
+    assert torch.equal(network.features(images)[1], true)
+    assert torch.equal(Teacher(network)(images, [0, 1, 2])[1], true)
+    data = TensorDataset(images, torch.zeros(4))
+    variance, _ = calibrate(network, Split(data))
+    torch.testing.assert_close(variance, true.var((0, 2, 3), unbiased=False))
+    last = network.features(images)[-1]
+    network.head(last)
+    assert last.min() < 0
+    assert onnx_error(export_onnx(network, shape), network, images) <= 1e-5
 
 
 def test_dropout_in_the_forward_still_drops_in_training() -> None:

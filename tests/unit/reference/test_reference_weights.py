@@ -84,6 +84,17 @@ def test_prefix_of_all_names_is_taken_off(
     assert all(torch.equal(model.state_dict()[name], value) for name, value in small.items())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["layer2.0.bn1.running_var", "fc.weight"])
+def test_weights_that_are_not_finite_are_named(
+    tmp_path: Path, small: dict[str, torch.Tensor], name: str, value: float
+) -> None:
+    damaged = {**small, name: small[name].clone()}
+    damaged[name].view(-1)[0] = value
+    with pytest.raises(ConfigError, match=rf"finite, but .*last\.ckpt has NaN .*\({name}\)"):
+        loaded(saved(tmp_path, damaged), 5)
+
+
 def test_counters_of_batches_may_lack(tmp_path: Path, small: dict[str, torch.Tensor]) -> None:
     state = {name: each for name, each in small.items() if "num_batches" not in name}
     assert torch.equal(loaded(saved(tmp_path, state), 5).state_dict()["fc.bias"], small["fc.bias"])
