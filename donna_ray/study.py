@@ -43,6 +43,7 @@ from donna_ray.reference.work import calibrate
 from donna_ray.search.ask_tell import Search, SearchSetup
 from donna_ray.search.exact.accuracy import AccuracyModel
 from donna_ray.search.exact.front import nondominated
+from donna_ray.search.scenario import check_measured
 from donna_ray.search.study.ledger import measured
 from donna_ray.search.study.problem import KnownCost, SearchProblem
 from donna_ray.space import (
@@ -238,7 +239,7 @@ class Study:
             limit_ms: what a network may take.
 
         Raises:
-            DonnaError: nothing was fitted yet, or no network keeps the limit.
+            DonnaError: nothing is fitted, `latency` gives no numbers, or none keeps the limit.
         """
         problem = self._problem(limit_ms)
         config = SearchConfig(evaluations=min(evaluations, problem.space.size), batch_size=1)
@@ -250,14 +251,8 @@ class Study:
                     ms = float(latency(self.network(each)))
                     predicted = problem.accuracy.predict_all([each])[0]
                     search.tell([(each, measured(predicted, {"median_ms": ms}))])
-            values = search.ledger.measured
-        if not values:
-            reasons = [search.broken, *search.ledger.failed.values()]
-            raise DonnaError(
-                "A search must measure at least one network, but none of those tried could be: "
-                f"{next(filter(None, reasons), 'latency gave no number')}. Correct what is given "
-                "as `latency`."
-            )
+        check_measured("of the study", search)
+        values = search.ledger.measured
         kept = {a: v for a, v in values.items() if limit_ms is None or v[1] <= limit_ms}
         if not kept:
             raise DonnaError(

@@ -100,7 +100,7 @@ def test_targets_of_any_kind_and_what_comes_too_early() -> None:
     assert costs
     with pytest.raises(donna.DonnaError, match="limit_ms must be feasible"):
         study.search(lambda network: 5.0, limit_ms=1.0)
-    with pytest.raises(donna.DonnaError, match=r"at least one network, .* be finite, but is nan"):
+    with pytest.raises(donna.DonnaError, match=r"of the study.* be finite, but is nan"):
         study.search(lambda network: float("nan"))
     assert all(0 <= each.predicted <= 1 for each in costs)
     study.finetune(costs[0], epochs=1)
