@@ -244,8 +244,7 @@ class Study:
         problem = self._problem(limit_ms)
         config = SearchConfig(evaluations=min(evaluations, problem.space.size), batch_size=1)
         with TemporaryDirectory() as folder:
-            journal = Path(folder) / "study.journal"
-            search = Search(SearchSetup(problem, config, self._seed, journal))
+            search = Search(SearchSetup(problem, config, self._seed, Path(folder) / "journal"))
             while not search.finished:
                 for each in search.ask(1):
                     ms = float(latency(self.network(each)))

@@ -246,11 +246,7 @@ class SeveralSearches(Searcher):
 
 
 class EvaluateBatch(tune.Trainable):
-    """Evaluates one batch in one step. The actor is reused for the next batch.
-
-    Attributes:
-        evaluators: see ``trainable_of``.
-    """
+    """Evaluates one batch in one step. The actor is reused for the next batch."""
 
     evaluators: Mapping[str, Evaluator] = {}
 
