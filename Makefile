@@ -58,6 +58,7 @@ bench: $(INSTALLED)
 	$(BIN)/python scripts/bench_farm.py
 	$(BIN)/python scripts/bench_timing.py
 	$(BIN)/python scripts/bench_search.py
+	$(BIN)/python scripts/bench_ask.py
 	$(BIN)/python scripts/bench_front.py
 	$(BIN)/python scripts/bench_search.py --device
 	$(BIN)/python scripts/bench_cluster.py

@@ -22,7 +22,14 @@ from PIL import Image
 
 from donna_ray.errors import ConfigError
 
-__all__ = ["TOLERATED_SHARE", "ImageFiles", "class_folders", "letters", "open_images"]
+__all__ = [
+    "TOLERATED_SHARE",
+    "ImageFiles",
+    "class_folders",
+    "letters",
+    "natural_key",
+    "open_images",
+]
 
 TOLERATED_SHARE = 0.01
 """Of the files of a split that may be unreadable."""
@@ -119,7 +126,8 @@ def open_images(path: Path, classes: Sequence[str] | None, *, labelled: bool) ->
         OSError, tarfile.TarError: it cannot be read.
     """
     places = dict(_members(path)) if path.is_file() else {}
-    files = sorted(places if path.is_file() else _walk(path), key=_natural)
+    listed = sorted(places if path.is_file() else _walk(path))  # for 1.png and 01.png
+    files = sorted(listed, key=natural_key)
     files = [file for file in files if all(map(_counts, file.split("/")))]
     if labelled:  # beside the classes' folders there may be a list of them, say
         files = [file for file in files if "/" in file or _suffix(file) in _suffixes()]
@@ -149,7 +157,7 @@ def _counts(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in _LITTER
 
 
-def _natural(name: str) -> list[int | str]:
+def natural_key(name: str) -> list[int | str]:
     """What names are sorted by: numbers as such, of digits that are one (not so ² or ①)."""
     parts = re.split(r"(\d+)", name.lower())
     return [int(part) if part.isdecimal() else part for part in parts]
@@ -248,7 +256,7 @@ def _sorted_out(
     """The images, and why a file is none: by its suffix or, where that tells nothing, its head."""
     strange = {file for file in files if _suffix(file) not in _suffixes()}
     unread: dict[str, str] = {}
-    for file in sorted(strange, key=_natural):
+    for file in sorted(strange, key=natural_key):
         try:
             Image.open(_opened(path, file, places)).close()
         except Exception as error:  # decoders raise all sorts of errors

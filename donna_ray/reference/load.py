@@ -5,12 +5,11 @@ from itertools import zip_longest
 from pathlib import Path
 
 import safetensors.torch
-from timm.utils import natural_key
 from torch import Tensor
 
 from donna_ray.config import RunConfig
 from donna_ray.data import ImageData, load_data
-from donna_ray.data.files import letters
+from donna_ray.data.files import letters, natural_key
 from donna_ray.errors import DonnaError
 from donna_ray.reference.build import build_reference, outline
 from donna_ray.reference.network import StagedNetwork

@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 
 from donna_ray.config import DataConfig
 from donna_ray.data import class_count, load_data
-from donna_ray.data.files import _natural
+from donna_ray.data.files import natural_key as own_key
 from donna_ray.errors import ConfigError, DonnaError
 from tests.unit.data.image_files import (
     PREPROCESSING,
@@ -95,7 +95,7 @@ def test_digits_that_are_no_numbers_may_be_in_names(name: str, write: Write) -> 
 
 @given(st.lists(st.text("0129aB_-/. \u0663\u00e9", max_size=8), max_size=6))
 def test_names_are_in_the_order_of_timm(names: list[str]) -> None:
-    assert sorted(names, key=_natural) == sorted(names, key=natural_key)
+    assert sorted(names, key=own_key) == sorted(names, key=natural_key)
 
 
 @pytest.mark.parametrize("name", HIDDEN)
