@@ -329,12 +329,12 @@ def _chosen_of_all(run: Run, scenarios: Mapping[str, dict[str, Any]]) -> list[di
     budgets = run.config.finetune.budgets
     chosen, errors = [], list[str]()
     for name, found in scenarios.items():
-        front, reference_ms = found["front"], found["reference_latency"]["median_ms"]
         if budgets is None:
-            chosen += spread_over(front, run.config.finetune.networks)
+            chosen += spread_over(found["front"], run.config.finetune.networks)
         for budget in budgets or ():
+            limit_ms = amount_of(budget, found["reference_latency"]["median_ms"])
             try:
-                chosen += within_budgets(front, [amount_of(budget, reference_ms)])
+                chosen += within_budgets(found["front"], [limit_ms])
             except DonnaError as error:
                 whose = "" if name == "default" else f"Scenario {name}: "
                 errors.append(f"{whose}{error}")

@@ -248,7 +248,7 @@ def _of_table(settings: RecordedSettings, rows: Iterable[tuple[str, Any]]) -> Re
 
 
 def _milliseconds(name: str, value: Any) -> float:
-    milliseconds = float(value)
+    milliseconds = math.nan if isinstance(value, bool) else float(value)
     if not (math.isfinite(milliseconds) and milliseconds > 0):
         raise ValueError(f"latencies must be above 0 ms, but that of {name} is {value}")
     return milliseconds

@@ -87,7 +87,7 @@ def test_place_where_no_folder_can_be(
     place: str,
 ) -> None:
     (tmp_path / "file").write_text("mine")
-    monkeypatch.setattr(pipeline, "check", lambda config: None)
+    monkeypatch.setattr(pipeline, "check", lambda *_: None)
     out = tmp_path / place
     ended = donna_here(*filled(words, OUT=out, CONFIG=sound))
     check_line(ended, str(out), ended.returncode)
@@ -128,7 +128,7 @@ def test_damaged_run_folder(tmp_path: Path, words: list[str], what: str) -> None
 
 
 def test_full_disk(tmp_path: Path, sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "check", lambda config: None)
+    monkeypatch.setattr(pipeline, "check", lambda *_: None)
     with full_disk():
         ended = donna_here("run", str(sound), "--out", str(tmp_path / "run"))
         check_line(ended, str(tmp_path / "run"), 1)

@@ -200,7 +200,7 @@ def test_table_may_begin_with_the_mark_of_spreadsheets(mark: str, tmp_path: Path
             "a.json",
             '{"measured": [{}]}',
             {"device": "x"},
-            r"cannot be read as one \(KeyError: 'id'",
+            r"cannot be read as one \(KeyError: 'architecture'",
         ),
         ("a.json", '{"0-0": [1]}', {"device": "x"}, r"cannot be read as one .*list"),
         ("a.json", "[]", {"device": "x"}, r"must be a mapping"),

@@ -54,7 +54,7 @@ def test_a_run_that_goes_on_leaves_what_it_has(
         "search": fails,
     }
     monkeypatch.setattr(pipeline, "STEPS", steps | {"report": fails})
-    monkeypatch.setattr(pipeline, "check", lambda _: None)
+    monkeypatch.setattr(pipeline, "check", lambda *_: None)
     with pytest.raises(DonnaError, match="is out"), Run(config, tmp_path / "run") as run:
         pipeline.run_steps(run)
 
