@@ -338,7 +338,7 @@ def _chosen_of_all(run: Run, scenarios: Mapping[str, dict[str, Any]]) -> list[di
             except DonnaError as error:
                 whose = "" if name == "default" else f"Scenario {name}: "
                 errors.append(f"{whose}{error}")
-    if not chosen:
+    if errors and not chosen:
         raise DonnaError("\n".join(errors))
     for each in errors:
         run.say(f"  none is finetuned for a budget. {each}")

@@ -131,7 +131,10 @@ def read_record(config: DeviceConfig) -> Record:
         if path.suffix == ".json":
             return _of_json(settings, json.loads(path.read_bytes(), object_pairs_hook=_each_once))
         return _of_measurements(settings)
-    except (OSError, sqlite3.Error, csv.Error, ValueError, LookupError, TypeError) as error:
+    except (
+        *(OSError, sqlite3.Error, csv.Error),
+        *(ValueError, LookupError, TypeError, AttributeError),
+    ) as error:
         raise ConfigError(
             f"device.settings.path must be a record (measurements.sqlite, candidates.json, or JSON "
             f"or CSV of architectures), but {path} cannot be read as one "

@@ -69,12 +69,11 @@ def _check_stage(
     builtin = [spec for spec in stage.choices if block_family(spec.family).builtin]
     run = {*covering(builtin), *(spec for spec in stage.choices if spec not in set(builtin))}
     keys = [_key(spec, stage.shape, run=spec in run) for spec in stage.choices]
-    unknown = sum(cache.get(key) is None for key in keys)
-    if unknown >= _MANY:
+    known = [cache.get(key) for key in keys]
+    if (unknown := known.count(None)) >= _MANY:
         say(f"checking {unknown} blocks of stage {number}, which are remembered")
     costs = []
-    for spec, key in zip(stage.choices, keys, strict=True):
-        cost = cache.get(key)
+    for spec, key, cost in zip(stage.choices, keys, known, strict=True):
         if cost is None:
             cost = _check_block(spec, shape, number)
             if spec in run:

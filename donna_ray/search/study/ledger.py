@@ -115,7 +115,7 @@ class Ledger:
         """Hold all that is measured against the limits of now: those of before may be others."""
         for trial in self.trials_measured():
             architecture = architecture_of(trial.params)
-            facts = {name: value for name, value in trial.user_attrs.items() if name == "latency"}
+            facts = {"latency": trial.user_attrs.get("latency", {})}
             outcome = {"values": trial.values, "facts": facts}
             self._excess[architecture] = excess(architecture, outcome)
 

@@ -289,28 +289,6 @@ def test_scenarios_say_only_what_differs(tmp_path: Path) -> None:
     assert (only.name, only.search.evaluations) == ("default", 50)
 
 
-@pytest.mark.parametrize(
-    ("scenarios", "words"),
-    [
-        ("[{name: a}, {name: a}]", "a is there twice"),
-        ("[{name: A b}]", "scenarios.0.name"),
-        ("[{name: graphs}]", "another folder"),
-        ("[{name: tracking}]", "another folder"),
-        ("[{name: a, search: {evaluation: 3}}]", "'a' is not valid: search.evaluation "),
-        (
-            "[{name: a, search: {latency_limit: fast}}]",
-            "search.latency_limit must .*such as '2.5ms'",
-        ),
-        ("[{name: a, search: {objectives: [params]}}]", "set strategy to nsga3"),
-    ],
-)
-def test_faults_of_scenarios_are_told(tmp_path: Path, scenarios: str, words: str) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_text(f"space: {{preset: micro}}\nscenarios: {scenarios}\n")
-    with pytest.raises(ConfigError, match=words):
-        load_config(path)
-
-
 def test_device_that_cannot_run_int8_is_refused() -> None:
     check_device(DeviceConfig(precision="int8", settings={"threads": 1}))
     with pytest.raises(ConfigError, match=r"device\.precision must be fp32 with connector 'cuda'"):
@@ -342,9 +320,19 @@ def test_device_that_runs_no_onnx_is_refused() -> None:
             "library.store must be .* but no package of it knows foo",
         ),
         ("cluster: {storage: 's4://bar'}", "cluster.storage must be .* fsspec knows"),
+        ("scenarios: [{name: a}, {name: a}]", "a is there twice"),
+        ("scenarios: [{name: A b}]", "scenarios.0.name"),
+        ("scenarios: [{name: graphs}]", "another folder"),
+        ("scenarios: [{name: tracking}]", "another folder"),
+        ("scenarios: [{name: a, search: {evaluation: 3}}]", "'a' is not valid: search.evaluation "),
+        (
+            "scenarios: [{name: a, search: {latency_limit: fast}}]",
+            "search.latency_limit must .*such as '2.5ms'",
+        ),
+        ("scenarios: [{name: a, search: {objectives: [params]}}]", "set strategy to nsga3"),
     ],
 )
-def test_faults_of_values_are_told(tmp_path: Path, text: str, words: str) -> None:
+def test_faults_of_values_and_scenarios_are_told(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(f"space: {{preset: micro}}\n{text}\n")
     with pytest.raises(ConfigError, match=words):
