@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from donna_ray.search.strategies.contract import Strategy
     from donna_ray.search.study.ledger import Ledger
     from donna_ray.search.study.problem import KnownCost, SearchProblem
-    from donna_ray.search.tuner import BatchSearcher, candidates_of
+    from donna_ray.search.trainable import candidates_of
+    from donna_ray.search.tuner import BatchSearcher
     from donna_ray.space import (
         BlockSpec,
         SearchSpace,
@@ -124,7 +125,8 @@ _HOMES = {
     "search.strategies.contract": "Strategy",
     "search.study.ledger": "Ledger",
     "search.study.problem": "KnownCost SearchProblem",
-    "search.tuner": "BatchSearcher candidates_of",
+    "search.trainable": "candidates_of",
+    "search.tuner": "BatchSearcher",
     "space": "BlockSpec SearchSpace Stage StageShape build_block build_space register_block",
     "storage.records": "RecordStore",
     "study": "Candidate Study",

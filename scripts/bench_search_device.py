@@ -15,9 +15,10 @@ from donna_ray.latency.starting import start_farm
 from donna_ray.predictor.model import Floats
 from donna_ray.reference.build import build_reference
 from donna_ray.search.ask_tell import SearchSetup
+from donna_ray.search.evaluators import FarmEvaluator
 from donna_ray.search.exact.accuracy import AccuracyModel
 from donna_ray.search.study.problem import KnownCost, SearchProblem
-from donna_ray.search.tuner import BatchSearcher, FarmEvaluator, evaluate_with_tune
+from donna_ray.search.tuner import BatchSearcher, evaluate_with_tune
 from donna_ray.space import Architecture, SearchSpace, build_space, check_space
 
 MICRO = {

@@ -23,6 +23,7 @@ from donna_ray.reference.load import load_reference
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.run.run import Run
 from donna_ray.search.ask_tell import Search
+from donna_ray.search.evaluators import FarmEvaluator
 from donna_ray.search.scenario import (
     candidates_of_search,
     check_measured,
@@ -32,7 +33,7 @@ from donna_ray.search.scenario import (
 )
 from donna_ray.search.study.problem import SearchProblem
 from donna_ray.search.tracking import Tracked, Tracking, loggers_of
-from donna_ray.search.tuner import BatchSearcher, FarmEvaluator, evaluate_with_tune
+from donna_ray.search.tuner import BatchSearcher, evaluate_with_tune
 from donna_ray.search.verify import ROUNDS, Verification, verify
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, write_json
 from donna_ray.workers.pool import pool_of

@@ -1,4 +1,4 @@
-"""Ray Tune around a search: a Searcher that proposes batches, a Trainable that evaluates them."""
+"""Ray Tune around a search: a Searcher that proposes batches, and the run of a Tuner."""
 
 import json
 import logging
@@ -6,40 +6,35 @@ import math
 import os
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
 from donna_ray.errors import DonnaError
-from donna_ray.latency.farm import LatencyFarm, Unmeasured
-from donna_ray.latency.quantised import AnyLowering
 from donna_ray.search.ask_tell import Search, SearchSetup
-from donna_ray.search.study.ledger import Outcome, measured
-from donna_ray.search.study.problem import SearchProblem
+from donna_ray.search.evaluators import Evaluator
+from donna_ray.search.study.ledger import Outcome
+from donna_ray.search.trainable import EvaluateBatch, EvaluatorHost, candidates_of
 from donna_ray.space import Architecture
 
 __all__ = [
     "BatchSearcher",
-    "EvaluateBatch",
-    "Evaluator",
-    "FarmEvaluator",
     "SeveralSearches",
-    "candidates_of",
     "evaluate_nothing",
     "evaluate_with_tune",
     "trainable_of",
 ]
 
 # A trial mostly waits for the device, which may have taken every CPU: it must start all the same.
-_TRIAL_RESOURCES: dict[str, float] = {"memory": 512 * 2**20}
+_TRIAL_RESOURCES: dict[str, float] = {"memory": 256 * 2**20}
+_HOST_MEMORY = 2**30
+_HOST_CALLS = 32  # batches that are evaluated at once, most of which wait for a device
 _TRIALS = 2  # of a search: while one batch is measured the next is lowered
 _DEVICES_S = 10.0  # after which devices are counted again
 _HELD_S = 60.0  # without a result, after which what Tune was to start again is proposed anew
@@ -51,46 +46,6 @@ _TUNE_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # seven take minutes, before the first candidate
     "TUNE_MAX_PENDING_TRIALS_PG": "16",  # actors start together, not one after the other
 }
-
-
-class Evaluator(Protocol):
-    """Evaluates candidates; a copy is in every evaluating actor, so it must be picklable."""
-
-    def evaluate(self, candidates: Sequence[Architecture]) -> list[Outcome]:
-        """An outcome of each candidate, in order; one that cannot be measured is a failure."""
-
-
-class FarmEvaluator:
-    """Predicts the candidates of a problem and measures them on a farm."""
-
-    def __init__(self, problem: SearchProblem, lowering: AnyLowering, farm: LatencyFarm) -> None:
-        self._problem, self._lowering, self._farm = problem, lowering, farm
-
-    def evaluate(self, candidates: Sequence[Architecture]) -> list[Outcome]:
-        """See ``Evaluator``.
-
-        The device works on the first candidates while the others are lowered and predicted. With a
-        limit on memory, one whose memory is not told is a failure, and not its own.
-
-        Raises:
-            DonnaError: no device can measure.
-        """
-        space = self._problem.space
-        models, pending = [], []
-        for each in candidates:
-            models.append(self._lowering.model(space.specs(each)))
-            pending.append(self._farm.submit(models[-1]))
-        accuracies = self._problem.accuracy.predict_all(candidates)
-        further = self._problem.further(np.array(candidates)).tolist()
-        latencies = self._farm.settle(pending)
-        if self._problem.memory_limit_mb is not None:
-            latencies = list(map(self._farm.with_memory, models, latencies))
-        return [
-            latency.outcome()
-            if isinstance(latency, Unmeasured)
-            else measured(accuracy, latency, more)
-            for accuracy, latency, more in zip(accuracies, latencies, further, strict=True)
-        ]
 
 
 class BatchSearcher(Searcher):
@@ -175,11 +130,6 @@ class BatchSearcher(Searcher):
             self._held = set()
 
 
-def candidates_of(config: dict[str, Any]) -> list[Architecture]:
-    """The batch in a trial's configuration."""
-    return [tuple(each) for each in json.loads(config.get("candidates", "[]"))]
-
-
 class SeveralSearches(Searcher):
     """Drives searches by their names at once; each has as many trials as keep its devices busy.
 
@@ -245,55 +195,39 @@ class SeveralSearches(Searcher):
             self._most[name] = max(_TRIALS, 1 + batches)
 
 
-class EvaluateBatch(tune.Trainable):
-    """Evaluates one batch in one step. The actor is reused for the next batch."""
-
-    evaluators: Mapping[str, Evaluator] = {}
-
-    def setup(self, config: dict[str, Any]) -> None:
-        self.reset_config(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._candidates = candidates_of(new_config)
-        self._evaluator = self.evaluators[new_config.get("search", "")]
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """The outcomes; or why there are none, for another try: other searches are to go on."""
-        try:
-            outcomes = self._evaluator.evaluate(self._candidates)
-        except DonnaError as error:
-            return {"raised": str(error), "done": True}
-        except Exception:
-            return {"raised": traceback.format_exc(), "done": True}
-        return {"results": json.dumps(outcomes), "done": True}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """A batch has no state between steps."""
-
-    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """See ``save_checkpoint``."""
-
-
 def trainable_of(evaluators: Evaluator | Mapping[str, Evaluator]) -> Any:
-    """The trainable for a ``tune.Tuner`` whose trials evaluate with this evaluator.
+    """The trainable for a ``tune.Tuner`` whose trials are evaluated in a process that this starts.
+
+    The process, an actor of Ray, is on this node, is started again where it is lost, and ends with
+    this one.
 
     Args:
         evaluators: of a ``BatchSearcher``; of each name where they are ``SeveralSearches``.
     """
     named = evaluators if isinstance(evaluators, Mapping) else {"": evaluators}
-    # Not `tune.with_parameters`: what this process has in Ray's store ends it with its node.
-    bound = type(f"Bound{EvaluateBatch.__name__}", (EvaluateBatch,), {"evaluators": named})
-    return tune.with_resources(bound, _resources())
+    # In classes, not arguments: what this process has in Ray's store ends it with its node.
+    pickled = cloudpickle.dumps(named)
+    holding = type(f"Holding{EvaluatorHost.__name__}", (EvaluatorHost,), {"pickled": pickled})
+    started: Any = ray.remote(holding).options(
+        num_cpus=0,
+        memory=_HOST_MEMORY,
+        label_selector=_this_node(),
+        max_concurrency=_HOST_CALLS,
+        max_restarts=-1,
+        max_task_retries=1,
+    )
+    bound = type(f"Bound{EvaluateBatch.__name__}", (EvaluateBatch,), {"host": started.remote()})
+    return tune.with_resources(
+        bound,
+        tune.PlacementGroupFactory([_TRIAL_RESOURCES], bundle_label_selector=[_this_node()]),
+    )
 
 
-def _resources() -> tune.PlacementGroupFactory:
-    """Of a trial: on this node, if it is one already, so that another's loss disturbs nothing."""
-    here: dict[str, Any] = {}
-    if ray.is_initialized():
-        label = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-        here = {"bundle_label_selector": [label]}
-    return tune.PlacementGroupFactory([_TRIAL_RESOURCES], **here)
+def _this_node() -> dict[str, str]:
+    """A label: what runs here is not disturbed by another node's loss."""
+    if not ray.is_initialized():
+        ray.init()
+    return {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
 
 
 def evaluate_with_tune(
@@ -307,7 +241,7 @@ def evaluate_with_tune(
 
     Args:
         searchers: by name; one whose batches always fail is `broken` then.
-        evaluators: of each; they go to every evaluating actor.
+        evaluators: of each; a copy is in the process that evaluates.
         storage: folder of Tune's own files.
         devices: see ``SeveralSearches``.
         callbacks: of Tune.
@@ -358,19 +292,20 @@ def _tuned(
     **parameters: Any,
 ) -> Any:
     """The results of a run of Ray Tune; `parameters` are those of its trials."""
-    with _environment(_TUNE_SETTINGS), _quiet("ray.tune"):
-        return tune.Tuner(
-            trainable,
-            param_space=parameters,
-            tune_config=config,
-            run_config=tune.RunConfig(
-                name="search",
-                storage_path=str(storage),
-                verbose=0,
-                callbacks=list(callbacks),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            ),
-        ).fit()
+    run_config = tune.RunConfig(
+        name="search",
+        storage_path=str(storage),
+        verbose=0,
+        callbacks=list(callbacks),
+        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+    )
+    try:
+        with _environment(_TUNE_SETTINGS), _quiet("ray.tune"):
+            return tune.Tuner(
+                trainable, param_space=parameters, tune_config=config, run_config=run_config
+            ).fit()
+    finally:
+        ray.kill(trainable.host)
 
 
 @contextmanager

@@ -41,6 +41,24 @@ class Worker:
         ]
 
 
+class Loaded:
+    """Tells which process it is loaded in; the first of them ends at its second batch."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._worker = folder, Worker()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        (self._folder / str(os.getpid())).touch()
+
+    def evaluate(self, candidates: list[Architecture]) -> list[dict[str, Any]]:
+        asked = self._folder / "asked"
+        asked.write_text(asked.read_text() + "." if asked.exists() else ".")
+        if asked.read_text() == "..":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._worker.evaluate(candidates)
+
+
 def setup_on(journal: Path) -> SearchSetup:
     return SearchSetup(PROBLEM, SearchConfig(evaluations=18, batch_size=4), 0, journal)
 
@@ -77,6 +95,20 @@ def test_batches_that_raise_stop_their_search_alone_and_spoil_nothing(
     assert len(ledger.measured) + len(ledger.failed) == 18
     assert all(sum(each) % 2 for each in ledger.failed)
     assert not any(sum(each) % 2 for each in ledger.measured)
+
+
+def test_one_process_has_the_evaluators_and_is_started_again_where_it_is_lost(
+    one_ray: None, tmp_path: Path
+) -> None:
+    (tmp_path / "loaded").mkdir()
+    searcher = BatchSearcher(setup_on(tmp_path / "journal"))
+    evaluate_with_tune({"": searcher}, {"": Loaded(tmp_path / "loaded")}, tmp_path / "tune")
+    ledger = searcher.search.ledger
+    assert len(ledger.measured) + len(ledger.failed) == 18
+    assert searcher.search.broken is None
+    processes = {each.name for each in (tmp_path / "loaded").iterdir()} - {"asked"}
+    assert len(processes) == 2
+    assert str(os.getpid()) not in processes
 
 
 @pytest.mark.soak

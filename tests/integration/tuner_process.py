@@ -16,9 +16,10 @@ from donna_ray.latency.lowering import Lowering
 from donna_ray.latency.starting import start_farm
 from donna_ray.reference.build import build_reference
 from donna_ray.search.ask_tell import SearchSetup
+from donna_ray.search.evaluators import FarmEvaluator
 from donna_ray.search.exact.accuracy import AccuracyModel
 from donna_ray.search.study.problem import SearchProblem
-from donna_ray.search.tuner import BatchSearcher, FarmEvaluator, trainable_of
+from donna_ray.search.tuner import BatchSearcher, trainable_of
 from donna_ray.space import build_space
 from tests.search_problems import toy
 

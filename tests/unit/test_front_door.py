@@ -72,6 +72,11 @@ def test_what_only_looks_is_light(words: list[str], tmp_path: Path) -> None:
     assert text.splitlines()[-1].strip() == "loaded:"
 
 
+def test_an_actor_of_tune_loads_neither_torch_nor_timm() -> None:
+    code = "import sys, donna_ray.search.trainable; print(*{'torch', 'timm'} & sys.modules.keys())"
+    assert outcome("-c", code) == (0, "")
+
+
 def test_module_is_the_command() -> None:
     status, text = outcome("-m", "donna_ray", "config", "show", "demo")
     assert status == 0

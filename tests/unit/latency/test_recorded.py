@@ -22,7 +22,7 @@ from donna_ray.latency.lowering import CandidateModel
 from donna_ray.latency.recorded import record_facts, recorded_architectures
 from donna_ray.latency.starting import check_device, start_farms
 from donna_ray.search.ask_tell import Search
-from donna_ray.search.tuner import FarmEvaluator
+from donna_ray.search.evaluators import FarmEvaluator
 from donna_ray.search.yardstick import yardstick
 from tests.search_problems import device_of, search_on, toy
 

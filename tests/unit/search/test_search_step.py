@@ -14,9 +14,10 @@ from donna_ray.config import DeviceConfig, Scenario, SearchConfig
 from donna_ray.errors import DonnaError
 from donna_ray.latency.farm import Unmeasured
 from donna_ray.search import step
+from donna_ray.search.evaluators import FarmEvaluator
 from donna_ray.search.step import _in_words, _Searches
 from donna_ray.search.study.problem import SearchProblem
-from donna_ray.search.tuner import BatchSearcher, FarmEvaluator
+from donna_ray.search.tuner import BatchSearcher
 from tests.search_problems import toy
 
 NAMES = ("cpu", "phone", "board")

@@ -13,7 +13,8 @@ from ray.tune.search import Searcher
 from donna_ray.config import SearchConfig
 from donna_ray.search import tuner
 from donna_ray.search.ask_tell import SearchSetup
-from donna_ray.search.tuner import BatchSearcher, SeveralSearches, candidates_of
+from donna_ray.search.trainable import candidates_of
+from donna_ray.search.tuner import BatchSearcher, SeveralSearches
 from donna_ray.space import Architecture
 from tests.search_problems import outcome_of, toy
 
