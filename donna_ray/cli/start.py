@@ -1,6 +1,7 @@
 """`donna doctor | init | config | cluster`: before the first run. Imports torch only where said."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -19,7 +20,13 @@ from donna_ray.cli.options import (
     print_facts,
     say_aside,
 )
-from donna_ray.config import RunConfig, load_config, shipped_config, starting_config
+from donna_ray.config import (
+    RunConfig,
+    load_config,
+    shipped_config,
+    starting_config,
+    with_lengths,
+)
 from donna_ray.errors import ConfigError
 from donna_ray.storage.artifacts import write_atomic
 
@@ -27,6 +34,9 @@ __all__ = ["cluster_app", "config_app", "doctor", "init"]
 
 config_app = typer.Typer(no_args_is_help=True, help="What a configuration may hold.")
 cluster_app = typer.Typer(no_args_is_help=True, help="Files to start a Ray cluster with.")
+
+_ANY = "any"
+_MOST_WORKERS = 8  # each takes more than 1 GB
 
 _ASKED = {  # option, its question, its default
     "model": ("Model, any of timm's that can be cut into stages", "donna_digits"),
@@ -67,10 +77,17 @@ def init(
         str | None,
         typer.Option(help="`pretrained`, a checkpoint file, or `train`. \\[default: by the model]"),
     ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Height and width. \\[default: the model's own]", min=1)
+    ] = None,
+    within: Annotated[
+        str | None,
+        typer.Option(help="End in `15m` or `8h` on this host: fewer epochs, samples, candidates."),
+    ] = None,
 ) -> None:
     """Write a commented configuration; asks for what no option gives.
 
-    An existing file is left alone.
+    An existing file is left alone. What `--within` has is a guess from some seconds of training.
     """
     if file.exists():
         raise ConfigError(
@@ -78,12 +95,20 @@ def init(
         )
     given = {"model": model, "data": data, "device": device, "latency_limit": latency_limit}
     values = {name: _answer(name, value) for name, value in given.items()}
+    if within is None and sys.stdin.isatty():
+        within = str(typer.prompt("Time that it may take on this host, as 15m or 8h", default=_ANY))
+    seconds = None if within in (None, _ANY) else _seconds_of(within)
     known = "train" if values["model"].startswith("donna_") else "pretrained"
     name = re.sub(r"[^\w.-]+", "-", file.stem).strip("-._") or "donna"  # a run's folder has it
-    text = starting_config(name=name, weights=weights or known, **values)
+    workers = min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    text = starting_config(
+        name=name, weights=weights or known, workers=workers, size=image_size, **values
+    )
     write_atomic(file, text.encode())  # what is torn would count as there
     try:
         load_config(file)
+        if seconds:
+            write_atomic(file, _shortened(file, text, seconds).encode())
     except ConfigError:
         file.unlink()
         raise
@@ -94,6 +119,23 @@ def init(
         f"    donna run {name} --dry-run    # what it will do\n"
         f"    donna run {name}"
     )
+
+
+def _seconds_of(text: str | None) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(m|h)", text or "")
+    if found is None or not float(found[1]):
+        raise ConfigError(f"--within must be minutes or hours, as 15m or 8h, but is {text!r}.")
+    return float(found[1]) * {"m": 60, "h": 3600}[found[2]]
+
+
+def _shortened(file: Path, text: str, seconds: float) -> str:
+    from donna_ray.plan.within import within
+
+    say_aside("Training the reference for some seconds, to see what this host can do.")
+    settings, taken = within(file, seconds)
+    listed = ", ".join(f"{name} {value:g}" for name, value in settings.items())
+    print(f"About {taken / 60:.0f} min, by a guess ({listed}).")
+    return with_lengths(text, settings)
 
 
 def _answer(name: str, given: str | None) -> str:

@@ -35,7 +35,7 @@ from donna_ray.config.scenarios import (
     ScenarioConfig,
     SearchConfig,
 )
-from donna_ray.config.starting import starting_config
+from donna_ray.config.starting import starting_config, with_lengths
 from donna_ray.config.values import amount_of
 
 __all__ = [
@@ -67,4 +67,5 @@ __all__ = [
     "preset_space",
     "shipped_config",
     "starting_config",
+    "with_lengths",
 ]
