@@ -89,6 +89,7 @@ def init(
 
     An existing file is left alone. What `--within` has is a guess from some seconds of training.
     """
+    seconds = _seconds_of(within or _ANY)
     if file.exists():
         raise ConfigError(
             f"`donna init` writes a new file, but {file} is there. Name another one, or edit it."
@@ -96,8 +97,8 @@ def init(
     given = {"model": model, "data": data, "device": device, "latency_limit": latency_limit}
     values = {name: _answer(name, value) for name, value in given.items()}
     if within is None and sys.stdin.isatty():
-        within = str(typer.prompt("Time that it may take on this host, as 15m or 8h", default=_ANY))
-    seconds = None if within in (None, _ANY) else _seconds_of(within)
+        question = "Time that it may take on this host, as 15m or 8h"
+        seconds = _seconds_of(str(typer.prompt(question, default=_ANY)))
     known = "train" if values["model"].startswith("donna_") else "pretrained"
     name = re.sub(r"[^\w.-]+", "-", file.stem).strip("-._") or "donna"  # a run's folder has it
     workers = min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
@@ -121,8 +122,10 @@ def init(
     )
 
 
-def _seconds_of(text: str | None) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(m|h)", text or "")
+def _seconds_of(text: str) -> float | None:
+    if text == _ANY:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(m|h)", text)
     if found is None or not float(found[1]):
         raise ConfigError(f"--within must be minutes or hours, as 15m or 8h, but is {text!r}.")
     return float(found[1]) * {"m": 60, "h": 3600}[found[2]]
