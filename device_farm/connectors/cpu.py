@@ -10,7 +10,7 @@ from typing import Any
 
 from device_farm.timing.energy import Meter
 
-__all__ = ["cpu_energy_meter", "cpu_hardware", "cpu_name"]
+__all__ = ["cores_apart", "cpu_energy_meter", "cpu_hardware", "cpu_name"]
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CORES = Path("/sys/devices/system/cpu")
@@ -50,6 +50,25 @@ def cpu_hardware(cores: Sequence[int]) -> dict[str, Any]:
         "caches": [_text(path) for path in caches],
         "cores": [_core(core) for core in cores],
     }
+
+
+def cores_apart(usable: Sequence[int], count: int) -> tuple[int, ...]:
+    """So many cores, the highest numbers first, in ascending order.
+
+    Two hardware threads of one core share what computes: both are taken only where there are not
+    enough cores.
+    """
+    firsts: list[int] = []
+    seconds: list[int] = []
+    seen: set[Any] = set()
+    for core in sorted(usable, reverse=True):
+        topology = _CORES / f"cpu{core}" / "topology"
+        names = ("physical_package_id", "core_id")
+        known = [topology / name for name in names if (topology / name).exists()]
+        physical = tuple(_text(path) for path in known) or core
+        (seconds if physical in seen else firsts).append(core)
+        seen.add(physical)
+    return tuple(sorted((firsts + seconds)[:count]))
 
 
 def cpu_energy_meter() -> Meter | None:

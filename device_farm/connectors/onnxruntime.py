@@ -18,7 +18,7 @@ import onnxruntime
 from pydantic import Field, model_validator
 
 from device_farm.connector import Connector, DeviceInfo
-from device_farm.connectors.cpu import cpu_energy_meter, cpu_hardware, cpu_name
+from device_farm.connectors.cpu import cores_apart, cpu_energy_meter, cpu_hardware, cpu_name
 from device_farm.connectors.onnx_session import (
     CPU,
     Array,
@@ -55,7 +55,8 @@ class OnnxRuntimeSettings(ProtocolSettings):
     threads: int = Field(default=1, ge=1)
     """Threads that share an operator's work; operators run one after the other."""
     cores: tuple[int, ...] | None = None
-    """One core a thread; by default the highest-numbered ones that this process may use."""
+    """One core a thread; by default the highest-numbered ones that this process may use, and
+    different physical cores as far as there are."""
     provider: str = CPU
     """ONNX Runtime's execution provider. Operators that it does not know run on the CPU."""
     provider_options: dict[str, str] = Field(default_factory=dict)
@@ -298,7 +299,7 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
         """The cores of the threads, in their order; raises if this process may not use them."""
         self._check_open()
         usable = sorted(os.sched_getaffinity(0))
-        cores = self.settings.cores or tuple(usable[-self.settings.threads :])
+        cores = self.settings.cores or cores_apart(usable, self.settings.threads)
         if len(cores) < self.settings.threads or not set(cores) <= set(usable):
             raise DeviceLost(
                 f"device {self.device!r} needs {self.settings.threads} of the cores "

@@ -9,8 +9,8 @@ import numpy as np
 from device_farm.reading import read_yaml
 from donna_ray.config import load_config
 from donna_ray.errors import MissingArtifactError
+from donna_ray.report.results import read_results
 from donna_ray.search.exact.hypervolume import hypervolume, reference_point
-from donna_ray.storage.artifacts import read_json
 
 __all__ = ["compared"]
 
@@ -33,6 +33,7 @@ def compared(first: Path, second: Path) -> Facts:
     Raises:
         ConfigError: a run's configuration cannot be read.
         MissingArtifactError: a run has no results yet.
+        DonnaError: its results are of another version, or not as the schema has them.
     """
     results = [_results(each) for each in (first, second)]
     settings = [_settings(each) for each in (first, second)]
@@ -54,13 +55,12 @@ def compared(first: Path, second: Path) -> Facts:
 
 
 def _results(root: Path) -> Facts:
-    value = read_json(root / "results.json")
-    if not isinstance(value, dict):
+    if not (root / "results.json").exists():
         raise MissingArtifactError(
             f"Runs that are compared must have results, but {root} has no results.json. Finish it "
             f"first: `donna run {root}`."
         )
-    return value
+    return read_results(root).model_dump(mode="json")
 
 
 def _settings(root: Path) -> Facts:

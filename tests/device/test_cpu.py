@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from device_farm.connectors import cpu
-from device_farm.connectors.cpu import cpu_hardware, cpu_name
+from device_farm.connectors.cpu import cores_apart, cpu_hardware, cpu_name
 from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
 from device_farm.timing.energy import energy_mj
 
@@ -139,3 +139,15 @@ def test_a_run_costs_what_the_meter_sees_meanwhile() -> None:
     assert energy_mj(run, lambda: 7.0, 4.0, 1.0) is None
     assert energy_mj(run, None, 4.0, 1.0) is None
     assert done == [250, 250]
+
+
+def test_threads_get_physical_cores_of_their_own(kernel: Path) -> None:
+    files = {f"cpu{core}__topology__core_id": str(core % 2) for core in range(4)}
+    files |= {f"cpu{core}__topology__physical_package_id": "0" for core in range(4)}
+    write(kernel, "", **files)
+    assert cores_apart(range(4), 1) == (3,)
+    assert cores_apart(range(4), 2) == (2, 3)
+    assert cores_apart([0, 1, 3], 2) == (0, 3)  # 1 and 3 are threads of one core
+    assert cores_apart([1, 3], 2) == (1, 3)
+    assert cores_apart(range(4), 3) == (1, 2, 3)
+    assert cores_apart([7, 8, 9], 2) == (8, 9)  # whose topology is not told

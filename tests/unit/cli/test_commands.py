@@ -21,11 +21,13 @@ from donna_ray.cli import main
 from donna_ray.cli.main import app
 from donna_ray.config import RunConfig, load_config
 from donna_ray.overview import doctor
+from donna_ray.report.headline import headline
 from donna_ray.run.progress import PROGRESS, write_progress
 from donna_ray.run.run import Run
 from donna_ray.storage.artifacts import StepFolder, write_json
 from donna_ray.versions import VERSION
 from tests.command_line import donna_here
+from tests.unit.report.made import point, results
 
 STEPS = ("reference", "library", "predictor", "search", "finetune", "report")
 
@@ -253,45 +255,27 @@ def test_dry_run_tells_what_is_finished_and_leaves_no_folder(tmp_path: Path) -> 
     assert donna_here("run", str(file), "--json").returncode == 2
 
 
-def results(folder: Path, latency: float, seed: int) -> Path:
-    """The results of a run, as far as they are compared."""
-    answer = {"median_ms": latency, "test_accuracy": 0.9}
-    points = [("ab", 0.8, latency), ("cd", 0.9, 3.0)]
-    scenario = {
-        "name": "default",
-        "device": {"model": "cpu"},
-        "reference_latency": {"median_ms": 4.0},
-        "headline": {"fastest_as_accurate": answer, "most_accurate_as_fast": None},
-        "front": [
-            {"id": name, "predicted_accuracy": accuracy, "latency": {"median_ms": ms}}
-            for name, accuracy, ms in points
-        ],
-    }
-    value = {
-        "reference": {"test_accuracy": 0.9},
-        "library": {"size": 8},
-        "predictor": {"kendall_tau": {"value": 0.5}},
-        "scenarios": [scenario],
-        "cost": {"library": {"seconds": 1.0, "image_passes": 5}},
-    }
+def finished(folder: Path, ms: float, seed: int) -> str:
+    """A run whose faster network takes so many milliseconds."""
+    value = results().model_dump(mode="json")
+    (scenario,) = value["scenarios"]
+    scenario["front"] = [point("fast", ms, 0.9375), point("good", 3.0, 0.96875)]
+    scenario["headline"] = headline(scenario["front"], 0.9375, 4.0)
     folder.mkdir()
     write_json(folder / "results.json", value)
-    (folder / "config.yaml").write_text(
-        yaml.safe_dump({"seed": seed, "space": {"preset": "micro"}})
-    )
-    return folder
+    settings = {"seed": seed, "space": {"preset": "micro"}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    return str(folder)
 
 
 def test_compare_finds_what_differs(tmp_path: Path) -> None:
-    runs = [
-        str(results(tmp_path / name, ms, seed)) for name, ms, seed in (("a", 2, 0), ("b", 1, 1))
-    ]
+    runs = [finished(tmp_path / name, ms, seed) for name, ms, seed in (("a", 2, 0), ("b", 1, 1))]
     facts = json.loads(donna_here("compare", *runs, "--json").stdout)
     assert facts["settings"] == [{"key": "seed", "values": [0, 1]}]
     figures = {each["name"]: each["values"] for each in facts["figures"]}
-    assert figures["fastest, not less accurate, ms"] == [2, 1]
+    assert figures["phone: fastest, not less accurate, ms"] == [2, 1]
     (scenario,) = facts["scenarios"]
-    assert scenario["networks"] == ["ab", "cd"]
+    assert scenario["networks"] == ["fast", "good"]
     assert scenario["hypervolume"][0] < scenario["hypervolume"][1] == 1
     text = donna_here("compare", *runs).stdout
     assert "seed" in text
@@ -301,6 +285,10 @@ def test_compare_finds_what_differs(tmp_path: Path) -> None:
         refused = donna_here("compare", *runs)
         assert (refused.returncode, refused.stderr) == (2, donna_here("status", runs[1]).stderr)
         assert str(tmp_path / "b" / "config.yaml") in refused.stderr
+    for content in (b"{}", b"[", b"[1]", b""):
+        (tmp_path / "b" / "results.json").write_bytes(content)
+        refused = donna_here("compare", *runs)
+        assert (refused.returncode, "report build" in refused.stderr) == (1, True), refused.stderr
     (tmp_path / "b" / "results.json").unlink()
     refused = donna_here("compare", *runs)
     assert (refused.returncode, "donna run" in refused.stderr) == (2, True)
