@@ -2,7 +2,8 @@
 
 Enter by `conversion.py`: it converts a model and checks the result. `graph.py` reads ONNX;
 `translation.py` keeps which tensor of the new model is which of the old one, in which layout and
-precision; `pointwise.py`, `windows.py` and `shapes.py` write operators; `writer.py` writes the file.
+precision; `pointwise.py`, `windows.py` and `shapes.py` write operators; `writer.py` writes the
+file.
 
 Own code: onnx2tf needs TensorFlow or pins its own ONNX, minutes and gigabytes, and litert-torch
 needs torch. This needs `ai-edge-litert` alone (the extra `litert`), which has the file's schema.

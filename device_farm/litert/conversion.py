@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from onnx import NodeProto
 
-from device_farm.failures import DeviceError, ModelError
+from device_farm.failures import ModelError
 from device_farm.litert.graph import read_graph
 from device_farm.litert.pointwise import POINTWISE
+from device_farm.litert.running import (
+    INT8_LIMIT,
+    LIMIT,
+    LitertModel,
+    check_same,
+    is_quantised,
+    onnx_outputs,
+)
 from device_farm.litert.shapes import SHAPES
 from device_farm.litert.translation import Translation
 from device_farm.litert.windows import WINDOWS
+from device_farm.workload import Workload
 
-__all__ = ["convert"]
+__all__ = ["convert", "converted"]
 
 _WRITERS = {**POINTWISE, **SHAPES, **WINDOWS}
 _FLOAT_ONLY = {"BatchNormalization", "Div", "Exp", "Gelu", "LayerNormalization", "Max", "Min"} | {
     *("Pow", "Sqrt")
 }
+
+
+def converted(workload: Workload) -> bytes:
+    """The model as a `.tflite` file that gives what ONNX Runtime gives on `make_inputs`.
+
+    Raises:
+        ModelError: it cannot be converted, or gives something else: `difference` is over `LIMIT`,
+            of a QDQ model over `INT8_LIMIT`.
+    """
+    inputs = workload.make_inputs()
+    made = convert(workload.model)
+    limit = INT8_LIMIT if is_quantised(workload.model) else LIMIT
+    check_same(LitertModel(made)(inputs), onnx_outputs(workload.model, inputs), limit)
+    return made
 
 
 def convert(model: bytes, *, integers: bool = False) -> bytes:

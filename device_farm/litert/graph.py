@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from onnx import GraphProto, NodeProto, numpy_helper
 from device_farm.failures import ModelError, first_line
 from device_farm.litert.writer import Array
 
-__all__ = ["Graph", "attributes", "read_graph"]
+__all__ = ["Graph", "attributes", "is_hard_sigmoid", "read_graph"]
 
+_ROUNDING = 1e-4
 _HALF, _ROOT = 0.5, float(np.sqrt(2))
 
 
@@ -48,6 +49,12 @@ def attributes(node: NodeProto) -> dict[str, Any]:
     return {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
 
 
+def is_hard_sigmoid(node: NodeProto) -> bool:
+    """Whether a HardSigmoid is relu6(x + 3) / 6, as torch's is; ONNX's default is not."""
+    own = attributes(node)
+    return abs(own.get("alpha", 0.2) - 1 / 6) < _ROUNDING and own.get("beta", 0.5) == _HALF
+
+
 def read_graph(model: bytes) -> Graph:
     """A serialised model of known sizes, constants folded by ONNX Runtime.
 
@@ -57,7 +64,13 @@ def read_graph(model: bytes) -> Graph:
     proto = _simplified(model)
     graph = proto.graph
     constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
-    graph = _with_gelu(graph, constants)
+    _join_activations(graph, constants)
+    for each in graph.input:
+        if each.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+            raise ModelError(
+                f"inputs of a model must be of float32 to be converted, but {each.name} is not: "
+                "take a runner that reads ONNX"
+            )
     known = [*graph.input, *graph.value_info, *graph.output]
     shapes = {each.name: _shape(each) for each in known}
     readers = defaultdict[str, list[NodeProto]](list)
@@ -85,7 +98,12 @@ def _simplified(model: bytes) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder, "model.onnx"))
         try:
-            onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(
+                model,
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["TransposeOptimizer"],  # it parts Quantize from Dequantize
+            )
         except Exception as error:  # ONNX Runtime raises many kinds
             raise ModelError(
                 f"a model must be one that ONNX Runtime runs, but it says: {first_line(error)}"
@@ -101,34 +119,43 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
     return tuple(each.dim_value for each in tensor.shape.dim)
 
 
-def _with_gelu(graph: GraphProto, constants: Mapping[str, Array]) -> GraphProto:
-    """Put one node, Gelu, where `x * (1 + erf(x / sqrt(2))) / 2` is: LiteRT has no Erf."""
+def _join_activations(graph: GraphProto, constants: Mapping[str, Array]) -> None:
+    """Put one node where ONNX, or ONNX Runtime, takes several for an activation of LiteRT."""
     made = {name: node for node in graph.node for name in node.output}
     readers = defaultdict[str, list[NodeProto]](list)
     for node in graph.node:
         for name in node.input:
             readers[name].append(node)
 
-    def follow(node: NodeProto, kind: str) -> NodeProto | None:
-        after = readers[node.output[0]]
+    def follow(node: NodeProto | None, kind: str) -> NodeProto | None:
+        after = readers[node.output[0]] if node is not None else []
         return after[0] if len(after) == 1 and after[0].op_type == kind else None
 
     def factor(node: NodeProto) -> float | None:
         values = [constants[name] for name in node.input if name in constants]
         return float(values[0].item()) if values and values[0].size == 1 else None
 
-    for erf in [node for node in graph.node if node.op_type == "Erf"]:
-        scaled = made.get(erf.input[0])
-        added = follow(erf, "Add")
-        times = added and follow(added, "Mul")
-        half = times and follow(times, "Mul")
-        if scaled is None or added is None or times is None or half is None:
-            continue
-        value = scaled.input[0]
-        is_root = scaled.op_type == "Div" and np.isclose(factor(scaled) or 0, _ROOT)
-        if is_root and factor(added) == 1 and value in times.input and factor(half) == _HALF:
-            place = list(graph.node).index(half)
-            graph.node.insert(place, onnx.helper.make_node("Gelu", [value], half.output))
-            for node in (scaled, erf, added, times, half):
-                graph.node.remove(node)
-    return graph
+    for node in list(graph.node):
+        if node.op_type == "HardSigmoid":  # x * hard_sigmoid(x)
+            times = follow(node, "Mul")
+            is_own = times is not None and node.input[0] in times.input
+            if times is not None and is_own and is_hard_sigmoid(node):
+                _replace(graph, [node, times], "HardSwish", node.input[0])
+        elif node.op_type == "Erf":  # x * (1 + erf(x / sqrt(2))) / 2
+            scaled = made.get(node.input[0])
+            added = follow(node, "Add")
+            times = follow(added, "Mul")
+            half = follow(times, "Mul")
+            if scaled is None or added is None or times is None or half is None:
+                continue
+            is_root = scaled.op_type == "Div" and np.isclose(factor(scaled) or 0, _ROOT)
+            is_gelu = is_root and factor(added) == 1 and factor(half) == _HALF
+            if is_gelu and scaled.input[0] in times.input:
+                _replace(graph, [scaled, node, added, times, half], "Gelu", scaled.input[0])
+
+
+def _replace(graph: GraphProto, nodes: Sequence[NodeProto], kind: str, source: str) -> None:
+    place = list(graph.node).index(nodes[-1])
+    graph.node.insert(place, onnx.helper.make_node(kind, [source], nodes[-1].output))
+    for node in nodes:
+        graph.node.remove(node)

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import NodeProto
 
 from device_farm.failures import ModelError
-from device_farm.litert.graph import attributes
+from device_farm.litert.graph import attributes, is_hard_sigmoid
 from device_farm.litert.translation import Translation
 from device_farm.litert.windows import bias_of, weights_of
 from device_farm.litert.writer import Array, Quantisation
@@ -52,11 +52,11 @@ def _clip(t: Translation, node: NodeProto, int8: bool) -> None:
 
 def _hard_sigmoid(t: Translation, node: NodeProto, int8: bool) -> None:
     """relu6(x + 3) / 6, which LiteRT has no operator for."""
-    own, source, name = attributes(node), node.input[0], node.output[0]
-    if abs(own.get("alpha", 0.2) - 1 / 6) > 1e-4 or own.get("beta", 0.5) != 0.5:
+    source, name = node.input[0], node.output[0]
+    if not is_hard_sigmoid(node):
         raise ModelError(
             "a hard sigmoid must be relu6(x + 3) / 6 to be converted, but has the slope "
-            f"{own.get('alpha', 0.2)}"
+            f"{attributes(node).get('alpha', 0.2)}"
         )
     last = t.is_last(source)
     middle = t.scratch(source, last=last, int8=Quantisation((6 / 255,), -128) if int8 else None)

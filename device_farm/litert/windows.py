@@ -106,6 +106,8 @@ def _padded(
     spans: Sequence[int],
     int8: bool,
     value: float,
+    *,
+    may_be_same: bool = True,
 ) -> tuple[int, int]:
     """A window's input, channels last, padded where LiteRT would not pad so itself; its padding."""
     source = node.input[0]
@@ -116,7 +118,7 @@ def _padded(
         return tensor, _VALID
     top, left, bottom, right = pads
     own_pads = [_same(*each) for each in zip(sizes, spans, strides, strict=True)]
-    if own_pads == [(top, bottom), (left, right)]:
+    if may_be_same and own_pads == [(top, bottom), (left, right)]:
         return tensor, _SAME
     amounts = np.array([[0, 0], [top, bottom], [left, right], [0, 0]], np.int32)
     batch, height, width, channels = t.shape(source, last=True)
@@ -172,13 +174,14 @@ def _pool(name: str) -> Callable[[Translation, NodeProto, bool], None]:
                 f"that of {node.output[0]} is not"
             )
         is_mean = name == "AVERAGE_POOL_2D"
-        tensor, padding = _padded(t, node, own, spans, int8, 0.0 if is_mean else float("-inf"))
-        counts = own.get("count_include_pad", 0)
-        is_padded = any(_pads(node, own, t.shape(source)[2:], spans, own.get("strides", (1, 1))))
-        if is_mean and is_padded and (padding == _SAME) == bool(counts):
+        counts = is_mean and own.get("count_include_pad", 0) and any(own.get("pads", ()))
+        value = 0.0 if is_mean else float("-inf")
+        tensor, padding = _padded(t, node, own, spans, int8, value, may_be_same=not counts)
+        is_other = counts and own.get("ceil_mode", 0)
+        if is_other or (is_mean and not counts and tensor != t.form(source, last=True, int8=int8)):
             raise ModelError(
-                "a mean over windows must count its padding only where LiteRT does, but that of "
-                f"{node.output[0]} does not: choose other blocks"
+                "a mean over windows must count its padding as LiteRT does to be converted, but "
+                f"that of {node.output[0]} does not: choose other blocks"
             )
         strides = own.get("strides", (1, 1))
         quantisation = t.quantisation(source) if int8 else None

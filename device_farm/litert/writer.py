@@ -140,13 +140,13 @@ class Writer:
         return bytes(builder.Output())
 
 
-class _Builder(flatbuffers.Builder):  # type: ignore[misc]
+class _Builder(flatbuffers.Builder):
     """Aligns the values of constants, which Python's code of the schema does not."""
 
     def CreateNumpyVector(self, x: Array) -> int:
         if x.dtype == np.uint8:
             self.Prep(_ALIGNED, x.nbytes)
-        return super().CreateNumpyVector(x)  # type: ignore[no-any-return]
+        return super().CreateNumpyVector(x)
 
 
 def _code(name: str) -> Any:
