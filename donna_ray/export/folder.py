@@ -9,6 +9,7 @@ from donna_ray.storage.artifacts import file_sha256, read_json, write_atomic, wr
 
 __all__ = [
     "CONFIG",
+    "EXECUTORCH",
     "LITERT",
     "LITERT_INT8",
     "ONNX",
@@ -20,10 +21,10 @@ __all__ = [
 ]
 
 WEIGHTS, ONNX, SOURCE = "model.safetensors", "model.onnx", "network.py"
-LITERT, LITERT_INT8 = "model.tflite", "model-int8.tflite"
+LITERT, LITERT_INT8, EXECUTORCH = "model.tflite", "model-int8.tflite", "model.pte"
 CONFIG, README, _CARD = "config.json", "README.md", "card.json"
 _FILES = (WEIGHTS, ONNX, SOURCE, CONFIG, README)
-_ASKED_FOR = (LITERT, LITERT_INT8)  # may be missing
+_ASKED_FOR = (LITERT, LITERT_INT8, EXECUTORCH)  # may be missing
 _MARK = ".donna-export.json"  # sums of what an export under way writes, and of what was there
 
 

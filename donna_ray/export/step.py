@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -21,8 +21,6 @@ from donna_ray.data import image_format, used_preprocessing
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.export.folder import (
     CONFIG,
-    LITERT,
-    LITERT_INT8,
     ONNX,
     README,
     SOURCE,
@@ -31,7 +29,7 @@ from donna_ray.export.folder import (
     fill,
 )
 from donna_ray.export.hub import model_card, timm_config
-from donna_ray.export.litert import litert_floats, litert_integers
+from donna_ray.export.phones import check_known, phone_files
 from donna_ray.export.standalone import entry_name, standalone_source, timm_source
 from donna_ray.finetune.assemble import untrained
 from donna_ray.onnx_export import (
@@ -78,8 +76,7 @@ def export_network(
     folder: Path,
     *,
     dynamic_batch: bool = False,
-    tflite: bool = False,
-    tflite_int8: bool = False,
+    also: Collection[str] = (),
 ) -> list[Path]:
     """Write a finetuned network of a run for others to use.
 
@@ -94,8 +91,8 @@ def export_network(
         folder: gets `model.safetensors`, `model.onnx`, `network.py`, `config.json` (timm's, with
             the preprocessing), `README.md` (a model card) and `card.json`; made where it is not.
         dynamic_batch: the ONNX model takes any number of images, not one.
-        tflite: also `model.tflite`, for LiteRT, in float.
-        tflite_int8: also `model-int8.tflite`, with integers at both ends; reads the run's images.
+        also: more files: `model.tflite` (for LiteRT), `model-int8.tflite` (with integers at both
+            ends; the run's images are read), `model.pte` (for ExecuTorch).
 
     Returns:
         The files.
@@ -105,19 +102,17 @@ def export_network(
             or more than one, has this id.
         DonnaError: its record, its reference or a block
             family is no longer there; the code of a block family or timm is another one than that
-            of the finetuning; a check failed; or ai-edge-litert is needed and not installed.
+            of the finetuning; a check failed; or a package that a file needs is not installed.
     """
+    check_known(also)
     check_replaceable(folder)
     network = _Finetuned.find(root, architecture)
     module, source, weights = network.build()
     images = torch.randn(_IMAGES, *module.input_shape, generator=torch.Generator().manual_seed(0))
     model = network.checked_onnx(module, images)
-    files, losses = dict[str, bytes](), dict[str, dict[str, float]]()
-    if tflite:
-        files[LITERT], losses[LITERT] = litert_floats(model, module, images), {}
-    if tflite_int8:
-        data = data_of(network.config, network.reference)
-        files[LITERT_INT8], losses[LITERT_INT8] = litert_integers(module, data)
+    more = phone_files(
+        also, model, module, images, lambda: data_of(network.config, network.reference)
+    )
     if dynamic_batch:
         model = export_onnx(module, module.input_shape, dynamic_batch=True)
         for size in (1, _IMAGES):
@@ -129,9 +124,10 @@ def export_network(
         (made / ONNX).write_bytes(model)
         (made / SOURCE).write_text(source, encoding="utf-8")
         _check_source(made, images, module)
-        for file, content in files.items():
+        for file, (content, _) in more.items():
             (made / file).write_bytes(content)
-        card = network.card() | {"dynamic_batch": dynamic_batch, "litert": losses}
+        losses = {file: lost for file, (_, lost) in more.items()}
+        card = network.card() | {"dynamic_batch": dynamic_batch, "phones": losses}
         write_json(made / CONFIG, timm_config(card, network.timm_arguments()))
         (made / README).write_text(model_card(card, is_timms=network.is_timms), encoding="utf-8")
         return fill(folder, made, card)

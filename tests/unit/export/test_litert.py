@@ -48,7 +48,7 @@ def test_the_files_answer_as_torch_does(finished: Finished, tmp_path: Path) -> N
     np.testing.assert_allclose(found, expected, atol=1e-4 * max(1, abs(expected).max()))
     answers = np.concatenate([integers.in_floats(each)[0] for each in singles]).argmax(1)
     card = json.loads((tmp_path / "net/card.json").read_text())
-    told = card["litert"]["model-int8.tflite"]
+    told = card["phones"]["model-int8.tflite"]
     assert (answers == expected.argmax(1)).mean() > 0.9
     assert told["agreement"] > 0.9
     assert told["error"] < 0.2
@@ -69,7 +69,7 @@ def _check_ends(model: LitertModel, shape: list[int]) -> None:
 
 @pytest.mark.usefixtures("in_process")
 def test_an_export_without_them_removes_those_of_before(finished: Finished, tmp_path: Path) -> None:
-    export_network(finished.root, finished.id, tmp_path, tflite=True)
+    export_network(finished.root, finished.id, tmp_path, also=["model.tflite"])
     assert (tmp_path / "model.tflite").exists()
     export_network(finished.root, finished.id, tmp_path)
     assert not (tmp_path / "model.tflite").exists()
