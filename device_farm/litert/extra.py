@@ -6,6 +6,9 @@ import hashlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import onnx
+import onnxruntime
+
 from device_farm.failures import DeviceError
 
 __all__ = ["check_litert", "conversion_identity"]
@@ -34,5 +37,5 @@ def conversion_identity() -> str:
     """
     check_litert()
     code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    versions = [f"{name} {version(name)}" for name in ("ai-edge-litert", "onnx", "onnxruntime")]
-    return hashlib.sha256(b"\n".join([*code, "\n".join(versions).encode()])).hexdigest()
+    versions = [version("ai-edge-litert"), onnx.__version__, onnxruntime.__version__]
+    return hashlib.sha256(b"\n".join([*code, " ".join(versions).encode()])).hexdigest()
