@@ -73,8 +73,8 @@ def _write(t: Translation, node: NodeProto) -> None:
         _WRITERS[node.op_type](t, node, int8)
     else:
         raise ModelError(
-            f"a model must be of the operators {', '.join(sorted(_WRITERS))} to be converted, but "
-            f"has {node.op_type}: choose other blocks, or another converter"
+            f"a model must be of operators that are converted, but has {node.op_type}: choose "
+            f"other blocks, or another converter (this one knows {', '.join(sorted(_WRITERS))})"
         )
 
 

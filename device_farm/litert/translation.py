@@ -80,19 +80,25 @@ class Translation:
         return self._quantisations[name]
 
     def is_last(self, name: str) -> bool:
-        """Whether an activation is there with its channels last, and not as in ONNX."""
-        return any((name, int8, True) in self._forms for int8 in (True, False)) and not any(
-            (name, int8, False) in self._forms for int8 in (True, False)
-        )
+        """Whether an activation is there with its channels last, maybe also as in ONNX."""
+        return any((name, int8, True) in self._forms for int8 in (True, False))
 
     def form(self, name: str, *, last: bool = False, int8: bool = False) -> int:
-        """The tensor of an activation in that layout and precision, made if it is not there."""
+        """The tensor of an activation in that layout and precision, made if it is not there.
+
+        Raises:
+            ModelError: It is a constant.
+        """
         key = name, int8, last
         if key not in self._forms:
             if (name, int8, not last) in self._forms:
                 self._forms[key] = self._turned(name, int8, last)
+            elif not self.is_int8(name):
+                raise ModelError(
+                    f"{name} must be computed of the model's inputs to be converted, but is a "
+                    "constant: take another converter"
+                )
             else:
-                assert not int8, f"{name} has no form in int8"
                 source = self.form(name, last=last, int8=True)
                 self._forms[key] = self.writer.tensor(self.shape(name, last), "float32")
                 self.writer.add("DEQUANTIZE", [source], [self._forms[key]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -164,49 +165,46 @@ def _same(size: int, span: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def _pool(name: str) -> Callable[[Translation, NodeProto, bool], None]:
-    def write(t: Translation, node: NodeProto, int8: bool) -> None:
-        own, source = attributes(node), node.input[0]
-        spans = own["kernel_shape"]
-        if len(spans) != 2 or any(each != 1 for each in own.get("dilations", (1, 1))):
-            raise ModelError(
-                "a pool must be over height and width, without dilations, to be converted, but "
-                f"that of {node.output[0]} is not"
-            )
-        is_mean = name == "AVERAGE_POOL_2D"
-        counts = is_mean and own.get("count_include_pad", 0) and any(own.get("pads", ()))
-        value = 0.0 if is_mean else float("-inf")
-        tensor, padding = _padded(t, node, own, spans, int8, value, may_be_same=not counts)
-        is_other = counts and own.get("ceil_mode", 0)
-        if is_other or (is_mean and not counts and tensor != t.form(source, last=True, int8=int8)):
-            raise ModelError(
-                "a mean over windows must count its padding as LiteRT does to be converted, but "
-                f"that of {node.output[0]} does not: choose other blocks"
-            )
-        strides = own.get("strides", (1, 1))
-        quantisation = t.quantisation(source) if int8 else None
-        made = t.scratch(node.output[0], last=True, int8=quantisation)
-        t.writer.add(
-            name,
-            [tensor],
-            [made],
-            padding=padding,
-            filterHeight=spans[0],
-            filterWidth=spans[1],
-            strideH=strides[0],
-            strideW=strides[1],
+def _pool(operator: str, t: Translation, node: NodeProto, int8: bool) -> None:
+    own, source = attributes(node), node.input[0]
+    spans = own["kernel_shape"]
+    if len(spans) != 2 or any(each != 1 for each in own.get("dilations", (1, 1))):
+        raise ModelError(
+            "a pool must be over height and width, without dilations, to be converted, but "
+            f"that of {node.output[0]} is not"
         )
-        if quantisation is None:
-            t.bind(node.output[0], made, last=True)
-        else:
-            t.settle(node.output[0], made, quantisation, last=True)
+    is_mean = operator == "AVERAGE_POOL_2D"
+    counts = is_mean and own.get("count_include_pad", 0) and any(own.get("pads", ()))
+    value = 0.0 if is_mean else float("-inf")
+    tensor, padding = _padded(t, node, own, spans, int8, value, may_be_same=not counts)
+    is_other = counts and own.get("ceil_mode", 0)
+    if is_other or (is_mean and not counts and tensor != t.form(source, last=True, int8=int8)):
+        raise ModelError(
+            "a mean over windows must count its padding as LiteRT does to be converted, but "
+            f"that of {node.output[0]} does not: choose other blocks"
+        )
+    strides = own.get("strides", (1, 1))
+    quantisation = t.quantisation(source) if int8 else None
+    made = t.scratch(node.output[0], last=True, int8=quantisation)
+    t.writer.add(
+        operator,
+        [tensor],
+        [made],
+        padding=padding,
+        filterHeight=spans[0],
+        filterWidth=spans[1],
+        strideH=strides[0],
+        strideW=strides[1],
+    )
+    if quantisation is None:
+        t.bind(node.output[0], made, last=True)
+    else:
+        t.settle(node.output[0], made, quantisation, last=True)
 
-    return write
 
-
-WINDOWS = {
-    "AveragePool": _pool("AVERAGE_POOL_2D"),
+WINDOWS: dict[str, Callable[[Translation, NodeProto, bool], None]] = {
+    "AveragePool": partial(_pool, "AVERAGE_POOL_2D"),
     "Conv": _convolution,
-    "MaxPool": _pool("MAX_POOL_2D"),
+    "MaxPool": partial(_pool, "MAX_POOL_2D"),
 }
 """What writes an operator, by its name in ONNX; given whether it runs in int8."""

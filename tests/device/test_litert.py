@@ -26,7 +26,7 @@ from device_farm.timing.protocol import ProtocolSettings
 
 pytest.importorskip("ai_edge_litert", reason="needs the extra litert: pip install ai-edge-litert")
 
-from device_farm.litert import extra
+from device_farm.litert import conversion, extra
 from device_farm.litert.conversion import convert, converted
 from device_farm.litert.running import (
     INT8_LIMIT,
@@ -210,6 +210,24 @@ def test_what_cannot_be_converted_is_told(model: bytes, words: str) -> None:
 def test_integers_are_asked_of_quantised_models_alone() -> None:
     with pytest.raises(ModelError, match="QDQ"):
         convert(network("pools"), integers=True)
+
+
+def onnx_named(model: bytes, name: str) -> bytes:
+    """The model, its input called so."""
+    proto = onnx.load_model_from_string(model)
+    old = proto.graph.input[0].name
+    proto.graph.input[0].name = name
+    for node in proto.graph.node:
+        node.input[:] = [name if each == old else each for each in node.input]
+    return proto.SerializeToString()
+
+
+def test_a_wrong_conversion_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload, other = (Workload.from_onnx(network(name)) for name in ("swish", "pools"))
+    wrong = onnx_named(other.model, workload.inputs[0].name)
+    monkeypatch.setattr(conversion, "convert", lambda model: convert(wrong))
+    with pytest.raises(ModelError, match="must give what the ONNX model gives"):
+        converted(workload)
 
 
 @pytest.mark.parametrize("found", [np.ones(4), np.full(3, np.nan), np.full(3, 1.3)])
