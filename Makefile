@@ -57,6 +57,7 @@ bench: $(INSTALLED)
 	$(BIN)/python scripts/bench_shortlist.py
 	$(BIN)/python scripts/bench_farm.py
 	$(BIN)/python scripts/bench_timing.py
+	$(BIN)/python scripts/bench_litert.py
 	$(BIN)/python scripts/bench_search.py
 	$(BIN)/python scripts/bench_ask.py
 	$(BIN)/python scripts/bench_front.py

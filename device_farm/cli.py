@@ -51,6 +51,10 @@ _AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a t
 _Config = Annotated[
     Path | None, typer.Option("--config", help="A farm.yaml, whose devices are known as well.")
 ]
+_Shape = Annotated[
+    list[str] | None,
+    typer.Option(help="Shape of an input whose size is open, as image=1,3,224,224."),
+]
 
 
 add_common_options(
@@ -102,10 +106,7 @@ def bench(
     ],
     device: Annotated[str, typer.Option(help="A name from `device-farm list`.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads; by default 1.")] = None,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(help="Shape of an input whose size is open, as image=1,3,224,224."),
-    ] = None,
+    shape: _Shape = None,
     as_json: _AsJson = False,
     config: _Config = None,
 ) -> None:
@@ -128,6 +129,22 @@ def bench(
 
 
 @app.command()
+def convert(
+    model: Annotated[Path, typer.Argument(help="An ONNX file, in floats or in int8 (QDQ).")],
+    to: Annotated[Path, typer.Argument(help="The .tflite file to write.")],
+    shape: _Shape = None,
+) -> None:
+    """Make LiteRT's .tflite of an ONNX model; it is kept if LiteRT gives what ONNX Runtime does."""
+    from device_farm.litert.extra import check_litert
+
+    _check_is_file(model, "the model, an ONNX file,")
+    check_litert()
+    from device_farm.litert.conversion import converted
+
+    to.write_bytes(converted(Workload.from_onnx(model, parse_shapes(shape or ()))))
+
+
+@app.command()
 def phone(
     name: Annotated[str, typer.Argument(help="A name from `device-farm list`.")],
     binary: Annotated[
@@ -138,7 +155,10 @@ def phone(
     ] = None,
     sha256: Annotated[str | None, typer.Option(help="What the program's must be.")] = None,
     convert: Annotated[
-        str, typer.Option(help="The command that makes {output} out of {onnx}; for TFLite.")
+        str,
+        typer.Option(
+            help="For TFLite, in place of `device-farm convert`: makes {output} out of {onnx}."
+        ),
     ] = "",
     config: _Config = None,
 ) -> None:

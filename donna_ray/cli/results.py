@@ -58,18 +58,33 @@ def export(
     dynamic_batch: Annotated[
         bool, typer.Option("--dynamic-batch", help="ONNX for any number of images, not one.")
     ] = False,
+    tflite: Annotated[
+        bool, typer.Option("--tflite", help="Also model.tflite for LiteRT, in float.")
+    ] = False,
+    tflite_int8: Annotated[
+        bool,
+        typer.Option("--tflite-int8", help="Also model-int8.tflite, with int8 at both ends."),
+    ] = False,
+    pte: Annotated[
+        bool, typer.Option("--pte", help="Also model.pte for ExecuTorch, in float.")
+    ] = False,
     trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a finetuned network as a folder that timm, Hugging Face and ONNX Runtime load.
 
     Weights, ONNX, a Python file that needs torch and timm only, config.json, a model card.
+
+    --tflite needs pip install 'donna-ray\\[litert]', --pte 'donna-ray\\[executorch]'.
     """
     folder = run_at(run, trust)
 
+    from donna_ray.export.folder import EXECUTORCH, LITERT, LITERT_INT8
     from donna_ray.export.step import export_network
 
-    files = export_network(folder, architecture, to, dynamic_batch=dynamic_batch)
+    asked = {LITERT: tflite, LITERT_INT8: tflite_int8, EXECUTORCH: pte}
+    also = [name for name, is_asked in asked.items() if is_asked]
+    files = export_network(folder, architecture, to, dynamic_batch=dynamic_batch, also=also)
     print_facts(list(map(str, files)), as_json, lambda lines: print(*lines, sep="\n"))
 
 

@@ -7,11 +7,24 @@ from typing import Any
 from donna_ray.errors import ConfigError
 from donna_ray.storage.artifacts import file_sha256, read_json, write_atomic, write_json
 
-__all__ = ["CONFIG", "ONNX", "README", "SOURCE", "WEIGHTS", "check_replaceable", "fill"]
+__all__ = [
+    "CONFIG",
+    "EXECUTORCH",
+    "LITERT",
+    "LITERT_INT8",
+    "ONNX",
+    "README",
+    "SOURCE",
+    "WEIGHTS",
+    "check_replaceable",
+    "fill",
+]
 
 WEIGHTS, ONNX, SOURCE = "model.safetensors", "model.onnx", "network.py"
+LITERT, LITERT_INT8, EXECUTORCH = "model.tflite", "model-int8.tflite", "model.pte"
 CONFIG, README, _CARD = "config.json", "README.md", "card.json"
 _FILES = (WEIGHTS, ONNX, SOURCE, CONFIG, README)
+_ASKED_FOR = (LITERT, LITERT_INT8, EXECUTORCH)  # may be missing
 _MARK = ".donna-export.json"  # sums of what an export under way writes, and of what was there
 
 
@@ -22,7 +35,7 @@ def check_replaceable(folder: Path) -> None:
         ConfigError: there is one.
     """
     sums = _known_sums(folder)
-    for name in (*_FILES, _CARD):
+    for name in (*_FILES, *_ASKED_FOR, _CARD):
         path = folder / name
         ours = bool(sums) if name == _CARD else path.exists() and file_sha256(path) in sums
         if path.exists() and not ours:
@@ -37,20 +50,24 @@ def fill(folder: Path, made: Path, card: Mapping[str, Any]) -> list[Path]:
 
     Args:
         folder: made where it is not.
-        made: has the files, but for the card.
+        made: has the files, but for the card. What it lacks of those that must be asked for is
+            removed from the folder, since it is of another network.
         card: what is known of the network; gets the files' sums.
 
     Returns:
         The files.
     """
-    sums = {name: file_sha256(made / name) for name in _FILES}
+    names = [name for name in (*_FILES, *_ASKED_FOR) if name in _FILES or (made / name).exists()]
+    sums = {name: file_sha256(made / name) for name in names}
     write_json(folder / _MARK, {"sums": sorted({*_known_sums(folder), *sums.values()})})
     (folder / _CARD).unlink(missing_ok=True)  # a card is there only with the files it is of
-    for name in _FILES:
+    for name in names:
         write_atomic(folder / name, (made / name).read_bytes())
+    for name in set(_ASKED_FOR).difference(names):
+        (folder / name).unlink(missing_ok=True)
     write_json(folder / _CARD, {**card, "files": sums})
     (folder / _MARK).unlink()
-    return [folder / name for name in (*_FILES, _CARD)]
+    return [folder / name for name in (*names, _CARD)]
 
 
 def _known_sums(folder: Path) -> set[str]:

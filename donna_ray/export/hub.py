@@ -5,6 +5,8 @@ from typing import Any
 
 from timm.data.constants import DEFAULT_CROP_MODE
 
+from donna_ray.export.folder import EXECUTORCH, LITERT, LITERT_INT8
+
 __all__ = ["model_card", "timm_config"]
 
 Card = Mapping[str, Any]
@@ -32,10 +34,22 @@ With ONNX Runtime: `model.onnx` takes `input`, {batch} x {shape}, float32, and g
 {code}
 ```
 
-Images are prepared as `pretrained_cfg` of `config.json` says: {interpolation} to {size}, crop
-{crop_pct}, values from 0 to 1, less {mean}, divided by {std}. To see that the figures above hold:
-`donna evaluate FOLDER --data IMAGES` (a folder of images for each class).
+{phones}Images are prepared as `pretrained_cfg` of `config.json` says: {interpolation} to {size},
+crop {crop_pct}, values from 0 to 1, less {mean}, divided by {std}. To see that the figures above
+hold: `donna evaluate FOLDER --data IMAGES` (a folder of images for each class).
 """
+_PHONES = """On phones and boards, the layout of images as above (channels first):
+
+{files}
+"""
+_LITERT_FLOAT = "- LiteRT: `model.tflite` takes `input`, {shape}; gives the logits `output`."
+_LITERT_INT8 = (
+    "- LiteRT: `model-int8.tflite` takes and gives int8: round(value / scale) + zero point, as the "
+    "details of its input and output have them. Of the validation images it answers {accuracy} "
+    "right (in float {float_accuracy}), {agreement} as the float network does; its logits differ "
+    "by {error} of theirs (root mean square)."
+)
+_EXECUTORCH = "- ExecuTorch: `forward` of `model.pte` takes {shape}, and gives the logits."
 _TIMM = """import timm
 
 network = timm.create_model("local-dir:FOLDER", pretrained=True).eval()"""
@@ -83,6 +97,7 @@ def model_card(card: Card, *, is_timms: bool) -> str:
         reference=card["reference"]["model"],
     )
     use = _USE.format(
+        phones=_phones(card["phones"], f"{channels} x {height} x {width}"),
         batch="N" if card["dynamic_batch"] else 1,
         shape=f"{channels} x {height} x {width}",
         code=_TIMM if is_timms else _ALONE,
@@ -93,6 +108,16 @@ def model_card(card: Card, *, is_timms: bool) -> str:
         std=list(preparing["std"]),
     )
     return "\n".join((head, _figures(card), _recipe(card))) + use
+
+
+def _phones(files: Card, shape: str) -> str:
+    shape = f"1 x {shape}, float32"
+    lines = [_LITERT_FLOAT.format(shape=shape)] if LITERT in files else []
+    if LITERT_INT8 in files:
+        shares = {name: _percent(share) for name, share in files[LITERT_INT8].items()}
+        lines.append(_LITERT_INT8.format(**shares))
+    lines += [_EXECUTORCH.format(shape=shape)] if EXECUTORCH in files else []
+    return _PHONES.format(files="\n".join(lines)) + "\n" if lines else ""
 
 
 def _figures(card: Card) -> str:

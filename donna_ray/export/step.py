@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -29,6 +29,7 @@ from donna_ray.export.folder import (
     fill,
 )
 from donna_ray.export.hub import model_card, timm_config
+from donna_ray.export.phones import check_known, phone_files
 from donna_ray.export.standalone import entry_name, standalone_source, timm_source
 from donna_ray.finetune.assemble import untrained
 from donna_ray.onnx_export import (
@@ -40,6 +41,7 @@ from donna_ray.onnx_export import (
 )
 from donna_ray.reference.build import outline
 from donna_ray.reference.identity import reference_identity
+from donna_ray.reference.load import data_of
 from donna_ray.reference.network import StagedNetwork, own_weights
 from donna_ray.reference.timm_models import model_arguments
 from donna_ray.space import UNSHRUNK, BlockSpec, register_modules
@@ -69,7 +71,12 @@ safetensors.torch.save_file({"logits": output.contiguous()}, "logits")
 
 
 def export_network(
-    root: Path, architecture: str, folder: Path, *, dynamic_batch: bool = False
+    root: Path,
+    architecture: str,
+    folder: Path,
+    *,
+    dynamic_batch: bool = False,
+    also: Collection[str] = (),
 ) -> list[Path]:
     """Write a finetuned network of a run for others to use.
 
@@ -84,6 +91,8 @@ def export_network(
         folder: gets `model.safetensors`, `model.onnx`, `network.py`, `config.json` (timm's, with
             the preprocessing), `README.md` (a model card) and `card.json`; made where it is not.
         dynamic_batch: the ONNX model takes any number of images, not one.
+        also: more files: `model.tflite` (for LiteRT), `model-int8.tflite` (with integers at both
+            ends; the run's images are read), `model.pte` (for ExecuTorch).
 
     Returns:
         The files.
@@ -93,13 +102,17 @@ def export_network(
             or more than one, has this id.
         DonnaError: its record, its reference or a block
             family is no longer there; the code of a block family or timm is another one than that
-            of the finetuning; or a check failed.
+            of the finetuning; a check failed; or a package that a file needs is not installed.
     """
+    check_known(also)
     check_replaceable(folder)
     network = _Finetuned.find(root, architecture)
     module, source, weights = network.build()
     images = torch.randn(_IMAGES, *module.input_shape, generator=torch.Generator().manual_seed(0))
     model = network.checked_onnx(module, images)
+    more = phone_files(
+        also, model, module, images, lambda: data_of(network.config, network.reference)
+    )
     if dynamic_batch:
         model = export_onnx(module, module.input_shape, dynamic_batch=True)
         for size in (1, _IMAGES):
@@ -111,7 +124,10 @@ def export_network(
         (made / ONNX).write_bytes(model)
         (made / SOURCE).write_text(source, encoding="utf-8")
         _check_source(made, images, module)
-        card = network.card() | {"dynamic_batch": dynamic_batch}
+        for file, (content, _) in more.items():
+            (made / file).write_bytes(content)
+        losses = {file: lost for file, (_, lost) in more.items()}
+        card = network.card() | {"dynamic_batch": dynamic_batch, "phones": losses}
         write_json(made / CONFIG, timm_config(card, network.timm_arguments()))
         (made / README).write_text(model_card(card, is_timms=network.is_timms), encoding="utf-8")
         return fill(folder, made, card)

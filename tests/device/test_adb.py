@@ -359,7 +359,6 @@ def test_a_mode_that_is_refused_is_told_and_undone(phone: Phone, host: Path) -> 
     ("fault", "words"),
     [
         ({"address": "phone"}, "address"),
-        ({"runner": {"kind": "benchmark_model", "binary": __file__}}, "say in `convert`"),
         ({"cores": "big"}, "cores"),
         ({"cores": [-1]}, "greater than or equal to 0"),
         ({"cores": []}, "at least 1"),

@@ -40,8 +40,8 @@ def where_programs_are(abi: str) -> list[str]:
     lines = ["A program that measures must run on the phone. Either of these:"]
     if abi == "arm64-v8a":
         lines.append(
-            f"- LiteRT's benchmark_model, ready made: {_LITERT} (needs a command that converts "
-            "ONNX to TFLite, such as onnx2tf, for --convert)"
+            f"- LiteRT's benchmark_model, ready made: {_LITERT} (on this host: "
+            "pip install 'donna-ray[litert]', which converts models for it)"
         )
     lines.append(
         "- onnxruntime_perf_test, built of ONNX Runtime's source: `./build.sh --android "

@@ -38,7 +38,7 @@ class ModelFolder:
         """Where the model is, or will be, as the runner reads it."""
         how = {"convert": runner.convert, "converter": runner.converter}
         name = digest({"model": workload.digest, **how})
-        return f"{self.path}/{name if runner.convert else workload.digest}{runner.suffix}"
+        return f"{self.path}/{name if runner.conversion else workload.digest}{runner.suffix}"
 
     def bring(
         self, shell: Shell, workload: Workload, runner: Runner, converted: bytes | None = None
@@ -52,7 +52,7 @@ class ModelFolder:
             DeviceError: As `Shell.put` and `Runner.converted`.
         """
         path = self.path_of(workload, runner)
-        if not runner.convert:
+        if not runner.conversion:
             shell.put(workload.model, path)
         elif not self.renew(shell, path):
             shell.put(converted or runner.converted(workload.model), path)

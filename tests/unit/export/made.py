@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,15 @@ NAMES = [f"class {number}" for number in range(10)]
 class Finished:
     """A run folder with one finetuned network."""
 
-    def __init__(self, root: Path, specs: list[BlockSpec], epochs: int = 0, **values: Any) -> None:
-        """The weights are random, but for so many epochs on the data."""
+    def __init__(
+        self,
+        root: Path,
+        specs: list[BlockSpec],
+        epochs: int = 0,
+        names: Sequence[str] = NAMES,
+        **values: Any,
+    ) -> None:
+        """The weights are random, but for so many epochs on the data; names are of the classes."""
         self.root, self.id = root, "abcdef0123456789"
         values = {"space": {"preset": "micro"}, **values}
         config = RunConfig.model_validate(values)
@@ -55,7 +63,7 @@ class Finished:
             "model": config.reference.model,
             "weights_sha256": "",
             "images": {},
-            "class_names": NAMES,
+            "class_names": list(names),
             "stages": [],
         }
         inputs = {"reference": config.reference.model_dump(), "data": config.data.model_dump()}

@@ -81,10 +81,15 @@ class Runner(BaseModel, ABC):
         return f"{self.binary.name} {hashlib.sha256(hashes.encode()).hexdigest()[:12]}"
 
     @property
+    def conversion(self) -> tuple[str, ...]:
+        """`convert`, or the command that is taken where it is empty; empty if none is."""
+        return self.convert
+
+    @property
     def converter(self) -> str | None:
         """What converts: the files among its words by their SHA-256, and what `--version` prints.
 
-        Of `python -m onnx2tf -i {onnx} …` it is asked of `python -m onnx2tf`. None without one.
+        Of `python -m mine -i {onnx} …` it is asked of `python -m mine`. None without one.
         """
         return _converter(self.convert, _stamps(self.convert)) if self.convert else None
 
@@ -154,13 +159,13 @@ class Runner(BaseModel, ABC):
             ModelError: The converter refuses the model.
             DeviceError: It does not start, or writes nothing.
         """
-        if not self.convert:
+        if not self.conversion:
             return onnx
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder, "model.onnx"), Path(folder, f"output{self.suffix}")
             source.write_bytes(onnx)
             places = {"onnx": source, "output": target}
-            return _convert([filled(word, places) for word in self.convert], target)
+            return _convert([filled(word, places) for word in self.conversion], target)
 
 
 def _last_place(figure: str) -> float:

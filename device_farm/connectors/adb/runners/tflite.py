@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Literal
 
-from pydantic import model_validator
-
 from device_farm.connectors.adb.runners.base import Runner, RunPlan, Unit
+from device_farm.litert.extra import conversion_identity
 from device_farm.timing.protocol import Timed
 
 __all__ = ["TfliteRunner"]
@@ -16,22 +16,30 @@ _COUNT = re.compile(r"^(?:INFO: )?count=[1-9].*", re.MULTILINE)
 """A line of statistics in microseconds: of the warm-up, then of the runs. If all runs took the same
 time, which one run does, it has their `curr` alone; newer versions print the median too."""
 _STATISTICS = ("curr", "avg", "median")
+_OWN = (sys.executable, "-m", "device_farm", "convert", "{onnx}", "{output}")
 _NUMBER = "([0-9.eE+-]+)"
 
 
 class TfliteRunner(Runner):
-    """Needs `convert`, from ONNX to TFLite; `onnx2tf` can do it.
+    """Reads TFLite: `device-farm convert` makes it of ONNX, unless `convert` is another command.
 
     The figure of a block is the median that newer versions print, of older ones the average.
     """
 
     kind: Literal["benchmark_model"] = "benchmark_model"
 
-    @model_validator(mode="after")
-    def _converts(self) -> TfliteRunner:
-        if not self.convert:
-            raise ValueError("benchmark_model reads TFLite: say in `convert` how to make it")
-        return self
+    @property
+    def conversion(self) -> tuple[str, ...]:
+        return self.convert or _OWN
+
+    @property
+    def converter(self) -> str | None:
+        """As of any runner; of `device-farm convert` what it is made of.
+
+        Raises:
+            DeviceError: that is wanted, and ai-edge-litert is not installed.
+        """
+        return super().converter or conversion_identity()
 
     @property
     def suffix(self) -> str:

@@ -1,0 +1,240 @@
+"""Operators on each number by itself, and products of matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto
+
+from device_farm.failures import ModelError
+from device_farm.litert.graph import attributes, is_hard_sigmoid
+from device_farm.litert.translation import Translation
+from device_farm.litert.windows import bias_of, weights_of
+from device_farm.litert.writer import Array, Quantisation
+
+__all__ = ["POINTWISE"]
+
+_Write = Callable[[Translation, NodeProto, bool], None]
+
+_SIGMOID = Quantisation((1 / 256,), -128)  # LiteRT's kernels have no other result in int8
+_TANH = Quantisation((1 / 128,), 0)
+_GREATEST = 127
+
+
+def _unary(operator: str, fixed: Quantisation | None = None, **options: Any) -> _Write:
+    def write(t: Translation, node: NodeProto, int8: bool) -> None:
+        source, name = node.input[0], node.output[0]
+        last = t.is_last(source)
+        before = t.form(source, last=last, int8=int8)
+        if not int8 or fixed is None:
+            t.writer.add(operator, [before], [t.result(name, last=last, int8=int8)], **options)
+            return
+        made = t.scratch(name, last=last, int8=fixed)
+        t.writer.add(operator, [before], [made], **options)
+        t.settle(name, made, fixed, last=last)
+
+    return write
+
+
+def _clip(t: Translation, node: NodeProto, int8: bool) -> None:
+    found = t.limits(node)
+    operator = {(0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1", (0.0, 1.0): "RELU_0_TO_1"}.get(
+        found or (0.0, 0.0)
+    )
+    if found == (0.0, float("inf")):
+        operator = "RELU"
+    if operator is None:
+        raise ModelError(f"a clamp must be one that LiteRT has (0 to 6, say), but is {found}")
+    _unary(operator)(t, node, int8)
+
+
+def _hard_sigmoid(t: Translation, node: NodeProto, int8: bool) -> None:
+    """relu6(x + 3) / 6, which LiteRT has no operator for."""
+    source, name = node.input[0], node.output[0]
+    if not is_hard_sigmoid(node):
+        raise ModelError(
+            "a hard sigmoid must be relu6(x + 3) / 6 to be converted, but has the slope "
+            f"{attributes(node).get('alpha', 0.2)}"
+        )
+    last = t.is_last(source)
+    middle = t.scratch(source, last=last, int8=Quantisation((6 / 255,), -128) if int8 else None)
+    three, sixth = (
+        _operand(t, np.array(value, np.float32), 0, False, int8) for value in (3, 1 / 6)
+    )
+    before = t.form(source, last=last, int8=int8)
+    t.writer.add("ADD", [before, three], [middle], fusedActivationFunction=3)
+    t.writer.add("MUL", [middle, sixth], [t.result(name, last=last, int8=int8)])
+
+
+def _binary(operator: str) -> _Write:
+    def write(t: Translation, node: NodeProto, int8: bool) -> None:
+        rank = len(t.shape(node.output[0]))
+        read = [name for name in node.input if not t.is_constant(name)]
+        last = any(map(t.is_last, read)) and all(len(t.shape(name)) == rank for name in read)
+        tensors = [
+            _constant(t, name, rank, last, int8)
+            if t.is_constant(name)
+            else t.form(name, last=last, int8=int8)
+            for name in node.input
+        ]
+        options = {}
+        name = node.output[0]
+        if operator in ("ADD", "MUL", "SUB", "DIV"):
+            name, options["fusedActivationFunction"] = t.with_clamp(node)
+        t.writer.add(operator, tensors, [t.result(name, last=last, int8=int8)], **options)
+
+    return write
+
+
+def _constant(t: Translation, name: str, rank: int, last: bool, int8: bool) -> int:
+    known = t.integers(name)
+    if int8 and known is not None and len(known[1].scale) == 1 and known[0].dtype == np.int8:
+        return t.writer.constant(_laid_out(known[0], rank, last), known[1])
+    return _operand(t, np.asarray(t.values(name), np.float32), rank, last, int8)
+
+
+def _operand(t: Translation, values: Array, rank: int, last: bool, int8: bool) -> int:
+    """A constant beside an activation; in int8 symmetric, with a scale of its own."""
+    values = _laid_out(values, rank, last)
+    if not int8:
+        return t.writer.constant(values)
+    scale = float(np.abs(values).max()) / _GREATEST or 1.0
+    return t.writer.constant(np.rint(values / scale).astype(np.int8), Quantisation((scale,)))
+
+
+def _laid_out(values: Array, rank: int, last: bool) -> Array:
+    values = values.reshape((1,) * (rank - values.ndim) + values.shape)
+    return np.ascontiguousarray(values.transpose(0, 2, 3, 1)) if last else values
+
+
+def _gemm(t: Translation, node: NodeProto, int8: bool) -> None:
+    own = attributes(node)
+    if own.get("transA", 0) or own.get("alpha", 1.0) != 1 or own.get("beta", 1.0) != 1:
+        raise ModelError(f"a Gemm must be x @ w + b to be converted, but {node.output[0]} has more")
+    _fully_connected(t, node, (0, 1) if own.get("transB", 0) else (1, 0), int8)
+
+
+def _matmul(t: Translation, node: NodeProto, int8: bool) -> None:
+    if t.is_constant(node.input[1]) and t.values(node.input[1]).ndim == 2:
+        _fully_connected(t, node, (1, 0), int8)
+        return
+    rank = len(t.shape(node.output[0]))
+    left, right = (
+        _constant(t, name, rank, False, int8) if t.is_constant(name) else t.form(name, int8=int8)
+        for name in node.input
+    )
+    result = t.result(node.output[0], last=False, int8=int8)
+    t.writer.add("BATCH_MATMUL", [left, right], [result])
+
+
+def _fully_connected(t: Translation, node: NodeProto, order: Sequence[int], int8: bool) -> None:
+    """With floats out of bytes, the head of a QDQ model say, the weights stay in int8."""
+    known = t.integers(node.input[1])
+    keeps = known is not None and t.is_int8(node.input[0]) and known[1].zero_point == 0
+    weights, scales = weights_of(t, node.input[1], order, int8 or keeps)
+    size = t.values(node.input[1]).shape[order[0]]
+    bias = bias_of(t, node, 2, size, scales if int8 else None)
+    name, activation = t.with_clamp(node)
+    t.writer.add(
+        "FULLY_CONNECTED",
+        [t.form(node.input[0], int8=int8), weights, bias],
+        [t.result(name, last=False, int8=int8)],
+        fusedActivationFunction=activation,
+        keepNumDims=len(t.shape(name)) > 2,
+    )
+
+
+def _softmax(t: Translation, node: NodeProto, int8: bool) -> None:
+    rank = len(t.shape(node.input[0]))
+    if attributes(node).get("axis", -1) % rank != rank - 1:
+        raise ModelError(
+            f"a softmax must be over the last axis to be converted, but {node.output[0]} is not"
+        )
+    made = t.scratch(node.output[0], last=False, int8=_SIGMOID if int8 else None)
+    t.writer.add("SOFTMAX", [t.form(node.input[0], int8=int8)], [made], beta=1.0)
+    if int8:
+        t.settle(node.output[0], made, _SIGMOID, last=False)
+    else:
+        t.bind(node.output[0], made, last=False)
+
+
+def _batch_norm(t: Translation, node: NodeProto, int8: bool) -> None:
+    """One that no convolution took in: a product and a sum for each channel."""
+    scale, bias, mean, variance = (t.values(name).astype(np.float64) for name in node.input[1:5])
+    factor = scale / np.sqrt(variance + attributes(node).get("epsilon", 1e-5))
+    source, name = node.input[0], node.output[0]
+    last = t.is_last(source)
+    rank = len(t.shape(source))
+    shape = [-1 if axis == 1 else 1 for axis in range(rank)]
+    product, total = (
+        _operand(t, values.astype(np.float32).reshape(shape), rank, last, False)
+        for values in (factor, bias - mean * factor)
+    )
+    middle = t.scratch(source, last=last, int8=None)
+    t.writer.add("MUL", [t.form(source, last=last), product], [middle])
+    t.writer.add("ADD", [middle, total], [t.result(name, last=last, int8=False)])
+
+
+def _layer_norm(t: Translation, node: NodeProto, int8: bool) -> None:
+    """(x - mean) * rsqrt(variance + epsilon) * scale + bias, over the last axis."""
+    own, source, name = attributes(node), node.input[0], node.output[0]
+    shape = t.shape(source)
+    if own.get("axis", -1) % len(shape) != len(shape) - 1 or len(node.output) > 1:
+        raise ModelError(
+            f"a layer norm must be over the last axis to be converted, but {name} is not"
+        )
+    axes, narrow = t.sizes([len(shape) - 1]), (*shape[:-1], 1)
+
+    def new(of: Sequence[int]) -> int:
+        return t.writer.tensor(of, "float32")
+
+    def apply(operator: str, tensors: Sequence[int], of: Sequence[int], **options: Any) -> int:
+        made = new(of)
+        t.writer.add(operator, tensors, [made], **options)
+        return made
+
+    start = t.form(source)
+    mean = apply("MEAN", [start, axes], narrow, keepDims=True)
+    centred = apply("SUB", [start, mean], shape)
+    square = apply("MUL", [centred, centred], shape)
+    variance = apply("MEAN", [square, axes], narrow, keepDims=True)
+    epsilon = t.writer.constant(np.array(own.get("epsilon", 1e-5), np.float32))
+    root = apply("RSQRT", [apply("ADD", [variance, epsilon], narrow)], narrow)
+    normed = apply("MUL", [centred, root], shape)
+    for operator, weights in zip(("MUL", "ADD"), node.input[1:], strict=False):
+        weight = t.writer.constant(np.asarray(t.values(weights), np.float32))
+        normed = apply(operator, [normed, weight], shape)
+    t.bind(name, normed, last=False)
+
+
+def _leaky(t: Translation, node: NodeProto, int8: bool) -> None:
+    _unary("LEAKY_RELU", alpha=attributes(node).get("alpha", 0.01))(t, node, int8)
+
+
+POINTWISE: dict[str, _Write] = {
+    "Add": _binary("ADD"),
+    "BatchNormalization": _batch_norm,
+    "Clip": _clip,
+    "Div": _binary("DIV"),
+    "Exp": _unary("EXP"),
+    "Gelu": _unary("GELU", approximate=False),
+    "Gemm": _gemm,
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": _unary("HARD_SWISH"),
+    "LayerNormalization": _layer_norm,
+    "LeakyRelu": _leaky,
+    "MatMul": _matmul,
+    "Max": _binary("MAXIMUM"),
+    "Min": _binary("MINIMUM"),
+    "Mul": _binary("MUL"),
+    "Pow": _binary("POW"),
+    "Relu": _clip,
+    "Sigmoid": _unary("LOGISTIC", _SIGMOID),
+    "Softmax": _softmax,
+    "Sqrt": _unary("SQRT"),
+    "Sub": _binary("SUB"),
+    "Tanh": _unary("TANH", _TANH),
+}
+"""What writes an operator, by its name in ONNX; given whether it runs in int8."""

@@ -1,0 +1,119 @@
+"""Runs a `.tflite` file on this CPU, and compares it with the ONNX model that it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from ai_edge_litert.interpreter import Interpreter
+
+from device_farm.failures import ModelError, first_line
+from device_farm.litert.writer import Array
+
+__all__ = ["INT8_LIMIT", "LIMIT", "LitertModel", "check_same", "is_quantised", "onnx_outputs"]
+
+LIMIT = 1e-3
+"""Of `difference`, between two ways to compute a network in float32."""
+
+INT8_LIMIT = 0.2
+"""Likewise in int8, where roundings differ and each layer passes them on."""
+
+
+class LitertModel:
+    """A `.tflite` file on one thread of this CPU, with LiteRT's default delegate, XNNPACK.
+
+    Args:
+        model: the file's bytes.
+
+    Raises:
+        ModelError: LiteRT refuses it.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        try:
+            self._interpreter = Interpreter(model_content=model, num_threads=1)
+            self._interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(
+                f"a converted model must run in LiteRT, but it says: {first_line(error)}; report "
+                "the model as a defect"
+            ) from error
+        self._inputs = {each["name"]: each for each in self._interpreter.get_input_details()}
+        self._outputs = self._interpreter.get_output_details()
+
+    def __call__(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """The outputs, in the model's order; inputs by name, of the model's types and shapes."""
+        for name, values in inputs.items():
+            self._interpreter.set_tensor(self._inputs[name]["index"], values)
+        self._interpreter.invoke()
+        return [self._interpreter.get_tensor(each["index"]) for each in self._outputs]
+
+    def in_floats(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Likewise with floats, also where inputs and outputs are int8."""
+        given = {name: _quantised(each, self._inputs[name]) for name, each in inputs.items()}
+        pairs = zip(self(given), self._outputs, strict=True)
+        return [_dequantised(values, each) for values, each in pairs]
+
+
+def is_quantised(model: bytes) -> bool:
+    """Whether an ONNX model is a QDQ model."""
+    nodes = onnx.load_model_from_string(model).graph.node
+    return any(node.op_type == "QuantizeLinear" for node in nodes)
+
+
+def onnx_outputs(model: bytes, inputs: Mapping[str, Array]) -> list[Array]:
+    """What ONNX Runtime gives on this CPU, of a QDQ model in floats: some CPUs' bytes saturate."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return list(session.run(None, dict(inputs)))
+
+
+def difference(found: Sequence[Array], expected: Sequence[Array]) -> float:
+    """Root of the mean square error, over that of what is expected; the largest of all outputs.
+
+    Infinite where shapes or what is finite differ.
+    """
+    return max((_difference(*each) for each in zip(found, expected, strict=True)), default=0.0)
+
+
+def check_same(found: Sequence[Array], expected: Sequence[Array], limit: float) -> float:
+    """Refuse a conversion that computes something else; `difference`.
+
+    Raises:
+        ModelError: it is over the limit.
+    """
+    error = difference(found, expected)
+    if not error <= limit:
+        raise ModelError(
+            f"a converted model must give what the ONNX model gives, up to {limit:g} of it, but "
+            f"differs by {error:.3g}: report the model as a defect, or take another converter"
+        )
+    return error
+
+
+def _difference(found: Array, expected: Array) -> float:
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return float("inf")
+    wanted = expected.astype(np.float64)
+    size = float(np.sqrt(np.mean(wanted**2)))
+    return float(np.sqrt(np.mean((found - wanted) ** 2))) / (size or 1)
+
+
+def _quantised(values: Array, details: Mapping[str, Any]) -> Array:
+    if details["dtype"] != np.int8:
+        return values
+    scale, zero = details["quantization"]
+    return np.clip(np.rint(values / scale) + zero, -128, 127).astype(np.int8)
+
+
+def _dequantised(values: Array, details: Mapping[str, Any]) -> Array:
+    if details["dtype"] != np.int8:
+        return values
+    scale, zero = details["quantization"]
+    return ((values.astype(np.float32) - zero) * scale).astype(np.float32)

@@ -1,0 +1,180 @@
+"""Operators that move numbers, and means over axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto
+
+from device_farm.failures import ModelError
+from device_farm.litert.graph import attributes
+from device_farm.litert.translation import Translation, last_axis, to_last
+from device_farm.litert.writer import Quantisation
+
+__all__ = ["SHAPES"]
+
+_Write = Callable[[Translation, NodeProto, bool], None]
+
+
+def _move(
+    t: Translation,
+    name: str,
+    operator: str,
+    source: str,
+    more: Sequence[int],
+    *,
+    last: bool = False,
+    int8: bool,
+    **options: Any,
+) -> None:
+    """Write an operator whose result has the scale of what it reads."""
+    own = t.quantisation(source) if int8 else None
+    made = t.scratch(name, last=last, int8=own)
+    t.writer.add(operator, [t.form(source, last=last, int8=int8), *more], [made], **options)
+    _settle(t, name, made, own, last)
+
+
+def _settle(t: Translation, name: str, made: int, own: Quantisation | None, last: bool) -> None:
+    if own is None:
+        t.bind(name, made, last=last)
+    else:
+        t.settle(name, made, own, last=last)
+
+
+def _reshape(t: Translation, node: NodeProto, int8: bool) -> None:
+    shape = t.sizes(t.shape(node.output[0]))
+    _move(t, node.output[0], "RESHAPE", node.input[0], [shape], int8=int8)
+
+
+def _transpose(t: Translation, node: NodeProto, int8: bool) -> None:
+    source, name = node.input[0], node.output[0]
+    rank = len(t.shape(source))
+    order = attributes(node).get("perm", tuple(reversed(range(rank))))
+    if rank == 4 and tuple(order) == (0, 2, 3, 1) and t.is_last(source):  # it is so already
+        own = t.quantisation(source) if int8 else None
+        _settle(t, name, t.form(source, last=True, int8=int8), own, False)
+    elif rank == 4 and tuple(order) == (0, 3, 1, 2):  # the result, with channels last, is this
+        own = t.quantisation(source) if int8 else None
+        _settle(t, name, t.form(source, int8=int8), own, True)
+    else:
+        _move(t, name, "TRANSPOSE", source, [t.sizes(order)], int8=int8)
+
+
+def _concat(t: Translation, node: NodeProto, int8: bool) -> None:
+    name = node.output[0]
+    rank = len(t.shape(name))
+    last = all(not t.is_constant(each) and t.is_last(each) for each in node.input)
+    own = t.wanted(name) if int8 else None
+    tensors = [_alike(t, each, last, own) for each in node.input]
+    axis = last_axis(attributes(node)["axis"], rank, last)
+    t.writer.add("CONCATENATION", tensors, [t.result(name, last=last, int8=int8)], axis=axis)
+
+
+def _alike(t: Translation, name: str, last: bool, own: Quantisation | None) -> int:
+    """What is concatenated, at the scale of the whole."""
+    if t.is_constant(name):
+        if own is not None:
+            raise ModelError(
+                f"constants must not be concatenated in int8 to be converted, but {name} is"
+            )
+        return t.writer.constant(np.asarray(t.values(name), np.float32))
+    tensor = t.form(name, last=last, int8=own is not None)
+    if own is None or t.quantisation(name) == own:
+        return tensor
+    made = t.scratch(name, last=last, int8=own)
+    t.writer.add("QUANTIZE", [tensor], [made])
+    return made
+
+
+def _slice(t: Translation, node: NodeProto, int8: bool) -> None:
+    source = node.input[0]
+    shape = t.shape(source)
+    given = [t.values(name).tolist() for name in node.input[1:]]
+    starts, ends = given[:2]
+    axes = given[2] if len(given) > 2 else range(len(starts))
+    steps = given[3] if len(given) > 3 else [1] * len(starts)
+    if min(steps) < 1:
+        raise ModelError(f"slices must go forwards to be converted, but steps are {steps}")
+    parts = [slice(0, size, 1) for size in shape]
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        parts[axis] = slice(*slice(start, end, step).indices(shape[axis]))
+    _cut(t, source, node.output[0], parts, int8)
+
+
+def _split(t: Translation, node: NodeProto, int8: bool) -> None:
+    source = node.input[0]
+    axis = attributes(node).get("axis", 0) % len(t.shape(source))
+    start = 0
+    for name in node.output:
+        parts = [slice(0, size, 1) for size in t.shape(source)]
+        end = start + t.shape(name)[axis]
+        parts[axis] = slice(start, end, 1)
+        _cut(t, source, name, parts, int8)
+        start = end
+
+
+def _cut(t: Translation, source: str, name: str, parts: Sequence[slice], int8: bool) -> None:
+    last = t.is_last(source)
+    ordered = [parts[axis] for axis in to_last(range(4))] if last else parts
+    bounds = [
+        t.sizes([getattr(part, side) for part in ordered]) for side in ("start", "stop", "step")
+    ]
+    _move(t, name, "STRIDED_SLICE", source, bounds, last=last, int8=int8)
+
+
+def _pad(t: Translation, node: NodeProto, int8: bool) -> None:
+    source = node.input[0]
+    value = t.values(node.input[2]).item() if len(node.input) > 2 and node.input[2] else 0
+    if attributes(node).get("mode", b"constant") != b"constant" or value != 0:
+        raise ModelError(f"padding must be zeros to be converted, but {node.output[0]} is not")
+    last = t.is_last(source)
+    amounts = t.values(node.input[1]).reshape(2, -1).T.astype(np.int32)
+    if last:
+        amounts = amounts[list(to_last(range(4)))]
+    more = [t.writer.constant(np.ascontiguousarray(amounts))]
+    _move(t, node.output[0], "PAD", source, more, last=last, int8=int8)
+
+
+def _gather(t: Translation, node: NodeProto, int8: bool) -> None:
+    indices = t.values(node.input[1]).astype(np.int32)
+    size = t.shape(node.input[0])[attributes(node).get("axis", 0)]
+    more = [t.writer.constant(np.where(indices < 0, indices + size, indices).astype(np.int32))]
+    axis = attributes(node).get("axis", 0) % len(t.shape(node.input[0]))
+    _move(t, node.output[0], "GATHER", node.input[0], more, int8=int8, axis=axis)
+
+
+def _mean(t: Translation, node: NodeProto, int8: bool) -> None:
+    own, source, name = attributes(node), node.input[0], node.output[0]
+    rank = len(t.shape(source))
+    if node.op_type == "GlobalAveragePool":
+        axes, keeps = list(range(2, rank)), True
+    else:
+        told = own.get("axes") or (
+            t.values(node.input[1]).tolist() if len(node.input) > 1 else None
+        )
+        axes, keeps = list(told or range(rank)), bool(own.get("keepdims", 1))
+    axes = [axis % rank for axis in axes]
+    last = t.is_last(source) and (keeps or {2, 3} <= set(axes))  # else the rest is in another order
+    before = t.form(source, last=last, int8=int8)
+    places = t.sizes(sorted(last_axis(axis, rank, last) for axis in axes))
+    result = t.result(name, last=last and keeps, int8=int8)
+    t.writer.add("MEAN", [before, places], [result], keepDims=keeps)
+
+
+SHAPES: dict[str, _Write] = {
+    "Concat": _concat,
+    "Flatten": _reshape,
+    "Gather": _gather,
+    "GlobalAveragePool": _mean,
+    "Pad": _pad,
+    "ReduceMean": _mean,
+    "Reshape": _reshape,
+    "Slice": _slice,
+    "Split": _split,
+    "Squeeze": _reshape,
+    "Transpose": _transpose,
+    "Unsqueeze": _reshape,
+}
+"""What writes an operator, by its name in ONNX; given whether it runs in int8."""
