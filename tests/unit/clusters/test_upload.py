@@ -15,7 +15,7 @@ from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
 ROOT = Path(__file__).parents[3]
-LARGEST = 2_000_000  # bytes, uncompressed: the code alone is 1 MB
+LARGEST = 2_500_000  # bytes, uncompressed: the code and the libraries of the report are 2 MB
 PACKAGE = ("donna_ray", "device_farm")
 LEFT_OUT = (
     *("data/train/a.jpg", "datasets/b.tar", "runs/demo/results.json", ".venv/lib/x.py"),
