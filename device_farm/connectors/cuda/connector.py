@@ -223,7 +223,7 @@ class CudaConnector(Connector[CudaModel]):
         init_ms = 1e3 * (time.perf_counter() - started)
         taken = self._allocated(torch.cuda.max_memory_allocated) - before
         with torch.cuda.device(index):
-            check_agreement(loaded.outputs(), expected, agreement(self.settings))
+            check_agreement(loaded.outputs(), expected, agreement(self.settings, workload))
         return CudaModel(workload.digest, loaded, init_ms, max(taken, 0) / 1e6)
 
     def _allocated(self, of_torch: Callable[[int], int]) -> int:
