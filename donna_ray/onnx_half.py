@@ -30,7 +30,7 @@ __all__ = [
 MOST = 65504.0
 """The largest number of float16; what is larger is infinite there."""
 
-_LARGEST = "largest value"
+_LARGEST, _NOTHING = "largest value", "no value"
 
 
 def half_part(part: ModelProto) -> ModelProto:
@@ -149,13 +149,22 @@ def _rounded(node: NodeProto, halves: set[str]) -> list[NodeProto]:
 
 
 def _telling_largest(model: ModelProto) -> bytes:
-    """The network with one more output: the largest absolute value of all that flows in it."""
+    """The network with one more output: the largest absolute value of all that flows in it.
+
+    But for infinity, which half precision has as well, and which masks of attention are made of.
+    """
     names = sorted(_outputs_of_type(model, TensorProto.FLOAT))
     graph = model.graph
+    graph.initializer.append(numpy_helper.from_array(np.zeros((), np.float32), _NOTHING))
     for name in names:
-        graph.node.append(helper.make_node("Abs", [name], [f"{name}/size"]))
-        graph.node.append(
-            helper.make_node("ReduceMax", [f"{name}/size"], [f"{name}/largest"], keepdims=0)
+        size, masked, finite = (f"{name}/{what}" for what in ("size", "masked", "finite"))
+        graph.node.extend(
+            [
+                helper.make_node("Abs", [name], [size]),
+                helper.make_node("IsInf", [size], [masked]),
+                helper.make_node("Where", [masked, _NOTHING, size], [finite]),
+                helper.make_node("ReduceMax", [finite], [f"{name}/largest"], keepdims=0),
+            ]
         )
     graph.node.append(helper.make_node("Max", [f"{name}/largest" for name in names], [_LARGEST]))
     graph.output.append(helper.make_tensor_value_info(_LARGEST, TensorProto.FLOAT, []))

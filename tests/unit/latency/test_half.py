@@ -115,6 +115,16 @@ def test_what_overflows_is_seen_on_a_cpu_that_would_not(largest: float, fits: bo
     assert (largest <= MOST) is fits
 
 
+def test_a_mask_of_infinities_is_no_overflow() -> None:
+    class Masked(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return image.masked_fill(image < 0.5, -torch.inf).softmax(-1)
+
+    model, image = export_onnx(Masked(), (1, 1, 3)), torch.tensor([[[[0.0, 0.5, 2.0]]]])
+    assert largest_value(model, image) == pytest.approx(2)
+    assert torch.isfinite(OnnxNetwork(half_network(model))(image)).all()
+
+
 def test_a_weight_that_is_too_large_is_told() -> None:
     linear = nn.Linear(2, 2)
     with torch.no_grad():
