@@ -48,6 +48,7 @@ bench: $(INSTALLED)
 	$(BIN)/python scripts/bench_racing.py
 	$(BIN)/python scripts/bench_lowering.py
 	$(BIN)/python scripts/bench_int8.py
+	$(BIN)/python scripts/bench_half.py
 	$(BIN)/python scripts/bench_space.py
 	$(BIN)/python scripts/bench_storage.py
 	$(BIN)/python scripts/bench_batchnorm.py

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from device_farm.alone import measure_alone
+from device_farm.alone import measure_alone, sustain_alone
 from device_farm.common_options import add_common_options
 from device_farm.connector import Connector, DeviceInfo, connector_names, connector_type
 from device_farm.ending import Stopped, run_command
@@ -31,6 +31,7 @@ from device_farm.farm.config import (
 )
 from device_farm.inputs import parse_shapes
 from device_farm.timing.measurement import Measurement
+from device_farm.timing.sustained import in_words
 from device_farm.version import VERSION
 from device_farm.workload import Workload
 
@@ -107,6 +108,14 @@ def bench(
     device: Annotated[str, typer.Option(help="A name from `device-farm list`.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads; by default 1.")] = None,
     shape: _Shape = None,
+    sustained: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=1,
+            help="Then run it without pause for so long, such as 60: does the device throttle?",
+        ),
+    ] = None,
     as_json: _AsJson = False,
     config: _Config = None,
 ) -> None:
@@ -120,12 +129,16 @@ def bench(
         workload = read(model, parse_shapes(shape or ()))
         measurement = measure_alone(connector, workload, _cache(config))
         measurement.environment.update(inputs=connector.input_shapes(workload))
+        told = sustained and sustain_alone(connector, workload, _cache(config), sustained)
     finally:
         connector.close()
     if as_json:
-        print(json.dumps(measurement.to_json()))
+        more = {"sustained": told} if told else {}
+        print(json.dumps({**measurement.to_json(), **more}))
     else:
         _print_measurement(measurement)
+        if told:
+            _print_facts(in_words(told))
 
 
 @app.command()

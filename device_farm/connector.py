@@ -21,11 +21,12 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from device_farm.failures import DeviceLost
+from device_farm.failures import DeviceLost, Throttled
 from device_farm.plugins import plugin, plugin_names
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
 from device_farm.timing.protocol import PROTOCOL, ProtocolSettings, Runs, time_candidate
+from device_farm.timing.sustained import SustainedSettings, time_sustained
 from device_farm.workload import Workload
 
 __all__ = [
@@ -136,6 +137,16 @@ class Connector(ABC, Generic[HandleT]):
     def health(self) -> dict[str, Any]:
         """Facts on the device's condition now, JSON values; raises if it cannot measure now."""
 
+    def condition(self) -> dict[str, Any]:
+        """The same facts, clocks and temperatures among them, also of a device that is too hot.
+
+        By default `health`, and what that says of the heat as `throttled`.
+        """
+        try:
+            return self.health()
+        except Throttled as error:
+            return {"throttled": str(error)}
+
     @abstractmethod
     def prepare(self, workload: Workload) -> HandleT:
         """Brings a model onto the device.
@@ -174,7 +185,8 @@ class Connector(ABC, Generic[HandleT]):
 
         Args:
             handle: What `prepare` returned.
-            settings: How much to run; `self.settings` by the farm.
+            settings: How much to run; `self.settings` by the farm. `SustainedSettings` ask for
+                runs without pause, which `_timed` does and tells in the environment.
             control_baseline_ms: What `calibrate` returned; needed if `settings.interleave`.
 
         Raises:
@@ -246,6 +258,8 @@ class Connector(ABC, Generic[HandleT]):
         Args:
             within: Entered while the runs are timed, but not while health is asked for.
         """
+        if isinstance(settings, SustainedSettings):
+            return self._sustained(candidate, settings, within, simulated)
         before = self.health()
         with within or nullcontext():
             timing = time_candidate(candidate, control, control_baseline_ms, settings)
@@ -266,6 +280,38 @@ class Connector(ABC, Generic[HandleT]):
                 "after": self.health(),
                 "runtime": info.runtime,
                 **timing.control_facts(control_baseline_ms),
+            },
+            simulated=simulated,
+        )
+
+    def _sustained(
+        self,
+        candidate: Runs,
+        settings: SustainedSettings,
+        within: AbstractContextManager[object] | None,
+        simulated: bool,
+    ) -> Measurement:
+        """`_timed` of runs without pause: what makes a device rest is asked before, never within.
+
+        The environment has them as `sustained`; the measurement's figures are of all blocks.
+        """
+        self.health()
+        before = self.condition()
+        with within or nullcontext():
+            told = time_sustained(candidate, settings)
+        after = self.condition()  # at once, for clocks and heat fall
+        info = self.probe()
+        return Measurement(
+            **told.figures(),
+            n=told.n,
+            device=info.model,
+            connector=self.name,
+            settings={**self.settings.model_dump(mode="json"), **settings.model_dump(mode="json")},
+            environment={
+                "before": before,
+                "after": after,
+                "runtime": info.runtime,
+                "sustained": told.to_json(),
             },
             simulated=simulated,
         )

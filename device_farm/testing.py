@@ -23,6 +23,7 @@ from device_farm.inputs import TensorSpec
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
 from device_farm.timing.protocol import ProtocolSettings
+from device_farm.timing.sustained import SustainedSettings
 from device_farm.workload import Workload, workload_digest
 
 __all__ = ["ConnectorConformance"]
@@ -81,6 +82,15 @@ class ConnectorConformance:
         measurement = _measure(connector, interleave=False)
         assert measurement.n >= 9
         _check_tail(measurement)
+
+    def test_runs_without_pause(self, connector: Connector[Any]) -> None:
+        handle = connector.prepare(control_workload())
+        settings = SustainedSettings.like(_protocol(interleave=False), 1)
+        measurement = connector.measure(handle, settings)
+        told = json.loads(json.dumps(measurement.to_json()))["environment"]
+        assert max(told["sustained"]["seconds"], told["sustained"]["wall_s"]) >= 1
+        assert len(told["sustained"]["blocks_ms"]) >= 2
+        assert told["before"].keys() == told["after"].keys() == connector.condition().keys()
 
     def test_interleaving_needs_a_baseline(self, connector: Connector[Any]) -> None:
         handle = connector.prepare(control_workload())

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from device_farm.ending import one_line
 from donna_ray import onnx_symbolics
 from donna_ray.complexity import deployed
 from donna_ray.errors import DonnaError
+from donna_ray.onnx_half import as_computed, is_half
 
 __all__ = [
     "TOLERANCE",
@@ -136,7 +138,8 @@ def sums_saturate() -> bool:
 class OnnxNetwork(nn.Module):
     """An ONNX model of one input and one output, on the CPU, as a module.
 
-    A QDQ model computes the same on each CPU, up to rounding; where ``sums_saturate`` in float.
+    A QDQ model computes the same on each CPU, up to rounding; where ``sums_saturate`` in float. So
+    does one in half precision: see ``onnx_half.as_computed``.
 
     Args:
         model: serialised.
@@ -149,6 +152,9 @@ class OnnxNetwork(nn.Module):
         options.intra_op_num_threads = 1  # of a process; workers use all cores
         if sums_saturate():  # compute what the integers stand for
             options.add_session_config_entry("session.disable_quant_qdq", "1")
+        loaded = onnx.load_model_from_string(model)
+        if is_half(loaded):
+            model = as_computed(loaded).SerializeToString()
         self._session = onnxruntime.InferenceSession(
             model, options, providers=["CPUExecutionProvider"]
         )

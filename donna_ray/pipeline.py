@@ -44,7 +44,7 @@ def _predictor(run: Run, done: Done) -> Artifact:
     from donna_ray.search.ahead import measuring_ahead
 
     reference = done["reference"]
-    meanwhile = measuring_ahead(run, reference, _in_each_precision(done, "library"))
+    meanwhile = measuring_ahead(run, reference, _in_each_precision(run.config, done, "library"))
     done["predictor"] = predictor_step(run, reference, done["library"], meanwhile)
     if run.config.in_int8:
         made = (done["library/int8"], done["predictor"])
@@ -56,7 +56,9 @@ def _search(run: Run, done: Done) -> Artifact:
     """The front of predicted accuracy and latency measured on the device."""
     from donna_ray.search.step import search_step
 
-    libraries, predictors = (_in_each_precision(done, step) for step in ("library", "predictor"))
+    libraries, predictors = (
+        _in_each_precision(run.config, done, step) for step in ("library", "predictor")
+    )
     made = {name: (libraries[name], predictors[name]) for name in libraries}
     return search_step(run, done["reference"], made)
 
@@ -69,9 +71,11 @@ def _finetune(run: Run, done: Done, names: Sequence[str] = ()) -> Artifact:
     return finetune_step(run, done["reference"], done["library"], done["search"], names, in_int8)
 
 
-def _in_each_precision(done: Done, step: str) -> dict[DevicePrecision, Artifact]:
-    """What a step left: in fp32, and in int8 where a scenario is in it."""
+def _in_each_precision(config: RunConfig, done: Done, step: str) -> dict[DevicePrecision, Artifact]:
+    """What a step left: in fp32, which is that of fp16 too, and in int8, where a scenario is."""
     left: dict[DevicePrecision, Artifact] = {"fp32": done[step]}
+    if config.in_fp16:
+        left["fp16"] = done[step]
     if f"{step}/int8" in done:
         left["int8"] = done[f"{step}/int8"]
     return left

@@ -176,7 +176,7 @@ def _protocol_blocks(recorded: Recorded, rest: float) -> tuple[int, float]:
             break
         count += 1
     figures = _figures(recorded, count, rest)
-    return count, 100 * protocol._half_interval(figures) / float(np.median(figures))
+    return count, 100 * protocol.half_interval(figures) / float(np.median(figures))
 
 
 def _figures(recorded: Recorded, count: int, rest: float) -> np.ndarray:

@@ -52,7 +52,10 @@ __all__ = [
     "Timed",
     "Timing",
     "baseline_ms",
+    "half_interval",
     "time_candidate",
+    "timed_block",
+    "warm_up",
     "warmup_of_a_call",
 ]
 
@@ -162,10 +165,10 @@ def baseline_ms(control: Runs, settings: ProtocolSettings, blocks: int = _BASELI
     20, until the two lowest agree to 2%: one phase in which the host was busy does not decide.
     Take it once for a model of device and keep it: it is the unit of all its measurements.
     """
-    _warm_up(control, settings)
+    warm_up(control, settings)
     rounds: list[float] = []
     while len(rounds) < _ROUNDS or (len(rounds) < _MOST_ROUNDS and not _agree(rounds)):
-        taken = (_timed(control, _BASELINE_RUNS).seconds for _ in range(blocks))
+        taken = (timed_block(control, _BASELINE_RUNS).seconds for _ in range(blocks))
         rounds.append(float(np.median([_typical(block) for block in taken])))
     return 1e3 * min(rounds)
 
@@ -207,7 +210,7 @@ def time_candidate(
     figures = _figures(blocks, controls, baseline_s)
     median_s = float(np.median(figures if controls else np.concatenate(blocks)))
     p20_s, p90_s = np.percentile(figures, (20, 90))
-    half_s = max(_half_interval(figures), min(block.resolution for block in timed))
+    half_s = max(half_interval(figures), min(block.resolution for block in timed))
     tail, wall_tail = _tail_ms(timed, factors), _tail_ms(timed, np.ones(len(timed)))
     return Timing(
         median_ms=1e3 * median_s,
@@ -228,8 +231,8 @@ def _run_blocks(
 ) -> tuple[list[Timed], list[float]]:
     """Runs the blocks in turn; the candidate's runs and the control's figures, in seconds."""
     if control is not None:
-        _warm_up(control, settings)
-    _warm_up(candidate, settings)
+        warm_up(control, settings)
+    warm_up(candidate, settings)
     runs = _affordable_runs(candidate, settings)
     blocks: list[Timed] = []
     controls: list[float] = []
@@ -238,10 +241,10 @@ def _run_blocks(
         len(blocks) < _MIN_BLOCKS or spent < settings.max_seconds
     ):
         if control is not None:
-            control_runs = _timed(control, settings.runs_per_block).seconds
+            control_runs = timed_block(control, settings.runs_per_block).seconds
             controls.append(_typical(control_runs))
             spent += sum(control_runs)
-        blocks.append(_timed(candidate, runs))
+        blocks.append(timed_block(candidate, runs))
         spent += sum(blocks[-1].seconds)
     return blocks, controls
 
@@ -256,7 +259,7 @@ def _is_unknown(
     if not settings.blocks <= len(blocks) < _MORE_BLOCKS * settings.blocks:
         return len(blocks) < settings.blocks
     figures = _figures(blocks, controls, baseline_s)
-    return 100 * _half_interval(figures) > settings.precision_percent * float(np.median(figures))
+    return 100 * half_interval(figures) > settings.precision_percent * float(np.median(figures))
 
 
 def _figures(
@@ -323,10 +326,11 @@ def _typicals(blocks: Sequence[Sequence[float]]) -> np.ndarray:
     return np.log([_typical(block) for block in blocks])
 
 
-def _warm_up(model: Runs, settings: ProtocolSettings) -> None:
+def warm_up(model: Runs, settings: ProtocolSettings) -> None:
+    """Does the untimed runs of a model."""
     spent, count = 0.0, 0
     while count < settings.warmup_runs or spent < settings.warmup_seconds:
-        spent, count = spent + sum(_timed(model, 1).seconds), count + 1
+        spent, count = spent + sum(timed_block(model, 1).seconds), count + 1
         if spent > _WARMUP_SHARE * settings.max_seconds:
             return
 
@@ -345,13 +349,13 @@ def warmup_of_a_call(settings: ProtocolSettings, seconds_a_run: float) -> int:
 
 def _affordable_runs(candidate: Runs, settings: ProtocolSettings) -> int:
     """Runs a block: for 5 ms at least, and so that all blocks fit into the budget; at least one."""
-    seconds_a_run = max(sum(_timed(candidate, 1).seconds), 1e-9)
+    seconds_a_run = max(sum(timed_block(candidate, 1).seconds), 1e-9)
     affordable = int(settings.max_seconds / (settings.blocks * seconds_a_run))
     wanted = max(settings.runs_per_block, math.ceil(_BLOCK_S / seconds_a_run))
     return max(1, min(wanted, affordable))
 
 
-def _timed(model: Runs, count: int) -> Timed:
+def timed_block(model: Runs, count: int) -> Timed:
     """Does runs, and refuses what cannot be their seconds.
 
     Raises:
@@ -368,7 +372,7 @@ def _timed(model: Runs, count: int) -> Timed:
     return timed
 
 
-def _half_interval(values: Sequence[float] | np.ndarray) -> float:
+def half_interval(values: Sequence[float] | np.ndarray) -> float:
     """Half the 95% confidence interval of the median of `values`, by order statistics.
 
     The k-th smallest and the k-th largest of n values enclose the median unless fewer than k lie

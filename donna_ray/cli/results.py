@@ -99,6 +99,14 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option(help="A connector of the device farm.")] = "onnxruntime",
     threads: Annotated[int, typer.Option(min=1, help="Of the device, where it has some.")] = 1,
+    sustained: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=1,
+            help="Then run it without pause for so long, such as 60: does the device throttle?",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure accuracy and latency of an exported network, by what stands in its folder alone.
@@ -108,4 +116,5 @@ def evaluate(
     from donna_ray.cli.tables import print_evaluation
     from donna_ray.export.evaluate import evaluated
 
-    print_facts(evaluated(network, data, device, threads), as_json, print_evaluation)
+    facts = evaluated(network, data, device, threads, sustained)
+    print_facts(facts, as_json, print_evaluation)

@@ -140,6 +140,8 @@ def print_comparison(facts: Facts) -> None:
 
 def print_evaluation(facts: Facts) -> None:
     """The result of ``export.evaluate.evaluated``."""
+    from device_farm.timing.sustained import in_words
+
     console, stated = _console(), facts["stated"]
     accuracy = facts["accuracy"]
     console.print(
@@ -154,6 +156,8 @@ def print_evaluation(facts: Facts) -> None:
         f"latency on {latency['device']}: {latency['median_ms']:.3f} ms "
         f"± {latency['ci_percent']:.1f}%"
     )
+    for name, words in in_words(facts["sustained"]).items() if facts["sustained"] else ():
+        console.print(f"{name}: {words}")
     for each in stated["latency"]:
         console.print(f"the card states {each['median_ms']:.3f} ms on {_named_device(each)}")
 

@@ -21,6 +21,7 @@ from donna_ray.config.cluster import ClusterConfig
 from donna_ray.config.recipes import FinetuneRecipe, ReferenceTraining, TrainingConfig
 from donna_ray.config.scenarios import (
     DeviceConfig,
+    DevicePrecision,
     Scenario,
     ScenarioConfig,
     SearchConfig,
@@ -326,7 +327,15 @@ class RunConfig(Section):
     @property
     def in_int8(self) -> bool:
         """Whether a scenario's networks are in int8."""
-        return any(each.device.precision == "int8" for each in self.all_scenarios())
+        return self._is_in("int8")
+
+    @property
+    def in_fp16(self) -> bool:
+        """Whether a scenario's networks are in half precision."""
+        return self._is_in("fp16")
+
+    def _is_in(self, precision: DevicePrecision) -> bool:
+        return any(each.device.precision == precision for each in self.all_scenarios())
 
     def all_scenarios(self) -> list[Scenario]:
         """What is searched for: `scenarios`, or the one that `device` and `search` are."""

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-DevicePrecision = Literal["fp32", "int8"]
+DevicePrecision = Literal["fp32", "fp16", "int8"]
 
 
 class GeneticConfig(Section):
@@ -123,8 +123,8 @@ class DeviceConfig(Section):
     `resources` are what a node of the cluster must offer for it (`{"phone:pixel-8": 1}`): an
     autoscaler is asked for such a node, and the search waits for one. A device that is not of a
     farm runs there, and takes them meanwhile.
-    `precision` is that of the networks there, `fp32` or `int8` (docs/int8.md): it is what is
-    measured, and what accuracy is predicted of.
+    `precision` is that of the networks there, `fp32`, `fp16` (docs/fp16.md) or `int8`
+    (docs/int8.md): it is what is measured, and what accuracy is predicted of.
     """
 
     connector: str = "onnxruntime"

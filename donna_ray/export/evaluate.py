@@ -16,7 +16,7 @@ from timm.data.constants import DEFAULT_CROP_MODE
 from torch import Tensor
 
 from device_farm import DeviceError, Workload, make_connector
-from device_farm.alone import measure_alone
+from device_farm.alone import measure_alone, sustain_alone
 from device_farm.farm.config import default_cache
 from donna_ray.config import DataConfig
 from donna_ray.data import Split, load_test
@@ -33,7 +33,9 @@ _BATCH = 64
 _SPLITS = ("train", "training")
 
 
-def evaluated(folder: Path, data: str | None, device: str, threads: int) -> dict[str, Any]:
+def evaluated(
+    folder: Path, data: str | None, device: str, threads: int, sustained: float | None = None
+) -> dict[str, Any]:
     """Accuracy and latency of an exported network.
 
     Args:
@@ -42,10 +44,12 @@ def evaluated(folder: Path, data: str | None, device: str, threads: int) -> dict
             the test images are used; None: those of the data that the card names.
         device: a connector of the device farm.
         threads: of a device that has some.
+        sustained: seconds that it is run without pause, after the latency is known.
 
     Returns:
         `network`, `data`, `accuracy` (`accuracy`, its 95% interval `low` and `high`, `right` of
-        `images`), `latency` (a measurement of the device farm) and `stated`: the card's
+        `images`), `latency` (a measurement of the device farm), `sustained` (see
+        ``device_farm.alone.sustain_alone``; None if not asked for) and `stated`: the card's
         `test_accuracy` (null where it was not tested) and `latency`.
 
     Raises:
@@ -74,6 +78,7 @@ def evaluated(folder: Path, data: str | None, device: str, threads: int) -> dict
     if not count:
         raise ConfigError(f"There must be images to evaluate on, but {source} has none.")
     tested = wilson(right, count)
+    latency, told = _latency(folder / "model.onnx", device, threads, sustained)
     return {
         "network": card["architecture"],
         "data": source,
@@ -84,7 +89,8 @@ def evaluated(folder: Path, data: str | None, device: str, threads: int) -> dict
             "right": right,
             "images": count,
         },
-        "latency": _latency(folder / "model.onnx", device, threads),
+        "latency": latency,
+        "sustained": told,
         "stated": {"test_accuracy": card.get("test_accuracy"), "latency": card["latency"]},
     }
 
@@ -152,12 +158,18 @@ def _right_answers(model: Path, images: Split) -> tuple[int, int]:
     return right, count
 
 
-def _latency(model: Path, device: str, threads: int) -> dict[str, Any]:
+def _latency(
+    model: Path, device: str, threads: int, sustained: float | None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """A measurement, and then of a device that does not rest."""
     settings = {"threads": threads} if device == "onnxruntime" else {}
     try:
         workload = Workload.from_onnx(model, {"input": _shape(model)})
         with closing(make_connector(device, device, settings)) as connector:
-            return measure_alone(connector, workload, default_cache()).to_json()
+            latency = measure_alone(connector, workload, default_cache()).to_json()
+            if sustained is None:
+                return latency, None
+            return latency, sustain_alone(connector, workload, default_cache(), sustained)
     except ValueError as error:
         raise ConfigError(f"--device: {error}") from error
     except DeviceError as error:

@@ -329,9 +329,9 @@ def _named(root: Path) -> dict[str, dict[str, Any]]:
     try:
         scenarios = (read_json(path) or {})["scenarios"]
         points = dict[str, dict[str, Any]]()
-        for own in sorted(scenarios, key=lambda each: not _is_in_int8(each)):  # int8 gives way
+        for own in sorted(scenarios, key=lambda each: not _is_lowered(each)):  # to fp32
             for point in (*own["front"], *own.get("asked", ())):
-                known = {**point, "latency": None} if _is_in_int8(own) else point
+                known = {**point, "latency": None} if _is_lowered(own) else point
                 if point["weights"] is not None:
                     points[point["id"]] = known
         return points
@@ -342,9 +342,9 @@ def _named(root: Path) -> dict[str, dict[str, Any]]:
         ) from error
 
 
-def _is_in_int8(scenario: dict[str, Any]) -> bool:
+def _is_lowered(scenario: dict[str, Any]) -> bool:
     """Its latencies are of other networks than the float ones that are exported."""
-    found: bool = scenario.get("device", {}).get("precision") == "int8"
+    found: bool = scenario.get("device", {}).get("precision", "fp32") != "fp32"
     return found
 
 

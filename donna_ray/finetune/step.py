@@ -9,6 +9,7 @@ from donna_ray.data import origin_of_test
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.asked import Libraries, asked_for, attempt_at, measured_points
 from donna_ray.finetune.assemble import block_keys, library_space
+from donna_ray.finetune.half import add_in_half, half_facts
 from donna_ray.finetune.quantised import quantised_networks, quantised_store
 from donna_ray.finetune.tested import tested, tested_models
 from donna_ray.finetune.work import FinetuneJob, FinetuneNetwork
@@ -167,7 +168,7 @@ def finetune_step(
     It has the test accuracy of the reference, with both of it `finetuned` by the same recipe
     (`reference`), and the latency of the networks asked for (`asked`), by scenario. With the
     library `in_int8` all of them are quantised, and have their accuracies in int8 and the path of
-    their QDQ model under `int8`.
+    their QDQ model under `int8`; where a scenario is in half precision, likewise under `fp16`.
 
     Raises:
         ConfigError: a name is of no network, or of more than one.
@@ -191,13 +192,15 @@ def finetune_step(
     }
     if in_int8 is not None:
         inputs["int8"] = calibration_facts(run.config)
+    if run.config.in_fp16:
+        inputs["fp16"] = half_facts(run.config)
     if asked:
         blocks = ([spec.to_json() for spec in space.specs(each)] for each in asked.values())
         inputs["asked"] = list(blocks)
         inputs |= attempt_at(run, inputs, named)
 
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
-        libraries: Libraries = {"fp32": library, "int8": in_int8 or library}
+        libraries: Libraries = {"fp32": library, "fp16": library, "int8": in_int8 or library}
         points = {}
         if asked:
             points = measured_points(run, reference, libraries, search, asked, named)
@@ -206,6 +209,8 @@ def finetune_step(
         files = network_files(run, done[:-1])
         if in_int8 is not None:
             files = [*files, *_add_int8(run, reference, done, found)]
+        if run.config.in_fp16:
+            files = [*files, *add_in_half(run, reference, network_store(run), done, found)]
         return {**found, "asked": points}, files
 
     return run.step("finetune", inputs, compute)

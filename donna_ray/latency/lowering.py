@@ -14,6 +14,7 @@ from torch import nn
 
 from donna_ray.latency.recent import RecentGraphs
 from donna_ray.onnx_export import export_onnx
+from donna_ray.onnx_half import half_network, half_part, with_float_ends
 from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.run.run import Run
@@ -21,7 +22,7 @@ from donna_ray.space import BlockSpec, build_block, network_id, record_id, regis
 from donna_ray.storage.artifacts import Artifact, write_atomic
 from donna_ray.training.loop import seeded
 
-__all__ = ["CandidateModel", "Lowering", "lowering_of", "stitch"]
+__all__ = ["CandidateModel", "HalfLowering", "Lowering", "lowering_of", "stitch"]
 
 
 class CandidateModel(bytes):
@@ -61,9 +62,12 @@ class Lowering:
             *(self._block(number, spec) for number, spec in enumerate(specs)),
             self._graph("head", lambda: reference.head, head_shape, (f"edge{last}", "output")),
         ]
-        model = CandidateModel(stitch(parts).SerializeToString(deterministic=True))
+        model = CandidateModel(self._whole(parts).SerializeToString(deterministic=True))
         model.network = network_id(specs)
         return model
+
+    def _whole(self, parts: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
+        return stitch(parts)
 
     def _block(self, number: int, spec: BlockSpec) -> onnx.ModelProto:
         shape = self._reference.shapes[number]
@@ -97,10 +101,41 @@ def _kept(path: Path) -> bytes | None:
     return data[size:] if hashlib.sha256(data[size:]).digest() == data[:size] else None
 
 
-def lowering_of(run: Run, reference: Artifact, teacher: StagedNetwork) -> Lowering:
-    """To the models that are measured; the cached graphs are in the run folder."""
+class HalfLowering(Lowering):
+    """Like ``Lowering``, to models in half precision: each part is made one once, and kept."""
+
+    def __init__(self, reference: StagedNetwork, folder: Path, modules: Sequence[str] = ()) -> None:
+        super().__init__(reference, folder, modules)
+        self._halves = RecentGraphs()
+
+    def reference(self) -> bytes:
+        """The reference itself, likewise."""
+        return half_network(super().reference())
+
+    def _whole(self, parts: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
+        return with_float_ends(stitch(parts))
+
+    def _graph(
+        self, name: str, make: Callable[[], nn.Module], shape: Sequence[int], edges: tuple[str, str]
+    ) -> onnx.ModelProto:
+        def load() -> bytes:
+            part = super(HalfLowering, self)._graph(name, make, shape, edges)
+            return half_part(part).SerializeToString(deterministic=True)
+
+        return self._halves.get(name, load)
+
+
+def lowering_of(
+    run: Run, reference: Artifact, teacher: StagedNetwork, *, half: bool = False
+) -> Lowering:
+    """To the models that are measured; the cached graphs, which are float, are in the run folder.
+
+    Args:
+        half: the models are in half precision.
+    """
     graphs = run.root / "search" / "graphs" / reference_identity(reference)
-    return Lowering(teacher, graphs, run.config.space.modules)
+    kind = HalfLowering if half else Lowering
+    return kind(teacher, graphs, run.config.space.modules)
 
 
 def exported_part(

@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +29,8 @@ __all__ = ["check_device", "check_farm", "farm_at_hand", "start_farm", "start_fa
 _DEVICE = "device"
 _POLL_S = 2.0
 _WITHOUT_INT8 = ("cuda",)
+_TENSORRT_HALF = "trt_fp16_enable"
+_WITHOUT_HALF = ("x86_64", "amd64")  # ONNX Runtime's kernels of float16 for CPUs are for Arm
 _UNUSABLE = (DeviceError, ValueError, OSError, sqlite3.Error, ray.exceptions.RayError)
 
 Lend = Callable[[float], bool]
@@ -60,6 +63,8 @@ def check_device(config: DeviceConfig, with_memory: bool = False) -> None:
             f"device.precision must be fp32 with connector {config.connector!r}, which was never "
             "seen to run QDQ models, but is int8. Measure through `onnxruntime` or `adb`."
         )
+    if config.farm is None:
+        _check_half(config)
     if config.connector == "cuda" and config.settings.get("runtime") == "torch":
         raise ConfigError(
             "device.settings.runtime must be onnxruntime, for the networks of a search are ONNX "
@@ -76,6 +81,29 @@ def check_device(config: DeviceConfig, with_memory: bool = False) -> None:
         raise ConfigError(
             f"device.settings.threads must be at most the CPUs that this process may use, but is "
             f"{needed:g} of {present}. Lower it, or name the cluster of the device (RAY_ADDRESS)."
+        )
+
+
+def _check_half(config: DeviceConfig) -> None:
+    """Refuse half precision where nothing computes in it, and a device that is told two things."""
+    half, settings = config.precision == "fp16", config.settings
+    here = config.connector == "onnxruntime" and not config.resources
+    on_cpu = settings.get("provider", "CPUExecutionProvider") == "CPUExecutionProvider"
+    if half and here and on_cpu and platform.machine().lower() in _WITHOUT_HALF:
+        raise ConfigError(
+            "device.precision must be fp32 or int8 on this CPU, but is fp16: ONNX Runtime has no "
+            "kernels of float16 for x86, and computes such a model in float32, with conversions "
+            "between its operators. Measure on a GPU, a phone or an Arm board."
+        )
+    if config.connector != "cuda" or settings.get("provider") != "TensorrtExecutionProvider":
+        return
+    option = str(settings.get("provider_options", {}).get(_TENSORRT_HALF, "0"))
+    if half != (option.lower() in ("1", "true")):
+        raise ConfigError(
+            f"device.precision and device.settings.provider_options.{_TENSORRT_HALF} must agree, "
+            f"but are {config.precision} and {option}. TensorRT takes models in fp16 with "
+            f'{{{_TENSORRT_HALF}: "1"}} only; and what it rounds itself, nothing tells the '
+            "accuracy of. Set both, or neither."
         )
 
 

@@ -156,8 +156,8 @@ def lowering_in(
     teacher: StagedNetwork,
 ) -> AnyLowering:
     """To the models that are measured in a precision, given the library in it."""
-    if precision == "fp32":
-        return lowering_of(run, reference, teacher)
+    if precision != "int8":
+        return lowering_of(run, reference, teacher, half=precision == "fp16")
     blocks = [
         {record_id(BlockSpec.from_json(block["block"])): block["graph"] for block in stage}
         for stage in library.result["stages"]

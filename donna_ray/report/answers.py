@@ -48,12 +48,13 @@ def _reference(results: Results, scenario: Scenario | None) -> str:
     reference = results.reference
     lines = []
     big = f"{reference.accuracy:.2%} of {reference.validation_images} validation images"
-    quantised = reference.int8 if scenario and scenario.device.precision == "int8" else None
+    precision = scenario.device.precision if scenario else "fp32"
+    lowered = reference.lowered(precision)
     if reference.test_accuracy is not None:
-        big = tested(quantised or reference)
+        big = tested(lowered or reference)
         lines = [f"of {reference.test_images} test images, {reference.test_from}"]
-    if quantised is not None:
-        lines.append(f"in int8; in float {tested(reference)}")
+    if lowered is not None:
+        lines.append(f"in {precision}; in float {tested(reference)}")
     elif reference.finetuned is not None:
         lines.append(f"finetuned by the networks' recipe: {tested(reference.finetuned)}")
     if scenario is not None:
@@ -81,8 +82,7 @@ def _answer(results: Results, number: int, question: str) -> str:
 def _why(results: Results, scenario: Scenario, identity: str) -> str:
     """By what it was chosen, since the test may order it and the reference otherwise."""
     reference = results.reference
-    in_int8 = scenario.device.precision == "int8"
-    own = reference.int8.accuracy if in_int8 and reference.int8 else reference.accuracy
+    own = (reference.lowered(scenario.device.precision) or reference).accuracy
     (point,) = [each for each in (*scenario.front, *scenario.asked) if each.id == identity]
     return f"chosen by the validation images: {point.accuracy:.2%}, the reference {own:.2%}"
 

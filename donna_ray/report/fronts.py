@@ -21,7 +21,11 @@ _LEGEND = (
     ("reference", "★", "reference"),
     ("opponent", "☆", "reference, finetuned likewise"),
 )
-_IN_INT8 = ", networks in int8: so are their accuracies and predictions"
+_IN_PRECISION = {
+    "fp32": "",
+    "fp16": ", networks in fp16: so are their accuracies; predictions are of fp32's",
+    "int8": ", networks in int8: so are their accuracies and predictions",
+}
 _HEADER = (
     *("network", "blocks", "latency, ms", "± %", "test accuracy", "predicted", "raw prediction"),
     *("validation", "p90, ms", "p99, ms", "peak MB", "params", "MACs", "files"),
@@ -39,7 +43,7 @@ def front_section(results: Results, number: int, drawing: Drawing) -> str:
     scenario = results.scenarios[number]
     device = scenario.device
     words = (
-        f"On {device.model} ({device.connector}){_IN_INT8 if device.precision == 'int8' else ''}. "
+        f"On {device.model} ({device.connector}){_IN_PRECISION[device.precision]}. "
         "Each point is a network: click or tap it, or go along the front with the arrow keys."
     )
     return section(

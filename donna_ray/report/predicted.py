@@ -26,7 +26,8 @@ class Predictions:
     """The predictor of a run, calibrated to the networks that it finetuned to the end.
 
 
-    In int8 all of it is of networks in int8.
+    In int8 all of it is of networks in int8. In fp16 the predictor is that of fp32, calibrated to
+    networks in fp16.
     """
 
     def __init__(
@@ -35,8 +36,8 @@ class Predictions:
         done: Mapping[str, Artifact],
         precision: DevicePrecision = "fp32",
     ) -> None:
-        self._in_int8 = precision == "int8"
-        suffix = "/int8" if self._in_int8 else ""
+        self._precision = precision
+        suffix = "/int8" if precision == "int8" else ""
         self._fitted = done[f"predictor{suffix}"].result
         self._predictor = AccuracyPredictor.from_json(self._fitted["predictor"])
         self._nsr = choice_table(done[f"library{suffix}"], "nsr")
@@ -110,6 +111,6 @@ class Predictions:
             rows = np.stack(self._raw(points), axis=1).tolist()
             for point, row in zip(points, rows, strict=True):
                 network = networks[point["id"]]
-                final = network["int8"] if self._in_int8 else network
+                final = network if self._precision == "fp32" else network[self._precision]
                 known[point["id"]] = [*row, final["accuracy"]]
         return known

@@ -6,8 +6,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from donna_ray.config import DevicePrecision
 from donna_ray.errors import DonnaError
-from donna_ray.report.scenario import Accuracies, Part, Quantised, Scenario, Spec
+from donna_ray.report.scenario import Accuracies, Halved, Part, Quantised, Scenario, Spec
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -60,7 +61,7 @@ class Reference(Part):
     `accuracy` is of the validation images. `finetuned`: itself, trained on by the recipe of the
     networks. `test_from`: where the test images come from, `data.test_split` or
     `data.test_fraction` with its value. These and the test accuracies are null until the networks
-    are finetuned. `int8`: itself quantised, null where no scenario is in int8.
+    are finetuned. `int8`: itself quantised, null where no scenario is in int8; `fp16` likewise.
     """
 
     model: str
@@ -80,6 +81,11 @@ class Reference(Part):
     test_images: int | None = None
     test_from: str | None = None
     int8: Quantised | None = None
+    fp16: Halved | None = None
+
+    def lowered(self, precision: DevicePrecision) -> Quantised | None:
+        """Itself in a precision other than fp32, where that was measured."""
+        return {"fp32": None, "fp16": self.fp16, "int8": self.int8}[precision]
 
 
 class Block(Part):

@@ -93,6 +93,16 @@ class Quantised(Accuracies):
     onnx: str
 
 
+class Halved(Quantised):
+    """A finished network in half precision, and the path of its ONNX model.
+
+    `largest`: of the absolute values that it computes with in fp32; those above 65504 are infinite
+    in half precision.
+    """
+
+    largest: float
+
+
 class Device(Part):
     """What latency was measured on, of networks in a precision."""
 
@@ -100,7 +110,7 @@ class Device(Part):
     connector: str
     settings: dict[str, Any]
     simulated: bool
-    precision: Literal["fp32", "int8"] = "fp32"
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
 
 
 class Yardstick(Part):
@@ -209,7 +219,7 @@ class FrontPoint(Part):
     ``Calibration``), on the validation images; each with its 95% prediction interval. The
     accuracies (see ``Accuracies``), `weights` and `onnx` are null where it was not finetuned; paths
     are relative to results.json. `int8`: what it is quantised, null where no scenario is in int8;
-    in one that is, latency and predictions are of the network in int8.
+    in one that is, latency and predictions are of the network in int8. `fp16`: likewise.
     """
 
     id: str
@@ -232,11 +242,13 @@ class FrontPoint(Part):
     weights: str | None
     onnx: str | None
     int8: Quantised | None = None
+    fp16: Halved | None = None
 
-    def in_int8(self) -> "FrontPoint":
-        """With its accuracies and its model in int8 in the place of the float ones."""
+    def lowered(self, precision: Literal["fp16", "int8"]) -> "FrontPoint":
+        """With its accuracies and its model in a precision in the place of the float ones."""
         names = ("accuracy", "test_accuracy", "test_low", "test_high", "onnx")
-        return self.model_copy(update={name: getattr(self.int8, name, None) for name in names})
+        own = self.int8 if precision == "int8" else self.fp16
+        return self.model_copy(update={name: getattr(own, name, None) for name in names})
 
 
 class Answer(Part):
@@ -278,10 +290,11 @@ class Scenario(Part):
     asked: list[FrontPoint]
 
     def in_own_precision(self) -> "Scenario":
-        """As its headline counts: in int8 with networks ``in_int8``."""
-        if self.device.precision != "int8":
+        """As its headline counts: where it is not in fp32 with networks ``lowered``."""
+        precision = self.device.precision
+        if precision == "fp32":
             return self
         points = {"front": self.front, "asked": self.asked}
         return self.model_copy(
-            update={name: [each.in_int8() for each in own] for name, own in points.items()}
+            update={name: [each.lowered(precision) for each in own] for name, own in points.items()}
         )

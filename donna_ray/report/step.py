@@ -32,7 +32,7 @@ Done = Mapping[str, Artifact]
 
 _TESTED = ("test_accuracy", "test_low", "test_high")
 _ACCURACIES = ("accuracy", *_TESTED)
-_FINETUNED = (*_ACCURACIES, "weights", "onnx", "int8")
+_FINETUNED = (*_ACCURACIES, "weights", "onnx", "int8", "fp16")
 _SIMPLER = ("zero_shot_accuracy", "params", "macs")
 
 
@@ -241,11 +241,12 @@ def _headline(
     precision: DevicePrecision, points: Points, reference: dict[str, Any], reference_ms: float
 ) -> dict[str, Any]:
     """By the accuracies that networks have in the scenario's precision."""
-    if precision == "int8":
-        points, reference = [_as_quantised(each) for each in points], _as_quantised(reference)
+    if precision != "fp32":
+        points = [_lowered(each, precision) for each in points]
+        reference = _lowered(reference, precision)
     return headline(points, reference["accuracy"] or 0.0, reference_ms)
 
 
-def _as_quantised(tested: dict[str, Any]) -> dict[str, Any]:
-    quantised = tested.get("int8") or {}
-    return {**tested, **{name: quantised.get(name) for name in _ACCURACIES}}
+def _lowered(tested: dict[str, Any], precision: DevicePrecision) -> dict[str, Any]:
+    own = tested.get(precision) or {}
+    return {**tested, **{name: own.get(name) for name in _ACCURACIES}}

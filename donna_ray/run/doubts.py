@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ __all__ = [
     "depth_doubts",
     "finetune_doubts",
     "guesses",
+    "half_doubts",
     "int8_doubts",
     "library_doubts",
     "predictor_doubts",
@@ -32,7 +34,8 @@ __all__ = [
 _UNTRAINED = 0.8  # NSR; a block that always returns the mean of what it should has 1
 _FEW = 100  # test images: the 95% interval of 1/2 is 20 points wide
 _FEW_SAMPLES = 8
-_LOST = 0.02  # of the test images, by quantisation
+_LOST = 0.02  # of the test images, by a lower precision
+_REMEDY = "Take another network of the front, or deploy it in fp32."
 _CHANCE = 0.025  # of as many right answers by guessing
 _ORDER_GAIN = 0.1  # of the images; a few classes that two data sets divide otherwise are less
 _DIM = 0.3  # of white; 14 bits of 16 reach a quarter
@@ -208,6 +211,27 @@ def int8_doubts(accuracies: Mapping[str, tuple[float, float]]) -> list[str]:
         for name, (own, quantised) in accuracies.items()
         if own - quantised > _LOST
     ]
+
+
+def half_doubts(networks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Of networks that half precision does not hold, or that lose more than 2% by it.
+
+    Args:
+        networks: by name: `test_accuracy`, and of `fp16` that and `largest`, its largest value.
+    """
+    found, most = [], float(np.finfo(np.float16).max)
+    for name, each in networks.items():
+        own, half = each["test_accuracy"], each["fp16"]
+        largest, lost = half["largest"], own - half["test_accuracy"] > _LOST
+        right = f"{half['test_accuracy']:.2%} of the test images, in fp32 on {own:.2%}"
+        if not largest <= most:
+            found.append(
+                f"In fp16 {name} overflows: it has values up to {largest:.3g} in fp32, where "
+                f"half precision has {most:.0f}. It is right on {right}. {_REMEDY}"
+            )
+        elif lost:
+            found.append(f"In fp16 {name} is right on {right}. {_REMEDY}")
+    return found
 
 
 def saturation_doubts(scenarios: Sequence[Scenario], *, saturates: bool) -> list[str]:

@@ -7,7 +7,7 @@ It speaks the wire protocol (CNXN, AUTH, OPEN, WRTE, OKAY, CLSE; services `shell
     keys          the public keys that the phone trusts, a line each; without it, no AUTH
     asked         the public keys that hosts offered, for the person to allow
     faults.json   see `Faults`; read at every connection
-    state/        what the tools of `adbd_tools` report: serial, model, thermal_status, wakefulness
+    state/        what the tools of `adbd_tools` report: serial, model, thermal_status, heat, …
     state/log     the calls of tools that change something
     state/full    1 if no byte can be written, by a push or by what runs here
 """
@@ -222,7 +222,7 @@ class Phone:
             (tools / name).write_text(f"#!/bin/sh\n{script}\n")
             (tools / name).chmod(0o755)
         (folder / "state").mkdir(exist_ok=True)
-        defaults = {"serial": folder.name, "model": "A1", "thermal_status": "0"}
+        defaults = {"serial": folder.name, "model": "A1", "thermal_status": "0", "heat": "31.5"}
         for name, value in {
             **defaults,
             "wakefulness": "Awake",

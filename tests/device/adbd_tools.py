@@ -17,7 +17,8 @@ esac""",
     "dumpsys": """case "$1" in
   thermalservice) echo "IsStatusOverride: false"
     echo "Thermal Status: $(cat "$PHONE/state/thermal_status")"
-    echo "Cached temperatures:"; echo "	Temperature{mValue=31.5, mType=0, mName=AP, mStatus=0}";;
+    echo "Cached temperatures:"
+    echo "	Temperature{mValue=$(cat "$PHONE/state/heat"), mType=0, mName=AP, mStatus=0}";;
   power) echo "  mWakefulness=$(cat "$PHONE/state/wakefulness")";;
   battery) echo "  AC powered: $(cat "$PHONE/state/powered")"; echo "  USB powered: false"
     echo "  level: $(cat "$PHONE/state/level")"; echo "  temperature: 301";;

@@ -43,7 +43,7 @@ def run(package: Path) -> subprocess.CompletedProcess[str]:
 
 def test_a_connector_that_conforms_passes(package: Path) -> None:
     result = run(package)
-    assert (result.returncode, "12 passed" in result.stdout) == (0, True), result.stdout
+    assert (result.returncode, "13 passed" in result.stdout) == (0, True), result.stdout
 
 
 def test_one_that_does_not_is_told_where(package: Path) -> None:
@@ -53,6 +53,6 @@ def test_one_that_does_not_is_told_where(package: Path) -> None:
         file.write("        import dataclasses\n")
         file.write("        return dataclasses.replace(super().probe(), name='another')\n")
     result = run(package)
-    assert "2 failed, 10 passed" in result.stdout
+    assert "2 failed, 11 passed" in result.stdout
     assert "test_close_is_idempotent_and_final" in result.stdout
     assert re.search(r"assert \('another', .*\) == \('board', ", result.stdout)  # with the values

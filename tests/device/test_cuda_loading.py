@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import safetensors.torch
 import timm
 import torch
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 from timm.layers import BatchNormAct2d, StdConv2d
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -98,12 +101,22 @@ def test_a_network_of_timm_is_run_with_batchnorm_folded() -> None:
     assert loaded.facts == {"batchnorm_folded": norms, "batchnorm_left": 0}
 
 
+def test_a_model_in_half_precision_may_round() -> None:
+    proto = onnx.load_model_from_string(control_workload().model)
+    half = convert_float_to_float16(proto, keep_io_types=True)
+    OnnxModel(half).topological_sort()
+    workload = Workload.from_onnx(half.SerializeToString())
+    assert agreement(CudaSettings(), workload) == 0.02
+    assert agreement(CudaSettings(), control_workload()) == 1e-3
+    check(by_onnx(workload), workload, agreement(CudaSettings(), workload))
+
+
 def test_ways_of_torch_that_round() -> None:
     workload = Workload.from_torch(settle(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())), IMAGE)
     for way in ({"dtype": "bfloat16"}, {"dtype": "float16", "channels_last": True}):
         settings = CudaSettings(runtime="torch", **way)
         loaded = load_torch(workload, settings, HOST)
-        check(loaded, workload, agreement(settings))
+        check(loaded, workload, agreement(settings, workload))
         with pytest.raises(ModelError, match="differs by"):
             check(loaded, workload, 1e-6)
 
@@ -245,7 +258,7 @@ def test_a_module_of_other_weights_is_not_timed() -> None:
     torch.manual_seed(0)
     one, other = (Workload.from_torch(nn.Conv2d(3, 4, 3), IMAGE) for _ in range(2))
     with pytest.raises(ModelError, match=r"output '\d+' must be .* up to 0\.001 .* differs by \d"):
-        check(by_torch(replace(one, module=other.module)), one, agreement(CudaSettings()))
+        check(by_torch(replace(one, module=other.module)), one, agreement(CudaSettings(), one))
 
 
 VALUES = np.array([[1.0, -4.0, np.nan]])

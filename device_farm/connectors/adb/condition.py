@@ -16,6 +16,8 @@ __all__ = [
     "Identity",
     "check_cores",
     "check_power_saving",
+    "condition",
+    "cores_on",
     "end_measuring_mode",
     "identify",
     "measuring_mode",
@@ -144,7 +146,7 @@ def wait_until_cool(
     """
     started = time.monotonic()
     while True:
-        found = _condition(shell, cores)
+        found = condition(shell, cores)
         waited = time.monotonic() - started
         status = found["thermal_status"]
         if status is None or status <= max_status:
@@ -157,8 +159,14 @@ def wait_until_cool(
         time.sleep(min(_POLL_S, cool_down_s - waited))
 
 
-def _condition(shell: Shell, cores: Sequence[int]) -> dict[str, Any]:
-    """Facts as JSON values; None for what this phone does not tell."""
+def cores_on(shell: Shell) -> list[int]:
+    """The cores that the phone tells a clock of."""
+    told = shell.ask("sh", "-c", "ls -d /sys/devices/system/cpu/cpu[0-9]*/cpufreq") or ""
+    return sorted(map(int, re.findall(r"/cpu(\d+)/cpufreq", told)))
+
+
+def condition(shell: Shell, cores: Sequence[int]) -> dict[str, Any]:
+    """Facts as JSON values, hot or not; None for what this phone does not tell."""
     thermal, battery, power = _answers(shell, "dumpsys", _SERVICES)
     status = _STATUS.search(thermal)
     return {

@@ -20,6 +20,8 @@ from device_farm.connectors.adb.condition import (
     Identity,
     check_cores,
     check_power_saving,
+    condition,
+    cores_on,
     end_measuring_mode,
     identify,
     measuring_mode,
@@ -153,6 +155,10 @@ class AdbConnector(Connector[PhoneModel]):
         return wait_until_cool(
             self.shell(), self.device, own.cores or (), own.max_thermal_status, own.cool_down_s
         )
+
+    def condition(self) -> dict[str, Any]:
+        """Now and without a wait; clocks of all cores that are used."""
+        return condition(self.shell(), self.settings.cores or cores_on(self.shell()))
 
     def stage(self, workload: Workload) -> None:
         """Converts the model, on this host; it is pushed when the phone measures nothing."""

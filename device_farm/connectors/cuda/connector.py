@@ -119,15 +119,19 @@ class CudaConnector(Connector[CudaModel]):
         )
 
     def health(self) -> dict[str, Any]:
-        import torch
-
-        found = read_condition(str(self._properties().uuid))
+        found = self.condition()
         if found.pop("hot"):
             reasons = ", ".join(found["throttle_reasons"])
             raise Throttled(
                 f"GPU {self.device!r} must not be slowed down, but is ({reasons}, "
                 f"{found['temperature_c']} °C): let it cool down, check its fans and power"
             )
+        return found
+
+    def condition(self) -> dict[str, Any]:
+        import torch
+
+        found = read_condition(str(self._properties().uuid))
         return {**found, "allocated_mb": torch.cuda.memory_allocated(self.settings.index) / 1e6}
 
     def prepare(self, workload: Workload) -> CudaModel:
@@ -219,7 +223,7 @@ class CudaConnector(Connector[CudaModel]):
         init_ms = 1e3 * (time.perf_counter() - started)
         taken = self._allocated(torch.cuda.max_memory_allocated) - before
         with torch.cuda.device(index):
-            check_agreement(loaded.outputs(), expected, agreement(self.settings))
+            check_agreement(loaded.outputs(), expected, agreement(self.settings, workload))
         return CudaModel(workload.digest, loaded, init_ms, max(taken, 0) / 1e6)
 
     def _allocated(self, of_torch: Callable[[int], int]) -> int:

@@ -38,7 +38,7 @@
     facts, number, networks: networksOf(facts), near: false, picked: null, kept: null, plot: null,
   }));
   const isTested = (network) => network.point !== null && network.point.test_accuracy !== null;
-  const inInt8 = (facts) => facts.device.precision === "int8";
+  const lowered = (facts) => facts.device.precision !== "fp32";
   const heightOf = (network) => (isTested(network) ? network.point.test_accuracy : network.predicted);
 
   /* Charts */
@@ -64,13 +64,13 @@
     const scenario = scenarios[box.dataset.number];
     const { facts, networks } = scenario;
     const reference = { ms: facts.reference_latency.median_ms, ci: facts.reference_latency.ci_percent,
-      ...results.reference, ...(inInt8(facts) && results.reference.int8) };
+      ...results.reference, ...(lowered(facts) && results.reference[facts.device.precision]) };
     const points = networks.filter((one) => one.point !== null);
     const front = points.filter((one) => one.point.roles.includes("front"));
     const tested = points.filter(isTested);
     const candidates = scenario.near ? [] : networks.filter((one) => one.point === null);
     const compared = reference.test_accuracy === null ? [] : [reference];
-    const opponent = reference.finetuned && !inInt8(facts) ? [{ ms: reference.ms, ...reference.finetuned }] : [];
+    const opponent = reference.finetuned && !lowered(facts) ? [{ ms: reference.ms, ...reference.finetuned }] : [];
     const across = (data, y, name) => Plot.ruleY(data, { y, stroke: colour(name),
       x1: (d) => d.ms * (1 - d.ci / 100), x2: (d) => d.ms * (1 + d.ci / 100) });
     const upright = (data, of, name) => Plot.ruleX(data, { x: "ms", stroke: colour(name),
@@ -104,7 +104,7 @@
 
   function drawPredictor(box) {
     const samples = results.predictor.architectures;
-    const final = new Map(scenarios.filter((one) => !inInt8(one.facts)).flatMap((one) => one.networks.filter(isTested).map((each) => [each.id, each.point])));
+    const final = new Map(scenarios.filter((one) => !lowered(one.facts)).flatMap((one) => one.networks.filter(isTested).map((each) => [each.id, each.point])));
     const networks = [...final.values()];
     const values = [...samples.flatMap((d) => [d.predicted, d.accuracy]), ...networks.flatMap((d) => [d.predicted_accuracy, d.accuracy])];
     const line = d3.extent(values).map((value) => ({ value }));

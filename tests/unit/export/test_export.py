@@ -283,7 +283,8 @@ def test_card_is_executed_as_it_is_written(
         grey = np.rint(pixels * 255 / 16).astype(np.uint8)
         Image.fromarray(grey).save(folder / f"{number}.png")
     net, found = str(tmp_path / "out"), []
-    for words in ((net,), (net, "--data", str(tmp_path / "digits"), "--device", "simulated")):
+    other = (net, "--data", str(tmp_path / "digits"), "--device", "simulated", "--sustained", "9")
+    for words in ((net,), other):
         done = donna_here("evaluate", *words, "--json")
         assert done.returncode == 0, done.stderr
         found.append(json.loads(done.stdout))
@@ -294,8 +295,13 @@ def test_card_is_executed_as_it_is_written(
     assert abs(executed["right"] - sum(right)) < 0.005 * len(digits.target)
     assert found[0]["latency"]["median_ms"] > 0
     assert found[0]["stated"] == {"test_accuracy": 0.75, "latency": [LATENCY]}
-    print_evaluation(found[0])
-    assert "the card states 75.00%" in capsys.readouterr().out
+    assert (found[0]["sustained"], found[1]["sustained"]["throttles"]) == (None, False)
+    assert 9 <= found[1]["sustained"]["seconds"] < 10
+    for each in found:
+        print_evaluation(each)
+    printed = capsys.readouterr().out
+    assert "the card states 75.00%" in printed
+    assert "sustained: does not throttle: the last" in printed
     refused = donna_here("evaluate", net, "--data", str(tmp_path / "networks"))
     assert (refused.returncode, "networks" in refused.stderr) == (2, True)
     refused = donna_here("evaluate", str(tmp_path))

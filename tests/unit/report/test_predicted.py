@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from donna_ray.config import FinetuneRecipe, RunConfig
+from donna_ray.config import DevicePrecision, FinetuneRecipe, RunConfig
 from donna_ray.predictor.fitting import fit
 from donna_ray.report.predicted import Predictions
 from donna_ray.storage.artifacts import Artifact
@@ -92,16 +92,21 @@ def test_samples_of_the_same_recipe_are_finetuned_to_the_end(
     assert facts["networks"] == [*(f"s{number}" for number in range(12)), "n0"]
 
 
-def test_predictions_in_int8_are_of_networks_in_int8(config: RunConfig, tmp_path: Path) -> None:
+def test_predictions_in_a_precision_are_of_networks_in_it(
+    config: RunConfig, tmp_path: Path
+) -> None:
     done = steps(tmp_path, 4)
     for name in ("library", "predictor"):
         done[f"{name}/int8"] = done[name]
     for each in done["finetune"].result["networks"].values():
         each["int8"] = {"accuracy": each["accuracy"] - 0.2}
+        each["fp16"] = {"accuracy": each["accuracy"] - 0.2}
     front = done["search"].result["scenarios"]["one"]["front"]
-    own, quantised = (
+    precisions: tuple[DevicePrecision, ...] = ("fp32", "int8", "fp16")
+    own, quantised, half = (
         [each["predicted_accuracy"] for each in Predictions(config, done, precision).of(front)]
-        for precision in ("fp32", "int8")
+        for precision in precisions
     )
     assert own[0] > 0.95
+    assert half == quantised  # its predictor is that of float, which here is that of int8
     assert all(low < high - 0.1 for low, high in zip(quantised[:4], own[:4], strict=True))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from donna_ray.config import DevicePrecision
 from donna_ray.report import html
 from donna_ray.report.drawing import Drawing
 from donna_ray.report.headline import headline, headlines
@@ -266,19 +267,21 @@ def test_drawing_shows_options_beside_those_of_the_library() -> None:
     assert f'title="{blocks[1]}"' in drawing
 
 
-def test_headline_in_int8_is_of_accuracies_in_int8() -> None:
-    """The faster network is as good as the reference in float, and has collapsed in int8."""
+@pytest.mark.parametrize("lower", ["int8", "fp16"])
+def test_headline_in_a_precision_is_of_accuracies_in_it(lower: DevicePrecision) -> None:
+    """The faster network is as good as the reference in float, and has collapsed in the other."""
     kept, collapsed = (
         {"accuracy": each, "test_accuracy": each, "test_low": each, "test_high": each}
         for each in (0.94, 0.6)
     )
     own = {"accuracy": 0.95, "test_accuracy": 0.95, "test_low": 0.94, "test_high": 0.96}
     points = [
-        {"id": "fast", "latency": {"median_ms": 1.0}, **own, "int8": collapsed},
-        {"id": "slow", "latency": {"median_ms": 2.0}, **own, "int8": kept},
-        {"id": "not finetuned", "latency": {"median_ms": 0.1}, **dict.fromkeys(own), "int8": None},
+        {"id": "fast", "latency": {"median_ms": 1.0}, **own, lower: collapsed},
+        {"id": "slow", "latency": {"median_ms": 2.0}, **own, lower: kept},
+        {"id": "not finetuned", "latency": {"median_ms": 0.1}, **dict.fromkeys(own), lower: None},
     ]
-    reference = {**own, "int8": {**own, "accuracy": 0.93}}
-    for precision, best in (("fp32", "fast"), ("int8", "slow")):
+    reference = {**own, lower: {**own, "accuracy": 0.93}}
+    ways: list[tuple[DevicePrecision, str]] = [("fp32", "fast"), (lower, "slow")]
+    for precision, best in ways:
         found = _headline(precision, points, reference, 3.0)
         assert found["fastest_as_accurate"]["id"] == best
