@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from onnxruntime.quantization import QuantType, quantize_static
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from donna_ray.config import RunConfig
@@ -172,19 +173,43 @@ def test_lowering_stitches_what_is_stored(
     assert float((logits - reference(images)).abs().max()) < 0.3 * float(logits.abs().max())
 
 
-@pytest.mark.parametrize(("least", "clamps"), [(0.0, True), (-3.0, False)])
+@pytest.mark.parametrize(
+    ("clamp", "border", "clamps"),
+    [
+        (nn.ReLU(), (0.0, 3.0), True),
+        (nn.ReLU(), (-3.0, 3.0), False),
+        (nn.ReLU6(), (0.0, 3.0), True),
+        (nn.ReLU6(), (-3.0, 3.0), False),
+        (nn.ReLU6(), (0.0, 9.0), False),
+    ],
+)
 def test_clamp_at_a_border_is_kept_where_its_range_does_not_clamp(
-    least: float, clamps: bool
+    clamp: nn.Module, border: tuple[float, float], clamps: bool
 ) -> None:
     """The border's range is the reference's, which may go below 0 where a block ends in ReLU."""
     with seeded(0):
-        block = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU()).requires_grad_(False)
-        inputs = torch.randn(8, 2, 4, 4)
+        block = nn.Sequential(nn.Conv2d(2, 4, 1), clamp).requires_grad_(False)
+        inputs = 20 * torch.randn(8, 2, 4, 4)
     part = exported_part(block, (2, 4, 4), "part1", ("edge0", "edge1"))
-    made = quantised_part(part, as_inputs(inputs), [(-3.0, 3.0), (least, 3.0)])
-    assert any(node.op_type == "Relu" for node in made.graph.node) != clamps
+    made = quantised_part(part, as_inputs(inputs), [(-60.0, 60.0), border])
+    assert any(node.op_type in ("Relu", "Clip") for node in made.graph.node) != clamps
     output = OnnxNetwork(made.SerializeToString())(inputs)
     assert (float(output.min()) < 0) == clamps  # the part behind clamps then
+    assert clamps or float((output - block(inputs)).abs().max()) < 1.0
+
+
+def test_padding_is_not_quantised() -> None:
+    """Of TensorFlow's "same" padding the exporter writes the arithmetic into the graph."""
+    with seeded(0):
+        block = Conv2dSame(2, 4, 3, stride=2).requires_grad_(False)
+        inputs = torch.randn(8, 2, 95, 95)
+    part = exported_part(block, (2, 95, 95), "part1", ("edge0", "edge1"))
+    assert any(node.op_type == "Ceil" for node in part.graph.node)
+    expected, ranges = block(inputs), [(-5.0, 5.0), (-3.0, 3.0)]
+    made = quantised_part(part, as_inputs(inputs), ranges)
+    assert not any(node.op_type in ("Ceil", "Shape") for node in made.graph.node)
+    output = OnnxNetwork(made.SerializeToString())(inputs)
+    torch.testing.assert_close(output, expected, atol=0.1, rtol=0)
 
 
 def test_part_quantises_an_input_that_no_operator_asks_for() -> None:
