@@ -33,6 +33,7 @@ from donna_ray.storage.records import RecordStore
 
 __all__ = [
     "CALIBRATED_ON",
+    "VERSION",
     "AnyLowering",
     "QuantisedLowering",
     "Range",
@@ -47,6 +48,9 @@ __all__ = [
 
 CALIBRATED_ON = 256
 """Images, at most."""
+
+VERSION = 2
+"""Of what is made of a part; that of an earlier version is made anew."""
 
 _TOGETHER = 32  # of them, which a network computes at once
 

@@ -77,6 +77,10 @@ class Predictions:
         found: list[float] = np.clip(value, 0.0, 1.0).tolist()
         return found
 
+    def _is_known(self, network: dict[str, Any]) -> bool:
+        """In int8 only what can be quantised."""
+        return not self._in_int8 or "int8" in network
+
     def _raw(self, points: Points) -> Columns:
         """Predictions as the search had them, which orders those above 1 too, and intervals."""
         nsr = encode([tuple(point["architecture"]) for point in points], self._nsr)
@@ -104,7 +108,7 @@ class Predictions:
         points = [
             {"id": name, "architecture": every[name]["architecture"]}
             for name in networks
-            if name in every and name not in known
+            if name in every and name not in known and self._is_known(networks[name])
         ]
         if points:
             rows = np.stack(self._raw(points), axis=1).tolist()
