@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from donna_ray.storage.records import RecordStore
 from donna_ray.training.loop import seeded
 
 IMAGES = 16
+SCRIPTS = Path(__file__).parents[3] / "scripts"
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +232,23 @@ def test_biases_that_are_equal_are_quantised_each() -> None:
     part = exported_part(block, (2, 4, 4), "part1", ("edge0", "edge1"))
     made = quantised_part(part, as_inputs(torch.randn(4, 2, 4, 4)), [(-3.0, 3.0), (-3.0, 3.0)])
     assert not [node for node in made.graph.node if node.op_type == "Identity"]
+
+
+def test_fake_quantisation_is_on_the_same_tensors_with_the_same_scales(
+    network: StagedNetwork, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the benchmark; but for the flattened features, whose scale the pool's output has."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    fake = import_module("fake_quantised").FakeQuantised(network, images)
+    model = quantised_network(network, images)
+    known = [
+        float(each["scale"])
+        for name, (each,) in scales(onnx.load_model_from_string(model)).items()
+        if "Flatten" not in name and each["scale"].ndim == 0
+    ]
+    own = [(max(most, 0.0) - min(least, 0.0)) / 255 for least, most in fake.ranges]
+    np.testing.assert_allclose(sorted(own), sorted(known), rtol=1e-5)
+    with torch.no_grad():
+        logits, expected = fake(images), OnnxNetwork(model)(images)
+    lost = float((network(images) - expected).abs().mean())
+    assert float((logits - expected).abs().mean()) < lost
