@@ -10,16 +10,16 @@ from donna_ray.errors import DonnaError
 from donna_ray.finetune.asked import Libraries, asked_for, attempt_at, measured_points
 from donna_ray.finetune.assemble import block_keys, library_space
 from donna_ray.finetune.half import add_in_half, half_facts
-from donna_ray.finetune.quantised import quantised_networks, quantised_store
-from donna_ray.finetune.tested import tested, tested_models
+from donna_ray.finetune.quantised import add_int8
+from donna_ray.finetune.tested import tested
 from donna_ray.finetune.work import FinetuneJob, FinetuneNetwork
 from donna_ray.latency.figures import surely_ms
 from donna_ray.library.measure import settled_precision
 from donna_ray.library.quantised import calibration_facts
 from donna_ray.library.step import library_store
-from donna_ray.onnx_export import check_onnx_error, sums_saturate
+from donna_ray.onnx_export import check_onnx_error
 from donna_ray.reference.identity import reference_identity
-from donna_ray.run.doubts import finetune_doubts, int8_doubts, saturation_doubts
+from donna_ray.run.doubts import finetune_doubts
 from donna_ray.run.run import Run
 from donna_ray.space import Architecture, SearchSpace
 from donna_ray.storage.artifacts import Artifact, Files, digest
@@ -168,7 +168,8 @@ def finetune_step(
     It has the test accuracy of the reference, with both of it `finetuned` by the same recipe
     (`reference`), and the latency of the networks asked for (`asked`), by scenario. With the
     library `in_int8` all of them are quantised, and have their accuracies in int8 and the path of
-    their QDQ model under `int8`; where a scenario is in half precision, likewise under `fp16`.
+    their QDQ model under `int8`, or the reason under `int8_failed`; where a scenario is in half
+    precision, likewise under `fp16`.
 
     Raises:
         ConfigError: a name is of no network, or of more than one.
@@ -208,7 +209,7 @@ def finetune_step(
         found = _result(run, reference, done, records)
         files = network_files(run, done[:-1])
         if in_int8 is not None:
-            files = [*files, *_add_int8(run, reference, done, found)]
+            files = [*files, *add_int8(run, reference, network_store(run), done, found)]
         if run.config.in_fp16:
             files = [*files, *add_in_half(run, reference, network_store(run), done, found)]
         return {**found, "asked": points}, files
@@ -248,37 +249,6 @@ def _result(
         "cost": {"image_passes": passes},
         "doubts": _doubts_of(run, tests, given, reference.result["classes"]),
     }
-
-
-def _add_int8(
-    run: Run, reference: Artifact, done: Sequence[FinetuneJob], found: dict[str, Any]
-) -> list[Path]:
-    """Add to a ``_result`` what its networks are in int8; returns their files."""
-    store = network_store(run)
-    trained_keys = [None, *((job.key, job.specs) for job in done)]
-    records = quantised_networks(run, reference, store, trained_keys)
-    made, keys = quantised_store(store), [each["key"] for each in records]
-    tests = tested_models(run, reference, made, keys)
-    given, *networks, finetuned = (
-        {"accuracy": record["accuracy"], "onnx": f"{_NETWORKS}/int8/{record['key']}.onnx", **test}
-        for record, test in zip(records, tests, strict=True)
-    )
-    found["cost"]["image_passes"] += sum(each["cost"]["image_passes"] for each in records)
-    found["cost"]["image_passes"] += sum(each["test_images"] for each in tests)
-    for job, own in zip(done[:-1], networks, strict=True):
-        found["networks"][job.architecture_id]["int8"] = own
-    found["reference"]["int8"] = given
-    found["reference"]["finetuned"]["int8"] = finetuned
-    pairs = [(each["test_accuracy"], each["int8"]["test_accuracy"]) for each in _every(found)]
-    names = ["the reference", *found["networks"]]
-    found["doubts"] += int8_doubts(dict(zip(names, pairs, strict=True)))
-    found["doubts"] += saturation_doubts(run.config.all_scenarios(), saturates=sums_saturate())
-    run.say(f"  in int8 {min(own for _, own in pairs):.2%} to {max(own for _, own in pairs):.2%}")
-    return made.fetch(keys, run.root / _NETWORKS / "int8")
-
-
-def _every(found: dict[str, Any]) -> list[dict[str, Any]]:
-    return [found["reference"], *found["networks"].values()]
 
 
 def _compared(

@@ -8,6 +8,7 @@ so a network stitched of parts computes what it would if it were quantised whole
 put together in any way.
 """
 
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
@@ -31,6 +33,7 @@ from donna_ray.storage.records import RecordStore
 
 __all__ = [
     "CALIBRATED_ON",
+    "VERSION",
     "AnyLowering",
     "QuantisedLowering",
     "Range",
@@ -45,6 +48,9 @@ __all__ = [
 
 CALIBRATED_ON = 256
 """Images, at most."""
+
+VERSION = 2
+"""Of what is made of a part; that of an earlier version is made anew."""
 
 _TOGETHER = 32  # of them, which a network computes at once
 
@@ -117,7 +123,7 @@ def quantised_part(
         inputs: (N, …) of its input, that ranges within it are measured on.
         ranges: of its input and, but for the head, of its output.
     """
-    part = _with_own_biases(part)
+    part = _folded(part)
     start, end = part.graph.input[0].name, part.graph.output[0].name
     known = dict(zip((start, end), ranges, strict=False))
     with tempfile.TemporaryDirectory() as folder:
@@ -195,29 +201,72 @@ def _limits(own: Range) -> dict[str, np.float32]:
     return {"rmin": np.float32(own[0]), "rmax": np.float32(own[1])}
 
 
-def _with_own_biases(part: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without Identity, by which torch's exporter lets equal weights share one tensor."""
+def _folded(part: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which all that weights and static shapes decide is computed, to a weight each.
+
+    ONNX Runtime would quantise it, too: the arithmetic of TensorFlow's "same" padding, which then
+    pads something else; and a weight that torch's exporter shares by an Identity, which it takes
+    for an activation.
+    """
     model = onnx.ModelProto()
     model.CopyFrom(part)
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in [each for each in model.graph.node if each.op_type == "Identity"]:
-        if node.input[0] in weights:
-            copied = model.graph.initializer.add()
-            copied.CopyFrom(weights[node.input[0]])
-            copied.name = node.output[0]
-            model.graph.node.remove(node)
+    graph, known = model.graph, {each.name for each in part.graph.initializer}
+    decided = []
+    for node in graph.node:
+        if node.op_type == "Shape" or known.issuperset(filter(None, node.input)):
+            decided.append(node)
+            known.update(node.output)
+    names = [name for node in decided for name in node.output]
+    for name, value in zip(names, _values(part, names), strict=True):
+        graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    for node in decided:
+        graph.node.remove(node)
     add_pre_process_metadata(model)
     return model
+
+
+def _values(part: onnx.ModelProto, names: Sequence[str]) -> list[NDArray[Any]]:
+    """Of tensors that do not depend on the input."""
+    if not names:
+        return []
+    model = onnx.ModelProto()
+    model.CopyFrom(part)
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (given,) = session.get_inputs()
+    return [
+        np.asarray(each)
+        for each in session.run(None, {given.name: np.zeros(given.shape, np.float32)})
+    ]
 
 
 def _last_clamp(part: onnx.ModelProto, border: Range | None) -> list[str]:
     """The name of the last node, if it clamps and the border's range does not do the same.
 
-    ONNX Runtime leaves such nodes out, since a range clamps as well.
+    ONNX Runtime leaves such nodes out, since a range clamps as well. One that is kept costs
+    accuracy: what goes into it is quantised by the range that it had before.
     """
     (last,) = [node for node in part.graph.node if part.graph.output[0].name in node.output]
-    is_done = last.op_type == "Relu" and border is not None and border[0] >= 0
-    return [last.name] if last.op_type in ("Relu", "Clip") and not is_done else []
+    if last.op_type not in ("Relu", "Clip"):
+        return []
+    least, most = _limits_of(last, part.graph)
+    is_done = border is not None and least <= min(border[0], 0.0) and max(border[1], 0.0) <= most
+    return [] if is_done else [last.name]
+
+
+def _limits_of(clamp: onnx.NodeProto, graph: onnx.GraphProto) -> Range:
+    """Of a Relu, or of a Clip, whose limits are given or not."""
+    if clamp.op_type == "Relu":
+        return 0.0, math.inf
+    known = {each.name: each for each in graph.initializer}
+    given = [known.get(name) for name in (*clamp.input[1:], "", "")]
+    least, most = (
+        None if each is None else float(onnx.numpy_helper.to_array(each)) for each in given[:2]
+    )
+    return -math.inf if least is None else least, math.inf if most is None else most
 
 
 def _open_output(graph: onnx.GraphProto) -> None:

@@ -19,6 +19,7 @@ from donna_ray.errors import DonnaError
 from donna_ray.latency.lowering import exported_part, lowering_of
 from donna_ray.latency.quantised import (
     CALIBRATED_ON,
+    VERSION,
     AnyLowering,
     QuantisedLowering,
     Range,
@@ -45,6 +46,8 @@ __all__ = [
     "PartJob",
     "QuantiseParts",
     "calibration_facts",
+    "check_reference_in_int8",
+    "left_out",
     "libraries",
     "lowering_in",
 ]
@@ -76,7 +79,42 @@ class PartJob:
 def calibration_facts(config: RunConfig) -> dict[str, Any]:
     """What, beside weights, decides what a network in int8 is."""
     data = inputs_without_test(config.data)
-    return {"precision": _INT8, "images": CALIBRATED_ON, "data": data}
+    return {"precision": _INT8, "version": VERSION, "images": CALIBRATED_ON, "data": data}
+
+
+@contextmanager
+def left_out(store: RecordStore, key: str, record: Mapping[str, Any]) -> Iterator[None]:
+    """If this raises and what is quantised is at fault, it has failed and the others go on.
+
+    Args:
+        store: of what is quantised.
+        key: of its record.
+        record: what it has beside the reason (`failed`).
+    """
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        if not is_of_the_unit(error):
+            raise
+        why = f"it cannot be quantised: {type(error).__name__}: {one_line(str(error))}"
+        store.put_failed(key, why, record)
+
+
+def check_reference_in_int8(reason: str | None, whose: str = "the reference") -> None:
+    """Refuse to go on without what every network is held against.
+
+    Args:
+        reason: why it cannot be quantised; None where it can.
+        whose: what of it.
+
+    Raises:
+        DonnaError: there is a reason.
+    """
+    if reason is not None:
+        raise DonnaError(
+            f"The reference must be quantised with device.precision: int8, but of {whose} {reason}."
+            " Choose another model, or search in fp32."
+        )
 
 
 def libraries(run: Run, reference: Artifact) -> dict[DevicePrecision, Artifact]:
@@ -194,24 +232,13 @@ class QuantiseParts:
         networks: dict[PartJob, OnnxNetwork] = {}
         for job in jobs:
             part, values = self._part(job)
-            with self._left_out(job):
+            with left_out(self._store, job.key, {"part": job.number}):
                 models[job] = self._quantised(job, part, values)
                 networks[job] = OnnxNetwork(models[job])
         ratios, images = self._noise(networks)
         for job, nsr in ratios.items():
             self._store.put(job.key, {"part": job.number, "nsr": nsr}, {}, {"onnx": models[job]})
         return {"images": images + len(self._loaded[3][0])}
-
-    @contextmanager
-    def _left_out(self, job: PartJob) -> Iterator[None]:
-        """If this raises and the part is at fault, it has failed and the others go on."""
-        try:
-            yield
-        except Exception as error:  # ONNX Runtime's errors share no base class
-            if not is_of_the_unit(error):
-                raise
-            why = f"it cannot be quantised: {type(error).__name__}: {one_line(str(error))}"
-            self._store.put_failed(job.key, why, {"part": job.number})
 
     def _part(self, job: PartJob) -> tuple[onnx.ModelProto, Tensor]:
         """In float, and its inputs."""
@@ -250,7 +277,7 @@ class QuantiseParts:
         for images, _ in measured.batches(_TOGETHER):
             features = reference.features(images)
             for job in list(total):
-                with self._left_out(job):
+                with left_out(self._store, job.key, {"part": job.number}):
                     before = total.pop(job)
                     output = within[job](features[job.number - 1])
                     ratio = noise_to_signal(output, features[job.number], weights[job.number - 1])
@@ -365,8 +392,4 @@ def _check_failures(
                 "or search in fp32."
             )
     for job in own:
-        if "failed" in known[job.key]:
-            raise DonnaError(
-                f"The reference must be quantised with device.precision: int8, but of its part "
-                f"{job.number} {known[job.key]['failed']}. Choose another model, or search in fp32."
-            )
+        check_reference_in_int8(known[job.key].get("failed"), f"its part {job.number}")

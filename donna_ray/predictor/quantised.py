@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from donna_ray.finetune.quantised import quantised_networks
+from donna_ray.errors import DonnaError
+from donna_ray.finetune.quantised import in_int8, quantised_networks
 from donna_ray.finetune.step import network_store
 from donna_ray.finetune.work import FinetuneJob
 from donna_ray.predictor.model import VERSION
@@ -29,6 +30,9 @@ def quantised_predictor(
 
     Returns:
         As ``predictor_step``.
+
+    Raises:
+        DonnaError: fewer than half of the samples can be quantised.
     """
     store = network_store(run)
     known = store.records()
@@ -52,11 +56,19 @@ def quantised_predictor(
     def compute(_folder: Any) -> tuple[dict[str, Any], Files]:
         trained = [(job.key, job.specs) for job in jobs]
         found = quantised_networks(run, reference, store, trained)
+        left = in_int8(run, [job.architecture_id for job in jobs], found)
+        if 2 * len(left) < len(jobs):
+            raise DonnaError(
+                "At least half of the networks of predictor must be quantised with "
+                f"device.precision: int8, but {len(left)} of {len(jobs)} can be (see above). "
+                "Choose other blocks, or search in fp32."
+            )
         records = [
-            {**known[job.key], "accuracy": own["accuracy"], "cost": own["cost"]}
-            for job, own in zip(jobs, found, strict=True)
+            {**known[jobs[n].key], "accuracy": found[n]["accuracy"], "cost": found[n]["cost"]}
+            for n in left
         ]
-        result = fitted(jobs, nsr, records, library, run.config.seed)
+        kept = [jobs[n] for n in left]
+        result = fitted(kept, nsr[left], records, library, run.config.seed)
         result["doubts"] = [f"In int8: {each}" for each in doubts_of(run, result, reference)]
         return result, []
 

@@ -84,7 +84,8 @@ def headlines(results: Results) -> Iterator[str]:
         for point in (*scenario.front, *scenario.asked):
             if "asked for" in point.roles:
                 latency = f"{point.latency.median_ms:.4g} ms"
-                found = f"{tested(point)}, {latency}, {point.onnx}"
                 if point.test_accuracy is None:
-                    found = f"its training failed; {latency}"
+                    found = f"{point.int8_failed or 'its training failed'}; {latency}"
+                else:
+                    found = f"{tested(point)}, {latency}, {point.onnx}"
                 yield f"{of}asked for: {point.id}, {found}"

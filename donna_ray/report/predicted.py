@@ -78,6 +78,10 @@ class Predictions:
         found: list[float] = np.clip(value, 0.0, 1.0).tolist()
         return found
 
+    def _is_known(self, network: dict[str, Any]) -> bool:
+        """In another precision only what could be made in it."""
+        return self._precision == "fp32" or self._precision in network
+
     def _raw(self, points: Points) -> Columns:
         """Predictions as the search had them, which orders those above 1 too, and intervals."""
         nsr = encode([tuple(point["architecture"]) for point in points], self._nsr)
@@ -105,7 +109,7 @@ class Predictions:
         points = [
             {"id": name, "architecture": every[name]["architecture"]}
             for name in networks
-            if name in every and name not in known
+            if name in every and name not in known and self._is_known(networks[name])
         ]
         if points:
             rows = np.stack(self._raw(points), axis=1).tolist()

@@ -218,8 +218,9 @@ class FrontPoint(Part):
     the final one (see
     ``Calibration``), on the validation images; each with its 95% prediction interval. The
     accuracies (see ``Accuracies``), `weights` and `onnx` are null where it was not finetuned; paths
-    are relative to results.json. `int8`: what it is quantised, null where no scenario is in int8;
-    in one that is, latency and predictions are of the network in int8. `fp16`: likewise.
+    are relative to results.json. `int8`: what it is quantised, null where no scenario is in int8,
+    or where it cannot be: `int8_failed` has the reason. In a scenario in int8, latency and
+    predictions are of the network in int8. `fp16`: likewise.
     """
 
     id: str
@@ -242,6 +243,7 @@ class FrontPoint(Part):
     weights: str | None
     onnx: str | None
     int8: Quantised | None = None
+    int8_failed: str | None = None
     fp16: Halved | None = None
 
     def lowered(self, precision: Literal["fp16", "int8"]) -> "FrontPoint":

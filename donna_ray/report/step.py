@@ -32,7 +32,7 @@ Done = Mapping[str, Artifact]
 
 _TESTED = ("test_accuracy", "test_low", "test_high")
 _ACCURACIES = ("accuracy", *_TESTED)
-_FINETUNED = (*_ACCURACIES, "weights", "onnx", "int8", "fp16")
+_FINETUNED = (*_ACCURACIES, "weights", "onnx", "int8", "int8_failed", "fp16")
 _SIMPLER = ("zero_shot_accuracy", "params", "macs")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from onnxruntime.quantization import QuantType, quantize_static
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from donna_ray.config import RunConfig
@@ -36,6 +38,7 @@ from donna_ray.storage.records import RecordStore
 from donna_ray.training.loop import seeded
 
 IMAGES = 16
+SCRIPTS = Path(__file__).parents[3] / "scripts"
 
 
 @pytest.fixture(scope="module")
@@ -172,19 +175,43 @@ def test_lowering_stitches_what_is_stored(
     assert float((logits - reference(images)).abs().max()) < 0.3 * float(logits.abs().max())
 
 
-@pytest.mark.parametrize(("least", "clamps"), [(0.0, True), (-3.0, False)])
+@pytest.mark.parametrize(
+    ("clamp", "border", "clamps"),
+    [
+        (nn.ReLU(), (0.0, 3.0), True),
+        (nn.ReLU(), (-3.0, 3.0), False),
+        (nn.ReLU6(), (0.0, 3.0), True),
+        (nn.ReLU6(), (-3.0, 3.0), False),
+        (nn.ReLU6(), (0.0, 9.0), False),
+    ],
+)
 def test_clamp_at_a_border_is_kept_where_its_range_does_not_clamp(
-    least: float, clamps: bool
+    clamp: nn.Module, border: tuple[float, float], clamps: bool
 ) -> None:
     """The border's range is the reference's, which may go below 0 where a block ends in ReLU."""
     with seeded(0):
-        block = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU()).requires_grad_(False)
-        inputs = torch.randn(8, 2, 4, 4)
+        block = nn.Sequential(nn.Conv2d(2, 4, 1), clamp).requires_grad_(False)
+        inputs = 20 * torch.randn(8, 2, 4, 4)
     part = exported_part(block, (2, 4, 4), "part1", ("edge0", "edge1"))
-    made = quantised_part(part, as_inputs(inputs), [(-3.0, 3.0), (least, 3.0)])
-    assert any(node.op_type == "Relu" for node in made.graph.node) != clamps
+    made = quantised_part(part, as_inputs(inputs), [(-60.0, 60.0), border])
+    assert any(node.op_type in ("Relu", "Clip") for node in made.graph.node) != clamps
     output = OnnxNetwork(made.SerializeToString())(inputs)
     assert (float(output.min()) < 0) == clamps  # the part behind clamps then
+    assert clamps or float((output - block(inputs)).abs().max()) < 1.0
+
+
+def test_padding_is_not_quantised() -> None:
+    """Of TensorFlow's "same" padding the exporter writes the arithmetic into the graph."""
+    with seeded(0):
+        block = Conv2dSame(2, 4, 3, stride=2).requires_grad_(False)
+        inputs = torch.randn(8, 2, 95, 95)
+    part = exported_part(block, (2, 95, 95), "part1", ("edge0", "edge1"))
+    assert any(node.op_type == "Ceil" for node in part.graph.node)
+    expected, ranges = block(inputs), [(-5.0, 5.0), (-3.0, 3.0)]
+    made = quantised_part(part, as_inputs(inputs), ranges)
+    assert not any(node.op_type in ("Ceil", "Shape") for node in made.graph.node)
+    output = OnnxNetwork(made.SerializeToString())(inputs)
+    torch.testing.assert_close(output, expected, atol=0.1, rtol=0)
 
 
 def test_part_quantises_an_input_that_no_operator_asks_for() -> None:
@@ -205,3 +232,23 @@ def test_biases_that_are_equal_are_quantised_each() -> None:
     part = exported_part(block, (2, 4, 4), "part1", ("edge0", "edge1"))
     made = quantised_part(part, as_inputs(torch.randn(4, 2, 4, 4)), [(-3.0, 3.0), (-3.0, 3.0)])
     assert not [node for node in made.graph.node if node.op_type == "Identity"]
+
+
+def test_fake_quantisation_is_on_the_same_tensors_with_the_same_scales(
+    network: StagedNetwork, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the benchmark; but for the flattened features, whose scale the pool's output has."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    fake = import_module("fake_quantised").FakeQuantised(network, images)
+    model = quantised_network(network, images)
+    known = [
+        float(each["scale"])
+        for name, (each,) in scales(onnx.load_model_from_string(model)).items()
+        if "Flatten" not in name and each["scale"].ndim == 0
+    ]
+    own = [(max(most, 0.0) - min(least, 0.0)) / 255 for least, most in fake.ranges]
+    np.testing.assert_allclose(sorted(own), sorted(known), rtol=1e-5)
+    with torch.no_grad():
+        logits, expected = fake(images), OnnxNetwork(model)(images)
+    lost = float((network(images) - expected).abs().mean())
+    assert float((logits - expected).abs().mean()) < lost

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from donna_ray.config import RunConfig
+from donna_ray.errors import DonnaError
 from donna_ray.finetune.assemble import block_keys, choice_table, library_space
 from donna_ray.finetune.step import jobs_of, network_store
 from donna_ray.predictor import quantised
@@ -210,3 +211,33 @@ def test_predictor_in_int8_is_of_the_same_samples_quantised(
         assert own["accuracy"] == pytest.approx(0.9 - 0.1 * sum(own["nsr"]))
     assert made.result["quality"]["predictor"]["kendall_tau"]["value"] > 0.9
     assert made.result["cost"]["image_passes"] == 7 * len(pairs)
+
+
+@pytest.mark.parametrize("failing", [3, BUDGET // 2 + 1])
+def test_predictor_in_int8_is_of_the_samples_that_can_be_quantised(
+    config: RunConfig,
+    library: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failing: int,
+) -> None:
+    """If these are at least half."""
+
+    def networks(*given: Any) -> Any:
+        made = [
+            {"accuracy": 0.9 - n / 100, "cost": {"image_passes": 7}} for n in range(len(given[-1]))
+        ]
+        return [{"failed": "it cannot be quantised: no"}] * failing + made[failing:]
+
+    monkeypatch.setattr(quantised, "quantised_networks", networks)
+    with finetuned_run(config, tmp_path, library) as run:
+        reference = reference_of(tmp_path)
+        predictor = predictor_step(run, reference, library)
+        if 2 * failing > BUDGET:
+            with pytest.raises(DonnaError, match="At least half of the networks of predictor"):
+                quantised.quantised_predictor(run, reference, library, predictor)
+            return
+        result = quantised.quantised_predictor(run, reference, library, predictor).result
+    ids = [each["id"] for each in predictor.result["samples"]]
+    assert [each["id"] for each in result["samples"]] == ids[failing:]
+    assert result["samples"][0]["accuracy"] == 0.9 - failing / 100

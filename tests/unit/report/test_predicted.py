@@ -95,18 +95,24 @@ def test_samples_of_the_same_recipe_are_finetuned_to_the_end(
 def test_predictions_in_a_precision_are_of_networks_in_it(
     config: RunConfig, tmp_path: Path
 ) -> None:
-    done = steps(tmp_path, 4)
+    done = steps(tmp_path, 5)
     for name in ("library", "predictor"):
         done[f"{name}/int8"] = done[name]
     for each in done["finetune"].result["networks"].values():
         each["int8"] = {"accuracy": each["accuracy"] - 0.2}
         each["fp16"] = {"accuracy": each["accuracy"] - 0.2}
+    for name in ("int8", "fp16"):
+        del done["finetune"].result["networks"]["n4"][name]  # it could not be quantised, say
     front = done["search"].result["scenarios"]["one"]["front"]
     precisions: tuple[DevicePrecision, ...] = ("fp32", "int8", "fp16")
     own, quantised, half = (
         [each["predicted_accuracy"] for each in Predictions(config, done, precision).of(front)]
         for precision in precisions
     )
+    for precision, count in (("fp32", 5), ("int8", 4)):
+        facts = Predictions(config, done, precision).facts()
+        assert facts is not None
+        assert len(facts["networks"]) == count
     assert own[0] > 0.95
     assert half == quantised  # its predictor is that of float, which here is that of int8
     assert all(low < high - 0.1 for low, high in zip(quantised[:4], own[:4], strict=True))

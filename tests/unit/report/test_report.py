@@ -162,6 +162,18 @@ def test_networks_that_were_asked_for_are_shown_behind_the_front() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("failed", "words"),
+    [(None, "its training failed"), ("it cannot be quantised: no", "it cannot be quantised: no")],
+)
+def test_network_that_was_asked_for_in_vain_has_the_reason(failed: str | None, words: str) -> None:
+    value = results().model_dump(mode="json")
+    wanted = point("wanted", 2.0, 0.9) | {"roles": ["asked for"], "int8_failed": failed}
+    value["scenarios"][0]["asked"] = [wanted]
+    value["scenarios"][0]["device"]["precision"] = "int8"
+    assert list(headlines(Results.model_validate(value)))[-1] == f"asked for: wanted, {words}; 2 ms"
+
+
 def test_page_begins_with_what_is_doubtful() -> None:
     page = render(results(text="too few samples"))
     assert page.index('<p class="warning">too few samples') < page.index('id="answer"')
