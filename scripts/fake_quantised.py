@@ -1,10 +1,9 @@
 """Fake quantisation: a torch network that computes what its QDQ model does, up to rounding.
 
-A benchmark's: `bench_qat.py` trains with it, and tries ranges other than those of a run. It sits on
-the tensors that ONNX Runtime's static quantisation chooses (see ``donna_ray.latency.quantised``):
-inputs and outputs of convolutions, matrix products, sums, products, sigmoids and pools, but not
-between one of them and the clamp behind it; weights by output channel. Gradients go straight
-through.
+A benchmark's: `bench_qat.py` trains with it. It sits on the tensors that ONNX Runtime's static
+quantisation chooses (see ``donna_ray.latency.quantised``): inputs and outputs of convolutions,
+matrix products, sums, products, sigmoids and pools, but not between one of them and the clamp
+behind it; weights by output channel. Gradients go straight through.
 """
 
 import copy
@@ -38,26 +37,23 @@ class FakeQuantised(nn.Module):
     Args:
         network: on the CPU.
         images: that ranges are measured on, (N, C, H, W).
-        share: of an activation's values that its range leaves out at each end, in each 64 images,
-            over which it is averaged; with 0 it is from the least to the greatest value of all.
     """
 
-    def __init__(self, network: nn.Module, images: Tensor, share: float = 0.0) -> None:
+    def __init__(self, network: nn.Module, images: Tensor) -> None:
         super().__init__()
         self.network = _folded(network, images[:2]).requires_grad_(True)
         found: dict[int, list[Range]] = {}
 
         def measured(number: int, values: Tensor) -> Tensor:
-            found.setdefault(number, []).append(_range(values, share))
+            found.setdefault(number, []).append((float(values.min()), float(values.max())))
             return values.view_as(values)
 
         with torch.no_grad():
             for batch in images.split(_TOGETHER):
                 with _Mode(measured, weights=False):
                     self.network(batch)
-        join = (min, max) if share == 0 else (_mean, _mean)
         columns = (list(zip(*found[number], strict=True)) for number in sorted(found))
-        self.ranges: list[Range] = [(join[0](low), join[1](high)) for low, high in columns]
+        self.ranges: list[Range] = [(min(low), max(high)) for low, high in columns]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes)."""
@@ -120,19 +116,6 @@ class _Mode(TorchFunctionMode):
             value.known.done = True
             self._count += 1
         return value.known
-
-
-def _range(values: Tensor, share: float) -> Range:
-    least, most = values.min(), values.max()
-    if share:
-        left_out = int(share * values.numel())
-        most = values.flatten().kthvalue(values.numel() - left_out).values
-        least = values.flatten().kthvalue(1 + left_out).values if least < 0 else least
-    return float(least), float(most)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _rounded(values: Tensor, own: Range) -> Tensor:

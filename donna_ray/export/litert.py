@@ -16,7 +16,7 @@ from device_farm.failures import DeviceError
 from device_farm.litert.extra import check_litert
 from donna_ray.data import ImageData
 from donna_ray.errors import DonnaError
-from donna_ray.latency.quantised import calibration_images, quantised_network
+from donna_ray.latency.quantised import best_quantised, calibration_images
 from donna_ray.onnx_export import TOLERANCE, OnnxNetwork, logits_error
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.training.loop import answers_of
@@ -73,7 +73,7 @@ def litert_integers(network: StagedNetwork, data: ImageData) -> tuple[bytes, dic
         DonnaError: likewise; it differs from the QDQ model; or `error` is over 0.5.
     """
     images = calibration_images(data.calibration)
-    model = quantised_network(network, images)
+    model = best_quantised(network, data.calibration)
     logits = OnnxNetwork(model)(images)
     model = _with_integer_output(model, float(logits.min()), float(logits.max()))
     with _as_ours():

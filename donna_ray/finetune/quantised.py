@@ -16,7 +16,7 @@ from donna_ray.errors import DonnaError
 from donna_ray.finetune.assemble import untrained
 from donna_ray.finetune.tested import Trained, tested_models
 from donna_ray.finetune.work import FinetuneJob
-from donna_ray.latency.quantised import calibration_images, quantised_network
+from donna_ray.latency.quantised import CALIBRATED_ON, best_quantised
 from donna_ray.library.quantised import calibration_facts, check_reference_in_int8, left_out
 from donna_ray.onnx_export import OnnxNetwork, sums_saturate
 from donna_ray.reference.identity import reference_identity
@@ -30,6 +30,7 @@ from donna_ray.training.loop import accuracy
 from donna_ray.workers.spread import Unit, spread
 
 _FOLDER = "networks/int8"
+_PASSES = 7  # of twice two to measure ranges, and three to compare
 
 __all__ = ["QuantiseNetwork", "add_int8", "in_int8", "quantised_networks", "quantised_store"]
 
@@ -176,12 +177,12 @@ class QuantiseNetwork:
             network = untrained(reference, specs) if specs else network
             network.load_state_dict(self._networks.weights(name))
         network.requires_grad_(False).eval()
-        images = calibration_images(data.calibration)
-        model = quantised_network(network, images)
+        model = best_quantised(network, data.calibration)
+        passes = _PASSES * min(CALIBRATED_ON, len(data.calibration))
         record = {
             "network": trained and trained[0],
             "accuracy": accuracy(OnnxNetwork(model), data.validation),
-            "cost": {"image_passes": 2 * len(images) + len(data.validation)},
+            "cost": {"image_passes": passes + len(data.validation)},
         }
         self._store.put(key, record, {}, {"onnx": model})
 

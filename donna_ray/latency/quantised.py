@@ -8,6 +8,8 @@ so a network stitched of parts computes what it would if it were quantised whole
 put together in any way.
 """
 
+import contextlib
+import io
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,7 +21,12 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantType,
+    quantize_static,
+)
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata, compute_scale_zp
 from torch import Tensor
 
@@ -27,6 +34,7 @@ from donna_ray.data import Split
 from donna_ray.data.split import count_images
 from donna_ray.latency.lowering import CandidateModel, Lowering, exported_part, stitch
 from donna_ray.latency.recent import RecentGraphs
+from donna_ray.onnx_export import OnnxNetwork
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.space import BlockSpec, network_id, record_id
 from donna_ray.storage.records import RecordStore
@@ -38,8 +46,10 @@ __all__ = [
     "QuantisedLowering",
     "Range",
     "as_inputs",
+    "best_quantised",
     "borders",
     "calibration_images",
+    "comparison_images",
     "part_edges",
     "part_inputs",
     "quantised_network",
@@ -52,6 +62,8 @@ CALIBRATED_ON = 256
 VERSION = 2
 """Of what is made of a part; that of an earlier version is made anew."""
 
+_METHODS = CalibrationMethod.MinMax, CalibrationMethod.Percentile
+_OUTLIERS = 0.0, 1e-3  # shares of an activation's values at each end
 _TOGETHER = 32  # of them, which a network computes at once
 
 Range = tuple[float, float]
@@ -67,6 +79,12 @@ def calibration_images(images: Split) -> Tensor:
     return batch
 
 
+def comparison_images(images: Split) -> Tensor:
+    """As many others, on which quantised networks are compared; the same where there are none."""
+    batches = images.batches(CALIBRATED_ON, shuffle_seed=0, start=1, stop=2)
+    return next((batch for batch, _ in batches), calibration_images(images))
+
+
 @torch.no_grad()
 def part_inputs(network: StagedNetwork, images: Tensor) -> list[Tensor]:
     """The input of each part: the images, the stem's output, and each stage's.
@@ -79,9 +97,13 @@ def part_inputs(network: StagedNetwork, images: Tensor) -> list[Tensor]:
     return [images, *map(torch.cat, zip(*features, strict=True))]
 
 
-def borders(inputs: Sequence[Tensor]) -> list[Range]:
-    """The range of each of ``part_inputs``."""
-    return [(float(each.min()), float(each.max())) for each in inputs]
+def borders(inputs: Sequence[Tensor], left_out: float = 0.0) -> list[Range]:
+    """The range of each of ``part_inputs``, without a share of the values at each end."""
+    if not left_out:
+        return [(float(each.min()), float(each.max())) for each in inputs]
+    values = [each.numpy().ravel() for each in inputs]
+    low, high = left_out, 1 - left_out
+    return [(float(np.quantile(each, low)), float(np.quantile(each, high))) for each in values]
 
 
 def part_edges(number: int, parts: int) -> tuple[str, str]:
@@ -95,26 +117,50 @@ def as_inputs(values: Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(values.numpy())
 
 
-def quantised_network(network: StagedNetwork, images: Tensor) -> bytes:
+def best_quantised(network: StagedNetwork, images: Split) -> bytes:
+    """A network as a QDQ model: with or without the outliers of its activations.
+
+    Few and far values make a range wide, and its steps coarse; without them some are cut off. Of
+    both, that whose logits are nearer to the network's own on images that gave no range.
+
+    Args:
+        network: in eval mode, on the CPU.
+        images: to measure ranges on, and others to compare on.
+    """
+    measured, compared = calibration_images(images), comparison_images(images)
+    own = network(compared)
+
+    def error(model: bytes) -> float:
+        return float((OnnxNetwork(model)(compared) - own).square().sum())
+
+    return min((quantised_network(network, measured, share) for share in _OUTLIERS), key=error)
+
+
+def quantised_network(network: StagedNetwork, images: Tensor, left_out: float = 0.0) -> bytes:
     """A network as a QDQ model of one image; the ranges are its own.
 
     Args:
         network: in eval mode, on the CPU.
         images: that ranges are measured on, (N, C, H, W).
+        left_out: share of an activation's values that its range leaves out at each end.
     """
     inputs = part_inputs(network, images)
-    ranges = borders(inputs)
+    ranges = borders(inputs, left_out)
     modules = [network.stem, *network.stages, network.head]
     parts = []
     for number, (module, values) in enumerate(zip(modules, inputs, strict=True)):
         edges = part_edges(number, len(modules))
         part = exported_part(module, values.shape[1:], f"part{number}", edges)
-        parts.append(quantised_part(part, as_inputs(values), ranges[number : number + 2]))
+        around = ranges[number : number + 2]
+        parts.append(quantised_part(part, as_inputs(values), around, left_out))
     return stitch(parts).SerializeToString(deterministic=True)
 
 
 def quantised_part(
-    part: onnx.ModelProto, inputs: NDArray[np.float32], ranges: Sequence[Range]
+    part: onnx.ModelProto,
+    inputs: NDArray[np.float32],
+    ranges: Sequence[Range],
+    left_out: float = 0.0,
 ) -> onnx.ModelProto:
     """A part in int8; see the module.
 
@@ -122,11 +168,13 @@ def quantised_part(
         part: of ``exported_part``.
         inputs: (N, …) of its input, that ranges within it are measured on.
         ranges: of its input and, but for the head, of its output.
+        left_out: see ``quantised_network``.
     """
     part = _folded(part)
     start, end = part.graph.input[0].name, part.graph.output[0].name
     known = dict(zip((start, end), ranges, strict=False))
-    with tempfile.TemporaryDirectory() as folder:
+    # Where outliers are left out, ONNX Runtime prints what it does.
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         file = Path(folder, "part.onnx")
         quantize_static(
             part,
@@ -136,7 +184,9 @@ def quantised_part(
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=_last_clamp(part, known.get(end)),
+            calibrate_method=_METHODS[left_out > 0],
             extra_options={
+                "CalibPercentile": 100 * (1 - 2 * left_out),
                 "ForceQuantizeNoInputCheck": True,
                 "TensorQuantOverrides": {name: [_limits(own)] for name, own in known.items()},
             },
@@ -221,6 +271,7 @@ def _folded(part: onnx.ModelProto) -> onnx.ModelProto:
         graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     for node in decided:
         graph.node.remove(node)
+    _without_unused(graph)
     add_pre_process_metadata(model)
     return model
 
@@ -281,6 +332,10 @@ def _open_output(graph: onnx.GraphProto) -> None:
         for node in graph.node:
             _rename(node.input, source, end)
             _rename(node.output, source, end)
+    _without_unused(graph)
+
+
+def _without_unused(graph: onnx.GraphProto) -> None:
     used = {name for node in graph.node for name in node.input}
     for tensor in [each for each in graph.initializer if each.name not in used]:
         graph.initializer.remove(tensor)

@@ -16,6 +16,7 @@ from donna_ray.data import ImageData, load_data
 from donna_ray.errors import DonnaError
 from donna_ray.export import litert
 from donna_ray.export.step import export_network
+from donna_ray.latency.quantised import quantised_network
 from tests.unit.export.made import INVERTED, Finished
 
 pytest.importorskip("ai_edge_litert", reason="needs the extra litert: pip install ai-edge-litert")
@@ -84,7 +85,9 @@ def test_another_network_is_refused(finished: Finished) -> None:
 
 
 def test_nonsense_in_int8_is_refused(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, quantised = validation(finished), litert.quantised_network
-    monkeypatch.setattr(litert, "quantised_network", lambda net, x: quantised(net, x / 100))
+    data = validation(finished)
+    darker = litert.calibration_images(data.calibration) / 100
+    model = quantised_network(finished.network, darker)
+    monkeypatch.setattr(litert, "best_quantised", lambda network, images: model)
     with pytest.raises(DonnaError, match="must give its float logits"):
         litert.litert_integers(finished.network, data)

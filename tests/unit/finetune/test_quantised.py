@@ -73,7 +73,7 @@ def test_network_that_cannot_be_quantised_has_a_record_with_the_reason(
     store = RecordStore(tmp_path)
     work = QuantiseNetwork(config, Mock(), store, store)
     work.__dict__["_loaded"] = (reference, load_data(config.data, PREPROCESSING))
-    monkeypatch.setattr(quantised, "quantised_network", Mock(side_effect=error))
+    monkeypatch.setattr(quantised, "best_quantised", Mock(side_effect=error))
     with pytest.raises(OSError, match="28") if is_of_the_machine else nullcontext():
         work(("key", None))
     reason = "it cannot be quantised: RuntimeError: no such operator"

@@ -16,16 +16,20 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_static
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from donna_ray.config import RunConfig
-from donna_ray.data import load_data
+from donna_ray.data import Split, load_data
 from donna_ray.finetune.assemble import untrained
 from donna_ray.latency.lowering import exported_part, stitch
 from donna_ray.latency.quantised import (
     QuantisedLowering,
     _open_output,
     as_inputs,
+    best_quantised,
     borders,
+    calibration_images,
+    comparison_images,
     part_edges,
     part_inputs,
     quantised_network,
@@ -150,6 +154,39 @@ def test_int8_is_near_float(network: StagedNetwork, images: Tensor) -> None:
     logits, quantised = network(images), OnnxNetwork(quantised_network(network, images))(images)
     error = float((logits - quantised).abs().max() / logits.abs().max())
     assert 0 < error < 0.1
+
+
+def test_few_values_that_are_far_off_do_not_make_every_step_coarse(
+    network: StagedNetwork, config: RunConfig
+) -> None:
+    plain = load_data(config.data, {"input_size": (1, 16, 16)}).train.portions(512, 512)[0]
+    measured, compared = calibration_images(plain), comparison_images(plain)
+    assert len(measured) == len(compared) == 256
+    assert not torch.equal(measured, compared)
+    speck = measured.clone()
+    speck[0, 0, 0, 0] = 300.0
+    labels = torch.zeros(512, dtype=torch.long)
+    for first in (measured, speck):
+        images = in_this_order(TensorDataset(torch.cat([first, compared]), labels))
+        torch.testing.assert_close(calibration_images(images), first)
+        errors = [
+            error(model, network, compared)
+            for model in (best_quantised(network, images), quantised_network(network, first))
+        ]
+        assert errors[0] <= errors[1]
+    assert errors[0] < errors[1] / 4
+
+
+def error(model: bytes, network: StagedNetwork, images: Tensor) -> float:
+    return float((OnnxNetwork(model)(images) - network(images)).square().mean())
+
+
+def in_this_order(dataset: TensorDataset) -> Split:
+    """Images that come in the order of the data set where they are shuffled."""
+    order = Split(TensorDataset(torch.arange(512)[:, None], torch.zeros(512)))
+    shuffled = torch.cat([each for each, _ in order.batches(512, shuffle_seed=0)]).flatten()
+    back = torch.argsort(shuffled)
+    return Split(TensorDataset(*(tensor[back] for tensor in dataset.tensors)))
 
 
 def test_lowering_stitches_what_is_stored(
