@@ -1,14 +1,16 @@
 """What int8 changes: which networks are good, which are fast, and which are on the front.
 
-On scikit-learn's digits: random networks of distilled blocks of the demo's space, finetuned for an
-epoch, each measured in float and quantised (accuracy on the validation images, latency on this
-CPU). Kendall tau is of leave-one-out predictions of the accuracy in int8, by the NSR in int8 and by
-that in float. The front that a search in int8 would choose of them, by predicted accuracy and
-latency in int8, is held against the float front quantised afterwards: hypervolume by what they
-really are in int8, in parts of that of the true front. Last the latency of known networks with
-random weights at 128 pixels, float over int8. Prints a table and, last, one JSON line.
+On scikit-learn's digits, or with `--data` on CIFAR-10 (a folder with train.tar and validation.tar):
+random networks of distilled blocks of the demo's space, finetuned for an epoch, each measured in
+float and quantised (accuracy on the validation images, latency on this CPU). Kendall tau is of
+leave-one-out predictions of the accuracy in int8, by the NSR in int8 and by that in float. The front
+that a search in int8 would choose of them, by predicted accuracy and latency in int8, is held
+against the float front quantised afterwards: hypervolume by what they really are in int8, in parts
+of that of the true front. Last the latency of known networks with random weights at 128 pixels,
+float over int8. Prints a table and, last, one JSON line.
 """
 
+import argparse
 import json
 import statistics
 import tempfile
@@ -19,6 +21,7 @@ from pathlib import Path
 import moocore
 import numpy as np
 import torch
+from bench_predictor_config import image_folder
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -59,6 +62,7 @@ RECIPE = FinetuneRecipe(epochs=1, learning_rate=2e-3, precision="fp32")
 DEVICE = {"threads": 1, "max_seconds": 0.25}
 KNOWN, PIXELS = ("resnet18", "mobilenetv2_100", "efficientnet_b0"), 128
 WAYS = ("fp32", "int8")
+IMAGES = (6_000, 10, 1_000)  # of CIFAR-10: to train on, for a library, and to validate
 
 Floats = NDArray[np.float64]
 Blocks = list[list[tuple[BlockSpec, str]]]
@@ -66,13 +70,21 @@ Blocks = list[list[tuple[BlockSpec, str]]]
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path)
+    options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        _bench(Path(folder))
+        _bench(Path(folder), options.data)
 
 
-def _bench(folder: Path) -> None:
-    config = load_config(shipped_config("demo"), [])
+def _bench(folder: Path, data_folder: Path | None) -> None:
+    values = {}
+    if data_folder is not None:
+        values["data.source"] = image_folder(data_folder, folder, IMAGES)
+        values["reference.model"] = "donna_micro"
+    texts = [f"{name}={value}" for name, value in values.items()]
+    config = load_config(shipped_config("demo"), texts)
     reference, data = trained_reference(config)
     store, quantised = RecordStore(folder / "blocks"), RecordStore(folder / "int8")
     blocks, ratios = _library(config, reference, data, store)
