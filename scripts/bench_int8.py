@@ -3,8 +3,8 @@
 On scikit-learn's digits, or with `--data` on CIFAR-10 (a folder with train.tar and validation.tar):
 random networks of distilled blocks of the demo's space, finetuned for an epoch, each measured in
 float and quantised (accuracy on the validation images, latency on this CPU). Kendall tau is of
-leave-one-out predictions of the accuracy in int8, by the NSR in int8 and by that in float. The front
-that a search in int8 would choose of them, by predicted accuracy and latency in int8, is held
+leave-one-out predictions of the accuracy in int8, by the NSR in int8 and by that in float. The
+front that a search in int8 would choose of them, by predicted accuracy and latency in int8, is held
 against the float front quantised afterwards: hypervolume by what they really are in int8, in parts
 of that of the true front. Last the latency of known networks with random weights at 128 pixels,
 float over int8. Prints a table and, last, one JSON line.
