@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -113,6 +114,7 @@ def bench(
         typer.Option(
             metavar="SECONDS",
             min=1,
+            max=86_400,
             help="Then run it without pause for so long, such as 60: does the device throttle?",
         ),
     ] = None,
@@ -151,10 +153,15 @@ def convert(
     from device_farm.litert.extra import check_litert
 
     _check_is_file(model, "the model, an ONNX file,")
+    if to.suffix != ".tflite" or not to.parent.is_dir():
+        raise ValueError(f"TO must be a file NAME.tflite in a folder that is there, but is {to}")
     check_litert()
     from device_farm.litert.conversion import converted
 
-    to.write_bytes(converted(Workload.from_onnx(model, parse_shapes(shape or ()))))
+    made = converted(Workload.from_onnx(model, parse_shapes(shape or ())))
+    whole = to.with_suffix(f".{os.getpid()}.part")
+    whole.write_bytes(made)
+    whole.replace(to)
 
 
 @app.command()

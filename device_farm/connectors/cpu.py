@@ -62,10 +62,8 @@ def cores_apart(usable: Sequence[int], count: int) -> tuple[int, ...]:
     seconds: list[int] = []
     seen: set[Any] = set()
     for core in sorted(usable, reverse=True):
-        topology = _CORES / f"cpu{core}" / "topology"
-        names = ("physical_package_id", "core_id")
-        known = [topology / name for name in names if (topology / name).exists()]
-        physical = tuple(_text(path) for path in known) or core
+        siblings = _CORES / f"cpu{core}" / "topology" / "thread_siblings_list"
+        physical = _text(siblings) if siblings.exists() else core
         (seconds if physical in seen else firsts).append(core)
         seen.add(physical)
     return tuple(sorted((firsts + seconds)[:count]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx import NodeProto
 
-from device_farm.failures import ModelError
+from device_farm.failures import ModelError, first_line
 from device_farm.litert.graph import read_graph
 from device_farm.litert.pointwise import POINTWISE
 from device_farm.litert.running import (
@@ -70,7 +70,14 @@ def _write(t: Translation, node: NodeProto) -> None:
         t.dequantise(node)
     elif node.op_type in _WRITERS and not node.domain:
         int8 = node.op_type not in _FLOAT_ONLY and t.runs_in_int8(node)
-        _WRITERS[node.op_type](t, node, int8)
+        try:
+            _WRITERS[node.op_type](t, node, int8)
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"operators must be in a form that is converted, but {node.op_type} of "
+                f"{node.output[0]} is not ({type(error).__name__}: {first_line(error)}): take "
+                "another converter"
+            ) from error
     else:
         raise ModelError(
             f"a model must be of operators that are converted, but has {node.op_type}: choose "

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import onnxruntime
 from onnx import GraphProto, NodeProto, numpy_helper
 
@@ -20,6 +21,7 @@ from device_farm.litert.writer import Array
 __all__ = ["Graph", "attributes", "is_hard_sigmoid", "read_graph"]
 
 _ROUNDING = 1e-4
+_OPSET = 13
 _HALF, _ROOT = 0.5, float(np.sqrt(2))
 
 
@@ -66,10 +68,10 @@ def read_graph(model: bytes) -> Graph:
     constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
     _join_activations(graph, constants)
     for each in graph.input:
-        if each.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+        if each.type.tensor_type.elem_type != onnx.TensorProto.FLOAT or _shape(each) == ():
             raise ModelError(
-                f"inputs of a model must be of float32 to be converted, but {each.name} is not: "
-                "take a runner that reads ONNX"
+                "inputs of a model must be of float32, and have axes, to be converted, but "
+                f"{each.name} is not so: take a runner that reads ONNX"
             )
     known = [*graph.input, *graph.value_info, *graph.output]
     shapes = {each.name: _shape(each) for each in known}
@@ -92,6 +94,7 @@ def read_graph(model: bytes) -> Graph:
 
 def _simplified(model: bytes) -> onnx.ModelProto:
     """By the level of ONNX Runtime's optimizations that leaves standard operators."""
+    model = _of_an_opset_that_is_known(model)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 4
@@ -110,6 +113,26 @@ def _simplified(model: bytes) -> onnx.ModelProto:
             ) from error
         proto = onnx.load(options.optimized_model_filepath)
     return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+
+
+def _of_an_opset_that_is_known(model: bytes) -> bytes:
+    """Operators changed what they take, and what they mean, before opset 13."""
+    try:
+        proto = onnx.load_model_from_string(model)
+    except Exception:  # of protobuf, of which there are several; ONNX Runtime says what it lacks
+        return model
+    versions = [each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")]
+    if min(versions, default=_OPSET) >= _OPSET:
+        return model
+    try:
+        newer = onnx.version_converter.convert_version(proto, _OPSET)
+    except Exception as error:  # it raises many kinds
+        raise ModelError(
+            f"a model must be of opset {_OPSET} or newer to be converted, but is of "
+            f"{min(versions)}, and ONNX cannot change it ({first_line(error)}): export it anew"
+        ) from error
+    made: bytes = newer.SerializeToString()
+    return made
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:

@@ -70,6 +70,11 @@ def _hard_sigmoid(t: Translation, node: NodeProto, int8: bool) -> None:
 
 def _binary(operator: str) -> _Write:
     def write(t: Translation, node: NodeProto, int8: bool) -> None:
+        if len(node.input) != 2:
+            raise ModelError(
+                f"{node.op_type} must be of two tensors to be converted, but {node.output[0]} is "
+                f"of {len(node.input)}"
+            )
         rank = len(t.shape(node.output[0]))
         read = [name for name in node.input if not t.is_constant(name)]
         last = any(map(t.is_last, read)) and all(len(t.shape(name)) == rank for name in read)
@@ -117,6 +122,13 @@ def _gemm(t: Translation, node: NodeProto, int8: bool) -> None:
 
 
 def _matmul(t: Translation, node: NodeProto, int8: bool) -> None:
+    ranks = [
+        t.values(name).ndim if t.is_constant(name) else len(t.shape(name)) for name in node.input
+    ]
+    if min(ranks) < 2:
+        raise ModelError(
+            f"a product must be of matrices to be converted, but {node.output[0]} is not"
+        )
     if t.is_constant(node.input[1]) and t.values(node.input[1]).ndim == 2:
         _fully_connected(t, node, (1, 0), int8)
         return

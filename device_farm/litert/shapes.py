@@ -129,8 +129,13 @@ def _pad(t: Translation, node: NodeProto, int8: bool) -> None:
     value = t.values(node.input[2]).item() if len(node.input) > 2 and node.input[2] else 0
     if attributes(node).get("mode", b"constant") != b"constant" or value != 0:
         raise ModelError(f"padding must be zeros to be converted, but {node.output[0]} is not")
-    last = t.is_last(source)
-    amounts = t.values(node.input[1]).reshape(2, -1).T.astype(np.int32)
+    last, rank = t.is_last(source), len(t.shape(source))
+    told = t.values(node.input[1]).reshape(2, -1).T.astype(np.int32)
+    axes = t.values(node.input[3]).tolist() if len(node.input) > 3 else range(rank)
+    amounts = np.zeros((rank, 2), np.int32)
+    amounts[[axis % rank for axis in axes]] = told
+    if amounts.min() < 0:
+        raise ModelError(f"padding must add to be converted, but that of {node.output[0]} cuts off")
     if last:
         amounts = amounts[list(to_last(range(4)))]
     more = [t.writer.constant(np.ascontiguousarray(amounts))]
@@ -154,7 +159,8 @@ def _mean(t: Translation, node: NodeProto, int8: bool) -> None:
         told = own.get("axes") or (
             t.values(node.input[1]).tolist() if len(node.input) > 1 else None
         )
-        axes, keeps = list(told or range(rank)), bool(own.get("keepdims", 1))
+        every = [] if own.get("noop_with_empty_axes", 0) else range(rank)
+        axes, keeps = list(told or every), bool(own.get("keepdims", 1))
     axes = [axis % rank for axis in axes]
     last = t.is_last(source) and (keeps or {2, 3} <= set(axes))  # else the rest is in another order
     before = t.form(source, last=last, int8=int8)

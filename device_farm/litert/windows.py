@@ -89,8 +89,10 @@ def bias_of(
         scales: of the weights; None in float.
     """
     name = node.input[place] if len(node.input) > place else ""
-    values = t.values(name).astype(np.float32).reshape(-1) if name else np.zeros(size, np.float32)
-    values = np.broadcast_to(values, (size,))
+    values = t.values(name).astype(np.float32) if name else np.zeros(size, np.float32)
+    if values.size != (values.shape or (1,))[-1]:
+        raise ModelError(f"a bias must be a row to be converted, but {name} is {values.shape}")
+    values = np.broadcast_to(values.reshape(-1), (size,))
     if scales is None:
         return t.writer.constant(values)
     (scale,) = t.quantisation(node.input[0]).scale

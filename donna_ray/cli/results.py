@@ -104,6 +104,7 @@ def evaluate(
         typer.Option(
             metavar="SECONDS",
             min=1,
+            max=86_400,
             help="Then run it without pause for so long, such as 60: does the device throttle?",
         ),
     ] = None,

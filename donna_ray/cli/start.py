@@ -110,7 +110,7 @@ def init(
         load_config(file)
         if seconds:
             write_atomic(file, _shortened(file, text, seconds).encode())
-    except ConfigError:
+    except BaseException:  # Ctrl-C, too: the same command is to begin anew
         file.unlink()
         raise
     name = quote(str(file))

@@ -128,7 +128,7 @@ def best_quantised(network: StagedNetwork, images: Split) -> bytes:
         images: to measure ranges on, and others to compare on.
     """
     measured, compared = calibration_images(images), comparison_images(images)
-    own = network(compared)
+    own = torch.cat([network(batch) for batch in compared.split(_TOGETHER)])
 
     def error(model: bytes) -> float:
         return float((OnnxNetwork(model)(compared) - own).square().sum())
@@ -187,6 +187,8 @@ def quantised_part(
             calibrate_method=_METHODS[left_out > 0],
             extra_options={
                 "CalibPercentile": 100 * (1 - 2 * left_out),
+                # Else it keeps all activations of all images until it has seen the last.
+                "CalibStridedMinMax": 1 if left_out else None,
                 "ForceQuantizeNoInputCheck": True,
                 "TensorQuantOverrides": {name: [_limits(own)] for name, own in known.items()},
             },
@@ -238,8 +240,16 @@ class _Inputs(CalibrationDataReader):
     """One of a batch after the other."""
 
     def __init__(self, name: str, inputs: NDArray[np.float32]) -> None:
+        self._name, self._inputs = name, inputs
+        self.set_range(0, len(inputs))
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Which of them come next."""
         self._batches: Iterator[dict[str, Any]] = (
-            {name: inputs[row : row + 1]} for row in range(len(inputs))
+            {self._name: self._inputs[row : row + 1]} for row in range(start_index, end_index)
         )
 
     def get_next(self) -> Any:

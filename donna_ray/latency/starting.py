@@ -95,6 +95,14 @@ def _check_half(config: DeviceConfig) -> None:
             "kernels of float16 for x86, and computes such a model in float32, with conversions "
             "between its operators. Measure on a GPU, a phone or an Arm board."
         )
+    runner = settings.get("runner") or {}
+    by_litert = config.connector == "adb" and runner.get("kind") == "benchmark_model"
+    if half and by_litert and not runner.get("convert"):
+        raise ConfigError(
+            "device.precision must be fp32 or int8 with the runner benchmark_model, but is fp16: "
+            "the converter takes no model in half precision. Leave fp32, and have the delegate "
+            "round by runner.arguments; or give a convert of your own."
+        )
     if config.connector != "cuda" or settings.get("provider") != "TensorrtExecutionProvider":
         return
     option = str(settings.get("provider_options", {}).get(_TENSORRT_HALF, "0"))

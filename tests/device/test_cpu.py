@@ -142,12 +142,13 @@ def test_a_run_costs_what_the_meter_sees_meanwhile() -> None:
 
 
 def test_threads_get_physical_cores_of_their_own(kernel: Path) -> None:
-    files = {f"cpu{core}__topology__core_id": str(core % 2) for core in range(4)}
-    files |= {f"cpu{core}__topology__physical_package_id": "0" for core in range(4)}
-    write(kernel, "", **files)
+    name = "cpu{}__topology__thread_siblings_list"
+    write(kernel, "", **{name.format(core): f"{core % 2},{core % 2 + 2}" for core in range(4)})
     assert cores_apart(range(4), 1) == (3,)
     assert cores_apart(range(4), 2) == (2, 3)
     assert cores_apart([0, 1, 3], 2) == (0, 3)  # 1 and 3 are threads of one core
     assert cores_apart([1, 3], 2) == (1, 3)
     assert cores_apart(range(4), 3) == (1, 2, 3)
+    write(kernel, "", **{name.format(core): str(core) for core in range(4)})
+    assert cores_apart(range(4), 2) == (2, 3)
     assert cores_apart([7, 8, 9], 2) == (8, 9)  # whose topology is not told

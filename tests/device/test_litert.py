@@ -6,6 +6,7 @@ import io
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from phone import Phone
 from torch import nn
@@ -193,6 +194,38 @@ def model_of(operator: str, dtype: int = TensorProto.FLOAT, size: int | str = 4)
     return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
 
 
+def built(operator: str, shape: Sequence[int], opset: int = 17, **more: np.ndarray | int) -> bytes:
+    """A model of one operator; arrays are its further inputs, numbers its attributes."""
+    arrays = {name: each for name, each in more.items() if isinstance(each, np.ndarray)}
+    numbers = {name: each for name, each in more.items() if name not in arrays}
+    kept = [
+        numpy_helper.from_array(each if each.dtype == np.int64 else each.astype(np.float32), name)
+        for name, each in arrays.items()
+    ]
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["x", *arrays], ["y"], **numbers)],
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        kept,
+    )
+    ids = [helper.make_opsetid("", opset)]
+    return helper.make_model(graph, opset_imports=ids, ir_version=8).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        built("Softmax", [2, 3, 4], opset=11),  # over all axes from the second on
+        built("ReduceMean", [2, 3, 4, 4], opset=18, noop_with_empty_axes=1),
+        built("Pad", [2, 3, 4, 4], pads=np.array([1, 0, 0, 0, 0, 0, 2, 0])),
+        built("Gemm", [2, 8], w=np.ones((8, 3)), b=np.arange(3.0)[None]),
+    ],
+)
+def test_rare_forms_compute_what_onnx_runtime_does(model: bytes) -> None:
+    converted(Workload.from_onnx(model))
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
@@ -200,11 +233,28 @@ def model_of(operator: str, dtype: int = TensorProto.FLOAT, size: int | str = 4)
         (model_of("Abs", TensorProto.INT64), "float32"),
         (model_of("Relu", size="many"), "must be known"),
         (b"none", "ONNX Runtime"),
+        (built("Pad", [2, 3, 4, 4], pads=np.array([0, 0, -1, 0, 0, 0, 0, 0])), "cuts off"),
+        (built("Gemm", [2, 8], w=np.ones((8, 2)), b=np.ones((2, 1))), "must be a row"),
+        (built("MatMul", [8], w=np.ones((8, 2))), "of matrices"),
+        (built("Max", [2, 8]), "of two tensors"),
     ],
 )
 def test_what_cannot_be_converted_is_told(model: bytes, words: str) -> None:
     with pytest.raises(ModelError, match=words):
         convert(model)
+
+
+def test_nothing_but_a_tflite_file_is_written_over(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(network("pools"))
+    for to in (model, tmp_path / "weights.bin", tmp_path / "nowhere" / "model.tflite"):
+        result = CliRunner().invoke(app, ["convert", str(model), str(to)])
+        assert result.exit_code != 0
+    assert model.read_bytes() == network("pools")
+    assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
+    words = ["convert", str(model), str(tmp_path / "a.tflite")]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert {each.name for each in tmp_path.iterdir()} == {"model.onnx", "a.tflite"}
 
 
 def test_integers_are_asked_of_quantised_models_alone() -> None:

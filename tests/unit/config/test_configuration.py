@@ -309,6 +309,11 @@ def test_half_precision_is_one_property_of_a_device(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     check_device(half())
     check_device(cuda(precision="fp16"))
+    runner = {"kind": "benchmark_model", "binary": __file__}
+    phone = {"address": "phone:5555", "runner": runner}
+    check_device(DeviceConfig(connector="adb", settings=phone))
+    with pytest.raises(ConfigError, match="takes no model in half precision"):
+        check_device(half(connector="adb", settings=phone))
     tensorrt = {"provider": "TensorrtExecutionProvider"}
     rounding = {**tensorrt, "provider_options": {"trt_fp16_enable": "1"}}
     check_device(cuda(settings=tensorrt))

@@ -71,3 +71,16 @@ def test_time_is_in_minutes_or_hours(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "15m or 8h" in done.stderr
     assert not (tmp_path / "it.yaml").exists()
+
+
+def test_init_that_is_stopped_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(file: Path, seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "within", stopped)
+    file = tmp_path / "it.yaml"
+    answers = "--model donna_digits --data digits --device onnxruntime --latency-limit 0.8x"
+    assert donna_here("init", str(file), *answers.split(), "--within", "3h").returncode == 130
+    assert not file.exists()
