@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.table import Table
 
 from device_farm.alone import measure_alone, sustain_alone
-from device_farm.common_options import add_common_options
+from device_farm.common_options import SustainedOption, add_common_options
 from device_farm.connector import Connector, DeviceInfo, connector_names, connector_type
 from device_farm.ending import Stopped, run_command
 from device_farm.failures import DeviceError, ModelError
@@ -109,15 +109,7 @@ def bench(
     device: Annotated[str, typer.Option(help="A name from `device-farm list`.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads; by default 1.")] = None,
     shape: _Shape = None,
-    sustained: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS",
-            min=1,
-            max=86_400,
-            help="Then run it without pause for so long, such as 60: does the device throttle?",
-        ),
-    ] = None,
+    sustained: SustainedOption = None,
     as_json: _AsJson = False,
     config: _Config = None,
 ) -> None:

@@ -1,10 +1,20 @@
-"""The options that `donna` and `device-farm` share; all but `--version` are heeded by `ending`."""
+"""The options that `donna` and `device-farm` share; `ending` heeds all that every command has."""
 
 from typing import Annotated
 
 import typer
 
-__all__ = ["add_common_options"]
+__all__ = ["SustainedOption", "add_common_options"]
+
+SustainedOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        min=1,
+        max=86_400,
+        help="Then run it without pause for so long, such as 60: does the device throttle?",
+    ),
+]
 
 
 def add_common_options(app: typer.Typer, version: str, text: str) -> None:

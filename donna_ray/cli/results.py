@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from device_farm.common_options import SustainedOption
 from donna_ray.cli.options import (
     JsonOption,
     RunArgument,
@@ -99,15 +100,7 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option(help="A connector of the device farm.")] = "onnxruntime",
     threads: Annotated[int, typer.Option(min=1, help="Of the device, where it has some.")] = 1,
-    sustained: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS",
-            min=1,
-            max=86_400,
-            help="Then run it without pause for so long, such as 60: does the device throttle?",
-        ),
-    ] = None,
+    sustained: SustainedOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure accuracy and latency of an exported network, by what stands in its folder alone.
