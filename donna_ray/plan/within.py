@@ -176,7 +176,8 @@ def _measured(text: str) -> tuple[float, float, float]:
     config = RunConfig.model_validate_json(text)
     network, preprocessing = build_reference(config, load_weights=False)
     split = load_data(config.data, preprocessing).train
-    engine = Engine.of(network.requires_grad_(True))
+    engine = Engine.of(network)
+    engine.place(network.requires_grad_(True))
     images, labels = next(split.batches(_BATCH))
     pixels = engine.images(images)
     optimizer = torch.optim.AdamW(network.parameters())
