@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -100,9 +101,9 @@ def export_network(
     Raises:
         ConfigError: the folder has a file of one of these names that no export wrote; no network,
             or more than one, has this id.
-        DonnaError: its record, its reference or a block
-            family is no longer there; the code of a block family or timm is another one than that
-            of the finetuning; a check failed; or a package that a file needs is not installed.
+        DonnaError: its record, its reference or a block family is no longer there; the code of a
+            block family or timm is another one than that of the finetuning; a check failed; or a
+            package that a file needs is not installed.
     """
     check_known(also)
     check_replaceable(folder)
@@ -110,9 +111,8 @@ def export_network(
     module, source, weights = network.build()
     images = torch.randn(_IMAGES, *module.input_shape, generator=torch.Generator().manual_seed(0))
     model = network.checked_onnx(module, images)
-    more = phone_files(
-        also, model, module, images, lambda: data_of(network.config, network.reference)
-    )
+    data = partial(data_of, network.config, network.reference)
+    more = phone_files(also, model, module, images, data)
     if dynamic_batch:
         model = export_onnx(module, module.input_shape, dynamic_batch=True)
         for size in (1, _IMAGES):

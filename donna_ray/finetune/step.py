@@ -166,21 +166,18 @@ def finetune_step(
     by `finetune.architectures`, by these names or earlier. The result maps an architecture's id to
     its accuracies, of validation and test, and the paths of its files, relative to the run folder.
     It has the test accuracy of the reference, with both of it `finetuned` by the same recipe
-    (`reference`), and the latency of the networks asked for (`asked`), by scenario. With the
-    library `in_int8` all of them are quantised, and have their accuracies in int8 and the path of
-    their QDQ model under `int8`, or the reason under `int8_failed`; where a scenario is in half
-    precision, likewise under `fp16`.
+    (`reference`), and the latency of the networks asked for (`asked`), by scenario. What they are
+    in int8 (with the library `in_int8`) and in half precision: see ``add_int8``, ``add_in_half``.
 
     Raises:
         ConfigError: a name is of no network, or of more than one.
-        DonnaError: no network of a front is within a budget, one that is named cannot be measured,
-            or a training failed.
+        DonnaError: none is within a budget, a named one cannot be measured, or a training failed.
     """
     recipe = run.config.finetune
     space = library_space(library)
     chosen = _chosen_of_all(run, search.result["scenarios"])
-    names = [*recipe.architectures, *names]
-    asked, named = asked_for(run, space, search, names, network_store(run))
+    store, names = network_store(run), [*recipe.architectures, *names]
+    asked, named = asked_for(run, space, search, names, store)
     architectures = [*(tuple(point["architecture"]) for point in chosen), *asked.values()]
     architectures = list(dict.fromkeys(architectures))
     jobs = jobs_of(run, reference, block_keys(library), space, architectures, recipe)
@@ -209,9 +206,9 @@ def finetune_step(
         found = _result(run, reference, done, records)
         files = network_files(run, done[:-1])
         if in_int8 is not None:
-            files = [*files, *add_int8(run, reference, network_store(run), done, found)]
+            files = [*files, *add_int8(run, reference, store, done, found)]
         if run.config.in_fp16:
-            files = [*files, *add_in_half(run, reference, network_store(run), done, found)]
+            files = [*files, *add_in_half(run, reference, store, done, found)]
         return {**found, "asked": points}, files
 
     return run.step("finetune", inputs, compute)

@@ -117,6 +117,7 @@ def as_inputs(values: Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(values.numpy())
 
 
+@torch.no_grad()
 def best_quantised(network: StagedNetwork, images: Split) -> bytes:
     """A network as a QDQ model: with or without the outliers of its activations.
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -295,32 +293,6 @@ def test_device_that_cannot_run_int8_is_refused() -> None:
     check_device(DeviceConfig(precision="int8", settings={"threads": 1}))
     with pytest.raises(ConfigError, match=r"device\.precision must be fp32 with connector 'cuda'"):
         check_device(DeviceConfig(connector="cuda", precision="int8"))
-
-
-def test_half_precision_is_one_property_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused where it would be float32, and where settings say another thing."""
-    half, cuda = partial(DeviceConfig, precision="fp16"), partial(DeviceConfig, connector="cuda")
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    with pytest.raises(ConfigError, match="computes such a model in float32"):
-        check_device(half())
-    check_device(half(resources={"board:pi5": 1}))
-    check_device(half(connector="simulated"))
-    check_device(half(farm="device-farm", name="pixel"))
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    check_device(half())
-    check_device(cuda(precision="fp16"))
-    runner = {"kind": "benchmark_model", "binary": __file__}
-    phone = {"address": "phone:5555", "runner": runner}
-    check_device(DeviceConfig(connector="adb", settings=phone))
-    with pytest.raises(ConfigError, match="takes no model in half precision"):
-        check_device(half(connector="adb", settings=phone))
-    tensorrt = {"provider": "TensorrtExecutionProvider"}
-    rounding = {**tensorrt, "provider_options": {"trt_fp16_enable": "1"}}
-    check_device(cuda(settings=tensorrt))
-    check_device(cuda(settings=rounding, precision="fp16"))
-    for settings, precision in ((tensorrt, "fp16"), (rounding, "fp32")):
-        with pytest.raises(ConfigError, match="must agree, but are"):
-            check_device(cuda(settings=settings, precision=precision))
 
 
 def test_device_that_runs_no_onnx_is_refused() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock, Mock
@@ -10,9 +12,9 @@ import pytest
 
 from device_farm import DeviceLost, DeviceSpec
 from donna_ray.config import DeviceConfig
-from donna_ray.errors import DonnaError
+from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.latency import starting
-from donna_ray.latency.starting import start_farm, start_farms
+from donna_ray.latency.starting import check_device, start_farm, start_farms
 
 ONE = DeviceConfig()
 TWO = DeviceConfig(settings={"threads": 2})
@@ -75,3 +77,29 @@ def test_where_no_device_can_be_used_nothing_is_left_running(start: Mock, tmp_pa
     assert (farms, str(failures["one"])) == ({}, "The device cannot be used: no disk")
     ends = starting.demanded.return_value.__exit__  # type: ignore[attr-defined]
     assert ends.call_count == 3
+
+
+def test_half_precision_is_one_property_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused where it would be float32, and where settings say another thing."""
+    half, cuda = partial(DeviceConfig, precision="fp16"), partial(DeviceConfig, connector="cuda")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    with pytest.raises(ConfigError, match="computes such a model in float32"):
+        check_device(half())
+    check_device(half(resources={"board:pi5": 1}))
+    check_device(half(connector="simulated"))
+    check_device(half(farm="device-farm", name="pixel"))
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    check_device(half())
+    check_device(cuda(precision="fp16"))
+    runner = {"kind": "benchmark_model", "binary": __file__}
+    phone = {"address": "phone:5555", "runner": runner}
+    check_device(DeviceConfig(connector="adb", settings=phone))
+    with pytest.raises(ConfigError, match="takes no model in half precision"):
+        check_device(half(connector="adb", settings=phone))
+    tensorrt = {"provider": "TensorrtExecutionProvider"}
+    rounding = {**tensorrt, "provider_options": {"trt_fp16_enable": "1"}}
+    check_device(cuda(settings=tensorrt))
+    check_device(cuda(settings=rounding, precision="fp16"))
+    for settings, precision in ((tensorrt, "fp16"), (rounding, "fp32")):
+        with pytest.raises(ConfigError, match="must agree, but are"):
+            check_device(cuda(settings=settings, precision=precision))
