@@ -61,6 +61,8 @@ class Faults:
     """Speak TLS only, as the port of Android 11's wireless debugging."""
     warns: bool = False
     """Have the linker warn where a shell starts, as of custom ROMs; see `WARNING`."""
+    loses_ends: bool = False
+    """Of every other command keep the last bytes back, as a terminal may when it closes."""
     die_after: int = 0
     """Pushed bytes after which the daemon kills itself, if not 0."""
 
@@ -214,6 +216,7 @@ class Phone:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._commands = 0
         for path in PHONE_PATHS:
             (folder / path[1:]).mkdir(parents=True, exist_ok=True)
         tools = folder / "bin"
@@ -263,10 +266,13 @@ class Phone:
 
     def services(self, faults: Faults) -> dict[str, Callable[[Stream, str], None]]:
         def shell(stream: Stream, command: str) -> None:
-            self._run(stream, f"{WARNING}\n{command}" if faults.warns else command, faults.crlf)
+            self._commands += 1
+            is_short = faults.loses_ends and self._commands % 2 == 1
+            command = f"{WARNING}\n{command}" if faults.warns else command
+            self._run(stream, command, faults.crlf, is_short)
 
         def exec_out(stream: Stream, command: str) -> None:
-            self._run(stream, command, False)
+            self._run(stream, command)
 
         def sync(stream: Stream, _: str) -> None:
             Sync(stream, self, faults, Gone).serve()
@@ -278,7 +284,9 @@ class Phone:
             path = path.replace(prefix, f"{self.folder}{prefix}")
         return path
 
-    def _run(self, stream: Stream, command: str, crlf: bool) -> None:
+    def _run(
+        self, stream: Stream, command: str, crlf: bool = False, is_short: bool = False
+    ) -> None:
         """On a terminal in raw mode, as AOSP's: what hangs up ends the command."""
         path = f"{self.folder}/bin:{os.environ['PATH']}"
         is_full = self.state("full") == "1"
@@ -303,7 +311,7 @@ class Phone:
 
         threading.Thread(target=reap, daemon=True).start()
         try:
-            while data := printed(master):
+            while data := all_but_the_end(master) if is_short else printed(master):
                 data = TOO_LARGE.sub(NO_SPACE, data) if is_full else data
                 stream.write(data.replace(b"\n", b"\r\n") if crlf else data)
         finally:
@@ -317,6 +325,10 @@ def printed(master: int) -> bytes:
         return os.read(master, 1 << 16)
     except OSError:
         return b""
+
+
+def all_but_the_end(master: int) -> bytes:
+    return b"".join(iter(lambda: printed(master), b""))[:-3]
 
 
 def verifies(public_key: str, token: bytes, signature: bytes) -> bool:

@@ -136,6 +136,14 @@ def test_a_phone_comes_back(phone: Phone, connector: AdbConnector) -> None:
     assert connector.measure(handle, BRIEF).n == 6
 
 
+def test_commands_whose_end_is_lost_cost_no_measurement(
+    phone: Phone, connector: AdbConnector
+) -> None:
+    phone.fail(loses_ends=True)
+    measurement = connector.measure(connector.prepare(control_workload()), BRIEF)
+    assert (measurement.n, list(phone.tmp.glob("device-farm/results.*"))) == (6, [])
+
+
 def test_interchangeable_phones_have_one_identity(phone: Phone, host: Path) -> None:
     one = AdbConnector("one", settings(phone, host)).probe()
     other = AdbConnector("other", settings(phone, host, command_timeout_s=5)).probe()

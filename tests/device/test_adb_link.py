@@ -98,6 +98,16 @@ def test_partial_sends_are_continued(phone: Phone, key: Path) -> None:
     assert (phone.tmp / "big").read_bytes() == data
 
 
+def test_a_command_whose_end_is_lost_is_run_again(shell: Shell, phone: Phone) -> None:
+    phone.fail(loses_ends=True)
+    assert shell.run(["sh", "-c", "echo once >> begun; echo done"]) == "done\n"
+    assert (phone.folder / "begun").read_text() == "once\n" * 2
+    shell.put(b"a" * 1000, "/data/local/tmp/kept")
+    assert (phone.tmp / "kept").read_bytes() == b"a" * 1000
+    with pytest.raises(CommandFailed, match="status 3"):
+        shell.run(["sh", "-c", "exit 3"])
+
+
 def test_threads_share_a_link(shell: Shell) -> None:
     answers: list[str] = []
 

@@ -320,16 +320,17 @@ class AdbConnector(Connector[PhoneModel]):
         plan = RunPlan(binary, model.path, results, warmup, count, self.settings.threads)
         libraries = f"LD_LIBRARY_PATH={binary.rpartition('/')[0]}"
         silent = "ORT_DISABLE_TELEMETRY=1"
-        command = ["env", libraries, silent, *bound, *runner.command(plan)]
-        take = ("sh", "-c", 'cat "$1" 2>/dev/null; rm -f "$1"', "sh", results)
+        anew = ["sh", "-c", 'rm -f "$0"; exec "$@"', results]  # for a program may add to a file
+        command = [*anew, "env", libraries, silent, *bound, *runner.command(plan)]
         limit_s = self.settings.command_timeout_s + _SLOWED * (warmup + count) * seconds_a_run
         try:
             output = shell.run(command, limit_s)
         except CommandFailed as error:
-            shell.ask(*take)
+            shell.ask("rm", "-f", results)
             raise self._failure(shell, model, binary, error) from error
         try:
-            written = shell.ask(*take) or ""
+            written = shell.ask("cat", results) or ""
+            shell.ask("rm", "-f", results)
             if costs is not None:
                 costs.append(runner.costs(output, written))
             return runner.seconds(output, written, plan)

@@ -18,6 +18,7 @@ _TRY_WRITING = """\
 for folder; do
 mkdir -p "$folder" && echo > "$folder/.try" && rm -f "$folder/.try" || exit 1
 done"""
+_RENAME = '[ ! -e "$1" ] || mv -f "$1" "$2"'
 _LONGEST_COMMAND = 4000
 """Bytes; old phones take packets of 4096, and drop the connection on a longer command."""
 
@@ -53,15 +54,19 @@ class Shell:
     def run(self, command: Sequence[str], timeout_s: float = _SHORT_S, errors: bool = True) -> str:
         """Runs a command and returns what it printed.
 
-        The phone tells no exit status, so the status is printed after a mark. A mark that is
-        missing means that the phone went away in the middle. What its shell says before the
-        command, a warning of the linker say, is left out by a first mark.
+        The phone tells no exit status, so the status is printed after a mark. What its shell says
+        before the command, a warning of the linker say, is left out by a first mark.
+
+        A command must do no harm when it is run again, for that is done where its end is missing:
+        adbd runs it on a terminal, and Linux may lose the last that is written to one that closes
+        (6.18: of about 10,000 commands one; a second read would give it, which adbd does not try).
 
         Args:
             errors: Whether what it printed on standard error is among it.
 
         Raises:
             CommandFailed: The command's status is not 0.
+            DeviceLost: Its end is missing twice.
             DeviceError: As `Link.shell`.
         """
         mark = f"--{secrets.token_hex(8)}:"
@@ -72,17 +77,23 @@ class Shell:
                 f"a command must have {_LONGEST_COMMAND} bytes at most, but {command[0]!r} with "
                 f"its arguments has {len(line.encode())}: shorten the arguments"
             )
-        text = self._link.shell(line, timeout_s).decode(errors="replace").replace("\r\n", "\n")
-        output, found, status = text.partition(f"{mark}\n")[2].rpartition(mark)
-        if not (found and (number := re.fullmatch(r"(\d+)\n", status))):
+        printed = self._printed(line, mark, timeout_s) or self._printed(line, mark, timeout_s)
+        if printed is None:
             raise DeviceLost(
                 f"phone {self.phone!r} went away while it ran {command[0]!r}: "
                 "check its cable or network"
             )
-        output = output.removesuffix("\n")
-        if code := int(number[1]):
+        output, code = printed
+        if code:
             raise CommandFailed(self.phone, command, code, output)
         return output
+
+    def _printed(self, line: str, mark: str, timeout_s: float) -> tuple[str, int] | None:
+        """What is between the marks, and the status; None if the end is missing."""
+        text = self._link.shell(line, timeout_s).decode(errors="replace").replace("\r\n", "\n")
+        output, found, status = text.partition(f"{mark}\n")[2].rpartition(mark)
+        number = re.fullmatch(r"(\d+)\n", status)
+        return (output.removesuffix("\n"), int(number[1])) if found and number else None
 
     def ask(self, *command: str) -> str | None:
         """What a short command printed on standard output, stripped; None if it fails or is not
@@ -123,7 +134,7 @@ class Shell:
             raise DeviceLost(
                 f"{path} arrived broken on phone {self.phone!r}: check its cable or network"
             )
-        self._change(["mv", "-f", aside, path], folder)
+        self._change(["sh", "-c", _RENAME, "sh", aside, path], folder)
 
     def check_writable(self, *folders: str) -> None:
         """Makes folders, if need be, and sees that a file can be written in each.
