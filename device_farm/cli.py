@@ -30,6 +30,7 @@ from device_farm.farm.config import (
     load_farm_config,
     read_farm_config,
 )
+from device_farm.farm.joining import joining_fault
 from device_farm.inputs import parse_shapes
 from device_farm.timing.measurement import Measurement
 from device_farm.timing.sustained import in_words
@@ -236,6 +237,8 @@ def _cluster() -> Iterator[None]:
 
     chatty = logging.getLogger().isEnabledFor(logging.INFO)
     level = logging.INFO if chatty else logging.ERROR
+    if fault := joining_fault():
+        raise DeviceError(fault)
     try:
         ray.init(address="auto", log_to_driver=chatty, logging_level=level)
     except ConnectionError as error:

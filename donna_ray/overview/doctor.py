@@ -3,7 +3,6 @@
 import os
 import platform
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -16,6 +15,7 @@ from packaging.requirements import Requirement
 from device_farm import connector_names
 from device_farm.connector import connector_type
 from device_farm.ending import explained, one_line
+from device_farm.farm.joining import joining_fault
 from donna_ray.storage.places import user_cache
 from donna_ray.versions import VERSION
 
@@ -26,7 +26,6 @@ Finding = dict[str, Any]
 _LEAST_FREE_GB = 5.0  # of a run of a small network; ImageNet's blocks take tens
 _LEAST_SHARED_GB = 0.5  # of /dev/shm, where Ray keeps objects
 _LEAST_MEMORY_GB = 4.0
-_PATIENCE_S = 3.0
 
 
 def diagnosis(out: Path = Path("runs")) -> list[Finding]:
@@ -105,19 +104,11 @@ def _ray() -> Iterator[Finding]:
             "Ray", "ok", f"{version('ray')}; a run starts its own, or joins `ray start`'s"
         )
         return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    reached = "//" in host or not port.isdigit() or _answers(host, int(port))
-    words = f"RAY_ADDRESS is {address}" + ("" if reached else ", which does not answer")
-    remedy = "Start that cluster, or unset RAY_ADDRESS." * (not reached)
-    yield _finding("Ray", "ok" if reached else "error", words, remedy)
-
-
-def _answers(host: str, port: int) -> bool:
-    try:
-        with closing(socket.create_connection((host, port), timeout=_PATIENCE_S)):
-            return True
-    except OSError:
-        return False
+    if fault := joining_fault():
+        found, _, remedy = fault.partition(": ")
+        yield _finding("Ray", "error", found, f"{remedy[0].upper()}{remedy[1:]}.")
+    else:
+        yield _finding("Ray", "ok", f"RAY_ADDRESS is {address}")
 
 
 def _probed(kind: str, name: str, settings: Mapping[str, Any]) -> Finding:

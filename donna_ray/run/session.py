@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from device_farm.ending import Stopped, one_line
+from device_farm.farm.joining import joining_fault
 from donna_ray.config import ClusterConfig
 from donna_ray.errors import DonnaError
 
@@ -49,7 +50,8 @@ class RaySession:
         otherwise, and in any case where RAY_ADDRESS is "local".
 
         Raises:
-            DonnaError: the named cluster does not answer, or a local one is too small.
+            DonnaError: the named cluster does not answer or has another token, or a local one is
+                too small.
         """
         if ray.is_initialized():
             return
@@ -61,6 +63,8 @@ class RaySession:
         # What is larger goes through the object store of this node. Where the node is lost, Ray
         # ends a process on the spot that has objects there, before it can say how to go on.
         os.environ.setdefault("RAY_max_direct_call_object_size", str(_INLINED))
+        if fault := joining_fault():
+            raise DonnaError(f"{fault}.")
         stopping = signal.getsignal(signal.SIGTERM)
         try:
             chatty = logging.getLogger().isEnabledFor(logging.INFO)
@@ -71,13 +75,8 @@ class RaySession:
         except ConnectionError as error:
             raise DonnaError(
                 f"The Ray cluster of RAY_ADDRESS ({os.environ.get('RAY_ADDRESS', 'ray start')}) "
-                f"does not answer: {error}. Start it, or unset RAY_ADDRESS and run `ray stop`. "
-                "If it runs, its token may be another one than that of ~/.ray/auth_token."
-            ) from None
-        except ray.exceptions.AuthenticationError as error:
-            raise DonnaError(
-                f"The Ray cluster asks for a token: {error}. Set RAY_AUTH_MODE=token, with the "
-                "cluster's token in ~/.ray/auth_token."
+                f"cannot be joined: {error}. See `ray status`, or unset RAY_ADDRESS and run "
+                "`ray stop`."
             ) from None
         except Exception as error:  # such as that its own processes took too long
             raise DonnaError(

@@ -145,7 +145,7 @@ def test_doctor_finds_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "does not answer" in found["Ray"]["found"]
     assert found["Ray"]["remedy"]
     assert found["device"]["state"] == "error"
-    assert "Start that cluster" in donna_here("doctor", "--out", str(tmp_path)).stdout
+    assert "Start it, or unset RAY_ADDRESS" in donna_here("doctor", "--out", str(tmp_path)).stdout
 
 
 def test_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
 
 import pytest
 import ray
@@ -12,6 +18,8 @@ from device_farm.ending import Stopped
 from donna_ray.config import ClusterConfig
 from donna_ray.errors import DonnaError
 from donna_ray.run.session import RaySession
+
+TOKEN = "a" * 32
 
 
 def test_a_named_cluster_is_joined_and_local_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,4 +63,57 @@ def test_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", late)
     with pytest.raises(DonnaError, match=r"does not: The current node timed out during startup\. "):
+        RaySession(ClusterConfig()).ensure()
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a cluster that asks for the token `a`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # a short path, for its sockets
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+        command += ["--include-dashboard=false", "--num-cpus=0"]
+        command += [f"--temp-dir={folder}", f"--port={port}"]
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+        head = subprocess.Popen(
+            command,
+            env={**os.environ, **token},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            while joined(f"127.0.0.1:{port}", TOKEN) != "None":
+                assert head.poll() is None
+                time.sleep(0.1)
+            yield f"127.0.0.1:{port}"
+        finally:
+            os.killpg(head.pid, signal.SIGKILL)  # asked to end, it takes half a minute
+            head.wait()
+
+
+def joined(address: str, token: str | None) -> str:
+    words = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}
+    program = "from device_farm.farm.joining import *; print(joining_fault())"
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "RAY_ADDRESS": address, **words},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+
+
+@pytest.mark.parametrize("token", ["b" * 32, None])
+def test_another_token_is_told_at_once(guarded: str, token: str | None) -> None:
+    """Ray tries for 20 s, or for 40, and then says that it cannot connect."""
+    assert "asks for a token, and this process has another or none" in joined(guarded, token)
+
+
+def test_a_cluster_that_does_not_answer_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(DonnaError, match=r"does not answer .Connection refused.: start it"):
         RaySession(ClusterConfig()).ensure()
