@@ -20,7 +20,7 @@ from device_farm.timing.control import control_workload
 from device_farm.timing.protocol import ProtocolSettings, Runs, Timed
 from device_farm.timing.sustained import Sustained, SustainedSettings, time_sustained
 
-HOUR = 3600.0
+MINUTES = 600.0
 """The programs here say how long their runs took, and take no time themselves."""
 WARMS = """#!/bin/sh
 state="$PHONE/state"
@@ -131,7 +131,7 @@ def settings(request: pytest.FixtureRequest, phone: Phone, tmp_path: Path) -> di
 
 
 def ran(connector: AdbConnector, folder: Path) -> dict[str, Any]:
-    return sustain_alone(connector, control_workload(), folder / "cache.sqlite", HOUR)
+    return sustain_alone(connector, control_workload(), folder / "cache.sqlite", MINUTES)
 
 
 def test_a_phone_that_slows_down_when_warm_throttles(
@@ -182,7 +182,7 @@ def test_bench_tells_it_beside_the_latency(
     model.write_bytes(control_workload().model)
     device = {"name": "acme", "connector": "adb", "settings": settings}
     farm.write_text(json.dumps({"cache": str(tmp_path / "own.sqlite"), "devices": [device]}))
-    words = ["bench", model, "--device", "acme", "--config", farm, "--sustained", HOUR]
+    words = ["bench", model, "--device", "acme", "--config", farm, "--sustained", MINUTES]
     monkeypatch.setattr(sys, "argv", ["device-farm", *map(str, words), *["--json"] * as_json])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -107,7 +107,7 @@ def test_library_that_learnt_nothing() -> None:
 def test_predictor_that_may_rank_by_luck() -> None:
     assert predictor_doubts((0.1, 0.9), [0.5, 0.6, 0.7, 0.7] * 3, 1000, 10) == []
     (doubt,) = predictor_doubts((0.1, 0.9), [0.5] * 9, 1000, 10)
-    assert "fitted to 7 networks" in doubt
+    assert "fitted to 9 networks" in doubt
     (doubt,) = predictor_doubts((-0.6, 0.1), [0.5, 0.6, 0.7, 0.7] * 3, 1000, 10)
     assert "-0.60 to 0.10" in doubt
     (doubt,) = predictor_doubts((0.1, 0.9), [0.1, 0.1, 0.1, 0.7] * 3, 1000, 10)
