@@ -6,6 +6,7 @@ from onnx import NodeProto
 
 from device_farm.failures import ModelError, first_line
 from device_farm.litert.graph import read_graph
+from device_farm.litert.norms import NORMS
 from device_farm.litert.pointwise import POINTWISE
 from device_farm.litert.running import (
     INT8_LIMIT,
@@ -22,10 +23,8 @@ from device_farm.workload import Workload
 
 __all__ = ["convert", "converted"]
 
-_WRITERS = {**POINTWISE, **SHAPES, **WINDOWS}
-_FLOAT_ONLY = {"BatchNormalization", "Div", "Exp", "Gelu", "LayerNormalization", "Max", "Min"} | {
-    *("Pow", "Sqrt")
-}
+_WRITERS = {**NORMS, **POINTWISE, **SHAPES, **WINDOWS}
+_FLOAT_ONLY = {*NORMS, "Div", "Exp", "Gelu", "Max", "Min", "Pow", "ReduceSum", "Sqrt"}
 
 
 def converted(workload: Workload) -> bytes:
@@ -81,7 +80,7 @@ def _write(t: Translation, node: NodeProto) -> None:
     else:
         raise ModelError(
             f"a model must be of operators that are converted, but has {node.op_type}: choose "
-            f"other blocks, or another converter (this one knows {', '.join(sorted(_WRITERS))})"
+            "other blocks, or another converter"
         )
 
 

@@ -21,6 +21,12 @@ _Write = Callable[[Translation, NodeProto, bool], None]
 _SIGMOID = Quantisation((1 / 256,), -128)  # LiteRT's kernels have no other result in int8
 _TANH = Quantisation((1 / 128,), 0)
 _GREATEST = 127
+_CLAMPS = {
+    (0.0, 6.0): "RELU6",
+    (-1.0, 1.0): "RELU_N1_TO_1",
+    (0.0, 1.0): "RELU_0_TO_1",
+    (0.0, float("inf")): "RELU",
+}
 
 
 def _unary(operator: str, fixed: Quantisation | None = None, **options: Any) -> _Write:
@@ -40,14 +46,20 @@ def _unary(operator: str, fixed: Quantisation | None = None, **options: Any) -> 
 
 def _clip(t: Translation, node: NodeProto, int8: bool) -> None:
     found = t.limits(node)
-    operator = {(0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1", (0.0, 1.0): "RELU_0_TO_1"}.get(
-        found or (0.0, 0.0)
-    )
-    if found == (0.0, float("inf")):
-        operator = "RELU"
-    if operator is None:
-        raise ModelError(f"a clamp must be one that LiteRT has (0 to 6, say), but is {found}")
-    _unary(operator)(t, node, int8)
+    assert found is not None
+    operator = _CLAMPS.get(found)
+    if operator is not None:
+        _unary(operator)(t, node, int8)
+        return
+    source, name = node.input[0], node.output[0]
+    last = t.is_last(source)
+    tensor = t.form(source, last=last)
+    for operator, limit in zip(("MAXIMUM", "MINIMUM"), found, strict=True):
+        if np.isfinite(limit):
+            made = t.scratch(name, last=last, int8=None)
+            t.writer.add(operator, [tensor, _operand(t, np.array(limit), 0, False, False)], [made])
+            tensor = made
+    t.bind(name, tensor, last=last)
 
 
 def _hard_sigmoid(t: Translation, node: NodeProto, int8: bool) -> None:
@@ -102,7 +114,7 @@ def _constant(t: Translation, name: str, rank: int, last: bool, int8: bool) -> i
 
 def _operand(t: Translation, values: Array, rank: int, last: bool, int8: bool) -> int:
     """A constant beside an activation; in int8 symmetric, with a scale of its own."""
-    values = _laid_out(values, rank, last)
+    values = _laid_out(values.astype(np.float32), rank, last)
     if not int8:
         return t.writer.constant(values)
     scale = float(np.abs(values).max()) / _GREATEST or 1.0
@@ -159,66 +171,28 @@ def _fully_connected(t: Translation, node: NodeProto, order: Sequence[int], int8
 
 
 def _softmax(t: Translation, node: NodeProto, int8: bool) -> None:
-    rank = len(t.shape(node.input[0]))
-    if attributes(node).get("axis", -1) % rank != rank - 1:
-        raise ModelError(
-            f"a softmax must be over the last axis to be converted, but {node.output[0]} is not"
-        )
-    made = t.scratch(node.output[0], last=False, int8=_SIGMOID if int8 else None)
-    t.writer.add("SOFTMAX", [t.form(node.input[0], int8=int8)], [made], beta=1.0)
-    if int8:
-        t.settle(node.output[0], made, _SIGMOID, last=False)
-    else:
-        t.bind(node.output[0], made, last=False)
-
-
-def _batch_norm(t: Translation, node: NodeProto, int8: bool) -> None:
-    """One that no convolution took in: a product and a sum for each channel."""
-    scale, bias, mean, variance = (t.values(name).astype(np.float64) for name in node.input[1:5])
-    factor = scale / np.sqrt(variance + attributes(node).get("epsilon", 1e-5))
+    """LiteRT's is over the last axis: another one is turned to be it, and back."""
     source, name = node.input[0], node.output[0]
-    last = t.is_last(source)
-    rank = len(t.shape(source))
-    shape = [-1 if axis == 1 else 1 for axis in range(rank)]
-    product, total = (
-        _operand(t, values.astype(np.float32).reshape(shape), rank, last, False)
-        for values in (factor, bias - mean * factor)
-    )
-    middle = t.scratch(source, last=last, int8=None)
-    t.writer.add("MUL", [t.form(source, last=last), product], [middle])
-    t.writer.add("ADD", [middle, total], [t.result(name, last=last, int8=False)])
-
-
-def _layer_norm(t: Translation, node: NodeProto, int8: bool) -> None:
-    """(x - mean) * rsqrt(variance + epsilon) * scale + bias, over the last axis."""
-    own, source, name = attributes(node), node.input[0], node.output[0]
     shape = t.shape(source)
-    if own.get("axis", -1) % len(shape) != len(shape) - 1 or len(node.output) > 1:
-        raise ModelError(
-            f"a layer norm must be over the last axis to be converted, but {name} is not"
-        )
-    axes, narrow = t.sizes([len(shape) - 1]), (*shape[:-1], 1)
-
-    def new(of: Sequence[int]) -> int:
-        return t.writer.tensor(of, "float32")
-
-    def apply(operator: str, tensors: Sequence[int], of: Sequence[int], **options: Any) -> int:
-        made = new(of)
-        t.writer.add(operator, tensors, [made], **options)
-        return made
-
-    start = t.form(source)
-    mean = apply("MEAN", [start, axes], narrow, keepDims=True)
-    centred = apply("SUB", [start, mean], shape)
-    square = apply("MUL", [centred, centred], shape)
-    variance = apply("MEAN", [square, axes], narrow, keepDims=True)
-    epsilon = t.writer.constant(np.array(own.get("epsilon", 1e-5), np.float32))
-    root = apply("RSQRT", [apply("ADD", [variance, epsilon], narrow)], narrow)
-    normed = apply("MUL", [centred, root], shape)
-    for operator, weights in zip(("MUL", "ADD"), node.input[1:], strict=False):
-        weight = t.writer.constant(np.asarray(t.values(weights), np.float32))
-        normed = apply(operator, [normed, weight], shape)
-    t.bind(name, normed, last=False)
+    axis, end = attributes(node).get("axis", -1) % len(shape), len(shape) - 1
+    order = list(range(len(shape)))
+    order[axis], order[end] = end, axis
+    turned = [shape[each] for each in order]
+    before, own = t.form(source, int8=int8), _SIGMOID if int8 else None
+    made = t.scratch(name, last=False, int8=own)
+    result = made
+    if axis != end:
+        kind = "int8" if int8 else "float32"
+        start = t.writer.tensor(turned, kind, t.quantisation(source) if int8 else None)
+        t.writer.add("TRANSPOSE", [before, t.sizes(order)], [start])
+        before, result = start, t.writer.tensor(turned, kind, own)
+    t.writer.add("SOFTMAX", [before], [result], beta=1.0)
+    if axis != end:
+        t.writer.add("TRANSPOSE", [result, t.sizes(order)], [made])
+    if own is None:
+        t.bind(name, made, last=False)
+    else:
+        t.settle(name, made, own, last=False)
 
 
 def _leaky(t: Translation, node: NodeProto, int8: bool) -> None:
@@ -227,7 +201,6 @@ def _leaky(t: Translation, node: NodeProto, int8: bool) -> None:
 
 POINTWISE: dict[str, _Write] = {
     "Add": _binary("ADD"),
-    "BatchNormalization": _batch_norm,
     "Clip": _clip,
     "Div": _binary("DIV"),
     "Exp": _unary("EXP"),
@@ -235,7 +208,6 @@ POINTWISE: dict[str, _Write] = {
     "Gemm": _gemm,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _unary("HARD_SWISH"),
-    "LayerNormalization": _layer_norm,
     "LeakyRelu": _leaky,
     "MatMul": _matmul,
     "Max": _binary("MAXIMUM"),

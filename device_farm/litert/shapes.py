@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,15 @@ from device_farm.litert.writer import Quantisation
 __all__ = ["SHAPES"]
 
 _Write = Callable[[Translation, NodeProto, bool], None]
+
+_RESIZED: dict[tuple[bytes, ...], tuple[str, bool, bool]] = {
+    (b"nearest", b"asymmetric", b"floor"): ("RESIZE_NEAREST_NEIGHBOR", False, False),
+    (b"linear", b"asymmetric"): ("RESIZE_BILINEAR", False, False),
+    (b"linear", b"half_pixel"): ("RESIZE_BILINEAR", True, False),
+    (b"linear", b"pytorch_half_pixel"): ("RESIZE_BILINEAR", True, False),
+    (b"linear", b"align_corners"): ("RESIZE_BILINEAR", False, True),
+}
+"""Of a mode: LiteRT's operator, and whether it counts from the pixels' centres, or the corners'."""
 
 
 def _move(
@@ -46,6 +56,15 @@ def _settle(t: Translation, name: str, made: int, own: Quantisation | None, last
 def _reshape(t: Translation, node: NodeProto, int8: bool) -> None:
     shape = t.sizes(t.shape(node.output[0]))
     _move(t, node.output[0], "RESHAPE", node.input[0], [shape], int8=int8)
+
+
+def _expand(t: Translation, node: NodeProto, int8: bool) -> None:
+    source, name = node.input[0], node.output[0]
+    before, after = t.shape(source), t.shape(name)
+    if len(before) != len(after):
+        raise ModelError(f"{name} must have as many axes as before it is expanded, to be converted")
+    times = [size // own for size, own in zip(after, before, strict=True)]
+    _move(t, name, "TILE", source, [t.sizes(times)], int8=int8)
 
 
 def _transpose(t: Translation, node: NodeProto, int8: bool) -> None:
@@ -127,8 +146,12 @@ def _cut(t: Translation, source: str, name: str, parts: Sequence[slice], int8: b
 def _pad(t: Translation, node: NodeProto, int8: bool) -> None:
     source = node.input[0]
     value = t.values(node.input[2]).item() if len(node.input) > 2 and node.input[2] else 0
-    if attributes(node).get("mode", b"constant") != b"constant" or value != 0:
-        raise ModelError(f"padding must be zeros to be converted, but {node.output[0]} is not")
+    mode = attributes(node).get("mode", b"constant")
+    if mode not in (b"constant", b"reflect"):
+        raise ModelError(
+            "padding must be constant, or reflect, to be converted, but that of "
+            f"{node.output[0]} is {mode.decode()}"
+        )
     last, rank = t.is_last(source), len(t.shape(source))
     told = t.values(node.input[1]).reshape(2, -1).T.astype(np.int32)
     axes = t.values(node.input[3]).tolist() if len(node.input) > 3 else range(rank)
@@ -138,8 +161,41 @@ def _pad(t: Translation, node: NodeProto, int8: bool) -> None:
         raise ModelError(f"padding must add to be converted, but that of {node.output[0]} cuts off")
     if last:
         amounts = amounts[list(to_last(range(4)))]
-    more = [t.writer.constant(np.ascontiguousarray(amounts))]
-    _move(t, node.output[0], "PAD", source, more, last=last, int8=int8)
+    more, operator = [t.writer.constant(np.ascontiguousarray(amounts))], "PAD"
+    if mode == b"reflect":
+        operator = "MIRROR_PAD"
+    elif value != 0:
+        more, operator = [*more, _filler(t, source, value, int8)], "PADV2"
+    _move(t, node.output[0], operator, source, more, last=last, int8=int8)
+
+
+def _filler(t: Translation, source: str, value: float, int8: bool) -> int:
+    """A constant of one number, at the scale of an activation."""
+    if not int8:
+        return t.writer.constant(np.array([value], np.float32))
+    own = t.quantisation(source)
+    integer = round(value / own.scale[0]) + own.zero_point
+    return t.writer.constant(np.clip([integer], -128, 127).astype(np.int8), own)
+
+
+def _resize(t: Translation, node: NodeProto, int8: bool) -> None:
+    """By the nearest pixel or between two, as torch's `interpolate` is exported."""
+    own, source, name = attributes(node), node.input[0], node.output[0]
+    mode = [own.get("mode", b"nearest"), own.get("coordinate_transformation_mode", b"half_pixel")]
+    if mode[0] == b"nearest":
+        mode.append(own.get("nearest_mode", b"round_prefer_floor"))
+    shape, size = t.shape(source), t.shape(name)[2:]
+    known = _RESIZED.get(tuple(mode))
+    if known is None or t.shape(name)[:2] != shape[:2] or own.get("antialias", 0) or len(size) != 2:
+        words = " ".join(each.decode() for each in mode)
+        raise ModelError(
+            "an image must be scaled by the nearest pixel (asymmetric, floor) or linearly, without "
+            f"antialiasing, to be converted, but {name} is so: {words}"
+        )
+    if mode[1] == b"pytorch_half_pixel" and 1 in size:
+        raise ModelError(f"an image must be scaled to more than one pixel, but {name} is not")
+    options = {"halfPixelCenters": known[1], "alignCorners": known[2]}
+    _move(t, name, known[0], source, [t.sizes(size)], last=True, int8=int8, **options)
 
 
 def _gather(t: Translation, node: NodeProto, int8: bool) -> None:
@@ -150,7 +206,7 @@ def _gather(t: Translation, node: NodeProto, int8: bool) -> None:
     _move(t, node.output[0], "GATHER", node.input[0], more, int8=int8, axis=axis)
 
 
-def _mean(t: Translation, node: NodeProto, int8: bool) -> None:
+def _reduced(operator: str, t: Translation, node: NodeProto, int8: bool) -> None:
     own, source, name = attributes(node), node.input[0], node.output[0]
     rank = len(t.shape(source))
     if node.op_type == "GlobalAveragePool":
@@ -166,17 +222,20 @@ def _mean(t: Translation, node: NodeProto, int8: bool) -> None:
     before = t.form(source, last=last, int8=int8)
     places = t.sizes(sorted(last_axis(axis, rank, last) for axis in axes))
     result = t.result(name, last=last and keeps, int8=int8)
-    t.writer.add("MEAN", [before, places], [result], keepDims=keeps)
+    t.writer.add(operator, [before, places], [result], keepDims=keeps)
 
 
 SHAPES: dict[str, _Write] = {
     "Concat": _concat,
+    "Expand": _expand,
     "Flatten": _reshape,
     "Gather": _gather,
-    "GlobalAveragePool": _mean,
+    "GlobalAveragePool": partial(_reduced, "MEAN"),
     "Pad": _pad,
-    "ReduceMean": _mean,
+    "ReduceMean": partial(_reduced, "MEAN"),
+    "ReduceSum": partial(_reduced, "SUM"),
     "Reshape": _reshape,
+    "Resize": _resize,
     "Slice": _slice,
     "Split": _split,
     "Squeeze": _reshape,

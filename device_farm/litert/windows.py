@@ -144,6 +144,9 @@ def _pads(
     strides: Sequence[int],
 ) -> tuple[int, ...]:
     """Top, left, bottom, right; with `ceil_mode` as far as the last window goes."""
+    if own.get("auto_pad") == b"SAME_UPPER":
+        (top, bottom), (left, right) = map(_same, sizes, spans, strides)
+        return top, left, bottom, right
     if own.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
         raise ModelError(
             f"padding must be told in numbers to be converted, but that of {node.output[0]} is "

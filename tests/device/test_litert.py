@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -86,6 +87,19 @@ class Attention(nn.Module):
         return (tokens + self.mlp(tokens))[:, 3]
 
 
+class Normed(nn.Module):
+    """Groups and channels normed, a softmax over channels, a clamp of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.groups = nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.normalize(self.groups(self.conv(x)), dim=1)
+        parts = y.softmax(1) * y.clamp(-0.2, 0.3).expand(1, 8, 10, 10)
+        return parts.sum((2, 3)) + nn.functional.normalize(x.flatten(2), dim=-1)[..., 0]
+
+
 def stem(act: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), act)
 
@@ -105,9 +119,20 @@ NETWORKS = {
     ),
     "shuffled": lambda: nn.Sequential(Shuffled(), nn.LeakyReLU(), head(12)),
     "norm first": lambda: nn.Sequential(nn.BatchNorm2d(8), nn.Tanh(), nn.Conv2d(8, 4, 2), head(4)),
+    "scaled": lambda: nn.Sequential(
+        nn.UpsamplingNearest2d(scale_factor=2),
+        nn.Upsample(size=9, mode="bilinear"),
+        nn.Upsample(size=17, mode="bilinear", align_corners=True),
+        nn.Conv2d(8, 8, 3, padding="same"),
+        nn.ReflectionPad2d(2),
+        nn.ConstantPad2d((1, 0, 2, 1), 0.5),
+        stem(nn.ReLU()),
+        head(8),
+    ),
     "attention": Attention,
+    "normed": Normed,
 }
-CONVOLUTIONAL = [name for name in NETWORKS if name != "attention"]
+CONVOLUTIONAL = [name for name in NETWORKS if name not in ("attention", "normed")]
 
 
 def network(name: str) -> bytes:
@@ -194,16 +219,16 @@ def model_of(operator: str, dtype: int = TensorProto.FLOAT, size: int | str = 4)
     return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
 
 
-def built(operator: str, shape: Sequence[int], opset: int = 17, **more: np.ndarray | int) -> bytes:
-    """A model of one operator; arrays are its further inputs, numbers its attributes."""
+def built(operator: str, shape: Sequence[int], opset: int = 17, **more: Any) -> bytes:
+    """A model of one operator; arrays are its further inputs, all else its attributes."""
     arrays = {name: each for name, each in more.items() if isinstance(each, np.ndarray)}
-    numbers = {name: each for name, each in more.items() if name not in arrays}
+    others = {name: each for name, each in more.items() if name not in arrays}
     kept = [
         numpy_helper.from_array(each if each.dtype == np.int64 else each.astype(np.float32), name)
         for name, each in arrays.items()
     ]
     graph = helper.make_graph(
-        [helper.make_node(operator, ["x", *arrays], ["y"], **numbers)],
+        [helper.make_node(operator, ["x", *arrays], ["y"], **others)],
         "one",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
@@ -220,6 +245,10 @@ def built(operator: str, shape: Sequence[int], opset: int = 17, **more: np.ndarr
         built("ReduceMean", [2, 3, 4, 4], opset=18, noop_with_empty_axes=1),
         built("Pad", [2, 3, 4, 4], pads=np.array([1, 0, 0, 0, 0, 0, 2, 0])),
         built("Gemm", [2, 8], w=np.ones((8, 3)), b=np.arange(3.0)[None]),
+        built("Softmax", [2, 3, 4, 4], axis=1),
+        built("ReduceL2", [2, 3, 4, 4], opset=17, axes=[1, 3]),
+        built("ReduceSum", [2, 3, 4, 4], opset=17, keepdims=0),
+        built("Clip", [2, 8], least=np.array(-0.4), most=np.array(0.3)),
     ],
 )
 def test_rare_forms_compute_what_onnx_runtime_does(model: bytes) -> None:
@@ -237,6 +266,12 @@ def test_rare_forms_compute_what_onnx_runtime_does(model: bytes) -> None:
         (built("Gemm", [2, 8], w=np.ones((8, 2)), b=np.ones((2, 1))), "must be a row"),
         (built("MatMul", [8], w=np.ones((8, 2))), "of matrices"),
         (built("Max", [2, 8]), "of two tensors"),
+        (built("ReduceL2", [2, 8], axes=[1], keepdims=0), "over axes that it keeps"),
+        (built("Pad", [2, 3, 4, 4], mode="edge", pads=np.ones(8, np.int64)), "that of y is edge"),
+        (
+            built("Resize", [1, 3, 4, 4], roi=np.zeros(0), scales=np.array([1, 1, 2, 2.0])),
+            "is so: nearest half_pixel round_prefer_floor",
+        ),
     ],
 )
 def test_what_cannot_be_converted_is_told(model: bytes, words: str) -> None:
