@@ -24,7 +24,7 @@ from device_farm.workload import Workload
 __all__ = ["convert", "converted"]
 
 _WRITERS = {**NORMS, **POINTWISE, **SHAPES, **WINDOWS}
-_FLOAT_ONLY = {*NORMS, "Div", "Exp", "Gelu", "Max", "Min", "Pow", "ReduceSum", "Sqrt"}
+_FLOAT_ONLY = {*NORMS, "Div", "Exp", "Max", "Min", "Pow", "ReduceSum", "Sqrt"}
 
 
 def converted(workload: Workload) -> bytes:

@@ -158,6 +158,12 @@ def _join_activations(graph: GraphProto, constants: Mapping[str, Array]) -> None
         values = [constants[name] for name in node.input if name in constants]
         return float(values[0].item()) if values and values[0].size == 1 else None
 
+    def quantised(name: str) -> str:
+        """What a tensor is dequantised from; each reader may have a pair of its own."""
+        before = made.get(name)
+        is_pair = before is not None and before.op_type == "DequantizeLinear"
+        return before.input[0] if before is not None and is_pair else name
+
     for node in list(graph.node):
         if node.op_type == "HardSigmoid":  # x * hard_sigmoid(x)
             times = follow(node, "Mul")
@@ -173,7 +179,7 @@ def _join_activations(graph: GraphProto, constants: Mapping[str, Array]) -> None
                 continue
             is_root = scaled.op_type == "Div" and np.isclose(factor(scaled) or 0, _ROOT)
             is_gelu = is_root and factor(added) == 1 and factor(half) == _HALF
-            if is_gelu and scaled.input[0] in times.input:
+            if is_gelu and quantised(scaled.input[0]) in map(quantised, times.input):
                 _replace(graph, [scaled, node, added, times, half], "Gelu", scaled.input[0])
 
 

@@ -10,7 +10,6 @@ put together in any way.
 
 import contextlib
 import io
-import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from torch import Tensor
 
 from donna_ray.data import Split
 from donna_ray.data.split import count_images
+from donna_ray.latency.kept_in_float import kept_in_float
 from donna_ray.latency.lowering import CandidateModel, Lowering, exported_part, stitch
 from donna_ray.latency.recent import RecentGraphs
 from donna_ray.onnx_export import OnnxNetwork
@@ -184,7 +184,7 @@ def quantised_part(
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_last_clamp(part, known.get(end)),
+            nodes_to_exclude=kept_in_float(part, known.get(end)),
             calibrate_method=_METHODS[left_out > 0],
             extra_options={
                 "CalibPercentile": 100 * (1 - 2 * left_out),
@@ -303,32 +303,6 @@ def _values(part: onnx.ModelProto, names: Sequence[str]) -> list[NDArray[Any]]:
         np.asarray(each)
         for each in session.run(None, {given.name: np.zeros(given.shape, np.float32)})
     ]
-
-
-def _last_clamp(part: onnx.ModelProto, border: Range | None) -> list[str]:
-    """The name of the last node, if it clamps and the border's range does not do the same.
-
-    ONNX Runtime leaves such nodes out, since a range clamps as well. One that is kept costs
-    accuracy: what goes into it is quantised by the range that it had before.
-    """
-    (last,) = [node for node in part.graph.node if part.graph.output[0].name in node.output]
-    if last.op_type not in ("Relu", "Clip"):
-        return []
-    least, most = _limits_of(last, part.graph)
-    is_done = border is not None and least <= min(border[0], 0.0) and max(border[1], 0.0) <= most
-    return [] if is_done else [last.name]
-
-
-def _limits_of(clamp: onnx.NodeProto, graph: onnx.GraphProto) -> Range:
-    """Of a Relu, or of a Clip, whose limits are given or not."""
-    if clamp.op_type == "Relu":
-        return 0.0, math.inf
-    known = {each.name: each for each in graph.initializer}
-    given = [known.get(name) for name in (*clamp.input[1:], "", "")]
-    least, most = (
-        None if each is None else float(onnx.numpy_helper.to_array(each)) for each in given[:2]
-    )
-    return -math.inf if least is None else least, math.inf if most is None else most
 
 
 def _open_output(graph: onnx.GraphProto) -> None:

@@ -23,7 +23,7 @@ _MADE = (
     *("reference", "library", "predictor", "search", "finetune", "networks"),
     *("results.json", "report.html", "config.yaml"),
 )
-_HELD = (MARKER, f".{MARKER}", ".lock", ".mirror.json", ".seen-", PROGRESS, f".{PROGRESS}")
+_HELD = (MARKER, f".{MARKER}", ".lock", ".mirror.json", ".seen", PROGRESS, f".{PROGRESS}")
 """Beginnings of the names of files that are no results."""
 
 

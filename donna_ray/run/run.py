@@ -21,7 +21,7 @@ from donna_ray.run.mirror import Mirror
 from donna_ray.run.ownership import Forgotten, claim, locked, remove_if_empty
 from donna_ray.run.progress import PROGRESS, Progress, write_progress
 from donna_ray.run.session import RayLost, RaySession
-from donna_ray.run.shared_folder import MARK, SharedFolder, check_nodes
+from donna_ray.run.shared_folder import SharedFolder, check_nodes
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, write_atomic
 from donna_ray.storage.files import FULL, folder_in
 from donna_ray.storage.records import RecordStore
@@ -86,8 +86,6 @@ class Run:
                 self._mirror.pull()
                 self._mirror.push()  # what a command that was killed had made
             shutil.rmtree(self.root / "ray", ignore_errors=True)  # of a process that was killed
-            for left in self.root.glob(f"{MARK}*"):
-                left.unlink(missing_ok=True)
             opened.enter_context(self.shared.marked())
             failed.pop_all()  # nothing did
             self._open = opened.pop_all()

@@ -20,8 +20,8 @@ from donna_ray.storage.files import Storage
 
 __all__ = ["MARK", "SharedFolder", "check_nodes", "on_this_node"]
 
-MARK = ".seen-"
-"""How the name of a file begins that is there while a command works on the run."""
+MARK = ".seen"
+"""A file that is there while a command works on the run; of one that was killed, until the next."""
 
 _PATIENCE_S = 60.0
 
@@ -36,16 +36,16 @@ class SharedFolder:
     def __init__(self, location: str | Path) -> None:
         self.location = location
         self._storage = Storage(location)
-        self._mark = f"{MARK}{uuid.uuid4().hex[:8]}"
+        self._own = uuid.uuid4().bytes
 
     @contextmanager
     def marked(self) -> Iterator[None]:
-        """Keep a file there by which nodes tell that they see this folder, and no other one."""
-        self._storage.write(self._mark, b"")
+        """Keep a file there by whose content nodes tell that they see this folder, no other one."""
+        self._storage.write(MARK, self._own)
         try:
             yield
         finally:
-            self._storage.remove(self._mark)
+            self._storage.remove(MARK)
 
     def check(self) -> None:
         """Refuse a node that does not see the folder; called on that node.
@@ -53,7 +53,7 @@ class SharedFolder:
         Raises:
             DonnaError: with the node, the folder and the remedy.
         """
-        if self._storage.read(self._mark) is not None:
+        if self._storage.read(MARK) == self._own:
             return
         raise DonnaError(
             f"All nodes of the cluster must see the run's folder {self._storage.url}, but node "

@@ -129,9 +129,11 @@ NETWORKS = {
         stem(nn.ReLU()),
         head(8),
     ),
+    "gelu": lambda: nn.Sequential(stem(nn.GELU()), head(8)),
     "attention": Attention,
     "normed": Normed,
 }
+GELU = ("Div", "Erf", "Add", "Mul")
 CONVOLUTIONAL = [name for name in NETWORKS if name not in ("attention", "normed")]
 
 
@@ -160,6 +162,7 @@ class _Images(CalibrationDataReader):
 def quantised(name: str, folder: Path) -> bytes:
     """The same as a QDQ model, its output quantised, too."""
     proto = onnx.load_model_from_string(network(name))
+    within = [node.name for node in proto.graph.node if node.op_type in GELU]
     quantize_static(
         proto,
         folder / "qdq.onnx",
@@ -167,6 +170,7 @@ def quantised(name: str, folder: Path) -> bytes:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        nodes_to_exclude=within if name == "gelu" else [],
         extra_options={"ForceQuantizeNoInputCheck": True},
     )
     return (folder / "qdq.onnx").read_bytes()
@@ -205,6 +209,7 @@ def test_images_keep_their_layout_and_are_turned_once(tmp_path: Path) -> None:
     found = operators(convert(quantised("hard swish", tmp_path), integers=True))
     assert found["TRANSPOSE"] == 1
     assert found["QUANTIZE"] == 0
+    assert operators(convert(quantised("gelu", tmp_path), integers=True))["GELU"] == 1
 
 
 def model_of(operator: str, dtype: int = TensorProto.FLOAT, size: int | str = 4) -> bytes:

@@ -251,6 +251,22 @@ def test_padding_is_not_quantised() -> None:
     torch.testing.assert_close(output, expected, atol=0.1, rtol=0)
 
 
+def test_gelu_is_not_quantised_within() -> None:
+    """The exporter writes five nodes, of which runtimes make one."""
+    with seeded(0):
+        convolutions = nn.Conv2d(2, 8, 1), nn.Conv2d(8, 4, 3)
+        block = nn.Sequential(convolutions[0], nn.GELU(), convolutions[1]).requires_grad_(False)
+        inputs = torch.randn(8, 2, 6, 6)
+    part = exported_part(block, (2, 6, 6), "part1", ("edge0", "edge1"))
+    made = quantised_part(part, as_inputs(inputs), [(-4.0, 4.0), (-3.0, 3.0)])
+    torch.testing.assert_close(
+        OnnxNetwork(made.SerializeToString())(inputs), block(inputs), atol=0.05, rtol=0
+    )
+    kinds = [node.op_type for node in made.graph.node]
+    start = kinds.index("Div")
+    assert kinds[start : start + 6] == ["Div", "Erf", "Add", "Mul", "Mul", "QuantizeLinear"]
+
+
 def test_part_quantises_an_input_that_no_operator_asks_for() -> None:
     part = exported_part(nn.Hardswish(), (2, 4, 4), "part1", ("edge0", "edge1"))
     inputs = torch.linspace(-1, 1, 32).reshape(1, 2, 4, 4)

@@ -58,6 +58,16 @@ def test_node_that_sees_the_folder_passes_and_another_is_named(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_killed_command_left_is_taken_over(tmp_path: Path) -> None:
+    killed, next_one = SharedFolder(tmp_path), SharedFolder(tmp_path)
+    killed.marked().__enter__()
+    with next_one.marked():
+        next_one.check()
+        with pytest.raises(DonnaError, match="must see"):
+            killed.check()
+    assert not list(tmp_path.iterdir())
+
+
 def test_copy_gives_another_host_all_that_lasts(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     write(here, **{"config.yaml": "1", "search__ab__artifact.json": "2", "networks__n.onnx": "3"})
