@@ -59,12 +59,9 @@ class Measurement:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Measurement:
-        """Reads what `to_json` wrote, also before there was a tail: p20 and p90 were of blocks.
+        """Reads what `to_json` wrote.
 
         Raises:
             ValueError: A field is missing, unknown, of the wrong type or out of its range.
         """
-        known = dict(record)
-        if "p20_ms" in known:
-            known |= {f"blocks_{name}": known.pop(name) for name in ("p20_ms", "p90_ms")}
-        return TypeAdapter(cls).validate_python(known)
+        return TypeAdapter(cls).validate_python(dict(record))

@@ -12,7 +12,6 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 from timm.data import create_transform
-from timm.data.constants import DEFAULT_CROP_MODE
 from torch import Tensor
 
 from device_farm import DeviceError, Workload, make_connector
@@ -28,7 +27,7 @@ from donna_ray.storage.artifacts import read_json
 
 __all__ = ["evaluated"]
 
-_PREPARED = ("input_size", "mean", "std", "interpolation", "crop_pct")
+_PREPARED = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 _BATCH = 64
 _SPLITS = ("train", "training")
 
@@ -72,7 +71,6 @@ def evaluated(
             f"NET must be a folder that `donna export` wrote, but card.json or config.json in "
             f"{folder} lacks {error}. Export the network again."
         ) from None
-    prepared["crop_mode"] = known.get("crop_mode", DEFAULT_CROP_MODE)
     images = _images(card, prepared, data)
     right, count = _right_answers(folder / "model.onnx", images)
     if not count:
