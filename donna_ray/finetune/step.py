@@ -35,6 +35,7 @@ __all__ = [
     "network_files",
     "network_store",
     "opponent",
+    "settled",
     "spread_over",
     "trained",
     "within_budgets",
@@ -122,7 +123,7 @@ def finetune(
     Checkpoints(store.within("unfinished")).remove(*leftover)
     run.say(f"  {len(jobs) - len(missing)} of {len(jobs)} networks are finetuned already")
     blocks = library_store(run)
-    work = FinetuneNetwork(run.config, reference, _settled(run, reference, recipe), blocks, store)
+    work = FinetuneNetwork(run.config, reference, settled(run, reference, recipe), blocks, store)
     units = [Unit(job) for job in missing]
     spread(run, name, "networks", units, work, workers_per_unit=recipe.workers_per_network)
     return [store.record(job.key) for job in jobs]
@@ -355,7 +356,7 @@ def spread_over(front: Sequence[dict[str, Any]], count: int) -> list[dict[str, A
     return [front[rank] for rank in ranks]
 
 
-def _settled(run: Run, reference: Artifact, recipe: FinetuneRecipe) -> FinetuneRecipe:
+def settled(run: Run, reference: Artifact, recipe: FinetuneRecipe) -> FinetuneRecipe:
     """The recipe with its precision decided."""
     if recipe.precision != "auto":
         return recipe
