@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-__all__ = ["Measurement"]
+__all__ = ["Measurement", "hottest_c"]
 
 _Milliseconds = Annotated[float, Field(gt=0)]
 
@@ -65,3 +65,10 @@ class Measurement:
             ValueError: A field is missing, unknown, of the wrong type or out of its range.
         """
         return TypeAdapter(cls).validate_python(dict(record))
+
+
+def hottest_c(environment: Mapping[str, Any]) -> float | None:
+    """The device's hottest part after a measurement, in °C; None where it is not told."""
+    after = environment.get("after") or {}
+    told = [*(after.get("temperatures_c") or {}).values(), after.get("temperature_c")]
+    return max((each for each in told if isinstance(each, int | float)), default=None)
