@@ -164,12 +164,10 @@ def _softmax(t: Translation, node: NodeProto, int8: bool) -> None:
         raise ModelError(
             f"a softmax must be over the last axis to be converted, but {node.output[0]} is not"
         )
-    made = t.scratch(node.output[0], last=False, int8=_SIGMOID if int8 else None)
+    own = _SIGMOID if int8 else None
+    made = t.scratch(node.output[0], last=False, int8=own)
     t.writer.add("SOFTMAX", [t.form(node.input[0], int8=int8)], [made], beta=1.0)
-    if int8:
-        t.settle(node.output[0], made, _SIGMOID, last=False)
-    else:
-        t.bind(node.output[0], made, last=False)
+    t.settle(node.output[0], made, own, last=False)
 
 
 def _batch_norm(t: Translation, node: NodeProto, int8: bool) -> None:
