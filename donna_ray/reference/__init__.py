@@ -13,16 +13,3 @@ A stage is consecutive modules of the model, and one tensor goes from part to pa
 (N, tokens, C). The parts hold the model's own modules, so weights and code stay timm's; they are
 for images of one size.
 """
-
-from typing import Any
-
-__all__ = ["build_reference", "cut_reference"]
-
-
-def __getattr__(name: str) -> Any:
-    """The names above, loaded when they are used: `build` loads torch."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from donna_ray.reference import build
-
-    return getattr(build, name)
