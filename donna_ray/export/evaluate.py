@@ -162,7 +162,7 @@ def _latency(
     """A measurement, and then of a device that does not rest."""
     settings = {"threads": threads} if device == "onnxruntime" else {}
     try:
-        workload = Workload.from_onnx(model, {"input": _shape(model)})
+        workload = Workload.from_onnx(model)  # of one image, where it takes any number
         with closing(make_connector(device, device, settings)) as connector:
             latency = measure_alone(connector, workload, default_cache()).to_json()
             if sustained is None:
@@ -172,9 +172,3 @@ def _latency(
         raise ConfigError(f"--device: {error}") from error
     except DeviceError as error:
         raise DonnaError(f"The network could not be measured on {device}: {error}") from error
-
-
-def _shape(model: Path) -> list[int]:
-    """Of one image."""
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    return [1, *session.get_inputs()[0].shape[1:]]
