@@ -186,7 +186,7 @@ def _measurement_in(record: str) -> Measurement:
         ValueError: It is of another version, or altered.
     """
     values = json.loads(record)
-    if values.pop(_SUM, None) not in (None, _sum(values)):  # none: of before 0.2
+    if values.pop(_SUM, None) != _sum(values):
         raise ValueError("a measurement must be as it was written, but is altered: measure again")
     return Measurement.from_json(values)
 

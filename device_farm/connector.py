@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 HandleT = TypeVar("HandleT")
+_FIGURES = "median_ms", "blocks_p20_ms", "blocks_p90_ms", "p90_ms", "p99_ms", "n", "ci_percent"
 
 _ENTRY_POINTS = "device_farm.connectors"
 _BUILT_IN = {
@@ -263,26 +264,10 @@ class Connector(ABC, Generic[HandleT]):
         before = self.health()
         with within or nullcontext():
             timing = time_candidate(candidate, control, control_baseline_ms, settings)
-        info = self.probe()  # afterwards: if it is another device now, the record says so
-        return Measurement(
-            median_ms=timing.median_ms,
-            blocks_p20_ms=timing.blocks_p20_ms,
-            blocks_p90_ms=timing.blocks_p90_ms,
-            p90_ms=timing.p90_ms,
-            p99_ms=timing.p99_ms,
-            n=timing.n,
-            ci_percent=timing.ci_percent,
-            device=info.model,
-            connector=self.name,
-            settings={**self.settings.model_dump(mode="json"), **settings.model_dump(mode="json")},
-            environment={
-                "before": before,
-                "after": self.health(),
-                "runtime": info.runtime,
-                **timing.control_facts(control_baseline_ms),
-            },
-            simulated=simulated,
-        )
+        control_facts = timing.control_facts(control_baseline_ms)
+        facts = {"before": before, "after": self.health(), **control_facts}
+        figures = {name: getattr(timing, name) for name in _FIGURES}
+        return self._measured(figures, facts, settings, simulated)
 
     def _sustained(
         self,
@@ -300,19 +285,24 @@ class Connector(ABC, Generic[HandleT]):
         with within or nullcontext():
             told = time_sustained(candidate, settings)
         after = self.condition()  # at once, for clocks and heat fall
-        info = self.probe()
+        facts = {"before": before, "after": after, "sustained": told.to_json()}
+        return self._measured(told.figures(), facts, settings, simulated)
+
+    def _measured(
+        self,
+        figures: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        settings: ProtocolSettings,
+        simulated: bool,
+    ) -> Measurement:
+        """The record of what is timed, by figures and facts for the environment."""
+        info = self.probe()  # afterwards: if it is another device now, the record says so
         return Measurement(
-            **told.figures(),
-            n=told.n,
+            **figures,
             device=info.model,
             connector=self.name,
             settings={**self.settings.model_dump(mode="json"), **settings.model_dump(mode="json")},
-            environment={
-                "before": before,
-                "after": after,
-                "runtime": info.runtime,
-                "sustained": told.to_json(),
-            },
+            environment={**facts, "runtime": info.runtime},
             simulated=simulated,
         )
 

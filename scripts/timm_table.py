@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from compressible import compression_facts
 
 from donna_ray.config import ReferenceConfig
 from donna_ray.errors import DonnaError
 from donna_ray.onnx_export import export_onnx, onnx_error
 from donna_ray.reference.build import cut_error, cut_reference
-from donna_ray.reference.compressible import compression_facts
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.timm_models import create_timm_model, preprocessing_of
 from donna_ray.training.loop import seeded

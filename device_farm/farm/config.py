@@ -132,11 +132,7 @@ def _fault(path: Path, error: Exception, place: str = "") -> ValueError:
 
 
 def _with(config: FarmConfig, section: str, entry: Any) -> FarmConfig:
-    """The farm with one more device or rule.
-
-    Raises:
-        ValueError: It is unusable.
-    """
+    """The farm with one more device or rule; raises ValueError if that is unusable."""
     made = _KINDS[section].model_validate(entry)
     made = made.model_copy(update={"settings": _with_runner(made.settings, config.runners)})
     if isinstance(made, DeviceSpec):
@@ -153,11 +149,7 @@ def _with(config: FarmConfig, section: str, entry: Any) -> FarmConfig:
 
 
 def _with_runner(settings: dict[str, Any], runners: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Settings with the runner in place of its name.
-
-    Raises:
-        ValueError: There is no runner of that name.
-    """
+    """Settings with the runner in place of its name."""
     name = settings.get("runner")
     if not isinstance(name, str):
         return settings
@@ -170,11 +162,7 @@ def _with_runner(settings: dict[str, Any], runners: dict[str, dict[str, Any]]) -
 
 
 def _refuse_no_places(rule: HostRule) -> None:
-    """Refuses what is no place of the connector; what else fails here need not where it looks.
-
-    Raises:
-        ValueError: There is such.
-    """
+    """Refuses what is no place of the connector; what else fails here need not where it looks."""
     try:
         if rule.places:
             connector_type(rule.connector).discover(rule.places)
@@ -185,11 +173,7 @@ def _refuse_no_places(rule: HostRule) -> None:
 
 
 def _refuse_overlap(rules: Sequence[HostRule]) -> None:
-    """Refuses two rules that would name one CPU or GPU.
-
-    Raises:
-        ValueError: There are such.
-    """
+    """Refuses two rules that would name one CPU or GPU."""
     for one, other in itertools.combinations(rules, 2):
         if one.connector != other.connector or one.connector not in RAY_RESOURCES:
             continue

@@ -29,7 +29,7 @@ from device_farm.farm.lease import Lessor, cause_of
 from device_farm.farm.metrics import FarmMetrics
 from device_farm.farm.pool import FIRST_PAUSE_S, Device, DeviceState, Pool
 from device_farm.farm.roster import Roster
-from device_farm.timing.measurement import Measurement
+from device_farm.timing.measurement import Measurement, hottest_c
 from device_farm.workload import workload_digest
 
 __all__ = ["DISPATCHER_GROUPS", "FARM_VERSION", "Dispatcher", "parts_of"]
@@ -279,7 +279,8 @@ class Dispatcher:
                 f"{device.name!r} must be of model {job.key.model!r}, but it measured on "
                 f"{measurement.device!r}: plug the first in again, or start the farm anew"
             )
-        self._control.note_temperature(device, measurement)
+        if (heat := hottest_c(measurement.environment)) is not None:
+            device.temperature_c = heat
         return measurement
 
     async def _check(self, device: Device) -> None:

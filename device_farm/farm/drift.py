@@ -21,7 +21,6 @@ from device_farm.failures import (
 from device_farm.farm.lease import Lessor, cause_of
 from device_farm.farm.pool import Device
 from device_farm.timing.control import control_workload
-from device_farm.timing.measurement import Measurement
 
 __all__ = ["ControlCheck"]
 
@@ -120,13 +119,6 @@ class ControlCheck:
         if device.batch:
             device.batch_limit = min(2 * device.batch_limit, self._policy.control_every)
         return {"control_baseline_ms": device.control_ms, "control_drift_percent": drift}
-
-    def note_temperature(self, device: Device, measurement: Measurement) -> None:
-        """Takes from a measurement what it tells about the device."""
-        after = measurement.environment.get("after") or {}
-        temperatures = [*(after.get("temperatures_c") or {}).values(), after.get("temperature_c")]
-        known = [each for each in temperatures if isinstance(each, int | float)]
-        device.temperature_c = max(known, default=device.temperature_c)
 
     async def prove(self, device: Device) -> None:
         """Runs the control, however fast, to see that the device works.

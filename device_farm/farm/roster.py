@@ -259,11 +259,7 @@ def _as_device_error(error: Exception) -> DeviceError:
 
 
 def _refuse_shared(device: Device, info: DeviceInfo, others: Iterable[Device]) -> None:
-    """Refuses a device whose cores, or which itself, another one already is.
-
-    Raises:
-        ValueError: It is so.
-    """
+    """Refuses a device whose cores, or which itself, another one already is, by a ValueError."""
     for other in others:
         if other is device or other.info is None or other.state.is_out:
             continue

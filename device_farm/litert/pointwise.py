@@ -189,10 +189,7 @@ def _softmax(t: Translation, node: NodeProto, int8: bool) -> None:
     t.writer.add("SOFTMAX", [before], [result], beta=1.0)
     if axis != end:
         t.writer.add("TRANSPOSE", [result, t.sizes(order)], [made])
-    if own is None:
-        t.bind(name, made, last=False)
-    else:
-        t.settle(name, made, own, last=False)
+    t.settle(name, made, own, last=False)
 
 
 def _leaky(t: Translation, node: NodeProto, int8: bool) -> None:

@@ -43,14 +43,7 @@ def _move(
     own = t.quantisation(source) if int8 else None
     made = t.scratch(name, last=last, int8=own)
     t.writer.add(operator, [t.form(source, last=last, int8=int8), *more], [made], **options)
-    _settle(t, name, made, own, last)
-
-
-def _settle(t: Translation, name: str, made: int, own: Quantisation | None, last: bool) -> None:
-    if own is None:
-        t.bind(name, made, last=last)
-    else:
-        t.settle(name, made, own, last=last)
+    t.settle(name, made, own, last=last)
 
 
 def _reshape(t: Translation, node: NodeProto, int8: bool) -> None:
@@ -73,10 +66,10 @@ def _transpose(t: Translation, node: NodeProto, int8: bool) -> None:
     order = attributes(node).get("perm", tuple(reversed(range(rank))))
     if rank == 4 and tuple(order) == (0, 2, 3, 1) and t.is_last(source):  # it is so already
         own = t.quantisation(source) if int8 else None
-        _settle(t, name, t.form(source, last=True, int8=int8), own, False)
+        t.settle(name, t.form(source, last=True, int8=int8), own, last=False)
     elif rank == 4 and tuple(order) == (0, 3, 1, 2):  # the result, with channels last, is this
         own = t.quantisation(source) if int8 else None
-        _settle(t, name, t.form(source, int8=int8), own, True)
+        t.settle(name, t.form(source, int8=int8), own, last=True)
     else:
         _move(t, name, "TRANSPOSE", source, [t.sizes(order)], int8=int8)
 

@@ -18,7 +18,6 @@ from device_farm.litert.writer import Array, Quantisation, Writer
 
 __all__ = ["Translation", "last_axis", "to_last"]
 
-_IMAGE_RANK = 4
 _LAST = (0, 2, 3, 1)
 _FIRST = (0, 3, 1, 2)
 _SIGN = 128  # from unsigned bytes to signed ones
@@ -150,9 +149,9 @@ class Translation:
         dtype = "float32" if int8 is None else "int8"
         return self.writer.tensor(self.shape(name, last), dtype, int8)
 
-    def settle(self, name: str, tensor: int, own: Quantisation, *, last: bool) -> None:
-        """Bind an int8 tensor to an activation, requantised if that is wanted otherwise."""
-        if self.wanted(name) == own:
+    def settle(self, name: str, tensor: int, own: Quantisation | None, *, last: bool) -> None:
+        """Bind a tensor to an activation; in int8 requantised if that is wanted otherwise."""
+        if own is None or self.wanted(name) == own:
             self.bind(name, tensor, last=last, int8=own)
         else:
             self.writer.add("QUANTIZE", [tensor], [self.result(name, last=last, int8=True)])

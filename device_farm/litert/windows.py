@@ -201,10 +201,7 @@ def _pool(operator: str, t: Translation, node: NodeProto, int8: bool) -> None:
         strideH=strides[0],
         strideW=strides[1],
     )
-    if quantisation is None:
-        t.bind(node.output[0], made, last=True)
-    else:
-        t.settle(node.output[0], made, quantisation, last=True)
+    t.settle(node.output[0], made, quantisation, last=True)
 
 
 WINDOWS: dict[str, Callable[[Translation, NodeProto, bool], None]] = {

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-__all__ = ["Measurement"]
+__all__ = ["Measurement", "hottest_c"]
 
 _Milliseconds = Annotated[float, Field(gt=0)]
 
@@ -59,12 +59,16 @@ class Measurement:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Measurement:
-        """Reads what `to_json` wrote, also before there was a tail: p20 and p90 were of blocks.
+        """Reads what `to_json` wrote.
 
         Raises:
             ValueError: A field is missing, unknown, of the wrong type or out of its range.
         """
-        known = dict(record)
-        if "p20_ms" in known:
-            known |= {f"blocks_{name}": known.pop(name) for name in ("p20_ms", "p90_ms")}
-        return TypeAdapter(cls).validate_python(known)
+        return TypeAdapter(cls).validate_python(dict(record))
+
+
+def hottest_c(environment: Mapping[str, Any]) -> float | None:
+    """The device's hottest part after a measurement, in °C; None where it is not told."""
+    after = environment.get("after") or {}
+    told = [*(after.get("temperatures_c") or {}).values(), after.get("temperature_c")]
+    return max((each for each in told if isinstance(each, int | float)), default=None)

@@ -114,13 +114,14 @@ class Sustained:
             return f"not known whether it throttles: {found}; run it for longer, and nothing else"
         return f"throttles: {found}" if self.throttles else f"does not throttle: {found}"
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> dict[str, Any]:
         """Those of a `Measurement`, of all blocks."""
         p20_ms, median_ms, p90_ms = map(float, np.percentile(self.blocks_ms, (20, 50, 90)))
         return {
             "median_ms": median_ms,
             "blocks_p20_ms": p20_ms,
             "blocks_p90_ms": p90_ms,
+            "n": self.n,
             "ci_percent": 100 * half_interval(self.blocks_ms) / median_ms,
         }
 

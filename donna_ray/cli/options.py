@@ -102,9 +102,6 @@ def _check_trust(folder: Path, trust: bool) -> None:
 
     The user's are files of this user or root, that not everybody may write, outside of the run
     folder: what is in that came with it.
-
-    Raises:
-        ConfigError: one is not.
     """
     modules = load_config(folder / "config.yaml", [_ANY_WEIGHTS]).space.modules
     files = [Path(name) for name in modules if name.endswith(".py")]

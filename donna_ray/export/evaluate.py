@@ -12,7 +12,6 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 from timm.data import create_transform
-from timm.data.constants import DEFAULT_CROP_MODE
 from torch import Tensor
 
 from device_farm import DeviceError, Workload, make_connector
@@ -28,7 +27,7 @@ from donna_ray.storage.artifacts import read_json
 
 __all__ = ["evaluated"]
 
-_PREPARED = ("input_size", "mean", "std", "interpolation", "crop_pct")
+_PREPARED = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 _BATCH = 64
 _SPLITS = ("train", "training")
 
@@ -72,7 +71,6 @@ def evaluated(
             f"NET must be a folder that `donna export` wrote, but card.json or config.json in "
             f"{folder} lacks {error}. Export the network again."
         ) from None
-    prepared["crop_mode"] = known.get("crop_mode", DEFAULT_CROP_MODE)
     images = _images(card, prepared, data)
     right, count = _right_answers(folder / "model.onnx", images)
     if not count:
@@ -164,7 +162,7 @@ def _latency(
     """A measurement, and then of a device that does not rest."""
     settings = {"threads": threads} if device == "onnxruntime" else {}
     try:
-        workload = Workload.from_onnx(model, {"input": _shape(model)})
+        workload = Workload.from_onnx(model)  # of one image, where it takes any number
         with closing(make_connector(device, device, settings)) as connector:
             latency = measure_alone(connector, workload, default_cache()).to_json()
             if sustained is None:
@@ -174,9 +172,3 @@ def _latency(
         raise ConfigError(f"--device: {error}") from error
     except DeviceError as error:
         raise DonnaError(f"The network could not be measured on {device}: {error}") from error
-
-
-def _shape(model: Path) -> list[int]:
-    """Of one image."""
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    return [1, *session.get_inputs()[0].shape[1:]]

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from timm.data.constants import DEFAULT_CROP_MODE
-
 from donna_ray.export.folder import EXECUTORCH, LITERT, LITERT_INT8
 
 __all__ = ["model_card", "timm_config"]
@@ -68,14 +66,10 @@ def timm_config(card: Card, arguments: Mapping[str, Any]) -> dict[str, Any]:
         card: of ``export_network``.
         arguments: `architecture`, and `model_args` of a model of timm's own.
     """
-    known = {name: card["preprocessing"][name] for name in ("mean", "std", "interpolation")}
     own = {
-        "input_size": card["preprocessing"]["input_size"],
+        **card["preprocessing"],
         "fixed_input_size": "img_size" in arguments.get("model_args", {}),
-        "crop_pct": card["preprocessing"]["crop_pct"],
-        "crop_mode": card["preprocessing"].get("crop_mode", DEFAULT_CROP_MODE),
         "num_classes": card["classes"],
-        **known,
     }
     labels = {"label_names": card["class_names"]} if card["class_names"] else {}
     return {**arguments, "num_classes": card["classes"], **labels, "pretrained_cfg": own}

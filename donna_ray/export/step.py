@@ -233,7 +233,7 @@ class _Finetuned:
     @property
     def class_names(self) -> list[str]:
         """In the order of the outputs; empty where the data have none."""
-        names: list[str] = self.reference.result.get("class_names", [])
+        names: list[str] = self.reference.result["class_names"]
         return names
 
     def card(self) -> dict[str, Any]:
@@ -280,7 +280,9 @@ def _choose(root: Path, beginning: str) -> tuple[str, str, list[dict[str, Any]]]
     named, finetuned = _named(root), list(_finished(root, "finetune"))
     names = set(named).union(*(artifact.result["networks"] for _, artifact in finetuned))
     matches = [name for name in names if name.startswith(beginning)] or [
-        name for name, point in named.items() if _numbers(point) == beginning
+        name
+        for name, point in named.items()
+        if "-".join(map(str, point.get("architecture", ()))) == beginning
     ]
     if len(matches) != 1 or not beginning:
         raise ConfigError(
@@ -312,7 +314,7 @@ def _choose(root: Path, beginning: str) -> tuple[str, str, list[dict[str, Any]]]
 
 
 def _tests(root: Path, name: str, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Test accuracies of a network and of its reference; none where an earlier version made it."""
+    """Test accuracies of a network and of its reference; none where they are not known."""
     for _, artifact in _finished(root, "finetune"):
         found = artifact.result["networks"].get(name, {})
         if found.get("key") == key and "reference" in artifact.result:
@@ -344,13 +346,7 @@ def _named(root: Path) -> dict[str, dict[str, Any]]:
 
 def _is_lowered(scenario: dict[str, Any]) -> bool:
     """Its latencies are of other networks than the float ones that are exported."""
-    found: bool = scenario.get("device", {}).get("precision", "fp32") != "fp32"
-    return found
-
-
-def _numbers(point: dict[str, Any]) -> str:
-    """Of the block of each stage; empty in results.json of an earlier version."""
-    return "-".join(map(str, point.get("architecture", ())))
+    return bool(scenario.get("device", {}).get("precision", "fp32") != "fp32")
 
 
 def _fronts(root: Path) -> dict[str, list[dict[str, Any]]]:

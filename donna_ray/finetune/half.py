@@ -1,20 +1,18 @@
 """Finetuned networks in half precision: made of their ONNX files, measured, kept beside them."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from donna_ray.config import RunConfig
-from donna_ray.data import ImageData, inputs_without_test
+from donna_ray.data import inputs_without_test
+from donna_ray.finetune.quantised import NetworkWork
 from donna_ray.finetune.tested import tested_models
 from donna_ray.finetune.work import FinetuneJob
 from donna_ray.latency.quantised import CALIBRATED_ON, calibration_images
 from donna_ray.onnx_export import OnnxNetwork, export_onnx
 from donna_ray.onnx_half import half_network, largest_value
 from donna_ray.reference.identity import reference_identity
-from donna_ray.reference.load import data_of, load_reference
-from donna_ray.reference.network import StagedNetwork
 from donna_ray.run.doubts import half_doubts
 from donna_ray.run.run import Run
 from donna_ray.storage.artifacts import Artifact, digest
@@ -105,14 +103,8 @@ def add_in_half(
     return half_store(networks).fetch(keys, run.root / _NETWORKS / _FP16)
 
 
-class HalveNetwork:
+class HalveNetwork(NetworkWork):
     """Makes one network one of half precision on a worker, measures it and stores it."""
-
-    def __init__(
-        self, config: RunConfig, reference: Artifact, networks: RecordStore, store: RecordStore
-    ) -> None:
-        self._config, self._artifact = config, reference
-        self._networks, self._store = networks, store
 
     def __call__(self, given: tuple[str, str | None]) -> dict[str, Any]:
         """Do one, given its key and that of what it is made from."""
@@ -131,8 +123,3 @@ class HalveNetwork:
         }
         self._store.put(key, record, {}, {"onnx": half})
         return {}
-
-    @cached_property
-    def _loaded(self) -> tuple[StagedNetwork, ImageData]:
-        reference, _ = load_reference(self._config, self._artifact)
-        return reference, data_of(self._config, self._artifact)

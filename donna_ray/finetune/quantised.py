@@ -32,7 +32,14 @@ from donna_ray.workers.spread import Unit, spread
 _FOLDER = "networks/int8"
 _PASSES = 7  # of twice two to measure ranges, and three to compare
 
-__all__ = ["QuantiseNetwork", "add_int8", "in_int8", "quantised_networks", "quantised_store"]
+__all__ = [
+    "NetworkWork",
+    "QuantiseNetwork",
+    "add_int8",
+    "in_int8",
+    "quantised_networks",
+    "quantised_store",
+]
 
 
 def quantised_store(networks: RecordStore) -> RecordStore:
@@ -153,14 +160,23 @@ def in_int8(run: Run, names: Sequence[str], records: Sequence[Record]) -> list[i
     return left
 
 
-class QuantiseNetwork:
-    """Quantises one network on a worker, measures it and stores it."""
+class NetworkWork:
+    """What a worker needs to make others of finetuned networks: both stores, reference, images."""
 
     def __init__(
         self, config: RunConfig, reference: Artifact, networks: RecordStore, store: RecordStore
     ) -> None:
         self._config, self._artifact = config, reference
         self._networks, self._store = networks, store
+
+    @cached_property
+    def _loaded(self) -> tuple[StagedNetwork, ImageData]:
+        reference, _ = load_reference(self._config, self._artifact)
+        return reference, data_of(self._config, self._artifact)
+
+
+class QuantiseNetwork(NetworkWork):
+    """Quantises one network on a worker, measures it and stores it."""
 
     def __call__(self, given: tuple[str, Trained | None]) -> dict[str, Any]:
         """Do one, given its key and what it is made from."""
@@ -185,8 +201,3 @@ class QuantiseNetwork:
             "cost": {"image_passes": passes + len(data.validation)},
         }
         self._store.put(key, record, {}, {"onnx": model})
-
-    @cached_property
-    def _loaded(self) -> tuple[StagedNetwork, ImageData]:
-        reference, _ = load_reference(self._config, self._artifact)
-        return reference, data_of(self._config, self._artifact)

@@ -35,9 +35,10 @@ __all__ = [
     "network_files",
     "network_store",
     "opponent",
+    "settled",
     "spread_over",
     "trained",
-    "within_budgets",
+    "within_budget",
 ]
 
 _NETWORKS = "networks"
@@ -122,7 +123,7 @@ def finetune(
     Checkpoints(store.within("unfinished")).remove(*leftover)
     run.say(f"  {len(jobs) - len(missing)} of {len(jobs)} networks are finetuned already")
     blocks = library_store(run)
-    work = FinetuneNetwork(run.config, reference, _settled(run, reference, recipe), blocks, store)
+    work = FinetuneNetwork(run.config, reference, settled(run, reference, recipe), blocks, store)
     units = [Unit(job) for job in missing]
     spread(run, name, "networks", units, work, workers_per_unit=recipe.workers_per_network)
     return [store.record(job.key) for job in jobs]
@@ -306,7 +307,7 @@ def _chosen_of_all(run: Run, scenarios: Mapping[str, dict[str, Any]]) -> list[di
         for budget in budgets or ():
             limit_ms = amount_of(budget, found["reference_latency"]["median_ms"])
             try:
-                chosen += within_budgets(found["front"], [limit_ms])
+                chosen.append(within_budget(found["front"], limit_ms))
             except DonnaError as error:
                 whose = "" if name == "default" else f"Scenario {name}: "
                 errors.append(f"{whose}{error}")
@@ -317,29 +318,21 @@ def _chosen_of_all(run: Run, scenarios: Mapping[str, dict[str, Any]]) -> list[di
     return chosen
 
 
-def within_budgets(
-    front: Sequence[dict[str, Any]], budgets: Sequence[float]
-) -> list[dict[str, Any]]:
-    """The point of the highest predicted accuracy within each latency in ms, with 95% confidence.
-
-    None twice.
+def within_budget(front: Sequence[dict[str, Any]], budget: float) -> dict[str, Any]:
+    """The point of the highest predicted accuracy within a latency in ms, with 95% confidence.
 
     Raises:
-        DonnaError: no point is within one of them.
+        DonnaError: no point is within it.
     """
-    chosen: dict[str, dict[str, Any]] = {}
-    for budget in budgets:
-        within = [point for point in front if surely_ms(point["latency"]) <= budget]
-        if not within:
-            least = min(surely_ms(point["latency"]) for point in front)
-            raise DonnaError(
-                f"finetune.budgets must be ones that the front has a network for, but is "
-                f"{budget:.4g} ms and the fastest takes up to {least:.4g} ms (95% interval). Raise "
-                "it to at least that."
-            )
-        best = max(within, key=lambda point: point["predicted_accuracy"])
-        chosen[best["id"]] = best
-    return list(chosen.values())
+    within = [point for point in front if surely_ms(point["latency"]) <= budget]
+    if not within:
+        least = min(surely_ms(point["latency"]) for point in front)
+        raise DonnaError(
+            f"finetune.budgets must be ones that the front has a network for, but is {budget:.4g} "
+            f"ms and the fastest takes up to {least:.4g} ms (95% interval). Raise it to at least "
+            "that."
+        )
+    return max(within, key=lambda point: point["predicted_accuracy"])
 
 
 def spread_over(front: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -355,7 +348,7 @@ def spread_over(front: Sequence[dict[str, Any]], count: int) -> list[dict[str, A
     return [front[rank] for rank in ranks]
 
 
-def _settled(run: Run, reference: Artifact, recipe: FinetuneRecipe) -> FinetuneRecipe:
+def settled(run: Run, reference: Artifact, recipe: FinetuneRecipe) -> FinetuneRecipe:
     """The recipe with its precision decided."""
     if recipe.precision != "auto":
         return recipe

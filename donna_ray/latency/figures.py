@@ -11,7 +11,6 @@ __all__ = [
     "memory_not_told",
     "peak_memory",
     "surely_ms",
-    "temperature_c",
 ]
 
 MEMORY_REMEDY = "Drop the limit, or measure on one that does: docs/device-farm.md has a table."
@@ -52,10 +51,3 @@ def drift_percent(latency: Latency) -> float | None:
     """By how much the control model was slower meanwhile than at rest, in %; None: not told."""
     drift: float | None = (latency.get("environment") or {}).get("control_drift_percent")
     return drift
-
-
-def temperature_c(latency: Latency) -> float | None:
-    """Of the device's hottest part after the measurement, in °C; None where it is not told."""
-    after = (latency.get("environment") or {}).get("after") or {}
-    told = [*(after.get("temperatures_c") or {}).values(), after.get("temperature_c")]
-    return max((each for each in told if isinstance(each, int | float)), default=None)

@@ -12,6 +12,7 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,10 @@ def quantised_part(
                 # Else it keeps all activations of all images until it has seen the last.
                 "CalibStridedMinMax": 1 if left_out else None,
                 "ForceQuantizeNoInputCheck": True,
-                "TensorQuantOverrides": {name: [_limits(own)] for name, own in known.items()},
+                "TensorQuantOverrides": {
+                    name: [{"rmin": np.float32(least), "rmax": np.float32(most)}]
+                    for name, (least, most) in known.items()
+                },
             },
         )
         made = onnx.load(file)
@@ -228,10 +232,8 @@ class QuantisedLowering:
         return model
 
     def _stitched(self, keys: Sequence[str]) -> bytes:
-        return stitch([self._graph(key) for key in keys]).SerializeToString(deterministic=True)
-
-    def _graph(self, key: str) -> onnx.ModelProto:
-        return self._graphs.get(key, lambda: self._store.file(key, "onnx"))
+        graphs = [self._graphs.get(key, partial(self._store.file, key, "onnx")) for key in keys]
+        return stitch(graphs).SerializeToString(deterministic=True)
 
 
 AnyLowering = Lowering | QuantisedLowering
@@ -256,10 +258,6 @@ class _Inputs(CalibrationDataReader):
     def get_next(self) -> Any:
         count_images(1)  # a worker that quantises is one that moves
         return next(self._batches, None)
-
-
-def _limits(own: Range) -> dict[str, np.float32]:
-    return {"rmin": np.float32(own[0]), "rmax": np.float32(own[1])}
 
 
 def _folded(part: onnx.ModelProto) -> onnx.ModelProto:

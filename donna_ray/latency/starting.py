@@ -166,16 +166,21 @@ def start_farms(
         The way to each device that can be used, and why each of the others cannot: it cannot be
         reached, its served farm is not there, or its record is of another space.
     """
-    own = {name: each for name, each in devices.items() if _is_own(each)}
+    own = dict[str, DeviceConfig]()
     with ExitStack() as stack:
         asked = (each.resources for each in devices.values() if each.connector != RECORDED)
         stack.enter_context(demanded([*asked], say))
         distinct = {identity_of_device(config): config for config in devices.values()}
         lent = lend(sum(map(cpus_of, distinct.values())))
         farms, failures = dict[str, LatencyFarm](), dict[str, DonnaError]()
-        for name in [each for each in devices if each not in own]:
+        for name, config in devices.items():
             try:
-                farms[name] = _found(name, devices[name], space, say)
+                if config.connector == RECORDED:
+                    farms[name] = _replayed(name, config, space, say)
+                elif config.farm is not None:
+                    farms[name] = _join(config, say)
+                else:
+                    own[name] = config
             except DonnaError as error:
                 failures[name] = error
         started, refused = _start(own, cache_path, lent)
@@ -186,17 +191,6 @@ def start_farms(
     if not farms:
         at_end.close()
     return farms, failures | refused
-
-
-def _is_own(config: DeviceConfig) -> bool:
-    return config.farm is None and config.connector != RECORDED
-
-
-def _found(
-    name: str, config: DeviceConfig, space: SearchSpace | None, say: Callable[[str], None]
-) -> LatencyFarm:
-    """The way to what needs not be started."""
-    return _replayed(name, config, space, say) if config.farm is None else _join(config, say)
 
 
 def farm_at_hand(config: DeviceConfig) -> LatencyFarm | None:
@@ -221,19 +215,16 @@ def _start(
     called: dict[str, str] = {}  # a device's configuration to the name that it goes by
     for name, config in devices.items():
         called.setdefault(identity_of_device(config), name)
-    specs = []
-    for name in called.values():
-        kind, settings = devices[name].connector, devices[name].settings
-        resources = devices[name].resources
-        specs.append(
-            DeviceSpec(
-                name=name,
-                connector=kind,
-                settings=settings,
-                reserve=not lent,
-                resources=resources,
-            )
+    specs = [
+        DeviceSpec(
+            name=name,
+            connector=devices[name].connector,
+            settings=devices[name].settings,
+            reserve=not lent,
+            resources=devices[name].resources,
         )
+        for name in called.values()
+    ]
     try:
         _check_cache(cache_path)
         farm, failures = Farm.start_usable(specs, cache_path)

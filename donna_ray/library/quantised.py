@@ -157,7 +157,11 @@ def _quantised_library(run: Run, reference: Artifact, library: Artifact) -> Arti
     common = {**facts, "reference": reference_identity(reference)}
     stages = [
         [
-            PartJob(digest({**common, "block": block["weights_sha256"]}), number, _named(block))
+            PartJob(
+                digest({**common, "block": block["weights_sha256"]}),
+                number,
+                (block["key"], BlockSpec.from_json(block["block"])),
+            )
             for block in stage
         ]
         for number, stage in enumerate(library.result["stages"], start=1)
@@ -327,10 +331,6 @@ def _borders(run: Run, reference: Artifact) -> list[Range]:
 
 def _store(run: Run) -> RecordStore:
     return library_store(run).within(_INT8)
-
-
-def _named(block: dict[str, Any]) -> Block:
-    return block["key"], BlockSpec.from_json(block["block"])
 
 
 def _result(

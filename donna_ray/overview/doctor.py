@@ -141,7 +141,8 @@ def _devices() -> Iterator[Finding]:
 
 
 def _disk(out: Path) -> Iterator[Finding]:
-    places = {"runs": _existing(out), "cache": _existing(user_cache()), "temporary": _temporary()}
+    temporary = Path(tempfile.gettempdir())
+    places = {"runs": _existing(out), "cache": _existing(user_cache()), "temporary": temporary}
     for name, place in places.items():
         yield _space(name, place, _LEAST_FREE_GB, "Free some space, or give another place (--out).")
     shared = Path("/dev/shm")
@@ -171,10 +172,6 @@ def _existing(path: Path) -> Path:
     """The folder itself, or the nearest one above it that is there."""
     path = path.expanduser().absolute()
     return next(each for each in (path, *path.parents) if each.is_dir())
-
-
-def _temporary() -> Path:
-    return Path(tempfile.gettempdir())
 
 
 def _gpus() -> Iterator[Finding]:

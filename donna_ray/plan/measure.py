@@ -18,11 +18,12 @@ from donna_ray.config import RunConfig
 from donna_ray.data import load_data
 from donna_ray.distill.students import BlockJob
 from donna_ray.errors import DonnaError
+from donna_ray.finetune.step import settled
 from donna_ray.latency.lowering import Lowering
 from donna_ray.latency.recorded import RECORDED
 from donna_ray.latency.starting import start_farm
 from donna_ray.library.costs import decided, pack_costs, seconds_of
-from donna_ray.library.measure import precision_artifact, settled_precision
+from donna_ray.library.measure import precision_artifact
 from donna_ray.library.step import library_jobs
 from donna_ray.plan.parts import PlanPart, check_images
 from donna_ray.plan.plan import (
@@ -42,7 +43,6 @@ from donna_ray.run.run import Run
 from donna_ray.search.tuner import evaluate_nothing
 from donna_ray.space import UNSHRUNK, SearchSpace, check_space
 from donna_ray.storage.artifacts import Artifact
-from donna_ray.training.batchnorm import calibrating
 from donna_ray.workers.pool import fitting, pool_of
 from donna_ray.workers.spread import Unit, spread
 from donna_ray.workers.train_run import worker_resources
@@ -94,7 +94,7 @@ def measured_plan(run: Run) -> Plan:
             lowering=lowering,
             search=search,
         ),
-        images=_images(config, reference),
+        images=Images.of(data_of(config, reference)),
         blocks=[
             Block(cost, config.library.recipe_of(job.spec.family).epochs)
             for job, cost in zip(jobs, costs, strict=True)
@@ -122,13 +122,9 @@ def _measure_on_workers(
     payloads += [("packs", [[jobs[index] for index in pack] for pack in packs])] * workers
     architectures = space.sample(min(_NETWORKS * workers, space.size), config.seed)
     payloads += [("network", tuple(space.specs(each))) for each in architectures]
-    recipe = config.finetune
-    if recipe.precision == "auto":
-        precision = settled_precision(run, reference)
-        recipe = recipe.model_copy(update={"precision": precision})
     pool_of(run).close()  # all are to start and measure at once
     started = time.perf_counter()
-    part = PlanPart(config, reference, recipe)
+    part = PlanPart(config, reference, settled(run, reference, config.finetune))
     facts = spread(run, "plan", "parts", [Unit(each) for each in payloads], part)
     busy: dict[str, float] = {}
     for each in facts:
@@ -211,16 +207,6 @@ def _search_costs(
         finally:
             farm.close()
     return begun - started, measured, lowered, pool_of(run).is_running
-
-
-def _images(config: RunConfig, reference: Artifact) -> Images:
-    data = data_of(config, reference)
-    return Images(
-        len(data.train),
-        len(data.distillation),
-        len(data.validation),
-        calibrating(data.calibration),
-    )
 
 
 def _workers_per_node(config: RunConfig) -> int:

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from donna_ray.config import FinetuneRecipe, RunConfig
+from donna_ray.data import ImageData
 from donna_ray.distill.dealing import packs_of
 from donna_ray.errors import DonnaError
 from donna_ray.search.verify import ROUNDS, most_verified
+from donna_ray.training.batchnorm import calibrating
 
 __all__ = [
     "Block",
@@ -115,6 +117,12 @@ class Images:
     distillation: int
     validation: int
     calibration: int
+
+    @classmethod
+    def of(cls, data: ImageData) -> "Images":
+        """Of the data of a run."""
+        trained, distilled = len(data.train), len(data.distillation)
+        return cls(trained, distilled, len(data.validation), calibrating(data.calibration))
 
 
 @dataclass(frozen=True)

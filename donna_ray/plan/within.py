@@ -29,7 +29,6 @@ from donna_ray.plan.plan import (
 from donna_ray.reference.build import build_reference
 from donna_ray.search.verify import ROUNDS, most_verified
 from donna_ray.space import build_space, check_space
-from donna_ray.training.batchnorm import calibrating
 from donna_ray.training.engine import Engine
 
 __all__ = ["Speed", "within"]
@@ -126,14 +125,8 @@ class _Work:
         reference, preprocessing = build_reference(config, load_weights=False)
         data = load_data(config.data, preprocessing)
         space = build_space(config.space, reference.shapes, reference.own_blocks())
-        images = Images(
-            len(data.train),
-            len(data.distillation),
-            len(data.validation),
-            calibrating(data.calibration),
-        )
         macs = [cost["macs"] for stage in check_space(space) for cost in stage]
-        return _Work(images, macs, len(space.stages), _speed(config))
+        return _Work(Images.of(data), macs, len(space.stages), _speed(config))
 
     def seconds(self, config: RunConfig) -> float:
         """Of the run with these lengths, as a plan sums it up."""

@@ -7,23 +7,9 @@ of a later step needs. `build.py` builds a model and cuts it: `timm_models.py` c
 them in it), `own_models.py` adds two small ones to timm's, `trace.py` traces a forward by torch.fx,
 `cut.py` cuts the trace, `stages.py` finds where. `network.py` has `StagedNetwork`, which every
 candidate is as well, `facts.py` is for `donna reference inspect` and `donna space show`,
-`wishes.py` refuses what no network of a space can be, `compressible.py` says what the preset
-`compress` could make smaller of a model.
+`wishes.py` refuses what no network of a space can be.
 
 A stage is consecutive modules of the model, and one tensor goes from part to part: (N, C, H, W) or
 (N, tokens, C). The parts hold the model's own modules, so weights and code stay timm's; they are
 for images of one size.
 """
-
-from typing import Any
-
-__all__ = ["build_reference", "cut_reference"]
-
-
-def __getattr__(name: str) -> Any:
-    """The names above, loaded when they are used: `build` loads torch."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from donna_ray.reference import build
-
-    return getattr(build, name)

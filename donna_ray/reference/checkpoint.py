@@ -63,7 +63,8 @@ def _load(model: nn.Module, name: str, path: Path, *, new_head: bool) -> None:
     state = _converted(found, model, name)
     if not state or (content.replaced and known.keys().isdisjoint(state)):
         raise without_weights(path, content)
-    if not _misfits(state, body, head) and not _has_all(state, known):
+    has_all = all(each in state and state[each].shape == known[each].shape for each in known)
+    if not has_all and not _misfits(state, body, head):
         if not new_head:
             raise _head_error(path, state, [each for each in known if each not in body], model)
         known, state = body, {each: state[each] for each in state if not each.startswith(head)}
@@ -130,10 +131,6 @@ def _misfits(state: State, known: State, head: tuple[str, ...]) -> bool:
     return bool(others) or any(
         name not in state or state[name].shape != known[name].shape for name in body
     )
-
-
-def _has_all(state: State, known: State) -> bool:
-    return all(name in state and state[name].shape == known[name].shape for name in known)
 
 
 def _named(model: nn.Module) -> State:

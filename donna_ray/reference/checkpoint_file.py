@@ -12,12 +12,12 @@ import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from donna_ray.errors import ConfigError
+from donna_ray.reference.checkpoint_names import some
 
 __all__ = ["Content", "read_checkpoint", "refused"]
 
 _HEAD = 512  # bytes that tell what a file is
 _LONGEST_HEADER = 10**8  # bytes, of safetensors
-_SHOWN = 3  # classes in a message
 _CONVERT = "Load it in the framework that wrote it and save the weights by the model's names."
 _ALONE = "Save the weights alone: `torch.save(model.state_dict(), FILE)`."
 _DOWNLOAD = "Download the file itself."
@@ -80,7 +80,7 @@ def without_weights(path: Path, content: Content) -> ConfigError:
     """The error of a file in which none of the model's names has a tensor."""
     what = "holds no weights by the model's names"
     if content.replaced:
-        what += f", but objects of {_some(content.replaced)}, whose code is not run"
+        what += f", but objects of {some(content.replaced)}, whose code is not run"
     return refused(path, what, _ALONE)
 
 
@@ -143,7 +143,3 @@ def _read(path: Path, load: Callable[[], Content]) -> Content:
         what = "is cut off, damaged, or written by other means than torch.save and safetensors"
         remedy = f"Copy or download it again. {_ALONE}"
         raise refused(path, what, remedy) from error
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from donna_ray.config import RunConfig
 from donna_ray.data import ImageData, load_data
-from donna_ray.data.files import letters, natural_key
+from donna_ray.data.files import letters
 from donna_ray.errors import DonnaError
 from donna_ray.reference.build import build_reference, outline
 from donna_ray.reference.network import StagedNetwork
@@ -49,10 +49,8 @@ def data_of(config: RunConfig, artifact: Artifact) -> ImageData:
         DonnaError: their classes are no longer those of the reference, or in another order.
     """
     data = load_data(config.data, artifact.result["preprocessing"])
-    names, known = list(data.class_names), artifact.result.get("class_names")
-    if known is None:  # of an earlier version, which took folders in timm's order
-        known = sorted(names, key=natural_key) if names == sorted(names) else names
-    known, names = (list(map(letters, each)) for each in (known, names))
+    classes = artifact.result["class_names"], data.class_names
+    known, names = (list(map(letters, each)) for each in classes)
     if known != names:
         first = next((a, b) for a, b in zip_longest(known, names) if a != b)
         raise DonnaError(

@@ -130,7 +130,7 @@ def _of_trace(model: nn.Module, input_shape: Sequence[int], enlarged: Enlarged) 
     points = list(takewhile(lambda point: _area(point) > 1, points))  # no further than the pooling
     chosen = _ends(points, input_shape) if len(points) > 2 else []
     stages = [sum(modules[start + 1 : end + 1], ()) for start, end in pairwise(chosen)]
-    while stages and not any(_has_parameters(model, name) for name in stages[-1]):
+    while stages and not any([*model.get_submodule(name).parameters()] for name in stages[-1]):
         stages.pop()
     cut = _Cut(trace, [points[each] for each in chosen[: len(stages) + 1]], stages)
     none = CannotCutError("in no two places does one tensor go on")
@@ -214,7 +214,3 @@ def _grouped(items: Sequence[Any]) -> list[tuple[Any, ...]]:
 def _has_children(model: nn.Module, name: str | None) -> bool:
     module = module_of(model, name)
     return module is not None and any(module.children())
-
-
-def _has_parameters(model: nn.Module, name: str) -> bool:
-    return any(True for _ in model.get_submodule(name).parameters())

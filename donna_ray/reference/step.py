@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from donna_ray.complexity import complexity
-from donna_ray.config import ReferenceTraining, RunConfig, TrainingConfig
+from donna_ray.config import ReferenceTraining, RunConfig
 from donna_ray.data import (
     ImageData,
     Split,
@@ -66,22 +66,10 @@ def reference_step(run: Run) -> Artifact:
 
 
 def reference_inputs(config: RunConfig, checkpoint: str | None) -> dict[str, Any]:
-    """What a reference is made from; `checkpoint` is the SHA-256 of the file of its weights.
-
-    What a training can have since a later version counts only where it is used, so that references
-    of earlier ones are found.
-    """
-    reference = config.reference.model_dump()
-    if config.reference.training is not None:
-        plain = ReferenceTraining().model_dump()
-        reference["training"] = {
-            name: value
-            for name, value in reference["training"].items()
-            if name in TrainingConfig.model_fields or value != plain[name]
-        }
+    """What a reference is made from; `checkpoint` is the SHA-256 of the file of its weights."""
     return {
         "data": inputs_without_test(config.data),
-        "reference": reference,
+        "reference": config.reference.model_dump(),
         "checkpoint": checkpoint,
         "seed": config.seed,
     }

@@ -6,7 +6,6 @@ from typing import Any
 
 import timm
 from timm.data import resolve_data_config
-from timm.data.constants import DEFAULT_CROP_MODE
 from timm.models import get_arch_pretrained_cfgs
 from torch import nn
 
@@ -20,7 +19,7 @@ __all__ = ["create_timm_model", "model_arguments", "preprocessing_of"]
 _OWN_MODELS = models.__all__  # importing them registers them with timm
 _SOURCES = ("url", "hf_hub_id", "file", "state_dict")
 _SIMILAR = 8  # names in a message
-_PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct")
+_PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
 def create_timm_model(
@@ -71,8 +70,8 @@ def create_timm_model(
 def preprocessing_of(
     model: nn.Module, channels: int | None, image_size: int | None
 ) -> dict[str, Any]:
-    """timm's data configuration of a model: input_size, mean, std, interpolation, crop_pct and,
-    where it is not the `center` that earlier versions took for all, crop_mode.
+    """timm's data configuration of a model: input_size, mean, std, interpolation, crop_pct and
+    crop_mode.
 
     Args:
         model: of timm or of this package.
@@ -83,9 +82,7 @@ def preprocessing_of(
     own_channels, *own_size = resolved["input_size"]
     size = (image_size, image_size) if image_size else tuple(own_size)
     resolved["input_size"] = (channels or own_channels, *size)
-    known = {key: resolved[key] for key in _PREPROCESSING}
-    mode = resolved["crop_mode"]
-    return known if mode == DEFAULT_CROP_MODE else {**known, "crop_mode": mode}
+    return {key: resolved[key] for key in _PREPROCESSING}
 
 
 def model_arguments(

@@ -29,6 +29,8 @@ def render(results: Results) -> str:
     style, *texts = (
         (page / name).read_text(encoding="utf-8") for name in ("report.css", *_SCRIPTS)
     )
+    data = json.dumps(results.model_dump(mode="json"))
+    data = data.replace("<", "\\u003c")  # so that no name in it ends the element
     scripts = "".join(f"<script>{text}</script>" for text in texts)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -39,14 +41,9 @@ def render(results: Results) -> str:
         f"<style>{style}</style></head><body>"
         f'{_head(results)}<main data-folder="{escape(quote(results.made.folder))}">'
         f"{_body(results)}</main>{_footer(results)}"
-        f'<script type="application/json" id="results">{_json(results)}</script>'
+        f'<script type="application/json" id="results">{data}</script>'
         f"{scripts}</body></html>"
     )
-
-
-def _json(results: Results) -> str:
-    """Which no name in it can end."""
-    return json.dumps(results.model_dump(mode="json")).replace("<", "\\u003c")
 
 
 def _head(results: Results) -> str:

@@ -1,11 +1,11 @@
 """What a scenario's search measured, candidate by candidate."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from device_farm.timing.measurement import hottest_c
 from donna_ray.errors import DonnaError
-from donna_ray.latency.figures import Latency, drift_percent, temperature_c
+from donna_ray.latency.figures import Latency, drift_percent
 from donna_ray.report.predicted import Predictions
 from donna_ray.storage.artifacts import read_json
 
@@ -30,6 +30,7 @@ def measured(file: Path, reference: Latency, predictions: Predictions) -> dict[s
             "that folder: the same command searches anew, with the measurements it has."
         )
     known = found["measured"]
+    latencies = [reference, *(each["latency"] for each in known)]
     final = predictions.final([each["predicted_accuracy"] for each in known])
     return {
         "measured": [
@@ -42,7 +43,7 @@ def measured(file: Path, reference: Latency, predictions: Predictions) -> dict[s
             for each, accuracy in zip(known, final, strict=True)
         ],
         "failed": found["failed"],
-        "timed_seconds": _seconds([reference, *(each["latency"] for each in known)]),
+        "timed_seconds": sum(each["median_ms"] * each.get("n", 1) for each in latencies) / 1e3,
     }
 
 
@@ -52,9 +53,5 @@ def _figures(latency: Latency) -> dict[str, Any]:
         "n": latency.get("n", 1),
         "ci_percent": latency.get("ci_percent", 0.0),
         "drift_percent": drift_percent(latency),
-        "temperature_c": temperature_c(latency),
+        "temperature_c": hottest_c(latency.get("environment") or {}),
     }
-
-
-def _seconds(latencies: Iterable[Latency]) -> float:
-    return sum(each["median_ms"] * each.get("n", 1) for each in latencies) / 1e3

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict
 
 from donna_ray.block_spec import BlockSpec
 
@@ -48,9 +48,9 @@ class Spec(Part):
 class Latency(Part):
     """Milliseconds of one inference with batch 1; `n` runs; 95% interval in % of the median.
 
-    `p90_ms` and `p99_ms` are of single runs, null where the device does not tell them, and where
-    the run was made by a version that did not ask; so are `init_ms` (loading the model),
-    `peak_memory_mb` (10**6 bytes) and `energy_mj` (millijoules an inference).
+    `p90_ms` and `p99_ms` are of single runs, null where the device does not tell them; so are
+    `init_ms` (loading the model), `peak_memory_mb` (10**6 bytes) and `energy_mj` (millijoules an
+    inference).
     """
 
     median_ms: float
@@ -63,15 +63,6 @@ class Latency(Part):
     init_ms: float | None = None
     peak_memory_mb: float | None = None
     energy_mj: float | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_an_earlier_run(cls, values: dict[str, Any]) -> dict[str, Any]:
-        if "p20_ms" not in values:
-            return values
-        blocks = {"blocks_p20_ms": values["p20_ms"], "blocks_p90_ms": values["p90_ms"]}
-        rest = {name: value for name, value in values.items() if name != "p20_ms"}
-        return {**rest, **blocks, "p90_ms": None, "p99_ms": None}
 
 
 class Accuracies(Part):

@@ -255,11 +255,7 @@ class Run:
 
 @contextmanager
 def _room_in(root: Path) -> Iterator[None]:
-    """A full disk is told with the remedy.
-
-    Raises:
-        DonnaError: where writing raised what says so.
-    """
+    """A full disk is told with the remedy."""
     try:
         yield
     except OSError as error:

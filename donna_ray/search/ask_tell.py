@@ -171,7 +171,8 @@ class Search:
                 "another search.strategy; what is measured is kept."
             ) from error
         new = list(self.ledger.in_flight)[before:]
-        if list(said) == new and len(new) <= wanted and self._keeps_limits(new):
+        keeps_limits = not new or self.setup.problem.keeps_limits(np.array(new)).all()
+        if list(said) == new and len(new) <= wanted and keeps_limits:
             return new
         for architecture in new:
             self.ledger.tell(architecture, {"failure": "its strategy broke the contract"}, {})
@@ -179,11 +180,6 @@ class Search:
             f"The strategy {name!r} must return what it handed out by Ledger.ask, at most as many "
             f"as are wanted, within the limits, but returned {said!r:.200}. Mend it: "
             "donna_ray.search.testing.StrategyConformance shows where."
-        )
-
-    def _keeps_limits(self, architectures: Sequence[Architecture]) -> bool:
-        return not architectures or bool(
-            self.setup.problem.keeps_limits(np.array(architectures)).all()
         )
 
     def _probe(self, count: int) -> list[Architecture]:

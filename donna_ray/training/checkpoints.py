@@ -43,7 +43,7 @@ class Checkpoints:
     def newest(self, key: str) -> str | None:
         """The name of the newest intact checkpoint of a key; None where there is none."""
         records = ((self._store.get(name) or {}, name) for name in _names(key))
-        known = [(each["epoch"], each.get("step", 0), name) for each, name in records if each]
+        known = [(each["epoch"], each["step"], name) for each, name in records if each]
         return max(known)[-1] if known else None
 
     def resume(self, name: str, trainer: Trainer) -> None:

@@ -187,7 +187,7 @@ class Trainer:
         descent.schedule.load_state_dict(facts["schedule"])
         if facts.get("scale"):
             descent.scaler.load_state_dict(facts["scale"])
-        self.epoch, self.step = facts["epoch"], facts.get("step", 0)  # earlier: whole epochs only
+        self.epoch, self.step = facts["epoch"], facts["step"]
         self._best_epoch, self._best_accuracy = facts["best_epoch"], facts["best_accuracy"]
 
     def _train_on(self, images: Tensor, targets: Any) -> None:

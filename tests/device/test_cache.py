@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import subprocess
 import sys
@@ -56,24 +55,6 @@ def test_the_first_value_stays(tmp_path: Path) -> None:
     cache = MeasurementCache(tmp_path / "cache.sqlite")
     cache.put(key("w"), measurement(2.0))
     assert cache.put(key("w"), measurement(9.0)).median_ms == 2.0
-    assert cache.get(key("w")) == measurement(2.0)
-
-
-def test_a_record_of_before_there_was_a_tail_is_kept(tmp_path: Path) -> None:
-    cache = MeasurementCache(tmp_path / "cache.sqlite")
-    cache.put(key("w"), measurement(2.0))
-    old = {**measurement(2.0).to_json(), "p20_ms": 1.0, "p90_ms": 3.0}
-    for name in (
-        "blocks_p20_ms",
-        "blocks_p90_ms",
-        "p99_ms",
-        "init_ms",
-        "peak_memory_mb",
-        "energy_mj",
-    ):
-        del old[name]
-    with sqlite3.connect(tmp_path / "cache.sqlite") as db:
-        db.execute("UPDATE measurements SET record=?", (json.dumps(old),))
     assert cache.get(key("w")) == measurement(2.0)
 
 

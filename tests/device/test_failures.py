@@ -92,12 +92,6 @@ def test_bad_record_is_refused(field: str, value: object) -> None:
         Measurement.from_json({**RECORD, field: value})
 
 
-def test_a_record_of_before_there_was_a_tail_is_read() -> None:
-    old = {name: value for name, value in RECORD.items() if "p" not in name.partition("_ms")[0]}
-    old |= {"p20_ms": 1.0, "p90_ms": 2.0, "ci_percent": 0.5}
-    assert Measurement.from_json(old).to_json() == {**RECORD, "p90_ms": None}
-
-
 def test_incomplete_record_is_refused() -> None:
     with pytest.raises(ValueError, match="settings"):
         Measurement.from_json({key: value for key, value in RECORD.items() if key != "settings"})

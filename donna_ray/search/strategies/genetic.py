@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from donna_ray.config import GeneticConfig
 
-__all__ = ["GENERATION", "GeneticSampler", "nsga2", "nsga3"]
+__all__ = ["GENERATION", "GeneticSampler", "Nsga2Sampler", "Nsga3Sampler", "genetic_sampler"]
 
 GENERATION = "donna:generation"
 """The attribute of a trial that holds its generation."""
@@ -64,31 +64,24 @@ class GeneticSampler(BaseGASampler):
         return self._parents
 
 
-class _Nsga2(GeneticSampler, NSGAIISampler):
-    pass
-
-
-class _Nsga3(GeneticSampler, NSGAIIISampler):
-    pass
-
-
-def nsga2(config: GeneticConfig, seed: int) -> GeneticSampler:
+class Nsga2Sampler(GeneticSampler, NSGAIISampler):
     """NSGA-II."""
-    return _make(_Nsga2, config, seed)
 
 
-def nsga3(config: GeneticConfig, seed: int) -> GeneticSampler:
+class Nsga3Sampler(GeneticSampler, NSGAIIISampler):
     """NSGA-III."""
+
+
+def genetic_sampler(
+    kind: type[Nsga2Sampler] | type[Nsga3Sampler], config: GeneticConfig, seed: int
+) -> GeneticSampler:
+    """A sampler with the settings of a configuration."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return _make(_Nsga3, config, seed)
-
-
-def _make(kind: type[_Nsga2] | type[_Nsga3], config: GeneticConfig, seed: int) -> GeneticSampler:
-    return kind(
-        population_size=config.population,
-        mutation_prob=config.mutation_probability,
-        crossover_prob=config.crossover_probability,
-        swapping_prob=config.swapping_probability,
-        seed=seed,
-    )
+        warnings.simplefilter("ignore", ExperimentalWarning)  # of NSGA-III
+        return kind(
+            population_size=config.population,
+            mutation_prob=config.mutation_probability,
+            crossover_prob=config.crossover_probability,
+            swapping_prob=config.swapping_probability,
+            seed=seed,
+        )

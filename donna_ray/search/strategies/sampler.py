@@ -10,7 +10,13 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from donna_ray.config import GeneticConfig
 from donna_ray.search.strategies.contract import Strategy
 from donna_ray.search.strategies.feasible import Feasible, Recorded
-from donna_ray.search.strategies.genetic import GENERATION, GeneticSampler, nsga2, nsga3
+from donna_ray.search.strategies.genetic import (
+    GENERATION,
+    GeneticSampler,
+    Nsga2Sampler,
+    Nsga3Sampler,
+    genetic_sampler,
+)
 from donna_ray.search.study.ledger import Ledger, architecture_of, distributions
 from donna_ray.space import Architecture
 
@@ -113,7 +119,7 @@ class Nsga2(Sampled):
     options_type = GeneticConfig
 
     def _made(self, seed: int) -> BaseSampler:
-        return nsga2(self.options, seed)
+        return genetic_sampler(Nsga2Sampler, self.options, seed)
 
 
 class Nsga3(Sampled):
@@ -122,7 +128,7 @@ class Nsga3(Sampled):
     options_type = GeneticConfig
 
     def _made(self, seed: int) -> BaseSampler:
-        return nsga3(self.options, seed)
+        return genetic_sampler(Nsga3Sampler, self.options, seed)
 
 
 class Tpe(Sampled):

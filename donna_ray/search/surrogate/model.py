@@ -248,9 +248,6 @@ class Surrogate:
         """The same without the work that is shared."""
         return self._blocks[number].mixed(self._mix(number))[architectures[:, number]]
 
-    def _own_variance(self, number: int) -> Floats:
-        return self._blocks[number].mixed(self._mix(number)).diagonal()
-
     def _cross(self, rows: Indices) -> Floats:
         """Covariance (n, n) of architectures."""
         work, common = self._work(rows), self._common(rows)
@@ -280,7 +277,8 @@ class Surrogate:
         shared = np.exp(self._scales[-5]) * (work**2).sum(axis=1)
         total = CONSTANT + shared + np.exp(self._scales[-2]) * (common**2).sum(axis=1)
         for number in range(len(self._blocks)):
-            total += self._own_variance(number)[architectures[:, number]]
+            own = self._blocks[number].mixed(self._mix(number)).diagonal()
+            total += own[architectures[:, number]]
         return total
 
 

@@ -20,7 +20,7 @@ from donna_ray.data import ImageData, Split, load_data
 from donna_ray.errors import DonnaError
 from donna_ray.finetune import work
 from donna_ray.finetune.assemble import block_keys, untrained
-from donna_ray.finetune.step import _chosen_of_all, finetune_step, jobs_of, within_budgets
+from donna_ray.finetune.step import _chosen_of_all, finetune_step, jobs_of, within_budget
 from donna_ray.finetune.step import trained as trained_indices
 from donna_ray.finetune.work import FinetuneJob, FinetuneNetwork, distillation_loss
 from donna_ray.reference.network import StagedNetwork
@@ -374,10 +374,10 @@ def test_budgets_choose_the_best_network_within_each() -> None:
         {"id": name, "latency": {"median_ms": ms, "ci_percent": 5}, "predicted_accuracy": accuracy}
         for name, ms, accuracy in points
     ]
-    assert [each["id"] for each in within_budgets(front, [3.0, 2.1, 9.0])] == ["b", "c"]
-    assert [each["id"] for each in within_budgets(front, [2.05])] == ["a"]  # b takes up to 2.1 ms
+    assert [within_budget(front, ms)["id"] for ms in (3.0, 2.1, 9.0)] == ["b", "b", "c"]
+    assert within_budget(front, 2.05)["id"] == "a"  # b takes up to 2.1 ms
     with pytest.raises(DonnaError, match=r"is 1\.02 ms and the fastest takes up to 1\.05 ms"):
-        within_budgets(front, [1.02])
+        within_budget(front, 1.02)
 
 
 def test_budget_that_one_front_has_nothing_for_is_said_and_the_others_count(

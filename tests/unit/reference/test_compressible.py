@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from donna_ray.errors import ConfigError
-from donna_ray.reference.compressible import compression_facts
+from scripts.compressible import compression_facts
 
 
 def test_a_stage_that_stays_is_not_counted() -> None:

@@ -93,17 +93,3 @@ def test_accents_of_classes_may_be_written_otherwise_since(
     swapped = replace(apart, result=apart.result | {"class_names": ["ze\u0301", "ze\u0300"]})
     with pytest.raises(DonnaError, match=r"'z\u00e8' of .* stands where 'z\u00e9' stood"):
         data_of(config, swapped)
-
-
-@pytest.mark.parametrize(("names", "same"), [(("a", "b", "c"), True), (NUMBERS, False)])
-def test_reference_of_an_earlier_version(
-    names: tuple[str, ...], same: bool, finished: tuple[Artifact, str], tmp_path: Path
-) -> None:
-    """It has no class names: its classes are in another order where names are numbers."""
-    result = {key: each for key, each in finished[0].result.items() if key != "class_names"}
-    config, earlier = configured(tmp_path, names), replace(finished[0], result=result)
-    if same:
-        assert data_of(config, earlier).class_names == list(names)
-        return
-    with pytest.raises(DonnaError, match=r"'10' of .* stands where '2' stood"):
-        data_of(config, earlier)

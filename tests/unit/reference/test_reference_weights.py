@@ -187,4 +187,5 @@ def test_preprocessing_is_timms() -> None:
         "std": (0.5, 0.5, 0.5),
         "interpolation": "bicubic",
         "crop_pct": 0.9,
+        "crop_mode": "center",
     }

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from donna_ray.config import ReferenceTraining, RunConfig, load_config, shipped_config
+from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.data import Split
 from donna_ray.errors import DonnaError
 from donna_ray.reference import step, work
 from donna_ray.reference.load import load_reference
-from donna_ray.reference.step import reference_inputs, reference_step
+from donna_ray.reference.step import reference_step
 from donna_ray.reference.timm_models import create_timm_model
 from donna_ray.reference.work import calibrate
 from donna_ray.run.run import Run
@@ -112,12 +112,3 @@ def test_weights_that_know_the_classes_in_another_order_stop_the_run(
                 with pytest.raises(DonnaError, match="classes in the order of the data's"):
                     reference_step(run)
                 assert not list((run.root / "reference").glob("*/artifact.json"))
-
-
-def test_settings_that_a_training_did_not_have_before_change_no_key_at_their_defaults() -> None:
-    plain = reference_inputs(TRAINED, None)["reference"]["training"]
-    assert set(plain) == {"epochs", "batch_size", "learning_rate", "weight_decay"}
-    training = ReferenceTraining(epochs=6, batch_size=64, precision="bf16")
-    reference = TRAINED.reference.model_copy(update={"training": training})
-    other = TRAINED.model_copy(update={"reference": reference})
-    assert reference_inputs(other, None)["reference"]["training"] == {**plain, "precision": "bf16"}

@@ -10,10 +10,10 @@ import pytest
 
 import donna_ray
 from donna_ray.report.results import Results, schema
-from donna_ray.report.scenario import FrontPoint, Latency, Spec
+from donna_ray.report.scenario import Spec
 from donna_ray.report.step import _regret
 from donna_ray.storage.artifacts import write_json
-from tests.unit.report.made import LATENCY, point, results
+from tests.unit.report.made import results
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -59,13 +59,6 @@ def test_stages_of_a_transformer_have_tokens_and_channels() -> None:
     library = Results.model_validate_json(json.dumps(values)).library
     assert library is not None
     assert (library.stages[0].input, library.stages[0].output) == ((197, 192), (197, 192))
-
-
-def test_a_latency_of_an_earlier_run_has_no_tail() -> None:
-    earlier = {"median_ms": 2.0, "p20_ms": 1.9, "p90_ms": 2.1, "n": 50, "ci_percent": 1.5}
-    known = Latency.model_validate(earlier)
-    assert known == Latency.model_validate(LATENCY | {"p90_ms": None, "p99_ms": None})
-    assert FrontPoint(**point("a", 2.0, None) | {"latency": known}).latency.p99_ms is None
 
 
 def test_options_keep_their_kinds() -> None:
