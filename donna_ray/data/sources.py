@@ -16,6 +16,7 @@ from timm.data import create_dataset
 from torch.utils.data import Dataset, Subset
 
 from donna_ray.config import DataConfig
+from donna_ray.data.copies import CopyFolder, LocalCopies
 from donna_ray.data.files import ImageFiles, open_images
 from donna_ray.data.images import ImageStream, IndexedImages, Sample, Transform
 from donna_ray.errors import ConfigError
@@ -61,9 +62,15 @@ class Source:
     indices: Sequence[int] | None = None
 
     def images(
-        self, transform: Transform, *, labelled: bool = True
+        self, transform: Transform, *, labelled: bool = True, copies: CopyFolder | None = None
     ) -> Dataset[Sample] | ImageStream:
-        """Its images, transformed; labels are -1 if it is not labelled."""
+        """Its images, transformed; labels are -1 if it is not labelled.
+
+        With `copies`, which go with files, these are read in their place.
+        """
+        if copies is not None:
+            own = LocalCopies(self.dataset, copies)
+            return IndexedImages(self.dataset, transform, labelled=labelled, copies=own)
         if self.reopen is not None:
             return ImageStream(self.reopen, transform, self.shards)
         images = IndexedImages(self.dataset, transform, labelled=labelled)
