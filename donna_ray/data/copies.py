@@ -136,7 +136,8 @@ class CopyFolder:
 
     def _write(self, path: Path, data: bytes) -> None:
         unfinished = self._root / _UNFINISHED / uuid.uuid4().hex
-        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (path.parent, unfinished.parent):  # cleaners of /tmp may have been there
+            folder.mkdir(parents=True, exist_ok=True)
         try:
             unfinished.write_bytes(data)
             unfinished.replace(path)
