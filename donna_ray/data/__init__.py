@@ -26,11 +26,13 @@ from donna_ray.data.loading import (
     load_test,
     used_preprocessing,
 )
+from donna_ray.data.sources import check_copies
 from donna_ray.data.split import ImageData, Split
 
 __all__ = [
     "ImageData",
     "Split",
+    "check_copies",
     "check_data",
     "class_count",
     "image_format",

@@ -31,7 +31,9 @@ from donna_ray.data.pixels import in_bytes
 from donna_ray.data.reading import Readers
 from donna_ray.data.sources import (
     Source,
+    check_copies,
     class_names,
+    copy_folder,
     kind_of,
     open_files,
     open_split,
@@ -106,7 +108,7 @@ def check_data(config: DataConfig) -> None:
     if kind == "digits":
         _check_digits(config)
         return
-    _check_can_be_copied(config)
+    check_copies(config)
     size = config.image_size or _TRIAL_SIZE
     _transforms(config, {"input_size": (3, size, size), **_TRIAL})
     _unlabelled_path(config)
@@ -129,12 +131,12 @@ def load_data(config: DataConfig, preprocessing: dict[str, Any]) -> ImageData:
     """
     if kind_of(config.source) == "digits":
         return _digits(config, preprocessing)[0]
-    _check_can_be_copied(config, preprocessing)
+    check_copies(config, preprocessing)
     augmented, plain = _transforms(config, preprocessing)
     labelled, path = _open_labelled(config), _unlabelled_path(config)
     train, validation, classes = labelled.train, labelled.validation, labelled.classes
     others = [] if path is None else [open_files(path, "data.unlabelled", labelled=False)]
-    copies = _copy_folder(config, [train, validation, *others])
+    copies = copy_folder(config, [train, validation, *others])
     split = partial(_split, config, Readers(), copies=copies)
     own = [split(train, each, "train_split", classes) for each in (augmented, plain)]
     distilled = own
@@ -180,33 +182,6 @@ def _split(
     made = Split(images, workers, name, classes, folder_sizes=sizes, broken=unread, **how)
     made.check_broken()
     return made
-
-
-def _copy_folder(config: DataConfig, sources: Sequence[Source]) -> CopyFolder | None:
-    pixels = config.cache_pixels
-    return None if pixels is None else CopyFolder(pixels, [each.dataset for each in sources])
-
-
-def _check_can_be_copied(config: DataConfig, preprocessing: dict[str, Any] | None = None) -> None:
-    """Refuse copies of what is no file, or smaller than the images are scaled to."""
-    pixels = config.cache_pixels
-    if pixels is None:
-        return
-    if kind_of(config.source) != "files":
-        raise ConfigError(
-            f"data.cache_pixels goes with a folder or tars of images, but data.source is "
-            f"{config.source!r} and data.cache_pixels {pixels}. Set it to null, or write the "
-            "images into a folder."
-        )
-    if preprocessing is None:
-        return
-    size, part = max(preprocessing["input_size"][1:]), preprocessing["crop_pct"]
-    if pixels < math.floor(size / part):
-        raise ConfigError(
-            f"data.cache_pixels must be at least what images are scaled to for evaluation, "
-            f"{math.floor(size / part)} ({size} pixels are {part:.1%} of it), but is {pixels}. "
-            "Raise it, or set it to null."
-        )
 
 
 def _check_digits(config: DataConfig) -> None:

@@ -18,10 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
-from donna_ray.config import DataConfig
+from donna_ray.config import DataConfig, ReferenceConfig, RunConfig, SpaceConfig
 from donna_ray.data import check_data, inputs_without_test, load_data, load_test
 from donna_ray.data.held_out import origin_of_validation
 from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.pipeline import check
 
 from .image_files import PREPROCESSING, encoded, images_of, labels_of, write_tar
 
@@ -304,6 +305,10 @@ def test_what_makes_no_sense_is_refused_early(data: Path, tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match=r"at least .* for evaluation, 33 .* but is 32"):
         load_data(configured(data), larger)
     load_data(configured(data, cache_pixels=33), larger)
+    micro = ReferenceConfig(model="donna_micro"), SpaceConfig(preset="micro")
+    run = RunConfig(data=configured(data, cache_pixels=35), reference=micro[0], space=micro[1])
+    with pytest.raises(ConfigError, match=r"at least .* for evaluation, 36 .* but is 35"):
+        check(run)
 
 
 def test_keys_tell_images_that_are_scaled_down(data: Path) -> None:
