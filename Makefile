@@ -43,6 +43,7 @@ docs: $(INSTALLED)
 	$(BIN)/mkdocs build --strict
 
 bench: $(INSTALLED)
+	$(BIN)/python scripts/bench_images.py
 	$(BIN)/python scripts/bench_distill.py
 	$(BIN)/python scripts/bench_inherit.py --every 6
 	$(BIN)/python scripts/bench_racing.py

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from donna_ray.config import DevicePrecision, RunConfig
-from donna_ray.data import check_data
+from donna_ray.data import check_copies, check_data
 from donna_ray.distill.features import check_features
 from donna_ray.latency.starting import check_device, check_farm
 from donna_ray.reference.build import build_reference
@@ -124,7 +124,8 @@ def check(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> 
     check_data(config.data)
     check_features(config)
     register_modules(config.space.modules)
-    reference, _ = build_reference(config, load_weights=False)
+    reference, preprocessing = build_reference(config, load_weights=False)
+    check_copies(config.data, preprocessing)
     space = build_space(config.space, reference.shapes, reference.own_blocks())
     check_wishes(config, reference, space, check_space(space, say))
 

@@ -21,6 +21,7 @@ import resource
 import statistics
 import tempfile
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -195,7 +196,9 @@ def _resident_mib() -> float:
 
 
 def _speed(world: World, rows: Rows, figures: Figures) -> None:
-    built, _, cache = _timed(lambda: FeatureCache.build(world.reference, world.data))
+    built, _, cache = _timed(
+        lambda: FeatureCache.build(world.reference, world.data, uuid.uuid4().hex)
+    )
     floor = _Floor(world)
     ways: dict[str, Callable[[], Any]] = {
         "one block at a time": lambda: [world.distill([job])[0] for job in world.jobs],

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from donna_ray.cli.options import JsonOption, OutOption, SetOption, print_facts, say_aside
-from donna_ray.config import load_config
+from donna_ray.config import DataConfig, load_config
 from donna_ray.errors import ConfigError
 from donna_ray.run.folder import run_folder
 
@@ -62,18 +62,23 @@ def plan(
             f"longer does; {f'with the head at {head:g} an hour' if head else 'no head'}; not "
             "their boot. Busy: of the time of all workers, what goes into a step's units."
         )
-        print(_loaders(loaded.data.loader_workers, made.costs.pack.reading, made.reading_share()))
+        print(_loaders(loaded.data, made.costs.pack.reading, made.reading_share()))
 
 
-def _loaders(processes: int, seconds: float, share: float) -> str:
+def _loaders(data: DataConfig, seconds: float, share: float) -> str:
     """What the images' reading takes, and whether it limits the library."""
     text = (
         f"A worker reads {1 / max(seconds, 1e-9):,.0f} images a second (data.loader_workers: "
-        f"{processes}), which is {share:.0%} of the time of an image in an average pack"
+        f"{data.loader_workers}), which is {share:.0%} of the time of an image in an average pack"
     )
     if share < _LIMITING:
         return f"{text}."
-    return f"{text}: the loaders limit the library. Raise data.loader_workers and cpus_per_worker."
+    from donna_ray.data.sources import kind_of
+
+    remedy = "raise data.loader_workers and cpus_per_worker"
+    if data.cache_pixels is None and kind_of(data.source) == "files":
+        remedy = f"set data.cache_pixels, or {remedy}"
+    return f"{text}: the loaders limit the library. {remedy[0].upper()}{remedy[1:]}."
 
 
 def _sizes(text: str) -> list[int]:

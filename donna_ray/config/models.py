@@ -88,6 +88,8 @@ class DataConfig(Section):
     `unlabelled` is a folder or tar of images for the distillation of blocks, which needs no labels.
     `classes` is needed only where the data do not tell. `augmentation` holds arguments of
     timm.data.create_transform for the training images (null: none).
+    `cache_pixels` has each node keep the images of a folder or tars, but the test's, on its local
+    disk (TMPDIR): decoded, and scaled down to a short side of so many pixels (null: not).
 
     The test images give the final accuracies and are used for nothing else. They are those of
     `test_split`, or a share of the validation images, `test_fraction`. Where both are null: of a
@@ -107,6 +109,7 @@ class DataConfig(Section):
     augmentation: dict[str, Any] | None = Field(default_factory=dict)
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
     loader_workers: NonNegativeInt = 0
+    cache_pixels: Annotated[int, Field(ge=8)] | None = None
 
     @field_validator("source")
     @classmethod
@@ -120,6 +123,15 @@ class DataConfig(Section):
             raise ValueError(
                 "must have test_split or test_fraction, but has both "
                 f"({self.test_split!r} and {self.test_fraction}); remove one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _copies_are_large_enough(self) -> "DataConfig":
+        if self.cache_pixels and self.image_size and self.cache_pixels < self.image_size:
+            raise ValueError(
+                f"must have cache_pixels of at least image_size, but has {self.cache_pixels} and "
+                f"{self.image_size}; raise cache_pixels, or set it to null"
             )
         return self
 

@@ -77,6 +77,20 @@ class ImageFiles:
     def filename(self, index: int) -> str:
         return self.names[index]
 
+    def location(self, index: int) -> str:
+        """Of an image, among all on this node."""
+        return f"{self.path}/{self.names[index]}"
+
+    def stamp(self, index: int) -> str:
+        """What changes when an image is replaced: of its file, or of the tar, size and time.
+
+        Raises:
+            OSError: it is not there.
+        """
+        name = self.names[index]
+        status = (self.path / name if self.path.is_dir() else self.path).stat()
+        return f"{status.st_size} {status.st_mtime_ns} {self.places.get(name)}"
+
     def part(self, indices: Sequence[int], number: int) -> "ImageFiles":
         """Some of the images; `number`, 0 or 1, of both halves, which share out what is none."""
         names = [self.names[index] for index in indices]

@@ -78,14 +78,16 @@ def inputs_without_test(config: DataConfig) -> dict[str, Any]:
     """What decides the images but for the test's, and how many of the validation are its."""
     config = with_test(config)
     left_out = {"loader_workers", "download", "test_split"}
-    left_out |= {"test_fraction"} if config.test_fraction is None else set()
+    left_out |= {name for name in ("test_fraction", "cache_pixels") if not getattr(config, name)}
     return config.model_dump(exclude=left_out)
 
 
 def origin_of_validation(config: DataConfig) -> dict[str, Any]:
     """What decides which images the validation has, as plain JSON."""
     config = with_test(config)
-    named = config.model_dump(include={"source", "root", "validation_split"})
+    names = {"source", "root", "validation_split"}
+    names |= {"cache_pixels"} if config.cache_pixels else set()
+    named = config.model_dump(include=names)
     return named | {"held_out": config.test_fraction}
 
 

@@ -16,7 +16,9 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
 
+from donna_ray.data.copies import LocalCopies
 from donna_ray.data.decode import open_rgb, part_of_white, to_rgb
+from donna_ray.errors import DonnaError
 
 __all__ = [
     "Batch",
@@ -86,10 +88,19 @@ class IndexedImages(Dataset[Sample]):
             torchvision's.
         transform: applied to each image.
         labelled: False gives every image the label -1.
+        copies: of the same images, which are read in their place.
     """
 
-    def __init__(self, dataset: Any, transform: Transform, *, labelled: bool = True) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        transform: Transform,
+        *,
+        labelled: bool = True,
+        copies: LocalCopies | None = None,
+    ) -> None:
         self._dataset, self._transform, self._labelled = dataset, transform, labelled
+        self._copies = copies
         self._reader = getattr(dataset, "reader", None)
 
     def __len__(self) -> int:
@@ -98,6 +109,8 @@ class IndexedImages(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         try:
             image, label = _patiently(self._read, index)
+        except DonnaError:  # of the copies
+            raise
         except Exception as error:  # decoders raise all sorts of errors on damaged files
             return BrokenImage(self._name(index), _said(error))
         unknown = label is None or not self._labelled
@@ -121,6 +134,8 @@ class IndexedImages(Dataset[Sample]):
             return part_of_white(Image.open(file))
 
     def _read(self, index: int) -> tuple[Image.Image, Any]:
+        if self._copies is not None:
+            return self._copies.read(index)
         if self._reader is None:
             image, label = self._dataset[index]
             return to_rgb(image), label

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from donna_ray.config import DataConfig
+from donna_ray.data.copies import CopyFolder
 from donna_ray.data.files import class_folders, letters
 from donna_ray.data.held_out import (
     check_share_no_folder,
@@ -30,7 +31,9 @@ from donna_ray.data.pixels import in_bytes
 from donna_ray.data.reading import Readers
 from donna_ray.data.sources import (
     Source,
+    check_copies,
     class_names,
+    copy_folder,
     kind_of,
     open_files,
     open_split,
@@ -105,6 +108,7 @@ def check_data(config: DataConfig) -> None:
     if kind == "digits":
         _check_digits(config)
         return
+    check_copies(config)
     size = config.image_size or _TRIAL_SIZE
     _transforms(config, {"input_size": (3, size, size), **_TRIAL})
     _unlabelled_path(config)
@@ -127,13 +131,16 @@ def load_data(config: DataConfig, preprocessing: dict[str, Any]) -> ImageData:
     """
     if kind_of(config.source) == "digits":
         return _digits(config, preprocessing)[0]
+    check_copies(config, preprocessing)
     augmented, plain = _transforms(config, preprocessing)
-    labelled, split = _open_labelled(config), partial(_split, config, Readers())
+    labelled, path = _open_labelled(config), _unlabelled_path(config)
     train, validation, classes = labelled.train, labelled.validation, labelled.classes
+    others = [] if path is None else [open_files(path, "data.unlabelled", labelled=False)]
+    copies = copy_folder(config, [train, validation, *others])
+    split = partial(_split, config, Readers(), copies=copies)
     own = [split(train, each, "train_split", classes) for each in (augmented, plain)]
-    path, distilled = _unlabelled_path(config), own
-    if path is not None:
-        source = open_files(path, "data.unlabelled", labelled=False)
+    distilled = own
+    for source in others:
         distilled = [split(source, each, "unlabelled", None) for each in (augmented, plain)]
     names, seen = class_names(train), validation.labels()
     return ImageData(
@@ -165,9 +172,10 @@ def _split(
     transform: Transform,
     key: str,
     classes: int | None,
+    copies: CopyFolder | None = None,
 ) -> Split:
     first, last = in_bytes(transform)
-    images = source.images(first, labelled=classes is not None)
+    images = source.images(first, labelled=classes is not None, copies=copies)
     sizes, unread = source.folder_sizes() if classes else {}, dict(source.unread)
     workers, name = config.loader_workers, f"data.{key}"
     how: dict[str, Any] = {"normalised": last, "readers": readers}
@@ -178,7 +186,7 @@ def _split(
 
 def _check_digits(config: DataConfig) -> None:
     _checked_classes(config, _DIGITS_CLASSES)
-    for key in ("augmentation", "unlabelled", "test_split"):
+    for key in ("augmentation", "unlabelled", "test_split", "cache_pixels"):
         if getattr(config, key):
             raise ConfigError(
                 f"data.{key} goes with images in files, but data.source is 'digits' and data.{key} "

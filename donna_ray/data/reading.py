@@ -7,11 +7,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from donna_ray.data.images import Batch, Sample, collate, seeded_generators
+from donna_ray.errors import DonnaError
 
 __all__ = ["Readers"]
 
 _Request = tuple[int, int, int, list[int]]
 """A batch: number of the data set, seed, epoch, and the indices of the images."""
+
+_Read = tuple[Batch | None, dict[str, str]]
+"""See ``collate``."""
 
 
 class Readers:
@@ -41,7 +45,7 @@ class Readers:
         seed: int,
         epoch: int,
         workers: int,
-    ) -> Iterator[tuple[Batch | None, dict[str, str]]]:
+    ) -> Iterator[_Read]:
         """What ``collate`` makes of each batch of images, in order.
 
         Args:
@@ -50,18 +54,24 @@ class Readers:
             seed: with the epoch and an index, of the random transforms of an image.
             epoch: see there.
             workers: processes; 0 reads in the caller's.
+
+        Raises:
+            DonnaError: an image's copy cannot be kept.
         """
         number, images = self.add(dataset), _Images(self._datasets)
         requests = [(number, seed, epoch, indices) for indices in batches]
         known = len(self._datasets)
         if workers == 0:
-            yield from (collate(images[request]) for request in requests)
+            yield from map(_raised, (_collated(images[request]) for request in requests))
             return
         kept, self._kept = self._kept, None  # a second pass meanwhile has processes of its own
         if kept is None or kept[0] != workers:
             kept = workers, *_processes(images, workers)
         kept[1].waiting = requests
-        yield from kept[2]
+        for item in kept[2]:
+            if isinstance(item, DonnaError):  # torch would put a traceback before its text
+                raise item
+            yield item
         if known == len(self._datasets):  # else they do not know all
             self._kept = kept
 
@@ -78,20 +88,35 @@ class _Requests(Sampler[_Request]):
         return len(self.waiting)
 
 
-class _Images(Dataset[list[Sample]]):
+class _Images(Dataset[list[Sample] | DonnaError]):
     """A batch of samples by its request."""
 
     def __init__(self, datasets: Sequence[Dataset[Sample]]) -> None:
         self._datasets = list(datasets)
 
-    def __getitem__(self, request: _Request) -> list[Sample]:
+    def __getitem__(self, request: _Request) -> list[Sample] | DonnaError:
+        """An error is returned: where one is raised in a process, torch puts its traceback before
+        the text."""
         number, seed, epoch, indices = request
-        return [self._sample(self._datasets[number], seed, epoch, index) for index in indices]
+        try:
+            return [self._sample(self._datasets[number], seed, epoch, index) for index in indices]
+        except DonnaError as error:
+            return error
 
     @staticmethod
     def _sample(dataset: Dataset[Sample], seed: int, epoch: int, index: int) -> Sample:
         with seeded_generators(seed, epoch, index):
             return dataset[index]
+
+
+def _collated(samples: list[Sample] | DonnaError) -> _Read | DonnaError:
+    return samples if isinstance(samples, DonnaError) else collate(samples)
+
+
+def _raised(read: _Read | DonnaError) -> _Read:
+    if isinstance(read, DonnaError):
+        raise read
+    return read
 
 
 def _processes(images: _Images, workers: int) -> tuple[_Requests, Any]:
@@ -101,7 +126,7 @@ def _processes(images: _Images, workers: int) -> tuple[_Requests, Any]:
         images,
         batch_size=None,  # a request is a batch
         sampler=requests,
-        collate_fn=collate,
+        collate_fn=_collated,
         num_workers=workers,
         persistent_workers=True,
         generator=torch.Generator(),

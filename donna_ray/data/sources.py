@@ -1,6 +1,7 @@
 """Where images come from: opening a split, and what its classes are, before an image is read."""
 
 import importlib.util
+import math
 import os
 import tarfile
 from collections import Counter
@@ -16,13 +17,16 @@ from timm.data import create_dataset
 from torch.utils.data import Dataset, Subset
 
 from donna_ray.config import DataConfig
+from donna_ray.data.copies import CopyFolder, LocalCopies
 from donna_ray.data.files import ImageFiles, open_images
 from donna_ray.data.images import ImageStream, IndexedImages, Sample, Transform
 from donna_ray.errors import ConfigError
 
 __all__ = [
     "Source",
+    "check_copies",
     "class_names",
+    "copy_folder",
     "find_path",
     "kind_of",
     "open_files",
@@ -61,9 +65,15 @@ class Source:
     indices: Sequence[int] | None = None
 
     def images(
-        self, transform: Transform, *, labelled: bool = True
+        self, transform: Transform, *, labelled: bool = True, copies: CopyFolder | None = None
     ) -> Dataset[Sample] | ImageStream:
-        """Its images, transformed; labels are -1 if it is not labelled."""
+        """Its images, transformed; labels are -1 if it is not labelled.
+
+        With `copies`, which go with files, these are read in their place.
+        """
+        if copies is not None:
+            own = LocalCopies(self.dataset, copies)
+            return IndexedImages(self.dataset, transform, labelled=labelled, copies=own)
         if self.reopen is not None:
             return ImageStream(self.reopen, transform, self.shards)
         images = IndexedImages(self.dataset, transform, labelled=labelled)
@@ -146,6 +156,42 @@ def open_split(config: DataConfig, key: str, classes: Sequence[str] | None = Non
     if kind in ("hfds", "torch"):
         return Source(_open_named(config, split, False, 0))
     return _open_stream(config, split)
+
+
+def check_copies(config: DataConfig, preprocessing: dict[str, Any] | None = None) -> None:
+    """Refuse copies (`data.cache_pixels`) of what is no file, or smaller than what they are for.
+
+    Args:
+        config: of the data.
+        preprocessing: the reference's, where it is known; see ``load_data``.
+
+    Raises:
+        ConfigError: as said.
+    """
+    pixels = config.cache_pixels
+    if pixels is None:
+        return
+    if kind_of(config.source) != "files":
+        raise ConfigError(
+            f"data.cache_pixels goes with a folder or tars of images, but data.source is "
+            f"{config.source!r} and data.cache_pixels {pixels}. Set it to null, or write the "
+            "images into a folder."
+        )
+    if preprocessing is None:
+        return
+    size, part = max(preprocessing["input_size"][1:]), preprocessing["crop_pct"]
+    if pixels < math.floor(size / part):
+        raise ConfigError(
+            f"data.cache_pixels must be at least what images are scaled to for evaluation, "
+            f"{math.floor(size / part)} ({size} pixels are {part:.1%} of it), but is {pixels}. "
+            "Raise it, or set it to null."
+        )
+
+
+def copy_folder(config: DataConfig, sources: Sequence[Source]) -> CopyFolder | None:
+    """Where copies of all images of these are to be, if they are asked for."""
+    pixels = config.cache_pixels
+    return None if pixels is None else CopyFolder(pixels, [each.dataset for each in sources])
 
 
 def open_files(

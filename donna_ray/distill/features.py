@@ -7,8 +7,6 @@ are computed for a training in another precision.
 
 import math
 import mmap
-import os
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +18,8 @@ from torch.utils.data import TensorDataset
 from donna_ray.config import RunConfig
 from donna_ray.data import ImageData, Split
 from donna_ray.data.sources import kind_of
+from donna_ray.data.split import count_images
+from donna_ray.distill.shared import SharedBytes, SharingError, shared_bytes
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.space import StageShape
@@ -144,40 +144,68 @@ class ComputedFeatures:
 
 
 class FeatureCache:
-    """Features of every image as float16, in memory or in files without a name.
+    """Features of every image as float16, in memory or on a disk, once on a node.
 
     Rounding to float16 changes the NSR of a block by about 1e-3 of itself
-    (`scripts/bench_distill.py`). Such a file ends with its process, however that ends.
+    (`scripts/bench_distill.py`). They end with the last process that has them, however that ends.
+
+    Args:
+        training: a table (images, …) for each number.
+        validation: likewise.
+        device: to which the features are loaded.
+        shared: what the tables lie in.
     """
 
     def __init__(
-        self, training: Sequence[Tensor], validation: Sequence[Tensor], device: torch.device
+        self,
+        training: Sequence[Tensor],
+        validation: Sequence[Tensor],
+        device: torch.device,
+        shared: SharedBytes,
     ) -> None:
         self._training, self._validation, self._device = training, validation, device
+        self._shared = shared  # others open its file
         count = len(training[0])
         self._order = Split(TensorDataset(torch.arange(count), torch.zeros(count)))
 
     @classmethod
     def build(
-        cls, reference: StagedNetwork, data: ImageData, folder: Path | None = None
+        cls, reference: StagedNetwork, data: ImageData, key: str, folder: Path | None = None
     ) -> "FeatureCache":
         """Run the reference once over the images of distillation_plain and of validation.
+
+        Where another process of this node has done so for the same key, or is doing it, its
+        features are taken.
 
         Args:
             reference: in eval mode.
             data: without augmentation (``check_features``).
-            folder: a folder on a local disk for the files; None keeps the features in memory.
+            key: names reference and data; letters, digits and `-`.
+            folder: a folder on a local disk for the file; None keeps the features in memory.
 
         Raises:
             DonnaError: the memory or the disk is too small, or a feature is too large for float16.
         """
-        if folder is None:
-            images = len(data.distillation_plain) + len(data.validation)
-            _check_memory(kept_bytes(reference.shapes, images))
-        training = _table(reference, data.distillation_plain, folder)
-        return cls(
-            training, _table(reference, data.validation, folder), Engine.of(reference).device
+        splits, shapes = (data.distillation_plain, data.validation), _table_shapes(reference)
+        images = [len(split) for split in splits]
+        size = kept_bytes(reference.shapes, sum(images))
+
+        def fill(content: mmap.mmap) -> list[int]:
+            if folder is None:
+                _check_memory(size)
+            tables = _tables(content, shapes, images)
+            return [_fill_table(reference, *each) for each in zip(splits, tables, strict=True)]
+
+        try:  # who waits for another process moves
+            shared = shared_bytes(key, size, folder, fill, lambda: count_images(1))
+        except SharingError as error:
+            raise _refused(size, folder, error) from error
+        tables = _tables(shared.content, shapes, images)
+        training, validation = (  # those of broken images stay unused
+            [rows[:count] for rows in table]
+            for table, count in zip(tables, shared.facts, strict=True)
         )
+        return cls(training, validation, Engine.of(reference).device, shared)
 
     def steps(self, batch_size: int) -> int:
         """See ``FeatureSource``."""
@@ -252,9 +280,9 @@ def _check_memory(needed: int) -> None:
     free = _free_memory()
     if needed > free:
         raise DonnaError(
-            f"The features of library.features 'memory' must fit into the memory of each worker, "
-            f"but take {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free. Set "
-            "library.features to 'disk' or 'compute', or have fewer workers on a node."
+            f"The features of library.features 'memory' must fit into the memory of a node, whose "
+            f"workers share them, but take {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are "
+            "free. Set library.features to 'disk' or 'compute'."
         )
 
 
@@ -270,38 +298,40 @@ def _free_memory() -> int:
     return free
 
 
-def _table(reference: StagedNetwork, split: Split, folder: Path | None) -> list[Tensor]:
-    """(images, H, W, C) or (images, tokens, C) of each number, float16."""
+def _table_shapes(reference: StagedNetwork) -> list[tuple[int, ...]]:
+    """Of the features of an image, by number: (H, W, C) or (tokens, C)."""
     shapes = [reference.shapes[0].input, *(shape.output for shape in reference.shapes)]
-    table = [_new_rows(len(split), _channels_last(shape), folder) for shape in shapes]
+    return [(*shape[1:], shape[0]) if len(shape) == 3 else shape for shape in shapes]
+
+
+def _tables(
+    content: mmap.mmap, shapes: Sequence[tuple[int, ...]], images: Sequence[int]
+) -> list[list[Tensor]]:
+    """Of each split and number (images, H, W, C) or (images, tokens, C), float16, end to end."""
+    values = torch.frombuffer(content, dtype=torch.float16)
+    sizes = [count * math.prod(shape) for count in images for shape in shapes]
+    parts = iter(values.split(sizes))
+    return [[next(parts).view(count, *shape) for shape in shapes] for count in images]
+
+
+def _fill_table(reference: StagedNetwork, split: Split, table: Sequence[Tensor]) -> int:
+    """Returns how many images there are, of those that are not broken."""
     teacher, count = Teacher(reference), 0
     for images, _ in split.batches(_BATCH, device=Engine.of(reference).device):
-        for number, values in teacher(images, range(len(shapes))).items():
+        for number, values in teacher(images, range(len(table))).items():
             rows = values.movedim(1, -1) if values.ndim == 4 else values
             _fill(table[number][count : count + len(images)], rows, number)
         count += len(images)
-    return [rows[:count] for rows in table]  # those of broken images stay unused
+    return count
 
 
-def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (*shape[1:], shape[0]) if len(shape) == 3 else shape
-
-
-def _new_rows(count: int, shape: tuple[int, ...], folder: Path | None) -> Tensor:
-    if folder is None:
-        return torch.empty(count, *shape, dtype=torch.float16)
-    size = torch.Size((count, *shape)).numel() * torch.float16.itemsize
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-            mapped = mmap.mmap(file.fileno(), size)
-    except OSError as error:
-        raise DonnaError(
-            f"The features of library.features 'disk' must fit into {folder}, but "
-            f"{size / 2**30:.2f} GiB for a stage cannot be reserved there ({error}). Free space, "
-            "or set library.features to 'compute'."
-        ) from error
-    return torch.frombuffer(mapped, dtype=torch.float16).view(count, *shape)
+def _refused(size: int, folder: Path | None, error: SharingError) -> DonnaError:
+    kind, place = ("memory", "memory") if folder is None else ("disk", folder)
+    return DonnaError(
+        f"The features of library.features {kind!r} must fit into {place}, but {size / 2**30:.2f} "
+        f"GiB cannot be reserved or shared there ({error}). Free space, or set library.features to "
+        "'compute'."
+    )
 
 
 def _fill(rows: Tensor, values: Tensor, number: int) -> None:

@@ -117,12 +117,12 @@ def library_jobs(
 
 
 def _say_features(run: Run, reference: Artifact, space: SearchSpace) -> None:
-    """What features that are kept take, before the first worker has them."""
+    """What features that are kept take, before the first node has them."""
     features, images = run.config.library.features, reference.result["images"]
     if features != "compute":
         count = images["distillation"] + images["validation"]
         needed = kept_bytes([stage.shape for stage in space.stages], count)
-        where = f"{needed / 2**30:.2f} GiB of each worker's {features}"
+        where = f"{needed / 2**30:.2f} GiB of each node's {features}"
         run.say(f"  the features of {count} images take {where}")
 
 

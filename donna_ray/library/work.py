@@ -1,6 +1,7 @@
 """What a worker does with a pack of blocks: it distils them and stores their records."""
 
 import tempfile
+import uuid
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +57,7 @@ class DistillPack:
         self._store, self._paused = store, paused
         self._unfinished = store.within(UNFINISHED)
         self._started, self._share = frozenset(started), share
+        self._key = uuid.uuid4().hex  # of the features, for all workers that get this object
 
     def __call__(self, jobs: Sequence[BlockJob]) -> dict[str, Any]:
         """Do a pack; the facts are those that ``LibraryWatch`` takes."""
@@ -202,7 +204,7 @@ class DistillPack:
             return None
         on_disk = self._config.library.features == "disk"
         folder = Path(tempfile.gettempdir()) if on_disk else None
-        return FeatureCache.build(self._context.reference, self._context.data, folder)
+        return FeatureCache.build(self._context.reference, self._context.data, self._key, folder)
 
 
 _Before = dict[str, tuple[Record, TrainingState]]

@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,7 +113,7 @@ def test_bf16_has_about_the_nsr_of_fp32(
 def test_kept_features_give_the_same_blocks(
     distill: Distill, on_gpu: StagedNetwork, data: ImageData, jobs: list[BlockJob]
 ) -> None:
-    cache = FeatureCache.build(on_gpu, data)
+    cache = FeatureCache.build(on_gpu, data, uuid.uuid4().hex)
     found = nsrs(distill(on_gpu, jobs, cache=cache))
     assert found == pytest.approx(nsrs(distill(on_gpu, jobs)), rel=0.05)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import uuid
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -71,6 +72,11 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
     return tmp_path if request.param == "disk" else None
 
 
+def build(network: StagedNetwork, data: ImageData, folder: Path | None = None) -> FeatureCache:
+    """Of this test's own."""
+    return FeatureCache.build(network, data, uuid.uuid4().hex, folder)
+
+
 def ratios(
     network: StagedNetwork,
     jobs: list[BlockJob],
@@ -87,7 +93,7 @@ def test_kept_features_are_the_computed_ones_in_their_order(
     reference: StagedNetwork, few_images: ImageData, folder: Path | None
 ) -> None:
     computed = ComputedFeatures(reference, few_images, Engine.of(reference))
-    kept = FeatureCache.build(reference, few_images, folder)
+    kept = build(reference, few_images, folder)
     assert kept.steps(32) == computed.steps(32) == 3
     for ours, others in [
         (
@@ -106,7 +112,7 @@ def test_kept_features_give_the_same_nsr(
     reference: StagedNetwork, space: SearchSpace, few_images: ImageData, folder: Path | None
 ) -> None:
     jobs = [BlockJob(f"key{n}", n, stage.choices[7]) for n, stage in enumerate(space.stages)]
-    kept = FeatureCache.build(reference, few_images, folder)
+    kept = build(reference, few_images, folder)
     computed = ratios(reference, jobs, few_images)
     assert ratios(reference, jobs, few_images, kept) == pytest.approx(computed, rel=1e-2)
 
@@ -114,7 +120,7 @@ def test_kept_features_give_the_same_nsr(
 def test_kept_tokens_give_the_same_nsr(
     transformer: StagedNetwork, few_images: ImageData, folder: Path | None
 ) -> None:
-    kept = FeatureCache.build(transformer, few_images, folder)
+    kept = build(transformer, few_images, folder)
     computed = ratios(transformer, [ATTENTION], few_images)
     assert ratios(transformer, [ATTENTION], few_images, kept) == pytest.approx(computed, rel=1e-2)
 
@@ -124,7 +130,7 @@ def test_memory_that_is_too_small_is_told_before_it_is_filled(
 ) -> None:
     """That of a container, whose files tell its limit."""
     images = len(few_images.distillation_plain) + len(few_images.validation)
-    kept = FeatureCache.build(reference, few_images)
+    kept = build(reference, few_images)
     tables = [*kept._training, *kept._validation]
     needed = kept_bytes(reference.shapes, images)
     assert needed == sum(table.nbytes for table in tables)
@@ -134,13 +140,13 @@ def test_memory_that_is_too_small_is_told_before_it_is_filled(
     for limit, fits in ((str(needed + 1000), True), ("max", True), (str(needed + 999), False)):
         (tmp_path / "memory.max").write_text(f"{limit}\n")
         with nullcontext() if fits else pytest.raises(DonnaError, match="features to 'disk'"):
-            FeatureCache.build(reference, few_images)
+            build(reference, few_images)
 
 
 def test_files_of_features_have_no_name(
     reference: StagedNetwork, few_images: ImageData, tmp_path: Path
 ) -> None:
-    kept = FeatureCache.build(reference, few_images, tmp_path)
+    kept = build(reference, few_images, tmp_path)
     assert not list(tmp_path.iterdir())
     assert next(kept.validation(8, [0]))[0].isfinite().all()
 
@@ -149,7 +155,7 @@ def test_disk_that_cannot_hold_the_features_is_named(
     reference: StagedNetwork, few_images: ImageData, tmp_path: Path
 ) -> None:
     with pytest.raises(DonnaError, match=r"must fit into .*/none, .* 'compute'"):
-        FeatureCache.build(reference, few_images, tmp_path / "none")
+        build(reference, few_images, tmp_path / "none")
 
 
 @pytest.mark.parametrize("value", [1e6, torch.nan])
@@ -159,7 +165,7 @@ def test_features_beyond_float16_are_refused(
     damaged = copy.deepcopy(transformer)
     next(damaged.stem.parameters()).fill_(value)
     with pytest.raises(DonnaError, match="finite and at most 65504, but number 0"):
-        FeatureCache.build(damaged, few_images)
+        build(damaged, few_images)
 
 
 def test_broken_images_have_no_features(tmp_path: Path) -> None:
@@ -170,7 +176,7 @@ def test_broken_images_have_no_features(tmp_path: Path) -> None:
     data = load_data(DataConfig(source=str(tmp_path), augmentation=None), PREPROCESSING)
     stem, head = nn.Conv2d(3, 4, 3), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     network = StagedNetwork(stem, [nn.Conv2d(4, 4, 3)], head, (3, 16, 16))
-    kept = FeatureCache.build(network, data)
+    kept = build(network, data)
     batches = list(kept.training(60, [0], seed=0, epoch=0))
     assert [len(batch[0]) for batch in batches] == [60]  # of 119
     assert [len(batch[0]) for batch in kept.validation(4, [0])] == [4, 2]

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from donna_ray.cli.plan import _loaders, _sizes
 from donna_ray.cli.tables import print_plan
-from donna_ray.config import RunConfig, load_config, shipped_config
+from donna_ray.config import DataConfig, RunConfig, load_config, shipped_config
 from donna_ray.data import Split
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.plan.measure import _pack_cost
@@ -141,9 +141,12 @@ def test_loaders_that_limit_the_library_are_told(reading: float, share: float) -
     pack = replace(COSTS.pack, reading=reading)
     made = replace(plan(EIGHT), costs=replace(COSTS, pack=pack))
     assert made.reading_share() == pytest.approx(share)
-    said = _loaders(4, reading, share)
-    assert f"reads {1 / reading:.0f} images a second" in said
+    said = _loaders(DataConfig(loader_workers=4), reading, share)
+    assert f"reads {1 / reading:.0f} images a second (data.loader_workers: 4)" in said
     assert ("Raise data.loader_workers" in said) == (share > 0.7)
+    for pixels in (None, 256):
+        said = _loaders(DataConfig(source="/images", cache_pixels=pixels), reading, share)
+        assert ("Set data.cache_pixels, or raise" in said) == (share > 0.7 and pixels is None)
 
 
 def test_an_idle_node_stays_until_it_is_asked_for_or_given_back() -> None:

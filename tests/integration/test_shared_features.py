@@ -1,0 +1,31 @@
+"""The workers of a node distil on features that are kept once."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from donna_ray.config import load_config, shipped_config
+from donna_ray.library.step import library_step
+from donna_ray.reference.step import reference_step
+from donna_ray.run.run import Run
+from tests.integration.conftest import SMALLEST
+
+LISTS = Path(tempfile.gettempdir()) / f"donna-ray-shared-{os.getuid()}"
+
+
+@pytest.mark.parametrize("features", ["memory", "disk"])
+def test_workers_share_kept_features(one_ray: None, tmp_path: Path, features: str) -> None:
+    more = {"library.features": features, "library.pack_size": 1, "cluster.workers": 2}
+    sets = [f"{key}={json.dumps(value)}" for key, value in {**SMALLEST, **more}.items()]
+    known = set(LISTS.glob("*"))
+    with Run(load_config(shipped_config("demo"), sets), tmp_path / "run") as run:
+        library_step(run, reference_step(run))
+        [listed] = set(LISTS.glob("*")) - known
+    holders = [tuple(json.loads(line)[0]) for line in listed.read_text().split("\n") if line]
+    assert len({process for process, *_ in holders}) == 2
+    assert len({(device, inode) for *_, device, inode in holders}) == 1
