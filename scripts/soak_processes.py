@@ -120,6 +120,10 @@ def _read(pid: int) -> Process | None:
 
 
 def _name(words: list[str]) -> str:
-    """What a process runs: a title such as `ray::UnitQueue`, a program, or Ray's module."""
-    agent = any("runtime_env/agent" in word for word in words)
-    return "runtime_env_agent" if agent else os.path.basename(words[0])
+    """What a process runs: a title such as `ray::UnitQueue`, a program, or Ray's module.
+
+    The raylet has its agents' command lines among its own words.
+    """
+    program = os.path.basename(words[0])
+    is_agent = program != "raylet" and any("runtime_env/agent" in word for word in words)
+    return "runtime_env_agent" if is_agent else program

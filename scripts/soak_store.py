@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -121,6 +122,8 @@ class Store:
             use_listings_cache=False,
             skip_instance_cache=True,
         )
+        reset = urllib.request.Request(f"http://127.0.0.1:{server}/moto-api/reset", method="POST")
+        urllib.request.urlopen(reset).close()  # servers of one process share what they store
         self._files.call_s3("create_bucket", Bucket=_BUCKET)  # `mkdir` names the region, too
 
     def put(self, folder: Path, name: str) -> None:
