@@ -115,6 +115,7 @@ class Command:
 
     def complaints(self) -> list[str]:
         """What is wrong with its last words, if it failed by itself: one plain line is to do."""
+        time.sleep(1)  # they may be said by another process, which sees that it ended
         said = self.said()
         last = (said.strip().splitlines() or [""])[-1]
         wrong = []

@@ -3,9 +3,10 @@
 import logging
 import os
 import signal
+import subprocess
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -18,6 +19,11 @@ from donna_ray.errors import DonnaError
 __all__ = ["RayLost", "RaySession"]
 
 _POLL_S = 0.2
+_LAST_WORDS = (
+    "donna: Ray must start on this host, but its raylet has ended meanwhile (it or its agent was "
+    "killed, perhaps for want of memory). What is finished is kept: the same command (without "
+    "--fresh) goes on from there."
+)
 _INLINED = 8 * 2**20  # bytes of an argument or a result; models and results of steps have less
 
 
@@ -69,7 +75,8 @@ class RaySession:
         try:
             chatty = logging.getLogger().isEnabledFor(logging.INFO)
             level = logging.INFO if chatty else logging.ERROR
-            ray.init(include_dashboard=False, log_to_driver=chatty, logging_level=level)
+            with _last_words():
+                ray.init(include_dashboard=False, log_to_driver=chatty, logging_level=level)
         except SystemExit:  # Ray's own handler of SIGTERM, until ours is back
             raise Stopped(signal.SIGTERM) from None
         except ConnectionError as error:
@@ -151,6 +158,21 @@ class RaySession:
                 f"cluster.workers x cpus_per_worker must fit this machine, but needs {needed:g} of "
                 f"{present:g} CPUs. Lower cluster.workers, or cluster.cpus_per_worker to a part."
             )
+
+
+@contextmanager
+def _last_words() -> Iterator[None]:
+    """Have a process say how to go on where this one ends without a word.
+
+    So Ray ends it whose raylet dies, by itself or with its agent, before it is connected to it.
+    """
+    command = ["sh", "-c", 'read -r _ || printf "%s\\n" "$1" >&2', "sh", _LAST_WORDS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        try:
+            yield
+        finally:
+            with suppress(BrokenPipeError):  # it was interrupted, as this one
+                process.communicate(b"\n")
 
 
 def _raylets() -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -108,3 +109,24 @@ def test_raylet_that_ends_with_the_run_is_no_loss(
     with Run(config, tmp_path / "run") as run:
         run.ray.ensure()
     assert not run.ray.lost
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_process_that_ray_ends_as_it_starts_has_last_words(status: int) -> None:
+    """Ray does so in C++, by which Python has no say."""
+    program = f"""
+import os
+from unittest import mock
+from donna_ray.config import ClusterConfig
+from donna_ray.run import session
+with mock.patch.object(session.ray, "init", lambda **_: os._exit(1) if {status} else None):
+    session.RaySession(ClusterConfig()).ensure()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "RAY_ADDRESS": "local"},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert ("the same command (without --fresh) goes on" in done.stderr) == bool(status)
