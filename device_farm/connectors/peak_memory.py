@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
@@ -49,13 +51,18 @@ def peak_memory_mb(workload: Workload, threads: int) -> float:
 
 def _answer(workload: Workload, threads: int) -> str:
     """What the program says of a model, which it reads from a file."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder, name) for name in ("nothing.onnx", "model.onnx", "inputs.npz")]
-        files[0].write_bytes(_nothing())
-        files[1].write_bytes(workload.model)
+    with (
+        ExitStack() as opened
+    ):  # files without a name, of which a process that is killed leaves none
+        files = [opened.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+        files[0].write(_nothing())
+        files[1].write(workload.model)
         inputs = workload.make_inputs()
         np.savez(files[2], *inputs.values())  # by position: savez has parameters of its own
-        return _ask(json.dumps([threads, *map(str, files), *inputs]))
+        for file in files:
+            file.flush()
+        paths = [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in files]
+        return _ask(json.dumps([threads, *paths, *inputs]))
 
 
 def _ask(line: str) -> str:
