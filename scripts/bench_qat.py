@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--model", default="mobilenetv3_small_100", help="of timm")
     parser.add_argument("--weights", type=Path, help="kept here, and taken from here")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-qat"), help="for the images")
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     network, data, test = _trained(options)
@@ -60,7 +61,7 @@ def main() -> None:
     found["as a run does"] = _quantised(network, data, test)
     for fake in (True, False):
         name = f"trained {'with' if fake else 'without'} fake quantisation"
-        trained = _further(network, FakeQuantised(network, images), data, fake=fake)
+        trained = _further(network, FakeQuantised(network, images), data, options.seed, fake=fake)
         found[name] = _quantised(trained, data, test)
     _print(found)
 
@@ -76,27 +77,27 @@ def _trained(options: argparse.Namespace) -> tuple[StagedNetwork, ImageData, Spl
     config = load_config(
         shipped_config("demo"), [f"{name}={each}" for name, each in values.items()]
     )
-    with seeded(0):
+    with seeded(options.seed):
         network, preprocessing = build_reference(config)
     data, test = load_data(config.data, preprocessing), load_test(config.data, preprocessing)
     if options.weights is not None and options.weights.exists():
         network.load_state_dict(load_file(options.weights))
     else:
         recipe = ReferenceTraining(epochs=EPOCHS, learning_rate=RATE)
-        _train(Trainer(network.requires_grad_(True), data, recipe, 0, cross_entropy))
+        _train(Trainer(network.requires_grad_(True), data, recipe, options.seed, cross_entropy))
         if options.weights is not None:
             save_file(own_weights(network), options.weights)
     return network.eval().requires_grad_(False), data, test
 
 
 def _further(
-    network: StagedNetwork, quantised: FakeQuantised, data: ImageData, *, fake: bool
+    network: StagedNetwork, quantised: FakeQuantised, data: ImageData, seed: int, *, fake: bool
 ) -> StagedNetwork:
     """Trained for an epoch, without BatchNorm behind convolutions."""
     made = quantised.network
     recipe = FinetuneRecipe(epochs=1, learning_rate=RATE / 100, schedule="cosine", precision="fp32")
     module: nn.Module = quantised if fake else made
-    _train(Trainer(module, data, recipe, 0, distillation_loss(network)))
+    _train(Trainer(module, data, recipe, seed, distillation_loss(network)))
     assert isinstance(made, StagedNetwork)
     return made.eval().requires_grad_(False)
 
