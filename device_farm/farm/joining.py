@@ -24,12 +24,15 @@ def joining_fault() -> str | None:
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
     from ray.exceptions import AuthenticationError, RayError
 
-    if "//" in os.environ.get("RAY_ADDRESS", ""):  # a client's; it goes to another port
+    given = os.environ.get("RAY_ADDRESS", "")
+    if "//" in given:  # a client's; it goes to another port
         return None
+    if given not in ("", "auto", "local") and not given.rpartition(":")[2].isdigit():
+        return f"RAY_ADDRESS must be HOST:PORT, but is {given}: correct it, or unset it"
     address = services.canonicalize_bootstrap_address(None)  # type: ignore[arg-type]  # as Ray's own
     if address is None:
         return None
-    named = f"Ray cluster of {os.environ.get('RAY_ADDRESS') or '`ray start`'} ({address})"
+    named = f"Ray cluster of {given or '`ray start`'} ({address})"
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_S).close()
@@ -39,7 +42,7 @@ def joining_fault() -> str | None:
             "RAY_ADDRESS and run `ray stop`"
         )
     try:
-        if not os.environ.get("RAY_ADDRESS"):  # as `ray.init` does: a token turns the mode on
+        if not given:  # as `ray.init` does: a token turns the mode on
             tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         tokens.ensure_token_if_auth_enabled(create_token_if_missing=False)
         GcsClient(address=address)

@@ -112,8 +112,18 @@ def test_another_token_is_told_at_once(guarded: str, token: str | None) -> None:
     assert "asks for a token, and this process has another or none" in joined(guarded, token)
 
 
-def test_a_cluster_that_does_not_answer_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("127.0.0.1:1", r"does not answer .Connection refused.: start it"),
+        ("nowhere.invalid:6379", r"does not answer .*: start it"),
+        ("head", r"must be HOST:PORT, but is head: correct it"),
+    ],
+)
+def test_a_cluster_that_does_not_answer_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, address: str, words: str
+) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(DonnaError, match=r"does not answer .Connection refused.: start it"):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(DonnaError, match=words):
         RaySession(ClusterConfig()).ensure()
