@@ -116,8 +116,15 @@ class RaySession:
             self._ours = False
 
     def look(self) -> None:
-        """See whether the node of this host is ``lost``: a raylet whose agent was killed leaves the
-        cluster, and takes all actors along, before it ends."""
+        """See whether the node of this host is ``lost``.
+
+        What a killed raylet's actors are asked fails before ``_watch`` sees that it has ended; and
+        one whose agent was killed leaves the cluster, and takes all actors along, before it ends.
+        """
+        for raylet in _raylets():
+            with suppress(subprocess.TimeoutExpired):
+                raylet.process.wait(_POLL_S)
+                self.lost = True
         if not ray.is_initialized():
             return
         with suppress(ray.exceptions.RayError, RuntimeError, OSError):

@@ -84,6 +84,21 @@ def test_error_of_a_node_that_is_dead_is_told_as_its_loss(
         actor_dies()
 
 
+def test_error_of_a_raylet_that_has_just_ended_is_told_as_its_loss(
+    raylet: subprocess.Popen[bytes], config: RunConfig, tmp_path: Path
+) -> None:
+    """Before the watch looks again."""
+
+    def actor_is_away() -> None:
+        with Run(config, tmp_path / "run") as run:
+            run.ray.ensure()
+            raylet.kill()
+            raise ray.exceptions.RayError("the actor is unavailable")
+
+    with pytest.raises(DonnaError, match="its raylet has ended"):
+        actor_is_away()
+
+
 def _swallowing(raylet: Any) -> None:
     """Waits as for a worker, whatever error that is lost there."""
     raylet.kill()
