@@ -29,7 +29,12 @@ def joining_fault() -> str | None:
         return None
     if given not in ("", "auto", "local") and not given.rpartition(":")[2].isdigit():
         return f"RAY_ADDRESS must be HOST:PORT, but is {given}: correct it, or unset it"
-    address = services.canonicalize_bootstrap_address(None)  # type: ignore[arg-type]  # as Ray's own
+    try:
+        address = services.canonicalize_bootstrap_address(None)  # type: ignore[arg-type]  # as Ray
+    except ConnectionError:  # by "auto"
+        return "A Ray cluster must run on this host, but none does: `ray start --head` starts one"
+    except ValueError as error:
+        return f"RAY_ADDRESS must be HOST:PORT, but is {given} ({error}): correct it, or unset it"
     if address is None:
         return None
     named = f"Ray cluster of {given or '`ray start`'} ({address})"

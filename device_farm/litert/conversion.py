@@ -71,7 +71,7 @@ def _write(t: Translation, node: NodeProto) -> None:
         int8 = node.op_type not in _FLOAT_ONLY and t.runs_in_int8(node)
         try:
             _WRITERS[node.op_type](t, node, int8)
-        except (IndexError, KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise ModelError(
                 f"operators must be in a form that is converted, but {node.op_type} of "
                 f"{node.output[0]} is not ({type(error).__name__}: {first_line(error)}): take "

@@ -154,21 +154,31 @@ def _pad(t: Translation, node: NodeProto, int8: bool) -> None:
         raise ModelError(f"padding must add to be converted, but that of {node.output[0]} cuts off")
     if last:
         amounts = amounts[list(to_last(range(4)))]
-    more, operator = [t.writer.constant(np.ascontiguousarray(amounts))], "PAD"
-    if mode == b"reflect":
-        operator = "MIRROR_PAD"
-    elif value != 0:
-        more, operator = [*more, _filler(t, source, value, int8)], "PADV2"
+    more = [t.writer.constant(np.ascontiguousarray(amounts))]
+    if mode == b"constant" and value != 0:
+        _pad_with(t, node, more, value, last, int8)
+        return
+    operator = "PAD" if mode == b"constant" else "MIRROR_PAD"
     _move(t, node.output[0], operator, source, more, last=last, int8=int8)
 
 
-def _filler(t: Translation, source: str, value: float, int8: bool) -> int:
-    """A constant of one number, at the scale of an activation."""
+def _pad_with(
+    t: Translation, node: NodeProto, more: Sequence[int], value: float, last: bool, int8: bool
+) -> None:
+    """In int8 at the scale of the result, for the number may be outside the range before it."""
+    source, name = node.input[0], node.output[0]
     if not int8:
-        return t.writer.constant(np.array([value], np.float32))
-    own = t.quantisation(source)
-    integer = round(value / own.scale[0]) + own.zero_point
-    return t.writer.constant(np.clip([integer], -128, 127).astype(np.int8), own)
+        filler = t.writer.constant(np.array([value], np.float32))
+        result = t.result(name, last=last, int8=False)
+        t.writer.add("PADV2", [t.form(source, last=last), *more, filler], [result])
+        return
+    if not np.isfinite(value):
+        raise ModelError(f"padding in int8 must be finite to be converted, but {name} is {value}")
+    own = t.wanted(name)
+    assert own is not None
+    integer = np.clip([round(value / own.scale[0]) + own.zero_point], -128, 127).astype(np.int8)
+    tensors = [_alike(t, source, last, own), *more, t.writer.constant(integer, own)]
+    t.writer.add("PADV2", tensors, [t.result(name, last=last, int8=True)])
 
 
 def _resize(t: Translation, node: NodeProto, int8: bool) -> None:
@@ -187,6 +197,11 @@ def _resize(t: Translation, node: NodeProto, int8: bool) -> None:
         )
     if mode[1] == b"pytorch_half_pixel" and 1 in size:
         raise ModelError(f"an image must be scaled to more than one pixel, but {name} is not")
+    scales = t.values(node.input[2]) if len(node.input) > 2 and node.input[2] else np.empty(0)
+    if scales.size and not np.allclose(scales[2:] * shape[2:], size, rtol=1e-6):
+        raise ModelError(
+            f"an image must be scaled to whole pixels, but {name} is {shape[2:]} times {scales[2:]}"
+        )
     options = {"halfPixelCenters": known[1], "alignCorners": known[2]}
     _move(t, name, known[0], source, [t.sizes(size)], last=True, int8=int8, **options)
 

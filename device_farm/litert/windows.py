@@ -179,7 +179,10 @@ def _pool(operator: str, t: Translation, node: NodeProto, int8: bool) -> None:
             f"that of {node.output[0]} is not"
         )
     is_mean = operator == "AVERAGE_POOL_2D"
-    counts = is_mean and own.get("count_include_pad", 0) and any(own.get("pads", ()))
+    pads = own.get("pads", ())  # without what `ceil_mode` adds, which is never counted
+    if own.get("auto_pad") == b"SAME_UPPER":
+        pads = _pads(node, own, t.shape(source)[2:], spans, own.get("strides", (1, 1)))
+    counts = is_mean and own.get("count_include_pad", 0) and any(pads)
     value = 0.0 if is_mean else float("-inf")
     tensor, padding = _padded(t, node, own, spans, int8, value, may_be_same=not counts)
     is_other = counts and own.get("ceil_mode", 0)

@@ -16,15 +16,17 @@ import tempfile
 import time
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from donna_ray.data.decode import open_rgb
 from donna_ray.data.files import ImageFiles
 from donna_ray.errors import DonnaError
+from donna_ray.storage.places import check_own
 
 __all__ = ["CopyFolder", "LocalCopies"]
 
@@ -47,23 +49,25 @@ class LocalCopies:
 
     def __init__(self, files: ImageFiles, folder: "CopyFolder") -> None:
         self._files, self._folder = files, folder
-        self._verified = bytearray(len(files))  # in this process
+        self._verified = np.zeros(len(files), np.uint32)  # checksums, by this process; 0 is none
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        """An image as RGB and its label. Its copy is verified when a process first reads it.
+        """An image as RGB and its label.
+
+        Its copy is verified when a process first reads it, and when it is another than it was.
 
         Raises:
             DonnaError: the copy cannot be written or read.
             Exception: the image itself cannot be read; see ``open_rgb``.
         """
         name, label = self._files.location(index), self._files.labels[index]
-        stamp = None if self._verified[index] else self._files.stamp(index)
-        image = self._folder.get(name, stamp)
-        if image is None:
+        known = int(self._verified[index])
+        found = self._folder.get(name, known, lambda: self._files.stamp(index))
+        if found is None:
             stamp = self._files.stamp(index)  # before the file is read, which may change meanwhile
             with self._files[index][0] as file:
-                image = self._folder.put(name, stamp, open_rgb(file))
-        self._verified[index] = True
+                found = self._folder.put(name, stamp, open_rgb(file))
+        image, self._verified[index] = found
         return image, label
 
 
@@ -77,19 +81,25 @@ class CopyFolder:
 
     def __init__(self, pixels: int, splits: Sequence[ImageFiles]) -> None:
         self._pixels, self._splits = pixels, splits
-        self._checked = False
+        self._checked = self._is_own = False
 
-    def get(self, name: str, stamp: str | None) -> Image.Image | None:
-        """The copy of an image; None where there is none, or not of this state of the image.
+    def get(
+        self, name: str, verified: int, stamp: Callable[[], str]
+    ) -> tuple[Image.Image, int] | None:
+        """The copy of an image, with its checksum; None where there is none of this state of it.
 
         Args:
             name: of the image, among all on this node.
-            stamp: of its source; None does not verify the copy.
+            verified: the checksum of the copy that this process has verified; 0 where it has not.
+            stamp: that of the image's source.
 
         Raises:
-            DonnaError: it cannot be read.
+            DonnaError: it cannot be read, or others can write where it is.
         """
         try:
+            if not self._is_own:
+                check_own(self._root)
+                self._is_own = True
             data = self._path(name).read_bytes()
         except FileNotFoundError:
             return None
@@ -98,12 +108,13 @@ class CopyFolder:
         size, pixels = _size_told(data), memoryview(data)[_HEAD.size :]
         if len(pixels) != 3 * math.prod(size) or not pixels:
             return None
-        if stamp is not None and data[: _HEAD.size] != _head(stamp, size, pixels):
+        checksum = _HEAD.unpack_from(data)[1]
+        if checksum != verified and data[: _HEAD.size] != _head(stamp(), size, pixels):
             return None
-        return Image.frombytes("RGB", size, pixels)
+        return Image.frombytes("RGB", size, pixels), checksum
 
-    def put(self, name: str, stamp: str, image: Image.Image) -> Image.Image:
-        """Keep the copy of an image, and return it.
+    def put(self, name: str, stamp: str, image: Image.Image) -> tuple[Image.Image, int]:
+        """Keep the copy of an image, and return it with its checksum.
 
         Raises:
             DonnaError: the folder cannot be written, or the disk is too small for all copies.
@@ -113,11 +124,12 @@ class CopyFolder:
             self._checked = True
         copy = image.resize(self._size(image.size), Image.Resampling.BICUBIC)
         pixels = copy.tobytes()
+        head = _head(stamp, copy.size, pixels)
         try:
-            self._write(self._path(name), _head(stamp, copy.size, pixels) + pixels)
+            self._write(self._path(name), head + pixels)
         except OSError as error:
             raise self._refused(error) from error
-        return copy
+        return copy, _HEAD.unpack(head)[1]
 
     def _path(self, name: str) -> Path:
         key = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:32]
@@ -150,8 +162,7 @@ class CopyFolder:
         root, unfinished = self._root, self._root / _UNFINISHED
         try:
             root.mkdir(mode=0o700, exist_ok=True)
-            if root.lstat().st_uid != os.getuid():  # others could put images there
-                raise PermissionError(f"it belongs to user {root.lstat().st_uid}")
+            check_own(root)
             unfinished.mkdir(exist_ok=True)
             _remove_abandoned(unfinished)
             state = os.statvfs(root)

@@ -180,7 +180,7 @@ class FeatureCache:
         Args:
             reference: in eval mode.
             data: without augmentation (``check_features``).
-            key: names reference and data; letters, digits and `-`.
+            key: the same in all workers that distil on these data; letters, digits and `-`.
             folder: a folder on a local disk for the file; None keeps the features in memory.
 
         Raises:

@@ -15,10 +15,12 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from donna_ray.storage.places import check_own
 
 __all__ = ["SharedBytes", "SharingError", "shared_bytes"]
 
@@ -76,11 +78,11 @@ def shared_bytes(
     Raises:
         SharingError: the file cannot be made, or that of another process not be opened.
     """
-    with _telling():
-        path = _lists() / f"{key}-{socket.gethostname()}"
-    with _locked(path, waiting) as listed:
+    with ExitStack() as held:
         with _telling():
-            found = next(_found(listed), None)
+            path = _lists() / f"{key}-{socket.gethostname()}"
+            listed = held.enter_context(_locked(path, waiting))
+            found = next(_found(listed, size), None)
             file = _new_file(size, folder) if found is None else found[0]
             content = mmap.mmap(file.fileno(), size)
         if found is None:
@@ -88,7 +90,8 @@ def shared_bytes(
         facts = fill(content) if found is None else found[1]
         status = os.fstat(file.fileno())
         own = _Holder(os.getpid(), file.fileno(), status.st_dev, status.st_ino)
-        listed.write(b"\n%s\n" % json.dumps([own, facts]).encode())
+        with _telling():
+            listed.write(b"\n%s\n" % json.dumps([own, facts]).encode())
     return SharedBytes(content, facts, file)
 
 
@@ -103,6 +106,7 @@ def _telling() -> Iterator[None]:
 def _lists() -> Path:
     folder = Path(tempfile.gettempdir()) / f"{_FOLDER}-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    check_own(folder)
     return folder
 
 
@@ -142,11 +146,14 @@ def _lines(file: io.FileIO) -> Iterator[tuple[_Holder, Any]]:
             yield _Holder(*holder), facts
 
 
-def _found(file: io.FileIO) -> Iterator[tuple[io.FileIO, Any]]:
-    """The opened files of those that are there still, and the facts."""
+def _found(file: io.FileIO, size: int) -> Iterator[tuple[io.FileIO, Any]]:
+    """The opened files of that size of those that are there still, and the facts."""
     for holder, facts in _lines(file):
-        if (opened := _opened(holder)) is not None:
+        opened = _opened(holder)
+        if opened is not None and os.fstat(opened.fileno()).st_size == size:
             yield opened, facts
+        elif opened is not None:
+            opened.close()
 
 
 def _opened(holder: _Holder) -> io.FileIO | None:
@@ -157,7 +164,7 @@ def _opened(holder: _Holder) -> io.FileIO | None:
         if process.stat().st_uid != os.getuid() or not _is_of(holder, path.stat()):
             return None
         file = io.FileIO(path, "r+")
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     if _is_of(holder, os.fstat(file.fileno())):  # else it was closed meanwhile
         return file

@@ -6,6 +6,8 @@ import onnx
 
 __all__ = ["kept_in_float"]
 
+_GELU = 5  # nodes
+
 
 def kept_in_float(part: onnx.ModelProto, border: tuple[float, float] | None) -> list[str]:
     """Names of a part's nodes.
@@ -52,13 +54,12 @@ def _gelus(graph: onnx.GraphProto) -> list[str]:
     found: list[str] = []
     for node in graph.node:
         if node.op_type == "Erf" and node.input[0] in made:
-            found += [made[node.input[0]].name, node.name]
-            following = [node]
+            chain = [made[node.input[0]], node]
             for kind in ("Add", "Mul", "Mul"):
-                ends = following[-1].output[0]
+                ends = chain[-1].output[0]
                 readers = [each for each in graph.node if ends in each.input]
-                if len(readers) != 1 or readers[0].op_type != kind:
-                    break
-                following += readers
-            found += [each.name for each in following[1:]]
+                if len(readers) == 1 and readers[0].op_type == kind:
+                    chain += readers
+            if len(chain) == _GELU:
+                found += [each.name for each in chain]
     return found

@@ -40,6 +40,7 @@ from device_farm.litert.running import (
 
 BRIEF = ProtocolSettings(blocks=2, runs_per_block=3, precision_percent=1000, interleave=False)
 SHAPE = (1, 8, 12, 12)
+COUNTED = {"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER", "count_include_pad": 1}
 
 
 class Excited(nn.Module):
@@ -205,6 +206,20 @@ def test_a_qdq_model_runs_in_int8(name: str, tmp_path: Path) -> None:
     assert difference(with_floats, expected) < INT8_LIMIT / 2
 
 
+@pytest.mark.parametrize("value", [3.0, -3.0])
+def test_what_pads_may_be_outside_the_range_before(value: float, tmp_path: Path) -> None:
+    NETWORKS["padded"] = lambda: nn.Sequential(
+        stem(nn.Sigmoid()), nn.ConstantPad2d(1, value), nn.Conv2d(8, 8, 3), head(8)
+    )
+    try:
+        workload = Workload.from_onnx(quantised("padded", tmp_path))
+    finally:
+        del NETWORKS["padded"]
+    inputs = workload.make_inputs()
+    found = LitertModel(convert(workload.model))(inputs)
+    assert difference(found, onnx_outputs(workload.model, inputs)) < 0.05
+
+
 def test_images_keep_their_layout_and_are_turned_once(tmp_path: Path) -> None:
     found = operators(convert(quantised("hard swish", tmp_path), integers=True))
     assert found["TRANSPOSE"] == 1
@@ -251,6 +266,8 @@ def built(operator: str, shape: Sequence[int], opset: int = 17, **more: Any) -> 
         built("Pad", [2, 3, 4, 4], pads=np.array([1, 0, 0, 0, 0, 0, 2, 0])),
         built("Gemm", [2, 8], w=np.ones((8, 3)), b=np.arange(3.0)[None]),
         built("Softmax", [2, 3, 4, 4], axis=1),
+        built("AveragePool", [1, 3, 9, 9], kernel_shape=[2, 2], auto_pad="SAME_UPPER"),
+        built("AveragePool", [1, 3, 9, 9], **COUNTED),
         built("ReduceL2", [2, 3, 4, 4], opset=17, axes=[1, 3]),
         built("ReduceSum", [2, 3, 4, 4], opset=17, keepdims=0),
         built("Clip", [2, 8], least=np.array(-0.4), most=np.array(0.3)),
@@ -271,6 +288,16 @@ def test_rare_forms_compute_what_onnx_runtime_does(model: bytes) -> None:
         (built("Gemm", [2, 8], w=np.ones((8, 2)), b=np.ones((2, 1))), "must be a row"),
         (built("MatMul", [8], w=np.ones((8, 2))), "of matrices"),
         (built("Max", [2, 8]), "of two tensors"),
+        (
+            built(
+                "Resize",
+                [1, 3, 9, 9],
+                mode="linear",
+                roi=np.zeros(0),
+                scales=np.array([1, 1, 1.3, 1.3]),
+            ),
+            "to whole pixels",
+        ),
         (built("ReduceL2", [2, 8], axes=[1], keepdims=0), "over axes that it keeps"),
         (built("Pad", [2, 3, 4, 4], mode="edge", pads=np.ones(8, np.int64)), "that of y is edge"),
         (

@@ -204,7 +204,7 @@ def test_a_killed_process_loses_and_corrupts_nothing(
         "[None for _ in iter(lambda: [*train.batches(4)], None)]"
     )
     makers = [subprocess.Popen([sys.executable, "-c", code, str(data)]) for _ in range(2)]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while len(copies_in(disk)) < 5 and time.monotonic() < deadline:
         time.sleep(0.001)
     for maker in makers:
@@ -275,7 +275,7 @@ def test_a_folder_that_refuses_is_told(
             images_of(load_data(configured(data, loader_workers=workers), PREPROCESSING).train)
     monkeypatch.setenv("TMPDIR", str(disk))
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    with pytest.raises(DonnaError, match=r"donna-ray-images-12345, .*it belongs to user \d+"):
+    with pytest.raises(DonnaError, match=r"donna-ray-images-12345, .*this user alone can write in"):
         images_of(load_data(configured(data), PREPROCESSING).train)
 
 

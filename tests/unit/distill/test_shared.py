@@ -89,7 +89,7 @@ def test_bytes_are_filled_once_and_outlive_who_filled_them(
     start: Start, tmp_path: Path, place: str
 ) -> None:
     (tmp_path / "disk").mkdir()
-    folder, before = str(tmp_path / "disk") if place == "disk" else "", set(os.listdir("/dev/shm"))
+    folder = str(tmp_path / "disk") if place == "disk" else ""
     first = start("key", "first", 0.5, folder)
     assert said(first) == "filling"
     second = start("key", "second", 0, folder)
@@ -100,7 +100,6 @@ def test_bytes_are_filled_once_and_outlive_who_filled_them(
     assert mine.content[:] == b"7" * SIZE
     kill(second)
     assert said(start("key", "third", 0, folder)) == "first 7"  # from this process
-    assert set(os.listdir("/dev/shm")) <= before
     assert list((tmp_path / "disk").iterdir()) == []
 
 
@@ -177,3 +176,28 @@ def test_features_are_shared_and_need_memory_once(
     shared = FeatureCache.build(reference, data, key)
     assert shared._training[1][0].eq(7).all()
     assert [rows.shape for rows in shared._validation] == [rows.shape for rows in made._validation]
+
+
+def test_a_folder_that_others_can_write_in_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = tmp_path / f"donna-ray-shared-{os.getuid()}"
+    (tmp_path / "elsewhere").mkdir()
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SharingError, match="this user alone"):
+        shared_bytes("key", SIZE, None, refuse_to_fill)
+    folder.unlink()
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(SharingError, match="this user alone"):
+        shared_bytes("key", SIZE, None, refuse_to_fill)
+    assert not list(folder.iterdir())
+
+
+def test_bytes_of_another_size_are_other_bytes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    kept = [shared_bytes("key", size, None, lambda content: len(content)) for size in (100, 200)]
+    assert [each.facts for each in kept] == [100, 200]

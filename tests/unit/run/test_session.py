@@ -118,6 +118,7 @@ def test_another_token_is_told_at_once(guarded: str, token: str | None) -> None:
         ("127.0.0.1:1", r"does not answer .Connection refused.: start it"),
         ("nowhere.invalid:6379", r"does not answer .*: start it"),
         ("head", r"must be HOST:PORT, but is head: correct it"),
+        ("::1:6379", r"must be HOST:PORT, but is ::1:6379 .*: correct it"),
     ],
 )
 def test_a_cluster_that_does_not_answer_is_told_at_once(
