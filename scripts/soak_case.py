@@ -98,7 +98,9 @@ class Command:
         return self._log.read_text(errors="replace")
 
     def begun(self, step: str) -> bool:
-        """It is at this step, or was."""
+        """It is at this step, or was; the report has no line of its own."""
+        if step == "report":
+            return re.search(r"^finetune\S* +(done|reused)", self.said(), re.MULTILINE) is not None
         return re.search(rf"^{step}(/\S+)?\s*$", self.said(), re.MULTILINE) is not None
 
     def steps(self) -> list[str]:
