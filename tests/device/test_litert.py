@@ -40,6 +40,7 @@ from device_farm.litert.running import (
 
 BRIEF = ProtocolSettings(blocks=2, runs_per_block=3, precision_percent=1000, interleave=False)
 SHAPE = (1, 8, 12, 12)
+PARTLY = {"mode": "linear", "roi": np.zeros(0), "scales": np.array([1, 1, 1.3, 1.3])}
 COUNTED = {"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER", "count_include_pad": 1}
 
 
@@ -288,16 +289,7 @@ def test_rare_forms_compute_what_onnx_runtime_does(model: bytes) -> None:
         (built("Gemm", [2, 8], w=np.ones((8, 2)), b=np.ones((2, 1))), "must be a row"),
         (built("MatMul", [8], w=np.ones((8, 2))), "of matrices"),
         (built("Max", [2, 8]), "of two tensors"),
-        (
-            built(
-                "Resize",
-                [1, 3, 9, 9],
-                mode="linear",
-                roi=np.zeros(0),
-                scales=np.array([1, 1, 1.3, 1.3]),
-            ),
-            "to whole pixels",
-        ),
+        (built("Resize", [1, 3, 9, 9], **PARTLY), "to whole pixels"),
         (built("ReduceL2", [2, 8], axes=[1], keepdims=0), "over axes that it keeps"),
         (built("Pad", [2, 3, 4, 4], mode="edge", pads=np.ones(8, np.int64)), "that of y is edge"),
         (
