@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from device_farm.cache import MeasurementCache, MeasurementKey
-    from device_farm.connector import Connector, DeviceInfo, connector_names, make_connector
+    from device_farm.connector import Connector, connector_names, make_connector
     from device_farm.device_spec import DeviceSpec
     from device_farm.failures import (
         AuthRequired,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from device_farm.farm.config import FarmConfig, HostRule, load_farm_config
     from device_farm.farm.farm import Farm, FarmLost
+    from device_farm.identity import DeviceInfo
     from device_farm.inputs import TensorSpec
     from device_farm.timing.measurement import Measurement
     from device_farm.timing.protocol import ProtocolSettings
@@ -65,7 +66,8 @@ __all__ = [
 
 _MODULES = {
     "cache": ("MeasurementCache", "MeasurementKey"),
-    "connector": ("Connector", "DeviceInfo", "connector_names", "make_connector"),
+    "connector": ("Connector", "connector_names", "make_connector"),
+    "identity": ("DeviceInfo",),
     "device_spec": ("DeviceSpec",),
     "farm.farm": ("Farm", "FarmLost"),
     "farm.config": ("FarmConfig", "HostRule", "load_farm_config"),

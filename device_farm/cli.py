@@ -21,7 +21,7 @@ from rich.table import Table
 
 from device_farm.alone import measure_alone, sustain_alone
 from device_farm.common_options import SustainedOption, add_common_options
-from device_farm.connector import Connector, DeviceInfo, connector_names, connector_type
+from device_farm.connector import Connector, connector_names, connector_type
 from device_farm.ending import Stopped, run_command
 from device_farm.failures import DeviceError, ModelError
 from device_farm.farm.config import (
@@ -31,6 +31,7 @@ from device_farm.farm.config import (
     read_farm_config,
 )
 from device_farm.farm.joining import joining_fault
+from device_farm.identity import DeviceInfo
 from device_farm.inputs import parse_shapes
 from device_farm.timing.measurement import Measurement
 from device_farm.timing.sustained import in_words

@@ -9,33 +9,28 @@ A third party adds a kind of device by subclassing `Connector`, running
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from device_farm.failures import DeviceLost, Throttled
+from device_farm.identity import DeviceInfo, device_info
 from device_farm.plugins import plugin, plugin_names
-from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
-from device_farm.timing.protocol import PROTOCOL, ProtocolSettings, Runs, time_candidate
+from device_farm.timing.protocol import ProtocolSettings, Runs, time_candidate
 from device_farm.timing.sustained import SustainedSettings, time_sustained
 from device_farm.workload import Workload
 
 __all__ = [
     "Connector",
-    "DeviceInfo",
     "check_settings",
     "connector_names",
     "connector_type",
-    "digest",
     "faults_in_words",
     "make_connector",
 ]
@@ -50,30 +45,6 @@ _BUILT_IN = {
     "onnxruntime": "device_farm.connectors.onnxruntime:OnnxRuntimeConnector",
     "simulated": "device_farm.connectors.simulated:SimulatedConnector",
 }
-
-
-@dataclass(frozen=True)
-class DeviceInfo:
-    """What a device says of itself."""
-
-    name: str
-    """The name that the farm's operator gave it."""
-    model: str
-    """Equal for devices that are interchangeable, such as the name of the CPU."""
-    connector: str
-    runtime: str
-    """What runs the model there, with its version."""
-    host: str
-    """The machine that the device belongs to."""
-    cores: tuple[int, ...]
-    """Cores of the host that a measurement occupies: no other device may use them."""
-    settings_digest: str
-    """Digest of all that a measurement depends on but for the model: the connector, its runtime,
-    the hardware with its driver, all settings, and the version of the protocol."""
-    control_digest: str
-    """Digest of what the control model's latency depends on: the key of the baseline."""
-    serial: str = ""
-    """Of the thing itself, if it has one: a farm refuses a second way to the same thing."""
 
 
 class Connector(ABC, Generic[HandleT]):
@@ -230,19 +201,17 @@ class Connector(ABC, Generic[HandleT]):
             hardware: What else of device and driver a latency depends on, as plain JSON. It is in
                 both digests, so devices that differ in it are not interchangeable.
         """
-        identity = {"connector": self.name, "runtime": runtime}
-        settings = self.settings.model_dump(mode="json")
-        known = {**identity, "hardware": dict(hardware or {}), "protocol": PROTOCOL}
-        control = {key: settings[key] for key in control_settings or settings}
-        return DeviceInfo(
-            name=self.device,
+        return device_info(
+            self.device,
+            self.name,
+            self.settings.model_dump(mode="json"),
             model=model,
+            runtime=runtime,
             host=host,
             cores=cores,
-            settings_digest=digest({**known, **settings}),
-            control_digest=digest({**known, **control, "control": control_workload().digest}),
             serial=serial,
-            **identity,
+            control_settings=control_settings,
+            hardware=hardware,
         )
 
     def _timed(
@@ -353,12 +322,6 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
     except ValidationError as error:
         if faults := [fault for fault in error.errors() if fault["type"] != "missing"]:
             raise _unusable(f"{name!r} devices", settings_type, faults) from error
-
-
-def digest(facts: Mapping[str, Any]) -> str:
-    """SHA-256 in hex of JSON facts, whatever the order of their keys."""
-    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def faults_in_words(faults: Sequence[ErrorDetails]) -> str:

@@ -23,7 +23,6 @@ from unittest import mock
 
 from virtual_time import Process, Simulation, VirtualLoop
 
-from device_farm.connector import DeviceInfo
 from device_farm.device_spec import DeviceSpec
 from device_farm.failures import DeviceLost, FailurePolicy
 from device_farm.farm import dispatcher as dispatching
@@ -31,6 +30,7 @@ from device_farm.farm import jobs
 from device_farm.farm.dispatcher import Dispatcher
 from device_farm.farm.lease import Lessor
 from device_farm.farm.pool import Device
+from device_farm.identity import DeviceInfo
 from device_farm.timing.measurement import Measurement
 from donna_ray.workers.queue import UnitQueue
 

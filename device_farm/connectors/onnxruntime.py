@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 from pydantic import Field, model_validator
 
-from device_farm.connector import Connector, DeviceInfo
+from device_farm.connector import Connector
 from device_farm.connectors.cpu import cores_apart, cpu_energy_meter, cpu_hardware, cpu_name
 from device_farm.connectors.onnx_session import (
     CPU,
@@ -31,6 +31,7 @@ from device_farm.connectors.onnx_session import (
 )
 from device_farm.connectors.peak_memory import peak_memory_mb
 from device_farm.failures import DeviceError, DeviceLost, first_line
+from device_farm.identity import DeviceInfo
 from device_farm.timing.control import control_workload
 from device_farm.timing.energy import energy_mj
 from device_farm.timing.measurement import Measurement

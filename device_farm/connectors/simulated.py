@@ -25,8 +25,9 @@ from onnx.inliner import inline_local_functions
 from pydantic import Field
 
 from device_farm import failures
-from device_farm.connector import Connector, DeviceInfo, digest
+from device_farm.connector import Connector
 from device_farm.failures import ModelError, first_line
+from device_farm.identity import DeviceInfo, digest
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
 from device_farm.timing.protocol import ProtocolSettings, Runs, baseline_ms

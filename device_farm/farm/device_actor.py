@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 import ray
 
-from device_farm.connector import DeviceInfo, make_connector
+from device_farm.connector import make_connector
 from device_farm.failures import DeviceError
+from device_farm.identity import DeviceInfo
 from device_farm.workload import Workload, workload_digest
 
 __all__ = ["STAGE_GROUP", "DeviceActor"]

@@ -10,11 +10,12 @@ import ray
 from ray.exceptions import RayError, RaySystemError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from device_farm.connector import DeviceInfo, make_connector
+from device_farm.connector import make_connector
 from device_farm.device_spec import DeviceSpec
 from device_farm.failures import DeviceError, DeviceLost, DeviceTimeout, FailurePolicy
 from device_farm.farm.device_actor import STAGE_GROUP, DeviceActor
 from device_farm.farm.pool import Device
+from device_farm.identity import DeviceInfo
 from device_farm.timing.measurement import Measurement
 
 __all__ = ["Lessor", "cause_of"]

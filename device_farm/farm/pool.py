@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from device_farm.connector import DeviceInfo
 from device_farm.device_spec import DeviceSpec
 from device_farm.failures import DeviceError, DeviceLost, DeviceTimeout
 from device_farm.farm.jobs import Job, JobQueue
+from device_farm.identity import DeviceInfo
 from device_farm.timing.measurement import Measurement
 
 __all__ = ["FIRST_PAUSE_S", "Device", "DeviceState", "Pool", "pool_key"]

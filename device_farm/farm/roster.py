@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 
 from ray.exceptions import RayTaskError
 
-from device_farm.connector import DeviceInfo
 from device_farm.device_spec import DeviceSpec
 from device_farm.failures import DeviceError, DeviceLost, DeviceTimeout, FailurePolicy, Throttled
 from device_farm.farm.drift import ControlCheck
 from device_farm.farm.lease import Lessor, cause_of
 from device_farm.farm.pool import FIRST_PAUSE_S, Device, DeviceState, Pool, pool_key
+from device_farm.identity import DeviceInfo
 
 __all__ = ["Roster"]
 

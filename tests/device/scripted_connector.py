@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from device_farm import failures
-from device_farm.connector import Connector, DeviceInfo, digest
+from device_farm.connector import Connector
+from device_farm.identity import DeviceInfo, digest
 from device_farm.timing.measurement import Measurement
 from device_farm.timing.protocol import ProtocolSettings
 from device_farm.workload import Workload

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from local_farm import without_ray
 
-from device_farm.connector import DeviceInfo
 from device_farm.device_spec import DeviceSpec
 from device_farm.failures import FailurePolicy
 from device_farm.farm import dispatcher
 from device_farm.farm.dispatcher import Dispatcher
 from device_farm.farm.pool import Device
+from device_farm.identity import DeviceInfo
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
 

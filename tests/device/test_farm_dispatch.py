@@ -12,8 +12,8 @@ from local_farm import without_ray
 from scripted_lessor import Farm, info, record
 
 from device_farm import Busy, DeviceError, DeviceLost, Measurement, MeasurementCache
-from device_farm.connector import DeviceInfo
 from device_farm.farm import roster as roster_module
+from device_farm.identity import DeviceInfo
 from device_farm.timing.control import control_workload
 
 

@@ -21,7 +21,7 @@ FLOORS = {  # from the lowest to the highest; rooms of one floor do not import e
     "overview, pipeline, plan, study, timm_models | cli | __init__, __main__",
     "donna_ray.search": f"exact | surrogate | study | strategies | {REST}",
     "device_farm": "common_options, device_spec, ending, failures, plugins, reading, version | "
-    "inputs | workload | litert, timing | connector, cache | "
+    "inputs | workload | litert, timing | identity | connector, cache | "
     "alone, connectors, farm, testing | cli | __init__, __main__",
 }
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from device_farm.connector import Connector, DeviceInfo
+from device_farm.connector import Connector
 from device_farm.connectors.adb.addresses import ADDRESS, find_phones, make_link
 from device_farm.connectors.adb.condition import (
     Identity,
@@ -34,6 +34,7 @@ from device_farm.connectors.adb.runners import AnyRunner, Runner, RunPlan
 from device_farm.connectors.adb.server import DEFAULT_SERVER
 from device_farm.connectors.adb.shell import CommandFailed, Shell
 from device_farm.failures import DeviceError, DeviceLost, ModelError
+from device_farm.identity import DeviceInfo
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
 from device_farm.timing.protocol import ProtocolSettings, Runs, Timed, baseline_ms, warmup_of_a_call

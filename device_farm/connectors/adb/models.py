@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from device_farm.connector import digest
 from device_farm.connectors.adb.runners import Runner
 from device_farm.connectors.adb.shell import Shell
 from device_farm.failures import DeviceLost
+from device_farm.identity import digest
 from device_farm.workload import Workload
 
 __all__ = ["ModelFolder", "PhoneModel"]

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnxruntime
 
-from device_farm.connector import Connector, DeviceInfo
+from device_farm.connector import Connector
 from device_farm.connectors.cuda.condition import (
     check_architecture,
     energy_meter,
@@ -38,6 +38,7 @@ from device_farm.connectors.cuda.loading import Loaded, agreement, float32_math,
 from device_farm.connectors.cuda.settings import CudaSettings
 from device_farm.connectors.onnx_session import check_agreement, check_provider, reference_outputs
 from device_farm.failures import DeviceLost, Throttled
+from device_farm.identity import DeviceInfo
 from device_farm.timing.control import control_workload
 from device_farm.timing.energy import energy_mj
 from device_farm.timing.measurement import Measurement
