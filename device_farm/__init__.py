@@ -67,10 +67,10 @@ __all__ = [
 _MODULES = {
     "cache": ("MeasurementCache", "MeasurementKey"),
     "connector": ("Connector", "connector_names", "make_connector"),
-    "identity": ("DeviceInfo",),
     "device_spec": ("DeviceSpec",),
     "farm.farm": ("Farm", "FarmLost"),
     "farm.config": ("FarmConfig", "HostRule", "load_farm_config"),
+    "identity": ("DeviceInfo",),
     "inputs": ("TensorSpec",),
     "timing.measurement": ("Measurement",),
     "timing.protocol": ("ProtocolSettings",),

@@ -184,35 +184,10 @@ class Connector(ABC, Generic[HandleT]):
         if self._closed:
             raise DeviceLost(f"device {self.device!r} is closed: make a new connector")
 
-    def _info(
-        self,
-        model: str,
-        runtime: str,
-        host: str,
-        cores: tuple[int, ...] = (),
-        serial: str = "",
-        control_settings: Sequence[str] | None = None,
-        hardware: Mapping[str, Any] | None = None,
-    ) -> DeviceInfo:
-        """What `probe` returns, with the digests.
-
-        Args:
-            control_settings: The settings that the control's latency depends on; by default all.
-            hardware: What else of device and driver a latency depends on, as plain JSON. It is in
-                both digests, so devices that differ in it are not interchangeable.
-        """
-        return device_info(
-            self.device,
-            self.name,
-            self.settings.model_dump(mode="json"),
-            model=model,
-            runtime=runtime,
-            host=host,
-            cores=cores,
-            serial=serial,
-            control_settings=control_settings,
-            hardware=hardware,
-        )
+    def _info(self, *facts: Any, **more: Any) -> DeviceInfo:
+        """What `probe` returns: `device_info` of this device and its settings, and these facts."""
+        settings = self.settings.model_dump(mode="json")
+        return device_info(self.device, self.name, settings, *facts, **more)
 
     def _timed(
         self,

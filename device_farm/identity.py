@@ -45,7 +45,6 @@ def device_info(
     device: str,
     connector: str,
     settings: Mapping[str, Any],
-    *,
     model: str,
     runtime: str,
     host: str,
@@ -57,14 +56,9 @@ def device_info(
     """What a device says of itself, with the digests.
 
     Args:
-        device: Its name.
-        connector: That of its kind.
+        device: Its name. This, and what is not named here, is as in `DeviceInfo`.
+        connector: The name of its kind.
         settings: All of them, as plain JSON.
-        model: As the fields of `DeviceInfo`, likewise the next ones.
-        runtime: See there.
-        host: See there.
-        cores: See there.
-        serial: See there.
         control_settings: The settings that the control's latency depends on; by default all.
         hardware: What else of device and driver a latency depends on, as plain JSON. It is in both
             digests, so devices that differ in it are not interchangeable.

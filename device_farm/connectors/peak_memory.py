@@ -50,10 +50,9 @@ def peak_memory_mb(workload: Workload, threads: int) -> float:
 
 
 def _answer(workload: Workload, threads: int) -> str:
-    """What the program says of a model, which it reads from a file."""
-    with (
-        ExitStack() as opened
-    ):  # files without a name, of which a process that is killed leaves none
+    """What the program says of a model; the files have no name, so that none of them stays where
+    this process is killed."""
+    with ExitStack() as opened:
         files = [opened.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
         files[0].write(_nothing())
         files[1].write(workload.model)

@@ -60,7 +60,7 @@ __all__ = [
 CALIBRATED_ON = 256
 """Images, at most."""
 
-VERSION = 2
+VERSION = 3
 """Of what is made of a part; that of an earlier version is made anew."""
 
 _METHODS = CalibrationMethod.MinMax, CalibrationMethod.Percentile
