@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.benchmark import Timer
 
-from device_farm import Workload
+from device_farm import DeviceError, Workload
 from device_farm.connectors.cuda.connector import CudaConnector
 from device_farm.connectors.cuda.folding import fold_batchnorm
 from device_farm.connectors.cuda.loading import captured, float32_math
@@ -43,6 +43,7 @@ OF_ONNX: dict[str, dict[str, Any]] = {
     "ONNX Runtime, CUDA graph": {"provider": "CUDAExecutionProvider", "cuda_graph": True},
     "ONNX Runtime, TensorRT": {"provider": "TensorrtExecutionProvider"},
 }
+COLUMNS = ("connector_ms", "torch_ms", "over_torch")
 MODELS = "mobilenetv3_large_100,resnet50,efficientnet_b0"
 
 
@@ -57,16 +58,34 @@ def main() -> None:
         workload = Workload.from_torch(deployed(module), torch.zeros(1, 3, 224, 224))
         ways = found["models"][name] = {}
         for way, settings in WAYS.items():
-            ours = _of_connector(workload, {"runtime": "torch", **settings})
-            with float32_math(False):  # as the connector has it, while torch rounds to TF32
-                torchs = _of_torch(deployed(module), settings)
-            ways[way] = {"connector_ms": ours, "torch_ms": torchs, "over_torch": ours / torchs}
-            table.add_row(name, way, f"{ours:.3f}", f"{torchs:.3f}", f"{ours / torchs:.2f}")
+            ways[way] = _figures_of(workload, module, settings)
         for way, settings in _present().items():
-            ways[way] = {"connector_ms": _of_connector(workload, settings)}
-            table.add_row(name, way, f"{ways[way]['connector_ms']:.3f}", "", "")
+            ways[way] = _figures_of(workload, None, settings)
+        for way, figures in ways.items():
+            table.add_row(name, way, *(_cell(figures, column) for column in COLUMNS))
     Console().print(table)
     print(json.dumps(_rounded(found)))
+
+
+def _figures_of(
+    workload: Workload, module: torch.nn.Module | None, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Of the connector, and of torch where a module is given; or why there is none."""
+    try:
+        if module is None:
+            return {"connector_ms": _of_connector(workload, settings)}
+        ours = _of_connector(workload, {"runtime": "torch", **settings})
+        with float32_math(False):  # as the connector has it, while torch rounds to TF32
+            torchs = _of_torch(deployed(module), settings)
+    except (DeviceError, RuntimeError) as error:  # such as for want of a compiler
+        return {"failed": str(error).splitlines()[0]}
+    return {"connector_ms": ours, "torch_ms": torchs, "over_torch": ours / torchs}
+
+
+def _cell(figures: dict[str, Any], column: str) -> str:
+    if "failed" in figures:
+        return figures["failed"] if column == COLUMNS[0] else ""
+    return f"{figures[column]:.3f}" if column in figures else ""
 
 
 def _present() -> dict[str, dict[str, Any]]:

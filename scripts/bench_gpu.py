@@ -43,19 +43,23 @@ from donna_ray.config import (
     shipped_config,
 )
 from donna_ray.data import ImageData, Split, load_data
+from donna_ray.data.pixels import Normalisation
 from donna_ray.distill.pack import DistilledPack, distill_pack
-from donna_ray.distill.precision import measured_precision
+from donna_ray.distill.precision import _half_precision, measured_precision
 from donna_ray.distill.students import BlockJob
 from donna_ray.library.costs import _measured
 from donna_ray.reference.build import build_reference
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.space import build_block, build_space
+from donna_ray.training.engine import Engine
 from donna_ray.training.loop import seeded
 
 PACK, TURNS = 16, 3
 PHOTOGRAPHS = 4096
 DIFFERENT = 128
+SETTLING_S = 1.0  # of a pack, in which NVML still counts what was before
 _PHOTOGRAPH = {"input_size": (3, 224, 224)}
+_PIXELS = Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 Figures = dict[str, Any]
 
@@ -77,10 +81,12 @@ def main() -> None:
 
 def _figures(given: argparse.Namespace, folder: str) -> Figures:
     data = DataConfig(source=folder, image_size=given.size)
-    world = World(torch.device(given.device), data, given.batch, given.images)
+    cluster = ClusterConfig(gpus_per_worker=int(given.device == "cuda"))
+    device = Engine.of_worker(cluster).device  # which settles how float32 is computed
+    world = World(device, data, given.batch, given.images)
     figures: Figures = {"device": _name(world.device), "size": given.size, "batch": given.batch}
     figures["precision_auto"] = measured_precision(world.reference, given.batch)
-    for precision in ("fp32", "bf16"):
+    for precision in ("fp32", _half_precision(world.device)):
         figures[precision] = _pack_figures(world, precision)
     figures["largest"] = _largest_pack(world, figures["precision_auto"])
     return figures | {"loader_images_per_s": {str(n): _loader_speed(data, n) for n in (1, 8)}}
@@ -95,6 +101,7 @@ class World:
         config = shipped.model_copy(
             update={
                 "data": data,
+                "reference": shipped.reference.model_copy(update={"weights": "train"}),
                 "space": SpaceConfig(preset="donna_large"),
                 "cluster": ClusterConfig(gpus_per_worker=1.0),
             }
@@ -130,14 +137,15 @@ class World:
     def _settle(self, images: Split) -> None:
         """BatchNorm's statistics, so that random weights have features as trained ones do."""
         self.reference.requires_grad_(False).train()
-        for batch, _ in images.batches(self.batch):
-            self.reference(batch.to(self.device))
+        for batch, _ in images.batches(self.batch, device=self.device):
+            self.reference(batch)
         self.reference.eval()
 
 
 def _random_split(count: int, shape: Sequence[int], generator: torch.Generator) -> Split:
-    images = torch.randn(count, *shape, generator=generator)
-    return Split(TensorDataset(images, torch.zeros(count, dtype=torch.int64)))
+    images = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=generator)
+    labels = torch.zeros(count, dtype=torch.int64)
+    return Split(TensorDataset(images, labels), normalised=_PIXELS)
 
 
 def _pack_figures(world: World, precision: str) -> Figures:
@@ -170,7 +178,7 @@ class _Floor:
     """The kernels alone: their tensors are on the device."""
 
     def __init__(self, world: World, jobs: Sequence[BlockJob], precision: str) -> None:
-        self._world, self._bf16 = world, precision == "bf16"
+        self._world, self._engine = world, Engine.of(world.reference).at(precision)
         shapes = world.reference.shapes
         self._blocks = [
             (job.stage, build_block(job.spec, shapes[job.stage]).to(world.device)) for job in jobs
@@ -178,32 +186,29 @@ class _Floor:
         for _, block in self._blocks:
             block.to(memory_format=torch.channels_last)
         self._batches = [
-            self._whole(images) for images, _ in world.data.distillation.batches(world.batch)
+            self._engine.images(images)
+            for images, _ in world.data.distillation.batches(world.batch, device=world.device)
         ]
         self._held_out = [
-            self._whole(images) for images, _ in world.data.validation.batches(world.batch)
+            self._engine.images(images)
+            for images, _ in world.data.validation.batches(world.batch, device=world.device)
         ]
 
     def run(self) -> None:
+        reference = self._world.reference
         for images in self._batches:
-            features = self._features(images)
+            with torch.no_grad(), self._engine.autocast():
+                features = reference.features(images)
             for stage, block in self._blocks:
-                with torch.autocast(images.device.type, torch.bfloat16, enabled=self._bf16):
+                with self._engine.autocast():
                     output = block.train()(features[stage])
                 output.backward(features[stage + 1].to(output.dtype))
                 block.zero_grad(set_to_none=True)
-        with torch.no_grad():
+        with torch.no_grad():  # in float32, as the NSR is measured
             for images in self._held_out:
-                features = self._features(images)
+                features = reference.features(images)
                 for stage, block in self._blocks:
                     block.eval()(features[stage])
-
-    def _features(self, images: torch.Tensor) -> list[torch.Tensor]:
-        with torch.no_grad():
-            return self._world.reference.features(images)
-
-    def _whole(self, images: torch.Tensor) -> torch.Tensor:
-        return images.to(self._world.device).contiguous(memory_format=torch.channels_last)
 
 
 def _largest_pack(world: World, precision: str) -> Figures:
@@ -242,7 +247,10 @@ def _wait(device: torch.device) -> None:
 
 @contextmanager
 def _busy_share(device: torch.device) -> Iterator[list[float]]:
-    """Samples of the share of time in which a kernel ran, as NVML counts it."""
+    """Samples of the share of time in which a kernel ran, as NVML counts it.
+
+    It counts the second before: the first one is left out. Short turns have few samples.
+    """
     samples: list[float] = []
     if device.type != "cuda":
         yield samples
@@ -250,6 +258,8 @@ def _busy_share(device: torch.device) -> Iterator[list[float]]:
     done = threading.Event()
 
     def watch() -> None:
+        if done.wait(SETTLING_S):
+            return
         while not done.wait(0.1):
             samples.append(torch.cuda.utilization(device) / 100)
 

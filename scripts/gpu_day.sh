@@ -9,28 +9,28 @@ python=${PYTHON:-python3}
 mkdir -p "$folder"
 failed=0
 
-part() { # NAME COMMAND...: its last line, a line of JSON, into FOLDER/NAME.json
-    local name=$1
+part() { # NAME COMMAND...: its last line into FOLDER/NAME.json, or NAME.failed.json if it failed
+    local name=$1 ending=json
     shift
     [ -s "$folder/$name.json" ] && return
+    rm -f "$folder/$name.failed.json"
     echo "== $name"
-    if "$@" >"$folder/$name.log" 2>&1; then
-        tail -1 "$folder/$name.log" >"$folder/$name.json"
-    else
-        failed=1
-    fi
+    "$@" >"$folder/$name.log" 2>&1 || { failed=1; ending=failed.json; }
+    tail -1 "$folder/$name.log" >"$folder/$name.$ending"
     tail -25 "$folder/$name.log"
 }
 
-tests() {
-    "$python" -m pytest tests/gpu -q -p no:cacheprovider --durations=5 || return 1
-}
-
-counted() { # pytest's last line as JSON
-    tests | tee /dev/stderr | "$python" -c '
-import json, re, sys
-said = sys.stdin.read().strip().splitlines()[-1]
-print(json.dumps({word: int(number) for number, word in re.findall(r"(\d+) (\w+)", said) if word != "in"}))'
+counted() { # what pytest said, and its last line as JSON
+    "$python" -m pytest tests/gpu -q -p no:cacheprovider --durations=5 >"$folder/pytest.txt" 2>&1
+    local status=$?
+    cat "$folder/pytest.txt"
+    "$python" - "$folder/pytest.txt" $status <<'END'
+import json, pathlib, re, sys
+said = pathlib.Path(sys.argv[1]).read_text().strip().splitlines()[-1]
+found = {word: int(number) for number, word in re.findall(r"(\d+) ([a-z]+)", said) if word != "in"}
+print(json.dumps(found | {"status": int(sys.argv[2])}))
+END
+    return $status
 }
 
 part tests counted
@@ -38,7 +38,13 @@ part cuda "$python" scripts/bench_cuda.py
 part distill "$python" scripts/bench_gpu.py
 "$python" - "$folder" <<'END'
 import datetime, json, pathlib, sys, torch
-parts = {path.stem: json.loads(path.read_text()) for path in sorted(pathlib.Path(sys.argv[1]).glob("*.json"))}
+def told(path):
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        return {"failed": path.read_text().strip()}
+
+parts = {path.name.split(".")[0]: told(path) for path in sorted(pathlib.Path(sys.argv[1]).glob("*.json"))}
 found = {"card": torch.cuda.get_device_name(), "torch": torch.__version__, "date": f"{datetime.date.today()}"}
 pathlib.Path("docs/results/gpu.json").write_text(json.dumps(found | parts, indent=1) + "\n")
 END

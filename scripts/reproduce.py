@@ -25,25 +25,23 @@ one JSON line.
 
 import argparse
 import json
-import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from reproduce_page import render, summary_of, table_of
-from reproduce_rows import ROWS, Reproduction
-from reproduce_run import SCALES, config_of
+from reproduce_page import machine, render, summary_of, table_of
+from reproduce_rows import ROWS
+from reproduce_run import SCALES, Reproduction, config_of
 from rich.console import Console
 
-from device_farm.connectors.cpu import cpu_name
 from donna_ray.storage.artifacts import digest, write_json
 
 
 def main() -> None:
     options = _options()
     if options.render:
-        render(json.loads(options.json.read_text()), options.render)
+        render(json.loads(options.json.read_text()), options.render, options.json.stem)
         return
     scale = SCALES[options.scale]
     torch.set_num_threads(1 if options.scale != "gpu" else torch.get_num_threads())
@@ -53,7 +51,7 @@ def main() -> None:
     reference = world.results.reference
     rows = {name: _row(world, name) for name in options.rows}
     results = {
-        "machine": {"cpu": cpu_name([0]), "system": platform.platform(), "gpu": _gpu()},
+        "machine": machine(),
         "scale": {"name": options.scale, **asdict(scale), "seed": options.seed},
         "reference": reference.model_dump(exclude={"class_names"}),
         "rows": rows,
@@ -92,10 +90,6 @@ def _row(world: Reproduction, name: str) -> dict[str, Any]:
         write_json(place, ROWS[name](world))
     row: dict[str, Any] = json.loads(place.read_text())
     return row
-
-
-def _gpu() -> str | None:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ import importlib.util
 import io
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from reproduce_rivals import Bench, Trained
+from reproduce_rivals import Bench, Trained, finetuned, told
 from timm.layers import BatchNormAct2d
 from torch import nn
 
@@ -32,9 +33,10 @@ from device_farm.alone import measure_alone
 from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
 from donna_ray.config import RunConfig
 from donna_ray.onnx_export import export_onnx
-from donna_ray.training.loop import accuracy
+from donna_ray.report.results import Results
+from donna_ray.training.loop import accuracy, seeded
 
-__all__ = ["Rounds", "in_turn", "rival_rows"]
+__all__ = ["Rounds", "compared", "in_turn", "rival_rows"]
 
 STEPS = 6  # of the bisection
 ROUNDS = 5  # in which networks are measured, in turn
@@ -92,8 +94,35 @@ def in_turn(files: dict[str, Path], settings: dict[str, Any] | None = None) -> d
         return rounds.in_turn({name: file.read_bytes() for name, file in files.items()})
 
 
-def rival_rows(bench: Bench, config: RunConfig, limits: Sequence[float]) -> Iterator[Trained]:
-    """Each rival at each limit, trained.
+def compared(
+    bench: Bench, config: RunConfig, results: Results, folder: Path, limits: Sequence[float]
+) -> dict[str, Any]:
+    """A finished compression beside the rivals: accuracies, and latencies measured in turn.
+
+    Args:
+        bench: on the reference of the run.
+        config: of the run; its `finetune` is the rivals' recipe, too.
+        results: of the run.
+        folder: of the run.
+        limits: parts of the reference's latency.
+    """
+    own = finetuned(results, folder)
+    rivals = rival_rows(bench, config, limits)
+    models = {each.name: each.onnx.read_bytes() for each in [*own, *rivals]}
+    models["reference"] = _exported(bench)
+    with contextlib.closing(Rounds({"threads": 1})) as rounds:
+        latency = rounds.in_turn(models)
+    return {
+        "reference": results.reference.model_dump(),
+        "reference_ms": latency["reference"],
+        "compress": [told(each, latency) for each in own],
+        "rivals": [told(each, latency) for each in rivals],
+        "image_passes": {name: each.image_passes for name, each in results.cost.items()},
+    }
+
+
+def rival_rows(bench: Bench, config: RunConfig, limits: Sequence[float]) -> list[Trained]:
+    """Each rival at each limit, trained; what gets under no limit is left out, and said to be.
 
     Args:
         bench: of the run.
@@ -101,18 +130,26 @@ def rival_rows(bench: Bench, config: RunConfig, limits: Sequence[float]) -> Iter
         limits: parts of the reference's latency.
     """
     shape = tuple(bench.teacher.input_shape)
+    trainings = []
     with contextlib.closing(Rounds({"threads": 1})) as rounds:
-        whole = rounds.once(export_onnx(copy.deepcopy(bench.teacher).cpu(), shape))
+        whole = rounds.once(_exported(bench))
         for name, make in _rivals(bench, shape).items():
             for limit in limits:
+                title, network = f"{name} at {limit}x", nn.Module()
+                if not bench.knows(title, config.finetune):
+                    try:
+                        with seeded(config.seed):
+                            network = _within(make, limit * whole, rounds, shape)
+                    except OverLimit as error:
+                        print(f"{title} is left out: {error}", flush=True)
+                        continue
+                fetch = partial(copy.deepcopy, network)
+                trainings.append(partial(bench.trained, title, fetch, config.finetune))
+    return bench.side_by_side(trainings)
 
-                def pruned(make: Make = make, limit: float = limit) -> nn.Module:
-                    return _within(make, limit * whole, rounds, shape)
 
-                try:
-                    yield bench.trained(f"{name} at {limit}x", pruned, config.finetune)
-                except OverLimit as error:
-                    print(f"{name} at {limit}x is left out: {error}", flush=True)
+def _exported(bench: Bench) -> bytes:
+    return export_onnx(copy.deepcopy(bench.teacher).cpu(), tuple(bench.teacher.input_shape))
 
 
 def _rivals(bench: Bench, shape: tuple[int, ...]) -> dict[str, Make]:

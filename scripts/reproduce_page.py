@@ -1,15 +1,18 @@
 """What `reproduce.py` found, as a table, a line of JSON and a part of a page."""
 
+import platform
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
-__all__ = ["render", "summary_of", "table_of"]
+from device_farm.connectors.cpu import cpu_name
 
-BEGIN, END = "<!-- reproduce: begin -->", "<!-- reproduce: end -->"
+__all__ = ["machine", "render", "summary_of", "table_of"]
+
 Row = dict[str, Any]
 
 
@@ -30,14 +33,21 @@ def summary_of(results: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def render(results: dict[str, Any], page: Path) -> None:
-    """Write the results between the two marks of a page."""
+def render(results: dict[str, Any], page: Path, name: str) -> None:
+    """Write the results between the two marks of a page that have their name."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     text = page.read_text()
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"{page} must have the lines {BEGIN!r} and {END!r}, but lacks one")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    page.write_text(f"{before}{BEGIN}\n{_markdown(results)}\n{END}{after}")
+    if begin not in text or end not in text:
+        raise SystemExit(f"{page} must have the lines {begin!r} and {end!r}, but lacks one")
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    page.write_text(f"{before}{begin}\n{_markdown(results)}\n{end}{after}")
+
+
+def machine() -> dict[str, str | None]:
+    """What the results are of."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": cpu_name([0]), "system": platform.platform(), "gpu": gpu}
 
 
 def _markdown(results: dict[str, Any]) -> str:

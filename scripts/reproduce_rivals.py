@@ -1,11 +1,13 @@
 """Networks to compare with: known ones scaled in width and depth, trained by the same recipe."""
 
 import json
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 from timm.layers import get_act_layer
@@ -22,13 +24,16 @@ from donna_ray.onnx_export import export_onnx
 from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.load import data_of, load_reference
 from donna_ray.reference.network import StagedNetwork
+from donna_ray.report.results import Results
 from donna_ray.run.run import Run
 from donna_ray.storage.artifacts import Artifact, digest, write_json
 from donna_ray.training.engine import Engine
-from donna_ray.training.loop import Loss, accuracy, cross_entropy, right_answers, seeded
+from donna_ray.training.loop import accuracy, right_answers, seeded
 from donna_ray.training.trainer import Trainer
 
-__all__ = ["STYLES", "Bench", "Trained", "scaled_networks"]
+__all__ = ["STYLES", "Bench", "Trained", "finetuned", "scaled_networks", "told"]
+
+Result = TypeVar("Result")
 
 SIZES = ((0.75, 2), (0.5, 1))  # width, depth
 STRIDES, CHANNELS = (2, 2, 1, 2), (24, 40, 80, 112)
@@ -101,6 +106,23 @@ class Trained:
     onnx: Path
 
 
+def finetuned(results: Results, folder: Path, scenario: int = 0) -> list[Trained]:
+    """The networks of a run's front that were finetuned."""
+    return [
+        Trained(point.id, point.model_dump(), folder / str(point.onnx))
+        for point in results.scenarios[scenario].front
+        if point.onnx is not None
+    ]
+
+
+def told(network: Trained, latency: dict[str, float]) -> dict[str, Any]:
+    """What results.json of a reproduction says of a network."""
+    names = ("test_accuracy", "test_low", "test_high", "params", "macs")
+    return {"name": network.name, "ms": latency[network.name]} | {
+        name: network.facts[name] for name in names if name in network.facts
+    }
+
+
 class Bench:
     """Trains networks on a run's images, by its teacher; what is done is kept in a folder.
 
@@ -131,30 +153,45 @@ class Bench:
         name: str,
         make: Callable[[], nn.Module],
         recipe: FinetuneRecipe,
-        by_labels: bool = False,
     ) -> Trained:
-        """A network, trained unless it is there.
+        """A network, trained by labels and teacher as finetuning does, unless it is there.
 
         Args:
             name: what it is, one for each network and recipe.
             make: the network before the training.
             recipe: how long and how fast.
-            by_labels: alone; else also by the teacher, as finetuning does.
         """
-        known = {"name": name, "recipe": recipe.model_dump(), "labels": by_labels}
-        known["teacher"] = reference_identity(self._artifact)
-        place = self._folder / digest(known | {"seed": self._config.seed})
-        facts, onnx = place.with_suffix(".json"), place.with_suffix(".onnx")
+        place, known = self._place(name, recipe)
+        facts = place.with_suffix(".json")
         if not facts.exists():
-            loss: Loss = cross_entropy if by_labels else distillation_loss(self.teacher)
-            self._train(make, recipe, loss, place, known)
-        return Trained(name, json.loads(facts.read_text()), onnx)
+            self._train(make, recipe, place, known)
+        return Trained(name, json.loads(facts.read_text()), place.with_suffix(".onnx"))
+
+    def knows(self, name: str, recipe: FinetuneRecipe) -> bool:
+        """Whether ``trained`` has only to read it."""
+        return self._place(name, recipe)[0].with_suffix(".json").exists()
+
+    def side_by_side(self, calls: Sequence[Callable[[], Result]]) -> list[Result]:
+        """What calls return that train; on CPUs as many train at once as the run has workers.
+
+        Each is called in a process of its own, and once more here, where it finds what it trained.
+
+        Raises:
+            RuntimeError: if one of the processes ends with an error, which it has printed.
+        """
+        if self._engine.device.type == "cpu" and len(calls) > 1:
+            _in_processes(calls, self._config.cluster.workers)
+        return [call() for call in calls]
+
+    def _place(self, name: str, recipe: FinetuneRecipe) -> tuple[Path, dict[str, Any]]:
+        known = {"name": name, "recipe": recipe.model_dump()}
+        known["teacher"] = reference_identity(self._artifact)
+        return self._folder / digest(known | {"seed": self._config.seed}), known
 
     def _train(
         self,
         make: Callable[[], nn.Module],
         recipe: FinetuneRecipe,
-        loss: Loss,
         place: Path,
         known: dict[str, Any],
     ) -> None:
@@ -165,6 +202,7 @@ class Bench:
         if recipe.precision == "auto":
             recipe = recipe.model_copy(update={"precision": "fp32"})
         network = self._engine.place(network)
+        loss = distillation_loss(self.teacher)
         trainer = Trainer(network, self.data, recipe, self._config.seed, loss)
         while not trainer.finished():
             trainer.train_epoch()
@@ -181,3 +219,17 @@ class Bench:
         safetensors.torch.save_model(result, str(place.with_suffix(".safetensors")))
         write_json(place.with_suffix(".json"), facts | complexity(result, shape))
         print(f"{known['name']}: {facts['test_accuracy']:.2%} of the test images", flush=True)
+
+
+def _in_processes(calls: Sequence[Callable[[], Any]], at_once: int) -> None:
+    waiting = [multiprocessing.get_context("fork").Process(target=call) for call in calls]
+    running: list[Any] = []
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            running.append(waiting.pop(0))
+            running[-1].start()
+        wait([each.sentinel for each in running])
+        for each in [each for each in running if each.exitcode is not None]:
+            running.remove(each)
+            if each.exitcode != 0:
+                raise RuntimeError(f"a training ended with exit code {each.exitcode}")

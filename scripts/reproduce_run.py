@@ -1,17 +1,22 @@
 """The runs that `reproduce.py` takes its figures from: their images, sizes and configurations."""
 
+import copy
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 from bench_predictor_config import image_folder
+from reproduce_rivals import Bench
 
+from donna_ray.config import RunConfig
 from donna_ray.report.results import Results, read_results
 
-__all__ = ["SCALES", "Scale", "config_of", "run_donna"]
+__all__ = ["SCALES", "Reproduction", "Scale", "config_of", "run_donna"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(600, 200, 400, 16, 2, 1, 8, 1, 16, 2, 1, 2, 4, 1, 2),
-    "cpu": Scale(8_000, 4_000, 6_000, 20, 24, 1, 14, 1, 120, 2, 3, 6, 8, 1, 3),
+    "cpu": Scale(8_000, 4_000, 6_000, 20, 32, 1, 14, 1, 120, 3, 3, 12, 12, 2, 12),
     "gpu": Scale(50_000, 50_000, 10_000, 32, 60, 3, 24, 5, 300, 6, 40, 80, 16, 3, 16, True),
 }
 
@@ -128,3 +133,45 @@ def run_donna(config: dict[str, Any], folder: Path, *more: str) -> Results:
     command = [sys.executable, "-m", "donna_ray", "run", str(file), "--out", str(folder), *more]
     subprocess.run(command, check=True)
     return read_results(folder)
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What all rows are taken from.
+
+    Attributes:
+        folder: of all that is done.
+        settings: of the first run.
+        scale: how much work it is.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    scale: Scale
+
+    @property
+    def config(self) -> RunConfig:
+        """Of the first run."""
+        return RunConfig.model_validate(self.settings)
+
+    @cached_property
+    def results(self) -> Results:
+        """Of the first run, which is finished here."""
+        return run_donna(self.settings, self.folder / "base")
+
+    @cached_property
+    def bench(self) -> Bench:
+        """To train other networks on."""
+        assert self.results
+        return Bench.of_run(self.folder / "trained", self.config, self.folder / "base")
+
+    def another(self, name: str, changes: dict[str, Any]) -> Results:
+        """A run that takes over what the first one has finished, with other settings."""
+        assert self.results
+        target = self.folder / name
+        if not target.exists():
+            part = target.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(self.folder / "base", part)
+            part.rename(target)
+        return run_donna({**copy.deepcopy(self.settings), **changes}, target)

@@ -71,7 +71,10 @@ def open_session(
     options.log_severity_level = 4  # errors are raised; no need to print them as well
     try:
         session = onnxruntime.InferenceSession(
-            model, options, providers=[(name, dict(settings)) for name, settings in providers]
+            model,
+            options,
+            providers=[(name, dict(settings)) for name, settings in providers],
+            enable_fallback=False,  # to other providers, whose latency would pass for the first's
         )
     except Exception as error:  # ONNX Runtime's errors share no base class
         _refuse_without_memory(error)

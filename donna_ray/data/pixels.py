@@ -1,20 +1,21 @@
 """Images as bytes until they are on the device, and normalised there."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from timm.data.transforms import MaybePILToTensor, MaybeToTensor
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize
-from torchvision.transforms.functional import normalize
 
 from donna_ray.data.images import Batch, Transform
 
-__all__ = ["Normalisation", "batches_on", "in_bytes"]
+__all__ = ["Normalisation", "batches_on", "in_bytes", "sent_ahead"]
+
+Tensors = TypeVar("Tensors", bound=Sequence[Tensor])
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,14 @@ class Normalisation:
     std: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Bytes (N, C, H, W) as float32, where they are."""
-        return normalize(images.float().div_(255), self.mean, self.std, inplace=True)
+        """Bytes (N, C, H, W) as float32, where they are; a GPU is not waited for."""
+        mean, std = _constants(self, images.device)
+        return images.float().div_(255).sub_(mean).div_(std)
+
+
+@cache
+def _constants(pixels: Normalisation, device: torch.device) -> list[Tensor]:
+    return [torch.tensor(each, device=device).view(-1, 1, 1) for each in (pixels.mean, pixels.std)]
 
 
 def in_bytes(transform: Transform) -> tuple[Transform, Normalisation | None]:
@@ -49,28 +56,34 @@ def in_bytes(transform: Transform) -> tuple[Transform, Normalisation | None]:
 def batches_on(
     device: torch.device, batches: Iterable[Batch], normalised: Normalisation | None
 ) -> Iterator[Batch]:
-    """The batches on a device, their images normalised there where they are bytes.
+    """The batches on a device, their images normalised there where they are bytes."""
+
+    def prepared(batch: Sequence[Tensor]) -> Batch:
+        images, labels = batch
+        return images if normalised is None else normalised(images), labels
+
+    return sent_ahead(device, batches, prepared)
+
+
+def sent_ahead(
+    device: torch.device,
+    batches: Iterable[Sequence[Tensor]],
+    prepared: Callable[[Sequence[Tensor]], Tensors],
+) -> Iterator[Tensors]:
+    """Batches of tensors on a device, prepared there.
 
     To a GPU they go out of pinned memory on a stream of their own, one batch ahead of the caller:
-    while it works on one, the next is copied and normalised.
+    while it works on one, the next is copied and prepared.
     """
-    if device.type == "cuda":
-        yield from _sent_ahead(device, batches, normalised)
+    if device.type != "cuda":
+        for batch in batches:
+            yield prepared([each.to(device) for each in batch])
         return
-    for images, labels in batches:
-        images = images.to(device)
-        yield images if normalised is None else normalised(images), labels.to(device)
-
-
-def _sent_ahead(
-    device: torch.device, batches: Iterable[Batch], normalised: Normalisation | None
-) -> Iterator[Batch]:
-    stream, ahead = _stream(device), deque[tuple[Tensor, Tensor, torch.cuda.Event]]()
+    stream, ahead = _stream(device), deque[tuple[Tensors, torch.cuda.Event]]()
     for batch in batches:
         with torch.cuda.stream(stream):
-            images, labels = (each.pin_memory().to(device, non_blocking=True) for each in batch)
-            images = images if normalised is None else normalised(images)
-            ahead.append((images, labels, stream.record_event()))
+            sent = prepared([each.pin_memory().to(device, non_blocking=True) for each in batch])
+            ahead.append((sent, stream.record_event()))
         if len(ahead) > 1:
             yield _received(*ahead.popleft())
     while ahead:
@@ -83,10 +96,10 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _received(images: Tensor, labels: Tensor, sent: torch.cuda.Event) -> Batch:
+def _received(batch: Tensors, sent: torch.cuda.Event) -> Tensors:
     """For the caller's stream, which waits for them, and whose work their memory outlives."""
-    current = torch.cuda.current_stream(images.device)
+    current = torch.cuda.current_stream(batch[0].device)
     current.wait_event(sent)
-    images.record_stream(current)
-    labels.record_stream(current)
-    return images, labels
+    for each in batch:
+        each.record_stream(current)
+    return batch

@@ -7,7 +7,7 @@ are computed for a training in another precision.
 
 import math
 import mmap
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 
 from donna_ray.config import RunConfig
 from donna_ray.data import ImageData, Split
+from donna_ray.data.pixels import sent_ahead
 from donna_ray.data.sources import kind_of
 from donna_ray.data.split import count_images
 from donna_ray.distill.shared import SharedBytes, SharingError, shared_bytes
@@ -223,24 +224,28 @@ class FeatureCache:
     ) -> Iterator[Features]:
         """See ``FeatureSource``; the order is that of the images when none is broken."""
         some: dict[str, Any] = {"epoch": epoch, "start": start, "stop": stop}
-        for rows, _ in self._order.batches(batch_size, shuffle_seed=seed, **some):
-            yield self._at(rows, numbers)
+        chosen = (rows for rows, _ in self._order.batches(batch_size, shuffle_seed=seed, **some))
+        return self._at(chosen, numbers)
 
     def calibration(self, numbers: Collection[int]) -> Iterator[Features]:
         """See ``FeatureSource``."""
-        for rows in calibration_batches(self._order):
-            yield self._at(rows, numbers)
+        return self._at(calibration_batches(self._order), numbers)
 
     def validation(self, batch_size: int, numbers: Collection[int]) -> Iterator[Features]:
         """See ``FeatureSource``."""
-        for batches in zip(*(self._validation[n].split(batch_size) for n in numbers), strict=True):
-            yield {n: self._loaded(batch) for n, batch in zip(numbers, batches, strict=True)}
+        tables = (self._validation[n].split(batch_size) for n in numbers)
+        return self._loaded(zip(*tables, strict=True), numbers)
 
-    def _at(self, rows: Tensor, numbers: Collection[int]) -> Features:
-        return {n: self._loaded(self._training[n].index_select(0, rows)) for n in numbers}
+    def _at(self, chosen: Iterable[Tensor], numbers: Collection[int]) -> Iterator[Features]:
+        tables = [self._training[n] for n in numbers]
+        found = ([table.index_select(0, rows) for table in tables] for rows in chosen)
+        return self._loaded(found, numbers)
 
-    def _loaded(self, rows: Tensor) -> Tensor:
-        return rows.to(self._device).float().movedim(-1, 1 if rows.ndim == 4 else -1)
+    def _loaded(
+        self, batches: Iterable[Sequence[Tensor]], numbers: Collection[int]
+    ) -> Iterator[Features]:
+        for features in sent_ahead(self._device, batches, _channels_first):
+            yield dict(zip(numbers, features, strict=True))
 
 
 class Teacher:
@@ -274,6 +279,10 @@ class Teacher:
                     order = torch.channels_last if is_map else torch.contiguous_format
                     features[number] = values.contiguous(memory_format=order)
         return features
+
+
+def _channels_first(features: Sequence[Tensor]) -> list[Tensor]:
+    return [each.float().movedim(-1, 1 if each.ndim == 4 else -1) for each in features]
 
 
 def _check_memory(needed: int) -> None:

@@ -35,8 +35,16 @@ def choice_table(library: Artifact, name: str) -> list[NDArray[np.float64]]:
 
 
 def untrained(reference: StagedNetwork, specs: Sequence[BlockSpec]) -> StagedNetwork:
-    """The network of these blocks with new weights, on copies of the reference's stem and head."""
-    blocks = [build_block(spec, shape) for spec, shape in zip(specs, reference.shapes, strict=True)]
+    """The network of these blocks with new weights, on copies of the reference's stem and head.
+
+    It is where the reference is, such as on a GPU; new weights are drawn on the CPU, the same ones
+    for every device.
+    """
+    device = next(reference.parameters()).device
+    blocks = [
+        build_block(spec, shape).to(device)
+        for spec, shape in zip(specs, reference.shapes, strict=True)
+    ]
     stem, head = copy.deepcopy(reference.stem), copy.deepcopy(reference.head)
     return StagedNetwork(stem, blocks, head, reference.input_shape)
 

@@ -5,7 +5,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -75,9 +75,8 @@ def _versions() -> Iterator[Finding]:
     for each in needed:
         if each.marker is not None and not each.marker.evaluate({"extra": ""}):
             continue
-        try:
-            found = version(each.name)
-        except PackageNotFoundError:
+        found = _installed(each.name)
+        if found is None:
             wrong.append(f"{each.name} is missing")
             continue
         if not each.specifier.contains(found, prereleases=True):
@@ -87,6 +86,14 @@ def _versions() -> Iterator[Finding]:
     yield _finding(
         "packages", "error" if wrong else "ok", words or "as needed", remedy * bool(wrong)
     )
+
+
+def _installed(name: str) -> str | None:
+    """The version; of ONNX Runtime also that of its build for GPUs, which replaces it."""
+    for each in (name, f"{name}-gpu") if name == "onnxruntime" else (name,):
+        with suppress(PackageNotFoundError):
+            return version(each)
+    return None
 
 
 def _processors() -> Iterator[Finding]:

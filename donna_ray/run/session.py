@@ -20,7 +20,7 @@ __all__ = ["RayLost", "RaySession"]
 
 _POLL_S = 0.2
 _LAST_WORDS = (
-    "donna: Ray must start on this host, but its raylet has ended meanwhile (it or its agent was "
+    "donna: Ray must be connected to, but its raylet has ended meanwhile (it or its agent was "
     "killed, perhaps for want of memory). What is finished is kept: the same command (without "
     "--fresh) goes on from there."
 )

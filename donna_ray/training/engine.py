@@ -11,8 +11,10 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from device_farm.connectors.cuda.condition import check_architecture
+from device_farm.failures import DeviceError
 from donna_ray.config import ClusterConfig, TrainingConfig
-from donna_ray.errors import MemoryLimitError
+from donna_ray.errors import ConfigError, MemoryLimitError
 from donna_ray.training.channels import channels_last
 
 __all__ = ["Descent", "Engine", "MemoryBatch", "Precision", "Schedule"]
@@ -38,16 +40,28 @@ class Engine:
         device: of the modules and of what they are given.
         precision: of a training's forward; `bf16` and `fp16` are autocast, and the weights stay
             float32. `fp16` is for GPUs that have no bfloat16, such as V100 and T4.
+
+    Raises:
+        ConfigError: the GPU has no bfloat16, which torch would emulate.
     """
 
     device: torch.device
     precision: Precision = "fp32"
 
+    def __post_init__(self) -> None:
+        if self.precision == "bf16" and self.device.type == "cuda":
+            _check_bfloat16(self.device)
+
     @classmethod
     def of_worker(cls, cluster: ClusterConfig) -> "Engine":
-        """That of a worker of the run, in float32, whose process computes as ``_settle`` says."""
+        """That of a worker of the run, in float32, whose process computes as ``_settle`` says.
+
+        Raises:
+            ConfigError: this build of torch has no code for the GPU.
+        """
         if not cluster.gpus_per_worker:
             return cls(torch.device("cpu"))
+        _check_build()
         _settle()
         return cls(torch.device("cuda"))
 
@@ -104,6 +118,22 @@ class Engine:
         """In which a forward of a training is done."""
         enabled = self.precision != "fp32"
         return torch.autocast(self.device.type, _DTYPES[self.precision], enabled=enabled)
+
+
+def _check_build() -> None:
+    name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    try:
+        check_architecture(name, capability, torch.cuda.get_arch_list())
+    except DeviceError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_bfloat16(device: torch.device) -> None:
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigError(
+            f"precision must be one that the GPU has, but {torch.cuda.get_device_name(device)} "
+            "only emulates bf16, slowly. Set precision to fp16, fp32 or auto."
+        )
 
 
 def _settle() -> None:

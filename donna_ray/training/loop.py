@@ -35,8 +35,12 @@ _KEEP_EVERY_S = 300.0
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run with torch's generators seeded, and leave them as they were."""
-    with torch.random.fork_rng():
+    """Run with torch's generators seeded, and leave them as they were.
+
+    Those of GPUs that this process does not use are left alone: to ask for them takes their memory.
+    """
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(gpus):
         torch.manual_seed(seed)
         yield
 

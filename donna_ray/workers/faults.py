@@ -23,7 +23,7 @@ _WORDS = (
 )
 """What torch says of a GPU, its libraries, a loader's process and other ranks (`RuntimeError`)."""
 
-_OF_THE_CALL = ("_STATUS_NOT_SUPPORTED", "_STATUS_BAD_PARAM")
+_OF_THE_CALL = ("_STATUS_NOT_SUPPORTED", "_STATUS_BAD_PARAM", "no kernel image")
 """What they say of a layer that they cannot compute, on whichever GPU of the kind."""
 
 

@@ -62,11 +62,14 @@ class _Trainer(DataParallelTrainer):
         return [x for x in super()._create_default_callbacks() if not isinstance(x, unused)]
 
 
-def _process_group() -> BackendConfig:
-    """What Ray's TorchTrainer has: gloo on CPUs, NCCL on GPUs. One that dies restarts all."""
+def _process_group(cluster: ClusterConfig) -> BackendConfig:
+    """What Ray's TorchTrainer has: gloo on CPUs, NCCL on GPUs. One that dies restarts all.
+
+    Also gloo where workers share a GPU: NCCL refuses two ranks of one card.
+    """
     from ray.train.torch import TorchConfig
 
-    return TorchConfig()
+    return TorchConfig(backend="gloo" if cluster.gpus_per_worker % 1 else None)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -88,7 +91,7 @@ def fit(
     _Trainer(
         _worker_loop,
         train_loop_config={**arguments, "threads": threads},
-        backend_config=_process_group() if together else _IndependentConfig(),
+        backend_config=_process_group(cluster) if together else _IndependentConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=size,
             use_gpu=cluster.gpus_per_worker > 0,

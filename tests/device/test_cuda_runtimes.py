@@ -12,12 +12,12 @@ import pytest
 import torch
 from gpu_stand_in import CUDA
 
-from device_farm import DeviceError, Workload
+from device_farm import DeviceError, ModelError, Workload
 from device_farm.connectors.cuda import connector as cuda
 from device_farm.connectors.cuda import loading
 from device_farm.connectors.cuda.connector import CudaConnector
 from device_farm.connectors.cuda.loading import Loaded, load_onnx, load_torch
-from device_farm.connectors.onnx_session import CPU
+from device_farm.connectors.onnx_session import CPU, open_session
 from device_farm.testing import ConnectorConformance
 from device_farm.timing import protocol
 from device_farm.timing.control import control_workload
@@ -100,21 +100,19 @@ def test_settings_of_the_other_runtime_are_refused() -> None:
         CudaConnector("gpu", {"runtime": "torch", "provider": CUDA})
 
 
+GPU_1 = {"device_id": "1", "arena_extend_strategy": "kSameAsRequested"}
+
+
 @pytest.mark.parametrize(
     ("settings", "providers"),
     [
-        ({}, [(CUDA, {"device_id": "1", "use_tf32": "0", "enable_cuda_graph": "0"})]),
+        ({}, [(CUDA, {**GPU_1, "use_tf32": "0", "enable_cuda_graph": "0"})]),
         (
             {"tf32": True, "cuda_graph": True, "provider_options": {"gpu_mem_limit": "9"}},
             [
                 (
                     CUDA,
-                    {
-                        "device_id": "1",
-                        "use_tf32": "1",
-                        "enable_cuda_graph": "1",
-                        "gpu_mem_limit": "9",
-                    },
+                    {**GPU_1, "use_tf32": "1", "enable_cuda_graph": "1", "gpu_mem_limit": "9"},
                 )
             ],
         ),
@@ -122,7 +120,7 @@ def test_settings_of_the_other_runtime_are_refused() -> None:
             {"provider": "TensorrtExecutionProvider", "cuda_graph": True},
             [
                 ("TensorrtExecutionProvider", {"device_id": "1", "trt_cuda_graph_enable": "1"}),
-                (CUDA, {"device_id": "1", "use_tf32": "0"}),
+                (CUDA, {**GPU_1, "use_tf32": "0"}),
             ],
         ),
     ],
@@ -134,3 +132,21 @@ def test_options_of_the_providers(
     monkeypatch.setattr(loading, "load_onnx", lambda *given: asked.append(given))
     loading.load(control_workload(), cuda.CudaSettings(index=1, batch=3, **settings))
     assert asked == [(control_workload(), 3, torch.device("cuda", 1), providers)]
+
+
+def test_a_provider_that_fails_is_not_replaced_by_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which ONNX Runtime does by itself, with a banner on stdout."""
+    asked = []
+
+    def create(session: Any, providers: Any, *_: Any) -> None:
+        asked.append(providers)
+        raise RuntimeError("no_such_option must be an option of the provider")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", create)
+    options = onnxruntime.SessionOptions()
+    with pytest.raises(ModelError, match=r"no_such_option.*correct `provider_options`"):
+        open_session(control_workload().model, options, [(CUDA, {"no_such_option": "1"})])
+    assert len(asked) == 1
+    assert capsys.readouterr().out == ""

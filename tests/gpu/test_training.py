@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+import onnxruntime
 import pytest
 import torch
 from torch.utils.data import TensorDataset
@@ -34,6 +35,9 @@ from donna_ray.training.loop import accuracy, cross_entropy
 from donna_ray.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+HAS_BF16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this GPU has no bfloat16")
 
 Distill = Callable[..., list[DistilledBlock]]
 FP32 = LibraryConfig(epochs=2, batch_size=64, precision="fp32")
@@ -131,7 +135,7 @@ def test_a_stopped_block_goes_on(
 def test_precision_and_costs_are_measured(
     config: RunConfig, on_gpu: StagedNetwork, jobs: list[BlockJob]
 ) -> None:
-    assert measured_precision(on_gpu, 64) in ("fp32", "bf16")
+    assert measured_precision(on_gpu, 64) in ("fp32", "bf16" if HAS_BF16 else "fp16")
     features = torch.randn(64, *on_gpu.shapes[0].input, device="cuda")
     seconds, peak = step_cost(
         copy.deepcopy(on_gpu.stages[0]).requires_grad_(True).train(), features, "fp32"
@@ -182,7 +186,7 @@ def of_little_memory(limit: int) -> Callable[..., Any]:
     return limited
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16), "fp16"])
 def test_a_network_learns(
     precision: Literal["fp32", "bf16", "fp16"], data: ImageData, reference: StagedNetwork
 ) -> None:
@@ -218,6 +222,10 @@ cluster: {workers: WORKERS, cpus_per_worker: 2, gpus_per_worker: GPUS}
 """
 
 
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
+    reason="its timer needs `pip install onnxruntime-gpu`",
+)
 @pytest.mark.parametrize(("workers", "gpus"), [(1, 1), (2, 0.5)])
 def test_a_run_from_reference_to_report(workers: int, gpus: float, tmp_path: Path) -> None:
     """Workers lend the GPU to its timer, and two of them share it."""

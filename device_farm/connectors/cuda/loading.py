@@ -25,6 +25,7 @@ __all__ = ["Loaded", "agreement", "captured", "float32_math", "load", "load_onnx
 _GRAPH_WARMUP = 3
 _AGREEMENT = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
 _ROUNDED = 0.02
+_AS_ASKED = {"arena_extend_strategy": "kSameAsRequested"}  # else peak memory goes in powers of two
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def load_onnx(
 def _providers(settings: CudaSettings) -> list[tuple[str, dict[str, str]]]:
     """ONNX Runtime's, with their options, the CPU's left out."""
     index, graph = str(settings.index), str(int(settings.cuda_graph))
-    cuda = {"device_id": index, "use_tf32": str(int(settings.tf32))}
+    cuda = {"device_id": index, "use_tf32": str(int(settings.tf32)), **_AS_ASKED}
     if settings.provider == "CUDAExecutionProvider":
         own = {**cuda, "enable_cuda_graph": graph, **settings.provider_options}
         return [(settings.provider, own)]

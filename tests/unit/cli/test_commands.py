@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,22 @@ def test_what_init_writes_passes_the_check(tmp_path: Path, model: str, data: str
     assert donna_here("init", file, "--model", model, *words).returncode == 0
     checked = donna_here("config", "check", file, "--json")
     assert json.loads(checked.stdout)["networks"] > 1, checked.stderr
+
+
+def test_doctor_takes_the_build_of_onnx_runtime_for_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is installed in place of the other, as docs/device-farm.md says."""
+    installed = doctor.version
+
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise PackageNotFoundError(name)
+        return installed("onnxruntime" if name == "onnxruntime-gpu" else name)
+
+    monkeypatch.setattr(doctor, "version", version)
+    (found,) = (each for each in doctor.diagnosis(tmp_path) if each["check"] == "packages")
+    assert found["state"] == "ok", found
 
 
 def test_doctor_finds_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -82,3 +83,13 @@ def test_the_reference_is_finetuned_from_its_own_weights(
     for name in weights:
         torch.testing.assert_close(kept[name], before[name], rtol=0, atol=1e-5)
     assert all(each.equal(before[name]) for name, each in own_weights(reference).items())
+
+
+def test_a_network_is_made_where_the_reference_is(
+    reference: StagedNetwork, space: SearchSpace
+) -> None:
+    """New blocks, too: it is run to learn its shapes."""
+    away = copy.deepcopy(reference).to("meta")
+    [architecture] = space.sample(1, 0)
+    network = untrained(away, space.specs(architecture))
+    assert {each.device.type for each in network.parameters()} == {"meta"}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from donna_ray.config import TrainingConfig
+from donna_ray.config import ClusterConfig, TrainingConfig
 from donna_ray.data import ImageData
-from donna_ray.errors import DivergedError, MemoryLimitError
+from donna_ray.errors import ConfigError, DivergedError, MemoryLimitError
 from donna_ray.training.engine import Descent, Engine, MemoryBatch
 from donna_ray.training.loop import accuracy, cross_entropy, seeded
 from donna_ray.training.trainer import Trainer
@@ -167,3 +168,44 @@ def test_precision_that_is_not_decided_is_refused() -> None:
     how: Any = "auto"
     with pytest.raises(ValueError, match="not 'auto'"):
         Engine(CPU).at(how)
+
+
+@pytest.fixture
+def v100(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch says where one is."""
+    told: dict[str, Any] = {
+        "get_device_name": "Tesla V100-SXM2-16GB",
+        "get_device_capability": (7, 0),
+        "get_arch_list": ["sm_75", "sm_80"],
+        "device_count": 1,
+        "is_available": True,
+    }
+    for name, value in told.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+
+
+@pytest.mark.usefixtures("v100")
+def test_bfloat16_that_would_be_emulated_is_refused() -> None:
+    engine = Engine(torch.device("cuda"))
+    with pytest.raises(ConfigError, match=r"Tesla V100.* only emulates bf16.* to fp16, fp32"):
+        engine.at("bf16")
+    assert engine.at("fp16").precision == "fp16"
+
+
+@pytest.mark.usefixtures("v100")
+def test_a_gpu_for_which_torch_has_no_code_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"Tesla V100.*CUDA 12.6"):
+        Engine.of_worker(ClusterConfig(gpus_per_worker=1))
+
+
+@pytest.mark.usefixtures("v100")
+def test_seeds_leave_gpus_alone_that_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_rng_state", Mock(side_effect=AssertionError))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: None)
+    with seeded(7):
+        drawn = torch.rand(1)
+    with seeded(7):
+        assert torch.rand(1) == drawn

@@ -30,6 +30,7 @@ def raised_from(error: Exception, cause: Exception) -> Exception:
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. Words"), False),
         (RuntimeError("cuDNN error: CUDNN_STATUS_BAD_PARAM"), False),
+        (RuntimeError("CUDA error: no kernel image is available for execution"), False),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), True),
         (raised_from(ValueError("a batch is missing"), RuntimeError(ECC)), True),
         (raised_from(DonnaError("The store must answer."), OSError(errno.EIO, "")), False),
