@@ -23,7 +23,8 @@ for word in "$@"; do
     previous=$word
 done
 
-donna config check "$config" ${settings[@]+"${settings[@]}"}    # bash 3.2: an empty array is unset
+# What lies on the nodes alone, weights and records, the job checks.
+RAY_ADDRESS=${RAY_ADDRESS:-http://127.0.0.1:8265} donna config check "$config" ${settings[@]+"${settings[@]}"}    # bash 3.2: an empty array is unset
 
 sent=$(mktemp -d)
 trap 'rm -rf "$sent"' EXIT
