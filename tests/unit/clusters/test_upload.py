@@ -177,9 +177,8 @@ def test_nodes_are_sent_the_package_alone(name: str) -> None:
     config = yaml.safe_load((ROOT / "clusters" / f"{name}.yaml").read_text())
     mounts = dict(config["file_mounts"])
     assert mounts.pop("~/.ray/auth_token") == "~/.ray/auth_token"
-    files = ("pyproject.toml", "setup.py", "constraints.txt", "README.md", "LICENSE")
-    names = (*PACKAGE, *files)
-    assert mounts == {f"~/donna-ray/{each}": each for each in names}
+    files = ("clusters/install.sh", "clusters/requirements.txt")
+    assert mounts == {f"~/donna-ray/{each}": each for each in (*PACKAGE, *files)}
     assert ".*" in config["rsync_exclude"]
 
 
