@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import shlex
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,9 @@ import yaml
 from jsonschema import ValidationError
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from ray.autoscaler._private.kuberay.autoscaling_config import (
+    _generate_available_node_types_from_ray_cr_spec,
+)
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from tests.unit.clusters.kuberay_fields import RESOURCE, SPECS, faults
@@ -224,7 +226,17 @@ def test_commands_of_the_document_carry_the_token_and_what_a_run_needs() -> None
         assert all(f"--set cluster.{setting}" in line for line in v100)
 
 
-def test_custom_resources_of_phones_are_json_for_ray_start() -> None:
-    groups = read("kuberay/raycluster")["spec"]["workerGroupSpecs"]
-    (text,) = shlex.split(groups[1]["rayStartParams"]["resources"])
-    assert yaml.safe_load(text) == {"phone:pixel-8": 1}
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_rays_autoscaler_knows_what_pods_offer_before_there_is_one(name: str) -> None:
+    """As it reads the groups: what a node finds at its start comes too late for the first."""
+    spec = read(f"kuberay/{name}")["spec"]
+    cluster = spec.get("rayClusterSpec", spec)
+    types = _generate_available_node_types_from_ray_cr_spec(cluster)
+    offered = {name: each["resources"] for name, each in types.items()}
+    assert offered["v100"] | {"memory": 0} == {
+        "CPU": 8,
+        "GPU": 1,
+        "accelerator_type:V100": 1,
+        "memory": 0,
+    }
+    assert "phones" not in offered or offered["phones"]["phone:pixel-8"] == 1

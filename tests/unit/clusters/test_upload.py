@@ -199,7 +199,10 @@ def test_pod_of_phones_has_no_more_than_usb_needs() -> None:
     assert pod["automountServiceAccountToken"] is False
     assert "serviceAccountName" not in pod
     assert pod["securityContext"]["runAsNonRoot"] is True
-    (volume,) = pod["volumes"]
-    assert volume["hostPath"]["path"] == "/dev/bus/usb"
+    usb, key = pod["volumes"]
+    assert usb["hostPath"]["path"] == "/dev/bus/usb"
+    assert key["secret"]["defaultMode"] == 0o400
+    mounts = {each["name"]: each for each in pod["containers"][0]["volumeMounts"]}
+    assert mounts["adb-key"]["readOnly"] is True
     privileged = [name for name in groups if "privileged" in str(groups[name])]
     assert privileged == ["phones"]
