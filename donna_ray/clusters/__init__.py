@@ -39,18 +39,18 @@ def write_files(folder: Path) -> Iterator[Path]:
         target = folder / source.relative_to(_FILES)
         if source.is_dir() or target.exists():
             continue
-        write_atomic(target, _with_places(source.read_text(encoding="utf-8"), folder).encode())
+        write_atomic(target, _with_places(source.read_text(encoding="utf-8")).encode())
         if source.suffix == ".sh":
             target.chmod(_EXECUTABLE)
         yield target
 
 
-def _with_places(text: str, folder: Path) -> str:
-    """Mounts of the repository's folder as those of this installation and the written files."""
+def _with_places(text: str) -> str:
+    """Mounts of the repository's folder as those of this installation, which an update renews."""
 
     def placed(mount: re.Match[str]) -> str:
         top, _, rest = mount[2].partition("/")
-        place = folder.resolve() / rest if top == "clusters" else _ROOT / mount[2]
+        place = _FILES / rest if top == "clusters" else _ROOT / mount[2]
         return mount[1] + json.dumps(str(place), ensure_ascii=False)  # which YAML reads, too
 
     return _MOUNT.sub(placed, text)

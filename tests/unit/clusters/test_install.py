@@ -39,11 +39,11 @@ def mounts_of(path: Path) -> dict[str, str]:
 def test_written_files_hold_in_any_folder(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    to = tmp_path / "own files: # 1"
+    to = tmp_path / "own"
     list(write_files(to))
     monkeypatch.chdir(tmp_path)
     mounts = mounts_of(to / f"{name}.yaml")
-    assert mounts["~/donna-ray/clusters/install.sh"] == str(to / "install.sh")
+    assert mounts["~/donna-ray/clusters/install.sh"] == str(ROOT / "clusters" / "install.sh")
     assert mounts["~/donna-ray/donna_ray"] == str(ROOT / "donna_ray")
     with pytest.raises(FileNotFoundError):
         mounts_of(ROOT / "clusters" / f"{name}.yaml")  # whose folder is the clone
@@ -53,7 +53,7 @@ def test_written_files_hold_in_any_folder(
 
 def test_an_installed_package_is_what_its_nodes_get(tmp_path: Path) -> None:
     """Which has neither pyproject.toml nor a folder clusters beside it."""
-    site = tmp_path / "site"
+    site = tmp_path / "site # 1"
     for name in PACKAGES:
         shutil.copytree(ROOT / name, site / name)
     subprocess.run(
@@ -64,7 +64,8 @@ def test_an_installed_package_is_what_its_nodes_get(tmp_path: Path) -> None:
         capture_output=True,
     )
     mounts = mounts_of(tmp_path / "mine" / "aws-v100.yaml")
-    assert {Path(each).parent for each in mounts.values()} == {site, tmp_path / "mine"}
+    files = site / "donna_ray" / "clusters" / "files"
+    assert {Path(each).parent for each in mounts.values()} == {site, files}
 
 
 class Node:
