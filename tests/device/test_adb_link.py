@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import socket
@@ -219,6 +220,25 @@ def test_an_unknown_key_waits_for_the_person(phone: Phone, key: Path, tmp_path: 
     [offered] = set((phone.folder / "asked").read_text().splitlines())
     phone.trust(other, offered)
     assert link.shell("echo in", 5) == b"in\n"
+
+
+def test_a_key_on_a_read_only_mount_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Linux says of it there. Where it could be kept private, and is not, it is refused."""
+    key = tmp_path / "adbkey"
+    made = load_signer(key).GetPublicKey()
+    key.chmod(0o440)
+    said = OSError(errno.EROFS, os.strerror(errno.EROFS), str(key))
+
+    def refused(*_: object) -> None:
+        raise said
+
+    monkeypatch.setattr(Path, "chmod", refused)
+    assert load_signer(key).GetPublicKey() == made
+    said = PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(key))
+    with pytest.raises(PermissionError):
+        load_signer(key)
 
 
 def test_keys_are_made_once_and_kept_private(tmp_path: Path) -> None:
