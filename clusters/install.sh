@@ -20,6 +20,12 @@ torch=(torch==2.14.1 torchvision==0.29.1)
 if [[ $index != pypi ]]; then torch+=(--index-url "https://download.pytorch.org/whl/$index"); fi
 ~/donna/bin/pip install --no-deps -r ~/donna/versions.txt
 ~/donna/bin/pip install "${torch[@]}"
+gpus= # ONNX Runtime for them: 1.26 is the last for CUDA 12, PyPI's torch is for 13
+if [[ $index == cu12* ]]; then gpus=1.26.0; elif nvidia-smi -L &>/dev/null; then gpus=1.31.1; fi
+if [[ $gpus ]]; then # in place of that for CPUs
+    ~/donna/bin/pip uninstall --yes onnxruntime
+    ~/donna/bin/pip install --no-deps "onnxruntime-gpu==$gpus"
+fi
 if (($#)); then ~/donna/bin/pip install "$@"; fi
 
 ~/donna/bin/pip uninstall --yes donna-ray    # a copy in the environment would come first

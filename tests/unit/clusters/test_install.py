@@ -103,12 +103,26 @@ class Node:
         return (self.home / "calls").read_text().splitlines()
 
 
+OF_CUDA_12 = ["uninstall --yes onnxruntime", "install --no-deps onnxruntime-gpu==1.26.0"]
+
+
+def test_a_node_with_a_gpu_has_the_runtime_for_it(tmp_path: Path) -> None:
+    """PyPI's torch is of CUDA 13; a host of phones needs none."""
+    node = Node(tmp_path)
+    assert not any("onnxruntime" in call for call in node.install("pypi"))
+    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho GPU 0\n")
+    (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
+    (tmp_path / "donna" / ".installed").unlink()
+    assert node.install("pypi")[2:4] == [OF_CUDA_12[0], OF_CUDA_12[1].replace("1.26.0", "1.31.1")]
+
+
 def test_a_node_installs_what_has_changed_and_no_more(tmp_path: Path) -> None:
     node = Node(tmp_path)
-    versions, torch, more, without = node.install("cu126", "google-api-python-client")
+    versions, torch, *runtime, more, without = node.install("cu126", "google-api-python-client")
     assert versions == f"install --no-deps -r {tmp_path}/donna/versions.txt"
     assert torch.startswith("install torch==")
     assert torch.endswith(" --index-url https://download.pytorch.org/whl/cu126")
+    assert runtime == OF_CUDA_12
     assert (more, without) == ("install google-api-python-client", "uninstall --yes donna-ray")
     assert node.install("cu126", "google-api-python-client") == []
 
