@@ -17,7 +17,7 @@ from donna_ray.run.run import Run
 from donna_ray.run.shared_folder import on_this_node
 from donna_ray.workers.board import JobBoard
 from donna_ray.workers.demand import Demand
-from donna_ray.workers.train_run import fit, worker_resources
+from donna_ray.workers.train_run import fit, worker_bundle
 
 __all__ = ["WorkerPool", "fitting", "pool_of"]
 
@@ -173,7 +173,7 @@ class WorkerPool:
             if size:
                 self._start_wave(size, together)
         if self._started < self._wanted:
-            self._demand.ask([worker_resources(self._cluster)] * self._wanted)
+            self._demand.ask([worker_bundle(self._cluster)] * self._wanted)
             self._notice()
 
     def _start_wave(self, size: int, together: bool) -> None:
@@ -191,7 +191,7 @@ class WorkerPool:
             return
         self._noticed = time.monotonic()
         self._run.say(
-            f"  waiting for room for a worker ({worker_resources(self._cluster)}); free in the "
+            f"  waiting for room for a worker ({worker_bundle(self._cluster)}); free in the "
             f"cluster: {ray.available_resources()}"
         )
 
@@ -218,9 +218,7 @@ def pool_of(run: Run) -> WorkerPool:
 
 def _room(cluster: ClusterConfig) -> int:
     """How many workers fit now: into what is free, on nodes that are large enough."""
-    needed = worker_resources(cluster)
-    if cluster.accelerator_type:
-        needed[f"accelerator_type:{cluster.accelerator_type}"] = 0.001  # what Ray itself reserves
+    needed = worker_bundle(cluster)
     free = ray.available_resources()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return min(fitting(needed, free), sum(fitting(needed, node) for node in nodes))
