@@ -20,7 +20,7 @@ from device_farm.farm.autoscaler import autoscaler_status
 from donna_ray.run.shared_folder import on_this_node
 from donna_ray.workers.bargain import Autoscaler, Bargain, Group
 
-__all__ = ["Demand", "Demands", "demanded"]
+__all__ = ["Demand", "Demands", "demanded", "tell_if_missing"]
 
 SILENCE_S = 60.0
 """After so long without a sign of life a job's demand is forgotten."""
@@ -192,10 +192,24 @@ def demanded(nodes: Group, say: Callable[[str], None]) -> Iterator[None]:
         demand.close()
 
 
+def tell_if_missing(name: str, resources: Mapping[str, float], say: Callable[[str], None]) -> None:
+    """Say that no node offers what something needs that is started nevertheless: its process is
+    what an autoscaler then starts a node for."""
+    if not _is_offered(resources):
+        say(
+            f"  {name}: no node of the cluster offers {_in_words(resources)}; if an autoscaler can "
+            "start one, it is waited for"
+        )
+
+
+def _in_words(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} ({amount:g})" for name, amount in resources.items())
+
+
 def _wait(resources: Mapping[str, float], say: Callable[[str], None]) -> None:
     if _is_offered(resources):
         return
-    missing = ", ".join(f"{name} ({amount:g})" for name, amount in resources.items())
+    missing = _in_words(resources)
     present = sorted({name for node in _nodes() for name in node if not _is_rays_own(name)})
     say(
         f"  waiting for a node that offers {missing}, as device.resources says; those of the "
