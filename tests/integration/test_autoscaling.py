@@ -28,7 +28,7 @@ def test_cluster_grows_by_demand_and_shrinks_and_a_phone_host_is_waited_for(tmp_
     """From no worker's node to the two of clusters/local.yaml, and back, also after SIGKILL; more
     than two are asked for each time. Then a device of the run's own has one started for it."""
     (gcs,) = free_ports(1)
-    config = yaml.safe_load((ROOT / "donna_ray" / "clusters" / "local.yaml").read_text())
+    config = yaml.safe_load((ROOT / "clusters" / "local.yaml").read_text())
     config["idle_timeout_minutes"] = IDLE_S / 60
     config["provider"]["gcs_address"] = f"127.0.0.1:{gcs}"
     file = tmp_path / "cluster.yaml"

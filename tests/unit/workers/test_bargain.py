@@ -90,12 +90,15 @@ def test_it_grows_when_more_can_be_met_and_shrinks_when_less_can() -> None:
     bargain.ask({"run": [[WORKER]] * 16, "search": [[PHONE]]})
     looked(bargain)
     autoscaler.types["v100"]["max_workers"] = 4  # `ray up` of another configuration
+    before = len(autoscaler.published)
     clock.now = AGAIN_S - 1
     looked(bargain)
     assert bargain.met("run") == 9
     clock.now = AGAIN_S
     looked(bargain)
     assert (bargain.met("run"), bargain.met("search")) == (12, 0)
+    tries = [len(each) for each in autoscaler.published[before:]]
+    assert tries == [10, 10, 12, 16, 14, 13, 12]  # a phone; one worker more, two, four, ...
     assert sum(autoscaler.launched().values()) == 12
     clock.now = AGAIN_S * 2
     looked(bargain)
