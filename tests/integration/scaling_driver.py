@@ -7,6 +7,7 @@ nodes, prints how many are there then, and has to be killed.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from donna_ray.config import DeviceConfig, load_config, shipped_config
 from donna_ray.latency.starting import start_farm
 from donna_ray.run.run import Run
 from donna_ray.workers import demand
+from donna_ray.workers.pool import pool_of
 from donna_ray.workers.spread import Unit, spread
 from tests.ray_head import RAY
 
@@ -74,6 +76,7 @@ def main() -> None:
         facts = spread(
             run, "library", "units", [Unit(number) for number in range(UNITS)], Work(notes)
         )
+        pool_of(run).lend(math.inf)  # as for the search, which gives the nodes back
         after = wait_for(1)
         device = DeviceConfig(connector="simulated", resources={PHONE: 1})
         waited: list[str] = []
