@@ -19,10 +19,10 @@ from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.latency.farm import LatencyFarm, RecordedFarm
 from donna_ray.latency.figures import MEMORY_REMEDY
 from donna_ray.latency.recorded import RECORDED, read_record, record_settings
-from donna_ray.latency.shifts import cpus_of, identity_of_device
+from donna_ray.latency.shifts import bundle_of, cpus_of, identity_of_device
 from donna_ray.run.session import RaySession
 from donna_ray.space import SearchSpace
-from donna_ray.workers.demand import demanded
+from donna_ray.workers.demand import demanded, tell_if_missing
 
 __all__ = ["check_device", "check_farm", "farm_at_hand", "start_farm", "start_farms"]
 
@@ -187,6 +187,8 @@ def start_farms(
                     own[name] = config
             except DonnaError as error:
                 failures[name] = error
+        for name, config in own.items() if not lent else ():
+            tell_if_missing(name, bundle_of(config), say)
         started, refused = _start(own, cache_path, lent)
         farms |= started
         at_end = stack.pop_all()
