@@ -68,9 +68,9 @@ def _versions() -> Iterator[Finding]:
     try:
         needed = [Requirement(text) for text in requires("donna-ray") or ()]
     except PackageNotFoundError:
-        found = f"not checked: donna-ray is used where it lies ({Path(__file__).parents[1]})"
+        place = f"not checked: donna-ray is used where it lies ({Path(__file__).parents[1]})"
         remedy = "So are nodes of clusters/install.sh; else `pip install -e .` in its folder."
-        yield _finding("packages", "warning", found, remedy)
+        yield _finding("packages", "warning", place, remedy)
         return
     wrong = []
     for each in needed:
