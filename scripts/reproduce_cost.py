@@ -51,9 +51,8 @@ def cost(world: Reproduction) -> Row:
         "candidate": sample,
         "candidates_needed": needed,
         "times_cheaper": {
-            name: {str(n): n * count * sample / ours for n in (1, 4, 10)}
+            name: {str(n): n * (count or MOST) * sample / ours for n in (1, 4, 10)}
             for name, count in needed.items()
-            if count is not None
         },
         "most": MOST,
     }

@@ -99,14 +99,13 @@ def _of_scaled(row: Row) -> str:
 def _of_cost(row: Row) -> str:
     parts = []
     for name, count in row["candidates_needed"].items():
-        if count is None:
-            parts.append(f"{name}: not with {row['most']} candidates")
-        else:
-            times = row["times_cheaper"][name]
-            parts.append(
-                f"{name} needs {count} candidates: {times['1']:.1f}x, for four scenarios "
-                f"{times['4']:.1f}x, for ten {times['10']:.1f}x as many image passes"
-            )
+        times = row["times_cheaper"][name]
+        needs = f"more than {row['most']}" if count is None else str(count)
+        parts.append(
+            f"{name} needs {needs} candidates: {'over ' if count is None else ''}"
+            f"{times['1']:.1f}x, for four scenarios {times['4']:.1f}x, for ten {times['10']:.1f}x "
+            "as many image passes"
+        )
     return "; ".join(parts)
 
 

@@ -194,7 +194,8 @@ def extension(world: Reproduction) -> Row:
     }
     added = {"family": "residual_basic", "options": options}
     space = {"blocks": [*world.settings["space"]["blocks"], added]}
-    results = world.another("extended", {"space": space})
+    once = {**world.settings["finetune"], "networks": 1}  # the front is a prediction before it
+    results = world.another("extended", {"space": space, "scenarios": [], "finetune": once})
     before, after = (
         np.array(
             [
