@@ -4,9 +4,10 @@
 # The cluster is that of RAY_ADDRESS, such as http://127.0.0.1:8265 (the default), behind
 # `ray dashboard cluster.yaml` or an SSH tunnel. CONFIG must be in this directory, of which the
 # cluster gets Python and YAML files as the job's working directory, and nothing else: no file whose
-# name is hidden or speaks of secrets, nothing in folders of environments, data or results, and
-# nothing that .gitignore names. Follows the log, and exits as the job does: 0 if it succeeded, 1 if
-# it failed, 3 if it was stopped. The same command again goes on where a job was stopped.
+# name is hidden or speaks of secrets (those are told), nothing in folders of environments, data or
+# results, nothing that .gitignore names, and no donna_ray and device_farm: those that the nodes have
+# installed are what runs. Follows the log, and exits as the job does: 0 if it succeeded, 1 if it
+# failed, 3 if it was stopped. The same command again goes on where a job was stopped.
 set -euo pipefail
 config=${1:?usage: clusters/submit.sh CONFIG [options of donna run]}
 shift
@@ -22,14 +23,25 @@ for word in "$@"; do
     previous=$word
 done
 
-donna config check "$config" ${settings[@]+"${settings[@]}"}    # bash 3.2: an empty array is unset
+# What lies on the nodes alone, weights and records, the job checks.
+RAY_ADDRESS=${RAY_ADDRESS:-http://127.0.0.1:8265} donna config check "$config" ${settings[@]+"${settings[@]}"}    # bash 3.2: an empty array is unset
 
 sent=$(mktemp -d)
 trap 'rm -rf "$sent"' EXIT
-find . \( -name '.?*' -o -iname '*secret*' -o -iname '*credential*' -o -iname '*password*' \
-    -o -name __pycache__ -o -name site-packages -o -name node_modules \
-    -o -path ./data -o -path ./datasets -o -path ./docs -o -path ./runs -o -path ./tests \) -prune \
-    -o -type f \( -name '*.py' -o -name '*.yaml' -o -name '*.yml' \) -print0 |
+# A job's working directory comes first on its path: packages of this project would hide the nodes' own.
+never=(-name '.?*' -o -name __pycache__ -o -name site-packages -o -name node_modules
+    -o -path ./data -o -path ./datasets -o -path ./docs -o -path ./runs -o -path ./tests
+    -o -path ./donna_ray -o -path ./device_farm)
+if [[ -d donna_ray && -d device_farm ]]; then never+=(-o -path ./scripts); fi    # a clone
+secret=(-iname '*secret*' -o -iname '*credential*' -o -iname '*password*')
+kinds=(-name '*.py' -o -name '*.yaml' -o -name '*.yml')
+
+left=$(find . \( "${never[@]}" \) -prune -o \( "${secret[@]}" \) \( -type d -o "${kinds[@]}" \) -print -prune)
+if [[ -n $left ]]; then
+    printf 'Not sent, for names with secret, credential or password stay here; rename what the job needs:\n%s\n' \
+        "$left" >&2
+fi
+find . \( "${never[@]}" -o "${secret[@]}" \) -prune -o -type f \( "${kinds[@]}" \) -print0 |
     tar -cf - --null -T - | tar -xf - -C "$sent"
 if [[ ! -f $sent/$config ]]; then
     echo "CONFIG must be among what is sent, a .yaml file in this directory, but is $config." >&2

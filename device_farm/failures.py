@@ -97,7 +97,8 @@ class FailurePolicy:
     lease_limit_s: _Seconds = 900.0
     """Seconds after which a measurement under way is a `DeviceTimeout` and its process killed."""
     start_limit_s: _Seconds = 120.0
-    """Seconds that a device has to start, and a lost one to come back before it is parked."""
+    """Seconds that a device has to start, and a lost one to come back before it is parked. They
+    count from when there is a node for it, if an autoscaler (Ray's version 2) starts one."""
     control_every: _Count = 10
     """Measurements after which a device that does not interleave the control model runs it alone;
     0 for never. Until then its measurements are not given out."""

@@ -118,6 +118,7 @@ def check(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> 
     from donna_ray.search.strategies.registry import check_strategy
 
     config.tracking.check()
+    config.reference.check_weights()
     for scenario in config.all_scenarios():
         check_device(scenario.device, scenario.search.memory_limit is not None)
         check_strategy(scenario.search)

@@ -1,10 +1,10 @@
-"""Writes clusters/requirements.txt: what the image installs, with the hash of each file.
+"""Writes clusters/requirements.txt: what image and nodes install, with the hash of each file.
 
     python scripts/hash_requirements.py
 
 pip resolves the package with the versions of constraints.txt, and tells the files that it would
 take here, so it must be run on x86-64 Linux with the image's Python. torch and what only it needs
-come from an index of their own in the Dockerfile, and are left out.
+come from an index of their own in the Dockerfile and install.sh, and are left out.
 """
 
 import json

@@ -34,10 +34,13 @@ _NO_MEMORY = (
     "ALLOC_FAILED",
     "is smaller than requested bytes",
 )
-_GPU_PACKAGE = "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+_GPU_PACKAGE = (  # 1.26 is PyPI's last that is built for CUDA 12
+    "pip uninstall onnxruntime, then pip install onnxruntime-gpu (of torch's CUDA: up to 1.26.0 "
+    "for 12, later ones for 13)"
+)
 _PACKAGES = {
     "CUDAExecutionProvider": _GPU_PACKAGE,
-    "TensorrtExecutionProvider": f"{_GPU_PACKAGE} tensorrt",
+    "TensorrtExecutionProvider": f"{_GPU_PACKAGE} and tensorrt",
 }
 
 

@@ -43,8 +43,13 @@ class HostRule(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     connector: str = Field(min_length=1)
-    nodes: str = "*"
-    """Of the nodes that look: host names, addresses or `ray start --node-name`, with * and ?."""
+    nodes: str | None = None
+    """Of the nodes that look: host names, addresses or `ray start --node-name`, with * and ?.
+
+    None is every node where Ray tells the devices, which needs no look. For what has to be looked
+    for it is the farm's own node, and those that offer a resource of their own
+    (`ray start --resources`): a node that looks is never idle for an autoscaler.
+    """
     places: tuple[str, ...] = ()
     """Where they look: see `Connector.discover`. Ray says what CPUs and GPUs a node has."""
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -178,9 +183,10 @@ def _refuse_overlap(rules: Sequence[HostRule]) -> None:
         if one.connector != other.connector or one.connector not in RAY_RESOURCES:
             continue
         kinds = {rule.settings.get("accelerator_type") for rule in (one, other)}
-        meet = fnmatch.fnmatch(one.nodes, other.nodes) or fnmatch.fnmatch(other.nodes, one.nodes)
+        first, second = one.nodes or "*", other.nodes or "*"
+        meet = fnmatch.fnmatch(first, second) or fnmatch.fnmatch(second, first)
         if meet and (None in kinds or len(kinds) == 1):
             raise ValueError(
                 f"two rules of `hosts` must not name one device, but those of {one.connector!r} "
-                f"for nodes {one.nodes!r} and {other.nodes!r} do: keep one, or let `nodes` differ"
+                f"for nodes {first!r} and {second!r} do: keep one, or let `nodes` differ"
             )

@@ -220,7 +220,8 @@ class Farm:
         for stay in self._presence:
             ray.cancel(stay)
         with contextlib.suppress(RayActorError, ActorUnschedulableError):
-            ray.get(self._dispatcher.close.remote())
+            # Who closes a farm that another ends just now does not want Ray to try that again.
+            ray.get(self._dispatcher.close.options(max_task_retries=0).remote())
         ray.kill(self._dispatcher)
 
 

@@ -13,14 +13,15 @@ __all__ = ["HostActor", "by_resources"]
 
 
 class HostActor:
-    """Runs on its node as an actor of Ray, without resources and without state."""
+    """Runs on its node as an actor of Ray, without resources and without state.
+
+    An autoscaler keeps a node with an actor for ever, so there is one only where it is needed.
+    """
 
     def scan(self, rules: Sequence[HostRule]) -> tuple[list[DeviceSpec], list[str]]:
         """The devices that can be reached from here now, and what is wrong with rules."""
         found, faults = [], []
         for rule in rules:
-            if rule.connector in RAY_RESOURCES:
-                continue
             try:
                 reached = connector_type(rule.connector).discover(rule.places)
             except Exception as error:  # of a connector, which may be a third party's
@@ -34,7 +35,7 @@ class HostActor:
 
 
 def by_resources(rules: Sequence[HostRule], node: dict[str, Any]) -> list[DeviceSpec]:
-    """The CPU and the GPUs of a node, by what Ray says of it.
+    """The CPU and the GPUs of a node, by what Ray says of it, for the rules that are of these.
 
     Args:
         node: One of `ray.nodes()`.

@@ -1,4 +1,7 @@
-"""The farm's eyes: an actor on each node, asked once a second for the devices there."""
+"""The farm's eyes: what Ray says of the nodes, and an actor where that is not enough.
+
+Both are asked once a second.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from device_farm.device_spec import DeviceSpec
-from device_farm.farm.config import HostRule
+from device_farm.farm.config import RAY_RESOURCES, HostRule
 from device_farm.farm.host_actor import HostActor, by_resources
 
 __all__ = ["HostWatch"]
@@ -21,10 +24,14 @@ __all__ = ["HostWatch"]
 _LOG = logging.getLogger(__name__)
 _PERIOD_S = 1.0
 _SCAN_LIMIT_S = 20.0
+_RAYS_OWN = ("CPU", "GPU", "memory", "object_store_memory", "node:*", "accelerator_type:*")
+_RESERVED = "*_group_*"  # what a placement group has taken is listed once more
 
 
 class HostWatch:
-    """Keeps a `HostActor` on each node that a rule names, and tells what they find.
+    """Tells what Ray says of each node that a rule is for, and what a `HostActor` finds there.
+
+    Only a node that a rule looks at for more than CPUs and GPUs has an actor.
 
     Each node has a task of its own, so that one that hangs does not blind the others. A host actor
     that dies is started anew; with its node, it is forgotten.
@@ -76,21 +83,21 @@ class HostWatch:
         host: Any = None
         while True:
             node = self._nodes[id]
-            names = (node["NodeManagerHostname"], node["NodeManagerAddress"], node["NodeName"])
-            rules = [r for r in self._rules if any(fnmatch.fnmatch(n, r.nodes) for n in names)]
+            rules = [rule for rule in self._rules if _is_for(rule, node)]
+            scanned = [rule for rule in rules if rule.connector not in RAY_RESOURCES]
             try:
                 for spec in by_resources(rules, node):
                     self._on_found(spec, id)
-                if rules:
+                if scanned:
                     host = host or _start_host(id)
-                    await self._scan(host, id, rules)
+                    await self._scan(host, id, scanned)
             except (RayTaskError, TimeoutError) as error:  # asked again in a second
-                _LOG.warning("cannot look for devices on %s: %r", names[0], error)
+                _LOG.warning("cannot look for devices on %s: %r", _name(node), error)
             except RayError as error:
-                _LOG.warning("what looks for devices on %s died: %s", names[0], error)
+                _LOG.warning("what looks for devices on %s died: %s", _name(node), error)
                 host = None
             except Exception:
-                _LOG.exception("cannot take in the devices of %s", names[0])
+                _LOG.exception("cannot take in the devices of %s", _name(node))
             self._seen.add(id)
             self._note_seen()
             await asyncio.sleep(_PERIOD_S)
@@ -108,6 +115,30 @@ class HostWatch:
             self._on_found(spec, id)
         for fault in faults:
             _LOG.warning("%s", fault)
+
+
+def _is_for(rule: HostRule, node: dict[str, Any]) -> bool:
+    """Whether a rule is for one of `ray.nodes()`."""
+    if rule.nodes is not None:
+        names = (_name(node), node["NodeManagerAddress"], node["NodeName"])
+        return any(fnmatch.fnmatch(name, rule.nodes) for name in names)
+    if rule.connector in RAY_RESOURCES or node["NodeID"] == _home():
+        return True
+    return any(not _is_rays_own(resource) for resource in node["Resources"])
+
+
+def _is_rays_own(resource: str) -> bool:
+    """Whether any node may have it, without a person naming it at `ray start`."""
+    return any(fnmatch.fnmatchcase(resource, known) for known in (*_RAYS_OWN, _RESERVED))
+
+
+def _name(node: dict[str, Any]) -> str:
+    return str(node["NodeManagerHostname"])
+
+
+def _home() -> str:
+    """The node of this process."""
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def _start_host(node_id: str) -> Any:

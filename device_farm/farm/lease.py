@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import ray
@@ -14,6 +14,7 @@ from device_farm.connector import make_connector
 from device_farm.device_spec import DeviceSpec
 from device_farm.failures import DeviceError, DeviceLost, DeviceTimeout, FailurePolicy
 from device_farm.farm.device_actor import STAGE_GROUP, DeviceActor
+from device_farm.farm.patience import Patience
 from device_farm.farm.pool import Device
 from device_farm.identity import DeviceInfo
 from device_farm.timing.measurement import Measurement
@@ -33,6 +34,8 @@ class Lessor:
     async def probe(self, device: Device) -> DeviceInfo:
         """Probes a device once, and starts its process first if need be.
 
+        While an autoscaler starts a node for the process, that is waited for.
+
         Raises:
             DeviceError: And nothing else.
         """
@@ -40,7 +43,9 @@ class Lessor:
         try:
             if device.actor is None:
                 _start(device)
-            info: DeviceInfo = await asyncio.wait_for(device.actor.probe.remote(), limit)
+            info: DeviceInfo = await _patiently(
+                device.actor.probe.remote(), Patience(device, limit)
+            )
         except TimeoutError:
             self.end(device)  # else the next call would wait behind this one
             raise DeviceTimeout(
@@ -96,6 +101,19 @@ class Lessor:
             ray.kill(actor)
 
 
+async def _patiently(call: Awaitable[Any], patience: Patience) -> Any:
+    """What a call returns; raises TimeoutError if it takes too long."""
+    answer = asyncio.ensure_future(call)
+    try:
+        while not answer.done():
+            if await patience.has_ended():
+                raise TimeoutError
+            await patience.wait(answer)
+        return answer.result()
+    finally:
+        answer.cancel()
+
+
 def cause_of(error: Exception, device: str) -> Exception:
     """What really happened: Ray wraps what an actor raised, and has words of its own for death."""
     if isinstance(error, RayTaskError):
@@ -116,6 +134,7 @@ def _start(device: Device) -> None:
     connector = make_connector(spec.connector, spec.name, spec.settings)
     device.interleave = connector.settings.interleave
     options = _reserved(spec, connector.actor_options() if spec.reserve else {})
+    device.needs = _bundle(options)
     if device.node is not None:
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(device.node, soft=False)
     # Ray's annotations do not know concurrency groups.
@@ -133,3 +152,11 @@ def _reserved(spec: DeviceSpec, needed: Mapping[str, Any]) -> dict[str, Any]:
         else:
             options["resources"] = {**options.get("resources", {}), name: amount}
     return options
+
+
+def _bundle(options: Mapping[str, Any]) -> dict[str, float]:
+    """What a process with these options takes of a node, by Ray's names."""
+    counted = {name: options.get(option, 0) for name, option in _COUNTED.items()}
+    kind = options.get("accelerator_type")
+    of_kind = {f"accelerator_type:{kind}": 0.001} if kind else {}  # what Ray itself takes
+    return {**counted, **options.get("resources", {}), **of_kind}

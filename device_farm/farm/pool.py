@@ -88,6 +88,8 @@ class Device:
     """Ray's id of the node that it is attached to; None if any node reaches it."""
     actor: Any = None
     """Ray's handle of the `DeviceActor`."""
+    needs: dict[str, float] = field(default_factory=dict)
+    """What its process takes of a node, by Ray's names."""
     info: DeviceInfo | None = None
     """What it said when it was probed; None until then, and again if it could not join."""
     pool: Pool = field(default_factory=Pool)

@@ -13,6 +13,7 @@ from device_farm.device_spec import DeviceSpec
 from device_farm.failures import DeviceError, DeviceLost, DeviceTimeout, FailurePolicy, Throttled
 from device_farm.farm.drift import ControlCheck
 from device_farm.farm.lease import Lessor, cause_of
+from device_farm.farm.patience import Patience
 from device_farm.farm.pool import FIRST_PAUSE_S, Device, DeviceState, Pool, pool_key
 from device_farm.identity import DeviceInfo
 
@@ -133,14 +134,14 @@ class Roster:
     async def recover(self, device: Device) -> None:
         """Probes a lost device until it is back; it is out if that takes too long."""
         device.state = DeviceState.LOST
-        deadline = time.monotonic() + self._policy.start_limit_s
+        patience = Patience(device, self._policy.start_limit_s)
         is_fresh = False
         while True:
             try:
                 self._accept(device, await self._lessor.probe(device))
             except (DeviceError, ValueError) as error:
                 is_away = isinstance(error, DeviceLost | DeviceTimeout)
-                if not is_away or time.monotonic() > deadline:
+                if not is_away or await patience.has_ended():
                     self.take_out(device, error)
                     return
                 if not is_fresh and isinstance(error.__cause__, RayTaskError):

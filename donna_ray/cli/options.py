@@ -29,8 +29,6 @@ __all__ = [
     "say_aside",
 ]
 
-_ANY_WEIGHTS = "reference.weights=train"  # a checkpoint may be gone
-
 ConfigArgument = Annotated[
     str,
     typer.Argument(metavar="CONFIG", help="A YAML file, or an earlier run: its folder or its URL."),
@@ -103,7 +101,7 @@ def _check_trust(folder: Path, trust: bool) -> None:
     The user's are files of this user or root, that not everybody may write, outside of the run
     folder: what is in that came with it.
     """
-    modules = load_config(folder / "config.yaml", [_ANY_WEIGHTS]).space.modules
+    modules = load_config(folder / "config.yaml").space.modules
     files = [Path(name) for name in modules if name.endswith(".py")]
     strange = [str(path) for path in files if not _is_the_users(path, folder)]
     if strange and not trust:

@@ -107,7 +107,7 @@ def init(
     )
     write_atomic(file, text.encode())  # what is torn would count as there
     try:
-        load_config(file)
+        load_config(file).reference.check_weights()
         if seconds:
             write_atomic(file, _shortened(file, text, seconds).encode())
     except BaseException:  # Ctrl-C, too: the same command is to begin anew
@@ -160,16 +160,24 @@ def check(
     as_json: JsonOption = False,
     trust: TrustOption = False,
 ) -> None:
-    """Check what can be without the data: values, device, strategy, model, blocks."""
+    """Check what can be without the data: values, device, strategy, model, blocks.
+
+    Where RAY_ADDRESS names a cluster, weights, records and CPUs are its nodes' business: the run
+    itself checks them there, at its start.
+    """
     _, file = config_at(config, trust)
     loaded = load_config(file, overrides or [])
 
     from donna_ray.latency.starting import check_device
     from donna_ray.reference.facts import space_facts
+    from donna_ray.run.session import RaySession
     from donna_ray.search.strategies.registry import check_strategy
 
+    elsewhere = RaySession.joins()
+    if not elsewhere:
+        loaded.reference.check_weights()
     for scenario in loaded.all_scenarios():
-        check_device(scenario.device, scenario.search.memory_limit is not None)
+        check_device(scenario.device, scenario.search.memory_limit is not None, elsewhere)
         check_strategy(scenario.search)
     facts = space_facts(loaded, say_aside)
     known = {"config": config, "blocks": facts["blocks"], "networks": facts["size"]}

@@ -7,7 +7,7 @@ configurations and spaces that come with the package, `starting.py` writes one t
 Imports neither torch nor Ray, so a mistake is reported at once.
 """
 
-from donna_ray.config.loading import load_config, preset_space, shipped_config
+from donna_ray.config.loading import kept_module, load_config, preset_space, shipped_config
 from donna_ray.config.models import (
     PRESETS,
     BlocksConfig,
@@ -63,6 +63,7 @@ __all__ = [
     "TrackingConfig",
     "TrainingConfig",
     "amount_of",
+    "kept_module",
     "load_config",
     "preset_space",
     "shipped_config",

@@ -13,7 +13,7 @@ from donna_ray.config.models import CONFIGS, RunConfig, SpaceConfig
 from donna_ray.credentials import NO_CREDENTIALS, has_credentials, without_credentials
 from donna_ray.errors import ConfigError
 
-__all__ = ["load_config", "preset_space", "shipped_config"]
+__all__ = ["kept_module", "load_config", "preset_space", "shipped_config"]
 
 
 def shipped_config(name: str) -> Path:
@@ -31,6 +31,8 @@ def load_config(
 ) -> RunConfig:
     """Read a run's configuration.
 
+    A Python file of a run's `space.modules` that is gone is the one that the run folder keeps.
+
     Args:
         path: a YAML file.
         overrides: `a.b=c` each, the value in YAML's notation; they win over the file.
@@ -41,6 +43,7 @@ def load_config(
             each key, its value, where it is from, and the remedy.
     """
     values = _read_yaml(path)
+    _find_modules(values, path.parent)
     for override in overrides:
         _apply_override(values, override)
     names = [override.partition("=")[0] for override in overrides]
@@ -57,6 +60,23 @@ def load_config(
             for item in error.errors()
         ]
         raise ConfigError("\n".join(lines)) from None
+
+
+def kept_module(folder: Path, number: int, name: str) -> Path:
+    """Where a run folder keeps a Python file of `space.modules`, by its place in that list."""
+    return folder / "modules" / str(number) / Path(name).name
+
+
+def _find_modules(values: dict[str, Any], folder: Path) -> None:
+    space = values.get("space")
+    modules = space.get("modules") if isinstance(space, dict) else None
+    if not isinstance(modules, list):
+        return
+    for number, name in enumerate(modules):
+        if isinstance(name, str) and name.endswith(".py") and not Path(name).expanduser().is_file():
+            kept = kept_module(folder, number, name)
+            if kept.is_file():
+                modules[number] = str(kept)
 
 
 def _texts(values: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:

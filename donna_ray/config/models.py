@@ -59,6 +59,7 @@ __all__ = [
 ]
 
 _NAMED_DATASET = re.compile(r"(torch|hfds|hfids|tfds|wds)/", re.IGNORECASE)
+_NAMED_WEIGHTS = ("train", "pretrained")
 CONFIGS = Path(__file__).parent / "shipped"
 PRESETS = ("compress", *sorted(path.stem for path in (CONFIGS / "spaces").glob("*.yaml")))
 
@@ -152,12 +153,16 @@ class ReferenceConfig(Section):
 
     @field_validator("weights")
     @classmethod
-    def _weights_exist(cls, weights: str) -> str:
-        if weights not in ("train", "pretrained") and not Path(weights).expanduser().is_file():
-            raise ValueError(
-                "must be 'train', 'pretrained' or a checkpoint file that exists; correct the path"
+    def _file_is_absolute(cls, weights: str) -> str:
+        return weights if weights in _NAMED_WEIGHTS else absolute(weights)
+
+    def check_weights(self) -> None:
+        """Raises ConfigError where this host lacks the checkpoint."""
+        if self.weights not in _NAMED_WEIGHTS and not Path(self.weights).is_file():
+            raise ConfigError(
+                "reference.weights must be 'train', 'pretrained' or a checkpoint file that exists, "
+                f"but is {self.weights!r}; correct the path."
             )
-        return weights if weights in ("train", "pretrained") else absolute(weights)
 
 
 class BlocksConfig(Section):

@@ -150,8 +150,7 @@ class _Finetuned:
 
     @classmethod
     def find(cls, root: Path, beginning: str) -> "_Finetuned":
-        # where the reference's weights came from says nothing here, and a checkpoint may be gone
-        config = load_config(root / "config.yaml", ["reference.weights=train"])
+        config = load_config(root / "config.yaml")
         name, key, latency = _choose(root, beginning)
         tests = _tests(root, name, key)
         store = RecordStore(root / "networks")
@@ -165,7 +164,7 @@ class _Finetuned:
                 "missing, torn or altered. Run the same command again (`donna run`)."
             )
         inputs, reference = found[0]
-        model = ReferenceConfig.model_validate({**inputs["reference"], "weights": "train"})
+        model = ReferenceConfig.model_validate(inputs["reference"])
         data = DataConfig.model_validate(inputs["data"])
         config = config.model_copy(update={"reference": model, "data": data})
         return cls(key, latency, tests, record, store, config, reference)

@@ -29,7 +29,14 @@ from donna_ray.latency.figures import Latency
 from donna_ray.space import Architecture, SearchSpace
 from donna_ray.storage.artifacts import file_sha256
 
-__all__ = ["RECORDED", "Record", "read_record", "record_facts", "recorded_architectures"]
+__all__ = [
+    "RECORDED",
+    "Record",
+    "read_record",
+    "record_facts",
+    "record_settings",
+    "recorded_architectures",
+]
 
 RECORDED = "recorded"
 """The connector of a device whose latencies are from a record."""
@@ -111,19 +118,28 @@ class Record:
         return replace(self, networks={space.id_of(own): ms for own, ms in architectures.items()})
 
 
+def record_settings(config: DeviceConfig) -> RecordedSettings:
+    """The settings of a device with the connector `recorded`; the file need not be here.
+
+    Raises:
+        ConfigError: they are not valid.
+    """
+    try:
+        return RecordedSettings.model_validate(config.settings)
+    except ValidationError as error:
+        known = ", ".join(RecordedSettings.model_fields)
+        raise ConfigError(
+            f"device.settings of {RECORDED}: {faults_in_words(error.errors())}. Known: {known}."
+        ) from None
+
+
 def read_record(config: DeviceConfig) -> Record:
     """The record of a device with the connector `recorded`.
 
     Raises:
         ConfigError: the settings are not valid, or the file is no record.
     """
-    try:
-        settings = RecordedSettings.model_validate(config.settings)
-    except ValidationError as error:
-        known = ", ".join(RecordedSettings.model_fields)
-        raise ConfigError(
-            f"device.settings of {RECORDED}: {faults_in_words(error.errors())}. Known: {known}."
-        ) from None
+    settings = record_settings(config)
     path = Path(settings.path)
     try:
         if path.suffix == ".csv":

@@ -18,11 +18,11 @@ from donna_ray.config import DeviceConfig
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.latency.farm import LatencyFarm, RecordedFarm
 from donna_ray.latency.figures import MEMORY_REMEDY
-from donna_ray.latency.recorded import RECORDED, read_record
-from donna_ray.latency.shifts import cpus_of, identity_of_device
+from donna_ray.latency.recorded import RECORDED, read_record, record_settings
+from donna_ray.latency.shifts import bundle_of, cpus_of, identity_of_device
 from donna_ray.run.session import RaySession
 from donna_ray.space import SearchSpace
-from donna_ray.workers.demand import demanded
+from donna_ray.workers.demand import demanded, tell_if_missing
 
 __all__ = ["check_device", "check_farm", "farm_at_hand", "start_farm", "start_farms"]
 
@@ -40,11 +40,12 @@ def _nothing(_cpus: float) -> bool:
     return False
 
 
-def check_device(config: DeviceConfig, with_memory: bool = False) -> None:
+def check_device(config: DeviceConfig, with_memory: bool = False, elsewhere: bool = False) -> None:
     """Refuse a device that cannot exist, before anything is computed for it.
 
     Args:
         with_memory: it must tell a model's memory. Of a served farm that is seen once it measures.
+        elsewhere: the run is for other hosts, so that this one's CPU and files say nothing.
 
     Raises:
         ConfigError: an unknown connector, settings that it does not take, a record that cannot be
@@ -52,7 +53,10 @@ def check_device(config: DeviceConfig, with_memory: bool = False) -> None:
             does not tell.
     """
     if config.connector == RECORDED:
-        read_record(config)
+        if elsewhere:
+            record_settings(config)
+        else:
+            read_record(config)
         return
     try:
         device = make_connector(config.connector, _DEVICE, config.settings)
@@ -64,7 +68,7 @@ def check_device(config: DeviceConfig, with_memory: bool = False) -> None:
             "seen to run QDQ models, but is int8. Measure through `onnxruntime` or `adb`."
         )
     if config.farm is None:
-        _check_half(config)
+        _check_half(config, elsewhere)
     if config.connector == "cuda" and config.settings.get("runtime") == "torch":
         raise ConfigError(
             "device.settings.runtime must be onnxruntime, for the networks of a search are ONNX "
@@ -84,10 +88,10 @@ def check_device(config: DeviceConfig, with_memory: bool = False) -> None:
         )
 
 
-def _check_half(config: DeviceConfig) -> None:
+def _check_half(config: DeviceConfig, elsewhere: bool) -> None:
     """Refuse half precision where nothing computes in it, and a device that is told two things."""
     half, settings = config.precision == "fp16", config.settings
-    here = config.connector == "onnxruntime" and not config.resources
+    here = config.connector == "onnxruntime" and not config.resources and not elsewhere
     on_cpu = settings.get("provider", "CPUExecutionProvider") == "CPUExecutionProvider"
     if half and here and on_cpu and platform.machine().lower() in _WITHOUT_HALF:
         raise ConfigError(
@@ -183,6 +187,8 @@ def start_farms(
                     own[name] = config
             except DonnaError as error:
                 failures[name] = error
+        for name, config in own.items() if not lent else ():
+            tell_if_missing(name, bundle_of(config), say)
         started, refused = _start(own, cache_path, lent)
         farms |= started
         at_end = stack.pop_all()

@@ -34,7 +34,7 @@ def run_status(root: Path, steps: Sequence[str]) -> Facts:
     Raises:
         ConfigError: the folder's configuration cannot be read.
     """
-    config = load_config(root / "config.yaml", ["reference.weights=train"])
+    config = load_config(root / "config.yaml")
     process, under_way = _holder(root / ".lock"), read_json(root / PROGRESS) or {}
     current = str(under_way.get("step", "")).split("/")[0].split(" ")[0]
     rows = [_step(root, name, config) for name in steps]

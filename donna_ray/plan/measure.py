@@ -45,7 +45,7 @@ from donna_ray.space import UNSHRUNK, SearchSpace, check_space
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.workers.pool import fitting, pool_of
 from donna_ray.workers.spread import Unit, spread
-from donna_ray.workers.train_run import worker_resources
+from donna_ray.workers.train_run import worker_bundle
 
 __all__ = ["measured_plan"]
 
@@ -211,7 +211,7 @@ def _search_costs(
 
 def _workers_per_node(config: RunConfig) -> int:
     """How many workers fit on the node that has most room for them."""
-    needed = worker_resources(config.cluster)
+    needed = worker_bundle(config.cluster)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     most = max((fitting(needed, node) for node in nodes), default=0)
     if not most:

@@ -10,7 +10,7 @@ from donna_ray.run.ownership import check_is_ours
 from donna_ray.storage.artifacts import digest
 from donna_ray.storage.places import user_cache
 
-__all__ = ["copies", "copy_of", "name_of", "run_folder"]
+__all__ = ["copies", "copy_of", "in_job", "name_of", "run_folder"]
 
 _URL = re.compile(r"[A-Za-z][\w+.-]+:/")
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets for the command of a job
@@ -31,7 +31,7 @@ def run_folder(config: RunConfig, given: Path | None) -> Path:
             "there under its name."
         )
     root = given or _default(config)
-    if _IN_JOB in os.environ and not root.expanduser().is_absolute():
+    if in_job() and not root.expanduser().is_absolute():
         raise ConfigError(
             "In a Ray job the run folder must outlive the job's copy of the working directory, but "
             f"is {root} in it. Set cluster.storage to a folder that all nodes see, or to a URL "
@@ -39,6 +39,11 @@ def run_folder(config: RunConfig, given: Path | None) -> Path:
         )
     check_is_ours(root)
     return root
+
+
+def in_job() -> bool:
+    """Whether this process is the command of a Ray job."""
+    return _IN_JOB in os.environ
 
 
 def _default(config: RunConfig) -> Path:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from donna_ray.errors import DonnaError, RunLockedError
+from donna_ray.run.folder import in_job
+from donna_ray.run.ownership import MARKER
 from donna_ray.storage.artifacts import mapping_in
 from donna_ray.storage.files import Storage
 
@@ -21,6 +23,7 @@ LEASE = ".lease.json"
 _FACTS = {"host", "user", "folder", "pid", "id", "beat"}
 _BEAT_S = 30.0
 _OVER_S = 300.0  # without a beat; the clocks of two hosts may differ by less
+_LOOK_S = 5.0
 
 
 class Lease:
@@ -35,6 +38,7 @@ class Lease:
         self._storage = Storage(url, own_client=True)  # the thread's, and some bear but one thread
         user = os.environ.get("USER") or str(os.getuid())
         self._mine = {"host": os.uname().nodename, "user": user, "folder": str(root)}
+        self._mark = root / MARKER
         self._id = uuid.uuid4().hex
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -42,12 +46,20 @@ class Lease:
     def __enter__(self) -> Self:
         """Hold it.
 
+        In a Ray job a holder that gives no sign is waited for, since nobody is there to give the
+        command again.
+
         Raises:
             RunLockedError: another command does.
         """
-        holder = self._holder()
-        if holder is not None and not self._is_over(holder):
-            raise self._error(holder)
+        with suppress(OSError):  # two containers may have one name and like folders
+            self._mine["mark"] = self._mark.read_text()
+        first = holder = self._holder()
+        while holder is not None and not self._is_over(holder):
+            if not in_job() or (first and holder["beat"] != first["beat"]):
+                raise self._error(holder)
+            time.sleep(_LOOK_S)
+            holder = self._holder()
         self._renew()
         self._thread.start()
         return self
@@ -85,7 +97,7 @@ class Lease:
 
     def _is_over(self, holder: dict[str, Any]) -> bool:
         """Its process ended without a word: of this folder, since we have its lock, or long ago."""
-        here = all(holder[name] == value for name, value in self._mine.items())
+        here = all(holder.get(name) == value for name, value in self._mine.items())
         return here or time.time() - holder["beat"] > _OVER_S
 
     def _error(self, holder: dict[str, Any]) -> RunLockedError:

@@ -1,5 +1,6 @@
 """Whose a folder is: nothing that no run made is written over or removed."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -19,9 +20,10 @@ __all__ = ["MARKER", "Forgotten", "check_is_ours", "claim", "locked", "remove_if
 MARKER = ".donna-run.json"
 """The file by which a run folder is known."""
 
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _MADE = (
     *("reference", "library", "predictor", "search", "finetune", "networks"),
-    *("results.json", "report.html", "config.yaml"),
+    *("results.json", "report.html", "config.yaml", "modules"),
 )
 _HELD = (MARKER, f".{MARKER}", ".lock", ".mirror.json", ".seen", PROGRESS, f".{PROGRESS}")
 """Beginnings of the names of files that are no results."""
@@ -72,7 +74,8 @@ def claim(root: Path) -> list[Path]:
 def remove_if_empty(made: Sequence[Path]) -> None:
     """Remove the folders that ``claim`` made, unless a run left more in them than its settings."""
     files = (path for folder in made[:1] for path in folder.rglob("*") if not path.is_dir())
-    if made and all(path.name.startswith((*_HELD, "config.yaml")) for path in files):
+    settings = (*_HELD, "config.yaml", "modules")
+    if made and all(str(path.relative_to(made[0])).startswith(settings) for path in files):
         shutil.rmtree(made[0])
         with suppress(OSError):  # another run is beside it
             for folder in made[1:]:
@@ -83,6 +86,7 @@ def locked(path: Path) -> IO[str]:
     """Hold a run folder by its lock, until the file is closed.
 
     Raises:
+        ConfigError: its file system has no locks.
         RunLockedError: another process does.
     """
     file = path.open("a+")
@@ -95,6 +99,15 @@ def locked(path: Path) -> IO[str]:
         raise RunLockedError(
             f"A run folder must be used by one process at a time, but {path.parent} is in use by "
             f"process {holder}. Wait for it, stop it, or choose another --out."
+        ) from None
+    except OSError as error:
+        file.close()
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+        raise ConfigError(
+            f"A run folder must be on a file system with locks, but that of {path.parent} has none "
+            f"({error.strerror}). Mount it with them (NFS: with lockd; Lustre: -o flock), or "
+            "choose an --out on another."
         ) from None
     file.truncate(0)
     file.write(str(os.getpid()))

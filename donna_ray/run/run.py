@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from donna_ray.config import RunConfig
+from donna_ray.config import RunConfig, kept_module
 from donna_ray.errors import DonnaError, MissingArtifactError
 from donna_ray.run.folder import name_of
 from donna_ray.run.lease import Lease
@@ -205,7 +205,15 @@ class Run:
             loud.print(text, soft_wrap=True)
 
     def write_config(self) -> None:
-        """Make this configuration the one that the run folder stands for (`config.yaml`)."""
+        """Make this configuration the one that the run folder stands for (`config.yaml`).
+
+        Its Python files are kept beside it, since those of a Ray job go with it (``load_config``).
+        """
+        for number, name in enumerate(self.config.space.modules):
+            kept = kept_module(self.root, number, name)
+            if name.endswith(".py") and Path(name) != kept and Path(name).is_file():
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(kept, Path(name).read_bytes())
         write_atomic(self.root / "config.yaml", self._settings().encode())
 
     def push(self) -> None:

@@ -17,7 +17,7 @@ from donna_ray.run.run import Run
 from donna_ray.run.shared_folder import on_this_node
 from donna_ray.workers.board import JobBoard
 from donna_ray.workers.demand import Demand
-from donna_ray.workers.train_run import fit, worker_resources
+from donna_ray.workers.train_run import fit, worker_bundle
 
 __all__ = ["WorkerPool", "fitting", "pool_of"]
 
@@ -47,6 +47,7 @@ class WorkerPool:
         self._started = 0
         self._waves: dict[Any, tuple[str, int]] = {}  # by their end: name, and number of workers
         self._demand = Demand()
+        self._met: int | None = None  # groups that the autoscaler can have room for, as was told
         self._dead: set[str] = set()
         self._lost = False  # a node, since the workers were started
         self._ended = 0  # waves, since the job began
@@ -173,7 +174,9 @@ class WorkerPool:
             if size:
                 self._start_wave(size, together)
         if self._started < self._wanted:
-            self._demand.ask([worker_resources(self._cluster)] * self._wanted)
+            group = [worker_bundle(self._cluster)] * self._group_size
+            self._demand.ask([group] * (self._wanted // self._group_size))
+            self._tell_limit()
             self._notice()
 
     def _start_wave(self, size: int, together: bool) -> None:
@@ -186,14 +189,39 @@ class WorkerPool:
         self._started += size
         self._changed = time.monotonic()
 
+    def _tell_limit(self) -> None:
+        """Say, whenever that changes, that the autoscaler cannot have room for all workers."""
+        if self._demand.met in (None, self._met):
+            return
+        self._met = self._demand.met
+        if text := _limit(self._cluster, self._met * self._group_size, self._wanted):
+            self._run.say(text)
+
     def _notice(self) -> None:
         if self._waves or time.monotonic() - self._noticed < _NOTICE_S:
             return
         self._noticed = time.monotonic()
         self._run.say(
-            f"  waiting for room for a worker ({worker_resources(self._cluster)}); free in the "
+            f"  waiting for room for a worker ({worker_bundle(self._cluster)}); free in the "
             f"cluster: {ray.available_resources()}"
         )
+
+
+def _limit(cluster: ClusterConfig, met: int, wanted: int) -> str:
+    """What is to be said where so many workers are wanted, and nodes for so many can be had."""
+    if met >= wanted:
+        return ""
+    if not met:
+        return (
+            f"  the autoscaler can provide no node for a worker ({worker_bundle(cluster)}) beside "
+            "what other jobs ask for: give the cluster a node type that offers this by these "
+            "names, or correct cluster.cpus_per_worker, gpus_per_worker or accelerator_type"
+        )
+    return (
+        f"  the autoscaler can provide nodes for {met} of {wanted} workers, beside what other jobs "
+        "ask for, and the run goes on with those: for more raise the node types' max_workers "
+        "(Kubernetes: maxReplicas), else lower cluster.workers"
+    )
 
 
 def _give_back(board: Any, wave: str) -> None:
@@ -218,9 +246,7 @@ def pool_of(run: Run) -> WorkerPool:
 
 def _room(cluster: ClusterConfig) -> int:
     """How many workers fit now: into what is free, on nodes that are large enough."""
-    needed = worker_resources(cluster)
-    if cluster.accelerator_type:
-        needed[f"accelerator_type:{cluster.accelerator_type}"] = 0.001  # what Ray itself reserves
+    needed = worker_bundle(cluster)
     free = ray.available_resources()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return min(fitting(needed, free), sum(fitting(needed, node) for node in nodes))

@@ -25,7 +25,7 @@ from donna_ray.config import ClusterConfig
 from donna_ray.errors import DonnaError
 from donna_ray.workers.faults import Pulse, UnitEnded, leave, may_pass
 
-__all__ = ["fit", "worker_resources"]
+__all__ = ["fit", "worker_bundle", "worker_resources"]
 
 _POLL_S = 0.3
 _BEAT_S = 5.0
@@ -36,6 +36,13 @@ def worker_resources(cluster: ClusterConfig) -> dict[str, float]:
     """What a worker takes, by Ray's names."""
     gpus = {"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {}
     return {"CPU": cluster.cpus_per_worker, **gpus}
+
+
+def worker_bundle(cluster: ClusterConfig) -> dict[str, float]:
+    """What Ray Train reserves for a worker: that, where GPUs are of the kind that it must have."""
+    kind = cluster.accelerator_type
+    of_kind = {f"accelerator_type:{kind}": 0.001} if kind else {}  # what Ray itself takes
+    return {**worker_resources(cluster), **of_kind}
 
 
 class _IndependentWorkers(Backend):

@@ -52,6 +52,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lease, "ray", SimpleNamespace(kill=lambda *_, **__: None))
     patch.setattr(lease, "_start", _start)
     patch.setattr(host_watch, "ray", SimpleNamespace(nodes=lambda: [NODE]))
+    patch.setattr(host_watch, "_home", lambda: "here")
     patch.setattr(host_watch, "_start_host", lambda _: LocalActor(HostActor()))
     # The models of jobs do not go into Ray's store.
     patch.setattr(Job, "reference", cast(Any, property(lambda job: cast(Job, job).model)))

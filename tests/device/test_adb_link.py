@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import socket
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -220,6 +222,25 @@ def test_an_unknown_key_waits_for_the_person(phone: Phone, key: Path, tmp_path: 
     assert link.shell("echo in", 5) == b"in\n"
 
 
+def test_a_key_on_a_read_only_mount_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Linux says of it there. Where it could be kept private, and is not, it is refused."""
+    key = tmp_path / "adbkey"
+    made = load_signer(key).GetPublicKey()
+    key.chmod(0o440)
+    said = OSError(errno.EROFS, os.strerror(errno.EROFS), str(key))
+
+    def refused(*_: object) -> None:
+        raise said
+
+    monkeypatch.setattr(Path, "chmod", refused)
+    assert load_signer(key).GetPublicKey() == made
+    said = PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(key))
+    with pytest.raises(PermissionError):
+        load_signer(key)
+
+
 def test_keys_are_made_once_and_kept_private(tmp_path: Path) -> None:
     key = tmp_path / "adbkey"
     first = load_signer(key).GetPublicKey()
@@ -248,10 +269,25 @@ def test_of_two_makers_of_a_key_the_second_waits(
     assert signers[0].GetPublicKey() == signers[1].GetPublicKey()
 
 
+def test_usb_that_is_named_must_be_there(phone: Phone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A farm of it would be empty without a word; other phones of the rule are still found."""
+    monkeypatch.setitem(sys.modules, "device_farm.connectors.adb.usb", None)
+    assert find_phones([phone.address, "usb"]).keys() == {phone.address}
+    with pytest.raises(OSError, match=r"need libusb.* install it"):
+        find_phones(["usb"])
+
+
+def test_phones_that_a_server_cannot_use_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opens one is told why; what runs no Android is none."""
+    states = {"a": "offline", "b": "no permissions (udev)", "c": "recovery", "d": "authorizing"}
+    monkeypatch.setattr("device_farm.connectors.adb.addresses.list_phones", lambda _: states)
+    assert find_phones(["server"]).keys() == {"a", "b", "d"}
+
+
 def test_phones_are_found_where_they_answer(phone: Phone) -> None:
     address = phone.address
     assert find_phones([address, "127.0.0.1:1"]) == {address: {"address": address}}
     phone.kill()
-    assert find_phones([address, "server:127.0.0.1:1", "usb"]) == {}
+    assert find_phones([address, "server:127.0.0.1:1"]) == {}
     with pytest.raises(ValueError, match="got 'phone'"):
         find_phones(["phone"])

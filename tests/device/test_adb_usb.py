@@ -73,6 +73,12 @@ def test_one_that_may_not_be_opened_is_told(device: usb.Device, link: Link) -> N
         link.shell("true", 5)
 
 
+def test_phones_that_may_all_not_be_opened_are_told(device: usb.Device) -> None:
+    device.opened = usb.USBErrorAccess()
+    with pytest.raises(PermissionError, match="udev's rules"):
+        find_phones(["usb"])
+
+
 def test_one_that_is_held_is_told(device: usb.Device, link: Link) -> None:
     device.staged_job = usb.USBErrorBusy()
     with pytest.raises(Busy, match="adb kill-server"):

@@ -48,9 +48,24 @@ def test_what_the_nodes_have_is_not_asked_of_the_head(
     assert load_farm_config(path).hosts[0].settings["runner"]["binary"] == "/on/the/nodes/only"
 
 
+def test_home_is_that_of_who_has_the_phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "farm.yaml"
+    path.write_text(YAML.replace("PROGRAM", "~/perf_test"))
+    given = load_farm_config(path).hosts[0].settings
+    assert given["runner"]["binary"] == "~/perf_test"
+    monkeypatch.setenv("HOME", "/home/phones")
+    settings = AdbConnector("pixel", {"address": "usb:1", "key": "~/adbkey", **given}).settings
+    assert settings.runner is not None
+    assert str(settings.runner.binary) == "/home/phones/perf_test"
+    assert str(settings.key) == "/home/phones/adbkey"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ((__file__, "build/perf"), "binary: .*must be an absolute path .* is 'build/perf'"),
+        ((__file__, "/perf, libraries: [a.so]"), "libraries.*must be an absolute path .* 'a.so'"),
+        (('555", ', '555", key: adbkey, '), "key: .*must be an absolute path .* is 'adbkey'"),
         (("limits:", "limit:"), "limit: Extra inputs"),
         (("delay_s", "delay"), "limits.delay: "),
         (("delay_s: 5", "delay_s: soon"), "limits.delay_s: .*'soon'"),

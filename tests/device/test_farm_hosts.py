@@ -11,7 +11,9 @@ import pytest
 import ray
 from farms import model_number, row, wait_for_state
 from phone import Phone, command_settings
+from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.cluster_utils import Cluster
+from ray.experimental.internal_kv import internal_kv_get_gcs_client
 
 from device_farm import DeviceSpec, FailurePolicy, Farm, FarmConfig, HostRule
 from device_farm.connectors.adb.keys import load_signer
@@ -69,6 +71,29 @@ def test_a_host_is_lost_and_another_takes_over(cluster: Cluster, tmp_path: Path)
     finally:
         farm.close()
         phone.kill()
+
+
+def idle_ms(node: str) -> int:
+    """How long Ray takes a node for idle, by which an autoscaler gives it back."""
+    state = get_cluster_resource_state(internal_kv_get_gcs_client())
+    [found] = [each for each in state.node_states if each.node_id.hex() == node]
+    return int(found.idle_duration_ms)
+
+
+def test_a_node_without_phones_becomes_idle(cluster: Cluster, tmp_path: Path) -> None:
+    """Beside a farm that has looked at it, for GPUs and for phones, for long."""
+    idle = cluster.add_node(num_cpus=8)
+    busy = cluster.add_node(num_cpus=0, resources={"phone:pixel-8": 1})
+    rules = (HostRule(connector="cuda"), HostRule(connector="adb", places=("127.0.0.1:1",)))
+    config = FarmConfig(cache=tmp_path / "cache.sqlite", hosts=rules, limits=LIMITS)
+    farm = Farm.serve(config, tmp_path.name)
+    try:
+        deadline = time.monotonic() + 300
+        while idle_ms(busy.node_id) > 0 or idle_ms(idle.node_id) < 8000:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    finally:
+        farm.close()
 
 
 def test_a_device_runs_where_its_resources_are(cluster: Cluster, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 import pytest
+from local_farm import LocalActor
 from ray.exceptions import RayActorError
 from scripted_lessor import spec
 
@@ -45,7 +46,7 @@ def test_a_host_that_hangs_or_died_blinds_no_other(monkeypatch: pytest.MonkeyPat
     async def test() -> None:
         first_scan = asyncio.Event()
         watch = HostWatch(
-            [HostRule(connector="adb")], lambda _, node: seen.append(node), first_scan
+            [HostRule(connector="adb", nodes="*")], lambda _, node: seen.append(node), first_scan
         )
         task = asyncio.create_task(watch.run())
         async with asyncio.timeout(10):
@@ -64,6 +65,50 @@ def test_a_host_that_hangs_or_died_blinds_no_other(monkeypatch: pytest.MonkeyPat
     asyncio.run(test())
     assert set(seen) == {"works"}
     assert (starts["hangs"], starts["works"]) == (1, 1)
+
+
+PHONES = node("phones", **{"CPU": 0.0, "phone:pixel-8": 2.0})
+GPUS = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:V100": 1.0, "node:10.0.0.7": 1.0, "memory": 9.0}
+WORKER = node("worker", **GPUS, **{"CPU_group_0_2e99": 8.0, "bundle_group_2e99": 1000.0})
+HEAD = node("head", **{"CPU": 0.0, "node:__internal_head__": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("rule", "asked"),
+    [
+        (HostRule(connector="cuda"), set()),
+        (HostRule(connector="onnxruntime", nodes="*"), set()),
+        (HostRule(connector="adb"), {"head", "phones"}),
+        (HostRule(connector="adb", nodes="*"), {"head", "phones", "worker"}),
+        (HostRule(connector="adb", nodes="w*"), {"worker"}),
+    ],
+)
+def test_a_node_is_asked_only_where_ray_does_not_tell(
+    rule: HostRule, asked: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The farm is at home on the head; what has a process of it is never given back."""
+    started: set[str] = set()
+    found: set[str] = set()
+
+    def start(node: str) -> Any:
+        started.add(node)
+        return LocalActor(SimpleNamespace(scan=lambda rules: ([], [])))
+
+    async def test() -> None:
+        first_scan = asyncio.Event()
+        watch = HostWatch([rule], lambda spec, _: found.add(spec.name), first_scan)
+        task = asyncio.create_task(watch.run())
+        async with asyncio.timeout(10):
+            await first_scan.wait()
+        task.cancel()
+
+    monkeypatch.setattr(host_watch, "_start_host", start)
+    monkeypatch.setattr(host_watch, "_home", lambda: "head")
+    nodes = [HEAD, PHONES, WORKER]
+    monkeypatch.setattr(host_watch, "ray", SimpleNamespace(nodes=lambda: nodes))
+    asyncio.run(test())
+    told = {"cuda": {"worker/gpu0"}, "onnxruntime": {"worker/cpu"}}
+    assert (started, found) == (asked, told.get(rule.connector, set()))
 
 
 def test_a_wrong_place_is_told_and_the_other_rules_hold() -> None:

@@ -7,6 +7,7 @@ nodes, prints how many are there then, and has to be killed.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from donna_ray.config import DeviceConfig, load_config, shipped_config
 from donna_ray.latency.starting import start_farm
 from donna_ray.run.run import Run
 from donna_ray.workers import demand
+from donna_ray.workers.pool import pool_of
 from donna_ray.workers.spread import Unit, spread
 from tests.ray_head import RAY
 
@@ -56,34 +58,39 @@ def wait_for(count: int) -> int:
 def abandon() -> None:
     """Ask for both nodes, and do nothing with them."""
     ray.init(log_to_driver=False)
-    demand.Demand().ask([{"CPU": 1}] * 2)
+    demand.Demand().ask([[{"CPU": 1}]] * 2 + [[{PHONE: 1}]])
     print(wait_for(3), flush=True)
     time.sleep(PATIENCE_S)
 
 
 def main() -> None:
     folder, address = Path(sys.argv[1]), sys.argv[2]
-    config = load_config(shipped_config("demo"), ["cluster.workers=2"])
+    config = load_config(shipped_config("demo"), ["cluster.workers=9"])
     notes = folder / "notes"
     notes.mkdir()
     said: list[str] = []
     with Run(config, folder / "run") as run:
         run.connect()
+        run.say = said.append  # type: ignore[method-assign]
         before = wait_for(1)
         facts = spread(
             run, "library", "units", [Unit(number) for number in range(UNITS)], Work(notes)
         )
+        pool_of(run).lend(math.inf)  # as for the search, which gives the nodes back
         after = wait_for(1)
         device = DeviceConfig(connector="simulated", resources={PHONE: 1})
-        host = threading.Thread(target=join_when_asked, args=(said, address), daemon=True)
+        waited: list[str] = []
+        host = threading.Thread(target=join_when_asked, args=(waited, address), daemon=True)
         host.start()
-        farm = start_farm(device, folder / "cache.sqlite", said.append)
+        farm = start_farm(device, folder / "cache.sqlite", waited.append)
         farm.close()
+        own = start_farm(DeviceConfig(), folder / "cache.sqlite", waited.append)
+        own.close()
     nodes = sorted({fact["node"] for fact in facts})
     shares = [sum(fact["node"] == node for fact in facts) for node in nodes]
     numbers = [fact["number"] for fact in facts]
-    found = {"before": before, "shares": shares, "numbers": numbers, "after": after, "said": said}
-    print(json.dumps(found))
+    found = {"before": before, "shares": shares, "numbers": numbers, "after": after}
+    print(json.dumps({**found, "said": said, "waited": waited}))
 
 
 def join_when_asked(said: list[str], address: str) -> None:

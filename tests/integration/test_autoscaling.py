@@ -20,14 +20,15 @@ FAKE_HEAD = {
     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_NODE,
     "RAY_NODE_TYPE_NAME": "ray.head.default",
 }
-IDLE_S = 3
+IDLE_S = 20  # longer than the autoscaler is asked for more than it can meet
 
 
 @pytest.mark.soak
 def test_cluster_grows_by_demand_and_shrinks_and_a_phone_host_is_waited_for(tmp_path: Path) -> None:
-    """From no worker's node to the two of clusters/local.yaml, and back, also after SIGKILL."""
+    """From no worker's node to the two of clusters/local.yaml, and back, also after SIGKILL; more
+    than two are asked for each time. Then a device of the run's own has one started for it."""
     (gcs,) = free_ports(1)
-    config = yaml.safe_load((ROOT / "donna_ray" / "clusters" / "local.yaml").read_text())
+    config = yaml.safe_load((ROOT / "clusters" / "local.yaml").read_text())
     config["idle_timeout_minutes"] = IDLE_S / 60
     config["provider"]["gcs_address"] = f"127.0.0.1:{gcs}"
     file = tmp_path / "cluster.yaml"
@@ -39,10 +40,12 @@ def test_cluster_grows_by_demand_and_shrinks_and_a_phone_host_is_waited_for(tmp_
     assert found["numbers"] == list(range(60))
     assert len(found["shares"]) == 2  # both nodes' workers took part
     assert found["after"] == 1
-    waiting, there = found["said"]
+    assert sum("nodes for 2 of 9 workers" in text for text in found["said"]) == 1
+    waiting, there, coming = found["waited"]
     for words in ("phone:pixel-8 (1)", "device.resources", "offer nothing", "ray start"):
         assert words in waiting
     assert "phone:pixel-8 (1) is there" in there
+    assert "no node of the cluster offers CPU (1)" in coming
 
 
 def _abandon(head: Head) -> None:

@@ -21,6 +21,7 @@ ADDRESS = r"^(usb:.+|server:.+|[^:\s]+:\d{1,5})$"
 """`HOST:PORT` for TCP, `usb:SERIAL`, or `server:SERIAL` for one that an adb server holds."""
 
 _TCP = r"^(?!usb:|server:)[^:\s]+:\d{1,5}$"
+_NO_ANDROID = ("bootloader", "host", "recovery", "rescue", "sideload")
 _REACH_TIMEOUT_S = 0.5
 _MOST_THREADS = 64
 
@@ -56,16 +57,23 @@ def find_phones(places: Sequence[str]) -> dict[str, dict[str, str]]:
 
     Raises:
         ValueError: A place is none of these.
+        OSError: Nothing was found, and USB, which is named, cannot be looked at.
     """
     if not places:
         try:
             return _of_server(DEFAULT_SERVER)
         except OSError:
-            return _over_usb()
+            with suppress(OSError):
+                return _over_usb()
+            return {}
     found: dict[str, dict[str, str]] = {}
+    fault = None
     for place in places:
         if place == "usb":
-            found |= _over_usb()
+            try:
+                found |= _over_usb()
+            except OSError as error:
+                fault = error
         elif place == "server" or place.startswith("server:"):
             with suppress(OSError):
                 found |= _of_server(place.removeprefix("server").lstrip(":") or DEFAULT_SERVER)
@@ -74,7 +82,10 @@ def find_phones(places: Sequence[str]) -> dict[str, dict[str, str]]:
                 "a place of phones must be usb, server, server:HOST:PORT or HOST:PORT, "
                 f"but got {place!r}: correct it"
             )
-    return found | _over_tcp([place for place in places if re.match(_TCP, place)])
+    found |= _over_tcp([place for place in places if re.match(_TCP, place)])
+    if fault is not None and not found:
+        raise fault
+    return found
 
 
 def _over_tcp(places: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -92,16 +103,18 @@ def _of_server(server: str) -> dict[str, dict[str, str]]:
     return {
         serial: {"address": f"server:{serial}", "server": server}
         for serial, state in list_phones(server).items()
-        if state in ("device", "unauthorized")
+        if state not in _NO_ANDROID
     }
 
 
 def _over_usb() -> dict[str, dict[str, str]]:
-    """Nothing where libusb is missing."""
     try:
         from device_farm.connectors.adb.usb import list_serials
-    except (ImportError, OSError):
-        return {}
+    except (ImportError, OSError) as error:
+        raise OSError(
+            f"phones on USB need libusb, which cannot be loaded ({error}): install it (Debian: "
+            "libusb-1.0-0), and `pip install 'donna-ray[usb]'`"
+        ) from error
     return {serial: {"address": f"usb:{serial}"} for serial in list_serials()}
 
 

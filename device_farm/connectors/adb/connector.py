@@ -8,7 +8,6 @@ import signal
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -30,6 +29,7 @@ from device_farm.connectors.adb.condition import (
 from device_farm.connectors.adb.keys import default_key_path
 from device_farm.connectors.adb.link import Link
 from device_farm.connectors.adb.models import ModelFolder, PhoneModel
+from device_farm.connectors.adb.paths import HostPath
 from device_farm.connectors.adb.runners import AnyRunner, Runner, RunPlan
 from device_farm.connectors.adb.server import DEFAULT_SERVER
 from device_farm.connectors.adb.shell import CommandFailed, Shell
@@ -71,7 +71,7 @@ class AdbSettings(ProtocolSettings):
     """`HOST:PORT`, `usb:SERIAL` or `server:SERIAL`."""
     server: str = Field(default=DEFAULT_SERVER, pattern=r"^[^:\s]+:\d{1,5}$", exclude=True)
     """The adb server of a `server:` address."""
-    key: Path | None = Field(default=None, exclude=True)
+    key: HostPath | None = Field(default=None, exclude=True)
     """This host's private key; by default that of the user's `adb`, or one that is made."""
     auth_timeout_s: float = Field(default=10.0, gt=0, exclude=True)
     """Seconds to wait for a person to allow this host."""

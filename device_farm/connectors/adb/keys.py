@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import fcntl
 import hashlib
 import os
@@ -31,6 +32,9 @@ def default_key_path() -> Path:
 def load_signer(path: Path) -> CryptographySigner:
     """Loads a key; makes it, with mode 0600 from the start, if there is none.
 
+    One that others may read is set to 0600, but on a file system that is mounted read-only, such as
+    a Kubernetes secret: who may read it there is said by whoever mounts it.
+
     Raises:
         OSError: The key cannot be read or made.
         ValueError: The file is no private key.
@@ -38,7 +42,11 @@ def load_signer(path: Path) -> CryptographySigner:
     if not path.exists():
         _make(path)
     if path.stat().st_mode & 0o077:
-        path.chmod(_KEY_MODE)
+        try:
+            path.chmod(_KEY_MODE)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
     return CryptographySigner(str(path))
 
 

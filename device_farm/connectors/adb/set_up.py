@@ -58,7 +58,7 @@ def set_up_phone(
     runner = _runner(settings.get("runner") or {}, binary, kind, convert)
     if "binary" not in runner:
         raise DeviceError("\n".join([f"phone {name!r}: {_PROBED}.", *where_programs_are(abi)]))
-    program = Path(runner["binary"])
+    program = Path(runner["binary"]).expanduser()
     digest = check_program(program, abi, sha256)
     console.print(f"{program}: SHA-256 {digest}" + ("" if sha256 else ", which nobody vouched for"))
     entry = {**settings, "runner": runner}

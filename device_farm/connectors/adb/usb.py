@@ -19,6 +19,12 @@ from device_farm.failures import Busy, DeviceLost
 __all__ = ["MendedUsbTransport", "find_transport", "list_serials"]
 
 
+_RULES = (
+    "install udev's rules for phones (Debian: android-sdk-platform-tools-common), join the group "
+    "plugdev, and plug the phone in again"
+)
+
+
 class MendedUsbTransport(UsbTransport):
     """Ends transfers, and says of a failed one whether the phone is gone, silent or held."""
 
@@ -65,12 +71,23 @@ def find_transport(serial: str, transport_timeout_s: float) -> MendedUsbTranspor
 
 
 def list_serials() -> list[str]:
-    """The serial numbers of the phones that are plugged in and that this user may open."""
+    """The serial numbers of the phones that are plugged in and that this user may open.
+
+    Raises:
+        PermissionError: There are none, but some that this user may not open.
+    """
     found: list[str] = []
+    refused = False
     with suppress(usb1.USBError):
         for transport in MendedUsbTransport.find_all_adb_devices():
-            with suppress(usb1.USBError):
+            try:
                 found.append(transport.serial_number)
+            except usb1.USBErrorAccess:
+                refused = True
+            except usb1.USBError:
+                continue
+    if refused and not found:
+        raise PermissionError(f"this user may open none of the phones on USB: {_RULES}")
     return found
 
 
@@ -87,9 +104,7 @@ def _typed(phone: str) -> Iterator[None]:
             raise AdbTimeoutError(f"USB did not answer in time: {error}") from error
         if isinstance(cause, usb1.USBErrorAccess):
             raise Busy(
-                f"this user must be allowed to open phone {phone} on USB, but is not: install "
-                "udev's rules for phones (Debian: android-sdk-platform-tools-common), join the "
-                "group plugdev, and plug the phone in again"
+                f"this user must be allowed to open phone {phone} on USB, but is not: {_RULES}"
             ) from error
         if isinstance(cause, usb1.USBErrorBusy):
             raise Busy(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from donna_ray.config import load_config
+from donna_ray.run.run import Run
 from tests.command_line import donna_here
 
 ANY_WEIGHTS = "--set=reference.weights=train"
@@ -77,3 +79,22 @@ def test_a_file_that_one_names_needs_no_trust(tmp_path: Path, module: Path) -> N
     file = make_run(tmp_path / "run", module) / "config.yaml"
     assert "--trust" not in donna_here("space", "show", str(file), ANY_WEIGHTS).stderr
     assert module.with_suffix(".ran").exists()
+
+
+def test_files_go_with_the_run(tmp_path: Path, module: Path) -> None:
+    """Those of a Ray job are gone after it, and a run at a URL is for any host."""
+    settings = make_run(tmp_path / "settings", module) / "config.yaml"
+    config = load_config(settings, ["reference.weights=train"])
+    with Run(config, tmp_path / "run") as run:
+        run.write_config()
+    module.unlink()
+    elsewhere = (tmp_path / "run").rename(tmp_path / "elsewhere")
+    ended = donna_here("config", "check", str(elsewhere))
+    assert "give --trust" in ended.stderr
+    kept = elsewhere / "modules" / "0" / module.name
+    assert load_config(elsewhere / "config.yaml").space.modules == [str(kept)]
+    donna_here("config", "check", str(elsewhere), "--trust")
+    assert kept.with_suffix(".ran").exists()
+    with Run(load_config(elsewhere / "config.yaml"), elsewhere) as run:
+        run.write_config()
+    assert load_config(elsewhere / "config.yaml").space.modules == [str(kept)]

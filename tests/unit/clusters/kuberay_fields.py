@@ -40,13 +40,23 @@ POD = {
     "spec!": {
         "serviceAccountName": str,
         "automountServiceAccountToken": bool,
-        "securityContext": {"runAsNonRoot": bool, "runAsUser": int, "supplementalGroups": [int]},
+        "securityContext": {
+            "runAsNonRoot": bool,
+            "runAsUser": int,
+            "supplementalGroups": [int],
+            "fsGroup": int,
+        },
         "containers!": [CONTAINER],
         "nodeSelector": STRINGS,
         "tolerations": [{"key": str, "operator": str, "value": str, "effect": str}],
         "restartPolicy": str,
         "volumes": [
-            {"name!": str, "hostPath": {"path!": str}, "configMap": {"name!": str}},
+            {
+                "name!": str,
+                "hostPath": {"path!": str},
+                "configMap": {"name!": str},
+                "secret": {"secretName!": str, "optional": bool, "defaultMode": int},
+            },
         ],
     },
 }

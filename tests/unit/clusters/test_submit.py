@@ -60,6 +60,15 @@ def test_settings_are_checked_here_and_none_need_be_there(tmp_path: Path) -> Non
     assert lines == ["donna config check search.yaml --set=cluster.workers=2 --set=seed=1"]
 
 
+def test_the_check_knows_that_the_run_is_on_a_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for address in ("http://127.0.0.1:8265", "https://head:8265"):
+        assert submitted(tmp_path, "", 0, checked='echo "$RAY_ADDRESS"').stdout.strip() == address
+        monkeypatch.setenv("RAY_ADDRESS", "https://head:8265")
+
+
 def test_what_does_not_pass_the_check_is_not_submitted(tmp_path: Path) -> None:
     done = submitted(tmp_path, "the job's log", 0, checked="exit 2")
     assert (done.returncode, done.stdout) == (2, "")
@@ -67,5 +76,8 @@ def test_what_does_not_pass_the_check_is_not_submitted(tmp_path: Path) -> None:
 
 def test_an_empty_array_is_no_error_in_bash_3() -> None:
     """There `"${x[@]}"` of an empty array ends a script under `set -u`."""
-    text = re.sub(r'\$\{(\w+)\[@\]\+"\$\{\1\[@\]\}"\}', "", SUBMIT.read_text())
-    assert "[@]" not in text
+    text = SUBMIT.read_text()
+    empty = re.findall(r"^(\w+)=\(\)", text, re.M)
+    assert empty
+    text = re.sub(r'\$\{(\w+)\[@\]\+"\$\{\1\[@\]\}"\}', "", text)
+    assert not [name for name in empty if f"{name}[@]" in text]

@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
 ROOT = Path(__file__).parents[3]
-LARGEST = 2_500_000  # bytes, uncompressed: the code and the libraries of the report are 2 MB
+LARGEST = 100_000  # bytes, uncompressed: the cluster files and setup.py
 PACKAGE = ("donna_ray", "device_farm")
 LEFT_OUT = (
     *("data/train/a.jpg", "datasets/b.tar", "runs/demo/results.json", ".venv/lib/x.py"),
@@ -32,20 +34,28 @@ def files_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def package(work: Path, folder: Path) -> set[str]:
-    """Names in the package that Ray makes for a job of `submit.sh` in a working directory."""
+def submitted(work: Path, folder: Path) -> tuple[Path, str]:
+    """The tree that `submit.sh` hands to Ray in a working directory, and what it says beside."""
     folder.mkdir()
     sent = folder / "sent"
     commands = {"donna": "exit 0", "ray": f'cp -R "$4" {sent}'}
     for name, body in commands.items():
         (folder / name).write_text(f"#!/bin/sh\n{body}\n")
         (folder / name).chmod(0o755)
-    subprocess.run(
+    ended = subprocess.run(
         ["bash", str(ROOT / "clusters" / "submit.sh"), "search.yaml"],
         cwd=work,
         env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"},
         check=True,
+        capture_output=True,
+        text=True,
     )
+    return sent, ended.stderr
+
+
+def package(work: Path, folder: Path) -> set[str]:
+    """Names in the package that Ray makes for a job of `submit.sh` in a working directory."""
+    sent, _ = submitted(work, folder)
     excludes = get_runtime_env_default_excludes()
     create_package(str(sent), folder / "job.zip", include_gitignore=True, excludes=excludes)
     return {name for name in zipfile.ZipFile(folder / "job.zip").namelist() if name[-1] != "/"}
@@ -72,15 +82,63 @@ def test_what_would_not_be_sent_is_no_configuration_of_a_job(tmp_path: Path) -> 
     assert caught.value.returncode == 2
 
 
-def test_upload_of_this_project_is_small(tmp_path: Path) -> None:
-    work = tmp_path / "work"
-    shutil.copytree(ROOT, work, ignore=shutil.ignore_patterns(".venv", ".git", "runs", "*cache*"))
-    (work / "search.yaml").write_text("x")
-    names = package(work, tmp_path / "job")
-    assert {f"{each}/__init__.py" for each in PACKAGE} < names
-    assert "donna_ray/config/shipped/demo.yaml" in names
-    assert not [name for name in names if name.startswith(("tests/", "docs/", ".git/"))]
+def clone(folder: Path) -> Path:
+    ignored = shutil.ignore_patterns(".venv", ".git", "runs", "*cache*")
+    shutil.copytree(ROOT, folder, ignore=ignored)
+    (folder / "search.yaml").write_text("x")
+    return folder
+
+
+def test_what_is_left_out_for_its_name_is_told(tmp_path: Path) -> None:
+    work = filled(tmp_path / "work")
+    for name in ("blocks/credentials.py", "secret_blocks/a.py", "data/secrets.yaml"):
+        (work / name).parent.mkdir(exist_ok=True)
+        (work / name).touch()
+    sent, said = submitted(work, tmp_path / "job")
+    told = {"./secrets.yaml", "./aws_credentials.py", "./blocks/credentials.py", "./secret_blocks"}
+    first, *names = said.splitlines()
+    assert "rename" in first
+    assert set(names) == told
+    assert not (sent / "blocks" / "credentials.py").exists()
+
+    shutil.rmtree(work)
+    work.mkdir()
+    (work / "search.yaml").touch()
+    assert submitted(work, tmp_path / "again")[1] == ""
+
+
+def test_upload_from_a_clone_has_nothing_of_the_project(tmp_path: Path) -> None:
+    names = package(clone(tmp_path / "work"), tmp_path / "job")
+    assert "search.yaml" in names
+    ours = (*PACKAGE, "scripts", "tests", "docs", ".git")
+    assert not [name for name in names if name.partition("/")[0] in ours]
     assert (tmp_path / "job" / "job.zip").stat().st_size < LARGEST
+
+
+def test_scripts_are_sent_from_a_folder_that_is_no_clone(tmp_path: Path) -> None:
+    work = filled(tmp_path / "work")
+    (work / "scripts").mkdir()
+    (work / "scripts" / "own.py").touch()
+    assert "scripts/own.py" in package(work, tmp_path / "job")
+
+
+def test_a_job_of_a_clone_imports_the_package_that_the_node_has(tmp_path: Path) -> None:
+    """As Ray has it: the working directory first on the path. Without this host's own finder."""
+    sent, _ = submitted(clone(tmp_path / "work"), tmp_path / "job")
+    site = tmp_path / "site"
+    for name in PACKAGE:
+        shutil.copytree(ROOT / name, site / name)
+    paths = (sent, site, sysconfig.get_path("purelib"))
+    ended = subprocess.run(
+        [sys.executable, "-S", "-c", "import donna_ray.cli.main as m; print(m.__file__)"],
+        cwd=sent,
+        env={**os.environ, "PYTHONPATH": ":".join(map(str, paths))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.stderr == ""
+    assert ended.stdout.strip() == str(site / "donna_ray" / "cli" / "main.py")
 
 
 def regex_of(pattern: str) -> str:
@@ -119,9 +177,8 @@ def test_nodes_are_sent_the_package_alone(name: str) -> None:
     config = yaml.safe_load((ROOT / "clusters" / f"{name}.yaml").read_text())
     mounts = dict(config["file_mounts"])
     assert mounts.pop("~/.ray/auth_token") == "~/.ray/auth_token"
-    files = ("pyproject.toml", "setup.py", "constraints.txt", "README.md", "LICENSE")
-    names = (*PACKAGE, *files)
-    assert mounts == {f"~/donna-ray/{each}": each for each in names}
+    files = ("clusters/install.sh", "clusters/requirements.txt")
+    assert mounts == {f"~/donna-ray/{each}": each for each in (*PACKAGE, *files)}
     assert ".*" in config["rsync_exclude"]
 
 
@@ -142,7 +199,10 @@ def test_pod_of_phones_has_no_more_than_usb_needs() -> None:
     assert pod["automountServiceAccountToken"] is False
     assert "serviceAccountName" not in pod
     assert pod["securityContext"]["runAsNonRoot"] is True
-    (volume,) = pod["volumes"]
-    assert volume["hostPath"]["path"] == "/dev/bus/usb"
+    usb, key = pod["volumes"]
+    assert usb["hostPath"]["path"] == "/dev/bus/usb"
+    assert key["secret"]["defaultMode"] == 0o400
+    mounts = {each["name"]: each for each in pod["containers"][0]["volumeMounts"]}
+    assert mounts["adb-key"]["readOnly"] is True
     privileged = [name for name in groups if "privileged" in str(groups[name])]
     assert privileged == ["phones"]

@@ -40,7 +40,7 @@ BAD_VALUES = [
     ("search.latency_limit=2.5", ["search.latency_limit must be milliseconds", "2.5"]),
     ("search.latency_limit=0x", ["search.latency_limit", "'0x'", "greater than 0"]),
     ("search.latency_limit=fast", ["search.latency_limit", "'0.8x'", "'fast'"]),
-    ("reference.weights=/no/file", ["reference.weights", "/no/file", "correct the path"]),
+    ("reference.weights=''", ["reference.weights must be a path, but is empty"]),
     ("search={strategy: nsga2, evaluations: 3}", ["search", "3", "population of 24", "raise the"]),
     ("search.memory_limit=2.5ms", ["search.memory_limit must be megabytes", "2.5ms"]),
     ("search.latency_limit=60MB", ["search.latency_limit must be milliseconds", "60MB"]),
@@ -148,6 +148,7 @@ def test_any_model_can_be_compressed_into_a_folder(
     ("override", "word"),
     [
         ("device.settings.threads=4096", "device.settings.threads must be at most the CPUs"),
+        ("reference.weights=/no/file", "exists, but is '/no/file'; correct the path"),
         ("space.blocks.0=x", "must be a section"),
         (
             "space.blocks=[{family: inverted_residual, options: {kernel: [3], expansion: [1], "
@@ -173,6 +174,25 @@ def test_device_of_a_named_cluster_may_have_more_cpus(monkeypatch: pytest.Monkey
     monkeypatch.setenv("RAY_ADDRESS", "local")
     with pytest.raises(ConfigError, match=r"threads must be at most .* is 4096 of"):
         check_device(device)
+
+
+def test_what_only_nodes_have_is_checked_by_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A laptop's check of what is for a cluster; the job, on the head, looks itself."""
+    demo = str(shipped_config("demo"))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    settings = ("reference.weights=/on/the/nodes.pth", "device.settings.threads=4")
+    sets = [f"--set={each}" for each in (*settings, "device.precision=fp16")]
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    assert donna_here("config", "check", demo, *sets).stderr == ""
+    recorded = "device={connector: recorded, settings: {path: /on/the/nodes.json}}"
+    assert donna_here("config", "check", demo, "--set", recorded).returncode == 0
+    for wrong in ("device.settings.threads=none", recorded.replace("path", "file")):
+        assert donna_here("config", "check", demo, "--set", wrong).returncode == 2
+    with pytest.raises(ConfigError, match=r"weights must be .* exists, but is '/on/the/nodes.pth'"):
+        check(load_config(shipped_config("demo"), [settings[0]]))
+    with pytest.raises(ConfigError, match=r"path must be a record .* cannot be read"):
+        check(load_config(shipped_config("demo"), [recorded]))
 
 
 def test_override_wins() -> None:

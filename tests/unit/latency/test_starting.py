@@ -15,6 +15,7 @@ from donna_ray.config import DeviceConfig
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.latency import starting
 from donna_ray.latency.starting import check_device, start_farm, start_farms
+from donna_ray.workers import demand
 
 ONE = DeviceConfig()
 TWO = DeviceConfig(settings={"threads": 2})
@@ -29,6 +30,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Mock:
     monkeypatch.setattr(starting.Farm, "start_usable", start)
     monkeypatch.setattr(starting.Farm, "connect", Mock(side_effect=ValueError("none is served")))
     monkeypatch.setattr(starting, "demanded", MagicMock())
+    monkeypatch.setattr(demand.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
     return start
 
 
@@ -49,6 +51,20 @@ def test_a_device_is_started_with_its_resources(start: Mock, tmp_path: Path) -> 
     ]
     assert [*farms] == ["one", "again", "pi"]
     assert failures == {}
+
+
+def test_a_node_that_is_to_come_for_a_device_is_told(start: Mock, tmp_path: Path) -> None:
+    gpu = DeviceConfig(connector="cuda", settings={"accelerator_type": "V100"})
+    said: list[str] = []
+    devices = {"one": ONE, "two": TWO, "pi": PI, "gpu": gpu, "served": SERVED}
+    start_farms(devices, tmp_path / "cache.sqlite", said.append)
+    missing = ["two: CPU (2)", "pi: CPU (1), board:pi5 (1)", "gpu: GPU (1), accelerator_type:V100"]
+    assert len(said) == len(missing)
+    for text, words in zip(said, missing, strict=True):
+        name, _, needs = words.partition(": ")
+        assert text.startswith(f"  {name}: no node of the cluster offers {needs}")
+    start_farms({"two": TWO}, tmp_path / "cache.sqlite", said.append, lambda _: True)
+    assert len(said) == len(missing)  # the caller has the CPUs
 
 
 def test_a_device_that_cannot_be_used_takes_no_other_with_it(start: Mock, tmp_path: Path) -> None:

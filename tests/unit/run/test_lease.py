@@ -12,6 +12,7 @@ import pytest
 from donna_ray.errors import RunLockedError
 from donna_ray.run import lease as module
 from donna_ray.run.lease import LEASE, Lease
+from donna_ray.run.ownership import MARKER
 from donna_ray.storage.files import Storage
 
 
@@ -64,3 +65,30 @@ def test_sign_is_given_again_and_again(url: str, monkeypatch: pytest.MonkeyPatch
         age(url, 301)
         while json.loads(Storage(url).read(LEASE) or b"")["beat"] < time.time() - 100:
             time.sleep(0.01)
+
+
+def test_folder_of_another_disk_is_not_this_one(url: str, tmp_path: Path) -> None:
+    """Containers of one name have like paths; each folder has a mark of its own."""
+    (tmp_path / MARKER).write_text('{"made": "yesterday"}')
+    with Lease(tmp_path, url):
+        (tmp_path / MARKER).write_text('{"made": "today"}')
+        with pytest.raises(RunLockedError), Lease(tmp_path, url):
+            pass
+
+
+def test_a_job_waits_for_one_that_was_killed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A RayJob is tried again soon after its head's pod is gone, and but a few times."""
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setattr(module, "_LOOK_S", 0.01)
+    monkeypatch.setattr(module, "_OVER_S", 0.2)
+    monkeypatch.setattr(module, "_BEAT_S", 9.0)
+    with Lease(Path("/a"), url), Lease(Path("/b"), url) as second:
+        second.check()
+
+
+def test_a_job_does_not_wait_for_one_that_lives(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setattr(module, "_LOOK_S", 0.01)
+    monkeypatch.setattr(module, "_BEAT_S", 0.05)
+    with Lease(Path("/a"), url), pytest.raises(RunLockedError), Lease(Path("/b"), url):
+        pass

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from donna_ray.config import RunConfig
 from donna_ray.errors import ConfigError
 from donna_ray.run.mirror import Mirror
-from donna_ray.run.ownership import MARKER, Forgotten, check_is_ours
+from donna_ray.run.ownership import MARKER, Forgotten, check_is_ours, locked
 from donna_ray.run.run import Run
 from donna_ray.storage.artifacts import StepFolder
 from donna_ray.storage.files import Storage
@@ -168,3 +171,12 @@ def test_copy_at_a_url_is_a_runs(tmp_path: Path) -> None:
     Mirror(tmp_path, other).pull()
     Storage(other).write("config.yaml", b"of a push that was killed")
     Mirror(tmp_path, other).pull()
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of NFS without lockd, or of Lustre."""
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks")))
+    with pytest.raises(ConfigError, match=r"with locks, but .* has none \(No locks\)"):
+        locked(tmp_path / ".lock")

@@ -21,6 +21,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from device_farm.connectors.adb.paths import HostPath
 from device_farm.failures import DeviceError, ModelError
 from device_farm.timing.protocol import Timed
 
@@ -51,10 +52,10 @@ class Runner(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: str
-    binary: Path = Field(exclude=True)
+    binary: HostPath = Field(exclude=True)
     """The program, built for the phone, on the host that has that: pushed once, and known by its
     hash."""
-    libraries: tuple[Path, ...] = Field(default=(), exclude=True)
+    libraries: tuple[HostPath, ...] = Field(default=(), exclude=True)
     """Shared libraries that it needs, likewise."""
     arguments: tuple[str, ...] = ()
     """More arguments of the program."""
