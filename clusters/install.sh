@@ -15,17 +15,17 @@ if [[ $state == "$(cat ~/donna/.installed 2>/dev/null)" ]]; then exit; fi
 
 rm -f ~/donna/.installed
 test -x ~/donna/bin/pip || python3.11 -m venv ~/donna
-if [[ $(uname -m) == x86_64 ]]; then cat "$versions"; else sed 's/ --hash.*//' "$versions"; fi > ~/donna/versions.txt
+gpus= other=onnxruntime-gpu # ONNX Runtime for GPUs: 1.26 is the last for CUDA 12, PyPI's torch is for 13
+if [[ $index == cu12* ]]; then gpus=1.26.0; elif nvidia-smi -L &>/dev/null; then gpus=1.31.1; fi
+if [[ $gpus ]]; then other=onnxruntime; fi
+~/donna/bin/pip uninstall --yes $other    # both have the same files
+if [[ $(uname -m) == x86_64 ]]; then cat "$versions"; else sed 's/ --hash.*//' "$versions"; fi |
+    if [[ $gpus ]]; then grep -v '^onnxruntime=='; else cat; fi > ~/donna/versions.txt
 torch=(torch==2.14.1 torchvision==0.29.1)
 if [[ $index != pypi ]]; then torch+=(--index-url "https://download.pytorch.org/whl/$index"); fi
 ~/donna/bin/pip install --no-deps -r ~/donna/versions.txt
 ~/donna/bin/pip install "${torch[@]}"
-gpus= # ONNX Runtime for them: 1.26 is the last for CUDA 12, PyPI's torch is for 13
-if [[ $index == cu12* ]]; then gpus=1.26.0; elif nvidia-smi -L &>/dev/null; then gpus=1.31.1; fi
-if [[ $gpus ]]; then # in place of that for CPUs
-    ~/donna/bin/pip uninstall --yes onnxruntime
-    ~/donna/bin/pip install --no-deps "onnxruntime-gpu==$gpus"
-fi
+if [[ $gpus ]]; then ~/donna/bin/pip install --no-deps "onnxruntime-gpu==$gpus"; fi
 if (($#)); then ~/donna/bin/pip install "$@"; fi
 
 ~/donna/bin/pip uninstall --yes donna-ray    # a copy in the environment would come first

@@ -44,7 +44,8 @@ fi
 find . \( "${never[@]}" -o "${secret[@]}" \) -prune -o -type f \( "${kinds[@]}" \) -print0 |
     tar -cf - --null -T - | tar -xf - -C "$sent"
 if [[ ! -f $sent/$config ]]; then
-    echo "CONFIG must be among what is sent, a .yaml file in this directory, but is $config." >&2
+    echo "CONFIG must be among what is sent, a .yaml file in this directory (not in donna_ray or" \
+        "device_farm: copy it from there), but is $config." >&2
     exit 2
 fi
 if [[ -f .gitignore ]]; then cp .gitignore "$sent"; fi    # which Ray heeds

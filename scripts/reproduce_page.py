@@ -99,7 +99,10 @@ def _of_scaled(row: Row) -> str:
 def _of_cost(row: Row) -> str:
     parts = []
     for name, count in row["candidates_needed"].items():
-        times = row["times_cheaper"][name]
+        times = row["times_cheaper"].get(name)
+        if times is None:  # of an earlier form
+            parts.append(f"{name}: not with {row['most']} candidates")
+            continue
         needs = f"more than {row['most']}" if count is None else str(count)
         parts.append(
             f"{name} needs {needs} candidates: {'over ' if count is None else ''}"

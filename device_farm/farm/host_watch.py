@@ -53,6 +53,7 @@ class HostWatch:
         self._nodes: dict[str, dict[str, Any]] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._seen: set[str] = set()
+        self._faults: dict[str, list[str]] = {}  # of the last look at a node
 
     async def run(self) -> None:
         """Looks for ever, if there is a rule."""
@@ -114,7 +115,9 @@ class HostWatch:
         for spec in found:
             self._on_found(spec, id)
         for fault in faults:
-            _LOG.warning("%s", fault)
+            if fault not in self._faults.get(id, ()):  # else it would be told every second
+                _LOG.warning("%s", fault)
+        self._faults[id] = faults
 
 
 def _is_for(rule: HostRule, node: dict[str, Any]) -> bool:

@@ -183,12 +183,15 @@ class Roster:
             await asyncio.wait_for(self.first_scan.wait(), self._policy.start_limit_s)
         except TimeoutError:
             return None
-        while (device := self._known(name)) is None and time.monotonic() < deadline:
+        while (device := self._known(name)) is None:
             coming = [self._try(each) for each in self.devices.values() if each.may_join]
             if not coming:
                 return None
-            await asyncio.wait(coming, timeout=deadline - time.monotonic())
+            left = deadline - time.monotonic()
+            _, pending = await asyncio.wait(coming, timeout=max(left, _RETRY_PAUSE_S))
             if self._known(name) is None:
+                if left <= 0 and not pending:  # one under way may wait for an autoscaler's node
+                    return None
                 await asyncio.sleep(_RETRY_PAUSE_S)
         return device
 

@@ -5,7 +5,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from device_farm.connector import connector_type
 from device_farm.ending import explained, one_line
 from device_farm.farm.joining import joining_fault
 from donna_ray.storage.places import user_cache
-from donna_ray.versions import VERSION
+from donna_ray.versions import VERSION, installed_version
 
 __all__ = ["diagnosis"]
 
@@ -76,7 +76,7 @@ def _versions() -> Iterator[Finding]:
     for each in needed:
         if each.marker is not None and not each.marker.evaluate({"extra": ""}):
             continue
-        found = _installed(each.name)
+        found = installed_version(each.name)
         if found is None:
             wrong.append(f"{each.name} is missing")
             continue
@@ -87,14 +87,6 @@ def _versions() -> Iterator[Finding]:
     yield _finding(
         "packages", "error" if wrong else "ok", words or "as needed", remedy * bool(wrong)
     )
-
-
-def _installed(name: str) -> str | None:
-    """The version; of ONNX Runtime also that of its build for GPUs, which replaces it."""
-    for each in (name, f"{name}-gpu") if name == "onnxruntime" else (name,):
-        with suppress(PackageNotFoundError):
-            return version(each)
-    return None
 
 
 def _processors() -> Iterator[Finding]:

@@ -191,7 +191,7 @@ class Mirror:
 
     def _has_these_settings(self) -> bool:
         theirs = yaml.safe_load(self._copy.read("config.yaml") or b"{}")
-        return {**theirs, "cluster": None} == {**self._settings, "cluster": None}
+        return _wherever(theirs) == _wherever(self._settings)
 
     def _local(self) -> dict[str, str]:
         """SHA-256 of the files that belong to the copy, by relative path."""
@@ -244,3 +244,10 @@ def _database(path: Path) -> bytes:
 
 
 _SNAPSHOTS: dict[str, Any] = {".journal": _whole_lines, ".sqlite": _database}
+
+
+def _wherever(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings without its cluster, and without the folders of its Python files."""
+    space = settings.get("space") or {}
+    names = [Path(each).name for each in space.get("modules") or []]
+    return {**settings, "cluster": None, "space": {**space, "modules": names}}

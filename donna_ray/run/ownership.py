@@ -23,8 +23,9 @@ MARKER = ".donna-run.json"
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _MADE = (
     *("reference", "library", "predictor", "search", "finetune", "networks"),
-    *("results.json", "report.html", "config.yaml", "modules"),
+    *("results.json", "report.html", "config.yaml"),
 )
+_KEPT = "modules"  # Python files, which may be nowhere else
 _HELD = (MARKER, f".{MARKER}", ".lock", ".mirror.json", ".seen", PROGRESS, f".{PROGRESS}")
 """Beginnings of the names of files that are no results."""
 
@@ -44,7 +45,7 @@ def check_is_ours(root: Path) -> None:
     if not root.is_dir():
         raise ConfigError(f"A run folder must be a folder, but {root} is a file. Give another one.")
     names = sorted(path.name for path in root.iterdir() if not path.name.startswith(_HELD))
-    others = [name for name in names if name not in (*_MADE, "ray")]
+    others = [name for name in names if name not in (*_MADE, _KEPT, "ray")]
     if names and (others or not _has_reference(root)):
         raise ConfigError(
             f"A run folder must be new, empty or one that donna made, but {root} holds "
@@ -74,7 +75,7 @@ def claim(root: Path) -> list[Path]:
 def remove_if_empty(made: Sequence[Path]) -> None:
     """Remove the folders that ``claim`` made, unless a run left more in them than its settings."""
     files = (path for folder in made[:1] for path in folder.rglob("*") if not path.is_dir())
-    settings = (*_HELD, "config.yaml", "modules")
+    settings = (*_HELD, "config.yaml", _KEPT)
     if made and all(str(path.relative_to(made[0])).startswith(settings) for path in files):
         shutil.rmtree(made[0])
         with suppress(OSError):  # another run is beside it

@@ -5,6 +5,7 @@ request that it cannot meet as a whole: with one worker more than its node types
 all. It says that it refuses, and not what it could do.
 """
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,8 @@ __all__ = ["AGAIN_S", "Autoscaler", "Bargain", "Group"]
 AGAIN_S = 300.0
 """After so long more is asked for than could be met: the autoscaler's configuration may be another,
 and nodes of other kinds be gone."""
+
+_LOG = logging.getLogger(__name__)
 
 Group = Sequence[Mapping[str, float]]
 """Bundles, by Ray's names, that are of use together or not at all."""
@@ -82,6 +85,9 @@ class Bargain:
 
     def look(self) -> None:
         """Go on by what the autoscaler says; to be called every second or two."""
+        if self._published is None:
+            self._publish(self._places())
+            return
         if (refused := self._autoscaler.refuses()) is None:
             return
         if not self._is_settled:
@@ -107,15 +113,23 @@ class Bargain:
             self._tried = min(self._step, len(self._left))
         else:
             self._tried = self._refused // 2
-        self._publish(sorted([*self._met, *self._left[: self._tried]]))
         if not self._left:
             self._settle()
+        self._publish(self._places())
+
+    def _places(self) -> list[int]:
+        return sorted([*self._met, *self._left[: self._tried]])
 
     def _publish(self, places: list[int]) -> None:
         if places != self._published:
-            self._published = places
+            self._published = None
             bundles = [self._order[place].bundles() for place in places]
-            self._autoscaler.publish([*chain.from_iterable(bundles)])
+            try:
+                self._autoscaler.publish([*chain.from_iterable(bundles)])
+            except Exception:  # the cluster's head restarts, say; the next look tries again
+                _LOG.warning("cannot ask the autoscaler for nodes", exc_info=True)
+                return
+            self._published = places
 
     def _judge(self, refused: bool) -> None:
         if refused:

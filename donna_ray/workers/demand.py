@@ -6,6 +6,7 @@ of another. So one detached actor asks for all jobs, as much as can be met (``ba
 forgets those that it no longer hears of.
 """
 
+import logging
 import threading
 import time
 import uuid
@@ -25,6 +26,7 @@ __all__ = ["Demand", "Demands", "demanded", "tell_if_missing"]
 SILENCE_S = 60.0
 """After so long without a sign of life a job's demand is forgotten."""
 
+_LOG = logging.getLogger(__name__)
 _POLL_S = 1.0
 _LOOK_S = 2.0
 _NAME, _NAMESPACE = "demands-of-groups", "donna-ray"
@@ -115,8 +117,11 @@ class _DemandsActor:
     def _watch(self) -> None:
         while True:
             time.sleep(_LOOK_S)
-            with self._lock, suppress(ray.exceptions.RayError):  # the cluster's head restarts, say
-                self._demands.tend()
+            try:
+                with self._lock:
+                    self._demands.tend()
+            except Exception:  # the cluster's head restarts, say; the next look tries again
+                _LOG.warning("cannot ask the autoscaler", exc_info=True)
 
 
 class Demand:

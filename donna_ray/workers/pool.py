@@ -47,7 +47,7 @@ class WorkerPool:
         self._started = 0
         self._waves: dict[Any, tuple[str, int]] = {}  # by their end: name, and number of workers
         self._demand = Demand()
-        self._met: int | None = None  # groups that the autoscaler can have room for, as was told
+        self._limit = ""  # of what the autoscaler can have room for, as was told
         self._dead: set[str] = set()
         self._lost = False  # a node, since the workers were started
         self._ended = 0  # waves, since the job began
@@ -191,11 +191,12 @@ class WorkerPool:
 
     def _tell_limit(self) -> None:
         """Say, whenever that changes, that the autoscaler cannot have room for all workers."""
-        if self._demand.met in (None, self._met):
+        if self._demand.met is None:
             return
-        self._met = self._demand.met
-        if text := _limit(self._cluster, self._met * self._group_size, self._wanted):
+        text = _limit(self._cluster, self._demand.met * self._group_size, self._wanted)
+        if text and text != self._limit:
             self._run.say(text)
+        self._limit = text
 
     def _notice(self) -> None:
         if self._waves or time.monotonic() - self._noticed < _NOTICE_S:

@@ -18,6 +18,7 @@ import typer
 import yaml
 
 from device_farm.cli import app as farm_app
+from donna_ray import versions
 from donna_ray.cli import main
 from donna_ray.cli.main import app
 from donna_ray.config import RunConfig, load_config
@@ -134,14 +135,15 @@ def test_doctor_takes_the_build_of_onnx_runtime_for_gpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which is installed in place of the other, as docs/device-farm.md says."""
-    installed = doctor.version
+    installed = versions.version
 
     def version(name: str) -> str:
         if name == "onnxruntime":
             raise PackageNotFoundError(name)
         return installed("onnxruntime" if name == "onnxruntime-gpu" else name)
 
-    monkeypatch.setattr(doctor, "version", version)
+    monkeypatch.setattr(versions, "version", version)
+    assert versions.package_versions()["onnxruntime"] == installed("onnxruntime")
     (found,) = (each for each in doctor.diagnosis(tmp_path) if each["check"] == "packages")
     assert found["state"] == "ok", found
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from donna_ray.config import load_config
+from donna_ray.run.ownership import Forgotten
 from donna_ray.run.run import Run
 from tests.command_line import donna_here
 
@@ -98,3 +99,17 @@ def test_files_go_with_the_run(tmp_path: Path, module: Path) -> None:
     with Run(load_config(elsewhere / "config.yaml"), elsewhere) as run:
         run.write_config()
     assert load_config(elsewhere / "config.yaml").space.modules == [str(kept)]
+
+
+def test_a_fresh_start_keeps_the_only_copy(tmp_path: Path, module: Path) -> None:
+    settings = make_run(tmp_path / "settings", module) / "config.yaml"
+    with Run(load_config(settings, ["reference.weights=train"]), tmp_path / "run") as run:
+        run.write_config()
+    module.unlink()
+    config = load_config(tmp_path / "run" / "config.yaml")
+    forgotten = Forgotten(tmp_path / "run")
+    forgotten.move()
+    with Run(config, tmp_path / "run") as run:
+        run.write_config()
+        forgotten.remove()
+    assert Path(config.space.modules[0]).read_text() == CODE

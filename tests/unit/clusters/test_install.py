@@ -109,20 +109,24 @@ OF_CUDA_12 = ["uninstall --yes onnxruntime", "install --no-deps onnxruntime-gpu=
 def test_a_node_with_a_gpu_has_the_runtime_for_it(tmp_path: Path) -> None:
     """PyPI's torch is of CUDA 13; a host of phones needs none."""
     node = Node(tmp_path)
-    assert not any("onnxruntime" in call for call in node.install("pypi"))
+    assert node.install("pypi")[0] == "uninstall --yes onnxruntime-gpu"
     (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho GPU 0\n")
     (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
     (tmp_path / "donna" / ".installed").unlink()
-    assert node.install("pypi")[2:4] == [OF_CUDA_12[0], OF_CUDA_12[1].replace("1.26.0", "1.31.1")]
+    calls = node.install("pypi")
+    assert [calls[0], calls[3]] == [OF_CUDA_12[0], OF_CUDA_12[1].replace("1.26.0", "1.31.1")]
 
 
 def test_a_node_installs_what_has_changed_and_no_more(tmp_path: Path) -> None:
     node = Node(tmp_path)
-    versions, torch, *runtime, more, without = node.install("cu126", "google-api-python-client")
+    other, versions, torch, runtime, more, without = node.install(
+        "cu126", "google-api-python-client"
+    )
     assert versions == f"install --no-deps -r {tmp_path}/donna/versions.txt"
     assert torch.startswith("install torch==")
     assert torch.endswith(" --index-url https://download.pytorch.org/whl/cu126")
-    assert runtime == OF_CUDA_12
+    assert [other, runtime] == OF_CUDA_12
+    assert "onnxruntime==" not in (tmp_path / "donna" / "versions.txt").read_text()
     assert (more, without) == ("install google-api-python-client", "uninstall --yes donna-ray")
     assert node.install("cu126", "google-api-python-client") == []
 
@@ -131,14 +135,14 @@ def test_a_node_installs_what_has_changed_and_no_more(tmp_path: Path) -> None:
     path = tmp_path / "donna" / "lib" / "python3.11" / "site-packages" / "donna-ray.pth"
     assert path.read_text().strip() == str(node.ours)  # where the change is
 
-    assert len(node.install("pypi")) == 3
+    assert len(node.install("pypi")) == 4
     with (node.ours / "clusters" / "requirements.txt").open("a") as file:
         file.write("more==1\n")
     (tmp_path / "broken").touch()
     with pytest.raises(subprocess.CalledProcessError):
         node.install("pypi")
     (tmp_path / "broken").unlink()
-    assert len(node.install("pypi")) == 3
+    assert len(node.install("pypi")) == 4
 
 
 def test_versions_of_another_processor_have_no_hashes(tmp_path: Path) -> None:

@@ -146,3 +146,25 @@ def test_one_more_of_any_kind_would_be_refused(
     assert +nodes.published == +Counter({k: min(asked[k], room.get(k, 0)) for k in asked})
     told = [bargain.met(str(number)) or 0 for number in range(len(wanted))]
     assert sum(told) == nodes.published.total()
+
+
+class Restarting(ShippedAutoscaler):
+    """Its first requests get lost."""
+
+    def __init__(self, name: str, lost: int) -> None:
+        super().__init__(name)
+        self._lost = lost
+
+    def publish(self, bundles: Sequence[Mapping[str, float]]) -> None:
+        if self._lost:
+            self._lost -= 1
+            raise ConnectionError("the head restarts")
+        super().publish(bundles)
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+def test_a_request_that_gets_lost_is_made_again(lost: int) -> None:
+    autoscaler = Restarting("aws-v100", lost)
+    bargain = Bargain(autoscaler)
+    bargain.ask({"run": [[WORKER]] * 16})
+    assert looked(bargain).met("run") == sum(autoscaler.launched().values()) == 9

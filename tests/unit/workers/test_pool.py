@@ -37,3 +37,12 @@ def test_the_limit_is_said_once(run: Mock, group_size: int) -> None:
     assert "max_workers" in few
     assert "no node for a worker" in none
     assert "'accelerator_type:V100': 0.001" in none
+
+
+def test_the_limit_is_said_of_each_step_that_wants_more(run: Mock) -> None:
+    workers = WorkerPool(run)
+    for wanted in (4, 8):
+        workers._wanted, workers._demand.met = wanted, 4
+        workers._start(0)
+    [said] = [call.args[0] for call in run.say.call_args_list]
+    assert "nodes for 4 of 8 workers" in said
