@@ -36,8 +36,9 @@ from donna_ray.onnx_export import export_onnx
 from donna_ray.report.results import Results
 from donna_ray.training.loop import accuracy, seeded
 
-__all__ = ["Rounds", "compared", "in_turn", "rival_rows"]
+__all__ = ["LIMITS", "Rounds", "compared", "in_turn", "rival_rows"]
 
+LIMITS = (0.7, 0.5)  # of the reference's latency
 STEPS = 6  # of the bisection
 ROUNDS = 5  # in which networks are measured, in turn
 QUICK, LONG = 0.25, 1.0  # seconds of a measurement in the bisection, and in a round

@@ -27,10 +27,10 @@ import safetensors.torch
 import timm
 import torch
 from bench_predictor_config import image_folder
-from reproduce_compress import compared
+from reproduce_compress import LIMITS, compared
 from reproduce_page import machine, summary_of, table_of
 from reproduce_rivals import Bench
-from reproduce_run import run_donna
+from reproduce_run import data_of, run_donna
 from rich.console import Console
 from timm.data import ImageNetInfo
 
@@ -38,7 +38,6 @@ from donna_ray.config import RunConfig
 from donna_ray.storage.artifacts import write_json
 
 MODEL = "tf_efficientnet_lite0"
-LIMITS = (0.7, 0.5)  # of the teacher's latency
 
 
 @dataclass(frozen=True)
@@ -104,13 +103,7 @@ def _config(scale: Scale, options: Any, folder: Path) -> dict[str, Any]:
     return {
         "name": "lite0",
         "seed": options.seed,
-        "data": {
-            "source": str(images),
-            "unlabelled": str(images / "library.tar"),
-            "image_size": scale.image_size,
-            "test_fraction": 0.5,
-            "augmentation": {"scale": [0.6, 1.0], "color_jitter": 0.0},
-        },
+        "data": data_of(images, scale.image_size),
         "reference": {"model": MODEL, "weights": str(_weights(options.weights, images, folder))},
         "space": {"preset": "compress"},
         "library": {**recipe, "learning_rate": 5e-3, "epochs": 1},

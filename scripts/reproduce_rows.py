@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from reproduce_compress import compared, in_turn
+from reproduce_compress import LIMITS, compared, in_turn
 from reproduce_cost import cost
 from reproduce_rivals import Trained, finetuned, scaled_networks, told
 from reproduce_run import Reproduction
@@ -25,7 +25,6 @@ from donna_ray.training.loop import seeded
 
 __all__ = ["ROWS"]
 
-LIMITS = (0.7, 0.5)  # of the reference's latency, for compress
 LENGTHS = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 9, 12, 16)  # of a training from random weights
 TESTED = ("test_accuracy", "test_low", "test_high")
 

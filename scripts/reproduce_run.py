@@ -16,7 +16,7 @@ from reproduce_rivals import Bench
 from donna_ray.config import RunConfig
 from donna_ray.report.results import Results, read_results
 
-__all__ = ["SCALES", "Reproduction", "Scale", "config_of", "run_donna"]
+__all__ = ["SCALES", "Reproduction", "Scale", "config_of", "data_of", "run_donna"]
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,7 @@ def config_of(scale: Scale, data: Path, out: Path, seed: int, workers: int) -> d
     return {
         "name": "reproduce",
         "seed": seed,
-        "data": {
-            "source": str(images),
-            "unlabelled": str(images / "library.tar"),
-            "image_size": scale.image_size,
-            "test_fraction": 0.5,
-            "augmentation": {"scale": [0.6, 1.0], "color_jitter": 0.0},
-        },
+        "data": data_of(images, scale.image_size),
         "reference": {
             "model": "donna_micro",
             "training": {
@@ -110,6 +104,17 @@ def config_of(scale: Scale, data: Path, out: Path, seed: int, workers: int) -> d
         "device": {"settings": {"threads": 1, "max_seconds": 0.25}},
         "scenarios": _scenarios(scale),
         "cluster": {"workers": workers, "gpus_per_worker": int(scale.gpus)},
+    }
+
+
+def data_of(images: Path, size: int) -> dict[str, Any]:
+    """The configuration's section for a folder of ``image_folder``."""
+    return {
+        "source": str(images),
+        "unlabelled": str(images / "library.tar"),
+        "image_size": size,
+        "test_fraction": 0.5,
+        "augmentation": {"scale": [0.6, 1.0], "color_jitter": 0.0},
     }
 
 

@@ -159,4 +159,11 @@ def _bundle(options: Mapping[str, Any]) -> dict[str, float]:
     counted = {name: options.get(option, 0) for name, option in _COUNTED.items()}
     kind = options.get("accelerator_type")
     of_kind = {f"accelerator_type:{kind}": 0.001} if kind else {}  # what Ray itself takes
-    return {**counted, **options.get("resources", {}), **of_kind}
+    taken = {**counted, **options.get("resources", {}), **of_kind}
+    return {name: amount for name, amount in taken.items() if amount}
+
+
+def bundle_of(spec: DeviceSpec) -> dict[str, float]:
+    """What the process of a device takes of a node, by Ray's names."""
+    connector = make_connector(spec.connector, spec.name, spec.settings)
+    return _bundle(_reserved(spec, connector.actor_options() if spec.reserve else {}))

@@ -10,7 +10,7 @@ from device_farm import make_connector
 from donna_ray.config import DeviceConfig
 from donna_ray.latency.recorded import RECORDED
 
-__all__ = ["bundle_of", "cpus_of", "identity_of_device", "in_shifts"]
+__all__ = ["cpus_of", "identity_of_device", "in_shifts"]
 
 
 def cpus_of(config: DeviceConfig) -> float:
@@ -26,17 +26,6 @@ def _own_cpus(config: DeviceConfig) -> float:
     """Those that its connector reserves; infinite on a GPU."""
     options = make_connector(config.connector, "device", config.settings).actor_options()
     return math.inf if options.get("num_gpus") else float(options.get("num_cpus", 0))
-
-
-def bundle_of(config: DeviceConfig) -> dict[str, float]:
-    """What the process of a device of the run's own takes of a node, by Ray's names."""
-    options = make_connector(config.connector, "device", config.settings).actor_options()
-    kind = options.get("accelerator_type")
-    counted = {"CPU": options.get("num_cpus", 0), "GPU": options.get("num_gpus", 0)}
-    bundle = {**counted, **({f"accelerator_type:{kind}": 0.001} if kind else {})}
-    for name, amount in config.resources.items():
-        bundle[name] = max(amount, bundle.get(name, 0))
-    return {name: amount for name, amount in bundle.items() if amount}
 
 
 def identity_of_device(config: DeviceConfig) -> str:

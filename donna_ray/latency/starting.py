@@ -14,12 +14,13 @@ import ray
 from device_farm import DeviceError, DeviceSpec, Farm, make_connector
 from device_farm.cache import MeasurementCache
 from device_farm.ending import explained, one_line
+from device_farm.farm.lease import bundle_of
 from donna_ray.config import DeviceConfig
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.latency.farm import LatencyFarm, RecordedFarm
 from donna_ray.latency.figures import MEMORY_REMEDY
 from donna_ray.latency.recorded import RECORDED, read_record, record_settings
-from donna_ray.latency.shifts import bundle_of, cpus_of, identity_of_device
+from donna_ray.latency.shifts import cpus_of, identity_of_device
 from donna_ray.run.session import RaySession
 from donna_ray.space import SearchSpace
 from donna_ray.workers.demand import demanded, tell_if_missing
@@ -188,7 +189,7 @@ def start_farms(
             except DonnaError as error:
                 failures[name] = error
         for name, config in own.items() if not lent else ():
-            tell_if_missing(name, bundle_of(config), say)
+            tell_if_missing(name, bundle_of(_spec(name, config, lent)), say)
         started, refused = _start(own, cache_path, lent)
         farms |= started
         at_end = stack.pop_all()
@@ -212,6 +213,16 @@ def farm_at_hand(config: DeviceConfig) -> LatencyFarm | None:
     return LatencyFarm(farm, config.name, is_ours=False) if there else None
 
 
+def _spec(name: str, config: DeviceConfig, lent: bool) -> DeviceSpec:
+    return DeviceSpec(
+        name=name,
+        connector=config.connector,
+        settings=config.settings,
+        reserve=not lent,
+        resources=config.resources,
+    )
+
+
 def _start(
     devices: Mapping[str, DeviceConfig], cache_path: Path, lent: bool
 ) -> tuple[dict[str, LatencyFarm], dict[str, DonnaError]]:
@@ -221,16 +232,7 @@ def _start(
     called: dict[str, str] = {}  # a device's configuration to the name that it goes by
     for name, config in devices.items():
         called.setdefault(identity_of_device(config), name)
-    specs = [
-        DeviceSpec(
-            name=name,
-            connector=devices[name].connector,
-            settings=devices[name].settings,
-            reserve=not lent,
-            resources=devices[name].resources,
-        )
-        for name in called.values()
-    ]
+    specs = [_spec(name, devices[name], lent) for name in called.values()]
     try:
         _check_cache(cache_path)
         farm, failures = Farm.start_usable(specs, cache_path)
