@@ -7,7 +7,8 @@ recipe. How much they prune is found by bisection of the latency that is measure
 - the same with one share in every layer, which is a uniform scaling of the width;
 - FastNAS of NVIDIA's Model-Optimizer, with a bound on the operations.
 
-The last is also a fresh network: the reference's family scaled in width, with new weights. Needs
+Torch-Pruning is also trained for as many image passes as compress took in all for each limit, with
+its library and its predictor. Needs
 `pip install torch-pruning nvidia-modelopt torchprofile==0.0.4`; what is not installed is left out,
 and said to be.
 """
@@ -108,7 +109,7 @@ def compared(
         limits: parts of the reference's latency.
     """
     own = finetuned(results, folder)
-    rivals = rival_rows(bench, config, limits)
+    rivals = rival_rows(bench, config, limits, _epochs_of_all(results, bench, limits))
     models = {each.name: each.onnx.read_bytes() for each in [*own, *rivals]}
     models["reference"] = _exported(bench)
     with contextlib.closing(Rounds({"threads": 1})) as rounds:
@@ -122,30 +123,45 @@ def compared(
     }
 
 
-def rival_rows(bench: Bench, config: RunConfig, limits: Sequence[float]) -> list[Trained]:
+def _epochs_of_all(results: Results, bench: Bench, limits: Sequence[float]) -> int:
+    """Epochs of one network that are as many image passes as compress took for each limit."""
+    own = sum(each.image_passes for name, each in results.cost.items() if name != "reference")
+    return round(own / len(limits) / len(bench.data.train))
+
+
+def rival_rows(
+    bench: Bench, config: RunConfig, limits: Sequence[float], long: int
+) -> list[Trained]:
     """Each rival at each limit, trained; what gets under no limit is left out, and said to be.
 
     Args:
         bench: of the run.
         config: of the run; its `finetune` is the recipe.
         limits: parts of the reference's latency.
+        long: epochs of Torch-Pruning's second training.
     """
-    shape = tuple(bench.teacher.input_shape)
+    longer = config.finetune.model_copy(update={"epochs": long})
     trainings = []
     with contextlib.closing(Rounds({"threads": 1})) as rounds:
         whole = rounds.once(_exported(bench))
-        for name, make in _rivals(bench, shape).items():
+        for name, make in _rivals(bench, tuple(bench.teacher.input_shape)).items():
+            recipes = {name: config.finetune}
+            if name == "Torch-Pruning":
+                recipes[f"{name} for {long} epochs"] = longer
             for limit in limits:
-                title, network = f"{name} at {limit}x", nn.Module()
-                if not bench.knows(title, config.finetune):
+                named = {f"{each} at {limit}x": recipe for each, recipe in recipes.items()}
+                fetch: Callable[[], nn.Module] = nn.Module
+                if not all(bench.knows(*each) for each in named.items()):
                     try:
                         with seeded(config.seed):
-                            network = _within(make, limit * whole, rounds, shape)
+                            network = _within(bench, make, limit * whole, rounds)
                     except OverLimit as error:
-                        print(f"{title} is left out: {error}", flush=True)
+                        print(f"{name} at {limit}x is left out: {error}", flush=True)
                         continue
-                fetch = partial(copy.deepcopy, network)
-                trainings.append(partial(bench.trained, title, fetch, config.finetune))
+                    fetch = partial(copy.deepcopy, network)
+                trainings += [
+                    partial(bench.trained, title, fetch, recipe) for title, recipe in named.items()
+                ]
     return bench.side_by_side(trainings)
 
 
@@ -170,9 +186,9 @@ def _has(package: str) -> bool:
     return there
 
 
-def _within(make: Make, limit_ms: float, rounds: Rounds, shape: tuple[int, ...]) -> nn.Module:
+def _within(bench: Bench, make: Make, limit_ms: float, rounds: Rounds) -> nn.Module:
     """The least pruned network that keeps the limit, of those that a bisection tries."""
-    low, high, found = 0.0, MOST, None
+    low, high, found, shape = 0.0, MOST, None, tuple(bench.teacher.input_shape)
     for _ in range(STEPS):
         share = (low + high) / 2
         network = make(share)
