@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from donna_ray.errors import ConfigError
 from donna_ray.reference.checkpoint_file import read_checkpoint, without_weights
 from donna_ray.reference.checkpoint_names import State, find_state, some
+from donna_ray.reference.preparation import preparation_within, prepare_so
 
 __all__ = ["load_weights", "other_classes"]
 
@@ -59,6 +60,7 @@ def _load(model: nn.Module, name: str, path: Path, *, new_head: bool) -> None:
     known, head = _named(model), _classifier(model)
     body = {each: value for each, value in known.items() if not each.startswith(head)}
     content = read_checkpoint(path)
+    prepare_so(model, preparation_within(content.value, name, path), f"args of {path}")
     found = _without_counts(find_state(content.value, known, body, path), model, path)
     state = _converted(found, model, name)
     if not state or (content.replaced and known.keys().isdisjoint(state)):

@@ -98,7 +98,14 @@ def _empty_dict(*_: Any) -> dict[Any, Any]:
     return {}
 
 
-_CONTAINERS = {"collections.defaultdict": _empty_dict}
+class _Arguments(_Empty):
+    """Stands in for an argparse.Namespace, whose values are of the kinds that are read."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.values = state
+
+
+_CONTAINERS = {"collections.defaultdict": _empty_dict, "argparse.Namespace": _Arguments}
 
 
 def _unpickled(path: Path, others: list[str]) -> Content:
