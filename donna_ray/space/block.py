@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from device_farm.foreign import exits_are_errors
 from donna_ray.block_spec import BlockSpec, Option
 from donna_ray.errors import ConfigError
 from donna_ray.space.source import source_digest
@@ -122,7 +123,8 @@ class BlockFamily:
 
     def _allows(self, options: Mapping[str, Option]) -> bool:
         try:
-            return self.allowed(**options)
+            with exits_are_errors():
+                return self.allowed(**options)
         except Exception as error:
             raise ConfigError(
                 f"`allowed` of block family {self.name!r} must take its options "
