@@ -111,7 +111,7 @@ class BlocksConfig(Section):
     """One block family and the values of its options; every combination is a block.
 
     Combinations that have one of the listed values of every option of an entry of `exclude` are
-    left out.
+    left out; each value must be one that the option has.
     """
 
     family: str

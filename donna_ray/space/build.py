@@ -26,10 +26,11 @@ def build_space(
             of its stage, the reference's stage itself stands there, for it needs no distillation.
 
     Raises:
-        ConfigError: an unknown family, option or stage, the same block twice, or nothing in a
-            reference that the preset `compress` could make smaller.
+        ConfigError: an unknown family, option, stage or excluded value, the same block twice, or
+            nothing in a reference that the preset `compress` could make smaller.
     """
     register_modules(config.modules)
+    _check_excluded(config)
     unknown = [number for number in config.stages if number >= len(shapes)]
     if unknown:
         raise ConfigError(
@@ -47,6 +48,22 @@ def build_space(
             "give blocks in space.blocks."
         )
     return SearchSpace(tuple(map(Stage, shapes, choices)))
+
+
+def _check_excluded(config: SpaceConfig) -> None:
+    """Refuse a value in an `exclude` that its option has in no stage: it excludes nothing."""
+    own = (each for stage in config.stages.values() for each in stage.blocks or ())
+    for blocks in (*config.blocks, *own):
+        for name, value in ((n, v) for entry in blocks.exclude for n in entry for v in entry[n]):
+            known = [*blocks.options.get(name, ())]
+            for stage in config.stages.values():
+                known += [each for each in stage.options.get(name, ()) if each not in known]
+            if name in blocks.options and value not in known:
+                raise ConfigError(
+                    f"exclude of block family {blocks.family!r} must have values that its options "
+                    f"have, but has {value!r} of {name}, whose values are "
+                    f"{', '.join(map(repr, known))}. Correct or remove it."
+                )
 
 
 def _choices(

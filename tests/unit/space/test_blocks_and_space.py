@@ -129,6 +129,17 @@ def test_combinations_are_excluded() -> None:
     assert kept == [(3, 2), (3, 4), (3, 6), (5, 2)]
 
 
+def test_a_value_of_another_stage_may_be_excluded() -> None:
+    blocks = {
+        "family": "inverted_residual",
+        "options": lists(depth=[1, 2]),
+        "exclude": [{"depth": [2, 3]}],
+    }
+    values = {"blocks": [blocks], "stages": {1: {"options": {"depth": [1, 3]}}}}
+    stages = build_space(SpaceConfig.model_validate(values), [SHAPE] * 2).stages
+    assert [len(stage.choices) for stage in stages] == [1, 1]
+
+
 def test_stages_can_differ() -> None:
     blocks = [{"family": "inverted_residual", "options": lists(depth=[1, 2])}]
     other = [{"family": "convnext", "options": {"kernel": [7], "expansion": [2], "depth": [1]}}]
@@ -156,6 +167,8 @@ def test_blocks_come_in_addition_to_a_preset() -> None:
         ({"stages": {0: {"options": {"dept": [1]}}}}, "stages.0.options.*names 'dept'"),
         ({"blocks": [{"exclude": [{"size": [1]}]}]}, "exclude.*names 'size'"),
         ({"blocks": [{"exclude": [{"kernel": [3]}]}]}, "constraints exclude all"),
+        ({"blocks": [{"exclude": [{"kernel": [3, 9]}]}]}, "has 9 of kernel, whose values are 3"),
+        ({"blocks": [{"exclude": [{"activation": ["ReLU"]}]}]}, "'ReLU' of activation"),
         ({"preset": "compress"}, "only their shapes are"),
         ({"stages": {0: {"blocks": [{"family": "x", "options": {"a": [1]}}]}}}, "but is 'x'"),
     ],
