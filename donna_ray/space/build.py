@@ -1,6 +1,5 @@
 """From a configuration and a reference's stages to a search space."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from donna_ray.space.block import BlockSpec, StageShape, block_family
 from donna_ray.space.blocks.reference_stage import UNSHRUNK, shrinking_values
 from donna_ray.space.modules import register_modules
 from donna_ray.space.space import SearchSpace, Stage
+from donna_ray.space.values import in_one_spelling
 
 __all__ = ["build_space"]
 
@@ -106,10 +106,14 @@ def _specs(
 
 
 def _distinct(specs: Sequence[BlockSpec]) -> tuple[BlockSpec, ...]:
-    duplicates = [str(spec) for spec, count in Counter(specs).items() if count > 1]
-    if duplicates:
-        raise ConfigError(
-            f"Every block must be listed once, but space gives {duplicates[0]} twice. Remove the "
-            "repetition."
-        )
+    known: dict[Any, BlockSpec] = {}
+    for spec in specs:
+        builtin = block_family(spec.family).builtin
+        first = known.setdefault(in_one_spelling(spec) if builtin else spec, spec)
+        if first is not spec:
+            again = "" if first == spec else f", the second time as {spec}"
+            raise ConfigError(
+                f"Every block must be listed once, but space gives {first} twice{again}. Remove "
+                "the repetition."
+            )
     return tuple(specs)
