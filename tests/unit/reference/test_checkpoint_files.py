@@ -255,3 +255,36 @@ def test_checkpoint_without_checksums_is_read(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(5)}, tmp_path / "weights.pth")
     torch.serialization.set_crc32_options(before)
     assert len(read_checkpoint(tmp_path / "weights.pth").value["weight"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda value: (value * 50).to(torch.int8), "int8"),
+        (lambda value: value > 0, "bool"),
+        (lambda value: value.to(torch.complex64), "complex64"),
+        (lambda value: torch.quantize_per_tensor(value, 0.01, 0, torch.qint8), "quantised"),
+        (lambda value: value.to_sparse(), "sparse"),
+        (lambda value: value.to("meta"), "without values"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_no_plain_floats_are_refused(
+    path: Path, small: State, change: Any, words: str
+) -> None:
+    changed = {name: change(each) if each.dim() > 1 else each for name, each in small.items()}
+    torch.save(changed, path)
+    with pytest.raises(
+        ConfigError, match=rf"floating-point .*\(conv1.0.weight {words}, "
+    ) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_floats_of_another_length_are_taken(path: Path, small: State, kind: torch.dtype) -> None:
+    halves = {
+        name: each.to(kind) if each.is_floating_point() else each for name, each in small.items()
+    }
+    torch.save(halves, path)
+    assert same(load(path), {name: each.to(small[name].dtype) for name, each in halves.items()})
