@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
+from device_farm.foreign import exits_are_errors
+
 __all__ = ["Stopped", "explained", "one_line", "run_command"]
 
 DEBUG = "--debug"
@@ -188,7 +190,8 @@ def _status_of(app: Callable[[list[str]], Any], words: list[str]) -> Any:
     """Of an app that exits, as those of Typer do; all that it printed is out."""
     status = None
     try:
-        app(words)
+        with exits_are_errors(of_command=True):
+            app(words)
     except SystemExit as end:
         status = end.code
     sys.stdout.flush()

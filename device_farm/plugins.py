@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from device_farm.foreign import exits_are_errors
+
 __all__ = ["plugin", "plugin_names"]
 
 
@@ -34,7 +36,8 @@ def plugin(group: str, name: str, is_taken: bool = False) -> Any:
         )
     [point] = points.values()
     try:
-        return point.load()
+        with exits_are_errors():
+            return point.load()
     except Exception as error:
         raise ValueError(
             f"{name!r} must be registered in {group} by what can be imported, but {point.value} of "

@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
     """Whole numbers are decimal: YAML 1.1 takes 0224 for 148 and 1:30 for 90."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        known = set()
+        known: set[str] = set()  # a key and the same in quotes are one
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":  # `<<` gives way to keys of the same name
                 continue
@@ -59,12 +59,12 @@ class _Loader(yaml.SafeLoader):
                     problem="a key must be text or a number; is this a template to be filled in?",
                     problem_mark=key_node.start_mark,
                 )
-            if key in known:
+            if str(key) in known:
                 raise yaml.MarkedYAMLError(
                     problem=f"the key {key!r} is there twice; remove or rename one of them",
                     problem_mark=key_node.start_mark,
                 )
-            known.add(key)
+            known.add(str(key))
         return super().construct_mapping(node, deep)
 
 

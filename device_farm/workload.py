@@ -24,6 +24,7 @@ from onnx.external_data_helper import (
 )
 
 from device_farm.failures import ModelError, first_line
+from device_farm.foreign import exits_are_errors
 from device_farm.inputs import TensorSpec, make_values, settle_inputs
 
 if TYPE_CHECKING:
@@ -151,7 +152,8 @@ class Workload:
                 "folder of an exported network or Workload.from_torch, or take runtime onnxruntime"
             )
         try:
-            return self.module().cpu().eval()
+            with exits_are_errors():
+                return self.module().cpu().eval()
         except Exception as error:  # of whatever code
             raise ModelError(
                 "the code of a torch module must make it, but fails "

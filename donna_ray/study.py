@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from donna_ray.complexity import complexity
@@ -39,6 +38,7 @@ from donna_ray.predictor.model import AccuracyPredictor, Floats
 from donna_ray.predictor.quality import Estimate, comparable, kendall_tau
 from donna_ray.reference.build import check_cut, cut_reference
 from donna_ray.reference.network import StagedNetwork, own_weights
+from donna_ray.reference.own_network import own_network
 from donna_ray.reference.work import calibrate
 from donna_ray.search.ask_tell import Search, SearchSetup
 from donna_ray.search.exact.accuracy import AccuracyModel
@@ -59,6 +59,7 @@ from donna_ray.storage.artifacts import write_atomic, write_json
 from donna_ray.training.batchnorm import recalibrate
 from donna_ray.training.engine import Engine
 from donna_ray.training.loop import Loss, accuracy
+from donna_ray.training.targets import check_labels
 from donna_ray.training.trainer import Trainer
 
 __all__ = ["Candidate", "Study"]
@@ -109,8 +110,8 @@ class Study:
         predictor: of the score from NSR; None before `fit`.
 
     Raises:
-        ConfigError: the model cannot be cut there or is not float32, or a loader does not tell its
-            length or has other batches.
+        ConfigError: the model cannot be cut there or is not float32, a loader does not tell its
+            length or has other batches, or the targets are no labels where no loss is given.
         DonnaError: the cut computes something else than the model.
     """
 
@@ -126,14 +127,19 @@ class Study:
         seed: int = 0,
     ) -> None:
         self._data, images = data_of_loaders(train, validation)
+        if train is validation or train.dataset is validation.dataset:
+            warnings.warn("train and validation are the same images: scores flatter.", stacklevel=2)
         self._loader, self._seed = validation, seed
-        _check_precision(model)
+        model = own_network(model)
         named = None if stages is None else list(stages)
         config = ReferenceConfig(model=type(model).__name__, stages=named)
         self.reference = cut_reference(model, config, images.shape[1:])
         some = Engine.of(self.reference).images(images[:_CHECKED_IMAGES])
         check_cut(model, self.reference, config.model, some)
         self.reference.requires_grad_(False).eval()
+        if loss is None:
+            scored = self._data.validation if score is None else None
+            check_labels(self.reference, self._data.train, scored)
         self._variance = calibrate(self.reference, self._data.distillation_plain)
         self._loss = _loss_of(loss, self.reference)
         self._score = score
@@ -381,16 +387,6 @@ class Study:
         if not self._distilled:
             raise DonnaError("There are no distilled blocks yet. Call `distil` first.")
         return self._distilled
-
-
-def _check_precision(model: nn.Module) -> None:
-    kinds = {each.dtype for each in model.parameters()}
-    if kinds != {torch.float32}:
-        found = ", ".join(sorted(map(str, kinds))) or "none"
-        raise ConfigError(
-            f"The parameters of a model must be float32, but those of {type(model).__name__} are "
-            f"{found}. Give `model.float()`."
-        )
 
 
 def _loss_of(own: Callable[[Any, Any], Tensor] | None, reference: StagedNetwork) -> Loss:

@@ -1,9 +1,10 @@
 """The configuration of a run: pydantic models, YAML in, unknown keys refused.
 
 Entry: `load_config` in `loading.py`, which also says what is wrong with a file. `models.py` has a
-section of the YAML a class, `recipes.py` how something is trained, `scenarios.py` devices and
-searches, `cluster.py` Ray's part, `values.py` the types of paths and limits, `shipped/` the
-configurations and spaces that come with the package, `starting.py` writes one to start from.
+section of the YAML a class, `data.py` that of the images, `recipes.py` how something is trained,
+`scenarios.py` devices and searches, `cluster.py` Ray's part, `values.py` the types of paths and
+limits, `shipped/` the configurations and spaces that come with the package, `starting.py` writes
+one to start from.
 Imports neither torch nor Ray, so a mistake is reported at once.
 """
 

@@ -16,6 +16,9 @@ from donna_ray.errors import ConfigError
 __all__ = ["kept_module", "load_config", "preset_space", "shipped_config"]
 
 
+_NULL = ("null", "~")
+
+
 def shipped_config(name: str) -> Path:
     """The path of a configuration that comes with the package, such as `demo`."""
     return CONFIGS / f"{name}.yaml"
@@ -132,9 +135,15 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
                 "key that `donna config schema` lists."
             )
     try:
-        values[_key_in(values, key)] = read_yaml(text)
+        value = read_yaml(text)
     except ValueError:
         raise ConfigError(f"--set {shown}: the value must be YAML. Quote it.") from None
+    if value is None and text.strip().lower() not in _NULL:
+        raise ConfigError(
+            f"--set {shown}: the value must not be empty, as that of a variable that is not set. "
+            "Write null for none, or '' for an empty text."
+        )
+    values[_key_in(values, key)] = value
 
 
 def _key_in(values: dict[Any, Any], text: str) -> Any:

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from donna_ray.config.cluster import ClusterConfig
+from donna_ray.config.data import DataConfig
 from donna_ray.config.recipes import FinetuneRecipe, ReferenceTraining, TrainingConfig
 from donna_ray.config.scenarios import (
     DeviceConfig,
@@ -27,7 +28,6 @@ from donna_ray.config.scenarios import (
     SearchConfig,
 )
 from donna_ray.config.values import (
-    AbsolutePath,
     ArchitectureName,
     FolderOrUrl,
     LatencyLimit,
@@ -58,7 +58,6 @@ __all__ = [
     "TrainingConfig",
 ]
 
-_NAMED_DATASET = re.compile(r"(torch|hfds|hfids|tfds|wds)/", re.IGNORECASE)
 _NAMED_WEIGHTS = ("train", "pretrained")
 CONFIGS = Path(__file__).parent / "shipped"
 PRESETS = ("compress", *sorted(path.stem for path in (CONFIGS / "spaces").glob("*.yaml")))
@@ -78,63 +77,6 @@ Option = Annotated[
 ]
 Options = dict[str, Annotated[list[Option], Field(min_length=1)]]
 ModuleNames = str | Annotated[list[str], Field(min_length=1)]
-
-
-class DataConfig(Section):
-    """Images.
-
-    `source` is `digits` (scikit-learn's 1,797 handwritten digits, embedded); a folder that holds
-    each split as a folder with one folder of images a class, or as a tar of them; or a name that
-    timm.data.create_dataset takes (`torch/cifar10`, `hfds/…`, `wds/…`, …) with the data in `root`.
-    `unlabelled` is a folder or tar of images for the distillation of blocks, which needs no labels.
-    `classes` is needed only where the data do not tell. `augmentation` holds arguments of
-    timm.data.create_transform for the training images (null: none).
-    `cache_pixels` has each node keep the images of a folder or tars, but the test's, on its local
-    disk (TMPDIR): decoded, and scaled down to a short side of so many pixels (null: not).
-
-    The test images give the final accuracies and are used for nothing else. They are those of
-    `test_split`, or a share of the validation images, `test_fraction`. Where both are null: of a
-    folder its `test/` (with a folder a class) or `test.tar`, else half of the validation images.
-    """
-
-    source: str = "digits"
-    root: AbsolutePath | None = None
-    download: bool = False
-    train_split: str = "train"
-    validation_split: str = "validation"
-    test_split: str | None = None
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    unlabelled: AbsolutePath | None = None
-    classes: Annotated[int, Field(ge=2)] | None = None
-    image_size: Annotated[int, Field(ge=8)] | None = None
-    augmentation: dict[str, Any] | None = Field(default_factory=dict)
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    loader_workers: NonNegativeInt = 0
-    cache_pixels: Annotated[int, Field(ge=8)] | None = None
-
-    @field_validator("source")
-    @classmethod
-    def _folder_is_absolute(cls, source: str) -> str:
-        named = source == "digits" or _NAMED_DATASET.match(source)
-        return source if named else absolute(source)
-
-    @model_validator(mode="after")
-    def _test_has_one_origin(self) -> "DataConfig":
-        if self.test_split is not None and self.test_fraction is not None:
-            raise ValueError(
-                "must have test_split or test_fraction, but has both "
-                f"({self.test_split!r} and {self.test_fraction}); remove one"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _copies_are_large_enough(self) -> "DataConfig":
-        if self.cache_pixels and self.image_size and self.cache_pixels < self.image_size:
-            raise ValueError(
-                f"must have cache_pixels of at least image_size, but has {self.cache_pixels} and "
-                f"{self.image_size}; raise cache_pixels, or set it to null"
-            )
-        return self
 
 
 class ReferenceConfig(Section):
@@ -169,7 +111,7 @@ class BlocksConfig(Section):
     """One block family and the values of its options; every combination is a block.
 
     Combinations that have one of the listed values of every option of an entry of `exclude` are
-    left out.
+    left out; each value must be one that the option has.
     """
 
     family: str

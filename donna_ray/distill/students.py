@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from device_farm.ending import one_line
+from device_farm.foreign import exits_are_errors
 from donna_ray.config import TrainingConfig
 from donna_ray.distill.features import Features
 from donna_ray.errors import BlockError, DonnaError
@@ -109,7 +110,8 @@ def errors_of_a_block() -> Iterator[None]:
         BlockError: as said.
     """
     try:
-        yield
+        with exits_are_errors():
+            yield
     except (DonnaError, torch.OutOfMemoryError):
         raise
     except Exception as error:

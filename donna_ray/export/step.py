@@ -44,7 +44,7 @@ from donna_ray.reference.build import outline
 from donna_ray.reference.identity import reference_identity
 from donna_ray.reference.load import data_of
 from donna_ray.reference.network import StagedNetwork, own_weights
-from donna_ray.reference.timm_models import model_arguments
+from donna_ray.reference.timm_models import model_arguments, other_size
 from donna_ray.space import UNSHRUNK, BlockSpec, register_modules
 from donna_ray.storage.artifacts import (
     Artifact,
@@ -171,9 +171,11 @@ class _Finetuned:
 
     def build(self) -> tuple[StagedNetwork, str, dict[str, Tensor]]:
         """The network in eval mode, its source as one Python file, and its weights for that."""
-        config, classes = self.config, self.reference.result["classes"]
+        config, known = self.config, self.reference.result
         register_modules(config.space.modules)
-        model, reference, _ = outline(config, classes, load_weights=False)
+        model, reference, _ = outline(
+            config, known["classes"], load_weights=False, preprocessing=known["preprocessing"]
+        )
         specs, weights = self.specs, self.store.weights(self.key)
         network = untrained(reference, specs)
         try:
@@ -202,9 +204,10 @@ class _Finetuned:
 
     @property
     def _arguments(self) -> dict[str, Any]:
-        image, classes = image_format(self.config.data), self.reference.result["classes"]
+        image, known = image_format(self.config.data), self.reference.result
         name = self.config.reference.model
-        return model_arguments(name, classes, image["channels"], image["size"])
+        size = image["size"] or other_size(name, known["preprocessing"]["input_size"])
+        return model_arguments(name, known["classes"], image["channels"], size)
 
     def timm_arguments(self) -> dict[str, Any]:
         """Under which name and with which arguments timm makes it."""

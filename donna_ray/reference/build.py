@@ -1,5 +1,6 @@
 """A timm model built and cut into stem, stages and head: the reference before it is trained."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.reference.cut import cut_model
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.stages import automatic_cut
-from donna_ray.reference.timm_models import create_timm_model, preprocessing_of
+from donna_ray.reference.timm_models import create_timm_model, other_size, preprocessing_of
 from donna_ray.reference.trace import LARGER, CannotCutError
 
 __all__ = ["build_reference", "check_cut", "cut_error", "cut_reference", "outline"]
@@ -20,7 +21,11 @@ _CUT_TOLERANCE = 1e-5
 
 
 def build_reference(
-    config: RunConfig, *, classes: int | None = None, load_weights: bool = True
+    config: RunConfig,
+    *,
+    classes: int | None = None,
+    load_weights: bool = True,
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> tuple[StagedNetwork, dict[str, Any]]:
     """Build the model and cut it.
 
@@ -29,6 +34,8 @@ def build_reference(
         classes: of the data; None asks the data.
         load_weights: load what `reference.weights` names (nothing for `train`); else the weights
             are left random, for a caller that loads them itself.
+        preprocessing: timm's data configuration of a finished reference, from whose `input_size`
+            the model is built; None asks the model and what lies beside its weights.
 
     Returns:
         The reference in eval mode, and timm's data configuration of it (input_size, mean, …).
@@ -37,13 +44,19 @@ def build_reference(
         ConfigError: timm does not know the model, it cannot be cut, or its weights cannot be had.
     """
     known = class_count(config.data) if classes is None else classes
-    model, reference, preprocessing = outline(config, known, load_weights=load_weights)
+    model, reference, used = outline(
+        config, known, load_weights=load_weights, preprocessing=preprocessing
+    )
     check_cut(model, reference, config.reference.model)
-    return reference, preprocessing
+    return reference, used
 
 
 def outline(
-    config: RunConfig, classes: int | None, *, load_weights: bool
+    config: RunConfig,
+    classes: int | None,
+    *,
+    load_weights: bool,
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, StagedNetwork, dict[str, Any]]:
     """The model of a configuration and its cut, which is not compared with it.
 
@@ -51,22 +64,28 @@ def outline(
         config: names the model, the images' format and the weights.
         classes: of the data; None is timm's default for the model.
         load_weights: as in ``build_reference``.
+        preprocessing: likewise.
 
     Returns:
         The model, the reference of the same modules, and timm's data configuration.
     """
-    image = image_format(config.data)
+    image, named = image_format(config.data), config.reference
+    size = image["size"]
+    if preprocessing is not None:
+        named = named.model_copy(update={"weights": "train"})  # what lies beside them is known
+        size = size or other_size(named.model, preprocessing["input_size"])
     model = create_timm_model(
-        config.reference,
+        named,
         classes=classes,
         channels=image["channels"],
-        image_size=image["size"],
+        image_size=size,
         load_weights=load_weights,
     )
-    own = preprocessing_of(model, image["channels"], image["size"])
-    preprocessing = used_preprocessing(config.data, own)
-    reference = cut_reference(model, config.reference, preprocessing["input_size"])
-    return model, reference, preprocessing
+    if preprocessing is None:
+        own = preprocessing_of(model, image["channels"], size)
+        preprocessing = used_preprocessing(config.data, own) | config.data.preparation()
+    reference = cut_reference(model, config.reference, tuple(preprocessing["input_size"]))
+    return model, reference, dict(preprocessing)
 
 
 def cut_reference(model: nn.Module, config: ReferenceConfig, input_shape: Any) -> StagedNetwork:

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.models import load_checkpoint, model_entrypoint
 from torch import Tensor, nn
 
 from donna_ray.errors import ConfigError
 from donna_ray.reference.checkpoint_file import read_checkpoint, without_weights
 from donna_ray.reference.checkpoint_names import State, find_state, some
+from donna_ray.reference.preparation import preparation_within, prepare_so
 
 __all__ = ["load_weights", "other_classes"]
 
@@ -59,10 +61,12 @@ def _load(model: nn.Module, name: str, path: Path, *, new_head: bool) -> None:
     known, head = _named(model), _classifier(model)
     body = {each: value for each, value in known.items() if not each.startswith(head)}
     content = read_checkpoint(path)
+    prepare_so(model, preparation_within(content.value, name, path), f"args of {path}")
     found = _without_counts(find_state(content.value, known, body, path), model, path)
     state = _converted(found, model, name)
     if not state or (content.replaced and known.keys().isdisjoint(state)):
         raise without_weights(path, content)
+    _check_kinds(state, known, path)
     has_all = all(each in state and state[each].shape == known[each].shape for each in known)
     if not has_all and not _misfits(state, body, head):
         if not new_head:
@@ -159,6 +163,28 @@ def _check_names(state: State, known: State, path: Path) -> None:
             f"({some(foreign)}). Give a checkpoint of this model, or 'train' to train it on the "
             "data."
         )
+
+
+def _check_kinds(state: State, known: State, path: Path) -> None:
+    kinds = {name: _kind(state[name]) for name in known if name in state}
+    others = [
+        f"{name} {kind}" for name, kind in kinds.items() if kind and known[name].is_floating_point()
+    ]
+    if others:
+        raise ConfigError(
+            f"reference.weights must be plain tensors of floating-point numbers, but {len(others)} "
+            f"weights of {path} are not ({some(others)}). Give the checkpoint from before it was "
+            "quantised or converted, or turn them back (`dequantize()`, `to_dense()`, `real`)."
+        )
+
+
+def _kind(value: Tensor) -> str | None:
+    """What a tensor is that is not of plain floating-point numbers."""
+    if value.is_quantized:
+        return "quantised"
+    if value.layout != torch.strided or value.is_meta:
+        return "without values" if value.is_meta else "sparse"
+    return None if value.is_floating_point() else str(value.dtype).removeprefix("torch.")
 
 
 def _check_shapes(state: State, known: State, path: Path) -> None:

@@ -1,5 +1,6 @@
 """A checkpoint file read without running code from it, or refused with a remedy that works."""
 
+import json
 import pickle
 import re
 import zipfile
@@ -21,6 +22,11 @@ _LONGEST_HEADER = 10**8  # bytes, of safetensors
 _CONVERT = "Load it in the framework that wrote it and save the weights by the model's names."
 _ALONE = "Save the weights alone: `torch.save(model.state_dict(), FILE)`."
 _DOWNLOAD = "Download the file itself."
+_MERGE = (
+    "Merge them there: `python -c 'from glob import glob; from safetensors.torch import load_file, "
+    'save_file; save_file({k: v for f in glob("*-of-*.safetensors") for k, v in '
+    """load_file(f).items()}, "merged.safetensors")'`, and give merged.safetensors."""
+)
 _OTHER_FILES = (  # how they begin, what they are, what to do
     (
         b"version https://git-lfs",
@@ -59,6 +65,8 @@ def read_checkpoint(path: Path) -> Content:
         raise refused(path, "is empty", "Copy or download it again.")
     if int.from_bytes(head[:8], "little") <= _LONGEST_HEADER and head[8:9] == b"{":
         return _read(path, lambda: Content(safetensors.torch.load_file(path), ()))
+    if shards := _shards(path, head):
+        raise refused(path, f"is the index of {len(shards)} shards ({some(shards)})", _MERGE)
     for begin, what, remedy in _OTHER_FILES:
         if head.lstrip().startswith(begin):
             raise refused(path, what, remedy)
@@ -67,6 +75,17 @@ def read_checkpoint(path: Path) -> Content:
         _check_sums(path)
         return _read(path, lambda: _unpickled(path, get_unsafe_globals_in_checkpoint(path)))
     return _read(path, lambda: _unpickled(path, ["argparse.Namespace"]))  # before torch 1.6
+
+
+def _shards(path: Path, head: bytes) -> list[str]:
+    """The files that an index of Hugging Face names; none where it is no index."""
+    if not head.lstrip().startswith(b"{"):
+        return []
+    try:
+        where = json.loads(path.read_bytes())["weight_map"].values()
+        return sorted(map(str, set(where)))
+    except (ValueError, LookupError, AttributeError, TypeError):
+        return []
 
 
 def refused(path: Path, what: str, remedy: str) -> ConfigError:
@@ -98,7 +117,14 @@ def _empty_dict(*_: Any) -> dict[Any, Any]:
     return {}
 
 
-_CONTAINERS = {"collections.defaultdict": _empty_dict}
+class _Arguments(_Empty):
+    """Stands in for an argparse.Namespace, whose values are of the kinds that are read."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.values = state
+
+
+_CONTAINERS = {"collections.defaultdict": _empty_dict, "argparse.Namespace": _Arguments}
 
 
 def _unpickled(path: Path, others: list[str]) -> Content:

@@ -3,6 +3,7 @@
 import hashlib
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from torch import Tensor
@@ -34,8 +35,7 @@ def load_reference(config: RunConfig, artifact: Artifact) -> tuple[StagedNetwork
         The reference and, for each stage, the variance (channels,) of its output.
     """
     register_modules(config.space.modules)
-    classes = artifact.result["classes"]
-    reference, _ = build_reference(config, classes=classes, load_weights=False)
+    reference, _ = build_reference(config, load_weights=False, **_known(artifact))
     reference.load_state_dict(safetensors.torch.load(_file(config, artifact, WEIGHTS)))
     variance = safetensors.torch.load(_file(config, artifact, VARIANCE))
     reference.requires_grad_(False)
@@ -61,6 +61,11 @@ def data_of(config: RunConfig, artifact: Artifact) -> ImageData:
     return data
 
 
+def _known(artifact: Artifact) -> dict[str, Any]:
+    """What a finished reference is built from, beside its configuration."""
+    return {name: artifact.result[name] for name in ("classes", "preprocessing")}
+
+
 def _file(config: RunConfig, artifact: Artifact, name: str) -> bytes:
     """A file of the reference, on a node that may not see the run folder."""
     place = config.cluster.location_of(artifact.root)
@@ -79,5 +84,5 @@ def _file(config: RunConfig, artifact: Artifact, name: str) -> bytes:
 def space_of(config: RunConfig, artifact: Artifact) -> SearchSpace:
     """The search space on the stages of a finished reference."""
     register_modules(config.space.modules)
-    _, reference, _ = outline(config, artifact.result["classes"], load_weights=False)
+    _, reference, _ = outline(config, load_weights=False, **_known(artifact))
     return build_space(config.space, reference.shapes, reference.own_blocks())

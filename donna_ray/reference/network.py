@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from device_farm.foreign import exits_are_errors
 from donna_ray.errors import ConfigError
 from donna_ray.space import BlockSpec, StageShape, block_families
 
@@ -73,7 +74,8 @@ def channel_sums(features: Tensor) -> Tensor:
 def _described(stage: nn.Module) -> BlockSpec | None:
     for family in block_families():
         try:
-            options = family.describe(stage)
+            with exits_are_errors():
+                options = family.describe(stage)
         except Exception as error:
             raise ConfigError(
                 f"`describe` of block family {family.name!r} must give options or None, but for a "

@@ -26,6 +26,7 @@ from donna_ray.data import (
 from donna_ray.reference.build import build_reference
 from donna_ray.reference.load import VARIANCE, WEIGHTS
 from donna_ray.reference.network import StagedNetwork, own_weights
+from donna_ray.reference.preparation import preparation_beside
 from donna_ray.reference.work import (
     Draft,
     Kind,
@@ -61,13 +62,23 @@ def reference_step(run: Run) -> Artifact:
     """
     weights = run.config.reference.weights
     checkpoint = None if weights in ("train", "pretrained") else file_sha256(Path(weights))
-    inputs = reference_inputs(run.config, checkpoint)
+    beside = preparation_beside(run.config.reference)
+    inputs = reference_inputs(run.config, checkpoint, beside)
     return run.step("reference", inputs, lambda folder: _compute(run, folder))
 
 
-def reference_inputs(config: RunConfig, checkpoint: str | None) -> dict[str, Any]:
-    """What a reference is made from; `checkpoint` is the SHA-256 of the file of its weights."""
+def reference_inputs(
+    config: RunConfig, checkpoint: str | None, preparation: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a reference is made from.
+
+    Args:
+        config: of the run.
+        checkpoint: SHA-256 of the file of its weights.
+        preparation: of ``preparation_beside``.
+    """
     return {
+        **({"preparation": dict(preparation)} if preparation else {}),
         "data": inputs_without_test(config.data),
         "reference": config.reference.model_dump(),
         "checkpoint": checkpoint,

@@ -73,7 +73,12 @@ class Draft:
 
     def network(self, what: str) -> StagedNetwork:
         """One with stored weights, in eval mode, on the worker's device."""
-        network, _ = build_reference(self.config, classes=self._classes, load_weights=False)
+        network, _ = build_reference(
+            self.config,
+            classes=self._classes,
+            load_weights=False,
+            preprocessing=self._preprocessing,
+        )
         network.load_state_dict(self.store.weights(self.name(what)))
         return Engine.of_worker(self.config.cluster).place(network)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from device_farm.foreign import exits_are_errors
 from donna_ray.config import SearchConfig, amount_of
 from donna_ray.errors import DonnaError
 from donna_ray.latency.figures import peak_memory
@@ -162,7 +163,8 @@ class Search:
         """
         before, name = len(self.ledger.in_flight), self.setup.config.strategy
         try:
-            said = self._strategy.ask(self.ledger, wanted)
+            with exits_are_errors():
+                said = self._strategy.ask(self.ledger, wanted)
         except DonnaError:
             raise
         except Exception as error:

@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from device_farm.foreign import exits_are_errors
 from donna_ray.block_spec import BlockSpec, Option
 from donna_ray.errors import ConfigError
 from donna_ray.space.source import source_digest
+from donna_ray.space.values import check_values
 
 __all__ = [
     "BlockFamily",
@@ -101,9 +103,12 @@ class BlockFamily:
                 among the listed ones.
 
         Raises:
-            ConfigError: an option is missing or unknown, or no combination is left.
+            ConfigError: an option is missing or unknown, a value of a family of the package cannot
+                be, or no combination is left.
         """
         self._check_names(values, exclude)
+        if self.builtin:
+            check_values(self.name, values)
         combinations = (
             dict(zip(self.options, combination, strict=True))
             for combination in product(*(values[name] for name in self.options))
@@ -122,7 +127,8 @@ class BlockFamily:
 
     def _allows(self, options: Mapping[str, Option]) -> bool:
         try:
-            return self.allowed(**options)
+            with exits_are_errors():
+                return self.allowed(**options)
         except Exception as error:
             raise ConfigError(
                 f"`allowed` of block family {self.name!r} must take its options "
@@ -207,9 +213,12 @@ def build_block(spec: BlockSpec, shape: StageShape) -> nn.Module:
     """A new block for a stage of this shape: freshly initialised, or of the reference's weights.
 
     Raises:
-        ConfigError: the family builds of the reference's stage, and that is not known.
+        ConfigError: an option has a value that none can have; the family builds of the reference's
+            stage, and that is not known.
     """
     family = block_family(spec.family)
+    if family.builtin:
+        check_values(family.name, {name: [value] for name, value in spec.options})
     if not family.of_stage:
         return family.build(*shape.channels, shape.stride, **dict(spec.options))
     if shape.own is None:

@@ -1,6 +1,5 @@
 """From a configuration and a reference's stages to a search space."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from donna_ray.space.block import BlockSpec, StageShape, block_family
 from donna_ray.space.blocks.reference_stage import UNSHRUNK, shrinking_values
 from donna_ray.space.modules import register_modules
 from donna_ray.space.space import SearchSpace, Stage
+from donna_ray.space.values import in_one_spelling
 
 __all__ = ["build_space"]
 
@@ -26,10 +26,11 @@ def build_space(
             of its stage, the reference's stage itself stands there, for it needs no distillation.
 
     Raises:
-        ConfigError: an unknown family, option or stage, the same block twice, or nothing in a
-            reference that the preset `compress` could make smaller.
+        ConfigError: an unknown family, option, stage or excluded value, the same block twice, or
+            nothing in a reference that the preset `compress` could make smaller.
     """
     register_modules(config.modules)
+    _check_excluded(config)
     unknown = [number for number in config.stages if number >= len(shapes)]
     if unknown:
         raise ConfigError(
@@ -47,6 +48,22 @@ def build_space(
             "give blocks in space.blocks."
         )
     return SearchSpace(tuple(map(Stage, shapes, choices)))
+
+
+def _check_excluded(config: SpaceConfig) -> None:
+    """Refuse a value in an `exclude` that its option has in no stage: it excludes nothing."""
+    own = (each for stage in config.stages.values() for each in stage.blocks or ())
+    for blocks in (*config.blocks, *own):
+        for name, value in ((n, v) for entry in blocks.exclude for n in entry for v in entry[n]):
+            known = [*blocks.options.get(name, ())]
+            for stage in config.stages.values():
+                known += [each for each in stage.options.get(name, ()) if each not in known]
+            if name in blocks.options and value not in known:
+                raise ConfigError(
+                    f"exclude of block family {blocks.family!r} must have values that its options "
+                    f"have, but has {value!r} of {name}, whose values are "
+                    f"{', '.join(map(repr, known))}. Correct or remove it."
+                )
 
 
 def _choices(
@@ -89,10 +106,14 @@ def _specs(
 
 
 def _distinct(specs: Sequence[BlockSpec]) -> tuple[BlockSpec, ...]:
-    duplicates = [str(spec) for spec, count in Counter(specs).items() if count > 1]
-    if duplicates:
-        raise ConfigError(
-            f"Every block must be listed once, but space gives {duplicates[0]} twice. Remove the "
-            "repetition."
-        )
+    known: dict[Any, BlockSpec] = {}
+    for spec in specs:
+        builtin = block_family(spec.family).builtin
+        first = known.setdefault(in_one_spelling(spec) if builtin else spec, spec)
+        if first is not spec:
+            again = "" if first == spec else f", the second time as {spec}"
+            raise ConfigError(
+                f"Every block must be listed once, but space gives {first} twice{again}. Remove "
+                "the repetition."
+            )
     return tuple(specs)

@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import nn
 
+from device_farm.foreign import exits_are_errors
 from donna_ray.complexity import probe, shadow
 from donna_ray.errors import ConfigError
 from donna_ray.onnx_export import check_onnx_error, export_onnx, onnx_error
@@ -152,7 +153,8 @@ def _check_state(block: nn.Module, twin: nn.Module, features: torch.Tensor) -> N
 def _named(spec: BlockSpec, number: int, doing: str) -> Iterator[None]:
     """Turn whatever a block raises into an error that names it."""
     try:
-        yield
+        with exits_are_errors():
+            yield
     except ConfigError as error:
         raise _broken(spec, number, str(error)) from error
     except Exception as error:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from device_farm.foreign import exits_are_errors
 from device_farm.plugins import plugin, plugin_names
 from donna_ray.errors import ConfigError
 from donna_ray.space.block import block_families
@@ -34,7 +35,8 @@ def register_modules(modules: Sequence[str]) -> None:
 def _register(module: str) -> None:
     before = block_families()
     try:
-        _load_file(Path(module)) if module.endswith(".py") else _load_entry_point(module)
+        with exits_are_errors():
+            _load_file(Path(module)) if module.endswith(".py") else _load_entry_point(module)
     except ConfigError:
         raise
     except Exception as error:

@@ -216,3 +216,80 @@ def test_what_cannot_be_a_study() -> None:
         donna.Study(Boxes(), data, data, stages=["layer9"])
     with pytest.raises(donna.ConfigError, match="must be a torch DataLoader"):
         donna.Study(Boxes(), iter(data), data)
+
+
+class Classifier(Boxes):
+    """Of 8 classes."""
+
+    def __init__(self, last: nn.Module | None = None) -> None:
+        super().__init__()
+        self.last = last or nn.Identity()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.last(super().forward(images))
+
+
+LABELS = torch.arange(8)
+
+
+def labelled(targets: torch.Tensor) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(torch.randn(8, 1, 8, 8), targets), 8)
+
+
+def study_of(model: nn.Module, train: Any = None, validation: Any = None, **how: Any) -> Any:
+    loaders = (train or labelled(LABELS), validation or labelled(LABELS))
+    return donna.Study(model, *loaders, stages=["layer1", "layer2"], **how)
+
+
+@pytest.mark.parametrize("place", ["train", "validation"])
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (LABELS.float(), r"torch.float32\. Give `targets.long\(\)`"),
+        (LABELS.int(), r"torch.int32\. Give `targets.long\(\)`"),
+        (nn.functional.one_hot(LABELS).float(), r"of shape \(8, 8\)\. Give `targets.argmax\(1\)`"),
+        (LABELS[:, None], r"of shape \(8, 1\)\. Give `targets.squeeze\(1\)`"),
+        (LABELS + 1, "1 to 8. Number the classes from 0"),
+        (LABELS - 1, "-1 to 6. Number the classes from 0"),
+    ],
+)
+def test_targets_that_are_no_labels_are_refused(
+    place: str, targets: torch.Tensor, words: str
+) -> None:
+    with pytest.raises(donna.ConfigError, match=rf"Targets of {place} must be labels.*{words}"):
+        study_of(Classifier(), **{place: labelled(targets)})
+
+
+def test_masks_are_labels_of_each_pixel() -> None:
+    model = nn.Sequential()
+    for name in ("stem", "layer1", "layer2"):
+        model.add_module(name, nn.Conv2d(1 if name == "stem" else 4, 4, 3, padding=1))
+    masks = torch.full((8, 8, 8), -100)
+    with pytest.raises(donna.ConfigError, match=r"must be a classifier.s.*Give `score`"):
+        study_of(model, labelled(masks), labelled(masks))
+    study_of(model, labelled(masks), labelled(masks), score=lambda network, loader: 0.5)
+    with pytest.raises(donna.ConfigError, match=r"of train must be labels.* 7 to 7"):
+        study_of(model, labelled(masks * 0 + 7), labelled(masks), score=lambda *_: 0.5)
+
+
+def test_own_score_takes_targets_of_any_kind() -> None:
+    study_of(Classifier(), None, labelled(LABELS.float()), score=lambda *_: 0.5)
+
+
+def test_what_makes_a_study_doubtful_is_told(recwarn: pytest.WarningsRecorder) -> None:
+    study_of(Classifier())
+    assert not recwarn
+    with pytest.warns(UserWarning, match="are probabilities, it seems"):
+        study_of(Classifier(nn.Softmax(1)))
+    data = labelled(LABELS)
+    with pytest.warns(UserWarning, match="train and validation are the same images"):
+        study_of(Classifier(), data, data)
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_wrapped_model_is_the_model(wrap: Any) -> None:
+    model = Classifier()
+    study = study_of(wrap(model))
+    images = torch.randn(2, 1, 8, 8)
+    assert torch.allclose(study.reference(images), model.eval()(images), atol=1e-5)
+    assert study.reference.names == (("layer1",), ("layer2",))

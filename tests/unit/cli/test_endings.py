@@ -205,6 +205,11 @@ def test_any_error_is_one_line_and_debug_shows_where(
         assert told.endswith(ended.stderr)
 
 
+def test_code_that_exits_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "shipped_config", lambda name: sys.exit(0))
+    check_line(donna_here("config", "show"), "ends the process by sys.exit(0)", 1)
+
+
 def test_notes_are_the_remedy() -> None:
     error = sqlite3.OperationalError("disk I/O error")
     error.add_note("Remove /a.")

@@ -72,6 +72,8 @@ BAD_VALUES = [
     ("name=''", ["name must", "''"]),
     ("name=.", ["name must", "'.'"]),
     ("search={evaluations: 1, evaluations: 2}", ["must be YAML"]),
+    ("search.latency_limit=", ["--set search.latency_limit=: ", "must not be empty", "null"]),
+    ("search.latency_limit= # none", ["must not be empty"]),
     ("novalue", ["KEY=VALUE", "novalue"]),
     ("=5", ["KEY=VALUE", "'=5'"]),
     ("seed=[", ["seed=[", "must be YAML", "Quote it"]),
@@ -174,6 +176,20 @@ def test_device_of_a_named_cluster_may_have_more_cpus(monkeypatch: pytest.Monkey
     monkeypatch.setenv("RAY_ADDRESS", "local")
     with pytest.raises(ConfigError, match=r"threads must be at most .* is 4096 of"):
         check_device(device)
+
+
+@pytest.mark.parametrize("text", ["null", "~", "Null"])
+def test_null_is_said_in_an_override(text: str) -> None:
+    config = load_config(shipped_config("compress"), [f"search.latency_limit={text}"])
+    assert config.search.latency_limit is None
+
+
+def test_key_and_the_same_in_quotes_are_one(tmp_path: Path) -> None:
+    path = tmp_path / "search.yaml"
+    stages = "{0: {options: {depth: [1]}}, '0': {options: {depth: [2]}}}"
+    path.write_text(f"space: {{preset: micro, stages: {stages}}}\n")
+    with pytest.raises(ConfigError, match="the key '0' is there twice"):
+        load_config(path)
 
 
 def test_override_wins() -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import collections
+import json
 import logging
 import pathlib
 import pickle
+import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,6 +165,11 @@ def _bytes(content: bytes) -> Any:
         (_bytes(b"\x89HDF\r\n\x1a\n"), ["HDF5"]),
         (_bytes(b"\x08\x08\x12\x07pytorch"), ["ONNX"]),
         (_bytes(b"\x1f\x8b\x08"), ["gzip", "Unpack"]),
+        (_bytes(b'{"a": 1}'), ["is JSON", "Download"]),
+        (
+            _bytes(b'{"metadata": {}, "weight_map": {"a": "x-1-of-2.safetensors", "b": "y"}}'),
+            ["index of 2 shards (x-1-of-2.safetensors, y)", "Merge", "merged.safetensors"],
+        ),
         (_bytes(b"?" * 99), ["cut off", "model.state_dict()"]),
         (_cut, ["cut off"]),
         (_cut_safetensors, ["cut off"]),
@@ -255,3 +265,51 @@ def test_checkpoint_without_checksums_is_read(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(5)}, tmp_path / "weights.pth")
     torch.serialization.set_crc32_options(before)
     assert len(read_checkpoint(tmp_path / "weights.pth").value["weight"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda value: (value * 50).to(torch.int8), "int8"),
+        (lambda value: value > 0, "bool"),
+        (lambda value: value.to(torch.complex64), "complex64"),
+        (lambda value: torch.quantize_per_tensor(value, 0.01, 0, torch.qint8), "quantised"),
+        (lambda value: value.to_sparse(), "sparse"),
+        (lambda value: value.to("meta"), "without values"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_no_plain_floats_are_refused(
+    path: Path, small: State, change: Any, words: str
+) -> None:
+    changed = {name: change(each) if each.dim() > 1 else each for name, each in small.items()}
+    torch.save(changed, path)
+    with pytest.raises(
+        ConfigError, match=rf"floating-point .*\(conv1.0.weight {words}, "
+    ) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_floats_of_another_length_are_taken(path: Path, small: State, kind: torch.dtype) -> None:
+    halves = {
+        name: each.to(kind) if each.is_floating_point() else each for name, each in small.items()
+    }
+    torch.save(halves, path)
+    assert same(load(path), {name: each.to(small[name].dtype) for name, each in halves.items()})
+
+
+def test_command_that_merges_shards_does_it(tmp_path: Path, small: State) -> None:
+    names = list(small)
+    for number, some in enumerate((names[:9], names[9:]), 1):
+        part = {name: small[name] for name in some}
+        safetensors.torch.save_file(part, tmp_path / f"model-0000{number}-of-00002.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "model-00001-of-00002")}))
+    with pytest.raises(ConfigError, match="index of 1 shards") as caught:
+        load(index)
+    [command] = re.findall("`(.+)`", str(caught.value))
+    words = [sys.executable, *shlex.split(command)[1:]]
+    subprocess.run(words, cwd=tmp_path, check=True)
+    assert same(load(tmp_path / "merged.safetensors"), small)

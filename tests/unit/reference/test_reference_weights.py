@@ -161,6 +161,7 @@ def test_pretrained_weights_that_cannot_be_fetched_are_refused(
         ("efficentnet_b0", "Similar ones: efficientnet_b0"),
         ("resnet18.nosuchtag", r"no 'resnet18.nosuchtag'. It has resnet18.a1_in1k, "),
         ("donna_micro.nosuchtag", "Of donna_micro it has none"),
+        ("resnet18.", r"no 'resnet18.'. It has resnet18.a1_in1k, "),
     ],
 )
 def test_unknown_model_gets_similar_names(name: str, words: str) -> None:
@@ -189,3 +190,18 @@ def test_preprocessing_is_timms() -> None:
         "crop_pct": 0.9,
         "crop_mode": "center",
     }
+
+
+def test_older_name_of_timms_is_its_model_at_any_size() -> None:
+    config = ReferenceConfig(model="vit_tiny_patch16_224_in21k")
+    model = create_timm_model(config, classes=5, image_size=64)
+    assert preprocessing_of(model, 3, 64)["input_size"] == (3, 64, 64)
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+
+
+def test_weights_of_an_older_name_are_converted(tmp_path: Path) -> None:
+    state = timm.create_model("vit_tiny_patch16_224.augreg_in21k", num_classes=5).state_dict()
+    torch.save(state, tmp_path / "a.pth")
+    named = {"model": "vit_tiny_patch16_224_in21k", "weights": str(tmp_path / "a.pth")}
+    config = ReferenceConfig.model_validate(named)
+    assert create_timm_model(config, classes=5, image_size=64).pos_embed.shape == (1, 17, 192)

@@ -249,14 +249,14 @@ TOKENS = {"depth": 1, "heads": 2, "mlp_ratio": 2, "mixer": "attention"}
             "inverted_residual",
             INVERTED | {"squeeze_excite": "soft"},
             ((8, 4, 4),) * 2,
-            "squeeze_excite must be one of .*hard.*'soft'",
+            "squeeze_excite of .* must be one of .*hard.*'soft'",
         ),
         ("grouped_bottleneck", INVERTED, ((12, 4, 4),) * 2, "multiple of the group size 8.* 12"),
         (
             "residual_basic",
             RESIDUAL | {"squeeze_excite": "hard"},
             ((8, 4, 4),) * 2,
-            r"squeeze_excite must be one of \[False, True\].*'hard'",
+            "squeeze_excite of .* must be one of false, true, but is 'hard'",
         ),
         (
             "residual_bottleneck",

@@ -79,6 +79,12 @@ def test_more_samples_than_architectures_are_refused() -> None:
         ("inverted_residual", {"kernel": [3]}, "must be kernel, expansion, depth"),
         ("inverted_residual", lists(colour=["red"]), "but are .*colour"),
         ("inverted_residual", lists(kernel=[3, 3]), r"kernel=3.* twice"),
+        ("inverted_residual", lists(kernel=[3, 3.0]), r"kernel=3.* twice"),
+        (
+            "inverted_residual",
+            lists(activation=["silu", "Swish"]),
+            r"activation=silu.* twice, the second time as .*activation=Swish",
+        ),
         ("inverted_residual", lists(activation=["rellu"]), "'rellu'"),
     ],
 )
@@ -96,10 +102,17 @@ def test_stages_of_the_reference_are_a_chain(config: RunConfig, reference: Stage
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"kernel": [4]}, r"kernel=4.*turns \(4, 8, 8\) into"),
-        ({"depth": [0]}, r"depth=0.*turns \(4, 8, 8\) into"),
-        ({"expansion": [0]}, "expansion=0.*ZeroDivisionError"),
-        ({"kernel": ["x"]}, "kernel=x"),
+        ({"kernel": [4]}, "kernel of .*an odd whole number of at least 1, but is 4"),
+        ({"kernel": [3, "x"]}, "kernel of .*but is 'x'"),
+        ({"depth": [0]}, "depth of .*a whole number of at least 1, but is 0"),
+        ({"depth": [-1]}, "but is -1"),
+        ({"depth": [True]}, "but is True"),
+        ({"depth": [1.5]}, r"but is 1\.5"),
+        ({"expansion": [0]}, "expansion of .*a number over 0, but is 0"),
+        ({"expansion": [-2]}, "but is -2"),
+        ({"expansion": [True]}, "but is True"),
+        ({"activation": [""]}, "activation of .*a name of timm's, but is ''"),
+        ({"squeeze_excite": [1]}, "one of false, true, hard, but is 1"),
         ({"activation": ["rellu"]}, "'rellu'"),
     ],
 )
@@ -129,6 +142,17 @@ def test_combinations_are_excluded() -> None:
     assert kept == [(3, 2), (3, 4), (3, 6), (5, 2)]
 
 
+def test_a_value_of_another_stage_may_be_excluded() -> None:
+    blocks = {
+        "family": "inverted_residual",
+        "options": lists(depth=[1, 2]),
+        "exclude": [{"depth": [2, 3]}],
+    }
+    values = {"blocks": [blocks], "stages": {1: {"options": {"depth": [1, 3]}}}}
+    stages = build_space(SpaceConfig.model_validate(values), [SHAPE] * 2).stages
+    assert [len(stage.choices) for stage in stages] == [1, 1]
+
+
 def test_stages_can_differ() -> None:
     blocks = [{"family": "inverted_residual", "options": lists(depth=[1, 2])}]
     other = [{"family": "convnext", "options": {"kernel": [7], "expansion": [2], "depth": [1]}}]
@@ -156,6 +180,8 @@ def test_blocks_come_in_addition_to_a_preset() -> None:
         ({"stages": {0: {"options": {"dept": [1]}}}}, "stages.0.options.*names 'dept'"),
         ({"blocks": [{"exclude": [{"size": [1]}]}]}, "exclude.*names 'size'"),
         ({"blocks": [{"exclude": [{"kernel": [3]}]}]}, "constraints exclude all"),
+        ({"blocks": [{"exclude": [{"kernel": [3, 9]}]}]}, "has 9 of kernel, whose values are 3"),
+        ({"blocks": [{"exclude": [{"activation": ["ReLU"]}]}]}, "'ReLU' of activation"),
         ({"preset": "compress"}, "only their shapes are"),
         ({"stages": {0: {"blocks": [{"family": "x", "options": {"a": [1]}}]}}}, "but is 'x'"),
     ],

@@ -255,3 +255,34 @@ def test_every_value_of_every_option_is_run() -> None:
     assert {option for spec in chosen for option in spec.options} == {
         option for spec in specs for option in spec.options
     }
+
+
+EXITING = """
+    import sys
+    from torch import nn
+    from donna_ray.space import register_block
+
+    def ended(where):
+        if where == "{where}":
+            sys.exit()
+        return None
+
+    @register_block(
+        "exits_{where}",
+        ("size",),
+        allowed=lambda size: ended("allowed") is None,
+        describe=lambda stage: ended("describe"),
+    )
+    def build(in_channels, out_channels, stride, *, size):
+        ended("build")
+        return nn.Conv2d(in_channels, out_channels, 3, stride, 1)
+
+    ended("import")
+"""
+
+
+@pytest.mark.parametrize("where", ["import", "allowed", "build"])
+def test_code_that_exits_is_refused(tmp_path: Path, where: str) -> None:
+    module = write(tmp_path / f"{where}.py", EXITING, where=where)
+    with pytest.raises(ConfigError, match=r"line \d+, ends the process by sys.exit\(None\).*main"):
+        check_space(build_space(space_config(module, f"exits_{where}", size=[3]), [SHAPE]))

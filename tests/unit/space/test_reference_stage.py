@@ -185,9 +185,9 @@ def test_own_block_of_a_listed_space_is_the_references_stage() -> None:
     ("options", "shape", "words"),
     [
         ({"dropped": 3}, shape_of(nn.Sequential(Counting(), Counting())), "at most the 1 layers"),
-        ({"dropped": -1}, shape_of(nn.Sequential(Counting(), Counting())), "at most the 1 layers"),
-        ({"width": 1.5}, shape_of(Counting()), "width must be over 0 and at most 1"),
-        ({"cropped": 3}, shape_of(Counting()), "cropped even"),
+        ({"dropped": -1}, shape_of(Counting()), "of at least 0, but is -1"),
+        ({"width": 1.5}, shape_of(Counting()), "width of .* must be a number over 0 and at most 1"),
+        ({"cropped": 3}, shape_of(Counting()), "cropped of .* must be an even whole number"),
         ({}, StageShape((4, 8, 8), (4, 8, 8)), "only the shapes of this one are known"),
     ],
 )

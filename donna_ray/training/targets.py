@@ -1,0 +1,86 @@
+"""Labels and logits as cross entropy and accuracy take them, looked at before a training."""
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from donna_ray.data import Split
+from donna_ray.errors import ConfigError
+from donna_ray.training.engine import Engine
+
+__all__ = ["check_labels"]
+
+_IGNORED = -100  # by torch's cross entropy, in masks
+_SOME = 4  # images
+_WHOLE = 1e-3  # how near to 1 the sum of probabilities is
+
+
+@torch.no_grad()
+def check_labels(network: nn.Module, train: Split, validation: Split | None) -> None:
+    """Refuse targets of first batches that are no labels of the network's classes.
+
+    Warns where its outputs are probabilities, for cross entropy takes logits.
+
+    Args:
+        network: in eval mode.
+        train: of (images, targets), for cross entropy.
+        validation: likewise, for the accuracy; None where there is another score.
+
+    Raises:
+        ConfigError: with a remedy.
+    """
+    output = _check(network, train, "train", "loss")
+    if validation is not None:
+        if output.ndim > 2:
+            raise ConfigError(
+                "The accuracy of a study must be a classifier's, whose output is (images, "
+                f"classes), but this one's is {tuple(output.shape)}. Give `score`."
+            )
+        _check(network, validation, "validation", "score")
+    sums = output.sum(1)
+    if bool((output >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=_WHOLE):
+        warnings.warn(
+            "The outputs of the model are probabilities, it seems (none is below 0, each image's "
+            "add up to 1), but the loss takes logits. Leave its softmax out, or give `loss`.",
+            stacklevel=3,
+        )
+
+
+def _check(network: nn.Module, split: Split, name: str, setting: str) -> Tensor:
+    """The network's outputs for some images of a split, if its targets are labels."""
+    images, targets = next(iter(split.batches(1)))
+    output: Tensor = network(Engine.of(network).images(images[:_SOME]))
+    if output.ndim < 2:
+        raise ConfigError(
+            "The model of a study without a loss must give (images, classes), but gives "
+            f"{tuple(output.shape)}. Give `loss`."
+        )
+    shape, classes = (len(images), *output.shape[2:]), output.shape[1]
+    for what, remedy in _faults(targets, shape, classes):
+        raise ConfigError(
+            f"Targets of {name} must be labels: torch.int64 of shape {shape}, 0 to {classes - 1}, "
+            f"since no {setting} is given, but they are {what}. {remedy}, or give `{setting}`."
+        )
+    return output
+
+
+def _faults(targets: object, shape: tuple[int, ...], classes: int) -> Iterator[tuple[str, str]]:
+    """What is wrong with targets, and the remedy."""
+    if not isinstance(targets, Tensor):
+        yield f"a {type(targets).__name__}", "Make a tensor of them in the dataset"
+        return
+    given = tuple(targets.shape)
+    if given == (shape[0], classes, *shape[1:]) and given != shape:
+        yield f"{targets.dtype} of shape {given}", "Give `targets.argmax(1)`, if they are one-hot"
+    elif given == (shape[0], 1, *shape[1:]):
+        yield f"of shape {given}", "Give `targets.squeeze(1)`"
+    elif given != shape:
+        yield f"of shape {given}", "Give one for each output"
+    elif targets.dtype != torch.int64:
+        yield f"{targets.dtype}", "Give `targets.long()`"
+    known = targets[targets != _IGNORED] if len(shape) > 1 else targets
+    if len(known) and not 0 <= int(known.min()) <= int(known.max()) < classes:
+        what = f"{int(known.min())} to {int(known.max())}"
+        yield what, "Number the classes from 0, and see that the model has all of them"
