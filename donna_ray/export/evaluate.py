@@ -3,25 +3,20 @@
 `config.json` says how images are prepared, `model.onnx` is what runs; `card.json` what is claimed.
 """
 
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image
-from timm.data import create_transform
-from torch import Tensor
 
 from device_farm import DeviceError, Workload, make_connector
 from device_farm.alone import measure_alone, sustain_alone
 from device_farm.farm.config import default_cache
 from donna_ray.config import DataConfig
-from donna_ray.data import Split, load_test
-from donna_ray.data.files import class_folders
-from donna_ray.data.sources import open_files
+from donna_ray.data import Split
 from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.export.images import Outputs, evaluated_images
 from donna_ray.finetune.tested import wilson
 from donna_ray.storage.artifacts import read_json
 
@@ -29,7 +24,6 @@ __all__ = ["evaluated"]
 
 _PREPARED = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 _BATCH = 64
-_SPLITS = ("train", "training")
 
 
 def evaluated(
@@ -71,8 +65,10 @@ def evaluated(
             f"NET must be a folder that `donna export` wrote, but card.json or config.json in "
             f"{folder} lacks {error}. Export the network again."
         ) from None
-    images = _images(card, prepared, data)
-    right, count = _right_answers(folder / "model.onnx", images)
+    outputs = Outputs(card["classes"], card["class_names"])
+    own = DataConfig.model_validate(card["data"])
+    images, numbers = evaluated_images(outputs, own, prepared, data)
+    right, count = _right_answers(folder / "model.onnx", images, numbers)
     if not count:
         raise ConfigError(f"There must be images to evaluate on, but {source} has none.")
     tested = wilson(right, count)
@@ -103,47 +99,9 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def _images(card: dict[str, Any], prepared: dict[str, Any], data: str | None) -> Split:
-    """The images to evaluate on, prepared as the configuration says."""
-    path = Path(data).expanduser() if data is not None else None
-    if path is not None and path.is_dir() and _has_classes(path, card["class_names"]):
-        return _of_folder(card, prepared, path)
-    config = DataConfig.model_validate(card["data"] if data is None else {"source": data})
-    return load_test(config, prepared)
-
-
-def _has_classes(path: Path, names: list[str]) -> bool:
-    """Whether its folders are of classes, not of splits: these have the classes in them."""
-    called_so = [name for name in _SPLITS if (path / name).exists()]
-    within = any((path / split / name).is_dir() for split in called_so for name in names)
-    return set(called_so) <= set(names) and not within
-
-
-def _of_folder(card: dict[str, Any], prepared: dict[str, Any], path: Path) -> Split:
-    names = card["class_names"] or class_folders(path)
-    if len(names) != card["classes"]:
-        raise ConfigError(
-            f"The images must have a folder for each of the network's {card['classes']} classes, "
-            f"but {path} has {len(names)}. Give the images that it was made for."
-        )
-    source = open_files(path, "--data", names)
-    images = source.images(_transform(prepared))
-    return Split(images, 0, "--data", card["classes"], folder_sizes=source.folder_sizes())
-
-
-def _transform(prepared: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
-    plain = create_transform(**prepared, is_training=False)
-    mode = "L" if prepared["input_size"][0] == 1 else "RGB"
-
-    def transform(image: Image.Image) -> Tensor:
-        tensor: Tensor = plain(image.convert(mode))
-        return tensor
-
-    return transform
-
-
-def _right_answers(model: Path, images: Split) -> tuple[int, int]:
-    """Of how many images the label has the largest logit; and of how many all."""
+def _right_answers(model: Path, images: Split, numbers: list[int]) -> tuple[int, int]:
+    """Of how many images the label's output has the largest logit; and of how many all."""
+    outputs = np.array(numbers)
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     size = session.get_inputs()[0].shape[0]
     step = size if isinstance(size, int) else _BATCH
@@ -151,7 +109,7 @@ def _right_answers(model: Path, images: Split) -> tuple[int, int]:
     for batch, labels in images.batches(_BATCH):
         parts = (part.numpy() for part in batch.split(step))
         logits = np.concatenate([session.run(None, {"input": part})[0] for part in parts])
-        right += int((logits.argmax(1) == labels.numpy()).sum())
+        right += int((logits.argmax(1) == outputs[labels.numpy()]).sum())
         count += len(labels)
     return right, count
 
