@@ -13,16 +13,14 @@ import onnxruntime
 from device_farm import DeviceError, Workload, make_connector
 from device_farm.alone import measure_alone, sustain_alone
 from device_farm.farm.config import default_cache
-from donna_ray.config import DataConfig
 from donna_ray.data import Split
 from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.export.exported import read_export
 from donna_ray.export.images import Outputs, evaluated_images
 from donna_ray.finetune.tested import wilson
-from donna_ray.storage.artifacts import read_json
 
 __all__ = ["evaluated"]
 
-_PREPARED = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 _BATCH = 64
 
 
@@ -46,8 +44,8 @@ def evaluated(
         `test_accuracy` (null where it was not tested) and `latency`.
 
     Raises:
-        ConfigError: the folder is no export, or the images have an empty name, cannot be opened or
-            are of others than its classes.
+        ConfigError: the folder is no whole export, or the images have an empty name, cannot be
+            opened or are of others than its classes.
         DonnaError: the device cannot measure it.
     """
     if data is not None and not data.strip():
@@ -55,26 +53,17 @@ def evaluated(
             "--data must name images, but is empty. Name a folder, or leave it out: then those "
             "that the network was made for are taken."
         )
-    card, config = (_read(folder, name) for name in ("card.json", "config.json"))
-    try:
-        known = config["pretrained_cfg"]
-        prepared = {name: known[name] for name in _PREPARED}
-        source = data or card["data"]["source"]
-    except (KeyError, TypeError) as error:
-        raise ConfigError(
-            f"NET must be a folder that `donna export` wrote, but card.json or config.json in "
-            f"{folder} lacks {error}. Export the network again."
-        ) from None
-    outputs = Outputs(card["classes"], card["class_names"])
-    own = DataConfig.model_validate(card["data"])
-    images, numbers = evaluated_images(outputs, own, prepared, data)
-    right, count = _right_answers(folder / "model.onnx", images, numbers)
+    network = read_export(folder)
+    card, source = network.card, data or network.card.data.source
+    outputs = Outputs(card.classes, card.class_names)
+    images, numbers = evaluated_images(outputs, card.data, network.prepared, data)
+    right, count = _right_answers(network.session, images, numbers)
     if not count:
         raise ConfigError(f"There must be images to evaluate on, but {source} has none.")
     tested = wilson(right, count)
-    latency, told = _latency(folder / "model.onnx", device, threads, sustained)
+    latency, told = _latency(network.workload, device, threads, sustained)
     return {
-        "network": card["architecture"],
+        "network": card.architecture,
         "data": source,
         "accuracy": {
             "accuracy": tested["test_accuracy"],
@@ -85,24 +74,15 @@ def evaluated(
         },
         "latency": latency,
         "sustained": told,
-        "stated": {"test_accuracy": card.get("test_accuracy"), "latency": card["latency"]},
+        "stated": {"test_accuracy": card.test_accuracy, "latency": card.latency},
     }
 
 
-def _read(folder: Path, name: str) -> dict[str, Any]:
-    value = read_json(folder / name)
-    if not isinstance(value, dict):
-        raise ConfigError(
-            f"NET must be a folder that `donna export` wrote, but {folder} has no {name} that can "
-            "be read. Correct the path, or export the network again."
-        )
-    return value
-
-
-def _right_answers(model: Path, images: Split, numbers: list[int]) -> tuple[int, int]:
+def _right_answers(
+    session: onnxruntime.InferenceSession, images: Split, numbers: list[int]
+) -> tuple[int, int]:
     """Of how many images the label's output has the largest logit; and of how many all."""
     outputs = np.array(numbers)
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     size = session.get_inputs()[0].shape[0]
     step = size if isinstance(size, int) else _BATCH
     right, count = 0, 0
@@ -115,12 +95,11 @@ def _right_answers(model: Path, images: Split, numbers: list[int]) -> tuple[int,
 
 
 def _latency(
-    model: Path, device: str, threads: int, sustained: float | None
+    workload: Workload, device: str, threads: int, sustained: float | None
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """A measurement, and then of a device that does not rest."""
     settings = {"threads": threads} if device == "onnxruntime" else {}
     try:
-        workload = Workload.from_onnx(model)  # of one image, where it takes any number
         with closing(make_connector(device, device, settings)) as connector:
             latency = measure_alone(connector, workload, default_cache()).to_json()
             if sustained is None:

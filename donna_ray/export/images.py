@@ -82,7 +82,8 @@ def evaluated_images(
         names = outputs.names or class_folders(path)
         return _split(open_files(path, "--data", names), outputs, prepared, str(path))
     if kind_of(config.source) == "digits":
-        return _digits(config, outputs, prepared)
+        names = [] if config is own else list(map(str, range(10)))  # their numbers never change
+        return _digits(config, outputs.numbers_of(names, "digits"), prepared)
     return _split(_test_of(config, outputs), outputs, prepared, config.source)
 
 
@@ -133,12 +134,11 @@ def _in_mode(mode: str, transform: Callable[[Any], Tensor]) -> Callable[[Image.I
 
 
 def _digits(
-    config: DataConfig, outputs: Outputs, prepared: dict[str, Any]
+    config: DataConfig, numbers: list[int], prepared: dict[str, Any]
 ) -> tuple[Split, list[int]]:
     if prepared["input_size"][0] != 1:
         raise ConfigError(
             f"The images must have the network's {prepared['input_size'][0]} channels, but the "
             "digits have 1. Give a folder of images."
         )
-    numbers = outputs.numbers_of([str(digit) for digit in range(10)], config.source)
     return replace(load_test(config, prepared), name="--data", classes=len(numbers)), numbers
