@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
 import os
 import re
 import signal
 import sys
 import textwrap
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from device_farm.foreign import exits_are_errors
+from device_farm.stopping import Stopped, stopped_by
 
 __all__ = ["Stopped", "explained", "one_line", "run_command"]
 
 DEBUG = "--debug"
 VERBOSE, QUIET = ("-v", "--verbose"), ("-q", "--quiet")
 _FRAME = re.compile(r'\s*File ".+", line \d+')
-_SAME_WISH_S = 2.0
 _LONGEST = 600  # characters of what a library says
+_UNHEARD = "What it waited for did not end. What is finished is kept: give the same command again."
 _SPACE = "Free some space there, then give the same command again: what is finished is kept."
 _MEMORY = "Lower the batch sizes or the number of workers, or free some memory."
 _PLACE = "Let it be written, or give another one (--out for a run, XDG_CACHE_HOME for caches)."
@@ -46,17 +45,6 @@ _KINDS: tuple[tuple[type[Exception], str, str], ...] = (  # a word of the text; 
     (UnicodeEncodeError, "", "Set PYTHONUTF8=1, or a locale of UTF-8."),
     (UnicodeError, "", "Save the file that was read as UTF-8."),
 )
-
-
-class Stopped(BaseException):
-    """SIGINT or SIGTERM came; its notes say what is kept.
-
-    It is no KeyboardInterrupt, which a library for command lines ends a command with in silence.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.status = 128 + number
 
 
 def run_command(
@@ -81,28 +69,24 @@ def run_command(
     words = sorted(sys.argv[1:], key=lambda word: word not in whole)
     signals = (signal.SIGINT, signal.SIGTERM)  # but for what a shell's background jobs ignore
     caught = [each for each in signals if signal.getsignal(each) != signal.SIG_IGN]
-    stop = _Stop()
-    handlers = {each: signal.signal(each, stop) for each in caught}
-    try:
-        with _logging(words):
-            text, status = "", _status_of(app, words)
-    except Stopped as stopped:
-        text, status = f"stopped. {_what_is_kept(stopped)}", stopped.status
-    except BrokenPipeError:  # who reads it has seen enough
-        text, status = "", 1
-    except Exception as error:
-        if DEBUG in words:
-            traceback.print_exception(error)
-        if (first := _stop_before(error)) is not None:
-            kept = f"{_what_is_kept(first)} While it ended: {explained(error)}"
-            _leave(f"{name}: stopped. {kept}\n", first.status)
-        if isinstance(error, OSError) and not error.filename and not _is_printed():
-            error.filename = "standard output"
-        own = [code for kind, code in statuses.items() if isinstance(error, kind)]
-        text, status = (str(error), own[0]) if own else (explained(error), otherwise)
-    finally:
-        for each, handler in handlers.items():
-            signal.signal(each, handler)
+    with stopped_by(caught, f"{name}: stopped at once. {_UNHEARD}\n"):
+        try:
+            with _logging(words):
+                text, status = "", _status_of(app, words)
+        except Stopped as stopped:
+            text, status = f"stopped. {_what_is_kept(stopped)}", stopped.status
+        except BrokenPipeError:  # who reads it has seen enough
+            text, status = "", 1
+        except Exception as error:
+            if DEBUG in words:
+                traceback.print_exception(error)
+            if (first := _stop_before(error)) is not None:
+                kept = f"{_what_is_kept(first)} While it ended: {explained(error)}"
+                _leave(f"{name}: stopped. {kept}\n", first.status)
+            if isinstance(error, OSError) and not error.filename and not _is_printed():
+                error.filename = "standard output"
+            own = [code for kind, code in statuses.items() if isinstance(error, kind)]
+            text, status = (str(error), own[0]) if own else (explained(error), otherwise)
     _leave(f"{name}: {text}\n" if text else "", status)
 
 
@@ -155,19 +139,6 @@ def _logging(words: list[str]) -> Iterator[None]:
 def _where(error: Exception) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{DEBUG} tells more; it was raised in {place.filename}, line {place.lineno}."
-
-
-class _Stop:
-    """Handles signals: the first ends the command; one more within seconds is the same wish, and
-    would but keep it from leaving things in order. A later one does that, if it takes too long."""
-
-    def __init__(self) -> None:
-        self._last = -math.inf
-
-    def __call__(self, number: int, _frame: object) -> None:
-        since, self._last = time.monotonic() - self._last, time.monotonic()
-        if since > _SAME_WISH_S:
-            raise Stopped(number)
 
 
 def _stop_before(error: BaseException) -> Stopped | None:

@@ -35,16 +35,21 @@ def parse_shapes(words: Iterable[str]) -> dict[str, tuple[int, ...]]:
     """Shapes by the input's name, of words such as `image=1,3,224,224`.
 
     Raises:
-        ValueError: A word is none of these.
+        ValueError: A word is none of these, or two give one input different shapes.
     """
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for word in words:
         if (found := _GIVEN.fullmatch(word)) is None:
             raise ValueError(
                 f"a shape must be NAME=SIZE,SIZE,..., as in image=1,3,224,224, but got {word!r}: "
                 "correct it"
             )
-        shapes[found["name"]] = tuple(map(int, found["sizes"].split(",")))
+        name, shape = found["name"], tuple(map(int, found["sizes"].split(",")))
+        if shapes.setdefault(name, shape) != shape:
+            raise ValueError(
+                f"an input must have one shape, but {name!r} is given "
+                f"{','.join(map(str, shapes[name]))} and {found['sizes']}: give one of them"
+            )
     return shapes
 
 
@@ -155,12 +160,7 @@ def _shape(
                 f"every size of a shape must be at least 1, but for {value.name!r} got "
                 f"{','.join(map(str, given))}: give another one"
             )
-        if math.prod(given) > _MOST_VALUES:
-            raise ModelError(
-                f"an input must have at most {_MOST_VALUES} values, but for {value.name!r} got the "
-                f"shape {','.join(map(str, given))}: give a smaller one"
-            )
-        return tuple(given)
+        return _affordable(value.name, given, "give a smaller one")
     first, rest = known[:1] or [1], known[1:]
     if not ranked or None in rest or (first[0] is None and batch != 1):
         sizes = [first[0] or batch, *(size or _EXAMPLE_SIZE for size in rest)]
@@ -169,7 +169,18 @@ def _shape(
             f"the size of an input must be known, but {value.name!r} is {_words(value)}: give it, "
             f"as in --shape {value.name}={example}, or in Python shapes={{{value.name!r}: (...)}}"
         )
-    return tuple(size or 1 for size in known)
+    sizes = [size or 1 for size in known]
+    return _affordable(value.name, sizes, "export the model with a smaller one")
+
+
+def _affordable(name: str, sizes: Sequence[int], remedy: str) -> tuple[int, ...]:
+    """The sizes, if NumPy can count so many values."""
+    if math.prod(sizes) > _MOST_VALUES:
+        raise ModelError(
+            f"an input must have at most {_MOST_VALUES} values, but {name!r} has the shape "
+            f"{','.join(map(str, sizes))}: {remedy}"
+        )
+    return tuple(sizes)
 
 
 def _words(value: onnx.ValueInfoProto) -> str:

@@ -35,6 +35,7 @@ Nothing here knows a clock or a device: the runs come from callables.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,9 @@ Runs = Callable[[int], list[float] | Timed]
 _MIN_BLOCKS = 2
 _BASELINE_BLOCKS = 8  # a round
 _BASELINE_RUNS = 50
+_LOG = logging.getLogger(__name__)
+_WIDE = """of %d rounds of the control model at rest the two lowest, %s and %s ms, must agree, but \
+do not: latencies may be too long. End what else runs, and name another cache of measurements"""
 _ROUNDS, _MOST_ROUNDS = 5, 20
 _AGREED = 1.02  # times the lowest round that the second lowest may take
 _QUANTILE = 5  # percent of the runs of a block
@@ -162,7 +166,7 @@ def baseline_ms(control: Runs, settings: ProtocolSettings, blocks: int = _BASELI
     """The control's own latency at rest, in milliseconds.
 
     The lowest of at least five rounds, each the median of its blocks; more rounds are taken, up to
-    20, until the two lowest agree to 2%: one phase in which the host was busy does not decide.
+    20, until the two lowest agree to 2%, or a warning is logged: one busy phase does not decide.
     Take it once for a model of device and keep it: it is the unit of all its measurements.
     """
     warm_up(control, settings)
@@ -170,6 +174,8 @@ def baseline_ms(control: Runs, settings: ProtocolSettings, blocks: int = _BASELI
     while len(rounds) < _ROUNDS or (len(rounds) < _MOST_ROUNDS and not _agree(rounds)):
         taken = (timed_block(control, _BASELINE_RUNS).seconds for _ in range(blocks))
         rounds.append(float(np.median([_typical(block) for block in taken])))
+    if not _agree(rounds):
+        _LOG.warning(_WIDE, len(rounds), *(f"{1e3 * each:.3g}" for each in sorted(rounds)[:2]))
     return 1e3 * min(rounds)
 
 

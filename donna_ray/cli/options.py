@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import typer
 
@@ -124,6 +126,8 @@ def _is_the_users(path: Path, folder: Path) -> bool:
 
 
 def _folder_of(run: str) -> Path:
+    if run.startswith("file://"):
+        return Path(url2pathname(urlsplit(run).path))
     if "://" not in run:
         return Path(run)
     from donna_ray.run.copies import working_copy

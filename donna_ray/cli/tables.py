@@ -23,6 +23,7 @@ __all__ = [
 
 Facts = dict[str, Any]
 
+_SAME_UNIT = 0.05  # as far as baselines of one device may differ
 _FALLS = ("variance falls by", "interval narrows by")
 _NUMBERS = ("stride", "params", "MACs", "share", "NSR", "seconds", "bytes", *_FALLS)
 
@@ -160,6 +161,20 @@ def print_evaluation(facts: Facts) -> None:
         console.print(f"{name}: {words}")
     for each in stated["latency"]:
         console.print(f"the card states {each['median_ms']:.3f} ms on {_named_device(each)}")
+        console.print(_other_unit(latency, each), end="")
+
+
+def _other_unit(latency: Facts, stated: Facts) -> str:
+    """A line where two latencies of one device are in other units, the control's baselines."""
+    both = [each.get("environment", {}) for each in (latency, stated)]
+    own, other = (each.get("control_baseline_ms") for each in both)
+    same = all(latency.get(name) == stated.get(name) for name in ("device", "connector"))
+    if not (same and own and other) or abs(other / own - 1) <= _SAME_UNIT:
+        return ""
+    return (
+        f"  with a baseline of {other:.3f} ms for the control model, which is {own:.3f} ms here: "
+        f"by this one it is {stated['median_ms'] * own / other:.3f} ms\n"
+    )
 
 
 def print_dry_run(facts: Facts) -> None:

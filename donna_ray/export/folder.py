@@ -8,6 +8,8 @@ from donna_ray.errors import ConfigError
 from donna_ray.storage.artifacts import file_sha256, read_json, write_atomic, write_json
 
 __all__ = [
+    "CARD",
+    "CARD_VERSION",
     "CONFIG",
     "EXECUTORCH",
     "LITERT",
@@ -22,7 +24,8 @@ __all__ = [
 
 WEIGHTS, ONNX, SOURCE = "model.safetensors", "model.onnx", "network.py"
 LITERT, LITERT_INT8, EXECUTORCH = "model.tflite", "model-int8.tflite", "model.pte"
-CONFIG, README, _CARD = "config.json", "README.md", "card.json"
+CONFIG, README, CARD = "config.json", "README.md", "card.json"
+CARD_VERSION = 1
 _FILES = (WEIGHTS, ONNX, SOURCE, CONFIG, README)
 _ASKED_FOR = (LITERT, LITERT_INT8, EXECUTORCH)  # may be missing
 _MARK = ".donna-export.json"  # sums of what an export under way writes, and of what was there
@@ -35,9 +38,9 @@ def check_replaceable(folder: Path) -> None:
         ConfigError: there is one.
     """
     sums = _known_sums(folder)
-    for name in (*_FILES, *_ASKED_FOR, _CARD):
+    for name in (*_FILES, *_ASKED_FOR, CARD):
         path = folder / name
-        ours = bool(sums) if name == _CARD else path.exists() and file_sha256(path) in sums
+        ours = bool(sums) if name == CARD else path.exists() and file_sha256(path) in sums
         if path.exists() and not ours:
             raise ConfigError(
                 f"An export must not write over what it did not write, but {path} is there and is "
@@ -60,17 +63,17 @@ def fill(folder: Path, made: Path, card: Mapping[str, Any]) -> list[Path]:
     names = [name for name in (*_FILES, *_ASKED_FOR) if name in _FILES or (made / name).exists()]
     sums = {name: file_sha256(made / name) for name in names}
     write_json(folder / _MARK, {"sums": sorted({*_known_sums(folder), *sums.values()})})
-    (folder / _CARD).unlink(missing_ok=True)  # a card is there only with the files it is of
+    (folder / CARD).unlink(missing_ok=True)  # a card is there only with the files it is of
     for name in names:
         write_atomic(folder / name, (made / name).read_bytes())
     for name in set(_ASKED_FOR).difference(names):
         (folder / name).unlink(missing_ok=True)
-    write_json(folder / _CARD, {**card, "files": sums})
+    write_json(folder / CARD, {**card, "files": sums})
     (folder / _MARK).unlink()
-    return [folder / name for name in (*names, _CARD)]
+    return [folder / name for name in (*names, CARD)]
 
 
 def _known_sums(folder: Path) -> set[str]:
     """SHA-256 of the files that exports wrote there."""
-    card, mark = (read_json(folder / name) or {} for name in (_CARD, _MARK))
+    card, mark = (read_json(folder / name) or {} for name in (CARD, _MARK))
     return {*card.get("files", {}).values(), *mark.get("sums", ())}

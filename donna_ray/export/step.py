@@ -21,6 +21,7 @@ from donna_ray.config import DataConfig, ReferenceConfig, RunConfig, load_config
 from donna_ray.data import image_format, used_preprocessing
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.export.folder import (
+    CARD_VERSION,
     CONFIG,
     ONNX,
     README,
@@ -246,7 +247,7 @@ class _Finetuned:
         )
         teacher, (own, others) = self.reference.result, self.tests
         return {
-            "version": 1,
+            "version": CARD_VERSION,
             "run": self.config.name,
             **{name: self.record[name] for name in names},
             **own,

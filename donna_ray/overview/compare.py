@@ -28,7 +28,8 @@ def compared(first: Path, second: Path) -> Facts:
         `runs` (their folders), `settings` (those that differ: `key` and two `values`), `figures`
         (`name` and two `values`, null where a run has none) and `scenarios`: of those that both
         have, by `name`, `same_device`, `hypervolume` (two, in parts of that of both fronts
-        together: what predicted accuracy and latency dominate) and `networks` (ids on both fronts).
+        together: what predicted accuracy and latency dominate; null where both are empty) and
+        `networks` (ids on both fronts).
 
     Raises:
         ConfigError: a run's configuration cannot be read.
@@ -129,15 +130,16 @@ def _scenarios(first: Facts, second: Facts) -> list[Facts]:
 
 
 def _points(scenario: Facts) -> np.ndarray:
-    """(n, 2): predicted accuracy, latency in ms."""
+    """(n, 2): predicted accuracy, latency in ms; n may be 0, as under a limit that none keeps."""
     rows = [(p["predicted_accuracy"], p["latency"]["median_ms"]) for p in scenario["front"]]
-    return np.array(rows)
+    return np.array(rows).reshape(-1, 2)
 
 
 def _shares(first: np.ndarray, second: np.ndarray) -> list[float | None]:
     both = np.vstack([first, second])
+    if not len(both):
+        return [None, None]
     reference = reference_point(both)
     together = hypervolume(both, reference)
-    return [
-        hypervolume(each, reference) / together if together else None for each in (first, second)
-    ]
+    own = [hypervolume(each, reference) if len(each) else 0.0 for each in (first, second)]
+    return [each / together if together else None for each in own]

@@ -35,12 +35,12 @@ from donna_ray.storage.artifacts import (
 )
 from donna_ray.storage.files import Storage, folder_in, is_temporary
 
-__all__ = ["OBJECTS", "Mirror"]
+__all__ = ["MANIFEST", "OBJECTS", "Mirror"]
 
 OBJECTS = "objects"
 """The folder of the copy that holds the files by their SHA-256."""
 
-_MANIFEST, _SYNCED = "mirror.json", ".mirror.json"
+MANIFEST, _SYNCED = "mirror.json", ".mirror.json"
 _LAYOUT = 2  # 1 had every file under its own name
 _NOT_COPIED = ("ray/", "search/graphs/", "library/tensorboard/", "search/tracking/")
 _NOR = "/unfinished/"  # checkpoints
@@ -102,7 +102,7 @@ class Mirror:
         ]
         local.update(zip(missing, self._copy.map(self._store, missing), strict=True))
         manifest = {"layout": _LAYOUT, "version": uuid.uuid4().hex, "files": local}
-        self._copy.write(_MANIFEST, json.dumps(manifest, indent=2).encode())
+        self._copy.write(MANIFEST, json.dumps(manifest, indent=2).encode())
         write_json(self._root / _SYNCED, manifest)
         self._objects.map(self._objects.remove, there.keys() - local.values())
         for name in (name for name in _FOR_PEOPLE if local.get(name) != before.get(name)):
@@ -114,14 +114,14 @@ class Mirror:
         Raises:
             ConfigError: it is damaged, and this folder does not have what it named.
         """
-        data = self._copy.read(_MANIFEST)
+        data = self._copy.read(MANIFEST)
         manifest = mapping_in(data)
         if data is None or (manifest is not None and _is_of_files(manifest.get("files"))):
             return manifest
         if read_json(self._root / _SYNCED) is not None:
             return None
         raise ConfigError(
-            f"{_MANIFEST} of {self._copy.url} must be as a run wrote it, but is damaged. Give the "
+            f"{MANIFEST} of {self._copy.url} must be as a run wrote it, but is damaged. Give the "
             "same command on the host of the last one: its working copy has all, and writes it "
             "again. Or remove it: then the steps are made again, of the blocks and networks there."
         )
@@ -160,7 +160,7 @@ class Mirror:
         root = self._root.resolve()
         if (root / name).resolve() == root or not (root / name).resolve().is_relative_to(root):
             raise ConfigError(
-                f"A run's copy must name files within the run folder, but {_MANIFEST} of "
+                f"A run's copy must name files within the run folder, but {MANIFEST} of "
                 f"{self._copy.url} names {name!r}. Nothing was fetched: give the run another name, "
                 "or --out, and see who writes to that URL."
             )
@@ -171,7 +171,7 @@ class Mirror:
             self._check_is_this_run((mapping_in(mark) or {}).get("run"))
             return
         files = [name for name in self._copy.listing() if not name.startswith((MARK, LEASE))]
-        if files and _MANIFEST not in files:
+        if files and MANIFEST not in files:
             raise ConfigError(
                 f"A run's copy must be at a URL where nothing else is, but {self._copy.url} holds "
                 f"{min(files)} and no {MARKER}. Give the run another name, or --out."

@@ -88,9 +88,48 @@ def test_measures(phone: Phone, adb: Adb, tmp_path: Path) -> None:
     assert connector.measure(connector.prepare(control_workload()), brief).n == 6
 
 
-def test_no_server_is_a_lost_phone() -> None:
-    with pytest.raises(DeviceLost, match="refused"):
+def test_no_server_is_named_as_such() -> None:
+    with pytest.raises(DeviceLost, match=r"server, but at 127\.0\.0\.1:1 none.*refused.*`server`"):
         ServerLink("phone", "127.0.0.1:1").shell("true", 1)
+
+
+def test_what_is_no_server_is_named_as_such() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        server = f"127.0.0.1:{other.getsockname()[1]}"
+
+        def answer() -> None:
+            with other.accept()[0] as connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request")
+                connection.recv(1000)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(DeviceLost, match=f"at {server} none answers .*something else says"):
+            ServerLink("phone", server).shell("true", 1)
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"address": "server:10.0.0.2:5037:R5C"}, "server:R5C and server: 10.0.0.2:5037"),
+        ({"address": "10.0.0.2:65536"}, "a port of 1 to 65535"),
+        ({"address": "10.0.0.2:0"}, "a port of 1 to 65535"),
+        ({"address": "server:R5C", "server": "10.0.0.2:65536"}, "a port of 1 to 65535"),
+        ({"address": "server:R5C", "server": "10.0.0.2"}, "must be HOST:PORT"),
+    ],
+)
+def test_address_that_names_no_phone_is_refused(settings: dict[str, str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        AdbConnector("phone", settings)
+
+
+@pytest.mark.parametrize(
+    "place", ["10.0.0.2:65536", "server:10.0.0.2:65536", "server:10.0.0.2", "usb:123"]
+)
+def test_place_that_can_be_none_is_refused(place: str) -> None:
+    with pytest.raises(ValueError, match="a port of 1 to 65535"):
+        AdbConnector.discover([place])
 
 
 def test_a_server_that_is_silent_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,6 +202,13 @@ def test_baseline_is_that_of_the_quiet_rounds() -> None:
     assert baseline_ms(runs_of(rounds), settings()) == pytest.approx(1.0)
 
 
+def test_baseline_of_rounds_that_never_agree_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    lengths = [0.001 * 1.05**number for number in range(20)]
+    supply = runs_of(length for length in lengths for _ in range(50 * 8))
+    assert baseline_ms(supply, settings()) == pytest.approx(1.0)
+    assert "of 20 rounds of the control model at rest the two lowest, 1 and 1.05 ms" in caplog.text
+
+
 def test_baseline_is_taken_until_two_rounds_agree() -> None:
     lengths = [0.003, 0.0026, 0.0023, 0.002, 0.0016, 0.0013, 0.001, 0.00101]
     asked = itertools.count()

@@ -132,8 +132,8 @@ def test_model_without_outputs_is_refused() -> None:
         ({"image": (1, 8, 8)}, "must fit the model, whose input 'image' is batch x 3 x h x w"),
         ({"image": (1, 4, 8, 8)}, "must fit the model.* but got 1,4,8,8"),
         ({"image": (1, 3, 0, 8)}, "at least 1, but for 'image' got 1,3,0,8"),
-        ({"image": (1, 3, 10**20, 8)}, "at most .* for 'image' got the shape 1,3,100000"),
-        ({"image": (1, 3, 10**13, 10**7)}, "at most .* values, but for 'image'"),
+        ({"image": (1, 3, 10**20, 8)}, "at most .*'image' has the shape 1,3,100000"),
+        ({"image": (1, 3, 10**13, 10**7)}, "at most .* values, but 'image' .*: give a smaller"),
     ],
 )
 def test_shape_that_does_not_fit_is_refused(given: dict[str, Any], words: str) -> None:
@@ -155,6 +155,18 @@ def test_shapes_in_words(word: str, shapes: dict[str, tuple[int, ...]] | None) -
         return
     with pytest.raises(ValueError, match="NAME=SIZE"):
         parse_shapes([word])
+
+
+def test_an_input_has_one_shape() -> None:
+    assert parse_shapes(["x=1,3", "y=2", "x=1,03"]) == {"x": (1, 3), "y": (2,)}
+    with pytest.raises(ValueError, match="one shape, but 'x' is given 1,3 and 1,4: give one"):
+        parse_shapes(["x=1,3", "y=2", "x=1,4"])
+
+
+def test_size_in_the_model_that_no_memory_holds_is_refused() -> None:
+    words = f"at most .* values, but 'image' has the shape 1,{10**18},8: export the model"
+    with pytest.raises(ModelError, match=words):
+        Workload.from_onnx(relu([1, 10**18, 8]).SerializeToString())
 
 
 @pytest.mark.parametrize("typed", [True, False])

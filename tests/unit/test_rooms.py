@@ -20,8 +20,9 @@ FLOORS = {  # from the lowest to the highest; rooms of one floor do not import e
     "reference | distill, latency | library | finetune | export, predictor | report, search | "
     "overview, pipeline, plan, study, timm_models | cli | __init__, __main__",
     "donna_ray.search": f"exact | surrogate | study | strategies | {REST}",
-    "device_farm": "foreign | common_options, device_spec, ending, failures, plugins, reading, "
-    "version | inputs | workload | litert, timing | identity | connector, cache | "
+    "device_farm": "foreign, stopping | "
+    "common_options, device_spec, ending, failures, plugins, reading, version | "
+    "inputs | workload | litert, timing | identity | connector, cache | "
     "alone, connectors, farm, testing | cli | __init__, __main__",
 }
 

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from device_farm.connectors.adb.keys import load_signer
 from device_farm.connectors.adb.link import Link
@@ -15,15 +18,49 @@ from device_farm.connectors.adb.server import DEFAULT_SERVER, ServerLink, list_p
 from device_farm.connectors.adb.wire import MendedTcpTransport, WireLink, usb_transport
 from device_farm.failures import DeviceError
 
-__all__ = ["ADDRESS", "find_phones", "make_link"]
+__all__ = ["Address", "ServerAddress", "find_phones", "make_link"]
 
-ADDRESS = r"^(usb:.+|server:.+|[^:\s]+:\d{1,5})$"
-"""`HOST:PORT` for TCP, `usb:SERIAL`, or `server:SERIAL` for one that an adb server holds."""
-
-_TCP = r"^(?!usb:|server:)[^:\s]+:\d{1,5}$"
+_MOST_PORT = 65535
+_SERVERS_PHONE = re.compile(r"server:([^:\s]+:\d+):(.+)")
 _NO_ANDROID = ("bootloader", "host", "recovery", "rescue", "sideload")
 _REACH_TIMEOUT_S = 0.5
 _MOST_THREADS = 64
+
+
+def _is_host_port(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    known = bool(re.fullmatch(r"[^:\s]+", host)) and bool(re.fullmatch("[0-9]{1,5}", port))
+    return known and 0 < int(port) <= _MOST_PORT
+
+
+def _checked(address: str) -> str:
+    """`HOST:PORT` for TCP, `usb:SERIAL`, or `server:SERIAL` for one that an adb server holds.
+
+    A serial may be `HOST:PORT`, after `adb connect`.
+    """
+    if found := _SERVERS_PHONE.fullmatch(address):
+        raise ValueError(
+            f"must not name the adb server, but is {address!r}: write address: server:{found[2]} "
+            f"and server: {found[1]}"
+        )
+    if not re.fullmatch(r"(usb|server):.+", address) and not _is_host_port(address):
+        raise ValueError(
+            f"must be HOST:PORT, with a port of 1 to {_MOST_PORT}, usb:SERIAL or server:SERIAL, "
+            f"but is {address!r}: correct it"
+        )
+    return address
+
+
+def _checked_server(server: str) -> str:
+    if not _is_host_port(server):
+        raise ValueError(
+            f"must be HOST:PORT, with a port of 1 to {_MOST_PORT}, but is {server!r}: correct it"
+        )
+    return server
+
+
+Address = Annotated[str, AfterValidator(_checked)]
+ServerAddress = Annotated[str, AfterValidator(_checked_server)]
 
 
 def make_link(phone: str, address: str, server: str, key: Path, auth_timeout_s: float) -> Link:
@@ -66,6 +103,8 @@ def find_phones(places: Sequence[str]) -> dict[str, dict[str, str]]:
             with suppress(OSError):
                 return _over_usb()
             return {}
+    for place in places:
+        _check_place(place)
     found: dict[str, dict[str, str]] = {}
     fault = None
     for place in places:
@@ -74,18 +113,27 @@ def find_phones(places: Sequence[str]) -> dict[str, dict[str, str]]:
                 found |= _over_usb()
             except OSError as error:
                 fault = error
-        elif place == "server" or place.startswith("server:"):
+        elif _of_a_server(place):
             with suppress(OSError):
                 found |= _of_server(place.removeprefix("server").lstrip(":") or DEFAULT_SERVER)
-        elif not re.match(_TCP, place):
-            raise ValueError(
-                "a place of phones must be usb, server, server:HOST:PORT or HOST:PORT, "
-                f"but got {place!r}: correct it"
-            )
-    found |= _over_tcp([place for place in places if re.match(_TCP, place)])
+    found |= _over_tcp([place for place in places if place != "usb" and not _of_a_server(place)])
     if fault is not None and not found:
         raise fault
     return found
+
+
+def _check_place(place: str) -> None:
+    is_named = not place.startswith("usb:") and _is_host_port(place.removeprefix("server:"))
+    if place in ("usb", "server") or is_named:
+        return
+    raise ValueError(
+        "a place of phones must be usb, server, server:HOST:PORT or HOST:PORT, with a port of 1 to "
+        f"{_MOST_PORT}, but got {place!r}: correct it"
+    )
+
+
+def _of_a_server(place: str) -> bool:
+    return place == "server" or place.startswith("server:")
 
 
 def _over_tcp(places: Sequence[str]) -> dict[str, dict[str, str]]:

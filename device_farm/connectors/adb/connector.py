@@ -14,7 +14,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from device_farm.connector import Connector
-from device_farm.connectors.adb.addresses import ADDRESS, find_phones, make_link
+from device_farm.connectors.adb.addresses import (
+    Address,
+    ServerAddress,
+    find_phones,
+    make_link,
+)
 from device_farm.connectors.adb.condition import (
     Identity,
     check_cores,
@@ -67,10 +72,10 @@ class AdbSettings(ProtocolSettings):
     """
 
     interleave: bool = False
-    address: str = Field(pattern=ADDRESS, exclude=True)
+    address: Address = Field(exclude=True)
     """`HOST:PORT`, `usb:SERIAL` or `server:SERIAL`."""
-    server: str = Field(default=DEFAULT_SERVER, pattern=r"^[^:\s]+:\d{1,5}$", exclude=True)
-    """The adb server of a `server:` address."""
+    server: ServerAddress = Field(default=DEFAULT_SERVER, exclude=True)
+    """The adb server of a `server:` address, `HOST:PORT`."""
     key: HostPath | None = Field(default=None, exclude=True)
     """This host's private key; by default that of the user's `adb`, or one that is made."""
     auth_timeout_s: float = Field(default=10.0, gt=0, exclude=True)

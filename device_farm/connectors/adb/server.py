@@ -72,15 +72,28 @@ class ServerLink(Link):
 
     def _service(self, name: str) -> socket.socket:
         """A connection to a service of the phone."""
-        connection = _connect(self.server, _ANSWER_TIMEOUT_S)
         try:
-            for request in (f"host:transport:{self.phone}", name):
-                if reason := _ask(connection, request):
-                    raise _refusal(self.phone, reason)
+            connection = _connect(self.server, _ANSWER_TIMEOUT_S)
+        except OSError as error:
+            raise self._no_server(error) from error
+        try:
+            try:
+                reason = _ask(connection, f"host:transport:{self.phone}")
+            except ConnectionError as error:  # it says something else, or nothing
+                raise self._no_server(error) from error
+            if reason := reason or _ask(connection, name):
+                raise _refusal(self.phone, reason)
         except BaseException:
             connection.close()
             raise
         return connection
+
+    def _no_server(self, error: OSError) -> DeviceLost:
+        return DeviceLost(
+            f"phone {self.phone!r} must be reached through an adb server, but at {self.server} "
+            f"none answers ({error}): start it there (`adb start-server`), or name the right one "
+            "in the setting `server` (HOST:PORT)"
+        )
 
 
 def _send_file(connection: socket.socket, data: bytes) -> None:
@@ -155,6 +168,7 @@ def _refusal(phone: str, reason: str) -> Exception:
             f"the adb server must be allowed to open phone {phone!r}, but is not ({reason}): "
             "install udev's rules for phones, plug it in again and `adb kill-server`"
         )
+    elsewhere = ", and name a server elsewhere in the setting `server`" if ":" in phone else ""
     return DeviceLost(
-        f"the adb server does not reach phone {phone!r} ({reason}): see `adb devices`"
+        f"the adb server does not reach phone {phone!r} ({reason}): see `adb devices`{elsewhere}"
     )

@@ -260,7 +260,7 @@ def test_second_signal_still_says_what_is_kept(
     now = time.monotonic
 
     def close(self: object) -> None:
-        monkeypatch.setattr("device_farm.ending.time.monotonic", lambda: now() + pause)
+        monkeypatch.setattr("device_farm.stopping.time.monotonic", lambda: now() + pause)
         os.kill(os.getpid(), signal.SIGINT)
         ended.append("whole")
 

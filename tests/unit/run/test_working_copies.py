@@ -116,3 +116,30 @@ def test_old_copies_are_removed_once_all_of_them_is_pushed(url: str) -> None:
     assert f"removed {root}" in ended.stdout
     assert not root.exists()
     assert keys_at(url) == ["new", "old", "orphan"]
+
+
+def test_folder_that_was_copied_to_a_url_is_refused_and_leaves_nothing(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    url = f"{bucket}/runs/by-hand"
+    Storage(url).write("config.yaml", shipped_config("demo").read_bytes())
+    with pytest.raises(ConfigError, match=f"{url} has none, as a folder .* give the folder's path"):
+        working_copy(url)
+    assert list(tmp_path.rglob("*")) == []
+    assert set(Storage(url).listing()) == {"config.yaml"}
+
+
+def test_damaged_copy_at_a_url_leaves_nothing(url: str, tmp_path: Path) -> None:
+    Storage(url).write("mirror.json", b"{")
+    with pytest.raises(ConfigError, match="but is damaged"):
+        working_copy(url)
+    assert not (tmp_path / "here").exists()
+
+
+def test_file_url_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "my run").mkdir()
+    ended = donna_here("status", f"file://{tmp_path}/my%20run")
+    assert (ended.returncode, "has no config.yaml" in ended.stderr) == (2, True)
+    (tmp_path / "my run" / "config.yaml").write_bytes(shipped_config("demo").read_bytes())
+    assert donna_here("status", f"file://{tmp_path}/my%20run").returncode == 0

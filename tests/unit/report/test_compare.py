@@ -1,0 +1,36 @@
+"""What two runs' fronts share, also where one is empty."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from donna_ray.overview.compare import _scenarios
+
+
+def results(*front: tuple[str, float, float]) -> dict[str, Any]:
+    points = [
+        {"id": name, "predicted_accuracy": accuracy, "latency": {"median_ms": ms}}
+        for name, accuracy, ms in front
+    ]
+    return {"scenarios": [{"name": "default", "device": {}, "front": points}]}
+
+
+FULL = results(("a", 0.8, 1.0), ("b", 0.9, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "shares", "both"),
+    [
+        (FULL, FULL, [1, 1], ["a", "b"]),
+        (FULL, results(), [1, 0], []),
+        (results(), FULL, [0, 1], []),
+        (results(), results(), [None, None], []),
+    ],
+)
+def test_fronts_may_be_empty(
+    first: dict[str, Any], second: dict[str, Any], shares: list[Any], both: list[str]
+) -> None:
+    (facts,) = _scenarios(first, second)
+    assert (facts["hypervolume"], facts["networks"]) == (shares, both)
