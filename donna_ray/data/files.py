@@ -91,6 +91,17 @@ class ImageFiles:
         status = (self.path / name if self.path.is_dir() else self.path).stat()
         return f"{status.st_size} {status.st_mtime_ns} {self.places.get(name)}"
 
+    def size(self, index: int) -> int | None:
+        """Bytes of an image's file; None where it is not there."""
+        name = self.names[index]
+        if not self.path.is_dir():
+            place = self.places[name]
+            return place[1] if place else None
+        try:
+            return (self.path / name).stat().st_size
+        except OSError:
+            return None
+
     def part(self, indices: Sequence[int], number: int) -> "ImageFiles":
         """Some of the images; `number`, 0 or 1, of both halves, which share out what is none."""
         names = [self.names[index] for index in indices]

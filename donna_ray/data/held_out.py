@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ __all__ = [
     "divided",
     "hold_out",
     "inputs_without_test",
+    "is_at_hand",
     "origin_of_test",
     "origin_of_validation",
     "with_test",
@@ -82,6 +84,16 @@ def inputs_without_test(config: DataConfig) -> dict[str, Any]:
     return config.model_dump(exclude=left_out)
 
 
+def is_at_hand(config: DataConfig) -> bool:
+    """Whether the images are files, all of whose splits are here."""
+    try:
+        config = with_test(config)
+        found = [find_path(config, key) for key in _keys(config)]
+    except ConfigError:  # the folder itself is not here
+        return False
+    return None not in found and (config.unlabelled is None or Path(config.unlabelled).exists())
+
+
 def origin_of_validation(config: DataConfig) -> dict[str, Any]:
     """What decides which images the validation has, as plain JSON."""
     config = with_test(config)
@@ -134,8 +146,7 @@ def check_splits_differ(config: DataConfig) -> None:
     Raises:
         ConfigError: with both keys.
     """
-    keys = [*_OTHERS, *(["test_split"] if config.test_split is not None else [])]
-    for one, other in combinations(keys, 2):
+    for one, other in combinations(_keys(config), 2):
         if same_split(config, one, other):
             raise _used_twice(config, one, other, "are the same images")
 
@@ -153,6 +164,11 @@ def check_share_no_folder(config: DataConfig, opened: Mapping[str, Source]) -> N
     for (one, first), (other, second) in combinations(opened.items(), 2):
         if shared := first.real_folders() & second.real_folders():
             raise _used_twice(config, one, other, f"both have {min(shared)}")
+
+
+def _keys(config: DataConfig) -> list[str]:
+    """Of the splits that have a name."""
+    return [*_OTHERS, *(["test_split"] if config.test_split is not None else [])]
 
 
 def _used_twice(config: DataConfig, one: str, other: str, how: str) -> ConfigError:

@@ -19,6 +19,7 @@ from torch.utils.data import TensorDataset
 from donna_ray.config import DataConfig
 from donna_ray.data.copies import CopyFolder
 from donna_ray.data.files import class_folders, letters
+from donna_ray.data.fingerprint import fingerprint
 from donna_ray.data.held_out import (
     check_share_no_folder,
     check_splits_differ,
@@ -143,6 +144,9 @@ def load_data(config: DataConfig, preprocessing: dict[str, Any]) -> ImageData:
     for source in others:
         distilled = [split(source, each, "unlabelled", None) for each in (augmented, plain)]
     names, seen = class_names(train), validation.labels()
+    opened = {"train_split": train, "validation_split": validation}
+    if others:
+        opened["unlabelled"] = others[0]
     return ImageData(
         train=own[0],
         calibration=own[1],
@@ -153,6 +157,7 @@ def load_data(config: DataConfig, preprocessing: dict[str, Any]) -> ImageData:
         class_names=names,
         unvalidated=[name for label, name in enumerate(names) if seen and label not in seen],
         tested=len(split(labelled.test, plain, "test_split", classes)),
+        fingerprints={key: fingerprint(each) for key, each in opened.items()},
     )
 
 

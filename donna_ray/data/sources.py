@@ -64,6 +64,9 @@ class Source:
     shards: int | None = None
     indices: Sequence[int] | None = None
 
+    def __len__(self) -> int:
+        return len(self.dataset if self.indices is None else self.indices)
+
     def images(
         self, transform: Transform, *, labelled: bool = True, copies: CopyFolder | None = None
     ) -> Dataset[Sample] | ImageStream:
