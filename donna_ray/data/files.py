@@ -7,40 +7,30 @@ passed over.
 
 import io
 import os
-import re
 import stat
-import tarfile
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import IO
 
 from PIL import Image
 
+from donna_ray.data.names import counts, image_suffixes, letters, natural_key, suffix
+from donna_ray.data.tars import Places, members
 from donna_ray.errors import ConfigError
 
 __all__ = [
     "TOLERATED_SHARE",
     "ImageFiles",
     "class_folders",
-    "letters",
-    "natural_key",
     "open_images",
 ]
 
 TOLERATED_SHARE = 0.01
 """Of the files of a split that may be unreadable."""
 
-_MOST_LINKS = 40  # one after the other, as in Linux; more are a loop
-_LITTER = {"__macosx", "@eadir", "thumbs.db", "desktop.ini"}
 _NAMED = 5
-
-Place = tuple[int, int] | None
-Places = Mapping[str, Place]
-"""Offset and size of each file of a tar; None for a link that leads to no file in it."""
 
 
 @dataclass(frozen=True)
@@ -118,18 +108,13 @@ class ImageFiles:
         return {os.path.realpath(self.path / folder) for folder in self.folder_sizes()}
 
 
-def letters(name: str) -> str:
-    """A name however its accents are written: systems change that when they copy (NFC, NFD)."""
-    return unicodedata.normalize("NFC", name)
-
-
 def class_folders(path: Path) -> list[str]:
     """The names of the folders in a folder, in the order of their labels.
 
     Raises:
         ConfigError: a link in it leads to nothing, and may be a class.
     """
-    inside = [each for each in path.iterdir() if _counts(each.name)]
+    inside = [each for each in path.iterdir() if counts(each.name)]
     if lost := sorted(each.name for each in inside if each.is_symlink() and not each.exists()):
         raise ConfigError(
             f"Every link beside the folders of the classes must lead to something, but in {path} "
@@ -150,12 +135,12 @@ def open_images(path: Path, classes: Sequence[str] | None, *, labelled: bool) ->
         ConfigError: files are no images, an image or a folder is of no class, or a class is empty.
         OSError, tarfile.TarError: it cannot be read.
     """
-    places = dict(_members(path)) if path.is_file() else {}
+    places = dict(members(path)) if path.is_file() else {}
     listed = sorted(places if path.is_file() else _walk(path))  # for 1.png and 01.png
     files = sorted(listed, key=natural_key)
-    files = [file for file in files if all(map(_counts, file.split("/")))]
+    files = [file for file in files if all(map(counts, file.split("/")))]
     if labelled:  # beside the classes' folders there may be a list of them, say
-        files = [file for file in files if "/" in file or _suffix(file) in _suffixes()]
+        files = [file for file in files if "/" in file or suffix(file) in image_suffixes()]
     names, unread = _sorted_out(path, files, places)
     if not names:
         raise ConfigError(
@@ -177,23 +162,12 @@ def open_images(path: Path, classes: Sequence[str] | None, *, labelled: bool) ->
     return ImageFiles(path, names, labels, classes, unread, places)
 
 
-def _counts(name: str) -> bool:
-    """Whether a file or folder is neither hidden nor one that a system made for itself."""
-    return not name.startswith(".") and name.lower() not in _LITTER
-
-
-def natural_key(name: str) -> list[int | str]:
-    """What names are sorted by: numbers as such, of digits that are one (not so ² or ①)."""
-    parts = re.split(r"(\d+)", name.lower())
-    return [int(part) if part.isdecimal() else part for part in parts]
-
-
 def _walk(root: Path) -> Iterator[str]:
     def fail(error: OSError) -> None:
         raise error
 
     for folder, folders, files in os.walk(root, followlinks=True, onerror=fail):
-        folders[:] = [each for each in folders if _counts(each) and not _leads_up(folder, each)]
+        folders[:] = [each for each in folders if counts(each) and not _leads_up(folder, each)]
         inside = os.path.relpath(folder, root)
         yield from files if inside == "." else (f"{inside}/{file}" for file in files)
 
@@ -205,49 +179,6 @@ def _leads_up(folder: str, name: str) -> bool:
         return False
     here, there = os.path.realpath(folder), os.path.realpath(link)
     return os.path.commonpath([here, there]) == there
-
-
-def _members(path: Path) -> Iterator[tuple[str, Place]]:
-    with tarfile.open(path, "r:") as tar:  # a packed one could not be read at an offset
-        yield from _members_of(tar, 0, "")
-
-
-def _members_of(tar: tarfile.TarFile, start: int, prefix: str) -> Iterator[tuple[str, Place]]:
-    """Name and place of each file; those of a tar in the tar as if it were a folder."""
-    members: dict[str, tarfile.TarInfo] = {}
-    for member in tar:  # a hard link leads to what came before it
-        earlier = members.get(os.path.normpath(member.linkname)) if member.islnk() else None
-        members[os.path.normpath(member.name)] = earlier or member
-    for inside, member in members.items():
-        name, target = prefix + inside, _target(members, inside)
-        if target is None or not target.isfile():
-            if member.issym() or member.islnk():
-                _check_link(tar, name, member.linkname)
-                yield name, None
-        elif _suffix(name) == ".tar":
-            with tarfile.open(fileobj=tar.extractfile(target), mode="r:") as inner:
-                yield from _members_of(inner, start + target.offset_data, f"{name[:-4]}/")
-        else:
-            yield name, (start + target.offset_data, target.size)
-
-
-def _target(members: Mapping[str, tarfile.TarInfo], name: str) -> tarfile.TarInfo | None:
-    """What is at a name, or where its symbolic links lead; None where that is not in the tar."""
-    for _ in range(_MOST_LINKS):
-        member = members.get(name)
-        if member is None or not member.issym():
-            return member
-        name = os.path.normpath(os.path.join(os.path.dirname(name), member.linkname))
-    return None
-
-
-def _check_link(tar: tarfile.TarFile, name: str, target: str) -> None:
-    """Refuse a link that leads to no file and may be a class; of an image, it is unreadable."""
-    if all(map(_counts, name.split("/"))) and _suffix(name) not in _suffixes():
-        raise ConfigError(
-            f"Every link in a tar must lead to a file in it, but {tar.name!r} has {name}, "
-            f"which leads to {target}. Pack what it leads to (tar --dereference), or remove it."
-        )
 
 
 def _opened(path: Path, name: str, places: Places) -> IO[bytes]:
@@ -264,22 +195,11 @@ def _opened(path: Path, name: str, places: Places) -> IO[bytes]:
         return io.BytesIO(tar.read(size))
 
 
-@cache
-def _suffixes() -> frozenset[str]:
-    """Of all files that Pillow reads."""
-    known = Image.registered_extensions()
-    return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN)
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
 def _sorted_out(
     path: Path, files: Sequence[str], places: Places
 ) -> tuple[list[str], dict[str, str]]:
     """The images, and why a file is none: by its suffix or, where that tells nothing, its head."""
-    strange = {file for file in files if _suffix(file) not in _suffixes()}
+    strange = {file for file in files if suffix(file) not in image_suffixes()}
     unread: dict[str, str] = {}
     for file in sorted(strange, key=natural_key):
         try:
@@ -287,8 +207,8 @@ def _sorted_out(
         except Exception as error:  # decoders raise all sorts of errors
             unread[file] = f"{type(error).__name__}, no image that Pillow reads"
         if len(unread) > TOLERATED_SHARE * len(files):
-            kinds = Counter(map(_suffix, strange)).most_common(_NAMED)
-            words = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in kinds)
+            kinds = Counter(map(suffix, strange)).most_common(_NAMED)
+            words = ", ".join(f"{count} {each or 'without a suffix'}" for each, count in kinds)
             raise ConfigError(
                 f"At most {TOLERATED_SHARE:.0%} of the files among images may be none that Pillow "
                 f"reads, but of the {len(files)} in {path} more are, such as {min(unread)}; those "

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from donna_ray.data.files import ImageFiles, letters
+from donna_ray.data.files import ImageFiles
+from donna_ray.data.names import letters
 from donna_ray.data.sources import Source
 
 __all__ = ["changed_split", "fingerprint"]

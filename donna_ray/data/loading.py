@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 
 from donna_ray.config import DataConfig
 from donna_ray.data.copies import CopyFolder
-from donna_ray.data.files import class_folders, letters
+from donna_ray.data.files import class_folders
 from donna_ray.data.fingerprint import fingerprint
 from donna_ray.data.held_out import (
     check_share_no_folder,
@@ -28,6 +28,7 @@ from donna_ray.data.held_out import (
     with_test,
 )
 from donna_ray.data.images import Transform, seeded_generators
+from donna_ray.data.names import letters
 from donna_ray.data.pixels import in_bytes
 from donna_ray.data.reading import Readers
 from donna_ray.data.sources import (

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from donna_ray.config import RunConfig
 from donna_ray.data import ImageData, load_data
-from donna_ray.data.files import letters
 from donna_ray.data.fingerprint import changed_split
+from donna_ray.data.names import letters
 from donna_ray.errors import DonnaError
 from donna_ray.reference.build import build_reference, outline
 from donna_ray.reference.network import StagedNetwork
