@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from donna_ray.data.names import counts, image_suffixes, letters, natural_key, suffix
@@ -44,6 +46,7 @@ class ImageFiles:
         classes: their names.
         unread: why a file beside them is no image, by its name.
         places: where they are, in a tar.
+        inodes: numbers that are equal where two names are one file; others may be, too. 0 is none.
     """
 
     path: Path
@@ -52,6 +55,7 @@ class ImageFiles:
     classes: Sequence[str]
     unread: Mapping[str, str]
     places: Places = field(repr=False)
+    inodes: NDArray[np.uint64] = field(repr=False, compare=False)
 
     @property
     def reader(self) -> "ImageFiles":
@@ -97,7 +101,8 @@ class ImageFiles:
         names = [self.names[index] for index in indices]
         labels = [self.labels[index] for index in indices]
         unread = dict(list(self.unread.items())[number::2])
-        return replace(self, names=names, labels=labels, unread=unread)
+        inodes = self.inodes[np.asarray(indices, int)]
+        return replace(self, names=names, labels=labels, unread=unread, inodes=inodes)
 
     def folder_sizes(self) -> Counter[str]:
         """How many files each folder has, those that are no images included."""
@@ -106,6 +111,18 @@ class ImageFiles:
     def real_folders(self) -> set[str]:
         """The same folders, without links; those in a tar begin with its path."""
         return {os.path.realpath(self.path / folder) for folder in self.folder_sizes()}
+
+    def shared_file(self, other: "ImageFiles") -> tuple[str, str] | None:
+        """The names of an image that is also one of the other's by a link; None where none is."""
+        in_tar = self.path.is_file()
+        if (in_tar or other.path.is_file()) and not os.path.samefile(self.path, other.path):
+            return None
+        alike = np.intersect1d(self.inodes, other.inodes, return_indices=True)
+        for inode, first, second in zip(*map(np.ndarray.tolist, alike), strict=True):
+            names = self.names[first], other.names[second]
+            if inode and (in_tar or _are_one_file(self.path / names[0], other.path / names[1])):
+                return names
+        return None
 
 
 def class_folders(path: Path) -> list[str]:
@@ -136,8 +153,8 @@ def open_images(path: Path, classes: Sequence[str] | None, *, labelled: bool) ->
         OSError, tarfile.TarError: it cannot be read.
     """
     places = dict(members(path)) if path.is_file() else {}
-    listed = sorted(places if path.is_file() else _walk(path))  # for 1.png and 01.png
-    files = sorted(listed, key=natural_key)
+    listed = _offsets(places) if path.is_file() else dict(_walk(str(path)))
+    files = sorted(sorted(listed), key=natural_key)  # twice for 1.png and 01.png
     files = [file for file in files if all(map(counts, file.split("/")))]
     if labelled:  # beside the classes' folders there may be a list of them, say
         files = [file for file in files if "/" in file or suffix(file) in image_suffixes()]
@@ -147,8 +164,9 @@ def open_images(path: Path, classes: Sequence[str] | None, *, labelled: bool) ->
             f"A folder or tar of images must have at least one, but {path} has none. Put the "
             "images there, or correct the path."
         )
+    inodes = np.fromiter(map(listed.__getitem__, names), np.uint64, len(names))
     if not labelled:
-        return ImageFiles(path, names, [-1] * len(names), [], unread, places)
+        return ImageFiles(path, names, [-1] * len(names), [], unread, places, inodes)
     owners = [_class_of(path, name) for name in names]
     _check_depth(path, names)
     _check_folders_have_one_class(path, names, owners)
@@ -159,17 +177,41 @@ def open_images(path: Path, classes: Sequence[str] | None, *, labelled: bool) ->
     _check_all_are_known(path, found, classes)
     index = _by_letters(path, classes)
     labels = [index[letters(owner)] for owner in owners]
-    return ImageFiles(path, names, labels, classes, unread, places)
+    images = ImageFiles(path, names, labels, classes, unread, places, inodes)
+    _check_images_have_one_class(images)
+    return images
 
 
-def _walk(root: Path) -> Iterator[str]:
-    def fail(error: OSError) -> None:
-        raise error
+def _walk(folder: str, inside: str = "") -> Iterator[tuple[str, int]]:
+    """Name and inode of each file at any depth; only links are asked for theirs."""
+    with os.scandir(folder) as entries:
+        found = list(entries)
+    for each in found:
+        name = inside + each.name
+        if not _is_folder(each):
+            yield name, _inode(each)
+        elif counts(each.name) and not _leads_up(folder, each.name):
+            yield from _walk(each.path, f"{name}/")
 
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=fail):
-        folders[:] = [each for each in folders if counts(each) and not _leads_up(folder, each)]
-        inside = os.path.relpath(folder, root)
-        yield from files if inside == "." else (f"{inside}/{file}" for file in files)
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _inode(entry: os.DirEntry[str]) -> int:
+    """Of a file, or of the one that a link leads to; 0 where there is none."""
+    try:
+        return entry.stat().st_ino if entry.is_symlink() else entry.inode()
+    except OSError:
+        return 0
+
+
+def _offsets(places: Places) -> dict[str, int]:
+    """In place of inodes: two names of a tar at one offset are one file."""
+    return {name: place[0] if place else 0 for name, place in places.items()}
 
 
 def _leads_up(folder: str, name: str) -> bool:
@@ -259,6 +301,31 @@ def _check_folders_have_one_class(path: Path, names: Sequence[str], owners: Sequ
                 f"Every folder of images must be of one class, but in {path} {other}/ and "
                 f"{folder}/ are one folder by a link. Remove the link."
             )
+
+
+def _check_images_have_one_class(files: ImageFiles) -> None:
+    labels = np.asarray(files.labels)
+    order = np.lexsort((labels, files.inodes))
+    inodes, labels = files.inodes[order], labels[order]
+    alike = (inodes[1:] == inodes[:-1]) & (labels[1:] != labels[:-1]) & (inodes[1:] > 0)
+    for number in np.flatnonzero(alike).tolist():
+        one, other = (files.names[order[each]] for each in (number, number + 1))
+        if files.path.is_file() or _are_one_file(files.path / one, files.path / other):
+            raise ConfigError(
+                f"Every image must be of one class, but in {files.path} {one} and {other} are one "
+                "file by a link. Remove it from one of the classes."
+            )
+
+
+def _are_one_file(one: Path, other: Path) -> bool:
+    """Whether links lead two names to one file; some file systems number two files alike."""
+    try:
+        first, second = one.stat(), other.stat()
+    except OSError:
+        return False
+    if not os.path.samestat(first, second):
+        return False
+    return first.st_nlink > 1 or os.path.realpath(one) == os.path.realpath(other)
 
 
 def _check_none_is_empty(path: Path, found: Sequence[str], owners: Sequence[str]) -> None:

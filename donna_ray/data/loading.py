@@ -2,7 +2,7 @@
 
 import math
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -21,8 +21,9 @@ from donna_ray.data.copies import CopyFolder
 from donna_ray.data.files import class_folders
 from donna_ray.data.fingerprint import fingerprint
 from donna_ray.data.held_out import (
-    check_share_no_folder,
+    check_share_no_image,
     check_splits_differ,
+    check_unlabelled_path,
     divided,
     hold_out,
     with_test,
@@ -135,9 +136,9 @@ def load_data(config: DataConfig, preprocessing: dict[str, Any]) -> ImageData:
         return _digits(config, preprocessing)[0]
     check_copies(config, preprocessing)
     augmented, plain = _transforms(config, preprocessing)
-    labelled, path = _open_labelled(config), _unlabelled_path(config)
+    labelled = _open_labelled(config)
     train, validation, classes = labelled.train, labelled.validation, labelled.classes
-    others = [] if path is None else [open_files(path, "data.unlabelled", labelled=False)]
+    others = _open_unlabelled(config, labelled)
     copies = copy_folder(config, [train, validation, *others])
     split = partial(_split, config, Readers(), copies=copies)
     own = [split(train, each, "train_split", classes) for each in (augmented, plain)]
@@ -304,12 +305,16 @@ def _check_no_masks(config: DataConfig, names: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class _Labelled:
-    """The opened splits, and the number of classes of the first, with which the others agree."""
+    """The splits, and the number of classes of the first, with which the others agree.
+
+    `opened` are those that have a name, by their keys, before a share of one is held out.
+    """
 
     train: Source
     validation: Source
     test: Source
     classes: int
+    opened: Mapping[str, Source]
 
 
 def _open_labelled(config: DataConfig) -> _Labelled:
@@ -323,10 +328,21 @@ def _open_labelled(config: DataConfig) -> _Labelled:
     validation, test = hold_out(config, every, names)
     tested = {} if config.test_split is None else {"test_split": test}
     opened = {"train_split": train, "validation_split": every, **tested}
-    check_share_no_folder(config, opened)
+    check_share_no_image(config, opened)
     for other, words in ((every, "validation"), (test, "test")):
         _check_same_classes(config, names, class_names(other), words)
-    return _Labelled(train, validation, test, classes)
+    return _Labelled(train, validation, test, classes, opened)
+
+
+def _open_unlabelled(config: DataConfig, labelled: _Labelled) -> list[Source]:
+    """One or none."""
+    path = _unlabelled_path(config)
+    if path is None:
+        return []
+    source = open_files(path, "data.unlabelled", labelled=False)
+    held_out = {key: each for key, each in labelled.opened.items() if key != "train_split"}
+    check_share_no_image(config, held_out | {"unlabelled": source})
+    return [source]
 
 
 def _check_same_classes(
@@ -370,4 +386,5 @@ def _unlabelled_path(config: DataConfig) -> Path | None:
             f"data.unlabelled must be a folder or a .tar of images, but {path} is neither. Correct "
             "the path."
         )
+    check_unlabelled_path(config)
     return path

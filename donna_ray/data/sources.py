@@ -5,7 +5,7 @@ import math
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -57,12 +57,14 @@ class Source:
         reopen: for a stream, (shuffled, seed) to the same dataset for one pass.
         shards: see ``ImageStream``.
         indices: of the images, where they are a part of the dataset's.
+        files: the shards, without links, where they are known.
     """
 
     dataset: Any
     reopen: Callable[[bool, int], Any] | None = None
     shards: int | None = None
     indices: Sequence[int] | None = None
+    files: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.dataset if self.indices is None else self.indices)
@@ -116,9 +118,15 @@ class Source:
         is_files = isinstance(self.dataset, ImageFiles)
         return self.dataset.folder_sizes() if is_files else Counter()
 
-    def real_folders(self) -> set[str]:
-        """Where its files are, whatever links lead there; empty where the data are no files."""
-        return self.dataset.real_folders() if isinstance(self.dataset, ImageFiles) else set()
+    def real_places(self) -> Set[str]:
+        """The folders or shards that it is read from, whatever links lead there, where known."""
+        return self.dataset.real_folders() if isinstance(self.dataset, ImageFiles) else self.files
+
+    def shared_file(self, other: "Source") -> tuple[str, str] | None:
+        """See ``ImageFiles.shared_file``; None where the data are no files."""
+        if isinstance(self.dataset, ImageFiles) and isinstance(other.dataset, ImageFiles):
+            return self.dataset.shared_file(other.dataset)
+        return None
 
 
 def kind_of(source: str) -> str:
@@ -300,8 +308,11 @@ def _open_stream(config: DataConfig, split: str) -> Source:
     if kind_of(config.source) != "wds":
         return Source(dataset, reopen)
     shards = dataset.reader.split_info.filenames
-    _check_shards(config, shards)
-    return Source(dataset, reopen, len(shards))
+    paths = [os.path.join(config.root or "", shard) for shard in shards]
+    local = [path for path in paths if ":" not in path]
+    _check_shards(len(shards), local)
+    files = {os.path.realpath(path) for path in local} | (set(paths) - set(local))
+    return Source(dataset, reopen, len(shards), files=frozenset(files))
 
 
 def _open_named(config: DataConfig, split: str, shuffled: bool, seed: int) -> Any:
@@ -344,11 +355,9 @@ def _check_root(kind: str, config: DataConfig) -> None:
         )
 
 
-def _check_shards(config: DataConfig, shards: Sequence[str]) -> None:
-    paths = [os.path.join(config.root or "", shard) for shard in shards]
-    missing = [path for path in paths if ":" not in path and not Path(path).is_file()]
-    if missing:
+def _check_shards(count: int, local: Sequence[str]) -> None:
+    if missing := [path for path in local if not Path(path).is_file()]:
         raise ConfigError(
-            f"Every shard of the split must exist, but {len(missing)} of {len(shards)} do not, "
+            f"Every shard of the split must exist, but {len(missing)} of {count} do not, "
             f"such as {missing[0]}. Correct data.root or the split."
         )
