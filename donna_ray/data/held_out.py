@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from donna_ray.config import DataConfig
 from donna_ray.data.files import class_folders
-from donna_ray.data.sources import Source, find_path, open_split, same_split
+from donna_ray.data.ranges import shared_base
+from donna_ray.data.sources import Source, find_path, open_split, same_split, takes_ranges
 from donna_ray.data.split import ImageData
 from donna_ray.errors import ConfigError
 
@@ -160,7 +161,7 @@ def check_splits_differ(config: DataConfig) -> None:
 
 
 def check_share_no_image(config: DataConfig, opened: Mapping[str, Source]) -> None:
-    """Refuse splits into which links bring the same folder, tar or image.
+    """Refuse splits of ranges that meet, or into which links bring the same folder, tar or image.
 
     Args:
         config: of the data.
@@ -170,10 +171,19 @@ def check_share_no_image(config: DataConfig, opened: Mapping[str, Source]) -> No
         ConfigError: with both keys and what they share.
     """
     for (one, first), (other, second) in combinations(opened.items(), 2):
+        if base := _shared_base(config, one, other, first):
+            raise _used_twice(config, one, other, f"both have images of {base!r}")
         if shared := first.real_places() & second.real_places():
             raise _used_twice(config, one, other, f"both have {min(shared)}")
         if names := first.shared_file(second):
             raise _used_twice(config, one, other, f"have one file by a link, {' and '.join(names)}")
+
+
+def _shared_base(config: DataConfig, one: str, other: str, opened: Source) -> str | None:
+    """See ``shared_base``; None for sources that take no ranges."""
+    if not takes_ranges(config.source) or other == "unlabelled":
+        return None
+    return shared_base(getattr(config, one), getattr(config, other), opened.split_sizes())
 
 
 def check_unlabelled_path(config: DataConfig) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "open_split",
     "same_split",
     "split_path",
+    "takes_ranges",
 ]
 
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
@@ -118,6 +119,13 @@ class Source:
         is_files = isinstance(self.dataset, ImageFiles)
         return self.dataset.folder_sizes() if is_files else Counter()
 
+    def split_sizes(self) -> dict[str, int]:
+        """Images of each whole split by its name, where Hugging Face or TFDS tell."""
+        reader = getattr(self.dataset, "reader", None)
+        owner = getattr(reader, "builder", None) or getattr(reader, "dataset", None)
+        splits = getattr(getattr(owner, "info", None), "splits", None) or {}
+        return {name: each.num_examples or 0 for name, each in splits.items()}
+
     def real_places(self) -> Set[str]:
         """The folders or shards that it is read from, whatever links lead there, where known."""
         return self.dataset.real_folders() if isinstance(self.dataset, ImageFiles) else self.files
@@ -137,6 +145,11 @@ def kind_of(source: str) -> str:
     if separator and prefix.lower() in _NAMED:
         return prefix.lower()
     return "digits" if source == "digits" else "files"
+
+
+def takes_ranges(source: str) -> bool:
+    """Whether a split may be a part of another: `train[:80%]`."""
+    return kind_of(source) in ("hfds", "hfids", "tfds")
 
 
 def class_names(source: Source) -> list[str]:
