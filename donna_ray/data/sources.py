@@ -17,6 +17,7 @@ from timm.data import create_dataset
 from torch.utils.data import Dataset, Subset
 
 from donna_ray.config import DataConfig
+from donna_ray.data.columns import check_columns
 from donna_ray.data.copies import CopyFolder, LocalCopies
 from donna_ray.data.files import ImageFiles, open_images
 from donna_ray.data.images import ImageStream, IndexedImages, Sample, Transform
@@ -178,8 +179,12 @@ def open_split(config: DataConfig, key: str, classes: Sequence[str] | None = Non
     if kind == "torch":
         _check_torch_split(config, key)
     if kind in ("hfds", "torch"):
-        return Source(_open_named(config, split, False, 0))
-    return _open_stream(config, split)
+        source = Source(_open_named(config, split, False, 0))
+    else:
+        source = _open_stream(config, split)
+    if kind in ("hfds", "hfids"):
+        check_columns(source.dataset.reader, config.source, split)
+    return source
 
 
 def check_copies(config: DataConfig, preprocessing: dict[str, Any] | None = None) -> None:
