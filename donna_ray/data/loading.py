@@ -29,6 +29,7 @@ from donna_ray.data.held_out import (
     with_test,
 )
 from donna_ray.data.images import Transform, seeded_generators
+from donna_ray.data.layout import check_folder_layout, check_layout
 from donna_ray.data.names import letters
 from donna_ray.data.pixels import in_bytes
 from donna_ray.data.reading import Readers
@@ -59,8 +60,6 @@ _DIGITS_CLASSES = 10
 _DIGITS_IMAGES = 1797
 _DIGITS_MEAN = 0.5
 _DIGITS_SPLIT_SEED = 0  # the split is part of the data: the same for every seed of a run
-_IMAGES = {"image", "img", "jpegimage"}
-_TARGETS = {"mask", "label", "annotation", "segmentation", "segmentationclas"}  # no plural s
 _TRIAL_SIZE = 224
 _TRIAL = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 1.0}
 
@@ -292,17 +291,6 @@ def _checked_classes(config: DataConfig, found: int | None) -> int:
     return found
 
 
-def _check_no_masks(config: DataConfig, names: Sequence[str]) -> None:
-    """Refuse what is laid out for segmentation or detection, which would pass for two classes."""
-    known = {name.lower().rstrip("s") for name in names}
-    if known & _IMAGES and known & _TARGETS and known <= _IMAGES | _TARGETS:
-        raise ConfigError(
-            "Every folder of the training images must hold images of one class, but those of "
-            f"{config.source} are {' and '.join(names)}, as data for segmentation or detection. "
-            "Sort the images into one folder a class."
-        )
-
-
 @dataclass(frozen=True)
 class _Labelled:
     """The splits, and the number of classes of the first, with which the others agree.
@@ -323,7 +311,7 @@ def _open_labelled(config: DataConfig) -> _Labelled:
     check_splits_differ(config)
     train = open_split(config, "train_split")
     classes, names = _checked_classes(config, train.classes()), class_names(train)
-    _check_no_masks(config, names)
+    check_layout(config.source, names, train.image_files)
     every = open_split(config, "validation_split", names)
     validation, test = hold_out(config, every, names)
     tested = {} if config.test_split is None else {"test_split": test}
@@ -370,7 +358,7 @@ def _check_files(config: DataConfig) -> None:
     path = split_path(config, "train_split")
     if path.is_dir():
         class_count(config)
-        _check_no_masks(config, class_folders(path))
+        check_folder_layout(config.source, path)
 
 
 def _is_tar(path: Path) -> bool:

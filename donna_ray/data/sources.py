@@ -107,6 +107,11 @@ class Source:
         return labels if labels.shape == (len(self.dataset),) else np.zeros(len(self.dataset), int)
 
     @property
+    def image_files(self) -> ImageFiles | None:
+        """Its dataset, where that is files."""
+        return self.dataset if isinstance(self.dataset, ImageFiles) else None
+
+    @property
     def unread(self) -> Mapping[str, str]:
         """Why a file among the images is none, by its name."""
         return self.dataset.unread if isinstance(self.dataset, ImageFiles) else {}
