@@ -21,6 +21,7 @@ from donna_ray.data.decode import open_rgb, part_of_white, to_rgb
 from donna_ray.errors import DonnaError
 
 __all__ = [
+    "WEBDATASET_LOGGER",
     "Batch",
     "BrokenImage",
     "ImageStream",
@@ -41,7 +42,7 @@ Batch = tuple[Tensor, Tensor]
 """Images (N, C, H, W) and labels (N,)."""
 
 _TRIED = 64  # images that tell how bright those of a data set are
-_WEBDATASET_LOGGER = "timm.data.readers.reader_wds"
+WEBDATASET_LOGGER = "timm.data.readers.reader_wds"
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,7 @@ class _Reasons(logging.Handler):
 def _skipped_samples() -> Iterator[list[str]]:
     """Collect why timm's webdataset reader skips samples; it says so in its log only."""
     handler = _Reasons()
-    logger = logging.getLogger(_WEBDATASET_LOGGER)
+    logger = logging.getLogger(WEBDATASET_LOGGER)
     logger.addHandler(handler)
     try:
         yield handler.messages

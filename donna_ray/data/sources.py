@@ -1,8 +1,10 @@
 """Where images come from: opening a split, and what its classes are, before an image is read."""
 
 import importlib.util
+import logging
 import math
 import os
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -20,7 +22,7 @@ from donna_ray.config import DataConfig
 from donna_ray.data.columns import check_columns
 from donna_ray.data.copies import CopyFolder, LocalCopies
 from donna_ray.data.files import ImageFiles, open_images
-from donna_ray.data.images import ImageStream, IndexedImages, Sample, Transform
+from donna_ray.data.images import WEBDATASET_LOGGER, ImageStream, IndexedImages, Sample, Transform
 from donna_ray.errors import ConfigError
 
 __all__ = [
@@ -339,6 +341,7 @@ def _open_stream(config: DataConfig, split: str) -> Source:
 
 
 def _open_named(config: DataConfig, split: str, shuffled: bool, seed: int) -> Any:
+    logging.getLogger(WEBDATASET_LOGGER).addFilter(_is_of_use)
     try:
         return create_dataset(
             config.source,
@@ -357,6 +360,12 @@ def _open_named(config: DataConfig, split: str, shuffled: bool, seed: int) -> An
             f"the split {split!r} ({type(error).__name__}: {error}). Correct data.source, "
             "data.root or the split, or set data.download if the images are yet to be fetched."
         ) from error
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Not that shards lack `_info.json`: whoever needs it is told, and each pass would say it."""
+    found = re.match(r"Dataset info file not found at \['(.+?)'.*No such file", record.msg)
+    return found is None or Path(found[1]).exists()
 
 
 def _check_package(kind: str, source: str) -> None:
