@@ -7,40 +7,32 @@ passed over.
 
 import io
 import os
-import re
 import stat
-import tarfile
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from donna_ray.data.names import counts, image_suffixes, letters, natural_key, suffix
+from donna_ray.data.tars import Places, members
 from donna_ray.errors import ConfigError
 
 __all__ = [
     "TOLERATED_SHARE",
     "ImageFiles",
     "class_folders",
-    "letters",
-    "natural_key",
     "open_images",
 ]
 
 TOLERATED_SHARE = 0.01
 """Of the files of a split that may be unreadable."""
 
-_MOST_LINKS = 40  # one after the other, as in Linux; more are a loop
-_LITTER = {"__macosx", "@eadir", "thumbs.db", "desktop.ini"}
 _NAMED = 5
-
-Place = tuple[int, int] | None
-Places = Mapping[str, Place]
-"""Offset and size of each file of a tar; None for a link that leads to no file in it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +46,7 @@ class ImageFiles:
         classes: their names.
         unread: why a file beside them is no image, by its name.
         places: where they are, in a tar.
+        inodes: numbers that are equal where two names are one file; others may be, too. 0 is none.
     """
 
     path: Path
@@ -62,6 +55,7 @@ class ImageFiles:
     classes: Sequence[str]
     unread: Mapping[str, str]
     places: Places = field(repr=False)
+    inodes: NDArray[np.uint64] = field(repr=False, compare=False)
 
     @property
     def reader(self) -> "ImageFiles":
@@ -91,12 +85,24 @@ class ImageFiles:
         status = (self.path / name if self.path.is_dir() else self.path).stat()
         return f"{status.st_size} {status.st_mtime_ns} {self.places.get(name)}"
 
+    def size(self, index: int) -> int | None:
+        """Bytes of an image's file; None where it is not there."""
+        name = self.names[index]
+        if not self.path.is_dir():
+            place = self.places[name]
+            return place[1] if place else None
+        try:
+            return (self.path / name).stat().st_size
+        except OSError:
+            return None
+
     def part(self, indices: Sequence[int], number: int) -> "ImageFiles":
         """Some of the images; `number`, 0 or 1, of both halves, which share out what is none."""
         names = [self.names[index] for index in indices]
         labels = [self.labels[index] for index in indices]
         unread = dict(list(self.unread.items())[number::2])
-        return replace(self, names=names, labels=labels, unread=unread)
+        inodes = self.inodes[np.asarray(indices, int)]
+        return replace(self, names=names, labels=labels, unread=unread, inodes=inodes)
 
     def folder_sizes(self) -> Counter[str]:
         """How many files each folder has, those that are no images included."""
@@ -106,10 +112,17 @@ class ImageFiles:
         """The same folders, without links; those in a tar begin with its path."""
         return {os.path.realpath(self.path / folder) for folder in self.folder_sizes()}
 
-
-def letters(name: str) -> str:
-    """A name however its accents are written: systems change that when they copy (NFC, NFD)."""
-    return unicodedata.normalize("NFC", name)
+    def shared_file(self, other: "ImageFiles") -> tuple[str, str] | None:
+        """The names of an image that is also one of the other's by a link; None where none is."""
+        in_tar = self.path.is_file()
+        if (in_tar or other.path.is_file()) and not os.path.samefile(self.path, other.path):
+            return None
+        alike = np.intersect1d(self.inodes, other.inodes, return_indices=True)
+        for inode, first, second in zip(*map(np.ndarray.tolist, alike), strict=True):
+            names = self.names[first], other.names[second]
+            if inode and (in_tar or _are_one_file(self.path / names[0], other.path / names[1])):
+                return names
+        return None
 
 
 def class_folders(path: Path) -> list[str]:
@@ -118,7 +131,7 @@ def class_folders(path: Path) -> list[str]:
     Raises:
         ConfigError: a link in it leads to nothing, and may be a class.
     """
-    inside = [each for each in path.iterdir() if _counts(each.name)]
+    inside = [each for each in path.iterdir() if counts(each.name)]
     if lost := sorted(each.name for each in inside if each.is_symlink() and not each.exists()):
         raise ConfigError(
             f"Every link beside the folders of the classes must lead to something, but in {path} "
@@ -139,20 +152,21 @@ def open_images(path: Path, classes: Sequence[str] | None, *, labelled: bool) ->
         ConfigError: files are no images, an image or a folder is of no class, or a class is empty.
         OSError, tarfile.TarError: it cannot be read.
     """
-    places = dict(_members(path)) if path.is_file() else {}
-    listed = sorted(places if path.is_file() else _walk(path))  # for 1.png and 01.png
-    files = sorted(listed, key=natural_key)
-    files = [file for file in files if all(map(_counts, file.split("/")))]
+    places = dict(members(path)) if path.is_file() else {}
+    listed = _offsets(places) if path.is_file() else dict(_walk(str(path)))
+    files = sorted(sorted(listed), key=natural_key)  # twice for 1.png and 01.png
+    files = [file for file in files if all(map(counts, file.split("/")))]
     if labelled:  # beside the classes' folders there may be a list of them, say
-        files = [file for file in files if "/" in file or _suffix(file) in _suffixes()]
+        files = [file for file in files if "/" in file or suffix(file) in image_suffixes()]
     names, unread = _sorted_out(path, files, places)
     if not names:
         raise ConfigError(
             f"A folder or tar of images must have at least one, but {path} has none. Put the "
             "images there, or correct the path."
         )
+    inodes = np.fromiter(map(listed.__getitem__, names), np.uint64, len(names))
     if not labelled:
-        return ImageFiles(path, names, [-1] * len(names), [], unread, places)
+        return ImageFiles(path, names, [-1] * len(names), [], unread, places, inodes)
     owners = [_class_of(path, name) for name in names]
     _check_depth(path, names)
     _check_folders_have_one_class(path, names, owners)
@@ -163,28 +177,41 @@ def open_images(path: Path, classes: Sequence[str] | None, *, labelled: bool) ->
     _check_all_are_known(path, found, classes)
     index = _by_letters(path, classes)
     labels = [index[letters(owner)] for owner in owners]
-    return ImageFiles(path, names, labels, classes, unread, places)
+    images = ImageFiles(path, names, labels, classes, unread, places, inodes)
+    _check_images_have_one_class(images)
+    return images
 
 
-def _counts(name: str) -> bool:
-    """Whether a file or folder is neither hidden nor one that a system made for itself."""
-    return not name.startswith(".") and name.lower() not in _LITTER
+def _walk(folder: str, inside: str = "") -> Iterator[tuple[str, int]]:
+    """Name and inode of each file at any depth; only links are asked for theirs."""
+    with os.scandir(folder) as entries:
+        found = list(entries)
+    for each in found:
+        name = inside + each.name
+        if not _is_folder(each):
+            yield name, _inode(each)
+        elif counts(each.name) and not _leads_up(folder, each.name):
+            yield from _walk(each.path, f"{name}/")
 
 
-def natural_key(name: str) -> list[int | str]:
-    """What names are sorted by: numbers as such, of digits that are one (not so ² or ①)."""
-    parts = re.split(r"(\d+)", name.lower())
-    return [int(part) if part.isdecimal() else part for part in parts]
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
-def _walk(root: Path) -> Iterator[str]:
-    def fail(error: OSError) -> None:
-        raise error
+def _inode(entry: os.DirEntry[str]) -> int:
+    """Of a file, or of the one that a link leads to; 0 where there is none."""
+    try:
+        return entry.stat().st_ino if entry.is_symlink() else entry.inode()
+    except OSError:
+        return 0
 
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=fail):
-        folders[:] = [each for each in folders if _counts(each) and not _leads_up(folder, each)]
-        inside = os.path.relpath(folder, root)
-        yield from files if inside == "." else (f"{inside}/{file}" for file in files)
+
+def _offsets(places: Places) -> dict[str, int]:
+    """In place of inodes: two names of a tar at one offset are one file."""
+    return {name: place[0] if place else 0 for name, place in places.items()}
 
 
 def _leads_up(folder: str, name: str) -> bool:
@@ -194,49 +221,6 @@ def _leads_up(folder: str, name: str) -> bool:
         return False
     here, there = os.path.realpath(folder), os.path.realpath(link)
     return os.path.commonpath([here, there]) == there
-
-
-def _members(path: Path) -> Iterator[tuple[str, Place]]:
-    with tarfile.open(path, "r:") as tar:  # a packed one could not be read at an offset
-        yield from _members_of(tar, 0, "")
-
-
-def _members_of(tar: tarfile.TarFile, start: int, prefix: str) -> Iterator[tuple[str, Place]]:
-    """Name and place of each file; those of a tar in the tar as if it were a folder."""
-    members: dict[str, tarfile.TarInfo] = {}
-    for member in tar:  # a hard link leads to what came before it
-        earlier = members.get(os.path.normpath(member.linkname)) if member.islnk() else None
-        members[os.path.normpath(member.name)] = earlier or member
-    for inside, member in members.items():
-        name, target = prefix + inside, _target(members, inside)
-        if target is None or not target.isfile():
-            if member.issym() or member.islnk():
-                _check_link(tar, name, member.linkname)
-                yield name, None
-        elif _suffix(name) == ".tar":
-            with tarfile.open(fileobj=tar.extractfile(target), mode="r:") as inner:
-                yield from _members_of(inner, start + target.offset_data, f"{name[:-4]}/")
-        else:
-            yield name, (start + target.offset_data, target.size)
-
-
-def _target(members: Mapping[str, tarfile.TarInfo], name: str) -> tarfile.TarInfo | None:
-    """What is at a name, or where its symbolic links lead; None where that is not in the tar."""
-    for _ in range(_MOST_LINKS):
-        member = members.get(name)
-        if member is None or not member.issym():
-            return member
-        name = os.path.normpath(os.path.join(os.path.dirname(name), member.linkname))
-    return None
-
-
-def _check_link(tar: tarfile.TarFile, name: str, target: str) -> None:
-    """Refuse a link that leads to no file and may be a class; of an image, it is unreadable."""
-    if all(map(_counts, name.split("/"))) and _suffix(name) not in _suffixes():
-        raise ConfigError(
-            f"Every link in a tar must lead to a file in it, but {tar.name!r} has {name}, "
-            f"which leads to {target}. Pack what it leads to (tar --dereference), or remove it."
-        )
 
 
 def _opened(path: Path, name: str, places: Places) -> IO[bytes]:
@@ -253,22 +237,11 @@ def _opened(path: Path, name: str, places: Places) -> IO[bytes]:
         return io.BytesIO(tar.read(size))
 
 
-@cache
-def _suffixes() -> frozenset[str]:
-    """Of all files that Pillow reads."""
-    known = Image.registered_extensions()
-    return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN)
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
 def _sorted_out(
     path: Path, files: Sequence[str], places: Places
 ) -> tuple[list[str], dict[str, str]]:
     """The images, and why a file is none: by its suffix or, where that tells nothing, its head."""
-    strange = {file for file in files if _suffix(file) not in _suffixes()}
+    strange = {file for file in files if suffix(file) not in image_suffixes()}
     unread: dict[str, str] = {}
     for file in sorted(strange, key=natural_key):
         try:
@@ -276,8 +249,8 @@ def _sorted_out(
         except Exception as error:  # decoders raise all sorts of errors
             unread[file] = f"{type(error).__name__}, no image that Pillow reads"
         if len(unread) > TOLERATED_SHARE * len(files):
-            kinds = Counter(map(_suffix, strange)).most_common(_NAMED)
-            words = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in kinds)
+            kinds = Counter(map(suffix, strange)).most_common(_NAMED)
+            words = ", ".join(f"{count} {each or 'without a suffix'}" for each, count in kinds)
             raise ConfigError(
                 f"At most {TOLERATED_SHARE:.0%} of the files among images may be none that Pillow "
                 f"reads, but of the {len(files)} in {path} more are, such as {min(unread)}; those "
@@ -328,6 +301,31 @@ def _check_folders_have_one_class(path: Path, names: Sequence[str], owners: Sequ
                 f"Every folder of images must be of one class, but in {path} {other}/ and "
                 f"{folder}/ are one folder by a link. Remove the link."
             )
+
+
+def _check_images_have_one_class(files: ImageFiles) -> None:
+    labels = np.asarray(files.labels)
+    order = np.lexsort((labels, files.inodes))
+    inodes, labels = files.inodes[order], labels[order]
+    alike = (inodes[1:] == inodes[:-1]) & (labels[1:] != labels[:-1]) & (inodes[1:] > 0)
+    for number in np.flatnonzero(alike).tolist():
+        one, other = (files.names[order[each]] for each in (number, number + 1))
+        if files.path.is_file() or _are_one_file(files.path / one, files.path / other):
+            raise ConfigError(
+                f"Every image must be of one class, but in {files.path} {one} and {other} are one "
+                "file by a link. Remove it from one of the classes."
+            )
+
+
+def _are_one_file(one: Path, other: Path) -> bool:
+    """Whether links lead two names to one file; some file systems number two files alike."""
+    try:
+        first, second = one.stat(), other.stat()
+    except OSError:
+        return False
+    if not os.path.samestat(first, second):
+        return False
+    return first.st_nlink > 1 or os.path.realpath(one) == os.path.realpath(other)
 
 
 def _check_none_is_empty(path: Path, found: Sequence[str], owners: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,19 @@ from numpy.typing import NDArray
 
 from donna_ray.config import DataConfig
 from donna_ray.data.files import class_folders
-from donna_ray.data.sources import Source, find_path, open_split, same_split
+from donna_ray.data.ranges import shared_base
+from donna_ray.data.sources import Source, find_path, open_split, same_split, takes_ranges
 from donna_ray.data.split import ImageData
 from donna_ray.errors import ConfigError
 
 __all__ = [
-    "check_share_no_folder",
+    "check_share_no_image",
     "check_splits_differ",
+    "check_unlabelled_path",
     "divided",
     "hold_out",
     "inputs_without_test",
+    "is_at_hand",
     "origin_of_test",
     "origin_of_validation",
     "with_test",
@@ -58,8 +62,8 @@ def hold_out(
         classes: what the folders of image files must be among.
 
     Raises:
-        ConfigError: the test cannot be opened, or the validation images are a stream or too few to
-            be divided.
+        ConfigError: the test cannot be opened, or the validation images are a stream, too few to be
+            divided, or one of them is in both parts by a link.
     """
     config = with_test(config)
     if config.test_fraction is None:
@@ -71,7 +75,14 @@ def hold_out(
             "knows such names (`validation[50%:]`)."
         )
     kept, test = divided(validation.known_labels(), config.test_fraction)
-    return validation.part(kept, 0), validation.part(test, 1)
+    halves = validation.part(kept, 0), validation.part(test, 1)
+    if names := halves[0].shared_file(halves[1]):
+        raise ConfigError(
+            "The test images must be used for nothing else, but of the validation images, of which "
+            f"a share is held out for the test, {' and '.join(names)} are one file by a link. "
+            "Remove the link, or name the test images by data.test_split."
+        )
+    return halves
 
 
 def inputs_without_test(config: DataConfig) -> dict[str, Any]:
@@ -80,6 +91,16 @@ def inputs_without_test(config: DataConfig) -> dict[str, Any]:
     left_out = {"loader_workers", "download", "test_split"}
     left_out |= {name for name in ("test_fraction", "cache_pixels") if not getattr(config, name)}
     return config.model_dump(exclude=left_out)
+
+
+def is_at_hand(config: DataConfig) -> bool:
+    """Whether the images are files, all of whose splits are here."""
+    try:
+        config = with_test(config)
+        found = [find_path(config, key) for key in _keys(config)]
+    except ConfigError:  # the folder itself is not here
+        return False
+    return None not in found and (config.unlabelled is None or Path(config.unlabelled).exists())
 
 
 def origin_of_validation(config: DataConfig) -> dict[str, Any]:
@@ -134,25 +155,61 @@ def check_splits_differ(config: DataConfig) -> None:
     Raises:
         ConfigError: with both keys.
     """
-    keys = [*_OTHERS, *(["test_split"] if config.test_split is not None else [])]
-    for one, other in combinations(keys, 2):
+    for one, other in combinations(_keys(config), 2):
         if same_split(config, one, other):
             raise _used_twice(config, one, other, "are the same images")
 
 
-def check_share_no_folder(config: DataConfig, opened: Mapping[str, Source]) -> None:
-    """Refuse splits into which links bring the same folder or tar.
+def check_share_no_image(config: DataConfig, opened: Mapping[str, Source]) -> None:
+    """Refuse splits of ranges that meet, or into which links bring the same folder, tar or image.
 
     Args:
         config: of the data.
-        opened: by its key, as `train_split`.
+        opened: by its key, as `train_split` or `unlabelled`.
 
     Raises:
-        ConfigError: with both keys and the folder.
+        ConfigError: with both keys and what they share.
     """
     for (one, first), (other, second) in combinations(opened.items(), 2):
-        if shared := first.real_folders() & second.real_folders():
+        if base := _shared_base(config, one, other, first):
+            raise _used_twice(config, one, other, f"both have images of {base!r}")
+        if shared := first.real_places() & second.real_places():
             raise _used_twice(config, one, other, f"both have {min(shared)}")
+        if names := first.shared_file(second):
+            raise _used_twice(config, one, other, f"have one file by a link, {' and '.join(names)}")
+
+
+def _shared_base(config: DataConfig, one: str, other: str, opened: Source) -> str | None:
+    """See ``shared_base``; None for sources that take no ranges."""
+    if not takes_ranges(config.source) or other == "unlabelled":
+        return None
+    return shared_base(getattr(config, one), getattr(config, other), opened.split_sizes())
+
+
+def check_unlabelled_path(config: DataConfig) -> None:
+    """Refuse unlabelled images that are in the folder of the validation or the test, or around it.
+
+    Raises:
+        ConfigError: with both keys.
+    """
+    if config.unlabelled is None:
+        return
+    own = Path(config.unlabelled).resolve()
+    config = with_test(config)
+    for key in _keys(config)[1:]:
+        path = find_path(config, key)
+        path = path and path.resolve()
+        if path == own or (path and path.is_dir() and _is_within(path, own)):
+            raise _used_twice(config, key, "unlabelled", f"both have {path}")
+
+
+def _is_within(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
+def _keys(config: DataConfig) -> list[str]:
+    """Of the splits that have a name."""
+    return [*_OTHERS, *(["test_split"] if config.test_split is not None else [])]
 
 
 def _used_twice(config: DataConfig, one: str, other: str, how: str) -> ConfigError:
@@ -161,6 +218,9 @@ def _used_twice(config: DataConfig, one: str, other: str, how: str) -> ConfigErr
     if other == "test_split":
         rule = "The test images must be used for nothing else"
         remedy = "Name another split, or remove it: then a share of the validation is held out"
+    if other == "unlabelled":
+        rule = "Blocks must be distilled on others than the validation and the test images"
+        remedy = "Name a folder without them"
     return ConfigError(
         f"{rule}, but data.{one} ({getattr(config, one)!r}) and data.{other} "
         f"({getattr(config, other)!r}) {how}. {remedy}."

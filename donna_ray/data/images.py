@@ -21,6 +21,7 @@ from donna_ray.data.decode import open_rgb, part_of_white, to_rgb
 from donna_ray.errors import DonnaError
 
 __all__ = [
+    "WEBDATASET_LOGGER",
     "Batch",
     "BrokenImage",
     "ImageStream",
@@ -29,6 +30,7 @@ __all__ = [
     "Transform",
     "collate",
     "derived_seed",
+    "label_of",
     "rebatched",
     "seeded_generators",
 ]
@@ -40,7 +42,7 @@ Batch = tuple[Tensor, Tensor]
 """Images (N, C, H, W) and labels (N,)."""
 
 _TRIED = 64  # images that tell how bright those of a data set are
-_WEBDATASET_LOGGER = "timm.data.readers.reader_wds"
+WEBDATASET_LOGGER = "timm.data.readers.reader_wds"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,22 @@ Sample = tuple[Tensor, int] | BrokenImage
 def derived_seed(*numbers: int) -> int:
     """A seed, 0 to 2**32 - 1, that is a function of non-negative numbers and of their order."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def label_of(value: Any) -> int:
+    """A label as the number that it is.
+
+    Raises:
+        DonnaError: it is none, or has a fraction.
+    """
+    with suppress(TypeError, ValueError, OverflowError):
+        number = int(value)
+        if isinstance(value, str) or number == value:
+            return number
+    raise DonnaError(
+        f"A label must be a whole number, 0 for the first class, but an image has {value!r}. "
+        "Number the classes in the data."
+    )
 
 
 @contextmanager
@@ -114,7 +132,7 @@ class IndexedImages(Dataset[Sample]):
         except Exception as error:  # decoders raise all sorts of errors on damaged files
             return BrokenImage(self._name(index), _said(error))
         unknown = label is None or not self._labelled
-        return self._transform(image), -1 if unknown else int(label)
+        return self._transform(image), -1 if unknown else label_of(label)
 
     def brightest(self) -> float | None:
         """The largest of ``part_of_white`` of 64 images from all over; None where none is deep.
@@ -207,11 +225,11 @@ class _StreamPass(IterableDataset[Sample]):
 
     def _sample(self, image: Image.Image, label: Any, worker: int, number: int) -> Sample:
         try:
-            image = to_rgb(image)
+            image, label = to_rgb(image), label_of(label)
         except Exception as error:
             return BrokenImage(f"sample {number} of worker {worker}", _said(error))
         with seeded_generators(self._seed, worker, number):
-            return self._transform(image), int(label)
+            return self._transform(image), label
 
 
 def _is_of_the_system(error: BaseException) -> bool:
@@ -249,7 +267,7 @@ class _Reasons(logging.Handler):
 def _skipped_samples() -> Iterator[list[str]]:
     """Collect why timm's webdataset reader skips samples; it says so in its log only."""
     handler = _Reasons()
-    logger = logging.getLogger(_WEBDATASET_LOGGER)
+    logger = logging.getLogger(WEBDATASET_LOGGER)
     logger.addHandler(handler)
     try:
         yield handler.messages

@@ -2,7 +2,7 @@
 
 import math
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -18,15 +18,19 @@ from torch.utils.data import TensorDataset
 
 from donna_ray.config import DataConfig
 from donna_ray.data.copies import CopyFolder
-from donna_ray.data.files import class_folders, letters
+from donna_ray.data.files import class_folders
+from donna_ray.data.fingerprint import fingerprint
 from donna_ray.data.held_out import (
-    check_share_no_folder,
+    check_share_no_image,
     check_splits_differ,
+    check_unlabelled_path,
     divided,
     hold_out,
     with_test,
 )
 from donna_ray.data.images import Transform, seeded_generators
+from donna_ray.data.layout import check_folder_layout, check_layout
+from donna_ray.data.names import letters
 from donna_ray.data.pixels import in_bytes
 from donna_ray.data.reading import Readers
 from donna_ray.data.sources import (
@@ -56,8 +60,6 @@ _DIGITS_CLASSES = 10
 _DIGITS_IMAGES = 1797
 _DIGITS_MEAN = 0.5
 _DIGITS_SPLIT_SEED = 0  # the split is part of the data: the same for every seed of a run
-_IMAGES = {"image", "img", "jpegimage"}
-_TARGETS = {"mask", "label", "annotation", "segmentation", "segmentationclas"}  # no plural s
 _TRIAL_SIZE = 224
 _TRIAL = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 1.0}
 
@@ -133,9 +135,9 @@ def load_data(config: DataConfig, preprocessing: dict[str, Any]) -> ImageData:
         return _digits(config, preprocessing)[0]
     check_copies(config, preprocessing)
     augmented, plain = _transforms(config, preprocessing)
-    labelled, path = _open_labelled(config), _unlabelled_path(config)
+    labelled = _open_labelled(config)
     train, validation, classes = labelled.train, labelled.validation, labelled.classes
-    others = [] if path is None else [open_files(path, "data.unlabelled", labelled=False)]
+    others = _open_unlabelled(config, labelled)
     copies = copy_folder(config, [train, validation, *others])
     split = partial(_split, config, Readers(), copies=copies)
     own = [split(train, each, "train_split", classes) for each in (augmented, plain)]
@@ -143,6 +145,9 @@ def load_data(config: DataConfig, preprocessing: dict[str, Any]) -> ImageData:
     for source in others:
         distilled = [split(source, each, "unlabelled", None) for each in (augmented, plain)]
     names, seen = class_names(train), validation.labels()
+    opened = {"train_split": train, "validation_split": validation}
+    if others:
+        opened["unlabelled"] = others[0]
     return ImageData(
         train=own[0],
         calibration=own[1],
@@ -153,6 +158,7 @@ def load_data(config: DataConfig, preprocessing: dict[str, Any]) -> ImageData:
         class_names=names,
         unvalidated=[name for label, name in enumerate(names) if seen and label not in seen],
         tested=len(split(labelled.test, plain, "test_split", classes)),
+        fingerprints={key: fingerprint(each) for key, each in opened.items()},
     )
 
 
@@ -285,25 +291,18 @@ def _checked_classes(config: DataConfig, found: int | None) -> int:
     return found
 
 
-def _check_no_masks(config: DataConfig, names: Sequence[str]) -> None:
-    """Refuse what is laid out for segmentation or detection, which would pass for two classes."""
-    known = {name.lower().rstrip("s") for name in names}
-    if known & _IMAGES and known & _TARGETS and known <= _IMAGES | _TARGETS:
-        raise ConfigError(
-            "Every folder of the training images must hold images of one class, but those of "
-            f"{config.source} are {' and '.join(names)}, as data for segmentation or detection. "
-            "Sort the images into one folder a class."
-        )
-
-
 @dataclass(frozen=True)
 class _Labelled:
-    """The opened splits, and the number of classes of the first, with which the others agree."""
+    """The splits, and the number of classes of the first, with which the others agree.
+
+    `opened` are those that have a name, by their keys, before a share of one is held out.
+    """
 
     train: Source
     validation: Source
     test: Source
     classes: int
+    opened: Mapping[str, Source]
 
 
 def _open_labelled(config: DataConfig) -> _Labelled:
@@ -312,15 +311,26 @@ def _open_labelled(config: DataConfig) -> _Labelled:
     check_splits_differ(config)
     train = open_split(config, "train_split")
     classes, names = _checked_classes(config, train.classes()), class_names(train)
-    _check_no_masks(config, names)
+    check_layout(config.source, names, train.image_files)
     every = open_split(config, "validation_split", names)
     validation, test = hold_out(config, every, names)
     tested = {} if config.test_split is None else {"test_split": test}
     opened = {"train_split": train, "validation_split": every, **tested}
-    check_share_no_folder(config, opened)
+    check_share_no_image(config, opened)
     for other, words in ((every, "validation"), (test, "test")):
         _check_same_classes(config, names, class_names(other), words)
-    return _Labelled(train, validation, test, classes)
+    return _Labelled(train, validation, test, classes, opened)
+
+
+def _open_unlabelled(config: DataConfig, labelled: _Labelled) -> list[Source]:
+    """One or none."""
+    path = _unlabelled_path(config)
+    if path is None:
+        return []
+    source = open_files(path, "data.unlabelled", labelled=False)
+    held_out = {key: each for key, each in labelled.opened.items() if key != "train_split"}
+    check_share_no_image(config, held_out | {"unlabelled": source})
+    return [source]
 
 
 def _check_same_classes(
@@ -348,7 +358,7 @@ def _check_files(config: DataConfig) -> None:
     path = split_path(config, "train_split")
     if path.is_dir():
         class_count(config)
-        _check_no_masks(config, class_folders(path))
+        check_folder_layout(config.source, path)
 
 
 def _is_tar(path: Path) -> bool:
@@ -364,4 +374,5 @@ def _unlabelled_path(config: DataConfig) -> Path | None:
             f"data.unlabelled must be a folder or a .tar of images, but {path} is neither. Correct "
             "the path."
         )
+    check_unlabelled_path(config)
     return path

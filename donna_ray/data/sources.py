@@ -1,11 +1,13 @@
 """Where images come from: opening a split, and what its classes are, before an image is read."""
 
 import importlib.util
+import logging
 import math
 import os
+import re
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,9 +19,10 @@ from timm.data import create_dataset
 from torch.utils.data import Dataset, Subset
 
 from donna_ray.config import DataConfig
+from donna_ray.data.columns import check_columns
 from donna_ray.data.copies import CopyFolder, LocalCopies
 from donna_ray.data.files import ImageFiles, open_images
-from donna_ray.data.images import ImageStream, IndexedImages, Sample, Transform
+from donna_ray.data.images import WEBDATASET_LOGGER, ImageStream, IndexedImages, Sample, Transform
 from donna_ray.errors import ConfigError
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "open_split",
     "same_split",
     "split_path",
+    "takes_ranges",
 ]
 
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
@@ -57,12 +61,17 @@ class Source:
         reopen: for a stream, (shuffled, seed) to the same dataset for one pass.
         shards: see ``ImageStream``.
         indices: of the images, where they are a part of the dataset's.
+        files: the shards, without links, where they are known.
     """
 
     dataset: Any
     reopen: Callable[[bool, int], Any] | None = None
     shards: int | None = None
     indices: Sequence[int] | None = None
+    files: frozenset[str] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self.dataset if self.indices is None else self.indices)
 
     def images(
         self, transform: Transform, *, labelled: bool = True, copies: CopyFolder | None = None
@@ -100,6 +109,11 @@ class Source:
         return labels if labels.shape == (len(self.dataset),) else np.zeros(len(self.dataset), int)
 
     @property
+    def image_files(self) -> ImageFiles | None:
+        """Its dataset, where that is files."""
+        return self.dataset if isinstance(self.dataset, ImageFiles) else None
+
+    @property
     def unread(self) -> Mapping[str, str]:
         """Why a file among the images is none, by its name."""
         return self.dataset.unread if isinstance(self.dataset, ImageFiles) else {}
@@ -113,9 +127,22 @@ class Source:
         is_files = isinstance(self.dataset, ImageFiles)
         return self.dataset.folder_sizes() if is_files else Counter()
 
-    def real_folders(self) -> set[str]:
-        """Where its files are, whatever links lead there; empty where the data are no files."""
-        return self.dataset.real_folders() if isinstance(self.dataset, ImageFiles) else set()
+    def split_sizes(self) -> dict[str, int]:
+        """Images of each whole split by its name, where Hugging Face or TFDS tell."""
+        reader = getattr(self.dataset, "reader", None)
+        owner = getattr(reader, "builder", None) or getattr(reader, "dataset", None)
+        splits = getattr(getattr(owner, "info", None), "splits", None) or {}
+        return {name: each.num_examples or 0 for name, each in splits.items()}
+
+    def real_places(self) -> Set[str]:
+        """The folders or shards that it is read from, whatever links lead there, where known."""
+        return self.dataset.real_folders() if isinstance(self.dataset, ImageFiles) else self.files
+
+    def shared_file(self, other: "Source") -> tuple[str, str] | None:
+        """See ``ImageFiles.shared_file``; None where the data are no files."""
+        if isinstance(self.dataset, ImageFiles) and isinstance(other.dataset, ImageFiles):
+            return self.dataset.shared_file(other.dataset)
+        return None
 
 
 def kind_of(source: str) -> str:
@@ -126,6 +153,11 @@ def kind_of(source: str) -> str:
     if separator and prefix.lower() in _NAMED:
         return prefix.lower()
     return "digits" if source == "digits" else "files"
+
+
+def takes_ranges(source: str) -> bool:
+    """Whether a split may be a part of another: `train[:80%]`."""
+    return kind_of(source) in ("hfds", "hfids", "tfds")
 
 
 def class_names(source: Source) -> list[str]:
@@ -154,8 +186,12 @@ def open_split(config: DataConfig, key: str, classes: Sequence[str] | None = Non
     if kind == "torch":
         _check_torch_split(config, key)
     if kind in ("hfds", "torch"):
-        return Source(_open_named(config, split, False, 0))
-    return _open_stream(config, split)
+        source = Source(_open_named(config, split, False, 0))
+    else:
+        source = _open_stream(config, split)
+    if kind in ("hfds", "hfids"):
+        check_columns(source.dataset.reader, config.source, split)
+    return source
 
 
 def check_copies(config: DataConfig, preprocessing: dict[str, Any] | None = None) -> None:
@@ -297,11 +333,15 @@ def _open_stream(config: DataConfig, split: str) -> Source:
     if kind_of(config.source) != "wds":
         return Source(dataset, reopen)
     shards = dataset.reader.split_info.filenames
-    _check_shards(config, shards)
-    return Source(dataset, reopen, len(shards))
+    paths = [os.path.join(config.root or "", shard) for shard in shards]
+    local = [path for path in paths if ":" not in path]
+    _check_shards(len(shards), local)
+    files = {os.path.realpath(path) for path in local} | (set(paths) - set(local))
+    return Source(dataset, reopen, len(shards), files=frozenset(files))
 
 
 def _open_named(config: DataConfig, split: str, shuffled: bool, seed: int) -> Any:
+    logging.getLogger(WEBDATASET_LOGGER).addFilter(_is_of_use)
     try:
         return create_dataset(
             config.source,
@@ -320,6 +360,12 @@ def _open_named(config: DataConfig, split: str, shuffled: bool, seed: int) -> An
             f"the split {split!r} ({type(error).__name__}: {error}). Correct data.source, "
             "data.root or the split, or set data.download if the images are yet to be fetched."
         ) from error
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Not that shards lack `_info.json`: whoever needs it is told, and each pass would say it."""
+    found = re.match(r"Dataset info file not found at \['(.+?)'.*No such file", record.msg)
+    return found is None or Path(found[1]).exists()
 
 
 def _check_package(kind: str, source: str) -> None:
@@ -341,11 +387,9 @@ def _check_root(kind: str, config: DataConfig) -> None:
         )
 
 
-def _check_shards(config: DataConfig, shards: Sequence[str]) -> None:
-    paths = [os.path.join(config.root or "", shard) for shard in shards]
-    missing = [path for path in paths if ":" not in path and not Path(path).is_file()]
-    if missing:
+def _check_shards(count: int, local: Sequence[str]) -> None:
+    if missing := [path for path in local if not Path(path).is_file()]:
         raise ConfigError(
-            f"Every shard of the split must exist, but {len(missing)} of {len(shards)} do not, "
+            f"Every shard of the split must exist, but {len(missing)} of {count} do not, "
             f"such as {missing[0]}. Correct data.root or the split."
         )

@@ -308,6 +308,7 @@ class ImageData:
         class_names: in the order of the labels; empty where the data have none.
         unvalidated: names of classes that no validation image is of, where that is known.
         tested: how many images the test has.
+        fingerprints: of each split but the test, by its key; see ``fingerprint``.
     """
 
     train: Split
@@ -319,3 +320,4 @@ class ImageData:
     class_names: Sequence[str] = ()
     unvalidated: Sequence[str] = ()
     tested: int = 0
+    fingerprints: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

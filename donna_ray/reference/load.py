@@ -1,6 +1,7 @@
 """A finished reference, its images and its space, wherever a later step needs them."""
 
 import hashlib
+import socket
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from donna_ray.config import RunConfig
 from donna_ray.data import ImageData, load_data
-from donna_ray.data.files import letters
+from donna_ray.data.fingerprint import changed_split
+from donna_ray.data.names import letters
 from donna_ray.errors import DonnaError
 from donna_ray.reference.build import build_reference, outline
 from donna_ray.reference.network import StagedNetwork
@@ -46,9 +48,24 @@ def data_of(config: RunConfig, artifact: Artifact) -> ImageData:
     """The images of a run, as its reference saw them.
 
     Raises:
-        DonnaError: their classes are no longer those of the reference, or in another order.
+        DonnaError: their classes are no longer those of the reference, or in another order; or
+            images have changed.
     """
     data = load_data(config.data, artifact.result["preprocessing"])
+    _check_classes(config, artifact, data)
+    changed = changed_split(artifact.result.get("fingerprints", {}), data.fingerprints)
+    if changed is not None:
+        key, how = changed
+        raise DonnaError(
+            f"The images must be those that the reference was made with, but data.{key} of "
+            f"{config.data.source} {how} (seen on {socket.gethostname()}). Put them back, give "
+            "another run folder (`--out`), or make the run again from the start (`donna run "
+            "--fresh`)."
+        )
+    return data
+
+
+def _check_classes(config: RunConfig, artifact: Artifact, data: ImageData) -> None:
     classes = artifact.result["class_names"], data.class_names
     known, names = (list(map(letters, each)) for each in classes)
     if known != names:
@@ -58,7 +75,6 @@ def data_of(config: RunConfig, artifact: Artifact) -> ImageData:
             f"{config.data.source} stands where {first[0]!r} stood. Put the folders back, or make "
             "the run again from the start (`donna run --fresh`)."
         )
-    return data
 
 
 def _known(artifact: Artifact) -> dict[str, Any]:

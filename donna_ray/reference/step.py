@@ -19,12 +19,13 @@ from donna_ray.data import (
     ImageData,
     Split,
     inputs_without_test,
+    is_at_hand,
     load_data,
     origin_of_validation,
     words_of_test,
 )
 from donna_ray.reference.build import build_reference
-from donna_ray.reference.load import VARIANCE, WEIGHTS
+from donna_ray.reference.load import VARIANCE, WEIGHTS, data_of
 from donna_ray.reference.network import StagedNetwork, own_weights
 from donna_ray.reference.preparation import preparation_beside
 from donna_ray.reference.work import (
@@ -64,7 +65,10 @@ def reference_step(run: Run) -> Artifact:
     checkpoint = None if weights in ("train", "pretrained") else file_sha256(Path(weights))
     beside = preparation_beside(run.config.reference)
     inputs = reference_inputs(run.config, checkpoint, beside)
-    return run.step("reference", inputs, lambda folder: _compute(run, folder))
+    artifact = run.step("reference", inputs, lambda folder: _compute(run, folder))
+    if artifact.reused and "fingerprints" in artifact.result and is_at_hand(run.config.data):
+        data_of(run.config, artifact)  # which tells if they have changed
+    return artifact
 
 
 def reference_inputs(
@@ -142,6 +146,7 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
         "stages": _stage_facts(reference),
         "weights_sha256": file_sha256(weights_file),
         "images": {name: len(getattr(data, name)) for name in _COUNTED},
+        "fingerprints": data.fingerprints,
         "cost": made.cost,
     }
     draft.remove()

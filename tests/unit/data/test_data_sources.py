@@ -149,6 +149,20 @@ def test_hugging_face_dataset(prefix: str, tmp_path: Path) -> None:
     assert torch.equal(images_of(data.calibration), images_of(data.distillation))
 
 
+@pytest.mark.parametrize("name", ["_info.json", "info.json"])
+def test_shards_without_info_are_no_warning(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """timm says in each pass that _info.json is missing, though the number of images is given."""
+    config = write_shards(tmp_path)
+    check_data(config)
+    labels_of(load_data(config, PREPROCESSING).validation)
+    assert "info file not found" not in caplog.text
+    (tmp_path / name).write_text("{")
+    check_data(config)
+    assert "info file not found" in caplog.text
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_webdataset(workers: int, tmp_path: Path) -> None:
     config = write_shards(tmp_path).model_copy(update={"loader_workers": workers})

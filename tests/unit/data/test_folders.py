@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 
 from donna_ray.config import DataConfig
 from donna_ray.data import class_count, load_data
-from donna_ray.data.files import natural_key as own_key
+from donna_ray.data.names import natural_key as own_key
 from donna_ray.errors import ConfigError, DonnaError
 from tests.unit.data.image_files import (
     PREPROCESSING,
