@@ -66,7 +66,7 @@ class DataConfig(Section):
     mean: Annotated[list[Share] | None, AfterValidator(_of_channels)] = _unless_given()
     std: Annotated[list[PositiveShare] | None, AfterValidator(_of_channels)] = _unless_given()
     interpolation: Interpolation | None = _unless_given()
-    crop_pct: PositiveShare | None = _unless_given()
+    crop_pct: Annotated[float, Field(gt=0, le=2)] | None = _unless_given()  # 1.15 in timm
     crop_mode: Literal["center", "squash", "border"] | None = _unless_given()
 
     @field_validator("source")

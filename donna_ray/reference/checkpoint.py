@@ -61,7 +61,6 @@ def _load(model: nn.Module, name: str, path: Path, *, new_head: bool) -> None:
     known, head = _named(model), _classifier(model)
     body = {each: value for each, value in known.items() if not each.startswith(head)}
     content = read_checkpoint(path)
-    prepare_so(model, preparation_within(content.value, name, path), f"args of {path}")
     found = _without_counts(find_state(content.value, known, body, path), model, path)
     state = _converted(found, model, name)
     if not state or (content.replaced and known.keys().isdisjoint(state)):
@@ -76,6 +75,7 @@ def _load(model: nn.Module, name: str, path: Path, *, new_head: bool) -> None:
     _check_shapes(state, known, path)
     own = model.state_dict()
     model.load_state_dict(own | {each: state[each] for each in state if each in own})
+    prepare_so(model, preparation_within(content.value, name, path), f"args of {path}")
 
 
 def other_classes(whose: str, known: int, classes: Any) -> str:

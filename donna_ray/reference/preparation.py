@@ -50,7 +50,8 @@ def preparation_beside(config: ReferenceConfig) -> dict[str, Any]:
 def preparation_within(content: Any, model: str, path: Path) -> dict[str, Any]:
     """Likewise what the arguments of timm's train.py say that are in a checkpoint.
 
-    But for the size: the model has been built. Where that is another one, it is told.
+    But for the size: the model has been built. Where that is another one, it is told. Other
+    programs have arguments of these names, too: what cannot be is told and not used.
 
     Args:
         content: of the checkpoint.
@@ -58,12 +59,12 @@ def preparation_within(content: Any, model: str, path: Path) -> dict[str, Any]:
         path: of the checkpoint, for messages.
     """
     arguments = content.get("args") if isinstance(content, Mapping) else None
-    if not isinstance(settings := getattr(arguments, "values", arguments), Mapping):
+    settings = arguments if isinstance(arguments, Mapping) else getattr(arguments, "values", None)
+    if not isinstance(settings, Mapping):
         return {}
-    size = settings.get("img_size")
-    given = {"input_size": (3, size, size) if isinstance(size, int) else None, **settings}
-    given["input_size"] = settings.get("input_size") or given["input_size"]
-    told = _other(model, _checked(given, f"args of {path}"))
+    size = settings.get("input_size") or settings.get("img_size")
+    given = {**settings, "input_size": (3, size, size) if isinstance(size, int) else size}
+    told = _other(model, _usable(given, f"args of {path}"))
     if size := told.pop("input_size", None):
         words = "%s was trained with images of %s: set data.image_size, if it is to be that."
         _LOG.warning(words, path, " x ".join(map(str, size[1:])))
@@ -105,6 +106,20 @@ def _read(path: Path) -> Mapping[str, Any]:
     return told if isinstance(told, Mapping) else {}
 
 
+def _usable(settings: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """``_checked``, but for what cannot be, which is told."""
+    told: dict[str, Any] = {}
+    for name in (*PREPARATION, "input_size"):
+        value = settings.get(name)
+        if value is None or value == "":  # as of an option that was not given
+            continue
+        try:
+            told |= _checked({name: value}, origin)
+        except ConfigError as error:
+            _LOG.warning("It is not used, and timm's for the model is: %s", error)
+    return told
+
+
 def _checked(settings: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """Those of timm's data configuration, by the rules of the section `data`."""
     given = {name: settings.get(name) for name in PREPARATION}
@@ -115,7 +130,8 @@ def _checked(settings: Mapping[str, Any], origin: str) -> dict[str, Any]:
             told["input_size"] = _SIZE.validate_python(size)
     except ValidationError as error:
         [fault, *_] = error.errors()
-        name = fault["loc"][0] if isinstance(fault["loc"][0], str) else "input_size"
+        named = [each for each in fault["loc"][:1] if isinstance(each, str)]
+        name = named[0] if named else "input_size"
         raise ConfigError(
             f"{origin}: {name} must be what timm takes for images, but is {fault['input']!r}: "
             f"{fault['msg']}. Correct it, or move the weights to where it is not."

@@ -92,7 +92,7 @@ def test_only_the_final_accuracy_reads_the_test() -> None:
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.ImportFrom) and "load_test" in {each.name for each in node.names}
     }
-    of_final_accuracies = {"donna_ray/export/evaluate.py", "donna_ray/finetune/tested.py"}
+    of_final_accuracies = {"donna_ray/export/images.py", "donna_ray/finetune/tested.py"}
     assert readers == {"donna_ray/data/__init__.py", *of_final_accuracies}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import timm
 import torch
 
 from donna_ray.config import DataConfig, ReferenceConfig, RunConfig
+from donna_ray.config.data import PREPARATION
 from donna_ray.errors import ConfigError
 from donna_ray.reference.build import build_reference
 from donna_ray.reference.preparation import preparation_beside
@@ -106,6 +108,7 @@ def test_settings_of_another_model_are_not_used(
         ({"mean": [0.1, 0.2]}, r"mean must .*\[0.1, 0.2\].*one for all"),
         ({"std": [0, 1, 1]}, "std must"),
         ({"input_size": [96]}, "input_size must"),
+        ({"input_size": 96}, "input_size must"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(tmp_path: Path, text: Any, words: str) -> None:
@@ -139,6 +142,38 @@ def test_arguments_of_timms_training_are_used(
     assert used["input_size"] == (3, 160, 160)
     assert "images of 96 x 96: set data.image_size" in caplog.text
     assert logging.getLevelName(caplog.records[0].levelno) == "WARNING"
+
+
+@pytest.mark.parametrize(
+    ("args", "used", "words"),
+    [
+        (argparse.Namespace(interpolation="", crop_pct=None, mean=None), {}, ""),
+        (
+            {"mean": [0.1, 0.2, 0.3], "crop_pct": 1.15},
+            {"mean": (0.1, 0.2, 0.3), "crop_pct": 1.15},
+            "",
+        ),
+        (argparse.Namespace(input_size=96), {}, "images of 96 x 96: set data.image_size"),
+        (argparse.Namespace(mean=0.5, std=[0.2]), {"std": (0.2,) * 3}, "not used.* mean must"),
+        (argparse.Namespace(mean=[0.1] * 4), {}, "not used.* mean must"),
+        (argparse.Namespace(input_size="large"), {}, "not used.* input_size must"),
+    ],
+)
+def test_arguments_of_any_training_are_but_hints(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, args: Any, used: dict[str, Any], words: str
+) -> None:
+    state = timm.create_model(SMALL, num_classes=3).state_dict()
+    torch.save({"state_dict": state, "args": args}, tmp_path / "last.pth")
+    own = prepared(a_run("train"))
+    assert prepared(a_run(str(tmp_path / "last.pth"))) == own | used
+    assert re.search(words, caplog.text)
+
+
+def test_what_timm_says_of_its_weights_can_be() -> None:
+    for name in timm.list_pretrained():
+        told = timm.get_pretrained_cfg(name).to_dict()
+        values = {each: told[each] for each in PREPARATION if each in told}
+        DataConfig.model_validate({"source": "hfds/photos", **values})
 
 
 @pytest.mark.parametrize(
