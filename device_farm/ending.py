@@ -23,7 +23,6 @@ DEBUG = "--debug"
 VERBOSE, QUIET = ("-v", "--verbose"), ("-q", "--quiet")
 _FRAME = re.compile(r'\s*File ".+", line \d+')
 _LONGEST = 600  # characters of what a library says
-_UNHEARD = "What it waited for did not end. What is finished is kept: give the same command again."
 _SPACE = "Free some space there, then give the same command again: what is finished is kept."
 _MEMORY = "Lower the batch sizes or the number of workers, or free some memory."
 _PLACE = "Let it be written, or give another one (--out for a run, XDG_CACHE_HOME for caches)."
@@ -69,7 +68,7 @@ def run_command(
     words = sorted(sys.argv[1:], key=lambda word: word not in whole)
     signals = (signal.SIGINT, signal.SIGTERM)  # but for what a shell's background jobs ignore
     caught = [each for each in signals if signal.getsignal(each) != signal.SIG_IGN]
-    with stopped_by(caught, f"{name}: stopped at once. {_UNHEARD}\n"):
+    with stopped_by(caught, name):
         try:
             with _logging(words):
                 text, status = "", _status_of(app, words)

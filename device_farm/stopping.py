@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 __all__ = ["Stopped", "stopped_by"]
 
 _SAME_WISH_S = 2.0
-_PATIENCE_S = 5.0  # for which a call may keep a signal from being handled
+_PATIENCE_S = 20.0  # for which a call may keep a signal from being handled
+_UNHEARD = "What it waited for did not end. What is finished is kept: give the same command again."
 _HEARD = b"\0"  # no signal's number
 _pipes: set[int] = set()
 
@@ -32,26 +34,29 @@ class Stopped(BaseException):
 
 
 @contextmanager
-def stopped_by(signals: Sequence[signal.Signals], last_words: str) -> Iterator[None]:
+def stopped_by(signals: Sequence[signal.Signals], name: str) -> Iterator[None]:
     """Within it the signals raise ``Stopped`` in the main thread, which calls this.
 
     Python handles a signal between two of its own steps. Where none follows, since a library
-    computes without end, a thread ends the process after 5 s, or at another signal, and all
-    processes under it: at once, as SIGKILL does, but with the status of a stopped command. That
-    holds for code that lets go of Python's lock, as ONNX Runtime, torch and Ray do.
+    computes, a thread says after 2 s that it is waited for, and ends the process at another signal
+    or after 20 s, and all processes under it: at once, as SIGKILL does, but with the status of a
+    stopped command. That holds for code that lets go of Python's lock, as ONNX Runtime, torch and
+    Ray do.
 
     Args:
         signals: that are heeded.
-        last_words: what is then printed.
+        name: of the command, for what is printed.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    stop = _Stop(writing)
-    handlers = {each: signal.signal(each, stop) for each in signals}
-    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     _pipes.add(writing)
-    threading.Thread(target=_watch, args=(reading, last_words), daemon=True).start()
+    threading.Thread(target=_Watch(reading, name), daemon=True).start()
+    before, handlers = -1, dict[signal.Signals, Any]()
     try:
+        before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        stop = _Stop(writing)
+        for each in signals:
+            handlers[each] = signal.signal(each, stop)
         yield
     finally:
         for each, handler in handlers.items():
@@ -86,34 +91,55 @@ def _leave_to_parent() -> None:
 os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-def _watch(reading: int, last_words: str) -> None:
+class _Watch:
     """Ends the process if a signal is not heard: C code writes its number, and then `_Stop` 0."""
-    number, since = 0, 0.0  # of the first that is not heard, and when it came
-    while True:
-        left = max(0.0, since + _PATIENCE_S - time.monotonic()) if number else None
-        if not select.select([reading], [], [], left)[0]:
-            _end(number, last_words)
-        told = os.read(reading, 1)
-        if not told:
-            os.close(reading)
-            return
+
+    def __init__(self, reading: int, name: str) -> None:
+        self._reading, self._name = reading, name
+        self._number, self._since = 0, 0.0  # of the first that is not heard, and when it came
+        self._waits = False  # and says so
+
+    def __call__(self) -> None:
+        while True:
+            left = max(0.0, self._since + self._patience - time.monotonic())
+            if not select.select([self._reading], [], [], left if self._number else None)[0]:
+                self._lose_patience()
+            elif not (told := os.read(self._reading, 1)):
+                os.close(self._reading)
+                return
+            else:
+                self._hear(told)
+
+    @property
+    def _patience(self) -> float:
+        return _PATIENCE_S if self._waits else _SAME_WISH_S
+
+    def _hear(self, told: bytes) -> None:
         if told == _HEARD:
-            number = 0
+            self._number, self._waits = 0, False
         elif not isinstance(signal.getsignal(told[0]), _Stop):
-            continue  # somebody else's, such as Ray's while it starts
-        elif not number:
-            number, since = told[0], time.monotonic()
-        elif time.monotonic() - since > _SAME_WISH_S:
-            _end(number, last_words)
+            return  # somebody else's, such as Ray's while it starts
+        elif not self._number:
+            self._number, self._since = told[0], time.monotonic()
+        elif time.monotonic() - self._since > _SAME_WISH_S:
+            self._end()
 
+    def _lose_patience(self) -> None:
+        if self._waits:
+            self._end()
+        self._waits = True
+        self._say("stops once what it waits for ends; the same signal again stops it at once.")
 
-def _end(number: int, last_words: str) -> None:
-    with suppress(OSError):
-        os.write(2, last_words.encode())
-    for process in _descendants(os.getpid()):
+    def _end(self) -> None:
+        self._say(f"stopped at once. {_UNHEARD}")
+        for process in _descendants(os.getpid()):
+            with suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+        os._exit(128 + self._number)
+
+    def _say(self, words: str) -> None:
         with suppress(OSError):
-            os.kill(process, signal.SIGKILL)
-    os._exit(128 + number)
+            os.write(2, f"{self._name}: {words}\n".encode())
 
 
 def _descendants(process: int) -> list[int]:
