@@ -18,7 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from donna_ray.data.names import counts, image_suffixes, letters, natural_key, suffix
+from donna_ray.data.names import (
+    counts,
+    image_suffixes,
+    letters,
+    may_be_a_class,
+    natural_key,
+    suffix,
+)
 from donna_ray.data.tars import Places, members
 from donna_ray.errors import ConfigError
 
@@ -132,10 +139,12 @@ def class_folders(path: Path) -> list[str]:
         ConfigError: a link in it leads to nothing, and may be a class.
     """
     inside = [each for each in path.iterdir() if counts(each.name)]
-    if lost := sorted(each.name for each in inside if each.is_symlink() and not each.exists()):
+    dead = [each.name for each in inside if each.is_symlink() and not each.exists()]
+    if lost := sorted(filter(may_be_a_class, dead)):
+        it = "them" if len(lost) > 1 else "it"
         raise ConfigError(
-            f"Every link beside the folders of the classes must lead to something, but in {path} "
-            f"{_some(lost)} do not. Mount the disk that they lead to, or remove them."
+            f"Every link that may be a class must lead to a folder, but in {path} {_some(lost)} "
+            f"{'lead' if len(lost) > 1 else 'leads'} to nothing. Mount the disk, or remove {it}."
         )
     return sorted(each.name for each in inside if each.is_dir())
 
