@@ -52,7 +52,7 @@ class ImageFiles:
         labels: indices into the classes; -1 where the images have none.
         classes: their names.
         unread: why a file beside them is no image, by its name.
-        places: where they are, in a tar.
+        places: where they are, in a tar; empty of a folder.
         inodes: numbers that are equal where two names are one file; others may be, too. 0 is none.
     """
 
@@ -89,13 +89,13 @@ class ImageFiles:
             OSError: it is not there.
         """
         name = self.names[index]
-        status = (self.path / name if self.path.is_dir() else self.path).stat()
+        status = (self.path if self.places else self.path / name).stat()
         return f"{status.st_size} {status.st_mtime_ns} {self.places.get(name)}"
 
     def size(self, index: int) -> int | None:
         """Bytes of an image's file; None where it is not there."""
         name = self.names[index]
-        if not self.path.is_dir():
+        if self.places:
             place = self.places[name]
             return place[1] if place else None
         try:
@@ -233,7 +233,7 @@ def _leads_up(folder: str, name: str) -> bool:
 
 
 def _opened(path: Path, name: str, places: Places) -> IO[bytes]:
-    if path.is_dir():
+    if not places:
         if not stat.S_ISREG((path / name).stat().st_mode):  # to open a pipe would wait for ever
             raise OSError("it is a pipe, a socket or a device, no file")
         return (path / name).open("rb")
