@@ -25,6 +25,7 @@ from donna_ray.data.held_out import (
 from donna_ray.data.loading import (
     check_data,
     class_count,
+    fingerprints_of,
     image_format,
     load_data,
     load_test,
@@ -39,6 +40,7 @@ __all__ = [
     "check_copies",
     "check_data",
     "class_count",
+    "fingerprints_of",
     "image_format",
     "inputs_without_test",
     "is_at_hand",

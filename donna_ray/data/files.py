@@ -18,7 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from donna_ray.data.names import counts, image_suffixes, letters, natural_key, suffix
+from donna_ray.data.names import (
+    counts,
+    image_suffixes,
+    letters,
+    may_be_a_class,
+    natural_key,
+    suffix,
+)
 from donna_ray.data.tars import Places, members
 from donna_ray.errors import ConfigError
 
@@ -45,7 +52,7 @@ class ImageFiles:
         labels: indices into the classes; -1 where the images have none.
         classes: their names.
         unread: why a file beside them is no image, by its name.
-        places: where they are, in a tar.
+        places: where they are, in a tar; empty of a folder.
         inodes: numbers that are equal where two names are one file; others may be, too. 0 is none.
     """
 
@@ -82,13 +89,13 @@ class ImageFiles:
             OSError: it is not there.
         """
         name = self.names[index]
-        status = (self.path / name if self.path.is_dir() else self.path).stat()
+        status = (self.path if self.places else self.path / name).stat()
         return f"{status.st_size} {status.st_mtime_ns} {self.places.get(name)}"
 
     def size(self, index: int) -> int | None:
         """Bytes of an image's file; None where it is not there."""
         name = self.names[index]
-        if not self.path.is_dir():
+        if self.places:
             place = self.places[name]
             return place[1] if place else None
         try:
@@ -132,10 +139,12 @@ def class_folders(path: Path) -> list[str]:
         ConfigError: a link in it leads to nothing, and may be a class.
     """
     inside = [each for each in path.iterdir() if counts(each.name)]
-    if lost := sorted(each.name for each in inside if each.is_symlink() and not each.exists()):
+    dead = [each.name for each in inside if each.is_symlink() and not each.exists()]
+    if lost := sorted(filter(may_be_a_class, dead)):
+        it = "them" if len(lost) > 1 else "it"
         raise ConfigError(
-            f"Every link beside the folders of the classes must lead to something, but in {path} "
-            f"{_some(lost)} do not. Mount the disk that they lead to, or remove them."
+            f"Every link that may be a class must lead to a folder, but in {path} {_some(lost)} "
+            f"{'lead' if len(lost) > 1 else 'leads'} to nothing. Mount the disk, or remove {it}."
         )
     return sorted(each.name for each in inside if each.is_dir())
 
@@ -224,7 +233,7 @@ def _leads_up(folder: str, name: str) -> bool:
 
 
 def _opened(path: Path, name: str, places: Places) -> IO[bytes]:
-    if path.is_dir():
+    if not places:
         if not stat.S_ISREG((path / name).stat().st_mode):  # to open a pipe would wait for ever
             raise OSError("it is a pipe, a socket or a device, no file")
         return (path / name).open("rb")

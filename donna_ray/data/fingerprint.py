@@ -1,7 +1,7 @@
 """What tells later, and on another machine, whether the images of a split are still the same."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,17 +24,26 @@ def fingerprint(source: Source) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"images": len(source)}
     if isinstance(source.dataset, ImageFiles):
-        text = "\n".join(_lines(source.dataset))
-        found["digest"] = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
+        found["digest"] = _digest(_lines(source.dataset))
     return found
 
 
-def _lines(files: ImageFiles) -> list[str]:
+def _digest(lines: Iterator[str]) -> str:
+    """Of a text of these lines, which is never whole in memory: there may be millions."""
+    found, between = hashlib.sha256(), b""
+    for line in lines:
+        found.update(between + line.encode(errors="surrogateescape"))
+        between = b"\n"
+    return found.hexdigest()[:32]
+
+
+def _lines(files: ImageFiles) -> Iterator[str]:
     """Names and labels, and sizes, in an order that is the same however a system writes accents."""
-    named = sorted(zip(map(letters, files.names), files.labels, range(len(files)), strict=True))
-    some = np.linspace(0, len(named) - 1, min(_SIZED, len(named))).astype(int).tolist()
-    sizes = [f"{number}\0{files.size(named[number][2])}" for number in some]
-    return [f"{name}\0{label}" for name, label, _ in named] + sizes
+    order = sorted(range(len(files)), key=lambda index: letters(files.names[index]))
+    for index in order:
+        yield f"{letters(files.names[index])}\0{files.labels[index]}"
+    for number in np.linspace(0, len(order) - 1, min(_SIZED, len(order))).astype(int).tolist():
+        yield f"{number}\0{files.size(order[number])}"
 
 
 def changed_split(

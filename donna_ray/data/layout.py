@@ -12,6 +12,7 @@ __all__ = ["check_folder_layout", "check_layout"]
 _IMAGES = {"image", "img", "jpegimage"}
 _TARGETS = {"mask", "label", "annotation", "segmentation", "segmentationclas"}  # no plural s
 _SPLITS = {"train", "training", "validation", "val", "valid", "eval", "evaluation", "test"}
+_MANY, _NEARLY_ALL = 5, 0.9  # classes, and of what a folder and those beside it have
 _RULE = "Every folder of the training images must hold images of one class"
 
 
@@ -61,12 +62,17 @@ def _check_no_masks(source: str, names: Sequence[str]) -> None:
 
 
 def _check_no_splits(path: Path, names: Sequence[str], inner: Mapping[str, Set[str]]) -> None:
-    """A folder is one if folders in it have names of classes, or those in another split's."""
+    """A folder is one if folders in it have names of classes, or those in another split's.
+
+    One that is not named so is a copy if it has nearly all of many: a class may have kinds in it
+    that are classes, too (`red`, `blue`, `cars/red`, `cars/blue`).
+    """
     for name, own in inner.items():
         others = set(names) - {name}
         classes = own & others
         splits = [other for other in others if _is_split(other) and own and inner.get(other) == own]
-        if len(classes) > 1 or (_is_split(name) and (classes or splits)):
+        copy = len(classes) >= max(_MANY, _NEARLY_ALL * len(others | own))
+        if copy or (_is_split(name) and (classes or splits)):
             some = ", ".join(f"{name}/{each}" for each in sorted(classes or own)[:3])
             raise ConfigError(
                 f"{_RULE}, but in {path} {name}/ has the folders of classes itself ({some}), as a "

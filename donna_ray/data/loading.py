@@ -49,6 +49,7 @@ from donna_ray.errors import ConfigError
 __all__ = [
     "check_data",
     "class_count",
+    "fingerprints_of",
     "image_format",
     "load_data",
     "load_test",
@@ -145,9 +146,6 @@ def load_data(config: DataConfig, preprocessing: dict[str, Any]) -> ImageData:
     for source in others:
         distilled = [split(source, each, "unlabelled", None) for each in (augmented, plain)]
     names, seen = class_names(train), validation.labels()
-    opened = {"train_split": train, "validation_split": validation}
-    if others:
-        opened["unlabelled"] = others[0]
     return ImageData(
         train=own[0],
         calibration=own[1],
@@ -158,8 +156,27 @@ def load_data(config: DataConfig, preprocessing: dict[str, Any]) -> ImageData:
         class_names=names,
         unvalidated=[name for label, name in enumerate(names) if seen and label not in seen],
         tested=len(split(labelled.test, plain, "test_split", classes)),
-        fingerprints={key: fingerprint(each) for key, each in opened.items()},
+        fingerprints=_fingerprints(labelled, others),
     )
+
+
+def fingerprints_of(config: DataConfig) -> dict[str, Any]:
+    """Those of ``load_data``, for which the images are only listed.
+
+    Raises:
+        ConfigError: they cannot be opened, or are refused.
+    """
+    if kind_of(config.source) == "digits":
+        return {}
+    labelled = _open_labelled(config)
+    return _fingerprints(labelled, _open_unlabelled(config, labelled))
+
+
+def _fingerprints(labelled: "_Labelled", others: Sequence[Source]) -> dict[str, Any]:
+    opened = {"train_split": labelled.train, "validation_split": labelled.validation}
+    if others:
+        opened["unlabelled"] = others[0]
+    return {key: fingerprint(each) for key, each in opened.items()}
 
 
 def load_test(config: DataConfig, preprocessing: dict[str, Any]) -> Split:

@@ -7,9 +7,11 @@ from functools import cache
 
 from PIL import Image
 
-__all__ = ["counts", "image_suffixes", "letters", "natural_key", "suffix"]
+__all__ = ["counts", "image_suffixes", "letters", "may_be_a_class", "natural_key", "suffix"]
 
 _LITTER = {"__macosx", "@eadir", "thumbs.db", "desktop.ini"}
+_NOTES = {"readme", "license", "licence", "copying", "notice", "authors", "changelog"}
+_SUFFIX = re.compile(r"\.[a-z]\w*", re.IGNORECASE)
 
 
 def letters(name: str) -> str:
@@ -20,6 +22,11 @@ def letters(name: str) -> str:
 def counts(name: str) -> bool:
     """Whether a file or folder is neither hidden nor one that a system made for itself."""
     return not name.startswith(".") and name.lower() not in _LITTER
+
+
+def may_be_a_class(name: str) -> bool:
+    """Whether what is not there to be looked at, as of a link that leads to nothing, may be one."""
+    return counts(name) and name.lower() not in _NOTES and not _SUFFIX.fullmatch(suffix(name))
 
 
 def natural_key(name: str) -> list[int | str]:

@@ -128,11 +128,12 @@ class Source:
         return self.dataset.folder_sizes() if is_files else Counter()
 
     def split_sizes(self) -> dict[str, int]:
-        """Images of each whole split by its name, where Hugging Face or TFDS tell."""
+        """Images of each whole split by its name, of those that Hugging Face or TFDS tell."""
         reader = getattr(self.dataset, "reader", None)
         owner = getattr(reader, "builder", None) or getattr(reader, "dataset", None)
         splits = getattr(getattr(owner, "info", None), "splits", None) or {}
-        return {name: each.num_examples or 0 for name, each in splits.items()}
+        counts = {name: each.num_examples for name, each in splits.items()}
+        return {name: count for name, count in counts.items() if count}  # 0 where not counted
 
     def real_places(self) -> Set[str]:
         """The folders or shards that it is read from, whatever links lead there, where known."""

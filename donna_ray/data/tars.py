@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from donna_ray.data.names import counts, image_suffixes, suffix
+from donna_ray.data.names import counts, may_be_a_class, suffix
 from donna_ray.errors import ConfigError
 
 __all__ = ["Place", "Places", "members"]
@@ -90,7 +90,8 @@ def _target(members: Mapping[str, tarfile.TarInfo], name: str) -> tarfile.TarInf
 
 def _check_link(tar: tarfile.TarFile, name: str, target: str) -> None:
     """Refuse a link that leads to no file and may be a class; of an image, it is unreadable."""
-    if all(map(counts, name.split("/"))) and suffix(name) not in image_suffixes():
+    *folders, last = name.split("/")
+    if all(map(counts, folders)) and may_be_a_class(last):
         raise ConfigError(
             f"Every link in a tar must lead to a file in it, but {tar.name!r} has {name}, "
             f"which leads to {target}. Pack what it leads to (tar --dereference), or remove it."

@@ -2,6 +2,7 @@
 
 import hashlib
 import socket
+from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ import safetensors.torch
 from torch import Tensor
 
 from donna_ray.config import RunConfig
-from donna_ray.data import ImageData, load_data
+from donna_ray.data import ImageData, fingerprints_of, is_at_hand, load_data
 from donna_ray.data.fingerprint import changed_split
 from donna_ray.data.names import letters
-from donna_ray.errors import DonnaError
+from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.reference.build import build_reference, outline
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.run.mirror import OBJECTS
@@ -22,9 +23,11 @@ from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.files import Storage
 from donna_ray.training.channels import channels_last
 
-__all__ = ["VARIANCE", "WEIGHTS", "data_of", "load_reference", "space_of"]
+__all__ = ["VARIANCE", "WEIGHTS", "change_of_images", "data_of", "load_reference", "space_of"]
 
 WEIGHTS = "weights.safetensors"
+Fingerprints = Mapping[str, Mapping[str, Any]]
+
 VARIANCE = "variance.safetensors"
 
 
@@ -53,16 +56,34 @@ def data_of(config: RunConfig, artifact: Artifact) -> ImageData:
     """
     data = load_data(config.data, artifact.result["preprocessing"])
     _check_classes(config, artifact, data)
-    changed = changed_split(artifact.result.get("fingerprints", {}), data.fingerprints)
-    if changed is not None:
-        key, how = changed
-        raise DonnaError(
-            f"The images must be those that the reference was made with, but data.{key} of "
-            f"{config.data.source} {how} (seen on {socket.gethostname()}). Put them back, give "
-            "another run folder (`--out`), or make the run again from the start (`donna run "
-            "--fresh`)."
-        )
+    if told := _change(config, artifact, data.fingerprints):
+        raise DonnaError(told)
     return data
+
+
+def change_of_images(config: RunConfig, artifact: Artifact) -> str | None:
+    """What ``data_of`` would say of images in files that have changed, without loading any.
+
+    None also where they are not here, or cannot be opened: who needs them will tell.
+    """
+    if "fingerprints" not in artifact.result or not is_at_hand(config.data):
+        return None
+    try:
+        return _change(config, artifact, fingerprints_of(config.data))
+    except (ConfigError, OSError):
+        return None
+
+
+def _change(config: RunConfig, artifact: Artifact, now: Fingerprints) -> str | None:
+    changed = changed_split(artifact.result.get("fingerprints", {}), now)
+    if changed is None:
+        return None
+    key, how = changed
+    return (
+        f"The images must be those that the reference was made with, but data.{key} of "
+        f"{config.data.source} {how} (seen on {socket.gethostname()}). Put them back, give another "
+        "run folder (`--out`), or make the run again from the start (`donna run --fresh`)."
+    )
 
 
 def _check_classes(config: RunConfig, artifact: Artifact, data: ImageData) -> None:

@@ -19,13 +19,12 @@ from donna_ray.data import (
     ImageData,
     Split,
     inputs_without_test,
-    is_at_hand,
     load_data,
     origin_of_validation,
     words_of_test,
 )
 from donna_ray.reference.build import build_reference
-from donna_ray.reference.load import VARIANCE, WEIGHTS, data_of
+from donna_ray.reference.load import VARIANCE, WEIGHTS, change_of_images
 from donna_ray.reference.network import StagedNetwork, own_weights
 from donna_ray.reference.preparation import preparation_beside
 from donna_ray.reference.work import (
@@ -66,8 +65,9 @@ def reference_step(run: Run) -> Artifact:
     beside = preparation_beside(run.config.reference)
     inputs = reference_inputs(run.config, checkpoint, beside)
     artifact = run.step("reference", inputs, lambda folder: _compute(run, folder))
-    if artifact.reused and "fingerprints" in artifact.result and is_at_hand(run.config.data):
-        data_of(run.config, artifact)  # which tells if they have changed
+    asked = artifact.reused and run.only == "reference"  # later steps check what they read
+    if asked and (changed := change_of_images(run.config, artifact)):
+        run.warn(changed)
     return artifact
 
 

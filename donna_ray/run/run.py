@@ -200,9 +200,12 @@ class Run:
     def doubt(self, artifact: Artifact) -> None:
         """Say what makes an artifact doubtful, also where a command is to be quiet."""
         for each in artifact.result.get("doubts", []):
-            text = Text(f"warning: {each}", "bold yellow")
-            loud = Console(stderr=True, highlight=False) if self.console.quiet else self.console
-            loud.print(text, soft_wrap=True)
+            self.warn(each)
+
+    def warn(self, text: str) -> None:
+        """Say it, also where a command is to be quiet."""
+        loud = Console(stderr=True, highlight=False) if self.console.quiet else self.console
+        loud.print(Text(f"warning: {text}", "bold yellow"), soft_wrap=True)
 
     def write_config(self) -> None:
         """Make this configuration the one that the run folder stands for (`config.yaml`).

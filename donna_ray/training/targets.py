@@ -13,6 +13,7 @@ from donna_ray.training.engine import Engine
 __all__ = ["check_labels"]
 
 _IGNORED = -100  # by torch's cross entropy, in masks
+_OR = ", or give `{}`"
 _SOME = 4  # images
 _WHOLE = 1e-3  # how near to 1 the sum of probabilities is
 
@@ -61,26 +62,30 @@ def _check(network: nn.Module, split: Split, name: str, setting: str) -> Tensor:
     for what, remedy in _faults(targets, shape, classes):
         raise ConfigError(
             f"Targets of {name} must be labels: torch.int64 of shape {shape}, 0 to {classes - 1}, "
-            f"since no {setting} is given, but they are {what}. {remedy}, or give `{setting}`."
+            f"since no {setting} is given, but they are {what}. {remedy.format(setting)}."
         )
     return output
 
 
 def _faults(targets: object, shape: tuple[int, ...], classes: int) -> Iterator[tuple[str, str]]:
-    """What is wrong with targets, and the remedy."""
+    """What is wrong with targets, and the remedy, where {} is the setting to give instead."""
     if not isinstance(targets, Tensor):
-        yield f"a {type(targets).__name__}", "Make a tensor of them in the dataset"
+        yield f"a {type(targets).__name__}", "Make a tensor of them in the dataset" + _OR
         return
     given = tuple(targets.shape)
     if given == (shape[0], classes, *shape[1:]) and given != shape:
-        yield f"{targets.dtype} of shape {given}", "Give `targets.argmax(1)`, if they are one-hot"
+        remedy = "Give `{}` if they are soft (MixUp), `targets.argmax(1)` if they are one-hot"
+        yield f"{targets.dtype} of shape {given}", remedy
     elif given == (shape[0], 1, *shape[1:]):
-        yield f"of shape {given}", "Give `targets.squeeze(1)`"
+        yield f"of shape {given}", "Give `targets.squeeze(1)`" + _OR
     elif given != shape:
-        yield f"of shape {given}", "Give one for each output"
+        yield f"of shape {given}", "Give one for each output" + _OR
     elif targets.dtype != torch.int64:
-        yield f"{targets.dtype}", "Give `targets.long()`"
+        yield f"{targets.dtype}", "Give `targets.long()`" + _OR
     known = targets[targets != _IGNORED] if len(shape) > 1 else targets
     if len(known) and not 0 <= int(known.min()) <= int(known.max()) < classes:
         what = f"{int(known.min())} to {int(known.max())}"
-        yield what, "Number the classes from 0, and see that the model has all of them"
+        remedy = "Number the classes from 0, and see that the model has all of them"
+        if int(known.min()) == _IGNORED:  # the accuracy takes it for a class that is never right
+            remedy = f"Leave out the images of {_IGNORED}, which an accuracy does not ignore"
+        yield what, remedy + _OR

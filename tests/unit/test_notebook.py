@@ -247,7 +247,14 @@ def study_of(model: nn.Module, train: Any = None, validation: Any = None, **how:
     [
         (LABELS.float(), r"torch.float32\. Give `targets.long\(\)`"),
         (LABELS.int(), r"torch.int32\. Give `targets.long\(\)`"),
-        (nn.functional.one_hot(LABELS).float(), r"of shape \(8, 8\)\. Give `targets.argmax\(1\)`"),
+        (
+            nn.functional.one_hot(LABELS).float(),
+            r"of shape \(8, 8\)\. Give `(loss|score)` if they are soft.*`targets.argmax\(1\)`",
+        ),
+        (
+            LABELS.masked_fill(LABELS == 2, -100),
+            r"-100 to 7\. Leave out the images of -100.*or give `(loss|score)`\.",
+        ),
         (LABELS[:, None], r"of shape \(8, 1\)\. Give `targets.squeeze\(1\)`"),
         (LABELS + 1, "1 to 8. Number the classes from 0"),
         (LABELS - 1, "-1 to 6. Number the classes from 0"),

@@ -33,7 +33,10 @@ def write(root: Path, train: Files) -> DataConfig:
         (under("train", split()), ["train/ has", "train/a, train/b"]),
         (under("Valid", split("a")), ["Valid/ has", "Valid/a"]),
         (under("val", split()) | under("test", split()), ["has the folders of classes itself"]),
-        (under("backup", split()), ["backup/ has", "backup/a, backup/b"]),
+        (
+            under("backup", split("a b c d e")) | split("c d e"),
+            ["backup/ has", "backup/a, backup/b"],
+        ),
     ],
 )
 def test_a_split_is_no_class(more: Files, words: list[str], tmp_path: Path) -> None:
@@ -64,9 +67,11 @@ def test_a_whole_data_set_is_no_split(tmp_path: Path) -> None:
         under("test", split("monday tuesday")),
         under("test", split("monday")) | under("val", split("friday")),
         under("c", split("a")),
+        under("cars", split("a b")),
+        under("cars", split("a b c")) | split("c d e f"),
     ],
 )
-def test_classes_may_have_the_names_of_splits(more: Files, tmp_path: Path) -> None:
+def test_what_may_be_a_class_is_one(more: Files, tmp_path: Path) -> None:
     load(write(tmp_path, more))
 
 

@@ -107,4 +107,25 @@ def test_a_class_whose_link_leads_to_nothing_is_named(part: str, tmp_path: Path)
     config = write_plain(tmp_path)
     for name in ("gone", "self", ".hidden"):
         (tmp_path / part / name).symlink_to("self" if name == "self" else "/mnt/none")
-    refuse(config, "'gone', 'self' do not", str(tmp_path / part), "Mount")
+    refuse(config, "'gone', 'self' lead to nothing", str(tmp_path / part), "Mount", "remove them")
+    (tmp_path / part / "self").unlink()
+    refuse(config, "'gone' leads to nothing", "remove it.")
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "LICENSE", "v1.csv.gz", ".hidden"])
+def test_a_dead_link_that_is_no_class_is_passed_over(name: str, tmp_path: Path) -> None:
+    config = write_plain(tmp_path / "folder")
+    (tmp_path / "folder/train" / name).symlink_to("/nowhere")
+    (tmp_path / "tar").mkdir()
+    for each in (config, write_linked(tmp_path / "tar", link(name, "/nowhere"))):
+        assert labels_of(load(each).train) == [0] * 60 + [1] * 60
+
+
+@pytest.mark.parametrize(("name", "word"), [("c", "lead"), ("v1.0", "lead"), ("x.png", "none")])
+def test_a_dead_link_that_may_be_one_is_not(name: str, word: str, tmp_path: Path) -> None:
+    """Nor an image in no class."""
+    config = write_plain(tmp_path / "folder")
+    (tmp_path / "folder/train" / name).symlink_to("/nowhere")
+    (tmp_path / "tar").mkdir()
+    for each in (config, write_linked(tmp_path / "tar", link(name, "/nowhere"))):
+        refuse(each, name, word)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from donna_ray.config import DataConfig
 from donna_ray.data import check_data, load_data
 from donna_ray.data.ranges import shared_base
+from donna_ray.data.sources import Source
 from donna_ray.errors import ConfigError
 from tests.unit.data.image_files import PREPROCESSING, write_split
 
@@ -53,9 +56,38 @@ def test_ranges_that_do_not(one: str, other: str) -> None:
         assert shared_base(*pair, {"train": 1000}) is None
 
 
-def test_without_sizes_percentages_are_compared_all_the_same() -> None:
-    assert shared_base("train[:80%]", "train[50%:]", {}) == "train"
-    assert shared_base("train[:80%]", "train[80%:]", {"train": 0}) is None
+@pytest.mark.parametrize("sizes", [{}, {"train": 0}, {"other": 10}])
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ("train[:80%]", "train[50%:]", True),
+        ("train[:-10%]", "train[85%:]", True),
+        ("train[:40000]", "train[39999:]", True),
+        ("train[0:50%]", "train[0:10]", False),
+        ("train", "train[-1:]", True),
+        ("train", "train[40000:]", True),
+        ("train[:]", "train[0:50%]", True),
+        ("train[:80%]", "train[80%:]", False),
+        ("train[:100]", "train[100:]", False),
+        ("train[:80%]", "train[40000:]", False),
+        ("train[:-100]", "train[50000:]", False),
+        ("train[:-100]", "train[-100:]", False),
+        ("train[10%:500]", "train[:20%]", False),
+    ],
+)
+def test_without_sizes_only_what_is_sure_is_refused(
+    one: str, other: str, shared: bool, sizes: Mapping[str, int]
+) -> None:
+    for pair in ((one, other), (other, one)):
+        assert (shared_base(*pair, sizes) == "train") is shared
+
+
+def test_a_size_that_is_not_told_is_unknown() -> None:
+    counts = {"train": 5, "empty": 0, "unknown": None}
+    splits = {name: SimpleNamespace(num_examples=count) for name, count in counts.items()}
+    builder = SimpleNamespace(info=SimpleNamespace(splits=splits))
+    source = Source(SimpleNamespace(reader=SimpleNamespace(builder=builder)))
+    assert source.split_sizes() == {"train": 5}
 
 
 @pytest.fixture(scope="module")

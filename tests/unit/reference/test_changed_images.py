@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from rich.console import Console
 
 from donna_ray.config import RunConfig
 from donna_ray.data import load_data
 from donna_ray.errors import DonnaError
+from donna_ray.library.step import library_step
 from donna_ray.reference.load import data_of
 from donna_ray.reference.step import reference_step
 from donna_ray.run.run import Run
@@ -81,22 +86,43 @@ def test_images_that_changed_since_are_refused(
     data_of(config, replace(finished, result=old))  # of an earlier version
 
 
-def test_a_finished_reference_is_not_reused_for_other_images(tmp_path: Path) -> None:
-    config, _ = made(tmp_path)
-    with Run(config, tmp_path / "run") as run:
+def reused(config: RunConfig, root: Path, only: str | None = None) -> str:
+    """What a run says that has a finished reference."""
+    said = io.StringIO()
+    with Run(config, root / "run", only=only) as run:
+        run.console = Console(file=said, width=1000)
         assert reference_step(run).reused
+    return said.getvalue()
+
+
+def test_a_step_that_reads_other_images_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its workers alone: to list a million images takes long, and not every step reads them."""
+    config, reference = made(tmp_path)
     add(tmp_path / "images")
-    with Run(config, tmp_path / "run") as run, pytest.raises(DonnaError, match="has 3 images"):
-        reference_step(run)
+    told = "has 3 images where it had 2.*--out.*--fresh"
+    assert re.search(f"warning: .*{told}", reused(config, tmp_path, only="reference"))
+    with Run(config, tmp_path / "run") as run, pytest.raises(DonnaError, match=told):
+        library_step(run, reference)
+    opened = Mock()
+    monkeypatch.setattr("donna_ray.data.loading._open_labelled", opened)
+    assert "has 3 images" not in reused(config, tmp_path)
+    assert not opened.called
 
 
-@pytest.mark.parametrize("gone", ["images", "images/train", "images/validation"])
-def test_a_finished_reference_is_reused_without_its_images(gone: str, tmp_path: Path) -> None:
-    """What a finished run made can be read where they are gone."""
-    config, _ = made(tmp_path)
-    shutil.rmtree(tmp_path / gone)
-    with Run(config, tmp_path / "run") as run:
-        assert reference_step(run).reused
+def test_a_finished_reference_is_reused_without_its_images(tmp_path: Path) -> None:
+    """What a finished run made can be read where they are gone, or refused by now."""
+    config, images = made(tmp_path)[0], tmp_path / "images"
+    for change in (
+        lambda: (images / "train/c").mkdir(),
+        lambda: shutil.rmtree(images / "train"),
+        lambda: (images / "train").mkdir(),  # where nothing is mounted
+        lambda: shutil.rmtree(images),
+    ):
+        change()
+        for only in (None, "reference"):
+            assert "The images must be" not in reused(config, tmp_path, only)
 
 
 def test_a_copy_of_the_images_is_the_same(finished: Artifact, tmp_path: Path) -> None:
