@@ -64,7 +64,9 @@ WAITS = "hash: stops once what it waits for ends; the same signal again stops it
 def test_call_that_never_ends_is_ended_after_seconds() -> None:
     with running("-c", HASHING) as process:
         assert process.stdout is not None
-        child, began = int(process.stdout.readline()), time.monotonic()
+        child = int(process.stdout.readline())
+        wait_for_work(process.pid)
+        began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
@@ -80,6 +82,7 @@ def test_second_signal_ends_a_call_at_once() -> None:
     with running("-c", HASHING) as process:
         assert process.stdout is not None
         process.stdout.readline()
+        wait_for_work(process.pid)
         began = time.monotonic()
         for pause in (0.0, 0.1, 2.5):  # the second is the same wish
             time.sleep(pause)
@@ -94,6 +97,7 @@ def test_call_that_ends_in_time_is_waited_for() -> None:
     with running("-c", HASHING.replace("2**31 - 1", "5_000_000")) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
+        wait_for_work(process.pid)
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=60)
     assert (process.returncode, "hash: stopped. Nothing is half done" in said) == (143, True)
@@ -136,6 +140,13 @@ def test_model_that_never_ends_can_be_stopped(tmp_path: Path) -> None:
 
 
 FARM = "devices:\n- {name: c, connector: onnxruntime}\n"
+
+
+def wait_for_work(process: int) -> None:
+    """Until it is within the call that computes."""
+    enough = cpu_seconds(process) + 0.3
+    while cpu_seconds(process) < enough:
+        time.sleep(0.02)
 
 
 def cpu_seconds(process: int) -> float:
