@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from reproduce_page import machine, render, summary_of, table_of
+from reproduce_rivals import reference_facts
 from reproduce_rows import ROWS
 from reproduce_run import SCALES, Reproduction, config_of
 from rich.console import Console
@@ -48,12 +49,11 @@ def main() -> None:
     folder = options.out.resolve()
     settings = config_of(scale, options.data, folder, options.seed, options.workers)
     world = Reproduction(folder, settings, scale)
-    reference = world.results.reference
     rows = {name: _row(world, name) for name in options.rows}
     results = {
         "machine": machine(),
         "scale": {"name": options.scale, **asdict(scale), "seed": options.seed},
-        "reference": reference.model_dump(exclude={"class_names"}),
+        "reference": reference_facts(world.results),
         "rows": rows,
     }
     if options.json:

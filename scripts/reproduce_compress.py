@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reproduce_rivals import Bench, Trained, finetuned, told
+from reproduce_rivals import Bench, Trained, finetuned, reference_facts, told
 from timm.layers import BatchNormAct2d
 from torch import nn
 
@@ -115,7 +115,7 @@ def compared(
     with contextlib.closing(Rounds({"threads": 1})) as rounds:
         latency = rounds.in_turn(models)
     return {
-        "reference": results.reference.model_dump(),
+        "reference": reference_facts(results),
         "reference_ms": latency["reference"],
         "compress": [told(each, latency) for each in own],
         "rivals": [told(each, latency) for each in rivals],

@@ -29,7 +29,7 @@ import torch
 from bench_predictor_config import image_folder
 from reproduce_compress import LIMITS, compared
 from reproduce_page import machine, summary_of, table_of
-from reproduce_rivals import Bench
+from reproduce_rivals import Bench, reference_facts
 from reproduce_run import data_of, run_donna
 from rich.console import Console
 from timm.data import ImageNetInfo
@@ -85,7 +85,7 @@ def main() -> None:
     found = {
         "machine": machine(),
         "scale": {"name": options.scale, **asdict(scale), "seed": options.seed},
-        "reference": results.reference.model_dump(exclude={"class_names"}),
+        "reference": reference_facts(results),
         "rows": {"compress": compared(bench, config, results, folder / "compress", LIMITS)},
     }
     if options.json:

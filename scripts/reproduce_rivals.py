@@ -31,7 +31,7 @@ from donna_ray.training.engine import Engine
 from donna_ray.training.loop import accuracy, right_answers, seeded
 from donna_ray.training.trainer import Trainer
 
-__all__ = ["STYLES", "Bench", "Trained", "finetuned", "scaled_networks", "told"]
+__all__ = ["STYLES", "Bench", "Trained", "finetuned", "reference_facts", "scaled_networks", "told"]
 
 Result = TypeVar("Result")
 
@@ -113,6 +113,12 @@ def finetuned(results: Results, folder: Path, scenario: int = 0) -> list[Trained
         for point in results.scenarios[scenario].front
         if point.onnx is not None
     ]
+
+
+def reference_facts(results: Results) -> dict[str, Any]:
+    """What results.json of a reproduction says of the reference; of its weights the file's name."""
+    facts = results.reference.model_dump(exclude={"class_names"})
+    return facts | {"weights": Path(str(facts["weights"])).name}
 
 
 def told(network: Trained, latency: dict[str, float]) -> dict[str, Any]:
