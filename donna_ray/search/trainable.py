@@ -8,6 +8,7 @@ that took seconds of a core beside the device that is timed. So another process 
 import json
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -63,12 +64,15 @@ class EvaluatorHost:
 
     Attributes:
         pickled: the evaluators by the search's name; so who has a handle need not load them.
+        place: of a file of the process that starts this, which has them instead.
     """
 
     pickled = b""
+    place: str | None = None
 
     def __init__(self) -> None:
-        self._evaluators: Mapping[str, Evaluator] = cloudpickle.loads(self.pickled)
+        pickled = self.pickled if self.place is None else Path(self.place).read_bytes()
+        self._evaluators: Mapping[str, Evaluator] = cloudpickle.loads(pickled)
 
     def evaluate(self, search: str, candidates: list[tuple[int, ...]]) -> dict[str, str]:
         """`results`, the outcomes as JSON; or, for other searches go on, `raised`: why not."""

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ __all__ = [
 # A trial mostly waits for the device, which may have taken every CPU: it must start all the same.
 _TRIAL_RESOURCES: dict[str, float] = {"memory": 256 * 2**20}
 _HOST_MEMORY = 2**30
+_PROCESSES = Path("/proc")
+_INLINE = 8 * 2**20  # bytes in a class; Ray warns of 10 MB, and refuses 100
 _HOST_CALLS = 32  # batches that are evaluated at once, most of which wait for a device
 _TRIALS = 2  # of a search: while one batch is measured the next is lowered
 _DEVICES_S = 10.0  # after which devices are counted again
@@ -206,8 +209,14 @@ def trainable_of(evaluators: Evaluator | Mapping[str, Evaluator]) -> Any:
     """
     named = evaluators if isinstance(evaluators, Mapping) else {"": evaluators}
     # In classes, not arguments: what this process has in Ray's store ends it with its node.
-    pickled = cloudpickle.dumps(named)
-    holding = type(f"Holding{EvaluatorHost.__name__}", (EvaluatorHost,), {"pickled": pickled})
+    pickled, file = cloudpickle.dumps(named), None
+    held: dict[str, Any] = {"pickled": pickled}
+    if len(pickled) > _INLINE and _PROCESSES.is_dir():
+        file = os.fdopen(os.memfd_create("evaluators"), "wb")  # it ends with this process
+        file.write(pickled)
+        file.flush()
+        held = {"place": str(_PROCESSES / str(os.getpid()) / "fd" / str(file.fileno()))}
+    holding = type(f"Holding{EvaluatorHost.__name__}", (EvaluatorHost,), held)
     started: Any = ray.remote(holding).options(
         num_cpus=0,
         memory=_HOST_MEMORY,
@@ -217,6 +226,8 @@ def trainable_of(evaluators: Evaluator | Mapping[str, Evaluator]) -> Any:
         max_task_retries=1,
     )
     bound = type(f"Bound{EvaluateBatch.__name__}", (EvaluateBatch,), {"host": started.remote()})
+    if file is not None:
+        weakref.finalize(bound, file.close)
     return tune.with_resources(
         bound,
         tune.PlacementGroupFactory([_TRIAL_RESOURCES], bundle_label_selector=[_this_node()]),

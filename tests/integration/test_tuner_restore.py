@@ -44,8 +44,8 @@ class Worker:
 class Loaded:
     """Tells which process it is loaded in; the first of them ends at its second batch."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._worker = folder, Worker()
+    def __init__(self, folder: Path, size: int) -> None:
+        self._folder, self._worker, self._weights = folder, Worker(), bytes(size)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
@@ -103,12 +103,13 @@ def test_batches_that_raise_stop_their_search_alone_and_spoil_nothing(
     assert not any(sum(each) % 2 for each in ledger.measured)
 
 
+@pytest.mark.parametrize("size", [0, 120_000_000])  # Ray takes no class of more than 100 MB
 def test_one_process_has_the_evaluators_and_is_started_again_where_it_is_lost(
-    one_ray: None, tmp_path: Path
+    one_ray: None, tmp_path: Path, size: int
 ) -> None:
     (tmp_path / "loaded").mkdir()
     searcher = BatchSearcher(setup_on(tmp_path / "journal"))
-    evaluate_with_tune({"": searcher}, {"": Loaded(tmp_path / "loaded")}, tmp_path / "tune")
+    evaluate_with_tune({"": searcher}, {"": Loaded(tmp_path / "loaded", size)}, tmp_path / "tune")
     ledger = searcher.search.ledger
     assert len(ledger.measured) + len(ledger.failed) == 18
     assert searcher.search.broken is None
