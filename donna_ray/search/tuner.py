@@ -209,13 +209,7 @@ def trainable_of(evaluators: Evaluator | Mapping[str, Evaluator]) -> Any:
     """
     named = evaluators if isinstance(evaluators, Mapping) else {"": evaluators}
     # In classes, not arguments: what this process has in Ray's store ends it with its node.
-    pickled, file = cloudpickle.dumps(named), None
-    held: dict[str, Any] = {"pickled": pickled}
-    if len(pickled) > _INLINE and _PROCESSES.is_dir():
-        file = os.fdopen(os.memfd_create("evaluators"), "wb")  # it ends with this process
-        file.write(pickled)
-        file.flush()
-        held = {"place": str(_PROCESSES / str(os.getpid()) / "fd" / str(file.fileno()))}
+    held, close = _handed_over(cloudpickle.dumps(named))
     holding = type(f"Holding{EvaluatorHost.__name__}", (EvaluatorHost,), held)
     started: Any = ray.remote(holding).options(
         num_cpus=0,
@@ -226,12 +220,22 @@ def trainable_of(evaluators: Evaluator | Mapping[str, Evaluator]) -> Any:
         max_task_retries=1,
     )
     bound = type(f"Bound{EvaluateBatch.__name__}", (EvaluateBatch,), {"host": started.remote()})
-    if file is not None:
-        weakref.finalize(bound, file.close)
+    weakref.finalize(bound, close)
     return tune.with_resources(
         bound,
         tune.PlacementGroupFactory([_TRIAL_RESOURCES], bundle_label_selector=[_this_node()]),
     )
+
+
+def _handed_over(pickled: bytes) -> tuple[dict[str, Any], Callable[[], object]]:
+    """Attributes of an ``EvaluatorHost``, and what is called once it has no more use for them."""
+    if len(pickled) <= _INLINE or not _PROCESSES.is_dir():
+        return {"pickled": pickled}, lambda: None
+    file = os.fdopen(os.memfd_create("evaluators"), "wb")  # it ends with this process
+    file.write(pickled)
+    file.flush()
+    place = _PROCESSES / str(os.getpid()) / "fd" / str(file.fileno())
+    return {"place": str(place)}, file.close
 
 
 def _this_node() -> dict[str, str]:
