@@ -11,7 +11,8 @@ by each rule, so the rules are compared on the same noise:
     protocol  `device_farm.timing.protocol`, with as many blocks as it asks for
 
 A figure is the coefficient of variation over the repeats, in percent; `blocks` and `ci` are what
-the protocol ran, and the interval in percent that it reported. Prints a table and one JSON line.
+the protocol ran, and the interval in percent that it reported; `longer` is by how much its latency
+is longer than on the quiet host, in percent, which neither tells. Prints a table and one JSON line.
 The floor is a host without other work and with a fixed clock: 0.
 """
 
@@ -125,28 +126,40 @@ def _report(
     recorded: dict[tuple[str, str], list[Recorded]], baseline: Sequence[list[float]], threads: int
 ) -> None:
     rules = _rules(baseline)
-    table = Table("host", "model", "ms", *(f"{name}, %" for name in rules), "blocks", "ci, %")
+    columns = (*(f"{name}, %" for name in rules), "blocks", "ci, %", "longer, %")
+    table = Table("host", "model", "ms", *columns)
+    quiet = {name: _median(rules["protocol"], recorded["quiet", name]) for _, name in recorded}
+    longer: dict[str, dict[str, float]] = defaultdict(dict)
     spread: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in rules}
     for (condition, model), repeats in recorded.items():
         figures = {name: [rule(each) for each in repeats] for name, rule in rules.items()}
         cv = {name: 100 * statistics.stdev(f) / statistics.mean(f) for name, f in figures.items()}
         for name, value in cv.items():
             spread[name][condition].append(value)
+        ms = 1e3 * statistics.median(figures["protocol"])
+        longer[condition][model] = round(100 * (ms / quiet[model] - 1), 1)
         asked = [_protocol_blocks(each, _typical(baseline)) for each in repeats]
         table.add_row(
             condition,
             model,
-            f"{1e3 * statistics.median(figures['protocol']):.3g}",
+            f"{ms:.3g}",
             *(f"{value:.1f}" for value in cv.values()),
             f"{statistics.median(count for count, _ in asked):.0f}",
             f"{statistics.median(ci for _, ci in asked):.1f}",
+            f"{longer[condition][model]:.1f}",
         )
     Console().print(table)
     means = {
         name: {condition: round(statistics.mean(cvs), 2) for condition, cvs in found.items()}
         for name, found in spread.items()
     }
-    print(json.dumps({"threads": threads, "mean_cv_percent": means}))
+    line = {"threads": threads, "mean_cv_percent": means, "longer_percent": longer}
+    print(json.dumps(line))
+
+
+def _median(rule: Callable[[Recorded], float], repeats: Sequence[Recorded]) -> float:
+    """In milliseconds."""
+    return 1e3 * statistics.median(map(rule, repeats))
 
 
 def _rules(baseline: Sequence[list[float]]) -> dict[str, Callable[[Recorded], float]]:

@@ -1,19 +1,23 @@
-"""What kind of CPU a host has, as far as a latency depends on it, and its energy (Linux)."""
+"""What kind of CPU a host has, as far as a latency depends on it, its energy, and what else it does
+(Linux)."""
 
 from __future__ import annotations
 
 import functools
+import os
 import platform
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from device_farm.timing.energy import Meter
 
-__all__ = ["cores_apart", "cpu_energy_meter", "cpu_hardware", "cpu_name"]
+__all__ = ["OtherWork", "cores_apart", "cpu_energy_meter", "cpu_hardware", "cpu_name"]
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CORES = Path("/sys/devices/system/cpu")
+_STAT = Path("/proc/stat")
 _POWERCAP = Path("/sys/class/powercap")
 _KIND = (
     *("vendor_id", "cpu family", "model", "stepping"),
@@ -67,6 +71,34 @@ def cores_apart(usable: Sequence[int], count: int) -> tuple[int, ...]:
         (seconds if physical in seen else firsts).append(core)
         seen.add(physical)
     return tuple(sorted((firsts + seconds)[:count]))
+
+
+class OtherWork:
+    """What other processes, and the hypervisor, take of this host's CPUs from now on."""
+
+    def __init__(self) -> None:
+        self._started, self._busy, self._own = self._now()
+
+    def percent(self) -> float | None:
+        """Of the time of all CPUs since then; None where the kernel does not tell."""
+        now, busy, own = self._now()
+        if busy is None or self._busy is None or now <= self._started:
+            return None
+        others = busy - self._busy - (own - self._own)
+        return 100 * max(others, 0.0) / ((now - self._started) * (os.cpu_count() or 1))
+
+    def _now(self) -> tuple[float, float | None, float]:
+        return time.monotonic(), _busy_seconds(), time.process_time()
+
+
+def _busy_seconds() -> float | None:
+    """Of all CPUs together, since the host was started; None where /proc does not tell."""
+    try:
+        fields = _STAT.read_text().partition("\n")[0].split()[1:9]
+        user, nice, system, _, _, irq, softirq, steal = map(int, fields)
+    except (OSError, ValueError):
+        return None
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def cpu_energy_meter() -> Meter | None:

@@ -18,7 +18,13 @@ import onnxruntime
 from pydantic import Field, model_validator
 
 from device_farm.connector import Connector
-from device_farm.connectors.cpu import cores_apart, cpu_energy_meter, cpu_hardware, cpu_name
+from device_farm.connectors.cpu import (
+    OtherWork,
+    cores_apart,
+    cpu_energy_meter,
+    cpu_hardware,
+    cpu_name,
+)
 from device_farm.connectors.onnx_session import (
     CPU,
     Array,
@@ -224,6 +230,7 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
         cores = self._cores()
         control = self._prepared_control() if settings.interleave else None
         handle.wall_s = handle.thread_s = 0.0
+        others = OtherWork()
         measurement = self._timed(
             self._runs(handle, settings.interleave),
             self._runs(control, settings.interleave) if control else None,
@@ -238,6 +245,7 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
             clock="thread" if self._by_cpu_clock(settings.interleave) else "wall",
             wall_over_thread_time=slowdown,
             oversubscribed=slowdown > _OVERSUBSCRIBED,
+            other_work_percent=others.percent(),
         )
         return self._with_costs(measurement, handle, cores)
 

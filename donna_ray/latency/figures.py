@@ -7,6 +7,7 @@ from donna_ray.errors import DonnaError
 __all__ = [
     "MEMORY_REMEDY",
     "Latency",
+    "disturbed_percent",
     "drift_percent",
     "memory_not_told",
     "peak_memory",
@@ -51,3 +52,9 @@ def drift_percent(latency: Latency) -> float | None:
     """By how much the control model was slower meanwhile than at rest, in %; None: not told."""
     drift: float | None = (latency.get("environment") or {}).get("control_drift_percent")
     return drift
+
+
+def disturbed_percent(latency: Latency) -> float:
+    """What other processes took of all CPUs of the device's host meanwhile, in percent of them; 0
+    where the device does not tell, or has a processor to itself."""
+    return (latency.get("environment") or {}).get("other_work_percent") or 0.0

@@ -22,6 +22,7 @@ __all__ = [
     "check_reference",
     "depth_doubts",
     "finetune_doubts",
+    "front_doubts",
     "guesses",
     "half_doubts",
     "int8_doubts",
@@ -165,6 +166,18 @@ def predictor_doubts(
             "predictor.epochs."
         )
     return doubts
+
+
+def front_doubts(scenario: str, disturbed: float | None) -> list[str]:
+    """Of a front that was measured while other processes took so many percent of the host."""
+    if disturbed is None:
+        return []
+    return [
+        f"While the front of {scenario!r} was measured, other processes took {disturbed:.0f}% of "
+        "the host's CPUs. That slows some networks by 10% and more and others not at all, and the "
+        "intervals do not tell: a latency in ms or in `x` can be as far off. End what else runs "
+        "there, and measure again what you choose (donna evaluate)."
+    ]
 
 
 def finetune_doubts(

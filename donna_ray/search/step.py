@@ -21,6 +21,7 @@ from donna_ray.latency.starting import start_farms
 from donna_ray.library.quantised import lowering_in
 from donna_ray.reference.load import load_reference
 from donna_ray.reference.network import StagedNetwork
+from donna_ray.run.doubts import front_doubts
 from donna_ray.run.run import Run
 from donna_ray.search.ask_tell import Search
 from donna_ray.search.evaluators import FarmEvaluator
@@ -90,6 +91,7 @@ def search_step(run: Run, reference: Artifact, made: Made) -> Artifact:
                 name: (part.path / _CANDIDATES).relative_to(run.root).as_posix()
                 for name, part in parts.items()
             },
+            "doubts": [each for part in parts.values() for each in part.result.get("doubts", [])],
             "cost": {"image_passes": 0},
         },
         files={},
@@ -147,6 +149,7 @@ class _Searches:
                 raise verification.failure
             file = folder.path / _CANDIDATES
             result = result_of(scenario, search, verification.rounds)
+            result["doubts"] = front_doubts(scenario.name, verification.disturbed_percent())
             write_json(file, candidates_of_search(search, verification.rounds))
             return result, [file]
 

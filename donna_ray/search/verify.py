@@ -6,11 +6,16 @@ measured anew, in rounds: all of them once, then all once more, so that a slow p
 hits all alike. Only these measurements count for the front, and each network has the interval that
 its rounds give. The farm keeps each round under a number of its own: a process that goes on after
 another measures only what is missing.
+
+A host that does other work meanwhile slows some networks more than others, which the control model
+does not see (`scripts/bench_timing.py`). What was measured so is measured again later, up to as
+many rounds more, and those that were disturbed least count.
 """
 
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -18,7 +23,7 @@ from scipy.stats import t as student
 
 from donna_ray.errors import DonnaError
 from donna_ray.latency.farm import LatencyFarm, Unmeasured
-from donna_ray.latency.figures import Latency, peak_memory
+from donna_ray.latency.figures import Latency, disturbed_percent, peak_memory
 from donna_ray.latency.quantised import AnyLowering
 from donna_ray.predictor.model import Floats
 from donna_ray.search.ask_tell import Search
@@ -44,6 +49,7 @@ _MOST, _LEAST, _SHARE = 64, 8, 4  # networks: a fourth of the candidates, within
 _DRAWS = 256  # of all latencies, by the posterior
 _UNLIKELY = 0.02  # probability of being on the front, below which a network is left out
 _CONFIDENCE = 0.95
+_DISTURBED = 25.0  # percent of the host's CPUs that other processes take; a search itself takes 5
 
 
 def most_verified(candidates: int) -> int:
@@ -131,11 +137,22 @@ class Verification:
         self._reference, self._lowering, self._farm = reference, lowering, farm
         self._asked: deque[tuple[Architecture | None, Any]] = deque()
         self._ahead = 2 * farm.devices() + 2  # so that none of them waits
-        self._rounds = ROUNDS if farm.repeats else 1  # of a record: all would be the same
+
+    def due(self, repeat: int) -> list[Architecture | None]:
+        """What is measured in a round: all, then what lacks rounds that were not disturbed."""
+        if repeat == 1 or (repeat <= ROUNDS and self._farm.repeats):
+            return [None, *self.networks]
+        if not self._farm.repeats:  # of a record all would be the same
+            return []
+        return [network for network, own in self.rounds.items() if self._lacks(own)]
+
+    def _lacks(self, own: Sequence[Latency]) -> bool:
+        disturbed = sum(disturbed_percent(each) >= _DISTURBED for each in own)
+        return disturbed > 0 and len(own) - disturbed < ROUNDS
 
     def ask(self, network: Architecture | None, repeat: int) -> None:
         """Have a network measured, or the reference, unless the device is out."""
-        if self.failure is None and repeat <= self._rounds:
+        if self.failure is None:
             self._asked.append((network, self._farm.submit(self._model(network), repeat)))
             self.settle(self._ahead)
 
@@ -161,18 +178,36 @@ class Verification:
                     "the device. What is measured is kept: the same command goes on."
                 )
 
+    def disturbed_percent(self) -> float | None:
+        """What other work took of the host in the median round, if that disturbs; else None."""
+        rounds = [disturbed_percent(each) for own in self.rounds.values() for each in own]
+        typical = median(rounds) if rounds else 0.0
+        return typical if typical >= _DISTURBED else None
+
 
 def verify(verifications: Sequence[Verification]) -> Iterator[None]:
-    """Measure all rounds, of all at once; yields now and then. One that fails has its `failure`."""
-    for repeat in range(1, ROUNDS + 1):
-        networks = ([None, *each.networks] for each in verifications)
-        for turn in zip_longest(*networks, fillvalue=()):
+    """Measure all rounds, of all at once; yields before each turn of the first ones.
+
+    One that fails has its `failure`.
+    """
+    for repeat in range(1, 2 * ROUNDS + 1):
+        for turn in zip_longest(*(each.due(repeat) for each in verifications), fillvalue=()):
             for each, network in zip(verifications, turn, strict=True):
                 if network != ():
                     each.ask(network, repeat)
-            yield
+            if repeat <= ROUNDS:
+                yield
+        if repeat >= ROUNDS:
+            for each in verifications:
+                each.settle()
     for each in verifications:
-        each.settle()
+        each.rounds = {network: _quietest(own) for network, own in each.rounds.items()}
+
+
+def _quietest(own: Sequence[Latency]) -> list[Latency]:
+    """The rounds that were disturbed least, in their order."""
+    numbers = sorted(range(len(own)), key=lambda number: disturbed_percent(own[number]))
+    return [own[number] for number in sorted(numbers[:ROUNDS])]
 
 
 def repeated(rounds: Sequence[Sequence[Latency]]) -> list[Latency]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from device_farm.connectors import cpu
-from device_farm.connectors.cpu import cores_apart, cpu_hardware, cpu_name
+from device_farm.connectors.cpu import OtherWork, cores_apart, cpu_hardware, cpu_name
 from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
 from device_farm.timing.energy import energy_mj
 
@@ -152,3 +157,36 @@ def test_threads_get_physical_cores_of_their_own(kernel: Path) -> None:
     write(kernel, "", **{name.format(core): str(core) for core in range(4)})
     assert cores_apart(range(4), 2) == (2, 3)
     assert cores_apart([7, 8, 9], 2) == (8, 9)  # whose topology is not told
+
+
+def _spin(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+
+
+def test_what_another_process_takes_is_told_and_not_what_this_one_does() -> None:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    others, started = OtherWork(), time.monotonic()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        _spin(1.0)
+        told, seconds = others.percent(), time.monotonic() - started
+        process.kill()
+    taken = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - children
+    of_all = 100 / ((os.cpu_count() or 1) * seconds)  # a CPU second, in percent
+    assert told is not None
+    assert 0.8 * taken * of_all <= told <= 100 - 0.4 * of_all  # at least 0.4 s were this one's
+
+
+def test_where_the_kernel_does_not_tell_there_is_no_other_work(
+    kernel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_STAT", kernel / "stat")
+    assert OtherWork().percent() is None
+    (kernel / "stat").write_text("cpu  100 0 50 1000 5 0 1 2 0 0\ncpu0 1 2 3\n")
+    others = OtherWork()
+    time.sleep(0.02)
+    (kernel / "stat").write_text("cpu  101 0 50 1002 5 0 1 3 0 0\n")
+    told = others.percent()
+    assert told is not None
+    assert told > 0  # the hypervisor's share counts

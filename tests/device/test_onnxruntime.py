@@ -48,6 +48,7 @@ def test_environment_tells_what_was_true() -> None:
     assert environment["clock"] == "thread"
     slowdown = environment["wall_over_thread_time"]
     assert environment["oversubscribed"] is (slowdown > 1.05)
+    assert 0 <= environment["other_work_percent"] <= 100
     assert environment["before"].keys() == environment["after"].keys()
     assert sorted(os.sched_getaffinity(0)) == usable
 

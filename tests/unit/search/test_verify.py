@@ -15,6 +15,7 @@ from donna_ray.errors import DonnaError
 from donna_ray.latency.farm import LatencyFarm, Unmeasured
 from donna_ray.latency.figures import Latency, surely_ms
 from donna_ray.latency.lowering import Lowering
+from donna_ray.run.doubts import front_doubts
 from donna_ray.search import verify as verify_module
 from donna_ray.search.ask_tell import Search
 from donna_ray.search.scenario import result_of
@@ -226,6 +227,52 @@ def test_limits_are_broken_by_networks_measured_once_and_not_by_those_measured_a
         for each in found["front"]
     ]
     assert _broken(problem, points) <= 0.02
+
+
+def _busy(ms: float, percent: float) -> Latency:
+    return {"median_ms": ms, "n": 10, "environment": {"other_work_percent": percent}}
+
+
+def test_what_other_work_disturbed_is_measured_again_later(
+    problem: SearchProblem, search: Search
+) -> None:
+    """All of the first round, and of one network the second: both too long, as told."""
+    one, device = contenders(search)[2], device_of(problem)
+    told: Told = {(str(each), 1): _busy(2 * device(each), 60) for each in contenders(search)}
+    told |= {("own", 1): _busy(2 * REFERENCE_MS, 60), (str(one), 2): _busy(9 * device(one), 99)}
+    shelf = Shelf(problem, told=told)
+    verification = shelf.verification(search)
+    list(verify([verification]))
+    everything = ["own", *map(str, contenders(search))]
+    assert [name for name, number in shelf.asked if number == ROUNDS + 1] == everything
+    assert [name for name, number in shelf.asked if number > ROUNDS + 1] == [str(one)]
+    for network, own in verification.rounds.items():
+        true = REFERENCE_MS if network is None else device(network)
+        assert [each["median_ms"] for each in own] == pytest.approx([true] * ROUNDS)
+    assert verification.disturbed_percent() is None
+
+
+def test_other_work_that_does_not_end_is_told(problem: SearchProblem, search: Search) -> None:
+    everything = ["own", *map(str, contenders(search))]
+    told: Told = {(name, n): _busy(4.0, 90 - n) for name in everything for n in range(1, 10)}
+    shelf = Shelf(problem, told=told)
+    verification = shelf.verification(search)
+    list(verify([verification]))
+    assert {number for _, number in shelf.asked} == set(range(1, 2 * ROUNDS + 1))
+    assert {len(own) for own in verification.rounds.values()} == {ROUNDS}
+    disturbed = verification.disturbed_percent()
+    assert disturbed == 90 - (2 * ROUNDS - 1)  # the median of those that were disturbed least
+    [doubt] = front_doubts("phone", disturbed)
+    assert "the front of 'phone' was measured, other processes took 85% of the host" in doubt
+    assert front_doubts("phone", None) == []
+
+
+def test_of_a_record_nothing_is_measured_again(problem: SearchProblem, search: Search) -> None:
+    told: Told = {("own", 1): _busy(REFERENCE_MS, 90)}
+    shelf = Shelf(problem, told=told)
+    shelf.repeats = False
+    list(verify([shelf.verification(search)]))
+    assert {number for _, number in shelf.asked} == {1}
 
 
 def test_one_that_cannot_be_measured_is_left_out(problem: SearchProblem, search: Search) -> None:
