@@ -83,6 +83,10 @@ class SearchConfig(GeneticConfig):
         """The limit in milliseconds, given the reference's own latency."""
         return None if self.latency_limit is None else amount_of(self.latency_limit, reference_ms)
 
+    def in_parts_of_reference(self) -> bool:
+        """Whether the limit on latency is a multiple of the reference's."""
+        return self.latency_limit is not None and self.latency_limit.endswith("x")
+
     def memory_limit_mb(self, reference_mb: float) -> float | None:
         """The limit in MB, given the reference's own peak memory."""
         return None if self.memory_limit is None else amount_of(self.memory_limit, reference_mb)

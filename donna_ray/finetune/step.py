@@ -13,7 +13,7 @@ from donna_ray.finetune.half import add_in_half, half_facts
 from donna_ray.finetune.quantised import add_int8
 from donna_ray.finetune.tested import tested
 from donna_ray.finetune.work import FinetuneJob, FinetuneNetwork
-from donna_ray.latency.figures import surely_ms
+from donna_ray.latency.figures import Latency, surely_ms
 from donna_ray.library.measure import settled_precision
 from donna_ray.library.quantised import calibration_facts
 from donna_ray.library.step import library_store
@@ -305,9 +305,11 @@ def _chosen_of_all(run: Run, scenarios: Mapping[str, dict[str, Any]]) -> list[di
         if budgets is None:
             chosen += spread_over(found["front"], run.config.finetune.networks)
         for budget in budgets or ():
-            limit_ms = amount_of(budget, found["reference_latency"]["median_ms"])
+            reference = found["reference_latency"]
+            limit_ms = amount_of(budget, reference["median_ms"])
+            unit = reference if budget.endswith("x") else None
             try:
-                chosen.append(within_budget(found["front"], limit_ms))
+                chosen.append(within_budget(found["front"], limit_ms, unit))
             except DonnaError as error:
                 whose = "" if name == "default" else f"Scenario {name}: "
                 errors.append(f"{whose}{error}")
@@ -318,15 +320,20 @@ def _chosen_of_all(run: Run, scenarios: Mapping[str, dict[str, Any]]) -> list[di
     return chosen
 
 
-def within_budget(front: Sequence[dict[str, Any]], budget: float) -> dict[str, Any]:
+def within_budget(
+    front: Sequence[dict[str, Any]], budget: float, unit: Latency | None = None
+) -> dict[str, Any]:
     """The point of the highest predicted accuracy within a latency in ms, with 95% confidence.
+
+    Args:
+        unit: the latency of which the budget is a multiple, if it is one.
 
     Raises:
         DonnaError: no point is within it.
     """
-    within = [point for point in front if surely_ms(point["latency"]) <= budget]
+    within = [point for point in front if surely_ms(point["latency"], unit) <= budget]
     if not within:
-        least = min(surely_ms(point["latency"]) for point in front)
+        least = min(surely_ms(point["latency"], unit) for point in front)
         raise DonnaError(
             f"finetune.budgets must be ones that the front has a network for, but is {budget:.4g} "
             f"ms and the fastest takes up to {least:.4g} ms (95% interval). Raise it to at least "

@@ -1,5 +1,6 @@
 """What is read from a measurement."""
 
+from math import hypot
 from typing import Any
 
 from donna_ray.errors import DonnaError
@@ -11,6 +12,7 @@ __all__ = [
     "drift_percent",
     "memory_not_told",
     "peak_memory",
+    "speed_up",
     "surely_ms",
 ]
 
@@ -21,10 +23,26 @@ Latency = dict[str, Any]
 """A measurement as plain JSON: median_ms, p90_ms, p99_ms, n, ci_percent, device, …"""
 
 
-def surely_ms(latency: Latency) -> float:
-    """What a latency is at most with 95% confidence: the upper end of its interval, in ms."""
+def surely_ms(latency: Latency, unit: Latency | None = None) -> float:
+    """What a latency is at most with 95% confidence: the upper end of its interval, in ms.
+
+    Args:
+        unit: the latency of which what it is held against is a multiple, if it is one. How well
+            that is known counts, too.
+    """
     median: float = latency["median_ms"]
-    return median * (1 + latency.get("ci_percent", 0.0) / 100)
+    return median * (1 + _share(latency, unit))
+
+
+def speed_up(latency: Latency, unit: Latency) -> tuple[float, float, float]:
+    """The unit's latency in parts of this one, and the ends of its 95% interval."""
+    ratio, share = unit["median_ms"] / latency["median_ms"], _share(latency, unit)
+    return ratio, ratio / (1 + share), ratio * (1 + share)
+
+
+def _share(*measured: Latency | None) -> float:
+    """Half the interval of a product or quotient of measurements, in parts of it."""
+    return hypot(*(each.get("ci_percent", 0.0) / 100 for each in measured if each is not None))
 
 
 def peak_memory(latency: Latency) -> float:

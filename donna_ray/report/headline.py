@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from donna_ray.latency.figures import Latency, speed_up
 from donna_ray.report.results import Accuracies, Reference, Results
 from donna_ray.report.scenario import Answer, FrontPoint
 
@@ -15,9 +16,7 @@ QUESTIONS = {
 """In words, by their name in ``Headline``."""
 
 
-def headline(
-    points: Sequence[dict[str, Any]], accuracy: float, latency_ms: float
-) -> dict[str, Any]:
+def headline(points: Sequence[dict[str, Any]], accuracy: float, latency: Latency) -> dict[str, Any]:
     """``Headline`` of networks (``FrontPoint``), given what the reference has.
 
     The validation images choose, and the test images tell of the one that is chosen: the best of
@@ -26,16 +25,16 @@ def headline(
     Args:
         points: those that are not finetuned answer nothing.
         accuracy: of the reference on the validation images.
-        latency_ms: of the reference.
+        latency: of the reference.
     """
     known = [point for point in points if point["accuracy"] is not None]
     accurate = [each for each in known if each["accuracy"] >= accuracy]
-    fast = [each for each in known if _ms(each) <= latency_ms]
+    fast = [each for each in known if _ms(each) <= latency["median_ms"]]
     fastest = min(accurate, key=lambda each: (_ms(each), -each["accuracy"]), default=None)
     best = max(fast, key=lambda each: (each["accuracy"], -_ms(each)), default=None)
     return {
-        "fastest_as_accurate": fastest and _answer(fastest, latency_ms),
-        "most_accurate_as_fast": best and _answer(best, latency_ms),
+        "fastest_as_accurate": fastest and _answer(fastest, latency),
+        "most_accurate_as_fast": best and _answer(best, latency),
     }
 
 
@@ -44,20 +43,26 @@ def _ms(point: dict[str, Any]) -> float:
     return found
 
 
-def _answer(point: dict[str, Any], latency_ms: float) -> dict[str, Any]:
+def _answer(point: dict[str, Any], latency: Latency) -> dict[str, Any]:
+    ratio, low, high = speed_up(point["latency"], latency)
     return {
         "id": point["id"],
         **{name: point[name] for name in ("test_accuracy", "test_low", "test_high")},
         "median_ms": _ms(point),
-        "speed_up": latency_ms / _ms(point),
+        "speed_up": ratio,
+        "speed_up_low": low,
+        "speed_up_high": high,
     }
 
 
 def worded(answer: Answer | None) -> str:
-    """Its test accuracy, and its latency beside the reference's."""
+    """Its test accuracy, and its latency beside the reference's, with their intervals."""
     if answer is None:
         return "none of those finetuned"
-    return f"{tested(answer)}, {answer.speed_up:.2f}x as fast"
+    faster = f"{tested(answer)}, {answer.speed_up:.2f}x as fast"
+    if answer.speed_up_low is None:
+        return faster
+    return f"{faster} [{answer.speed_up_low:.2f}, {answer.speed_up_high:.2f}]"
 
 
 def tested(found: Accuracies | Answer | FrontPoint | Reference) -> str:

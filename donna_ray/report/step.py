@@ -14,6 +14,7 @@ import numpy as np
 from donna_ray.complexity import complexity
 from donna_ray.config import DevicePrecision
 from donna_ray.finetune.assemble import library_space, untrained
+from donna_ray.latency.figures import Latency
 from donna_ray.predictor.quality import comparable
 from donna_ray.reference.load import load_reference
 from donna_ray.report.headline import headline, headlines
@@ -129,7 +130,7 @@ def _scenario(name: str, found: dict[str, Any], networks: "_Networks") -> dict[s
         "name": name,
         "device": {**latency, "model": latency["device"], "precision": networks.precision},
         "reference_latency": latency,
-        "headline": networks.headline([*front, *others], latency["median_ms"]),
+        "headline": networks.headline([*front, *others], latency),
         "search": found | networks.measured(name, latency),
         "front": front,
         "asked": others,
@@ -216,9 +217,9 @@ class _Networks:
         """What its search measured; see ``measured``."""
         return measured(self._files[scenario], reference, self.predictions)
 
-    def headline(self, points: Points, reference_ms: float) -> dict[str, Any]:
+    def headline(self, points: Points, latency: Latency) -> dict[str, Any]:
         """``Headline`` of the finetuned ones."""
-        return _headline(self.precision, points, self._tested, reference_ms)
+        return _headline(self.precision, points, self._tested, latency)
 
     def table(self, points: Points, roles: dict[str, set[str]]) -> Points:
         """``FrontPoint`` of each, given id, architecture, latency, and the ids in each role."""
@@ -238,13 +239,13 @@ class _Networks:
 
 
 def _headline(
-    precision: DevicePrecision, points: Points, reference: dict[str, Any], reference_ms: float
+    precision: DevicePrecision, points: Points, reference: dict[str, Any], latency: Latency
 ) -> dict[str, Any]:
     """By the accuracies that networks have in the scenario's precision."""
     if precision != "fp32":
         points = [_lowered(each, precision) for each in points]
         reference = _lowered(reference, precision)
-    return headline(points, reference["accuracy"] or 0.0, reference_ms)
+    return headline(points, reference["accuracy"] or 0.0, latency)
 
 
 def _lowered(tested: dict[str, Any], precision: DevicePrecision) -> dict[str, Any]:

@@ -142,7 +142,8 @@ def result_of(scenario: Scenario, search: Search, rounds: Rounds) -> dict[str, A
     problem = replace(search.setup.problem, latency_limit_ms=limit_ms)
     verified = [each for each in candidates if tuple(each["architecture"]) in again]
     kept = _within_memory(scenario.name, verified, problem.memory_limit_mb)
-    front = _front(scenario.name, kept, limit_ms)
+    unit = reference if scenario.search.in_parts_of_reference() else None
+    front = _front(scenario.name, kept, limit_ms, unit)
     values = np.array(
         [[each["predicted_accuracy"], each["latency"]["median_ms"]] for each in candidates]
     )
@@ -205,17 +206,17 @@ def _fits(candidate: Mapping[str, Any], limit_mb: float | None) -> bool:
 
 
 def _front(
-    name: str, candidates: Sequence[dict[str, Any]], limit_ms: float | None
+    name: str, candidates: Sequence[dict[str, Any]], limit_ms: float | None, unit: Latency | None
 ) -> list[dict[str, Any]]:
     if not candidates:
         raise DonnaError(
             f"The search {name!r} must measure its front again, but none of the networks could be "
             "measured. Check the device. What is measured is kept: the same command goes on."
         )
-    front = _front_within(candidates, limit_ms)
+    front = _front_within(candidates, limit_ms, unit)
     if not front:
         whose = "" if name == "default" else f" of {name!r}"
-        least = min(surely_ms(each["latency"]) for each in candidates)
+        least = min(surely_ms(each["latency"], unit) for each in candidates)
         raise DonnaError(
             f"search.latency_limit{whose} must be feasible, but is {limit_ms:g} ms and the "
             f"fastest of {len(candidates)} candidates that were measured again takes up to "
@@ -226,10 +227,12 @@ def _front(
 
 
 def _front_within(
-    candidates: Sequence[dict[str, Any]], limit_ms: float | None
+    candidates: Sequence[dict[str, Any]], limit_ms: float | None, unit: Latency | None = None
 ) -> list[dict[str, Any]]:
     feasible = [
-        each for each in candidates if limit_ms is None or surely_ms(each["latency"]) <= limit_ms
+        each
+        for each in candidates
+        if limit_ms is None or surely_ms(each["latency"], unit) <= limit_ms
     ]
     points = np.array(
         [

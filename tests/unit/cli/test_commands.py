@@ -279,7 +279,7 @@ def finished(folder: Path, ms: float, seed: int) -> str:
     value = results().model_dump(mode="json")
     (scenario,) = value["scenarios"]
     scenario["front"] = [point("fast", ms, 0.9375), point("good", 3.0, 0.96875)]
-    scenario["headline"] = headline(scenario["front"], 0.9375, 4.0)
+    scenario["headline"] = headline(scenario["front"], 0.9375, {"median_ms": 4.0})
     folder.mkdir()
     write_json(folder / "results.json", value)
     settings = {"seed": seed, "space": {"preset": "micro"}}

@@ -126,7 +126,7 @@ def scenario(name: str, text: str, simulated: bool, candidates: int) -> dict[str
         "device": {"model": text, "connector": text, "settings": {}, "simulated": simulated},
         "reference_latency": LATENCY | {"median_ms": 3.0},
         "search": search(candidates),
-        "headline": headline(front, 0.96875, 3.0),
+        "headline": headline(front, 0.96875, LATENCY | {"median_ms": 3.0}),
         "front": front,
         "asked": [],
     }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from math import hypot
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from donna_ray.config import DevicePrecision
+from donna_ray.latency.figures import Latency
 from donna_ray.report import html
 from donna_ray.report.drawing import Drawing
 from donna_ray.report.headline import headline, headlines
@@ -62,7 +64,7 @@ def test_page_answers_which_network_to_take() -> None:
     assert "Of 1 finetuned networks none is one." in fastest
     assert "donna finetune runs/one fast<" in fastest
     assert "the most accurate network that is not slower" in accurate
-    assert "87.50% [75.00%, 93.75%], 2.00x as fast" in accurate  # 3.0 ms over 1.5
+    assert "87.50% [75.00%, 93.75%], 2.00x as fast [1.96, 2.04]" in accurate  # 3.0 ms over 1.5
     assert "chosen by the validation images: 90.62%, the reference 96.88%" in accurate
     assert "1.5000 ms [1.4775, 1.5225]" in accurate
     assert "donna export runs/one good --to good<" in accurate
@@ -72,7 +74,7 @@ def test_page_answers_which_network_to_take() -> None:
         "the fastest network that is not less accurate than the reference, by the validation "
         "images: none of those finetuned",
         "the most accurate network that is not slower than the reference, by the validation "
-        "images: good, 87.50% [75.00%, 93.75%], 2.00x as fast",
+        "images: good, 87.50% [75.00%, 93.75%], 2.00x as fast [1.96, 2.04]",
     ]
 
 
@@ -99,17 +101,25 @@ def test_headline(
     ]
     validation = accuracies(accuracy)["accuracy"]
     assert validation is not None
-    found = Headline.model_validate(headline(points, validation, latency_ms))
+    found = Headline.model_validate(
+        headline(points, validation, {"median_ms": latency_ms, "ci_percent": 3.0})
+    )
     answers = found.fastest_as_accurate, found.most_accurate_as_fast
     assert [each and each.id for each in answers] == [fastest, most_accurate]
     for answer in answers:
-        assert answer is None or answer.speed_up == latency_ms / answer.median_ms
+        if answer is not None:
+            assert answer.speed_up == latency_ms / answer.median_ms
+            own = LATENCY["ci_percent"]
+            assert answer.speed_up_high == pytest.approx(
+                answer.speed_up * (1 + hypot(3, own) / 100)
+            )
+            assert answer.speed_up_low * answer.speed_up_high == pytest.approx(answer.speed_up**2)
 
 
 def test_headline_is_chosen_by_the_validation_images_and_told_by_the_tests() -> None:
     lucky, better = point("lucky", 1.0, 0.8), point("better", 2.0, 0.9)
     lucky |= {"test_accuracy": 0.95, "test_high": 0.97}  # by chance
-    answers = Headline.model_validate(headline([lucky, better], 0.85, 3.0))
+    answers = Headline.model_validate(headline([lucky, better], 0.85, {"median_ms": 3.0}))
     for answer in (answers.most_accurate_as_fast, answers.fastest_as_accurate):
         assert answer is not None
         assert (answer.id, answer.test_accuracy) == ("better", better["test_accuracy"])
@@ -120,8 +130,8 @@ class _Networks:
 
     precision = "fp32"
 
-    def headline(self, points: list[dict[str, Any]], reference_ms: float) -> dict[str, Any]:
-        return headline(points, 0.9, reference_ms)
+    def headline(self, points: list[dict[str, Any]], latency: Latency) -> dict[str, Any]:
+        return headline(points, 0.9, latency)
 
     def asked(self, _: str) -> list[dict[str, Any]]:
         return [{"id": "b"}, {"id": "c"}]
@@ -295,5 +305,5 @@ def test_headline_in_a_precision_is_of_accuracies_in_it(lower: DevicePrecision) 
     reference = {**own, lower: {**own, "accuracy": 0.93}}
     ways: list[tuple[DevicePrecision, str]] = [("fp32", "fast"), (lower, "slow")]
     for precision, best in ways:
-        found = _headline(precision, points, reference, 3.0)
+        found = _headline(precision, points, reference, {"median_ms": 3.0})
         assert found["fastest_as_accurate"]["id"] == best

@@ -195,6 +195,22 @@ def test_front_reference_and_limits_are_those_of_the_rounds(
         result_of(scenario_of(search, latency_limit="0.01x"), search, _rounds(problem, search))
 
 
+def test_a_limit_in_parts_of_the_reference_is_kept_whatever_that_may_be(
+    problem: SearchProblem, search: Search
+) -> None:
+    """A reference that is known to 20% only: what takes 0.5 of it by a hair may not."""
+    rounds = _rounds(problem, search)
+    rounds[None] = [{"median_ms": REFERENCE_MS * (1 + off), "n": 9} for off in (-0.1, 0, 0.1)]
+    wide = repeated(list(rounds.values()))[list(rounds).index(None)]["ci_percent"]
+    assert wide > 5
+    half, in_ms = (
+        result_of(scenario_of(search, latency_limit=limit), search, rounds)["front"]
+        for limit in ("0.5x", f"{0.5 * REFERENCE_MS}ms")
+    )
+    slowest = [max(each["latency"]["median_ms"] for each in front) for front in (half, in_ms)]
+    assert slowest[0] <= 0.5 * REFERENCE_MS / (1 + wide / 100) < slowest[1]
+
+
 def _rounds(problem: SearchProblem, search: Search) -> dict[Architecture | None, list[Latency]]:
     verification = Shelf(problem).verification(search)
     list(verify([verification]))
