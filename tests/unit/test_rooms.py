@@ -127,3 +127,18 @@ def test_rest_is_one_room(tmp_path: Path) -> None:
     (tmp_path / "house" / "low" / "a.py").write_text("from house import helper")
     (message,) = violations(tmp_path, "house", f"low | {REST}")
     assert "low/a.py:1: imports house.helper" in message
+
+
+def test_names_that_others_take_from_a_room_are_there() -> None:
+    """Scripts of before the rooms import these; each is the one of its own file."""
+    from donna_ray import export, onnx_export, reference, timm_models
+    from donna_ray.reference import build
+    from donna_ray.reference.timm_models import create_timm_model
+
+    assert reference.cut_reference is build.cut_reference
+    assert reference.build_reference is build.build_reference
+    assert export.export_onnx is onnx_export.export_onnx
+    assert timm_models.create_timm_model is create_timm_model
+    for room in (export, reference):
+        with pytest.raises(AttributeError, match="has no attribute 'other'"):
+            room.other  # noqa: B018
