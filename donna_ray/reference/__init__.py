@@ -22,7 +22,7 @@ __all__ = ["build_reference", "cut_reference"]
 
 
 def __getattr__(name: str) -> Any:
-    """The names above, by which others take them from here; loaded when they are used, with torch."""
+    """The names above, for those who take them from here; loaded when used, for they load torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module("donna_ray.reference.build"), name)
