@@ -9,7 +9,7 @@ from contextlib import contextmanager
 __all__ = ["ExitedError", "exits_are_errors"]
 
 _RAY = "ray"
-_COMMAND_LINES = ("click", "typer")  # which end a command so
+_COMMAND_LINES = ("click", "typer", "rich")  # which end a command so; rich at a closed pipe
 
 
 class ExitedError(RuntimeError):

@@ -110,7 +110,7 @@ def check(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> 
 
     Args:
         config: of the run.
-        say: called with a line before what takes long.
+        say: called with a line before what takes long, and for what is only doubted.
 
     Raises:
         ConfigError: with the key, the value and the remedy.
@@ -128,7 +128,7 @@ def check(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> 
     reference, preprocessing = build_reference(config, load_weights=False)
     check_copies(config.data, preprocessing)
     space = build_space(config.space, reference.shapes, reference.own_blocks())
-    check_wishes(config, reference, space, check_space(space, say))
+    check_wishes(config, reference, space, check_space(space, say), say)
 
 
 def run_steps(

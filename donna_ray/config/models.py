@@ -98,6 +98,10 @@ class ReferenceConfig(Section):
     def _file_is_absolute(cls, weights: str) -> str:
         return weights if weights in _NAMED_WEIGHTS else absolute(weights)
 
+    def trains(self) -> bool:
+        """Whether the run itself trains the weights, all or further."""
+        return self.weights == "train" or self.training is not None
+
     def check_weights(self) -> None:
         """Raises ConfigError where this host lacks the checkpoint."""
         if self.weights not in _NAMED_WEIGHTS and not Path(self.weights).is_file():

@@ -65,7 +65,7 @@ def space_facts(config: RunConfig, say: Callable[[str], None] = lambda text: Non
 
     Args:
         config: of the space.
-        say: see ``check_space``.
+        say: see ``check_space`` and ``check_wishes``.
 
     Returns:
         `reference`, `classes` (timm's default where the data are not at hand), `size`, `blocks`,
@@ -83,7 +83,7 @@ def space_facts(config: RunConfig, say: Callable[[str], None] = lambda text: Non
     _, reference, _ = outline(config, _class_count(config), load_weights=False)
     space = build_space(config.space, reference.shapes, reference.own_blocks())
     costs = check_space(space, say)
-    check_wishes(config, reference, space, costs)
+    check_wishes(config, reference, space, costs, say)
     fixed = [
         [complexity(reference.stem, reference.input_shape)],
         [complexity(reference.head, reference.shapes[-1].output)],

@@ -137,7 +137,11 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
         "measured_on": origin_of_validation(config.data),
         "doubts": [
             *reference_doubts(
-                reached, len(data.validation), data.classes, config.reference.weights
+                reached,
+                len(data.validation),
+                data.classes,
+                config.reference.weights,
+                trained=config.reference.trains(),
             ),
             *doubts,
         ],

@@ -1,9 +1,9 @@
 """What a configuration asks of its space, held against it before anything is trained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from donna_ray.complexity import complexity
-from donna_ray.config import RunConfig
+from donna_ray.config import RunConfig, SearchConfig
 from donna_ray.errors import ConfigError
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.space import SearchSpace, check_name
@@ -13,7 +13,11 @@ __all__ = ["check_wishes"]
 
 
 def check_wishes(
-    config: RunConfig, reference: StagedNetwork, space: SearchSpace, costs: Costs
+    config: RunConfig,
+    reference: StagedNetwork,
+    space: SearchSpace,
+    costs: Costs,
+    say: Callable[[str], None],
 ) -> None:
     """Refuse what no network of the space can be.
 
@@ -22,6 +26,7 @@ def check_wishes(
         reference: its weights do not matter.
         space: of the configuration.
         costs: of its blocks, of ``check_space``.
+        say: called with a line for what is only doubted.
 
     Raises:
         ConfigError: too few networks, an unknown family or network, or a limit that none keeps.
@@ -41,27 +46,52 @@ def check_wishes(
             )
     for name in config.finetune.architectures:
         check_name(name, space)
-    _check_limits(config, reference, costs)
+    _check_limits(config, reference, costs, say)
 
 
-def _check_limits(config: RunConfig, reference: StagedNetwork, costs: Costs) -> None:
+def _check_limits(
+    config: RunConfig, reference: StagedNetwork, costs: Costs, say: Callable[[str], None]
+) -> None:
     outside = [
         complexity(reference.stem, reference.input_shape),
         complexity(reference.head, reference.shapes[-1].output),
     ]
     stages = zip(reference.stages, reference.shapes, strict=True)
     own = [*outside, *(complexity(stage, shape.input) for stage, shape in stages)]
+    least = {
+        name: _sum(outside, name) + sum(min(each[name] for each in stage) for stage in costs)
+        for name in ("params", "macs")
+    }
     for scenario in config.all_scenarios():
+        whose = "" if scenario.name == "default" else f" of {scenario.name!r}"
         for name in ("params", "macs"):
             limit = scenario.search.known_limit(name, _sum(own, name))
-            least = _sum(outside, name) + sum(min(each[name] for each in stage) for stage in costs)
-            if limit is not None and least > limit:
-                whose = "" if scenario.name == "default" else f" of {scenario.name!r}"
+            if limit is not None and least[name] > limit:
                 raise ConfigError(
                     f"search.{name}_limit{whose} must be feasible, but is {limit:,.0f} and the "
-                    f"smallest network has {least:,} {name}. Raise the limit to at least that, or "
-                    "add cheaper blocks to the space."
+                    f"smallest network has {least[name]:,} {name}. Raise the limit to at least "
+                    "that, or add cheaper blocks to the space."
                 )
+        if scenario.search.in_parts_of_reference():
+            _doubt_latency(whose, scenario.search, least["macs"] / _sum(own, "macs"), say)
+
+
+def _doubt_latency(
+    whose: str, search: SearchConfig, least: float, say: Callable[[str], None]
+) -> None:
+    """Latency is no matter of MACs alone, so that a limit which these do not keep is only doubted.
+
+    Args:
+        whose: limit it is, in words.
+        search: its limit is in parts of the reference's latency.
+        least: MACs of the smallest network, in parts of the reference's.
+    """
+    if search.latency_limit_ms(1.0) < least:
+        say(
+            f"warning: search.latency_limit{whose} is {search.latency_limit}, but the smallest "
+            f"network of the space has {least:.1%} of the reference's MACs, so that none may be so "
+            "fast. Raise the limit, or add cheaper blocks to the space."
+        )
 
 
 def _sum(parts: Sequence[dict[str, int]], name: str) -> int:

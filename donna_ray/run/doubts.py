@@ -59,14 +59,18 @@ def depth_doubts(images: str, brightest: float | None) -> list[str]:
     ]
 
 
-def reference_doubts(accuracy: float, images: int, classes: int, weights: str) -> list[str]:
-    """Of the reference's accuracy with weights, as configured."""
+def reference_doubts(
+    accuracy: float, images: int, classes: int, weights: str, *, trained: bool
+) -> list[str]:
+    """Of the reference's accuracy with weights, as configured; the run may have trained them."""
     if not guesses(accuracy, images, classes):
         return []
+    guessed = f"The reference's accuracy is {accuracy:.2%}, no better than guessing one of "
+    if trained:
+        return [f"{guessed}{classes} classes: it learnt nothing. Raise reference.training.epochs."]
     return [
-        f"The reference's accuracy is {accuracy:.2%}, no better than guessing one of {classes} "
-        f"classes. Its weights ({weights}) or the order of their classes are likely wrong: it must "
-        "be that of class_names in results.json."
+        f"{guessed}{classes} classes. Its weights ({weights}) or the order of their classes are "
+        "likely wrong: it must be that of class_names in results.json."
     ]
 
 
@@ -220,7 +224,7 @@ def int8_doubts(accuracies: Mapping[str, tuple[float, float]]) -> list[str]:
     """
     return [
         f"In int8 {name} is right on {quantised:.2%} of the test images, in fp32 on {own:.2%}. "
-        "Take another network of the front, or one with relu in place of silu."
+        "Take another network of the front; blocks with relu lose less than those with silu."
         for name, (own, quantised) in accuracies.items()
         if own - quantised > _LOST
     ]

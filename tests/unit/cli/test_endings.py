@@ -210,6 +210,16 @@ def test_code_that_exits_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
     check_line(donna_here("config", "show"), "ends the process by sys.exit(0)", 1)
 
 
+def test_help_for_one_who_has_seen_enough_ends_in_silence() -> None:
+    """A pipe that is closed before anything is written, as `donna -h | head -0` may have it."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "donna_ray", "-h"]
+    with os.fdopen(write, "wb") as out:
+        ended = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
 def test_notes_are_the_remedy() -> None:
     error = sqlite3.OperationalError("disk I/O error")
     error.add_note("Remove /a.")

@@ -17,8 +17,6 @@ from donna_ray.config.scenarios import DeviceConfig
 from donna_ray.credentials import has_credentials
 from donna_ray.errors import ConfigError
 from donna_ray.latency.starting import check_device
-from donna_ray.pipeline import check
-from donna_ray.reference.facts import space_facts
 from tests.command_line import donna_here
 
 BAD_VALUES = [
@@ -374,27 +372,3 @@ def test_store_is_no_file(tmp_path: Path) -> None:
         ConfigError, match=r"library\.store must be a folder or a URL, but is a file"
     ):
         load_config(path, [f"library.store={path}"])
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (
-            "predictor.samples=9000000",
-            "predictor.samples must be at most the networks of the space",
-        ),
-        (
-            "library.recipes={inverted_residuals: {epochs: 9}}",
-            "library.recipes must be of families",
-        ),
-        ("search.params_limit=1", r"search.params_limit must be feasible, but is 1 and"),
-        ("search.macs_limit=0.0001x", "search.macs_limit must be feasible"),
-        ("finetune.architectures=[99-0-0]", "99"),
-    ],
-)
-def test_wishes_that_no_network_keeps_are_told_before_training(change: str, words: str) -> None:
-    config = load_config(shipped_config("demo"), [change])
-    with pytest.raises(ConfigError, match=words):
-        space_facts(config)
-    with pytest.raises(ConfigError, match=words):
-        check(config)

@@ -83,10 +83,13 @@ def test_weights_of_any_quality_in_the_right_order_go_on(
 
 
 def test_reference_whose_classes_are_in_another_order() -> None:
-    assert reference_doubts(0.5, 1000, 10, "pretrained") == []
-    (doubt,) = reference_doubts(0.1, 1000, 10, "own.pt")
+    assert reference_doubts(0.5, 1000, 10, "pretrained", trained=False) == []
+    (doubt,) = reference_doubts(0.1, 1000, 10, "own.pt", trained=False)
     assert "own.pt" in doubt
     assert "class_names" in doubt
+    (doubt,) = reference_doubts(0.1, 1000, 10, "own.pt", trained=True)
+    assert "class_names" not in doubt
+    assert doubt.endswith("Raise reference.training.epochs.")
 
 
 def test_deep_images_that_are_nearly_black() -> None:
