@@ -86,7 +86,8 @@ def _doubt_latency(
         search: its limit is in parts of the reference's latency.
         least: MACs of the smallest network, in parts of the reference's.
     """
-    if search.latency_limit_ms(1.0) < least:
+    share = search.latency_limit_ms(1.0)
+    if share is not None and share < least:
         say(
             f"warning: search.latency_limit{whose} is {search.latency_limit}, but the smallest "
             f"network of the space has {least:.1%} of the reference's MACs, so that none may be so "
