@@ -9,7 +9,8 @@ import numpy as np
 from onnx import NodeProto
 
 from device_farm.failures import ModelError
-from device_farm.litert.graph import attributes, is_hard_sigmoid
+from device_farm.litert.activations import is_hard_sigmoid
+from device_farm.litert.graph import attributes
 from device_farm.litert.translation import Translation
 from device_farm.litert.windows import bias_of, weights_of
 from device_farm.litert.writer import Array, Quantisation
