@@ -26,7 +26,7 @@ __all__ = ["convert", "converted"]
 
 _WRITERS = {**NORMS, **POINTWISE, **SHAPES, **WINDOWS}
 _PAIR = {"QuantizeLinear": Translation.quantise, "DequantizeLinear": Translation.dequantise}
-_FLOAT_ONLY = {*NORMS, "Div", "Exp", "Max", "Min", "Pow", "ReduceSum", "Sqrt"}
+_FLOAT_ONLY = {*NORMS, "Div", "Exp", "Max", "Min", "Neg", "Pow", "ReduceSum", "Sqrt"}
 
 
 def converted(workload: Workload) -> bytes:
