@@ -9,14 +9,7 @@ from device_farm.litert.graph import Graph
 from device_farm.litert.norms import NORMS
 from device_farm.litert.pointwise import POINTWISE
 from device_farm.litert.reading import read_graph
-from device_farm.litert.running import (
-    INT8_LIMIT,
-    LIMIT,
-    LitertModel,
-    check_same,
-    is_quantised,
-    onnx_outputs,
-)
+from device_farm.litert.running import LitertModel, check_same, limits_of, onnx_outputs
 from device_farm.litert.shapes import SHAPES
 from device_farm.litert.translation import Translation
 from device_farm.litert.windows import WINDOWS
@@ -33,13 +26,13 @@ def converted(workload: Workload) -> bytes:
     """The model as a `.tflite` file that gives what ONNX Runtime gives on `make_inputs`.
 
     Raises:
-        ModelError: it cannot be converted, or gives something else: `difference` is over `LIMIT`,
-            of a QDQ model over `INT8_LIMIT`.
+        ModelError: it cannot be converted, or gives something else: see `limits_of`.
     """
     inputs = workload.make_inputs()
-    made = convert(workload.model)
-    limit = INT8_LIMIT if is_quantised(workload.model) else LIMIT
-    check_same(LitertModel(made)(inputs), onnx_outputs(workload.model, inputs), limit)
+    graph = read_graph(workload.model)
+    made = _written(graph, integers=False)
+    expected = onnx_outputs(workload.model, inputs)
+    check_same(LitertModel(made)(inputs), expected, limits_of(graph))
     return made
 
 
@@ -53,7 +46,10 @@ def convert(model: bytes, *, integers: bool = False) -> bytes:
     Raises:
         ModelError: it has an operator, or one in a form, that is not converted.
     """
-    graph = read_graph(model)
+    return _written(read_graph(model), integers)
+
+
+def _written(graph: Graph, integers: bool) -> bytes:
     _check_operators(graph)
     _check_sizes(graph)
     t = Translation(graph)
