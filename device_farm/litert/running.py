@@ -72,9 +72,8 @@ def _refused(error: Exception) -> ModelError:
 def limits_of(graph: Graph) -> list[float]:
     """Of `difference`, of each output: `INT8_LIMIT` for what is quantised on the way to it."""
     rounded: set[str] = set()
-    for node in graph.nodes:
-        is_first = node.op_type == "QuantizeLinear" and node.input[0] not in graph.constants
-        if is_first or not rounded.isdisjoint(node.input):
+    for node in graph.nodes:  # without those of constants, which are folded
+        if node.op_type == "QuantizeLinear" or not rounded.isdisjoint(node.input):
             rounded.update(node.output)
     return [INT8_LIMIT if name in rounded else LIMIT for name in graph.outputs]
 
