@@ -1,6 +1,7 @@
 """ONNX models as LiteRT's `.tflite` files, for phones and for `donna export`.
 
-Enter by `conversion.py`: it converts a model and checks the result. `graph.py` reads ONNX;
+Enter by `conversion.py`: it converts a model and checks the result in LiteRT, by `running.py`.
+`reading.py` makes a `graph.py` of ONNX, `activations.py` one node of what is one for LiteRT;
 `translation.py` keeps which tensor of the new model is which of the old one, in which layout and
 precision; `pointwise.py`, `windows.py` and `shapes.py` write operators; `writer.py` writes the
 file.

@@ -61,8 +61,14 @@ class _Steps:
 
 def _batch_norm(t: Translation, node: NodeProto, int8: bool) -> None:
     """One that no convolution took in: a product and a sum for each channel."""
+    own = attributes(node)
+    if own.get("training_mode", 0) or len(node.output) > 1:
+        raise ModelError(
+            "a batch norm must use its running mean and variance to be converted, but that of "
+            f"{node.output[0]} is in training mode: export the model in eval mode"
+        )
     scale, bias, mean, variance = (t.values(name).astype(np.float64) for name in node.input[1:5])
-    factor = scale / np.sqrt(variance + attributes(node).get("epsilon", 1e-5))
+    factor = scale / np.sqrt(variance + own.get("epsilon", 1e-5))
     _scaled(t, node, factor, bias - mean * factor, None)
 
 
@@ -97,15 +103,15 @@ def _layer_norm(t: Translation, node: NodeProto, int8: bool) -> None:
             f"a layer norm must be over the last axis to be converted, but {name} is not"
         )
     made = steps.normed([axis], own.get("epsilon", 1e-5))
-    for operator, weights in zip(("MUL", "ADD"), node.input[1:], strict=False):
-        made = steps.by(operator, made, t.values(weights))
+    for operator, weights in (("MUL", t.given(node, 1)), ("ADD", t.given(node, 2))):
+        made = made if weights is None else steps.by(operator, made, weights)
     t.bind(name, made, last=False)
 
 
 def _length(t: Translation, node: NodeProto, int8: bool) -> None:
     """ReduceL2: the root of the sum of squares."""
     own, source, name = attributes(node), node.input[0], node.output[0]
-    told = own.get("axes") or (t.values(node.input[1]).tolist() if len(node.input) > 1 else None)
+    told = t.axes(node)
     if not told or not own.get("keepdims", 1):
         raise ModelError(
             f"a norm must be over axes that it keeps to be converted, but {name} is not"

@@ -9,7 +9,8 @@ import numpy as np
 from onnx import NodeProto
 
 from device_farm.failures import ModelError
-from device_farm.litert.graph import attributes, is_hard_sigmoid
+from device_farm.litert.activations import is_hard_sigmoid
+from device_farm.litert.graph import attributes
 from device_farm.litert.translation import Translation
 from device_farm.litert.windows import bias_of, weights_of
 from device_farm.litert.writer import Array, Quantisation
@@ -53,31 +54,40 @@ def _clip(t: Translation, node: NodeProto, int8: bool) -> None:
         return
     source, name = node.input[0], node.output[0]
     last = t.is_last(source)
-    tensor = t.form(source, last=last)
-    for operator, limit in zip(("MAXIMUM", "MINIMUM"), found, strict=True):
+    t.bind(name, _between(t, source, t.form(source, last=last), found, last), last=last)
+
+
+def _between(t: Translation, name: str, tensor: int, limits: Sequence[float], last: bool) -> int:
+    """A tensor of floats, of the shape of an activation, not below and not above the limits."""
+    for operator, limit in zip(("MAXIMUM", "MINIMUM"), limits, strict=True):
         if np.isfinite(limit):
             made = t.scratch(name, last=last, int8=None)
             t.writer.add(operator, [tensor, _operand(t, np.array(limit), 0, False, False)], [made])
             tensor = made
-    t.bind(name, tensor, last=last)
+    return tensor
 
 
 def _hard_sigmoid(t: Translation, node: NodeProto, int8: bool) -> None:
-    """relu6(x + 3) / 6, which LiteRT has no operator for."""
-    source, name = node.input[0], node.output[0]
-    if not is_hard_sigmoid(node):
+    """Slope * clip(x + offset / slope, 0, 1 / slope), which LiteRT has no operator for."""
+    own, source, name = attributes(node), node.input[0], node.output[0]
+    slope, offset = own.get("alpha", 0.2), own.get("beta", 0.5)
+    if slope <= 0:
         raise ModelError(
-            "a hard sigmoid must be relu6(x + 3) / 6 to be converted, but has the slope "
-            f"{attributes(node).get('alpha', 0.2)}"
+            f"a hard sigmoid must rise to be converted, but {name} has slope {slope:g}: take "
+            "another converter"
         )
     last = t.is_last(source)
-    middle = t.scratch(source, last=last, int8=Quantisation((6 / 255,), -128) if int8 else None)
-    three, sixth = (
-        _operand(t, np.array(value, np.float32), 0, False, int8) for value in (3, 1 / 6)
+    moved, by = (
+        _operand(t, np.array(value, np.float32), 0, False, int8)
+        for value in (offset / slope, slope)
     )
-    before = t.form(source, last=last, int8=int8)
-    t.writer.add("ADD", [before, three], [middle], fusedActivationFunction=3)
-    t.writer.add("MUL", [middle, sixth], [t.result(name, last=last, int8=int8)])
+    between = Quantisation((1 / slope / 255,), -128) if int8 else None  # in int8 the clip itself
+    middle = t.scratch(source, last=last, int8=between)
+    before, is_relu6 = t.form(source, last=last, int8=int8), is_hard_sigmoid(node)
+    t.writer.add("ADD", [before, moved], [middle], fusedActivationFunction=3 if is_relu6 else 0)
+    if not int8 and not is_relu6:
+        middle = _between(t, source, middle, (0, 1 / slope), last)
+    t.writer.add("MUL", [middle, by], [t.result(name, last=last, int8=int8)])
 
 
 def _binary(operator: str) -> _Write:
@@ -210,12 +220,14 @@ POINTWISE: dict[str, _Write] = {
     "Max": _binary("MAXIMUM"),
     "Min": _binary("MINIMUM"),
     "Mul": _binary("MUL"),
+    "Neg": _unary("NEG"),
     "Pow": _binary("POW"),
     "Relu": _clip,
     "Sigmoid": _unary("LOGISTIC", _SIGMOID),
     "Softmax": _softmax,
     "Sqrt": _unary("SQRT"),
     "Sub": _binary("SUB"),
+    "Sum": _binary("ADD"),
     "Tanh": _unary("TANH", _TANH),
 }
 """What writes an operator, by its name in ONNX; given whether it runs in int8."""

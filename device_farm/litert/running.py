@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 from ai_edge_litert.interpreter import Interpreter
 
 from device_farm.failures import ModelError, first_line
+from device_farm.litert.graph import Graph
 from device_farm.litert.writer import Array
 
-__all__ = ["INT8_LIMIT", "LIMIT", "LitertModel", "check_same", "is_quantised", "onnx_outputs"]
+__all__ = ["INT8_LIMIT", "LIMIT", "LitertModel", "check_same", "limits_of", "onnx_outputs"]
 
 LIMIT = 1e-3
 """Of `difference`, between two ways to compute a network in float32."""
@@ -37,18 +37,22 @@ class LitertModel:
             self._interpreter = Interpreter(model_content=model, num_threads=1)
             self._interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
-            raise ModelError(
-                f"a converted model must run in LiteRT, but it says: {first_line(error)}; report "
-                "the model as a defect"
-            ) from error
+            raise _refused(error) from error
         self._inputs = {each["name"]: each for each in self._interpreter.get_input_details()}
         self._outputs = self._interpreter.get_output_details()
 
     def __call__(self, inputs: Mapping[str, Array]) -> list[Array]:
-        """The outputs, in the model's order; inputs by name, of the model's types and shapes."""
+        """The outputs, in the model's order; inputs by name, of the model's types and shapes.
+
+        Raises:
+            ModelError: LiteRT cannot run it.
+        """
         for name, values in inputs.items():
             self._interpreter.set_tensor(self._inputs[name]["index"], values)
-        self._interpreter.invoke()
+        try:
+            self._interpreter.invoke()
+        except RuntimeError as error:
+            raise _refused(error) from error
         return [self._interpreter.get_tensor(each["index"]) for each in self._outputs]
 
     def in_floats(self, inputs: Mapping[str, Array]) -> list[Array]:
@@ -58,51 +62,85 @@ class LitertModel:
         return [_dequantised(values, each) for values, each in pairs]
 
 
-def is_quantised(model: bytes) -> bool:
-    """Whether an ONNX model is a QDQ model."""
-    nodes = onnx.load_model_from_string(model).graph.node
-    return any(node.op_type == "QuantizeLinear" for node in nodes)
+def _refused(error: Exception) -> ModelError:
+    return ModelError(
+        f"a converted model must run in LiteRT, but it says: {first_line(error)}; report the "
+        "model as a defect"
+    )
+
+
+def limits_of(graph: Graph) -> list[float]:
+    """Of `difference`, of each output: `INT8_LIMIT` for what is quantised on the way to it."""
+    rounded: set[str] = set()
+    for node in graph.nodes:  # without those of constants, which are folded
+        if node.op_type == "QuantizeLinear" or not rounded.isdisjoint(node.input):
+            rounded.update(node.output)
+    return [INT8_LIMIT if name in rounded else LIMIT for name in graph.outputs]
 
 
 def onnx_outputs(model: bytes, inputs: Mapping[str, Array]) -> list[Array]:
-    """What ONNX Runtime gives on this CPU, of a QDQ model in floats: some CPUs' bytes saturate."""
+    """What ONNX Runtime gives on this CPU, of a QDQ model in floats: some CPUs' bytes saturate.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load or run it.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return list(session.run(None, dict(inputs)))
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return list(session.run(None, dict(inputs)))
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise ModelError(
+            "a converted model is compared with the ONNX model, which ONNX Runtime must run, but "
+            f"it says: {first_line(error)}; export it anew, with a newer opset or other options"
+        ) from error
 
 
 def difference(found: Sequence[Array], expected: Sequence[Array]) -> float:
     """Root of the mean square error, over that of what is expected; the largest of all outputs.
 
-    Infinite where shapes or what is finite differ.
+    Infinite where shapes, types or what is not finite differ.
     """
     return max((_difference(*each) for each in zip(found, expected, strict=True)), default=0.0)
 
 
-def check_same(found: Sequence[Array], expected: Sequence[Array], limit: float) -> float:
-    """Refuse a conversion that computes something else; `difference`.
+def check_same(found: Sequence[Array], expected: Sequence[Array], limits: Sequence[float]) -> None:
+    """Refuse a conversion that computes something else.
+
+    Args:
+        found: outputs.
+        expected: likewise, of the ONNX model.
+        limits: of each output's `difference`.
 
     Raises:
-        ModelError: it is over the limit.
+        ModelError: one is over its limit.
     """
-    error = difference(found, expected)
-    if not error <= limit:
-        raise ModelError(
-            f"a converted model must give what the ONNX model gives, up to {limit:g} of it, but "
-            f"differs by {error:.3g}: report the model as a defect, or take another converter"
-        )
-    return error
+    for number, (own, wanted, limit) in enumerate(zip(found, expected, limits, strict=True)):
+        error = _difference(own, wanted)
+        if not error <= limit:
+            raise ModelError(
+                f"a converted model must give what the ONNX model gives, up to {limit:g} of it, "
+                f"but output {number} differs by {error:.3g}: report the model as a defect, or "
+                "take another converter"
+            )
 
 
 def _difference(found: Array, expected: Array) -> float:
-    if found.shape != expected.shape or not np.isfinite(found).all():
+    if found.shape != expected.shape or found.dtype != expected.dtype:
         return float("inf")
-    wanted = expected.astype(np.float64)
-    size = float(np.sqrt(np.mean(wanted**2)))
-    return float(np.sqrt(np.mean((found - wanted) ** 2))) / (size or 1)
+    finite = np.isfinite(expected)
+    is_same = np.array_equal(found[~finite], expected[~finite], equal_nan=True)
+    if not is_same or not np.isfinite(found[finite]).all():
+        return float("inf")
+    wanted = expected[finite].astype(np.float64)
+    errors = found[finite] - wanted
+    return _mean_root(errors) / (_mean_root(wanted) or 1)
+
+
+def _mean_root(values: Array) -> float:
+    return float(np.sqrt(np.mean(values**2))) if values.size else 0.0
 
 
 def _quantised(values: Array, details: Mapping[str, Any]) -> Array:

@@ -103,14 +103,14 @@ def _alike(t: Translation, name: str, last: bool, own: Quantisation | None) -> i
 def _slice(t: Translation, node: NodeProto, int8: bool) -> None:
     source = node.input[0]
     shape = t.shape(source)
-    given = [t.values(name).tolist() for name in node.input[1:]]
-    starts, ends = given[:2]
-    axes = given[2] if len(given) > 2 else range(len(starts))
-    steps = given[3] if len(given) > 3 else [1] * len(starts)
-    if min(steps) < 1:
+    starts, ends = (t.values(name).tolist() for name in node.input[1:3])
+    axes, steps = t.given(node, 3), t.given(node, 4)
+    axes = np.arange(len(starts)) if axes is None else axes
+    steps = np.ones(len(starts), int) if steps is None else steps
+    if steps.min() < 1:
         raise ModelError(f"slices must go forwards to be converted, but steps are {steps}")
     parts = [slice(0, size, 1) for size in shape]
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+    for start, end, axis, step in zip(starts, ends, axes.tolist(), steps.tolist(), strict=True):
         parts[axis] = slice(*slice(start, end, step).indices(shape[axis]))
     _cut(t, source, node.output[0], parts, int8)
 
@@ -138,7 +138,8 @@ def _cut(t: Translation, source: str, name: str, parts: Sequence[slice], int8: b
 
 def _pad(t: Translation, node: NodeProto, int8: bool) -> None:
     source = node.input[0]
-    value = t.values(node.input[2]).item() if len(node.input) > 2 and node.input[2] else 0
+    filler, places = t.given(node, 2), t.given(node, 3)
+    value = 0 if filler is None else filler.item()
     mode = attributes(node).get("mode", b"constant")
     if mode not in (b"constant", b"reflect"):
         raise ModelError(
@@ -147,9 +148,8 @@ def _pad(t: Translation, node: NodeProto, int8: bool) -> None:
         )
     last, rank = t.is_last(source), len(t.shape(source))
     told = t.values(node.input[1]).reshape(2, -1).T.astype(np.int32)
-    axes = t.values(node.input[3]).tolist() if len(node.input) > 3 else range(rank)
     amounts = np.zeros((rank, 2), np.int32)
-    amounts[[axis % rank for axis in axes]] = told
+    amounts[slice(None) if places is None else places % rank] = told
     if amounts.min() < 0:
         raise ModelError(f"padding must add to be converted, but that of {node.output[0]} cuts off")
     if last:
@@ -197,8 +197,11 @@ def _resize(t: Translation, node: NodeProto, int8: bool) -> None:
         )
     if mode[1] == b"pytorch_half_pixel" and 1 in size:
         raise ModelError(f"an image must be scaled to more than one pixel, but {name} is not")
-    scales = t.values(node.input[2]) if len(node.input) > 2 and node.input[2] else np.empty(0)
-    if scales.size and not np.allclose(scales[2:] * shape[2:], size, rtol=1e-6):
+    scales = np.divide(t.shape(name), shape)  # those of the sizes; what is told may be others
+    told = t.given(node, 2)
+    if told is not None and told.size:
+        scales[list(own.get("axes", range(len(shape))))] = told
+    if not np.allclose(scales[2:] * shape[2:], size, rtol=1e-6):
         raise ModelError(
             f"an image must be scaled to whole pixels, but {name} is {shape[2:]} times {scales[2:]}"
         )
@@ -220,11 +223,8 @@ def _reduced(operator: str, t: Translation, node: NodeProto, int8: bool) -> None
     if node.op_type == "GlobalAveragePool":
         axes, keeps = list(range(2, rank)), True
     else:
-        told = own.get("axes") or (
-            t.values(node.input[1]).tolist() if len(node.input) > 1 else None
-        )
         every = [] if own.get("noop_with_empty_axes", 0) else range(rank)
-        axes, keeps = list(told or every), bool(own.get("keepdims", 1))
+        axes, keeps = list(t.axes(node) or every), bool(own.get("keepdims", 1))
     axes = [axis % rank for axis in axes]
     last = t.is_last(source) and (keeps or {2, 3} <= set(axes))  # else the rest is in another order
     before = t.form(source, last=last, int8=int8)
@@ -239,6 +239,7 @@ SHAPES: dict[str, _Write] = {
     "Flatten": _reshape,
     "Gather": _gather,
     "GlobalAveragePool": partial(_reduced, "MEAN"),
+    "Identity": _reshape,
     "Pad": _pad,
     "ReduceMean": partial(_reduced, "MEAN"),
     "ReduceSum": partial(_reduced, "SUM"),

@@ -8,9 +8,10 @@ that it reads is dequantised and its result is quantised at once; the pair vanis
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto, helper
 
 from device_farm.failures import ModelError
 from device_farm.litert.graph import Graph, attributes
@@ -22,7 +23,7 @@ _LAST = (0, 2, 3, 1)
 _FIRST = (0, 3, 1, 2)
 _SIGN = 128  # from unsigned bytes to signed ones
 _NONE, _RELU, _RELU_N1_TO_1, _RELU6 = range(4)  # the schema's ActivationFunctionType
-_CLAMPING = ("Add", "Conv", "Div", "Gemm", "Mul", "Sub")  # operators that have one
+_CLAMPING = ("Add", "Conv", "Div", "Gemm", "Mul", "Sub", "Sum")  # operators that have one
 _CLAMPS = {(-1.0, 1.0): _RELU_N1_TO_1, (0.0, 6.0): _RELU6, (0.0, np.inf): _RELU}
 
 
@@ -46,6 +47,7 @@ class Translation:
         """What clamps made that are part of the operator before them."""
         self._forms: dict[tuple[str, bool, bool], int] = {}  # by name, int8, channels last
         self._quantisations: dict[str, Quantisation] = {}  # of what has a form in int8
+        self._quantisers: dict[str, NodeProto] = {}  # by what they make
         self._integers: dict[str, tuple[Array, Quantisation]] = {}  # constants that are dequantised
 
     # What a node reads
@@ -65,6 +67,20 @@ class Translation:
                 f"weights, sizes and axes must be constants to be converted, but {name} is computed"
             )
         return self.graph.constants[name]
+
+    def given(self, node: NodeProto, place: int) -> Array | None:
+        """Of a constant that a node may go without; None where it does.
+
+        Raises:
+            ModelError: It is computed.
+        """
+        name = node.input[place] if len(node.input) > place else ""
+        return self.values(name) if name else None
+
+    def axes(self, node: NodeProto) -> list[int]:
+        """Over which a node reduces, as its attribute or its second input says; or none."""
+        given = self.given(node, 1)
+        return list(attributes(node).get("axes", ()) if given is None else given.tolist())
 
     def integers(self, name: str) -> tuple[Array, Quantisation] | None:
         """Of a constant that is dequantised: signed bytes or 32 bits, and what they stand for."""
@@ -187,9 +203,10 @@ class Translation:
             return 0.0, float("inf")
         if node.op_type != "Clip":
             return None
-        given = [self.values(name).item() if name else None for name in (*node.input[1:], "", "")]
-        least, most = given[:2]
-        return (-np.inf if least is None else least), (np.inf if most is None else most)
+        least, most = self.given(node, 1), self.given(node, 2)
+        return (-np.inf if least is None else least.item()), (
+            np.inf if most is None else most.item()
+        )
 
     def with_clamp(self, node: NodeProto) -> tuple[str, int]:
         """The name of an operator's result and its activation, which takes in a clamp after it."""
@@ -205,6 +222,7 @@ class Translation:
     def quantise(self, node: NodeProto) -> None:
         """QuantizeLinear, unless what makes its input has made it in int8."""
         source, made = node.input[0], node.output[0]
+        self._quantisers[made] = node
         if self.is_int8(made):
             return
         own = self._parameters(node)
@@ -221,6 +239,12 @@ class Translation:
         if self.is_constant(source):
             self._dequantise_constant(node)
             return
+        before = self._quantisers.get(source)
+        if before is None or self._quantisation_of(node, before) != self._quantisations[source]:
+            raise ModelError(
+                "what is dequantised must be what was quantised, with the same scale and zero "
+                f"point, to be converted, but {source} is not: quantise the model anew"
+            )
         for last in (True, False):
             if (source, True, last) in self._forms:
                 tensor = self._forms[source, True, last]
@@ -229,39 +253,48 @@ class Translation:
     def _dequantise_constant(self, node: NodeProto) -> None:
         values = self.values(node.input[0])
         scale = np.atleast_1d(self.values(node.input[1])).astype(np.float32)
-        zero = self._zero_point(node)
-        axis = attributes(node).get("axis", 1) % max(values.ndim, 1)
-        if scale.size == 1:
-            axis = 0
-        spread = scale.reshape([-1 if each == axis else 1 for each in range(values.ndim)])
-        floats = (values.astype(np.float32) - zero) * (spread if values.ndim else scale[0])
+        zero = self._zero_point(node, values.dtype)
+        own = attributes(node)
+        axis = own.get("axis", 1) % max(values.ndim, 1)
+        if block := own.get("block_size", 0):
+            scale = scale.repeat(block, axis)
+            spread = scale[tuple(map(slice, values.shape))]
+        else:
+            axis = 0 if scale.size == 1 else axis
+            spread = scale.reshape([-1 if each == axis else 1 for each in range(values.ndim)])
+        floats = (values.astype(np.float32) - int(zero)) * spread
         self.graph.constants[node.output[0]] = floats.astype(np.float32)
-        shift = _SIGN if values.dtype == np.uint8 else 0
-        signed = (values.astype(np.int64) - shift).astype(
-            np.int32 if values.dtype == np.int32 else np.int8
-        )
-        scales = tuple(map(float, scale))
-        self._integers[node.output[0]] = signed, Quantisation(scales, zero - shift, axis)
+        if block:  # LiteRT's integers have no such scales
+            return
+        shift = _SIGN if zero.dtype == np.uint8 else 0
+        kind = np.int32 if zero.dtype == np.int32 else np.int8
+        signed = (values.astype(np.int64) - shift).astype(kind)
+        quantisation = Quantisation(tuple(map(float, scale)), int(zero) - shift, axis)
+        self._integers[node.output[0]] = signed, quantisation
 
     def _parameters(self, node: NodeProto) -> Quantisation | None:
-        if node.op_type != "QuantizeLinear":
-            return None
+        return self._quantisation_of(node, node) if node.op_type == "QuantizeLinear" else None
+
+    def _quantisation_of(self, node: NodeProto, quantiser: NodeProto) -> Quantisation:
+        """What a node takes bytes to stand for, which `quantiser` makes; as signed ones."""
         scale = self.values(node.input[1])
         if scale.size != 1:
             raise ModelError(
                 f"activations must have one scale to be converted, but {node.input[0]} has "
                 f"{scale.size}"
             )
-        shift = 0 if len(node.input) > 2 and self.values(node.input[2]).dtype == np.int8 else _SIGN
-        return Quantisation((float(scale.item()),), self._zero_point(node) - shift)
+        kind = attributes(quantiser).get("output_dtype", 0) or TensorProto.UINT8
+        dtype = self._zero_point(quantiser, helper.tensor_dtype_to_np_dtype(kind)).dtype
+        shift = _SIGN if dtype == np.uint8 else 0
+        return Quantisation((float(scale.item()),), int(self._zero_point(node, dtype)) - shift)
 
-    def _zero_point(self, node: NodeProto) -> int:
-        if len(node.input) < 3:
-            return 0
-        zeros = np.unique(self.values(node.input[2]))
+    def _zero_point(self, node: NodeProto, dtype: np.dtype[Any]) -> np.generic:
+        """Of the integers' type; where it is left out it is 0, and they have `dtype`."""
+        given = self.given(node, 2)
+        zeros = np.unique(np.zeros(1, dtype) if given is None else given)
         if len(zeros) != 1 or zeros.dtype not in (np.int8, np.uint8, np.int32):
             raise ModelError(
                 "a quantised tensor must have bytes and one zero point to be converted, but "
-                f"{node.input[0]} has {len(zeros)}, of type {zeros.dtype}"
+                f"{node.input[0]} has {len(zeros)}, of type {zeros.dtype}: quantise it to 8 bits"
             )
-        return int(zeros[0])
+        return zeros[0]

@@ -67,7 +67,7 @@ def weights_of(
     known = t.integers(name)
     if known is None or known[1].zero_point != 0 or known[0].dtype != np.int8:
         raise ModelError(
-            "weights must be signed bytes with zero point 0 to run in int8, but "
+            "weights must be signed bytes with zero point 0, in no blocks, to run in int8, but "
             f"{name} is not: quantise them so (weight_type QInt8)"
         )
     values, own = known
@@ -88,10 +88,12 @@ def bias_of(
         size: of the bias.
         scales: of the weights; None in float.
     """
-    name = node.input[place] if len(node.input) > place else ""
-    values = t.values(name).astype(np.float32) if name else np.zeros(size, np.float32)
+    given = t.given(node, place)
+    values = np.zeros(size, np.float32) if given is None else given.astype(np.float32)
     if values.size != (values.shape or (1,))[-1]:
-        raise ModelError(f"a bias must be a row to be converted, but {name} is {values.shape}")
+        raise ModelError(
+            f"a bias must be a row to be converted, but {node.input[place]} is {values.shape}"
+        )
     values = np.broadcast_to(values.reshape(-1), (size,))
     if scales is None:
         return t.writer.constant(values)

@@ -83,7 +83,7 @@ def litert_integers(network: StagedNetwork, data: ImageData) -> tuple[bytes, dic
         made = convert(model, integers=True)
         integers = _LitertNetwork(made)
         found = [integers(images).numpy()]
-        check_same(found, [OnnxNetwork(model)(images).numpy()], INT8_LIMIT)
+        check_same(found, [OnnxNetwork(model)(images).numpy()], [INT8_LIMIT])
         error = difference(found, [network(images).numpy()])
     if not error <= _NONSENSE:
         raise DonnaError(

@@ -30,6 +30,7 @@ pytest.importorskip("ai_edge_litert", reason="needs the extra litert: pip instal
 
 from device_farm.litert import conversion, extra
 from device_farm.litert.conversion import convert, converted
+from device_farm.litert.reading import read_graph
 from device_farm.litert.running import (
     INT8_LIMIT,
     LitertModel,
@@ -334,7 +335,7 @@ def onnx_named(model: bytes, name: str) -> bytes:
 def test_a_wrong_conversion_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     workload, other = (Workload.from_onnx(network(name)) for name in ("swish", "pools"))
     wrong = onnx_named(other.model, workload.inputs[0].name)
-    monkeypatch.setattr(conversion, "convert", lambda model: convert(wrong))
+    monkeypatch.setattr(conversion, "read_graph", lambda model: read_graph(wrong))
     with pytest.raises(ModelError, match="must give what the ONNX model gives"):
         converted(workload)
 
@@ -342,7 +343,7 @@ def test_a_wrong_conversion_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("found", [np.ones(4), np.full(3, np.nan), np.full(3, 1.3)])
 def test_what_computes_something_else_is_refused(found: np.ndarray) -> None:
     with pytest.raises(ModelError, match="must give what the ONNX model gives"):
-        check_same([found], [np.ones(3)], INT8_LIMIT)
+        check_same([found], [np.ones(3)], [INT8_LIMIT])
 
 
 def test_the_command_writes_a_file(tmp_path: Path) -> None:
