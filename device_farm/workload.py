@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
-import io
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,6 +24,7 @@ from onnx.external_data_helper import (
 from device_farm.failures import ModelError, first_line
 from device_farm.foreign import exits_are_errors
 from device_farm.inputs import TensorSpec, make_values, settle_inputs
+from device_farm.torch_export import exported
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -96,23 +95,11 @@ class Workload:
             inputs: Examples of what it takes; their shapes are those that are measured.
 
         Raises:
-            ModelError: It cannot be exported.
+            ModelError: One is no tensor, or the module cannot be exported, whatever its code
+                raises.
         """
-        import torch
-
-        file = io.BytesIO()
-        try:
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")  # of the exporter, which is the quicker one of two
-                module = copy.deepcopy(module).cpu().eval()
-                examples = tuple(each.cpu() for each in inputs)
-                torch.onnx.export(module, examples, file, dynamo=False)  # type: ignore[arg-type]
-        except (RuntimeError, TypeError, ValueError, torch.onnx.OnnxExporterError) as error:
-            raise ModelError(
-                f"a module must be exportable to ONNX, but {type(module).__name__} is not "
-                f"({first_line(error)}): give inputs that it takes, or export it yourself"
-            ) from error
-        return replace(cls.from_onnx(file.getvalue()), module=partial(copy.deepcopy, module))
+        model, module = exported(module, inputs)
+        return replace(cls.from_onnx(model), module=partial(copy.deepcopy, module))
 
     @classmethod
     def from_folder(
