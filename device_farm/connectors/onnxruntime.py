@@ -197,7 +197,7 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
     def _load(self, workload: Workload, cores: tuple[int, ...]) -> PreparedModel:
         with _pinned(cores):
             started = time.perf_counter()
-            session = _session(workload.model, cores, self.settings)
+            session = _session(workload.as_exported(), cores, self.settings)
             init_ms = 1e3 * (time.perf_counter() - started)
             if self.settings.provider != CPU:
                 check_agreement(

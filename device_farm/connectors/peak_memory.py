@@ -55,7 +55,7 @@ def _answer(workload: Workload, threads: int) -> str:
     with ExitStack() as opened:
         files = [opened.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
         files[0].write(_nothing())
-        files[1].write(workload.model)
+        files[1].write(workload.as_exported())
         inputs = workload.make_inputs()
         np.savez(files[2], *inputs.values())  # by position: savez has parameters of its own
         for file in files:

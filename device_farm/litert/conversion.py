@@ -37,7 +37,7 @@ def converted(workload: Workload) -> bytes:
     inputs = workload.make_inputs()
     made = convert(workload.model)
     limit = INT8_LIMIT if is_quantised(workload.model) else LIMIT
-    check_same(LitertModel(made)(inputs), onnx_outputs(workload.model, inputs), limit)
+    check_same(LitertModel(made)(inputs), onnx_outputs(workload.as_exported(), inputs), limit)
     return made
 
 
