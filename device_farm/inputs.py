@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,22 @@ import onnx
 
 from device_farm.failures import ModelError
 
-__all__ = ["TensorSpec", "make_values", "parse_shapes", "settle_inputs"]
+__all__ = [
+    "TensorSpec",
+    "forget_open",
+    "has_open",
+    "make_values",
+    "open_again",
+    "parse_shapes",
+    "settle_inputs",
+]
 
 _EXAMPLE_SIZE = 224
 _MOST_VALUES = 2**60 - 1
 """Of an input: NumPy counts their bytes in 63 bits, and one has up to 8."""
+_OPEN = "device_farm.open:"
+"""Starts the denotation of a dimension that was open, before its name, and is that of an input that
+had no shape. No runtime reads denotations."""
 _GIVEN = re.compile(r"(?P<name>.+)=(?P<sizes>\d+(,\d+)*)", re.DOTALL)
 
 
@@ -56,7 +67,7 @@ def parse_shapes(words: Iterable[str]) -> dict[str, tuple[int, ...]]:
 def settle_inputs(
     graph: onnx.GraphProto, given: Mapping[str, Sequence[int]]
 ) -> tuple[tuple[TensorSpec, ...], bool]:
-    """Writes into the graph how large its inputs are.
+    """Writes into the graph how large its inputs are, and notes what was open.
 
     A dimension is open if it has a name or nothing in place of a size, or a size below 1, as some
     exporters write. An open first dimension that is not given is 1, and must be given if that of
@@ -98,6 +109,32 @@ def settle_inputs(
         for value, shape, dtype in zip(inputs, shapes, dtypes, strict=True)
     ]
     return tuple(specs), any(opened)
+
+
+def has_open(graph: onnx.GraphProto) -> bool:
+    """Whether a graph has a note of what was open."""
+    return any(each.denotation.startswith(_OPEN) for each in _denoted(graph))
+
+
+def forget_open(graph: onnx.GraphProto) -> None:
+    """Takes the notes of what was open out of a graph."""
+    for each in _denoted(graph):
+        if each.denotation.startswith(_OPEN):
+            each.ClearField("denotation")
+
+
+def open_again(graph: onnx.GraphProto) -> None:
+    """Takes the sizes of what was open out of a graph, and the notes of it."""
+    for value in graph.input:
+        if value.type.denotation.startswith(_OPEN):
+            value.type.tensor_type.ClearField("shape")
+            value.type.ClearField("denotation")
+        for dimension in _dimensions(value):
+            if dimension.denotation.startswith(_OPEN):
+                name = dimension.denotation.removeprefix(_OPEN)
+                dimension.Clear()
+                if name:
+                    dimension.dim_param = name
 
 
 def make_values(specs: Iterable[TensorSpec], seed: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -191,12 +228,26 @@ def _words(value: onnx.ValueInfoProto) -> str:
 
 
 def _write(value: onnx.ValueInfoProto, shape: Sequence[int]) -> bool:
-    """Writes an input's shape, and says whether it was another one."""
-    target = value.type.tensor_type.shape
-    if value.type.tensor_type.HasField("shape") and [d.dim_value for d in target.dim] == [*shape]:
-        return False
-    del target.dim[:]
-    target.SetInParent()
-    for size in shape:
-        target.dim.add(dim_value=size)
-    return True
+    """Writes an input's shape and notes what of it was open; says whether anything was."""
+    target = value.type.tensor_type
+    if is_new := not target.HasField("shape"):
+        value.type.denotation = _OPEN
+        target.shape.SetInParent()
+        for size in shape:
+            target.shape.dim.add(dim_value=size)
+    opened = [each for each in target.shape.dim if each.dim_value < 1]
+    for dimension, size in zip(target.shape.dim, shape, strict=True):
+        if dimension.dim_value < 1:
+            name = dimension.dim_param
+            dimension.Clear()
+            dimension.dim_value, dimension.denotation = size, _OPEN + name
+    return is_new or bool(opened)
+
+
+def _denoted(
+    graph: onnx.GraphProto,
+) -> Iterator[onnx.TypeProto | onnx.TensorShapeProto.Dimension]:
+    """What may have a denotation, of the inputs."""
+    for value in graph.input:
+        yield value.type
+        yield from _dimensions(value)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
-import io
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,15 @@ from onnx.external_data_helper import (
 
 from device_farm.failures import ModelError, first_line
 from device_farm.foreign import exits_are_errors
-from device_farm.inputs import TensorSpec, make_values, settle_inputs
+from device_farm.inputs import (
+    TensorSpec,
+    forget_open,
+    has_open,
+    make_values,
+    open_again,
+    settle_inputs,
+)
+from device_farm.torch_export import exported
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,13 +57,15 @@ class Workload:
     """
 
     model: bytes
-    """The serialized ONNX model, weights included."""
+    """The serialized ONNX model, weights included, with the sizes of its inputs."""
     digest: str
     """Of the ONNX model."""
     inputs: tuple[TensorSpec, ...]
     module: Callable[[], nn.Module] | None = field(default=None, compare=False, repr=False)
     """Makes the torch module anew, with its weights, on the CPU; the ONNX model says what it must
     give. None where only that is known. See `make_module`."""
+    stays_open: bool = field(default=False, compare=False)
+    """Whether sizes are open in `as_exported`. The model says which."""
 
     @classmethod
     def from_onnx(
@@ -79,6 +88,8 @@ class Workload:
             model, proto, beside = _load(source, origin)
             inputs, opened = settle_inputs(proto.graph, shapes or {})
             _check(proto)
+            if opened and _holds_sizes(proto):
+                forget_open(proto.graph)
         except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
             raise ModelError(
                 f"a model must be valid ONNX, but {origin} is not ({first_line(error)}): "
@@ -86,7 +97,7 @@ class Workload:
             ) from error
         if beside or opened:
             model = proto.SerializeToString()
-        return cls(model, workload_digest(model), inputs)
+        return cls(model, workload_digest(model), inputs, stays_open=has_open(proto.graph))
 
     @classmethod
     def from_torch(cls, module: nn.Module, *inputs: Tensor) -> Workload:
@@ -96,23 +107,11 @@ class Workload:
             inputs: Examples of what it takes; their shapes are those that are measured.
 
         Raises:
-            ModelError: It cannot be exported.
+            ModelError: One is no tensor, or the module cannot be exported, whatever its code
+                raises.
         """
-        import torch
-
-        file = io.BytesIO()
-        try:
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")  # of the exporter, which is the quicker one of two
-                module = copy.deepcopy(module).cpu().eval()
-                examples = tuple(each.cpu() for each in inputs)
-                torch.onnx.export(module, examples, file, dynamo=False)  # type: ignore[arg-type]
-        except (RuntimeError, TypeError, ValueError, torch.onnx.OnnxExporterError) as error:
-            raise ModelError(
-                f"a module must be exportable to ONNX, but {type(module).__name__} is not "
-                f"({first_line(error)}): give inputs that it takes, or export it yourself"
-            ) from error
-        return replace(cls.from_onnx(file.getvalue()), module=partial(copy.deepcopy, module))
+        model, module = exported(module, inputs)
+        return replace(cls.from_onnx(model), module=partial(copy.deepcopy, module))
 
     @classmethod
     def from_folder(
@@ -160,6 +159,19 @@ class Workload:
                 f"({type(error).__name__}: {first_line(error)}): run load() of its network.py"
             ) from error
 
+    def as_exported(self) -> bytes:
+        """The model as ONNX Runtime loads it on its own: sizes that do not hold in it are open.
+
+        They do not where a branch that is not taken would not fit them, say: ONNX Runtime infers
+        the shapes of all branches when it loads a model, and refuses it, or crashes.
+        """
+        if not self.stays_open:
+            return self.model
+        proto = onnx.load_model_from_string(self.model)
+        open_again(proto.graph)
+        exported: bytes = proto.SerializeToString()
+        return exported
+
     def make_inputs(self, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
         """Seeded inputs by name: see `device_farm.inputs.make_values`."""
         return make_values(self.inputs, seed)
@@ -193,10 +205,14 @@ def _load(source: bytes | str | Path, origin: str) -> tuple[bytes, onnx.ModelPro
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """Weights and constants of a graph, and of the graphs inside its nodes."""
     yield from graph.initializer
-    for attribute in (each for node in graph.node for each in node.attribute):
+    for attribute in _attributes(graph.node):
         yield from (attribute.t, *attribute.tensors)
         for inner in (attribute.g, *attribute.graphs):
             yield from _tensors(inner)
+
+
+def _attributes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.AttributeProto]:
+    return (each for node in nodes for each in node.attribute)
 
 
 def _take_in(
@@ -249,3 +265,23 @@ def _check(proto: onnx.ModelProto) -> None:
     proto.graph.output.extend(declared)
     if not proto.graph.output:
         raise ModelError("a model must have outputs, but has none: export it with what it computes")
+
+
+def _holds_sizes(proto: onnx.ModelProto) -> bool:
+    """Whether the sizes of its inputs fit all that a checked model has, which may not all run.
+
+    Of graphs inside nodes (If, Loop, Scan) that is not known: ONNX Runtime infers more there than
+    ONNX does, up to a crash.
+    """
+    nodes = (each.node for each in (proto.graph, *proto.functions))
+    if any(each.HasField("g") or each.graphs for each in _attributes(chain.from_iterable(nodes))):
+        return False
+    declared = onnx.GraphProto(output=proto.graph.output).output
+    del proto.graph.output[:]  # their shapes are of no account, as in `_check`
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        return False
+    finally:
+        proto.graph.output.extend(declared)
+    return True

@@ -5,8 +5,7 @@ import inspect
 import io
 import platform
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from device_farm.connectors.cpu import cpu_hardware
 from device_farm.ending import one_line
+from device_farm.torch_export import no_graphs
 from donna_ray import onnx_symbolics
 from donna_ray.complexity import deployed
 from donna_ray.errors import DonnaError
@@ -80,7 +80,7 @@ def _exported(
 ) -> bytes:
     onnx_symbolics.register()
     file = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad(), _no_graphs():
+    with warnings.catch_warnings(), torch.no_grad(), no_graphs():
         warnings.simplefilter("ignore")  # the exporter is deprecated, see above
         torch.onnx.export(
             module,
@@ -93,18 +93,6 @@ def _exported(
             dynamo=False,
         )
     return file.getvalue()
-
-
-@contextmanager
-def _no_graphs() -> Iterator[None]:
-    """Of a module that it cannot export, torch prints the whole graph, which may be megabytes."""
-    name = "_jit_onnx_log"
-    log = getattr(torch._C, name)
-    setattr(torch._C, name, lambda *_: None)
-    try:
-        yield
-    finally:
-        setattr(torch._C, name, log)
 
 
 @torch.no_grad()

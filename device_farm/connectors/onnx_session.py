@@ -108,7 +108,7 @@ def reference_outputs(workload: Workload) -> dict[str, Array]:
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    return outputs_of(open_session(workload.model, options, [(CPU, {})]), workload)
+    return outputs_of(open_session(workload.as_exported(), options, [(CPU, {})]), workload)
 
 
 def outputs_of(session: onnxruntime.InferenceSession, workload: Workload) -> dict[str, Array]:

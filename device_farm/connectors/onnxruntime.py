@@ -35,7 +35,7 @@ from device_farm.connectors.onnx_session import (
     reference_outputs,
     run_failure,
 )
-from device_farm.connectors.peak_memory import peak_memory_mb
+from device_farm.connectors.peak_memory import check_survived, peak_memory_mb
 from device_farm.failures import DeviceError, DeviceLost, first_line
 from device_farm.identity import DeviceInfo
 from device_farm.timing.control import control_workload
@@ -196,14 +196,15 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
 
     def _load(self, workload: Workload, cores: tuple[int, ...]) -> PreparedModel:
         with _pinned(cores):
+            memory_mb = check_survived(workload, self.settings.threads)
             started = time.perf_counter()
-            session = _session(workload.model, cores, self.settings)
+            session = _session(workload.as_exported(), cores, self.settings)
             init_ms = 1e3 * (time.perf_counter() - started)
             if self.settings.provider != CPU:
                 check_agreement(
                     [*outputs_of(session, workload).values()], reference_outputs(workload), _AGREED
                 )
-        return PreparedModel(session, workload.make_inputs(), workload, init_ms)
+        return PreparedModel(session, workload.make_inputs(), workload, init_ms, memory_mb)
 
     def calibrate(self) -> float:
         def baseline() -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,15 +14,35 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 from onnx import TensorProto, helper
 
-from device_farm.failures import DeviceError, first_line
+from device_farm.failures import DeviceError, ModelError, first_line
 from device_farm.workload import Workload
 
-__all__ = ["peak_memory_mb"]
+__all__ = ["check_survived", "peak_memory_mb"]
 
 _PROGRAM = Path(__file__).with_name("run_alone.py")
 _LIMIT_S = 600.0
+_CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")
+"""Of the model's making; who else ends a process, for want of memory say, takes SIGKILL."""
+
+
+def check_survived(workload: Workload, threads: int) -> float | None:
+    """Refuses a model that would end this process, whose devices would be taken for lost.
+
+    Returns:
+        `peak_memory_mb`, so that it need not be asked for again; None where that is not told.
+
+    Raises:
+        ModelError: Loading or running it ends a process of its own by a signal.
+    """
+    try:
+        return peak_memory_mb(workload, threads)
+    except ModelError:
+        raise
+    except DeviceError:  # so this process tells what is wrong, if anything is
+        return None
 
 
 def peak_memory_mb(workload: Workload, threads: int) -> float:
@@ -33,6 +54,7 @@ def peak_memory_mb(workload: Workload, threads: int) -> float:
     loaded no model yet; it takes what the model takes to load, and some 20 ms.
 
     Raises:
+        ModelError: ONNX Runtime crashes.
         DeviceError: The process fails, for the host's memory or its folder of temporary files is
             too small say, or the kernel does not tell.
     """
@@ -40,6 +62,12 @@ def peak_memory_mb(workload: Workload, threads: int) -> float:
         told = _answer(workload, threads)
     except Exception as error:  # of the disk, of numpy, of the pipe: no look is worth a latency
         told = first_line(error)
+    if (name := _signals().get(told)) is not None:
+        raise ModelError(
+            f"a model must not end the process that runs it, but ONNX Runtime "
+            f"{onnxruntime.__version__} crashes at this one ({name}): export it with another opset "
+            "or without its rarer operators and forms, or install another version of onnxruntime"
+        )
     if not told.isdecimal():
         raise DeviceError(
             f"a process of its own must run the model, to see what memory it takes, but does not "
@@ -55,13 +83,19 @@ def _answer(workload: Workload, threads: int) -> str:
     with ExitStack() as opened:
         files = [opened.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
         files[0].write(_nothing())
-        files[1].write(workload.model)
+        files[1].write(workload.as_exported())
         inputs = workload.make_inputs()
         np.savez(files[2], *inputs.values())  # by position: savez has parameters of its own
         for file in files:
             file.flush()
         paths = [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in files]
         return _ask(json.dumps([threads, *paths, *inputs]))
+
+
+@cache
+def _signals() -> dict[str, str]:
+    """The names of crashes by what the program says of them."""
+    return {f"signal {signal.Signals[name].value}": name for name in _CRASHES}
 
 
 def _ask(line: str) -> str:

@@ -3,16 +3,23 @@
 A program of its own, which imports no more than it needs: see `peak_memory`. Each line of its input
 is a JSON list: threads, the files of a model of one small operator, of the model and of its inputs
 (.npz), and the inputs' names in their order. It forks, so that the runtime's import is paid once,
-and answers with a line: the bytes, or what went wrong. With the small model the fork's runtime is
-loaded, and no part of them.
+and answers with a line: the bytes, the signal that ended the fork, or what else went wrong. With
+the small model the fork's runtime is loaded, and no part of them. All of it ends with the process
+that asks, whatever a model does.
 """
 
+import ctypes
 import json
 import os
+import select
+import signal
 import sys
 
 import numpy as np
 import onnxruntime
+
+C_LIBRARY = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -22,14 +29,28 @@ def main() -> None:
         if not child:
             answer(writing, *json.loads(line))
         os.close(writing)
+        wait_for(reading)
         with os.fdopen(reading) as pipe:
             told = pipe.read()
         _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            told = f"signal {os.WTERMSIG(status)}"
         print(told or f"it ended with status {status}", flush=True)
+
+
+def wait_for(pipe: int) -> None:
+    """Until the fork has answered or ended; ends this program, and so the fork, where nobody waits
+    any more."""
+    both = select.poll()
+    both.register(pipe, select.POLLIN)
+    both.register(sys.stdin, 0)  # that it is closed is always told
+    if any(file == sys.stdin.fileno() for file, _ in both.poll()):
+        sys.exit()
 
 
 def answer(pipe: int, threads: int, nothing: str, model: str, inputs: str, *names: str) -> None:
     """In the fork, which ends."""
+    C_LIBRARY.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # with the program
     try:
         told = str(growth(threads, nothing, model, inputs, names))
     except Exception as error:

@@ -31,7 +31,7 @@ def converted(workload: Workload) -> bytes:
     inputs = workload.make_inputs()
     graph = read_graph(workload.model)
     made = _written(graph, integers=False)
-    expected = onnx_outputs(workload.model, inputs)
+    expected = onnx_outputs(workload.as_exported(), inputs)
     check_same(LitertModel(made)(inputs), expected, limits_of(graph))
     return made
 

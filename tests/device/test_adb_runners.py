@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from phone import perf_test
 
-from device_farm import DeviceError
+from device_farm import DeviceError, ModelError
 from device_farm.connectors.adb.runners.base import RunPlan, Unit, file_digest
 from device_farm.connectors.adb.runners.command import CommandRunner
 from device_farm.connectors.adb.runners.onnxruntime import OnnxRuntimeRunner
@@ -107,3 +107,10 @@ def test_a_program_built_anew_has_another_digest(tmp_path: Path) -> None:
     os.utime(program, ns=(stated.st_atime_ns, stated.st_mtime_ns + 1))
     assert file_digest(program) != digest
     assert runner.identity != before
+
+
+def test_a_converter_that_dies_silently_is_told_with_its_signal(tmp_path: Path) -> None:
+    dies = ("sh", "-c", "kill -SEGV $$", "{onnx}", "{output}")
+    runner = TfliteRunner(binary=perf_test(tmp_path), convert=dies)
+    with pytest.raises(ModelError, match=r"converter sh refuses the model: .*SIGSEGV"):
+        runner.converted(b"")

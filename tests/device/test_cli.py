@@ -62,6 +62,14 @@ def test_list(device_farm: Run) -> None:
     assert device["model"] in " ".join(device_farm("probe", "cpu").stdout.split())
 
 
+def test_bench_outlives_a_crash_of_the_runtime(crashing: bytes, model: Path) -> None:
+    model.write_bytes(crashing)
+    ended = as_a_process("bench", model)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("device-farm: a model must not end the process")
+    assert len(ended.stderr.splitlines()) == 1
+
+
 def test_bench_prints_one_json_object(device_farm: Run, model: Path) -> None:
     first, second = (json.loads(device_farm("bench", model, "--json").stdout) for _ in range(2))
     assert first.keys() == {

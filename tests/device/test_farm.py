@@ -108,6 +108,17 @@ def test_bad_model_is_not_tried_again(cpu_farm: Farm) -> None:
     assert cpu_farm.measure(model_number(2), "cpu").n > 0
 
 
+def test_a_model_at_which_the_runtime_crashes_costs_no_device(
+    start: StartFarm, crashing: bytes
+) -> None:
+    farm = start(CPU)
+    with pytest.raises(ModelError, match="crashes at this one"):
+        farm.measure(crashing, "cpu")
+    assert farm.measure(model_number(3), "cpu").n > 0
+    status = row(farm, "cpu")
+    assert (status["state"], status["failures"]) == ("ready", {"ModelError": 1})
+
+
 def test_failures_that_pass_cost_no_measurement_and_bugs_are_told(
     start: StartFarm, scripted: Callable[..., DeviceSpec], tmp_path: Path
 ) -> None:

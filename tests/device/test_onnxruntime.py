@@ -87,6 +87,59 @@ def test_what_a_process_of_its_own_ends_by_is_told_and_the_next_one_answers() ->
     assert peak_memory_mb(product(2), 1) < 1
 
 
+@pytest.mark.parametrize("provider", ["CPUExecutionProvider", "AzureExecutionProvider"])
+def test_a_model_at_which_the_runtime_crashes_is_refused(crashing: bytes, provider: str) -> None:
+    connector = OnnxRuntimeConnector("cpu", {**QUICK, "provider": provider, "interleave": False})
+    with pytest.raises(ModelError, match=r"crashes at this one \(SIGSEGV\): export it"):
+        connector.prepare(Workload.from_onnx(crashing))
+    assert connector.measure(connector.prepare(control_workload()), connector.settings).n >= 9
+
+
+@pytest.mark.parametrize(
+    ("number", "of_model"),
+    [*((each, True) for each in ("SEGV", "ABRT", "BUS", "FPE", "ILL")), ("KILL", False)],
+)
+def test_signals_that_end_it(
+    number: str, of_model: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL comes from outside, as where memory runs out, and says nothing of the model."""
+    program = tmp_path / "program.py"
+    dies = f"lambda *_: run_alone.os.kill(run_alone.os.getpid(), run_alone.signal.SIG{number})"
+    folder = str(peak_memory._PROGRAM.parent)
+    program.write_text(
+        f"import sys\nsys.path.append({folder!r})\nimport run_alone\n"
+        f"run_alone.growth = {dies}\nrun_alone.main()\n"
+    )
+    monkeypatch.setattr(peak_memory, "_PROGRAM", program)
+    peak_memory._program.cache_clear()
+    connector = OnnxRuntimeConnector("cpu", {**QUICK, "interleave": False})
+    if of_model:
+        with pytest.raises(ModelError, match=rf"\(SIG{number}\)"):
+            connector.prepare(product(2))
+    else:
+        measurement = connector.measure(connector.prepare(product(2)), connector.settings)
+        assert "signal 9" in measurement.environment["peak_memory_not_told"]
+    peak_memory._program().kill()
+
+
+def test_a_model_runs_alone_once_and_again_where_that_told_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    answers = iter(["no room", "8000000", "9000000"])
+
+    def answer(workload: Workload, _: int) -> str:
+        asked.append(workload.digest)
+        return next(answers)
+
+    monkeypatch.setattr(peak_memory, "_answer", answer)
+    connector = OnnxRuntimeConnector("cpu", {**QUICK, "interleave": False})
+    for side, megabytes in ((2, 8), (2, 8), (3, 9)):
+        handle = connector.prepare(product(side))
+        assert connector.measure(handle, connector.settings).peak_memory_mb == megabytes
+    assert len(asked) == 3
+
+
 @pytest.mark.parametrize("name", ["file", "allow_pickle", "arr_0", "a/b.npy"])
 def test_memory_is_told_whatever_an_input_is_named(name: str) -> None:
     assert peak_memory_mb(product(2, name), 1) < 1
@@ -139,12 +192,10 @@ def test_two_threads_run_on_the_cores_named() -> None:
     assert connector.actor_options() == {"num_cpus": 2}
     before = _affinities()
     handle = connector.prepare(control_workload())
+    measurement = connector.measure(handle, connector.settings, 0.5)
+    assert measurement.environment["affinity"] == [second, first]
     pool = {task: cores for task, cores in _affinities().items() if task not in before}
-    assert {first} in pool.values()
-    assert connector.measure(handle, connector.settings, 0.5).environment["affinity"] == [
-        second,
-        first,
-    ]
+    assert {first} in pool.values()  # a thread takes its core once it runs, after it was made
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 
 HASHING = """
 import hashlib, os, subprocess, sys
@@ -120,23 +121,45 @@ def test_signal_of_a_fork_is_not_the_commands() -> None:
     assert (process.returncode, said) == (0, "")
 
 
-def test_model_that_never_ends_can_be_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "told"), [(signal.SIGINT, (130, True)), (signal.SIGKILL, (-9, False))]
+)
+def test_model_that_never_ends_ends_with_its_command(
+    number: int, told: tuple[int, bool], tmp_path: Path
+) -> None:
     for name, config in (("endless.onnx", endless()), ("farm.yaml", FARM.encode())):
         (tmp_path / name).write_bytes(config)
     words = ("bench", str(tmp_path / "endless.onnx"), "--config", str(tmp_path / "farm.yaml"))
     with running("-m", "device_farm", *words, "--device", "c") as process:
-        deadline = time.monotonic() + 60
-        while cpu_seconds(process.pid) < 6:  # imports take less
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        assert process.stderr is not None
-        while "stops once" not in process.stderr.readline():  # some seconds later
-            assert process.poll() is None
-        process.send_signal(signal.SIGINT)
+        wait_for(lambda: alone_at_work(process.pid), 60)
+        mine = alone_at_work(process.pid)
+        process.send_signal(number)
         _, said = process.communicate(timeout=60)
-    assert (process.returncode, "device-farm: stopped at once" in said) == (130, True)
+    assert (process.returncode, "device-farm: stopped" in said) == told
+    wait_for(lambda: not any(Path(f"/proc/{each}/exe").exists() for each in mine), 20)
+
+
+def wait_for(holds: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alone_at_work(command: int) -> list[int]:
+    """The program that a command has run a model alone, and its fork; none until that computes."""
+    pids = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+    parents = {pid: parent(pid) for pid in pids}
+    programs = [pid for pid in pids if parents[pid] == command]
+    forks = [pid for pid in pids if parents[pid] in programs]
+    return [*programs, *forks] if forks and all(cpu_seconds(each) > 1 for each in forks) else []
+
+
+def parent(process: int) -> int:
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:  # it has ended
+        return 0
 
 
 FARM = "devices:\n- {name: c, connector: onnxruntime}\n"

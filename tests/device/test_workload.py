@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -352,3 +353,45 @@ def test_torch_module_is_exported_as_it_is_in_use() -> None:
 def test_torch_module_that_does_not_take_its_inputs_is_refused() -> None:
     with pytest.raises(ModelError, match=r"but Conv2d is not .*: give inputs that it takes"):
         Workload.from_torch(nn.Conv2d(3, 4, 3), torch.zeros(1, 5, 8, 8))
+
+
+class Calls(nn.Module):
+    """A module whose code is the function that it is given."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.function(x)
+
+
+def refuses(x: torch.Tensor) -> torch.Tensor:
+    assert x.shape[0] == 2, "two at once"
+    return x
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (refuses, "AssertionError: two at once"),
+        (lambda x: x.nothing, "AttributeError: .*'nothing'"),
+        (lambda _: {}["a"], "KeyError: 'a'"),
+        (lambda _: [][0], "IndexError: "),
+        (lambda _: sys.exit(3), r"ExitedError: .*test_workload.py.* sys\.exit\(3\)"),
+        (lambda x: torch.fft.fft2(x).abs(), "'aten::fft_fft2' .* not supported"),
+    ],
+)
+def test_whatever_a_torch_module_raises_is_its_own_fault(
+    function: Any, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ModelError, match=rf"but Calls is not \(.*{words}.*\): give inputs"):
+        Workload.from_torch(Calls(function), torch.zeros(1, 4, 4))
+    assert "graph(" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("example", [3, None, [torch.zeros(1)], np.zeros(1)])
+def test_example_inputs_are_tensors(example: Any) -> None:
+    words = f"must be tensors, but number 2 is {type(example).__name__}: give a tensor"
+    with pytest.raises(ModelError, match=words):
+        Workload.from_torch(nn.Identity(), torch.zeros(1), example)

@@ -22,7 +22,7 @@ FLOORS = {  # from the lowest to the highest; rooms of one floor do not import e
     "donna_ray.search": f"exact | surrogate | study | strategies | {REST}",
     "device_farm": "foreign, stopping | "
     "common_options, device_spec, ending, failures, plugins, reading, version | "
-    "inputs | workload | litert, timing | identity | connector, cache | "
+    "inputs, torch_export | workload | litert, timing | identity | connector, cache | "
     "alone, connectors, farm, testing | cli | __init__, __main__",
 }
 

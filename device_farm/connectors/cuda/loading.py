@@ -125,7 +125,7 @@ def load_onnx(
     """The ONNX model, with inputs and outputs that stay on the device. See `load`."""
     options = onnxruntime.SessionOptions()
     try:
-        session = open_session(_with_batch(workload.model, batch), options, providers)
+        session = open_session(_with_batch(workload.as_exported(), batch), options, providers)
     except ModelError as error:
         words = f"; if it takes a batch of 1 alone, export it for {batch}" * (batch > 1)
         raise ModelError(f"{error}{words}") from error

@@ -214,7 +214,7 @@ def _convert(command: list[str], target: Path) -> bytes:
         )
         return target.read_bytes()
     except subprocess.CalledProcessError as error:
-        tail = " ".join((error.stdout + error.stderr).split())[-400:]
+        tail = " ".join((error.stdout + error.stderr).split())[-400:] or str(error)
         raise ModelError(f"the converter {command[0]} refuses the model: {tail}") from error
     except subprocess.TimeoutExpired as error:
         raise ModelError(
