@@ -35,8 +35,8 @@ from device_farm.connectors.onnx_session import (
     reference_outputs,
     run_failure,
 )
-from device_farm.connectors.peak_memory import check_survived, peak_memory_mb
-from device_farm.failures import DeviceError, DeviceLost, first_line
+from device_farm.connectors.peak_memory import peak_memory_mb
+from device_farm.failures import DeviceError, DeviceLost, ModelError, first_line
 from device_farm.identity import DeviceInfo
 from device_farm.timing.control import control_workload
 from device_farm.timing.energy import energy_mj
@@ -89,8 +89,8 @@ class PreparedModel:
     inputs: dict[str, Array]
     workload: Workload
     init_ms: float
-    peak_memory_mb: float | None = None
-    """Once it was measured."""
+    memory: dict[str, Any]
+    """`peak_memory_mb`, or why it is `peak_memory_not_told`; of another provider neither."""
     wall_s: float = 0.0
     thread_s: float = 0.0
     """CPU seconds of the calling thread: less than `wall_s` if it was kept from running."""
@@ -196,7 +196,7 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
 
     def _load(self, workload: Workload, cores: tuple[int, ...]) -> PreparedModel:
         with _pinned(cores):
-            memory_mb = check_survived(workload, self.settings.threads)
+            memory = self._alone(workload)
             started = time.perf_counter()
             session = _session(workload.as_exported(), cores, self.settings)
             init_ms = 1e3 * (time.perf_counter() - started)
@@ -204,7 +204,21 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
                 check_agreement(
                     [*outputs_of(session, workload).values()], reference_outputs(workload), _AGREED
                 )
-        return PreparedModel(session, workload.make_inputs(), workload, init_ms, memory_mb)
+        return PreparedModel(session, workload.make_inputs(), workload, init_ms, memory)
+
+    def _alone(self, workload: Workload) -> dict[str, Any]:
+        """`memory` of a prepared model, which is not loaded here if it ends a process of its own.
+
+        A farm would take the device for lost. Of another provider the CPU tells nothing.
+        """
+        if self.settings.provider != CPU:
+            return {}
+        try:
+            return {"peak_memory_mb": peak_memory_mb(workload, self.settings.threads)}
+        except ModelError:
+            raise
+        except DeviceError as error:  # the latency may be known all the same
+            return {"peak_memory_not_told": str(error)}
 
     def calibrate(self) -> float:
         def baseline() -> float:
@@ -257,14 +271,12 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
         measurement = replace(measurement, init_ms=model.init_ms)
         if self.settings.provider != CPU:
             return measurement
+        memory_mb = model.memory.get("peak_memory_mb")
+        if memory_mb is None:
+            measurement.environment.update(model.memory)
         with _pinned(cores):
-            try:
-                if model.peak_memory_mb is None:
-                    model.peak_memory_mb = peak_memory_mb(model.workload, self.settings.threads)
-            except DeviceError as error:  # the latency is known all the same
-                measurement.environment.update(peak_memory_not_told=str(error))
             energy = energy_mj(model.run, cpu_energy_meter(), measurement.median_ms, _ENERGY_S)
-        return replace(measurement, peak_memory_mb=model.peak_memory_mb, energy_mj=energy)
+        return replace(measurement, peak_memory_mb=memory_mb, energy_mj=energy)
 
     def close(self) -> None:
         self._closed = True

@@ -20,29 +20,12 @@ from onnx import TensorProto, helper
 from device_farm.failures import DeviceError, ModelError, first_line
 from device_farm.workload import Workload
 
-__all__ = ["check_survived", "peak_memory_mb"]
+__all__ = ["peak_memory_mb"]
 
 _PROGRAM = Path(__file__).with_name("run_alone.py")
 _LIMIT_S = 600.0
 _CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")
 """Of the model's making; who else ends a process, for want of memory say, takes SIGKILL."""
-
-
-def check_survived(workload: Workload, threads: int) -> float | None:
-    """Refuses a model that would end this process, whose devices would be taken for lost.
-
-    Returns:
-        `peak_memory_mb`, so that it need not be asked for again; None where that is not told.
-
-    Raises:
-        ModelError: Loading or running it ends a process of its own by a signal.
-    """
-    try:
-        return peak_memory_mb(workload, threads)
-    except ModelError:
-        raise
-    except DeviceError:  # so this process tells what is wrong, if anything is
-        return None
 
 
 def peak_memory_mb(workload: Workload, threads: int) -> float:

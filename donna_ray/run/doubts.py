@@ -177,9 +177,10 @@ def front_doubts(scenario: str, disturbed: float | None) -> list[str]:
     if disturbed is None:
         return []
     return [
-        f"While the front of {scenario!r} was measured, other processes took {disturbed:.0f}% of "
-        "the host's CPUs. That slows some networks by 10% and more and others not at all, and the "
-        "intervals do not tell: a latency in ms or in `x` can be as far off. End what else runs "
+        f"While the front of {scenario!r} was measured, other processes (those of other devices of "
+        f"the host, too) took {disturbed:.0f}% of its CPUs. That slows some networks by 10% and "
+        "more and others not at all, and the intervals do not tell: a latency in ms or in `x` can "
+        "be as far off. End what else runs "
         "there, and measure again what you choose (donna evaluate)."
     ]
 

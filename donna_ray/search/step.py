@@ -148,8 +148,12 @@ class _Searches:
             if verification.failure is not None:
                 raise verification.failure
             file = folder.path / _CANDIDATES
-            result = result_of(scenario, search, verification.rounds)
-            result["doubts"] = front_doubts(scenario.name, verification.disturbed_percent())
+            doubts = front_doubts(scenario.name, verification.disturbed_percent())
+            try:
+                result = result_of(scenario, search, verification.rounds)
+            except DonnaError as error:
+                raise DonnaError(" ".join([str(error), *doubts])) from error
+            result["doubts"] = doubts
             write_json(file, candidates_of_search(search, verification.rounds))
             return result, [file]
 
@@ -284,7 +288,7 @@ class _Searches:
         every = list(verifications.values())
         turns = ROUNDS * max((len(each.networks) + 1 for each in every), default=0)
         with self._run.progress("front measured again", turns, "networks") as progress:
-            for _ in verify(every):
+            for _ in verify(every, self._run.say):
                 progress.advance()
 
     def _run_tune(

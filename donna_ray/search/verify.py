@@ -13,7 +13,7 @@ many rounds more, and those that were disturbed least count.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from statistics import median
 from typing import Any
@@ -132,17 +132,18 @@ class Verification:
         self.networks = contenders(search)
         self.rounds: Rounds = {}
         self.failure: DonnaError | None = None
+        self._is_over = False
         problem = search.setup.problem
         self._space, self._with_memory = problem.space, problem.memory_limit_mb is not None
         self._reference, self._lowering, self._farm = reference, lowering, farm
-        self._asked: deque[tuple[Architecture | None, Any]] = deque()
+        self._asked: deque[tuple[Architecture | None, int, Any]] = deque()
         self._ahead = 2 * farm.devices() + 2  # so that none of them waits
 
     def due(self, repeat: int) -> list[Architecture | None]:
         """What is measured in a round: all, then what lacks rounds that were not disturbed."""
         if repeat == 1 or (repeat <= ROUNDS and self._farm.repeats):
             return [None, *self.networks]
-        if not self._farm.repeats:  # of a record all would be the same
+        if self._is_over or not self._farm.repeats:  # of a record all would be the same
             return []
         return [network for network, own in self.rounds.items() if self._lacks(own)]
 
@@ -152,8 +153,9 @@ class Verification:
 
     def ask(self, network: Architecture | None, repeat: int) -> None:
         """Have a network measured, or the reference, unless the device is out."""
-        if self.failure is None:
-            self._asked.append((network, self._farm.submit(self._model(network), repeat)))
+        if not self._is_over:
+            asked = self._farm.submit(self._model(network), repeat)
+            self._asked.append((network, repeat, asked))
             self.settle(self._ahead)
 
     def _model(self, network: Architecture | None) -> bytes:
@@ -162,21 +164,28 @@ class Verification:
     def settle(self, most: int = 0) -> None:
         """Wait until at most so many of those asked for are under way."""
         while len(self._asked) > most:
-            network, asked = self._asked.popleft()
+            network, repeat, asked = self._asked.popleft()
             try:
                 (latency,) = self._farm.settle([asked])
                 if network and self._with_memory:
                     latency = self._farm.with_memory(self._model(network), latency)
             except DonnaError as error:
-                self.failure = self.failure or error
+                self._end(repeat, error)
                 continue
             if not isinstance(latency, Unmeasured):
                 self.rounds.setdefault(network, []).append(latency)
             elif network is None:
-                self.failure = DonnaError(
+                out = DonnaError(
                     f"The reference must be measured again, but cannot be: {latency.reason}. Mend "
                     "the device. What is measured is kept: the same command goes on."
                 )
+                self._end(repeat, out)
+
+    def _end(self, repeat: int, error: DonnaError) -> None:
+        """No more is asked for; the first rounds must be there, those beyond need not."""
+        self._is_over = True
+        if repeat <= ROUNDS:
+            self.failure = self.failure or error
 
     def disturbed_percent(self) -> float | None:
         """What other work took of the host in the median round, if that disturbs; else None."""
@@ -185,23 +194,38 @@ class Verification:
         return typical if typical >= _DISTURBED else None
 
 
-def verify(verifications: Sequence[Verification]) -> Iterator[None]:
-    """Measure all rounds, of all at once; yields before each turn of the first ones.
+def verify(
+    verifications: Sequence[Verification], say: Callable[[str], None] = lambda text: None
+) -> Iterator[None]:
+    """Measure all rounds, of all at once; yields at each turn of the first ones.
 
     One that fails has its `failure`.
+
+    Args:
+        verifications: of searches that have ended.
+        say: called with a line before networks are measured once more than that.
     """
-    for repeat in range(1, 2 * ROUNDS + 1):
+    for repeat in range(1, ROUNDS + 1):
         for turn in zip_longest(*(each.due(repeat) for each in verifications), fillvalue=()):
             for each, network in zip(verifications, turn, strict=True):
                 if network != ():
                     each.ask(network, repeat)
-            if repeat <= ROUNDS:
-                yield
-        if repeat >= ROUNDS:
-            for each in verifications:
-                each.settle()
+            yield
     for each in verifications:
-        each.rounds = {network: _quietest(own) for network, own in each.rounds.items()}
+        each.settle()
+    for each in verifications:  # one after the other: devices of one host are other work, too
+        _measure_disturbed(each, say)
+
+
+def _measure_disturbed(verification: Verification, say: Callable[[str], None]) -> None:
+    for repeat in range(ROUNDS + 1, 2 * ROUNDS + 1):
+        if due := verification.due(repeat):
+            say(f"  {len(due)} networks were measured beside other work on the host: once more")
+        for network in due:
+            verification.ask(network, repeat)
+        verification.settle()
+    rounds = verification.rounds.items()
+    verification.rounds = {network: _quietest(own) for network, own in rounds}
 
 
 def _quietest(own: Sequence[Latency]) -> list[Latency]:

@@ -48,7 +48,7 @@ def test_environment_tells_what_was_true() -> None:
     assert environment["clock"] == "thread"
     slowdown = environment["wall_over_thread_time"]
     assert environment["oversubscribed"] is (slowdown > 1.05)
-    assert 0 <= environment["other_work_percent"] <= 100
+    assert environment["other_work_percent"] >= 0
     assert environment["before"].keys() == environment["after"].keys()
     assert sorted(os.sched_getaffinity(0)) == usable
 
@@ -87,9 +87,16 @@ def test_what_a_process_of_its_own_ends_by_is_told_and_the_next_one_answers() ->
     assert peak_memory_mb(product(2), 1) < 1
 
 
-@pytest.mark.parametrize("provider", ["CPUExecutionProvider", "AzureExecutionProvider"])
-def test_a_model_at_which_the_runtime_crashes_is_refused(crashing: bytes, provider: str) -> None:
-    connector = OnnxRuntimeConnector("cpu", {**QUICK, "provider": provider, "interleave": False})
+@pytest.mark.parametrize("kernel_tells", [True, False])
+def test_a_model_at_which_the_runtime_crashes_is_refused(
+    crashing: bytes, kernel_tells: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kernel_tells:  # as in a sandbox without /proc/self/clear_refs
+        program = tmp_path / "program.py"
+        program.write_text(peak_memory._PROGRAM.read_text().replace("clear_refs", "no_such_file"))
+        monkeypatch.setattr(peak_memory, "_PROGRAM", program)
+    peak_memory._program.cache_clear()
+    connector = OnnxRuntimeConnector("cpu", {**QUICK, "interleave": False})
     with pytest.raises(ModelError, match=r"crashes at this one \(SIGSEGV\): export it"):
         connector.prepare(Workload.from_onnx(crashing))
     assert connector.measure(connector.prepare(control_workload()), connector.settings).n >= 9
@@ -122,11 +129,11 @@ def test_signals_that_end_it(
     peak_memory._program().kill()
 
 
-def test_a_model_runs_alone_once_and_again_where_that_told_nothing(
+def test_a_model_runs_alone_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[str] = []
-    answers = iter(["no room", "8000000", "9000000"])
+    answers = iter(["no room", "9000000"])
 
     def answer(workload: Workload, _: int) -> str:
         asked.append(workload.digest)
@@ -134,10 +141,10 @@ def test_a_model_runs_alone_once_and_again_where_that_told_nothing(
 
     monkeypatch.setattr(peak_memory, "_answer", answer)
     connector = OnnxRuntimeConnector("cpu", {**QUICK, "interleave": False})
-    for side, megabytes in ((2, 8), (2, 8), (3, 9)):
+    for side, megabytes in ((2, None), (2, None), (3, 9)):
         handle = connector.prepare(product(side))
         assert connector.measure(handle, connector.settings).peak_memory_mb == megabytes
-    assert len(asked) == 3
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("name", ["file", "allow_pickle", "arr_0", "a/b.npy"])
