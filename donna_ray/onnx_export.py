@@ -80,7 +80,7 @@ def _exported(
 ) -> bytes:
     onnx_symbolics.register()
     file = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad(), _no_graphs():
+    with warnings.catch_warnings(), torch.no_grad(), _no_graphs(), _plain_attention():
         warnings.simplefilter("ignore")  # the exporter is deprecated, see above
         torch.onnx.export(
             module,
@@ -105,6 +105,17 @@ def _no_graphs() -> Iterator[None]:
         yield
     finally:
         setattr(torch._C, name, log)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Torch's own attention by its single operators: the fused ones have no ONNX."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 @torch.no_grad()
