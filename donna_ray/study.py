@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
+from device_farm.ending import one_line
 from donna_ray.complexity import complexity
 from donna_ray.config import (
     BlocksConfig,
@@ -25,7 +27,7 @@ from donna_ray.config import (
     SearchConfig,
     SpaceConfig,
 )
-from donna_ray.data.loaders import data_of_loaders
+from donna_ray.data.loaders import data_of_loaders, shared_images
 from donna_ray.distill.pack import DistilledBlock, distill_pack
 from donna_ray.distill.students import BlockJob
 from donna_ray.errors import ConfigError, DonnaError
@@ -58,7 +60,7 @@ from donna_ray.space import (
 from donna_ray.storage.artifacts import write_atomic, write_json
 from donna_ray.training.batchnorm import recalibrate
 from donna_ray.training.engine import Engine
-from donna_ray.training.loop import Loss, accuracy
+from donna_ray.training.loop import Loss, accuracy, seeded
 from donna_ray.training.targets import check_labels
 from donna_ray.training.trainer import Trainer
 
@@ -67,6 +69,7 @@ __all__ = ["Candidate", "Study"]
 _PACK = 16  # blocks in a pass over the images
 _COSTS = ("params", "macs")
 _CHECKED_IMAGES = 4
+_FEWEST_IMAGES = 2  # of a batch that is trained on, where a loader gives more than one
 
 
 @dataclass(frozen=True)
@@ -126,9 +129,13 @@ class Study:
         score: Callable[[nn.Module, Any], float] | None = None,
         seed: int = 0,
     ) -> None:
-        self._data, images = data_of_loaders(train, validation)
-        if train is validation or train.dataset is validation.dataset:
-            warnings.warn("train and validation are the same images: scores flatter.", stacklevel=2)
+        self._data, own, held_out = data_of_loaders(train, validation)
+        shared, count = shared_images(train, validation)
+        if shared:
+            part = f"{shared} of {count} images of validation are in train too"
+            same = "train and validation are the same images"
+            warnings.warn(f"{same if shared == count else part}: scores flatter.", stacklevel=2)
+        images = own.opening
         self._loader, self._seed = validation, seed
         model = own_network(model)
         named = None if stages is None else list(stages)
@@ -137,9 +144,10 @@ class Study:
         some = Engine.of(self.reference).images(images[:_CHECKED_IMAGES])
         check_cut(model, self.reference, config.model, some)
         self.reference.requires_grad_(False).eval()
-        if loss is None:
-            scored = self._data.validation if score is None else None
-            check_labels(self.reference, self._data.train, scored)
+        _check_batch(self.reference, some[:_FEWEST_IMAGES])
+        check_labels(
+            self.reference, own if loss is None else None, held_out if score is None else None
+        )
         self._variance = calibrate(self.reference, self._data.distillation_plain)
         self._loss = _loss_of(loss, self.reference)
         self._score = score
@@ -387,6 +395,19 @@ class Study:
         if not self._distilled:
             raise DonnaError("There are no distilled blocks yet. Call `distil` first.")
         return self._distilled
+
+
+@torch.no_grad()
+def _check_batch(reference: StagedNetwork, images: Tensor) -> None:
+    """Refuse batches of one image where BatchNorm has one value of each channel then."""
+    try:
+        with seeded(0):
+            copy.deepcopy(reference).train()(images)
+    except ValueError as error:
+        raise ConfigError(
+            f"A network must train on batches as train gives them, but on {len(images)} images it "
+            f"raises {one_line(str(error))}. Give the DataLoader a larger batch_size."
+        ) from error
 
 
 def _loss_of(own: Callable[[Any, Any], Tensor] | None, reference: StagedNetwork) -> Loss:
