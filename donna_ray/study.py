@@ -95,7 +95,7 @@ class Study:
     Args:
         model: a trained network of one input and one output tensor, in the place of which others
             are looked for. What is distilled are the features between its stages, so its output may
-            be logits, a mask or features. It is put into eval mode and not trained.
+            be logits, a mask or features. The study has a copy: the model stays as it is.
         train: a DataLoader of (images, targets), images (N, C, H, W) in float32.
         validation: the same, of other images, for NSR and scores.
         stages: the model's modules that are each a stage, by name (`layer1`), or lists of
@@ -106,7 +106,7 @@ class Study:
         seed: of initial weights and the order of images.
 
     Attributes:
-        reference: the model, cut into stem, stages and head.
+        reference: a copy of the model, cut into stem, stages and head.
         blocks: what may stand in each stage; None before `space`. Those that failed in `distil`
             are left out.
         nsr: of every block, (choices,) a stage.
