@@ -28,6 +28,7 @@ from donna_ray.predictor.quality import Estimate, comparable, kendall_tau
 from donna_ray.reference.build import check_cut, cut_reference
 from donna_ray.reference.network import StagedNetwork, check_staged, own_weights
 from donna_ray.reference.own_network import own_network
+from donna_ray.reference.wishes import check_recipes
 from donna_ray.reference.work import calibrate
 from donna_ray.space import Architecture, SearchSpace, encode
 from donna_ray.space.names import architecture_of_numbers
@@ -157,6 +158,7 @@ class Study:
         config = distillation_recipe(recipe)
         if self._space is None:
             raise DonnaError("What may stand in each stage is not known yet. Call `space` first.")
+        check_recipes("recipes", config, self._space)
         self._distilled = distilled(
             self._space, self.reference, self._variance, self._data, config, self._seed
         )

@@ -155,6 +155,18 @@ def test_arguments_of_a_study_are_refused_in_words() -> None:
         donna.device_latency()(Net())  # type: ignore[arg-type]
 
 
+def test_recipe_of_a_family_that_is_not_there_is_refused() -> None:
+    one = study()
+    one.space(blocks(3))
+    with pytest.raises(donna.ConfigError, match=r"recipes must be of families .*study_plain"):
+        one.distil(recipes={"plain": {"epochs": 2}})
+
+
+def test_output_must_be_of_each_image() -> None:
+    with pytest.raises(donna.ConfigError, match=r"of shape \(4,\).*`squeeze\(1\)`"):
+        study(Net(nn.Sequential(nn.Linear(16, 4), nn.Flatten(0))))
+
+
 def test_space_of_one_network_has_no_predictor() -> None:
     with pytest.raises(donna.DonnaError, match="2 networks or more, but the space has 1"):
         distilled(3).fit()

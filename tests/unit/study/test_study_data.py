@@ -20,11 +20,16 @@ class Mask(Net):
         return self.layer2(self.layer1(self.stem(images)))
 
 
+class Value(Net):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images)[:, 0]
+
+
 @pytest.mark.parametrize(
     ("model", "targets", "words"),
     [
         (Mask(), torch.zeros(32, 4, 4, dtype=torch.int64), "must be a classifier's.*Give `score`"),
-        (Net(nn.Flatten(0)), torch.zeros(32, 16), "must be a classifier's.*Give `score`"),
+        (Value(), torch.zeros(32), "must be a classifier's.*Give `score`"),
         (Net(nn.Linear(16, 1)), torch.zeros(32, 1), r"validation must be labels.*`score`"),
         (Net(), torch.zeros(32, 4), r"validation must be labels.*`score`"),
     ],
