@@ -8,7 +8,13 @@ one to start from.
 Imports neither torch nor Ray, so a mistake is reported at once.
 """
 
-from donna_ray.config.loading import kept_module, load_config, preset_space, shipped_config
+from donna_ray.config.loading import (
+    kept_module,
+    load_config,
+    preset_space,
+    section_of,
+    shipped_config,
+)
 from donna_ray.config.models import (
     PRESETS,
     BlocksConfig,
@@ -67,6 +73,7 @@ __all__ = [
     "kept_module",
     "load_config",
     "preset_space",
+    "section_of",
     "shipped_config",
     "starting_config",
     "with_lengths",

@@ -4,16 +4,19 @@ import difflib
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from device_farm.reading import read_yaml
 from donna_ray.config.models import CONFIGS, RunConfig, SpaceConfig
+from donna_ray.config.values import Section
 from donna_ray.credentials import NO_CREDENTIALS, has_credentials, without_credentials
 from donna_ray.errors import ConfigError
 
-__all__ = ["kept_module", "load_config", "preset_space", "shipped_config"]
+__all__ = ["kept_module", "load_config", "preset_space", "section_of", "shipped_config"]
+
+Kind = TypeVar("Kind", bound=Section)
 
 
 _NULL = ("null", "~")
@@ -27,6 +30,19 @@ def shipped_config(name: str) -> Path:
 def preset_space(name: str) -> SpaceConfig:
     """A space that comes with the package (``PRESETS``, but for `compress`)."""
     return SpaceConfig.model_validate(_read_yaml(CONFIGS / "spaces" / f"{name}.yaml"))
+
+
+def section_of(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
+    """A section of these values, which a person gives in Python.
+
+    Raises:
+        ConfigError: a key or value breaks a rule, as in ``load_config``.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [_explain(item, kind) for item in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
 
 
 def load_config(
@@ -160,7 +176,7 @@ def _origin(where: Sequence[str], origins: dict[str, str]) -> str | None:
     return None
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, root: type[Section] = RunConfig) -> str:
     """One line for one of pydantic's errors: the key, the rule, the value and the remedy."""
     where = ".".join(str(part) for part in error["loc"])
     value, kind = error["input"], error["type"]
@@ -169,7 +185,8 @@ def _explain(error: Any) -> str:
         return f"{where} {text} (it is {_short(value)})." if where else f"{text}."
     if kind == "extra_forbidden":
         return (
-            f"{where} is no known key (its value is {_short(value)}). {_known_keys(error['loc'])}"
+            f"{where} is no known key (its value is {_short(value)}). "
+            f"{_known_keys(error['loc'], root)}"
         )
     if kind == "missing":
         return f"{where} must be given, but is missing. `donna config schema` says what it takes."
@@ -183,8 +200,8 @@ def _short(value: Any) -> str:
     return textwrap.shorten(without_credentials(repr(value)), 200, placeholder=" …")
 
 
-def _known_keys(location: Sequence[str | int]) -> str:
-    model: Any = RunConfig
+def _known_keys(location: Sequence[str | int], root: type[Section]) -> str:
+    model: Any = root
     for part in location[:-1]:
         if isinstance(part, str) and part in model.model_fields:  # not a key of a mapping
             model = _section_within(model.model_fields[part].annotation)

@@ -10,7 +10,7 @@ from device_farm.alone import measure_alone
 from device_farm.farm.config import default_cache
 from donna_ray.complexity import deployed
 from donna_ray.onnx_export import export_onnx
-from donna_ray.reference.network import StagedNetwork
+from donna_ray.reference.network import StagedNetwork, check_staged
 
 __all__ = ["device_latency"]
 
@@ -32,6 +32,7 @@ def device_latency(
     device = make_connector(connector, connector, settings)
 
     def latency(network: StagedNetwork) -> float:
+        check_staged(network)
         model = Workload.from_onnx(export_onnx(network, network.input_shape))
         workload = replace(model, module=partial(deployed, network))
         return measure_alone(device, workload, default_cache()).median_ms

@@ -10,7 +10,7 @@ from device_farm.foreign import exits_are_errors
 from donna_ray.errors import ConfigError
 from donna_ray.space import BlockSpec, StageShape, block_families
 
-__all__ = ["StagedNetwork", "channel_sums", "own_weights"]
+__all__ = ["StagedNetwork", "channel_sums", "check_staged", "own_weights"]
 
 
 class StagedNetwork(nn.Module):
@@ -23,6 +23,9 @@ class StagedNetwork(nn.Module):
         shapes: of each stage, and the stage itself.
         classes: number of logits; of no meaning where the output is something else.
         names: of the modules of a timm model that each stage is made of; empty in a candidate.
+
+    Raises:
+        ConfigError: the output of one image is not one image's.
     """
 
     def __init__(
@@ -63,7 +66,27 @@ class StagedNetwork(nn.Module):
         features = self.features(images)
         shapes: list[Any] = [tuple(feature.shape[1:]) for feature in features]
         stages = map(StageShape, shapes[:-1], shapes[1:], self.stages)
-        return list(stages), self.head(features[-1]).shape[-1]
+        output = self.head(features[-1])
+        if output.shape[:1] != images.shape[:1]:
+            raise ConfigError(
+                "The output of a network must have an entry for each image, but for 1 image it is "
+                f"of shape {tuple(output.shape)}. Have its forward keep the first dimension, such "
+                "as by `squeeze(1)`."
+            )
+        return list(stages), output.shape[-1]
+
+
+def check_staged(network: object) -> None:
+    """Refuse another module in the place of a network, such as the model before it was cut.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if not isinstance(network, StagedNetwork):
+        raise ConfigError(
+            "A network must be of stages, as a study's `reference`, `network` and `finetune` give "
+            f"it, but is a {type(network).__name__}. Give one of these."
+        )
 
 
 def channel_sums(features: Tensor) -> Tensor:

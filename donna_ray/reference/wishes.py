@@ -3,13 +3,17 @@
 from collections.abc import Callable, Sequence
 
 from donna_ray.complexity import complexity
+<<<<<<< HEAD
 from donna_ray.config import RunConfig, SearchConfig
+=======
+from donna_ray.config import LibraryConfig, RunConfig
+>>>>>>> study
 from donna_ray.errors import ConfigError
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.space import SearchSpace, check_name
 from donna_ray.space.check import Costs
 
-__all__ = ["check_wishes"]
+__all__ = ["check_recipes", "check_wishes"]
 
 
 def check_wishes(
@@ -37,21 +41,39 @@ def check_wishes(
             f"predictor.samples must be at most the networks of the space, but is {samples} of "
             f"{space.size}. Lower it, or add blocks."
         )
-    families = sorted({spec.family for stage in space.stages for spec in stage.choices})
-    for family in config.library.recipes:
-        if family not in families:
-            raise ConfigError(
-                f"library.recipes must be of families of the space ({', '.join(families)}), but "
-                f"has {family!r}. Correct the name, or take it out."
-            )
+    check_recipes("library.recipes", config.library, space)
     for name in config.finetune.architectures:
         check_name(name, space)
     _check_limits(config, reference, costs, say)
 
 
+<<<<<<< HEAD
 def _check_limits(
     config: RunConfig, reference: StagedNetwork, costs: Costs, say: Callable[[str], None]
 ) -> None:
+=======
+def check_recipes(key: str, library: LibraryConfig, space: SearchSpace) -> None:
+    """Refuse a recipe of a family that no block is of: it has no effect.
+
+    Args:
+        key: under which the recipes are given.
+        library: has them.
+        space: of the blocks.
+
+    Raises:
+        ConfigError: as said.
+    """
+    families = sorted({spec.family for stage in space.stages for spec in stage.choices})
+    for family in library.recipes:
+        if family not in families:
+            raise ConfigError(
+                f"{key} must be of families of the space ({', '.join(families)}), but has "
+                f"{family!r}. Correct the name, or take it out."
+            )
+
+
+def _check_limits(config: RunConfig, reference: StagedNetwork, costs: Costs) -> None:
+>>>>>>> study
     outside = [
         complexity(reference.stem, reference.input_shape),
         complexity(reference.head, reference.shapes[-1].output),

@@ -6,11 +6,13 @@ The latter is the number of each stage's choice, from 0: `3-0-17`.
 import re
 from collections.abc import Iterable, Mapping
 from itertools import product
+from operator import index
+from typing import SupportsIndex
 
 from donna_ray.errors import ConfigError
 from donna_ray.space.space import Architecture, SearchSpace
 
-__all__ = ["architecture_named", "check_name"]
+__all__ = ["architecture_named", "architecture_of_numbers", "check_name"]
 
 _NUMBERS = re.compile(r"\d+(-\d+)*")
 _SMALL = 2**16  # networks of a space, up to which all of their ids are looked through
@@ -37,6 +39,34 @@ def architecture_named(
     if len(found) != 1 or not name:
         raise _refusal(name, found, known)
     return next(iter(found.values()))
+
+
+def architecture_of_numbers(given: object, space: SearchSpace) -> Architecture:
+    """The network with these blocks, by their numbers, a sequence of one for each stage.
+
+    Raises:
+        ConfigError: it is none of the space.
+    """
+    counts = [len(stage.choices) for stage in space.stages]
+    try:
+        numbers = tuple(map(_whole, given))  # type: ignore[call-overload]
+    except TypeError:
+        numbers = ()
+    if len(numbers) == len(counts) and all(
+        0 <= each < count for each, count in zip(numbers, counts, strict=True)
+    ):
+        return numbers
+    raise ConfigError(
+        "A network must be given as a candidate, or by one number for each stage, that of its "
+        f"block, from {(0,) * len(counts)} to {tuple(each - 1 for each in counts)}, but is "
+        f"{given!r:.80}. Correct it: `blocks` of a study lists them."
+    )
+
+
+def _whole(number: SupportsIndex) -> int:
+    if isinstance(number, bool):
+        raise TypeError("no number")
+    return index(number)
 
 
 def check_name(name: str, space: SearchSpace) -> None:

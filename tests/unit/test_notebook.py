@@ -63,6 +63,11 @@ def loss(output: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor
     return (output[:, :2] - targets["box"]).square().mean()
 
 
+def boxes(model: nn.Module | None = None) -> donna.Study:
+    given = {"loss": loss, "score": lambda *_: 0.5}
+    return donna.Study(model or Boxes(), loader(), loader(), stages=["layer1", "layer2"], **given)
+
+
 BLOCKS = [
     donna.BlocksConfig(
         family="residual_basic",
@@ -110,7 +115,7 @@ def test_targets_of_any_kind_and_what_comes_too_early() -> None:
 
 def test_block_that_raises_is_left_out_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as one that computes on a CPU alone."""
-    study = donna.Study(Boxes(), loader(), loader(), stages=["layer1", "layer2"], loss=loss)
+    study = boxes()
     study.space(BLOCKS)
     made, count = students._new_block, study.blocks.size
 
@@ -149,11 +154,11 @@ def test_weights_that_are_not_numbers_are_named() -> None:
     model = Boxes()
     nn.init.constant_(model.layer1.weight, float("nan"))
     with pytest.raises(donna.DonnaError, match=r"Boxes gives NaN: its layer1\.weight has NaN"):
-        donna.Study(model, loader(), loader(), stages=["layer1", "layer2"], loss=loss)
+        boxes(model)
 
 
 def test_network_that_is_exported_stays_as_it_is(tmp_path: Path) -> None:
-    study = donna.Study(Boxes(), loader(), loader(), stages=["layer1", "layer2"], loss=loss)
+    study = boxes()
     network = study.reference.requires_grad_(True).train()
     study.export(network, tmp_path)
     assert network.training
@@ -172,7 +177,7 @@ def hooked() -> nn.Module:
 def test_cut_that_computes_something_else_is_refused(model: nn.Module, remedy: str) -> None:
     words = f"must equal {type(model).__name__} to 1e-05, but differs.*{remedy}"
     with pytest.raises(donna.DonnaError, match=words):
-        donna.Study(model, loader(), loader(), stages=["layer1", "layer2"], loss=loss)
+        boxes(model)
 
 
 class Endless(IterableDataset[Any]):

@@ -34,6 +34,19 @@ class Norm(nn.Module):
         return self.norm(images).flatten(1)
 
 
+class Attention(nn.Module):
+    """Torch's own, whose fused operators have no ONNX."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = images.flatten(1, 2)
+        return self.layer(tokens + self.attention(tokens, tokens, tokens)[0]).flatten(1)
+
+
 class Pooled(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return functional.adaptive_avg_pool2d(images, (3, 3)).flatten(1)
@@ -46,11 +59,13 @@ class Pooled(nn.Module):
         Windows(3, 3),
         Norm([8], weight=True, eps=1e-2),
         Norm([8, 8], weight=False, eps=None),
+        Attention().eval().requires_grad_(False),
     ],
 )
 def test_operators_that_torch_does_not_export(module: nn.Module) -> None:
     images = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     assert onnx_error(export_onnx(module, (3, 8, 8)), module, images) < 1e-6
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_what_cannot_be_exported_is_told_in_a_line(capfd: pytest.CaptureFixture[str]) -> None:
