@@ -4,6 +4,7 @@ Entry: `reference_step` in `step.py` (build, train or load, measure the variance
 `work.py` is what its workers do. `load.py` loads a finished one, `worker.py` has what each worker
 of a later step needs. `build.py` builds a model and cuts it: `timm_models.py` creates it
 (`timm_names.py` knows its name), `preparation.py` reads how images are prepared for its weights,
+`told_arguments.py` what timm is to build it with,
 `checkpoint.py` loads a file's weights (`checkpoint_file.py` reads it, `checkpoint_names.py` finds
 them in it), `own_models.py` adds two small ones to timm's, `trace.py` traces a forward by torch.fx,
 `cut.py` cuts the trace, `stages.py` finds where; `own_network.py` takes a person's own module.
