@@ -5,7 +5,8 @@ import inspect
 import io
 import platform
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import onnx
@@ -80,11 +81,7 @@ def _exported(
 ) -> bytes:
     onnx_symbolics.register()
     file = io.BytesIO()
-<<<<<<< HEAD
-    with warnings.catch_warnings(), torch.no_grad(), no_graphs():
-=======
-    with warnings.catch_warnings(), torch.no_grad(), _no_graphs(), _plain_attention():
->>>>>>> study
+    with warnings.catch_warnings(), torch.no_grad(), no_graphs(), _plain_attention():
         warnings.simplefilter("ignore")  # the exporter is deprecated, see above
         torch.onnx.export(
             module,
@@ -99,20 +96,6 @@ def _exported(
     return file.getvalue()
 
 
-<<<<<<< HEAD
-=======
-@contextmanager
-def _no_graphs() -> Iterator[None]:
-    """Of a module that it cannot export, torch prints the whole graph, which may be megabytes."""
-    name = "_jit_onnx_log"
-    log = getattr(torch._C, name)
-    setattr(torch._C, name, lambda *_: None)
-    try:
-        yield
-    finally:
-        setattr(torch._C, name, log)
-
-
 @contextmanager
 def _plain_attention() -> Iterator[None]:
     """Torch's own attention by its single operators: the fused ones have no ONNX."""
@@ -124,7 +107,6 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
->>>>>>> study
 @torch.no_grad()
 def onnx_error(model: bytes, network: nn.Module, images: Tensor, *, batch_size: int = 1) -> float:
     """``logits_error`` of ONNX Runtime's logits against torch's.

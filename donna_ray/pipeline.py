@@ -11,6 +11,7 @@ from donna_ray.data import check_copies, check_data
 from donna_ray.distill.features import check_features
 from donna_ray.latency.starting import check_device, check_farm
 from donna_ray.reference.build import build_reference
+from donna_ray.reference.rounding import check_rounding
 from donna_ray.reference.step import reference_step
 from donna_ray.reference.wishes import check_wishes
 from donna_ray.run.run import Run
@@ -128,6 +129,7 @@ def check(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> 
     reference, preprocessing = build_reference(config, load_weights=False)
     check_copies(config.data, preprocessing)
     space = build_space(config.space, reference.shapes, reference.own_blocks())
+    check_rounding(reference, space)
     check_wishes(config, reference, space, check_space(space, say), say)
 
 

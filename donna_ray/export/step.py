@@ -43,7 +43,7 @@ from donna_ray.onnx_export import (
 )
 from donna_ray.reference.build import outline
 from donna_ray.reference.identity import reference_identity
-from donna_ray.reference.load import data_of
+from donna_ray.reference.load import data_of, known_of
 from donna_ray.reference.network import StagedNetwork, own_weights
 from donna_ray.reference.timm_models import model_arguments, other_size
 from donna_ray.space import UNSHRUNK, BlockSpec, register_modules
@@ -172,11 +172,9 @@ class _Finetuned:
 
     def build(self) -> tuple[StagedNetwork, str, dict[str, Tensor]]:
         """The network in eval mode, its source as one Python file, and its weights for that."""
-        config, known = self.config, self.reference.result
+        config = self.config
         register_modules(config.space.modules)
-        model, reference, _ = outline(
-            config, known["classes"], load_weights=False, preprocessing=known["preprocessing"]
-        )
+        model, reference, _ = outline(config, load_weights=False, **known_of(self.reference))
         specs, weights = self.specs, self.store.weights(self.key)
         network = untrained(reference, specs)
         try:
@@ -205,10 +203,11 @@ class _Finetuned:
 
     @property
     def _arguments(self) -> dict[str, Any]:
-        image, known = image_format(self.config.data), self.reference.result
+        image, known = image_format(self.config.data), known_of(self.reference)
         name = self.config.reference.model
         size = image["size"] or other_size(name, known["preprocessing"]["input_size"])
-        return model_arguments(name, known["classes"], image["channels"], size)
+        of_images = model_arguments(name, known["classes"], image["channels"], size)
+        return {**known["arguments"], **of_images}
 
     def timm_arguments(self) -> dict[str, Any]:
         """Under which name and with which arguments timm makes it."""

@@ -80,7 +80,13 @@ def _reference(run: Run, weights: str) -> Artifact:
     found = [
         StepFolder(run.root, "reference", inputs).load()
         for inputs in finished_inputs(run.root, "reference")
-        if reference_inputs(given, inputs["checkpoint"], inputs.get("preparation", {})) == inputs
+        if reference_inputs(
+            given,
+            inputs["checkpoint"],
+            inputs.get("preparation", {}),
+            inputs.get("arguments", {}),
+        )
+        == inputs
     ]
     whole = [artifact for artifact in found if artifact is not None]
     if len(whole) != 1:

@@ -13,6 +13,7 @@ from donna_ray.reference.cut import cut_model
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.stages import automatic_cut
 from donna_ray.reference.timm_models import create_timm_model, other_size, preprocessing_of
+from donna_ray.reference.told_arguments import told_arguments
 from donna_ray.reference.trace import LARGER, CannotCutError
 
 __all__ = ["build_reference", "check_cut", "cut_error", "cut_reference", "outline"]
@@ -26,6 +27,7 @@ def build_reference(
     classes: int | None = None,
     load_weights: bool = True,
     preprocessing: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> tuple[StagedNetwork, dict[str, Any]]:
     """Build the model and cut it.
 
@@ -36,6 +38,8 @@ def build_reference(
             are left random, for a caller that loads them itself.
         preprocessing: timm's data configuration of a finished reference, from whose `input_size`
             the model is built; None asks the model and what lies beside its weights.
+        arguments: of ``told_arguments``, of a finished reference; None asks what lies beside its
+            weights or is in them.
 
     Returns:
         The reference in eval mode, and timm's data configuration of it (input_size, mean, …).
@@ -45,7 +49,11 @@ def build_reference(
     """
     known = class_count(config.data) if classes is None else classes
     model, reference, used = outline(
-        config, known, load_weights=load_weights, preprocessing=preprocessing
+        config,
+        known,
+        load_weights=load_weights,
+        preprocessing=preprocessing,
+        arguments=arguments,
     )
     check_cut(model, reference, config.reference.model)
     return reference, used
@@ -57,6 +65,7 @@ def outline(
     *,
     load_weights: bool,
     preprocessing: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, StagedNetwork, dict[str, Any]]:
     """The model of a configuration and its cut, which is not compared with it.
 
@@ -65,6 +74,7 @@ def outline(
         classes: of the data; None is timm's default for the model.
         load_weights: as in ``build_reference``.
         preprocessing: likewise.
+        arguments: likewise.
 
     Returns:
         The model, the reference of the same modules, and timm's data configuration.
@@ -74,27 +84,37 @@ def outline(
     if preprocessing is not None:
         named = named.model_copy(update={"weights": "train"})  # what lies beside them is known
         size = size or other_size(named.model, preprocessing["input_size"])
+    if arguments is None:
+        arguments = told_arguments(named, say=load_weights)
     model = create_timm_model(
         named,
         classes=classes,
         channels=image["channels"],
         image_size=size,
         load_weights=load_weights,
+        arguments=arguments,
     )
     if preprocessing is None:
         own = preprocessing_of(model, image["channels"], size)
         preprocessing = used_preprocessing(config.data, own) | config.data.preparation()
-    reference = cut_reference(model, config.reference, tuple(preprocessing["input_size"]))
+    shape = tuple(preprocessing["input_size"])
+    reference = cut_reference(model, config.reference, shape, arguments)
     return model, reference, dict(preprocessing)
 
 
-def cut_reference(model: nn.Module, config: ReferenceConfig, input_shape: Any) -> StagedNetwork:
+def cut_reference(
+    model: nn.Module,
+    config: ReferenceConfig,
+    input_shape: Any,
+    arguments: Mapping[str, Any] | None = None,
+) -> StagedNetwork:
     """A timm model as a ``StagedNetwork``, cut where `reference.stages` says or automatically.
 
     Args:
         model: shares its modules with the result.
         config: for `stages`.
         input_shape: (channels, height, width) of an image.
+        arguments: that timm was told to build it with, beside what the images say.
 
     Raises:
         ConfigError: it cannot be cut there, or does not take images of this size.
@@ -104,7 +124,10 @@ def cut_reference(model: nn.Module, config: ReferenceConfig, input_shape: Any) -
         channels, height, _ = input_shape
         with torch.device("meta"):
             return create_timm_model(
-                ReferenceConfig(model=config.model), channels=channels, image_size=LARGER * height
+                ReferenceConfig(model=config.model),
+                channels=channels,
+                image_size=LARGER * height,
+                arguments=arguments,
             )
 
     try:

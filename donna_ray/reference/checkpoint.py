@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from donna_ray.errors import ConfigError
 from donna_ray.reference.checkpoint_file import read_checkpoint, without_weights
 from donna_ray.reference.checkpoint_names import State, find_state, some
-from donna_ray.reference.preparation import preparation_within, prepare_so
 
 __all__ = ["load_weights", "other_classes"]
 
@@ -75,7 +74,6 @@ def _load(model: nn.Module, name: str, path: Path, *, new_head: bool) -> None:
     _check_shapes(state, known, path)
     own = model.state_dict()
     model.load_state_dict(own | {each: state[each] for each in state if each in own})
-    prepare_so(model, preparation_within(content.value, name, path), f"args of {path}")
 
 
 def other_classes(whose: str, known: int, classes: Any) -> str:

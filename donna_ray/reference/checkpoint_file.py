@@ -4,7 +4,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from donna_ray.errors import ConfigError
 from donna_ray.reference.checkpoint_names import some
 
-__all__ = ["Content", "read_checkpoint", "refused"]
+__all__ = ["Content", "read_arguments", "read_checkpoint", "refused"]
 
 _HEAD = 512  # bytes that tell what a file is
 _LONGEST_HEADER = 10**8  # bytes, of safetensors
@@ -74,7 +74,24 @@ def read_checkpoint(path: Path) -> Content:
         _check_members(path)
         _check_sums(path)
         return _read(path, lambda: _unpickled(path, get_unsafe_globals_in_checkpoint(path)))
-    return _read(path, lambda: _unpickled(path, ["argparse.Namespace"]))  # before torch 1.6
+    return _read(path, lambda: _unpickled(path, _NAMESPACE))  # before torch 1.6
+
+
+def read_arguments(path: Path) -> Mapping[str, Any]:
+    """What a training program was called with: the `args` in a checkpoint, without its weights.
+
+    Returns:
+        Their values by name, as in ``Content``. Empty where there are none, or the file cannot be
+        read: ``read_checkpoint`` says why.
+    """
+    try:
+        others = get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else _NAMESPACE
+        content = _unpickled(path, others, "meta").value
+    except Exception:  # of whatever bytes
+        return {}
+    arguments = content.get("args") if isinstance(content, Mapping) else None
+    values = getattr(arguments, "values", None) if isinstance(arguments, _Arguments) else arguments
+    return values if isinstance(values, Mapping) else {}
 
 
 def _shards(path: Path, head: bytes) -> list[str]:
@@ -124,14 +141,15 @@ class _Arguments(_Empty):
         self.values = state
 
 
+_NAMESPACE = ["argparse.Namespace"]
 _CONTAINERS = {"collections.defaultdict": _empty_dict, "argparse.Namespace": _Arguments}
 
 
-def _unpickled(path: Path, others: list[str]) -> Content:
+def _unpickled(path: Path, others: list[str], device: str = "cpu") -> Content:
     """Loaded by torch's unpickler, which calls only what it is given by name."""
     stand_ins: list[Any] = [(_CONTAINERS.get(name, _Empty), name) for name in others]
     with safe_globals(stand_ins), path.open("rb") as file:  # not the path, whose suffix torch heeds
-        value = torch.load(file, map_location="cpu", weights_only=True)
+        value = torch.load(file, map_location=device, weights_only=True)
     return Content(value, tuple(sorted(set(others) - _CONTAINERS.keys())))
 
 

@@ -11,6 +11,7 @@ from donna_ray.data import class_count
 from donna_ray.errors import ConfigError
 from donna_ray.reference.build import cut_error, cut_reference, outline
 from donna_ray.reference.network import StagedNetwork
+from donna_ray.reference.rounding import check_rounding
 from donna_ray.reference.timm_models import create_timm_model, preprocessing_of
 from donna_ray.reference.wishes import check_wishes
 from donna_ray.space import (
@@ -82,6 +83,7 @@ def space_facts(config: RunConfig, say: Callable[[str], None] = lambda text: Non
     register_modules(config.space.modules)
     _, reference, _ = outline(config, _class_count(config), load_weights=False)
     space = build_space(config.space, reference.shapes, reference.own_blocks())
+    check_rounding(reference, space)
     costs = check_space(space, say)
     check_wishes(config, reference, space, costs, say)
     fixed = [

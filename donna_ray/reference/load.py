@@ -23,7 +23,15 @@ from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.files import Storage
 from donna_ray.training.channels import channels_last
 
-__all__ = ["VARIANCE", "WEIGHTS", "change_of_images", "data_of", "load_reference", "space_of"]
+__all__ = [
+    "VARIANCE",
+    "WEIGHTS",
+    "change_of_images",
+    "data_of",
+    "known_of",
+    "load_reference",
+    "space_of",
+]
 
 WEIGHTS = "weights.safetensors"
 Fingerprints = Mapping[str, Mapping[str, Any]]
@@ -40,7 +48,7 @@ def load_reference(config: RunConfig, artifact: Artifact) -> tuple[StagedNetwork
         The reference and, for each stage, the variance (channels,) of its output.
     """
     register_modules(config.space.modules)
-    reference, _ = build_reference(config, load_weights=False, **_known(artifact))
+    reference, _ = build_reference(config, load_weights=False, **known_of(artifact))
     reference.load_state_dict(safetensors.torch.load(_file(config, artifact, WEIGHTS)))
     variance = safetensors.torch.load(_file(config, artifact, VARIANCE))
     reference.requires_grad_(False)
@@ -98,9 +106,10 @@ def _check_classes(config: RunConfig, artifact: Artifact, data: ImageData) -> No
         )
 
 
-def _known(artifact: Artifact) -> dict[str, Any]:
+def known_of(artifact: Artifact) -> dict[str, Any]:
     """What a finished reference is built from, beside its configuration."""
-    return {name: artifact.result[name] for name in ("classes", "preprocessing")}
+    known = {name: artifact.result[name] for name in ("classes", "preprocessing")}
+    return {**known, "arguments": artifact.result.get("arguments", {})}
 
 
 def _file(config: RunConfig, artifact: Artifact, name: str) -> bytes:
@@ -121,5 +130,5 @@ def _file(config: RunConfig, artifact: Artifact, name: str) -> bytes:
 def space_of(config: RunConfig, artifact: Artifact) -> SearchSpace:
     """The search space on the stages of a finished reference."""
     register_modules(config.space.modules)
-    _, reference, _ = outline(config, load_weights=False, **_known(artifact))
+    _, reference, _ = outline(config, load_weights=False, **known_of(artifact))
     return build_space(config.space, reference.shapes, reference.own_blocks())

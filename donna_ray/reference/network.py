@@ -100,6 +100,8 @@ def _described(stage: nn.Module) -> BlockSpec | None:
             with exits_are_errors():
                 options = family.describe(stage)
         except Exception as error:
+            if family.builtin:  # a kind of layer that it does not know
+                continue
             raise ConfigError(
                 f"`describe` of block family {family.name!r} must give options or None, but for a "
                 f"stage of {type(stage).__name__} raised {type(error).__name__}: {error}. Mend it."

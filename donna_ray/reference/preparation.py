@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,55 @@ from pydantic import PositiveInt, TypeAdapter, ValidationError
 from donna_ray.config import DataConfig, ReferenceConfig
 from donna_ray.config.data import PREPARATION
 from donna_ray.errors import ConfigError
+from donna_ray.reference.checkpoint_file import read_arguments
 from donna_ray.reference.timm_names import current_name
 
-__all__ = ["BESIDE", "preparation_beside", "preparation_within", "prepare_so"]
+__all__ = [
+    "BESIDE",
+    "NO_FILE",
+    "beside",
+    "is_of",
+    "preparation_beside",
+    "preparation_within",
+    "prepare_so",
+]
 
 _LOG = logging.getLogger(__name__)
 BESIDE = "config.json"
+NO_FILE = ("train", "pretrained")  # weights that are in no file
 _SIZE = TypeAdapter(tuple[PositiveInt, PositiveInt, PositiveInt])  # channels, height, width
+
+
+def beside(config: ReferenceConfig, *, say: bool = True) -> Mapping[str, Any]:
+    """What is in the `config.json` beside a file of weights, as timm writes it.
+
+    (`timm.models.save_for_hf`; one of timm's older form has all in one.)
+
+    Args:
+        config: names the model and the weights.
+        say: log where it is of another model.
+
+    Returns:
+        Empty where there is none, or where it is of another model.
+
+    Raises:
+        ConfigError: it is no JSON.
+    """
+    path = _path_beside(config)
+    told = {} if config.weights in NO_FILE or not path.is_file() else _read(path)
+    if not told.keys() & {"architecture", "pretrained_cfg"}:  # of other programs
+        return {}
+    whose = str(told.get("architecture"))
+    if not is_of(whose, config.model):
+        if say:
+            words = "%s is not used: it is of the model %s, and reference.model is %s."
+            _LOG.warning(words, path, whose, config.model)
+        return {}
+    return told
 
 
 def preparation_beside(config: ReferenceConfig) -> dict[str, Any]:
     """What the `config.json` beside a file of weights says otherwise than timm of the model.
-
-    It is read as timm writes it (`timm.models.save_for_hf`).
 
     Returns:
         Of timm's data configuration: `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode` and
@@ -33,42 +69,34 @@ def preparation_beside(config: ReferenceConfig) -> dict[str, Any]:
     Raises:
         ConfigError: it is no JSON, or a value in it cannot be.
     """
-    path = Path(config.weights).with_name(BESIDE)
-    if config.weights in ("train", "pretrained") or not path.is_file():
+    told = beside(config)
+    settings, arguments = told.get("pretrained_cfg", told), told.get("model_args")
+    if not isinstance(settings, Mapping):
         return {}
-    told = _read(path)
-    if not isinstance(settings := told.get("pretrained_cfg"), Mapping):
-        return {}
-    whose = str(told.get("architecture"))
-    if _bare(whose) != _bare(current_name(config.model)):
-        words = "%s is not used: it is of the model %s, and reference.model is %s."
-        _LOG.warning(words, path, whose, config.model)
-        return {}
-    return _other(config.model, _checked(settings, str(path)))
+    size = arguments.get("img_size") if isinstance(arguments, Mapping) else None
+    given = {**settings, "input_size": _of_channels(size)} if size else settings
+    return _other(config.model, _checked(given, str(_path_beside(config))))
 
 
-def preparation_within(content: Any, model: str, path: Path) -> dict[str, Any]:
+def preparation_within(config: ReferenceConfig, size: Sequence[int]) -> dict[str, Any]:
     """Likewise what the arguments of timm's train.py say that are in a checkpoint.
 
     But for the size: the model has been built. Where that is another one, it is told. Other
     programs have arguments of these names, too: what cannot be is told and not used.
 
     Args:
-        content: of the checkpoint.
-        model: timm's name.
-        path: of the checkpoint, for messages.
+        config: names the model and the checkpoint.
+        size: height and width of an image, for which the model is built.
     """
-    arguments = content.get("args") if isinstance(content, Mapping) else None
-    settings = arguments if isinstance(arguments, Mapping) else getattr(arguments, "values", None)
-    if not isinstance(settings, Mapping):
-        return {}
-    size = settings.get("input_size") or settings.get("img_size")
-    given = {**settings, "input_size": (3, size, size) if isinstance(size, int) else size}
-    told = _other(model, _usable(given, f"args of {path}"))
-    if size := told.pop("input_size", None):
+    settings = {} if config.weights in NO_FILE else read_arguments(Path(config.weights))
+    trained = settings.get("input_size") or settings.get("img_size")
+    given = {**settings, "input_size": _of_channels(trained)}
+    told = _usable(given, f"args of {config.weights}")
+    if tuple(told.pop("input_size", (0, *size))[1:]) != tuple(size):
         words = "%s was trained with images of %s: set data.image_size, if it is to be that."
-        _LOG.warning(words, path, " x ".join(map(str, size[1:])))
-    return told
+        sides = " x ".join(map(str, given["input_size"][1:]))
+        _LOG.warning(words, config.weights, sides)
+    return _other(config.model, told)
 
 
 def prepare_so(model: Any, told: Mapping[str, Any], origin: object, *, say: bool = True) -> None:
@@ -87,8 +115,20 @@ def prepare_so(model: Any, told: Mapping[str, Any], origin: object, *, say: bool
         _LOG.log(level, "Images are prepared as %s says: %s.", origin, words)
 
 
-def _bare(model: str) -> str:
-    return model.partition(".")[0]
+def is_of(architecture: str, model: str) -> bool:
+    """timm's name, with or without a tag, and another one are of one model."""
+    return current_name(architecture).partition(".")[0] == current_name(model).partition(".")[0]
+
+
+def _path_beside(config: ReferenceConfig) -> Path:
+    return Path(config.weights).with_name(BESIDE)
+
+
+def _of_channels(size: Any) -> Any:
+    """The size of an image, with channels where only its side or its sides are known."""
+    sides = (size, size) if isinstance(size, int) else size
+    two = isinstance(sides, list | tuple) and len(sides) == 2
+    return (3, *sides) if two else sides
 
 
 def _words(value: Any) -> str:

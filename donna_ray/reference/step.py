@@ -27,6 +27,7 @@ from donna_ray.reference.build import build_reference
 from donna_ray.reference.load import VARIANCE, WEIGHTS, change_of_images
 from donna_ray.reference.network import StagedNetwork, own_weights
 from donna_ray.reference.preparation import preparation_beside
+from donna_ray.reference.told_arguments import told_arguments
 from donna_ray.reference.work import (
     Draft,
     Kind,
@@ -63,8 +64,9 @@ def reference_step(run: Run) -> Artifact:
     weights = run.config.reference.weights
     checkpoint = None if weights in ("train", "pretrained") else file_sha256(Path(weights))
     beside = preparation_beside(run.config.reference)
-    inputs = reference_inputs(run.config, checkpoint, beside)
-    artifact = run.step("reference", inputs, lambda folder: _compute(run, folder))
+    arguments = told_arguments(run.config.reference)
+    inputs = reference_inputs(run.config, checkpoint, beside, arguments)
+    artifact = run.step("reference", inputs, lambda folder: _compute(run, folder, arguments))
     asked = artifact.reused and run.only == "reference"  # later steps check what they read
     if asked and (changed := change_of_images(run.config, artifact)):
         run.warn(changed)
@@ -72,7 +74,10 @@ def reference_step(run: Run) -> Artifact:
 
 
 def reference_inputs(
-    config: RunConfig, checkpoint: str | None, preparation: Mapping[str, Any]
+    config: RunConfig,
+    checkpoint: str | None,
+    preparation: Mapping[str, Any],
+    arguments: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a reference is made from.
 
@@ -80,9 +85,11 @@ def reference_inputs(
         config: of the run.
         checkpoint: SHA-256 of the file of its weights.
         preparation: of ``preparation_beside``.
+        arguments: of ``told_arguments``.
     """
     return {
         **({"preparation": dict(preparation)} if preparation else {}),
+        **({"arguments": dict(arguments)} if arguments else {}),
         "data": inputs_without_test(config.data),
         "reference": config.reference.model_dump(),
         "checkpoint": checkpoint,
@@ -109,7 +116,9 @@ class _Made:
     cost: dict[str, Any]
 
 
-def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
+def _compute(
+    run: Run, folder: StepFolder, arguments: dict[str, Any]
+) -> tuple[dict[str, Any], Files]:
     config = run.config
     with seeded(config.seed):
         reference, preprocessing = build_reference(config)
@@ -120,7 +129,7 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
         run.say(f"  {each}")  # as a doubt only when the step is done, which may take long
     recipe = config.reference.training or _DEFAULT_TRAINING.get(config.reference.weights)
     store = RecordStore(folder_in(run.shared.location, _UNFINISHED))
-    draft = Draft(config, folder.path.name, data.classes, preprocessing, store)
+    draft = Draft(config, folder.path.name, data.classes, preprocessing, arguments, store)
     made = _made(run, draft, reference, data, recipe)
     reference.load_state_dict(dict(made.weights))
     reached = _checked_accuracy(run, data, made, given=recipe is None)
@@ -133,6 +142,7 @@ def _compute(run: Run, folder: StepFolder) -> tuple[dict[str, Any], Files]:
         "classes": data.classes,
         "class_names": list(data.class_names),
         "preprocessing": preprocessing,
+        "arguments": arguments,
         "accuracy": reached,
         "measured_on": origin_of_validation(config.data),
         "doubts": [

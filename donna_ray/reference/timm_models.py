@@ -1,6 +1,6 @@
 """Creates the timm model that a configuration names, with the weights that it names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,14 @@ from torch import nn
 from donna_ray.config import ReferenceConfig
 from donna_ray.errors import ConfigError
 from donna_ray.reference import checkpoint
-from donna_ray.reference.preparation import BESIDE, preparation_beside, prepare_so
+from donna_ray.reference.preparation import (
+    BESIDE,
+    preparation_beside,
+    preparation_within,
+    prepare_so,
+)
 from donna_ray.reference.timm_names import check_name, current_name
+from donna_ray.reference.told_arguments import told_arguments
 
 __all__ = ["create_timm_model", "model_arguments", "other_size", "preprocessing_of"]
 
@@ -30,6 +36,7 @@ def create_timm_model(
     channels: int | None = None,
     image_size: Size | None = None,
     load_weights: bool = True,
+    arguments: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A timm model in eval mode.
 
@@ -40,19 +47,24 @@ def create_timm_model(
         image_size: height and width, for models that are built for one size; None is what the
             `config.json` beside a file of weights says, else timm's.
         load_weights: load the pretrained weights or the checkpoint (nothing for `train`).
+        arguments: of ``told_arguments``; None asks what lies beside the weights or is in them.
 
     Raises:
-        ConfigError: timm does not know the model, or its weights cannot be had for these classes.
+        ConfigError: timm does not know the model, cannot build it so, or its weights cannot be had
+            for these classes.
     """
     check_name(config.model)
     name, told = current_name(config.model), preparation_beside(config)
     size = image_size or other_size(name, told.get("input_size"))
-    arguments = model_arguments(name, classes, channels, size)
-    model = _create(name, arguments)
+    others = told_arguments(config, say=load_weights) if arguments is None else arguments
+    known = {**others, **model_arguments(name, classes, channels, size)}
+    model = _create(name, known, others)
     if config.weights == "pretrained":
         _check_pretrained(config, getattr(model, "pretrained_cfg", {}), classes)
     if load_weights and config.weights != "train":
-        model = _with_weights(model, name, config, arguments)
+        model = _with_weights(model, name, config, known)
+        sides = preprocessing_of(model, channels, size)["input_size"][1:]
+        prepare_so(model, preparation_within(config, sides), f"args of {config.weights}")
     prepare_so(model, told, Path(config.weights).with_name(BESIDE), say=load_weights)
     return model.eval()
 
@@ -88,7 +100,7 @@ def other_size(name: str, input_size: Sequence[int] | None) -> Size | None:
 def model_arguments(
     name: str, classes: int | None, channels: int | None, image_size: Size | None
 ) -> dict[str, Any]:
-    """What timm's factory is called with, but for the weights; None is timm's default."""
+    """What the images say that timm's factory is called with; None is timm's default."""
     known = {"num_classes": classes, "in_chans": channels}
     arguments: dict[str, Any] = {key: value for key, value in known.items() if value is not None}
     settings = timm.get_pretrained_cfg(current_name(name), allow_unregistered=True)
@@ -116,13 +128,16 @@ def _with_weights(
     return model
 
 
-def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
+def _create(name: str, arguments: dict[str, Any], told: Mapping[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, **arguments)
     except Exception as error:
+        remedy = "Choose another model or image size."
+        if told:
+            remedy = f"What lies beside its weights or is in them says {dict(told)}: correct that."
         raise ConfigError(
             f"reference.model {name} must be a model that timm can build with {arguments}, but "
-            f"timm raised {type(error).__name__}: {error}. Choose another model or image size."
+            f"timm raised {type(error).__name__}: {error}. {remedy}"
         ) from error
 
 

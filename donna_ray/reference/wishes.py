@@ -3,11 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from donna_ray.complexity import complexity
-<<<<<<< HEAD
-from donna_ray.config import RunConfig, SearchConfig
-=======
-from donna_ray.config import LibraryConfig, RunConfig
->>>>>>> study
+from donna_ray.config import LibraryConfig, RunConfig, SearchConfig
 from donna_ray.errors import ConfigError
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.space import SearchSpace, check_name
@@ -47,11 +43,6 @@ def check_wishes(
     _check_limits(config, reference, costs, say)
 
 
-<<<<<<< HEAD
-def _check_limits(
-    config: RunConfig, reference: StagedNetwork, costs: Costs, say: Callable[[str], None]
-) -> None:
-=======
 def check_recipes(key: str, library: LibraryConfig, space: SearchSpace) -> None:
     """Refuse a recipe of a family that no block is of: it has no effect.
 
@@ -72,8 +63,9 @@ def check_recipes(key: str, library: LibraryConfig, space: SearchSpace) -> None:
             )
 
 
-def _check_limits(config: RunConfig, reference: StagedNetwork, costs: Costs) -> None:
->>>>>>> study
+def _check_limits(
+    config: RunConfig, reference: StagedNetwork, costs: Costs, say: Callable[[str], None]
+) -> None:
     outside = [
         complexity(reference.stem, reference.input_shape),
         complexity(reference.head, reference.shapes[-1].output),

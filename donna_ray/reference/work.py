@@ -49,6 +49,7 @@ class Draft:
         key: of the reference's step, which the names of its records begin with.
         classes: of the data.
         preprocessing: timm's data configuration of the model.
+        arguments: of ``told_arguments``.
         store: of the weights (`initial`, `trained`), checkpoints and measurements.
     """
 
@@ -58,10 +59,12 @@ class Draft:
         key: str,
         classes: int,
         preprocessing: dict[str, Any],
+        arguments: dict[str, Any],
         store: RecordStore,
     ) -> None:
         self.config, self.key, self.store = config, key, store
         self._classes, self._preprocessing = classes, preprocessing
+        self._arguments = arguments
 
     def name(self, what: str) -> str:
         """Of a record."""
@@ -78,6 +81,7 @@ class Draft:
             classes=self._classes,
             load_weights=False,
             preprocessing=self._preprocessing,
+            arguments=self._arguments,
         )
         network.load_state_dict(self.store.weights(self.name(what)))
         return Engine.of_worker(self.config.cluster).place(network)

@@ -47,10 +47,12 @@ class StageShape:
 
     @property
     def stride(self) -> int:
-        """Ratio of the heights, rounded up; 1 for tokens."""
+        """Of the heights, as the stage rounds: up where that gives the output; 1 for tokens."""
         if len(self.input) != 3 or len(self.output) != 3:
             return 1
-        return -(-self.input[1] // self.output[1])
+        given, made = self.input[1], self.output[1]
+        stride = -(-given // made)
+        return stride if -(-given // stride) == made else max(1, given // made)
 
     @property
     def channels(self) -> tuple[int, int]:
@@ -65,8 +67,8 @@ class BlockFamily:
     Attributes:
         name: what the YAML calls it.
         build: ``build(in_channels, out_channels, stride, **options) -> nn.Module``; the module maps
-            (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)), or
-            (N, tokens, in_channels) to (N, tokens, out_channels).
+            (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), rounded as the
+            stage does (mostly up), or (N, tokens, in_channels) to (N, tokens, out_channels).
         of_stage: the first arguments of ``build`` are the reference's stage (a module, which it
             leaves as it is) and the shape of its input, in place of channels and stride.
         options: the names of its options.

@@ -6,7 +6,11 @@ from typing import Any
 from donna_ray.config import BlocksConfig, SpaceConfig, StageConfig, preset_space
 from donna_ray.errors import ConfigError
 from donna_ray.space.block import BlockSpec, StageShape, block_family
-from donna_ray.space.blocks.reference_stage import UNSHRUNK, shrinking_values
+from donna_ray.space.blocks.reference_stage import (
+    UNSHRUNK,
+    failing_values,
+    shrinking_values,
+)
 from donna_ray.space.modules import register_modules
 from donna_ray.space.space import SearchSpace, Stage
 from donna_ray.space.values import in_one_spelling
@@ -83,7 +87,9 @@ def _preset_blocks(preset: str | None, shape: StageShape) -> list[BlocksConfig]:
     if preset is None:
         return []
     if preset == "compress":
-        return [BlocksConfig(family=UNSHRUNK.family, options=shrinking_values(shape))]
+        values = shrinking_values(shape)
+        failing = failing_values(shape, values)
+        return [BlocksConfig(family=UNSHRUNK.family, options=values, exclude=failing)]
     return preset_space(preset).blocks
 
 

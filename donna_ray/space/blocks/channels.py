@@ -35,7 +35,7 @@ class ChannelGroup(NamedTuple):
 
     Attributes:
         size: how many there are.
-        granule: only so many at a time (those of one group of a convolution).
+        granule: only so many at a time (those of one group of a convolution or normalisation).
         places: name of a parameter or buffer, and which of its dimensions they are.
     """
 
@@ -109,6 +109,8 @@ class _Dimensions(TorchFunctionMode):
         elif len(outputs) > 1 or name in _MIXING:
             self.fix(*outputs, *inputs)
         elif outputs:
+            if name == "group_norm":
+                self._grouped(output, *args, **(kwargs or {}))
             for tensor in inputs:
                 self._followed(output, tensor, along=1 if name in _CHANNELS_FIRST else -1)
         return output
@@ -159,6 +161,11 @@ class _Dimensions(TorchFunctionMode):
         if weight.ndim == 2:
             for number in range(channels):
                 self._join((id(input), number), (id(output), number))
+
+    def _grouped(self, output: Tensor, input: Tensor, num_groups: int, *_: Any, **__: Any) -> None:
+        """A normalisation of groups of channels; one of all is of however many there are."""
+        if num_groups > 1:
+            self._granules[id(output), 1] = input.shape[1] // num_groups
 
     def _moved(self, func: Any, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> None:
         moved = func(torch.empty(_PRIMES[: input.ndim], device="meta"), *args, **kwargs).shape

@@ -40,7 +40,7 @@ def activation_layer(name: str) -> type[nn.Module]:
     return get_act_layer(name)
 
 
-def activation_name(module: nn.Module) -> str | None:
+def activation_name(module: nn.Module | None) -> str | None:
     """The inverse of ``activation_layer``; None for a layer that is no common activation."""
     names = (name for name in _ACTIVATIONS if type(module) is get_act_layer(name))
     return next(names, None)
@@ -107,22 +107,25 @@ def layers_of(
     return layers if all(id(value) in known for value in stage.parameters()) else []
 
 
-def described_stage(layers: Sequence[Mapping[str, Option] | None]) -> dict[str, Option] | None:
+def described_stage(
+    layers: Sequence[Mapping[str, Option | None] | None],
+) -> dict[str, Option] | None:
     """The options of a stage, from those of its layers.
 
     Of each option the largest number, or the commonest name where there are names.
 
     Args:
-        layers: the options of each but for the depth; None for one of another kind.
+        layers: the options of each but for the depth; None, or an option of None, for one of
+            another kind.
     """
-    if not layers or any(layer is None for layer in layers):
+    known = [layer for layer in layers if layer is not None and None not in layer.values()]
+    if not layers or len(known) < len(layers):
         return None
-    known = [layer for layer in layers if layer is not None]
     merged = {name: _largest([layer[name] for layer in known]) for name in known[0]}
     return merged | {"depth": len(known)}
 
 
-def ratio_of(width: int, channels: int, rounded: Callable[[float], int]) -> int | float:
+def ratio_of(width: int, channels: int, rounded: Callable[[float], int]) -> int | float | None:
     """The ratio that makes a layer of so many channels so wide.
 
     Args:
@@ -130,16 +133,20 @@ def ratio_of(width: int, channels: int, rounded: Callable[[float], int]) -> int 
         channels: that the ratio is of.
         rounded: how the layer rounds channels x ratio; where the quotient itself is no short
             number, the shortest that gives this width is meant.
+
+    Returns:
+        None where no ratio gives this width, as of layers that were pruned.
     """
     exact = width / channels
     shorter = [round(exact, digits) for digits in range(_DECIMALS + 1)]
     candidates = [exact] if exact in shorter else [*shorter, exact]
-    ratio = next(value for value in candidates if value and rounded(channels * value) == width)
-    return int(ratio) if ratio == int(ratio) else ratio
+    fitting = (value for value in candidates if value and rounded(channels * value) == width)
+    ratio = next(fitting, None)
+    return int(ratio) if ratio is not None and ratio == int(ratio) else ratio
 
 
-def _largest(values: Sequence[Option]) -> Any:
+def _largest(values: Sequence[Option | None]) -> Any:
     names = [value for value in values if isinstance(value, str)]
     if names:
         return max(names, key=names.count)
-    return max(value for value in values if not isinstance(value, str))
+    return max(value for value in values if value is not None and not isinstance(value, str))

@@ -26,8 +26,8 @@ def convnext(
 ) -> nn.Module:
     """`depth` layers: depthwise `kernel`, then an MLP with `expansion` times the channels.
 
-    Where the shape changes, LayerNorm and a convolution of kernel `stride` come first, so that
-    height and width must be multiples of the stride. The MLP is of 1x1 convolutions, as in
+    Where the shape changes, LayerNorm and a convolution of kernel `stride` come first, which rounds
+    height and width down. The MLP is of 1x1 convolutions, as in
     ConvNeXt-Atto to -Nano.
 
     Options:

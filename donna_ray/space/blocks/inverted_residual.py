@@ -120,7 +120,8 @@ def _describe_layer(layer: Any, group_size: int) -> dict[str, Any] | None:
     convolutions = [child for name, child in layer.named_children() if name.startswith("conv_")]
     if not all(isinstance(each, nn.Conv2d) for each in convolutions):
         return None  # MixNet's
-    middle, activation = layer.conv_dw, activation_name(layer.bn1.act)
+    middle = layer.conv_dw
+    activation = activation_name(getattr(layer.bn1, "act", None))  # EvoNorm's has none of its own
     unusual = layer.conv_s2d is not None or getattr(layer, "has_pw_act", False)
     grouped = middle.groups * group_size == middle.in_channels
     squeeze = _describe_squeeze(layer.se)
@@ -134,7 +135,7 @@ def _describe_layer(layer: Any, group_size: int) -> dict[str, Any] | None:
     }
 
 
-def _expansion(layer: Any) -> int | float:
+def _expansion(layer: Any) -> int | float | None:
     if isinstance(layer, DepthwiseSeparableConv):
         return 1
     return ratio_of(layer.conv_dw.in_channels, layer.conv_pw.in_channels, make_divisible)

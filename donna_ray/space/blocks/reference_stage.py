@@ -6,7 +6,8 @@ the reference's weights.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from donna_ray.space.block import BlockSpec, StageShape, register_block
 from donna_ray.space.blocks.channels import ChannelGroup, channel_groups, importance
 from donna_ray.space.blocks.layers import LeftOut, repeated_layers
 
-__all__ = ["UNSHRUNK", "reference_stage", "shrinking_values"]
+__all__ = ["UNSHRUNK", "failing_values", "reference_stage", "shrinking_values"]
 
 _FAMILY = "reference_stage"
 _WIDTHS = (1, 0.75, 0.5)
@@ -75,8 +76,8 @@ def shrinking_values(shape: StageShape) -> dict[str, list[Any]]:
     """The values of each option that make a stage smaller, its own first.
 
     Args:
-        shape: with the reference's stage. An option that does not make it cheaper, or with which
-            it does not run (its code may count on its channels), has its own value alone.
+        shape: with the reference's stage. Values that do not make it cheaper, or with which it does
+            not run (its code may count on its channels), are left out.
 
     Raises:
         ConfigError: only the shapes of the stage are known.
@@ -98,15 +99,39 @@ def shrinking_values(shape: StageShape) -> dict[str, list[Any]]:
     }
     own = probe(sketch, shape.input)[0]["macs"]
     return {
-        name: each if _macs(sketch, shape, name, each[-1]) < _WORTH * own else each[:1]
+        name: [
+            value
+            for value in each
+            if value == each[0] or _macs(sketch, shape, {name: value}) < _WORTH * own
+        ]
         for name, each in values.items()
     }
 
 
-def _macs(sketch: nn.Module, shape: StageShape, option: str, value: Any) -> float:
-    """Of a stage that one option makes smaller; infinite where its code counts on what went."""
+def failing_values(
+    shape: StageShape, values: Mapping[str, Sequence[Any]]
+) -> list[dict[str, list[Any]]]:
+    """Combinations with which a stage does not run though it does with each value alone.
+
+    Args:
+        shape: with the reference's stage.
+        values: of ``shrinking_values``.
+
+    Returns:
+        As `exclude` has them.
+    """
+    assert shape.own is not None
+    sketch, own = shadow(shape.own), dict(UNSHRUNK.options)
+    combinations = (dict(zip(values, each, strict=True)) for each in product(*values.values()))
+    several = (each for each in combinations if sum(each[name] != own[name] for name in own) > 1)
+    failing = (each for each in several if _macs(sketch, shape, each) == math.inf)
+    return [{name: [value] for name, value in each.items()} for each in failing]
+
+
+def _macs(sketch: nn.Module, shape: StageShape, options: Mapping[str, Any]) -> float:
+    """Of a stage that options make smaller; infinite where its code counts on what went."""
     try:
-        block = reference_stage(sketch, shape.input, **{**dict(UNSHRUNK.options), option: value})
+        block = reference_stage(sketch, shape.input, **{**dict(UNSHRUNK.options), **options})
         cost, output = probe(block.requires_grad_(False), shape.input)
     except Exception:
         return math.inf
@@ -164,6 +189,9 @@ def _tell(layer: nn.Module) -> None:
         layer.out_features, layer.in_features = layer.weight.shape
     elif isinstance(layer, nn.LayerNorm):
         layer.normalized_shape = tuple(layer.weight.shape)
+    elif isinstance(layer, nn.GroupNorm):
+        groups = layer.num_groups * len(layer.weight) // layer.num_channels
+        layer.num_groups, layer.num_channels = max(1, groups), len(layer.weight)
     elif isinstance(layer, _BatchNorm):
         layer.num_features = len(layer.weight)
 

@@ -15,6 +15,7 @@ from donna_ray.finetune.assemble import untrained
 from donna_ray.onnx_export import export_onnx
 from donna_ray.reference.build import outline
 from donna_ray.reference.identity import reference_identity
+from donna_ray.reference.told_arguments import told_arguments
 from donna_ray.space import BlockSpec, register_modules
 from donna_ray.storage.artifacts import StepFolder
 from donna_ray.storage.records import RecordStore
@@ -65,6 +66,7 @@ class Finished:
             "images": {},
             "class_names": list(names),
             "stages": [],
+            "arguments": told_arguments(config.reference),
         }
         inputs = {"reference": config.reference.model_dump(), "data": config.data.model_dump()}
         made = StepFolder(root, "reference", inputs).commit(teacher, [], 0.0)

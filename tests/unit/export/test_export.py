@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -214,6 +215,26 @@ def test_checkpoint_that_is_gone(tmp_path: Path) -> None:
     (root / "config.yaml").write_text(yaml.safe_dump(config))
     files = export_network(root, run.id, tmp_path / "out")
     assert all(file.is_file() for file in files)
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("specs", [[INVERTED] * 4, [UNSHRUNK] * 4])
+def test_model_is_what_its_weights_were_trained_with(
+    tmp_path: Path, specs: list[BlockSpec]
+) -> None:
+    """After the file that says so is gone, too; the Python file gives the same logits."""
+    own = {"act_layer": "gelu", "global_pool": "max"}
+    trained = timm.create_model("test_resnet", num_classes=10, **own)
+    timm.models.save_for_hf(trained, str(tmp_path / "hub"), safe_serialization=True)
+    weights = str(tmp_path / "hub" / "model.safetensors")
+    data = {"source": str(tmp_path), "image_size": 32}
+    run = Finished(
+        tmp_path, specs, reference={"model": "test_resnet", "weights": weights}, data=data
+    )
+    shutil.rmtree(tmp_path / "hub")
+    export_network(tmp_path, run.id, tmp_path / "out")
+    source = (tmp_path / "out" / "network.py").read_text()
+    assert "'test_resnet', act_layer='gelu', global_pool='max'" in source.replace('"', "'")
 
 
 def check_arguments(folder: Path) -> None:

@@ -124,8 +124,8 @@ def test_key_has_what_is_told_and_only_then(tmp_path: Path) -> None:
     assert preparation_beside(ReferenceConfig(model=SMALL, weights=saved(tmp_path, **same))) == {}
     config = a_run(saved(tmp_path, **TOLD))
     told = preparation_beside(config.reference)
-    assert reference_inputs(config, "sha", told)["preparation"] == told
-    plain = reference_inputs(config, "sha", {})
+    assert reference_inputs(config, "sha", told, {})["preparation"] == told
+    plain = reference_inputs(config, "sha", {}, {})
     assert "preparation" not in plain
     assert {"mean", "std", "crop_pct"}.isdisjoint(plain["data"])
 
@@ -140,7 +140,11 @@ def test_arguments_of_timms_training_are_used(
     used = prepared(a_run(weights))
     assert (used["mean"], used["std"]) == ((0.1,) * 3, (0.5,) * 3)
     assert used["input_size"] == (3, 160, 160)
-    assert "images of 96 x 96: set data.image_size" in caplog.text
+    words = "images of 96 x 96: set data.image_size"
+    assert words in caplog.text
+    caplog.clear()
+    assert prepared(a_run(weights, image_size=96))["input_size"] == (3, 96, 96)
+    assert words not in caplog.text  # for it is that
     assert logging.getLevelName(caplog.records[0].levelno) == "WARNING"
 
 

@@ -86,7 +86,7 @@ def test_variance_of_many_images_is_of_a_sample(
 ) -> None:
     monkeypatch.setattr(work, "_VARIANCE_IMAGES", 600)
     reference, variance = load_reference(TRAINED, made)
-    draft = work.Draft(TRAINED, "key", 10, made.result["preprocessing"], Any)
+    draft = work.Draft(TRAINED, "key", 10, made.result["preprocessing"], {}, Any)
     (sample,) = draft.images(draft.data(), "variance")
     assert len(sample) == 600
     for one, other in zip(calibrate(reference, sample), variance, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import cycle, pairwise
 from typing import Any
@@ -18,8 +19,10 @@ from donna_ray.config import preset_space
 from donna_ray.errors import ConfigError
 from donna_ray.onnx_export import export_onnx
 from donna_ray.reference import own_models as models
+from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.stages import automatic_cut
 from donna_ray.space import BlockSpec, StageShape, block_families, block_family, build_block
+from donna_ray.space.block import _FAMILIES, BlockFamily
 
 IMAGE_SHAPES = [
     StageShape((8, 8, 8), (16, 4, 4)),
@@ -222,6 +225,42 @@ def test_descriptions_name_the_options(model: str, number: int, options: dict[st
 )
 def test_stages_of_other_kinds_are_not_described(model: str, number: int) -> None:
     assert descriptions(cut(model)[number][0]) == []
+
+
+def test_only_an_own_family_must_describe_without_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the package that raises is taken for one that does not know the stage."""
+
+    def describe(_stage: nn.Module) -> None:
+        raise AttributeError("no act")
+
+    stem, stage, head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Flatten()
+    network = StagedNetwork(stem, [stage], head, (3, 8, 8))
+    known = block_family("convnext")
+    monkeypatch.setitem(_FAMILIES, "convnext", replace(known, describe=describe))
+    assert network.own_blocks() == [None]
+    monkeypatch.setitem(_FAMILIES, "own", BlockFamily("own", describe, (), describe=describe))
+    with pytest.raises(ConfigError, match=r"'own' must give options or None.*no act\. Mend it"):
+        network.own_blocks()
+
+
+UNUSUAL = (  # pruned, whose widths no ratio gives; normalisations and layers of many kinds
+    *("efficientnet_b1_pruned", "ecaresnet50d_pruned", "test_efficientnet_evos", "regnety_2560"),
+    *("resnet50_gn", "regnetz_b16_evos", "mixnet_s", "tresnet_m", "nf_resnet26", "fbnetv3_b"),
+    *("mobilenetv4_conv_small", "ghostnet_100", "convnextv2_atto", "test_convnext3", "resnest14d"),
+    *("vit_tiny_patch16_224", "eva02_tiny_patch14_224", "deit_tiny_distilled_patch16_224"),
+    *("seresnext26d_32x4d", "skresnet18", "edgenext_xx_small", "levit_128s", "cait_xxs24_224"),
+)
+
+
+@pytest.mark.parametrize("model", UNUSUAL)
+def test_every_family_describes_any_layer_or_none(model: str) -> None:
+    """Of timm's models, whole and in parts, without an error."""
+    with torch.device("meta"):
+        network = timm.create_model(model)
+    parts = [part for name, part in network.named_modules() if name.count(".") < 2]
+    for part in parts:
+        for spec in descriptions(part):
+            assert None not in dict(spec.options).values()
 
 
 def test_grouped_bottleneck_describes_its_own_blocks_only() -> None:

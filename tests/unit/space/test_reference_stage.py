@@ -40,12 +40,13 @@ MODELS = {  # a stage of each, and what it can be without
     "repvgg_a0": (1, {"dropped"}),
     "convnextv2_atto": (1, {"cropped", "dropped", "width"}),
     "test_efficientnet": (1, {"width"}),
+    "test_efficientnet_gn": (1, {"width"}),
     "test_resnet": (2, {"width"}),
     "vit_tiny_patch16_224": (0, {"dropped", "width"}),
 }
 NARROWED = (
     *("mobilenetv3_small_050", "test_resnet", "test_convnext", "regnety_002"),
-    "vit_tiny_patch16_224",
+    *("test_efficientnet_gn", "vit_tiny_patch16_224"),
 )
 
 
@@ -162,6 +163,52 @@ def test_channels_that_the_code_counts_on_stay() -> None:
     assert stage.choices == (UNSHRUNK, spec(dropped=1), spec(dropped=2))
     block = build_block(spec(dropped=1), shape)
     assert [type(layer) for layer in block.children()] == [Counting, Counting, LeftOut]
+
+
+class Picky(nn.Module):
+    """Its forward takes a multiple of 16 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(4, 32, 1), nn.Conv2d(32, 4, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        inner = self.first(features)
+        assert inner.shape[1] % 16 == 0
+        return features + self.last(inner)
+
+
+class Both(nn.Sequential):
+    """Can be without its second layer, or without channels, but not without both."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        first, second = self
+        assert not (isinstance(second, LeftOut) and first.first.out_channels < 32)
+        return super().forward(features)
+
+
+def test_values_and_combinations_that_do_not_run_are_left_out() -> None:
+    """Each of them, and no other: the last may run where one before does not."""
+    (stage,) = build_space(COMPRESS, [shape_of(Picky())]).stages
+    assert stage.choices == (UNSHRUNK, spec(width=0.5))
+    space = build_space(COMPRESS, [shape_of(Both(Picky(), Picky()))])
+    assert set(space.stages[0].choices) == {UNSHRUNK, spec(dropped=1), spec(width=0.5)}
+    check_space(space)
+
+
+def test_groups_of_a_normalisation_are_left_out_whole() -> None:
+    """What is left is normalised as before; a normalisation of all channels has no groups."""
+    layers = nn.Conv2d(4, 64, 1), nn.GroupNorm(16, 64), nn.GroupNorm(1, 64), nn.Conv2d(64, 4, 1)
+    for grouped, one, granule in ((True, False, 4), (False, True, 1)):
+        first, groups, whole, last = layers
+        stage = nn.Sequential(first, *[groups] * grouped, *[whole] * one, last)
+        (group,) = channel_groups(shadow(stage), (4, 8, 8))
+        assert (group.size, group.granule) == (64, granule)
+        block = build_block(spec(width=0.75), shape_of(stage))
+        norm = block[1]
+        assert isinstance(norm, nn.GroupNorm)
+        assert (norm.num_channels, norm.num_groups) == (48, 12 if grouped else 1)
+        check_space(build_space(COMPRESS, [shape_of(stage)]))
 
 
 def test_stage_that_cannot_be_smaller_stays_as_it_is() -> None:

@@ -1,0 +1,152 @@
+"""A model is built as its weights were trained: as told beside or in their file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from donna_ray.config import ReferenceConfig, RunConfig
+from donna_ray.errors import ConfigError
+from donna_ray.reference.build import build_reference
+from donna_ray.reference.identity import reference_identity
+from donna_ray.reference.preparation import preparation_beside
+from donna_ray.reference.step import reference_inputs
+from donna_ray.reference.timm_models import create_timm_model
+from donna_ray.reference.told_arguments import told_arguments
+from donna_ray.storage.artifacts import StepFolder
+
+SMALL = "test_resnet"
+
+
+def beside(folder: Path, model: nn.Module, **changed: Any) -> str:
+    """As timm saves a model for Hugging Face, with other keys in its config.json."""
+    timm.models.save_for_hf(model, str(folder), safe_serialization=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    return str(folder / "model.safetensors")
+
+
+def within(folder: Path, trained: nn.Module, **args: Any) -> str:
+    """As timm's train.py keeps a checkpoint."""
+    known = argparse.Namespace(**{"model": SMALL, "gp": None, "model_kwargs": {}, **args})
+    torch.save({"state_dict": trained.state_dict(), "args": known}, folder / "last.pth")
+    return str(folder / "last.pth")
+
+
+def a_run(weights: str, model: str = SMALL) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "data": {"source": "hfds/photos"},
+            "reference": {"model": model, "weights": weights},
+            "space": {"preset": "compress"},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "model"),
+    [
+        ({"global_pool": "max"}, SMALL),
+        ({"act_layer": "gelu"}, SMALL),
+        ({"bn_eps": 0.1, "act_layer": "relu"}, "test_efficientnet"),
+        ({"global_pool": "avg", "reg_tokens": 2}, "test_vit"),
+    ],
+)
+@pytest.mark.parametrize("where", ["beside", "within"])
+def test_model_is_built_as_it_was_trained(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, where: str, own: dict[str, Any], model: str
+) -> None:
+    """Also by a worker, which lacks the file and knows only what an artifact has."""
+    trained = timm.create_model(model, num_classes=3, **own).eval()
+    renamed = {"global_pool": "gp", "bn_eps": "bn_eps"}
+    args = {renamed[name]: value for name, value in own.items() if name in renamed}
+    kwargs = {name: value for name, value in own.items() if name not in renamed}
+    if where == "beside":
+        weights = beside(tmp_path, trained)
+    else:
+        weights = within(tmp_path, trained, model=model, model_kwargs=kwargs, **args)
+    config = a_run(weights, model)
+    told = told_arguments(config.reference)
+    assert told == own
+    reference, used = build_reference(config, classes=3)
+    name, value = next(iter(own.items()))
+    assert f"says: {name} {value}" in caplog.text
+    images = torch.randn(2, *reference.input_shape)
+    with torch.no_grad():
+        torch.testing.assert_close(reference(images), trained(images))
+        for path in tmp_path.iterdir():
+            path.unlink()
+        known = json.loads(json.dumps({"preprocessing": used, "arguments": told}))
+        other, _ = build_reference(config, classes=3, load_weights=False, **known)
+        other.load_state_dict(reference.state_dict())
+        torch.testing.assert_close(other(images), reference(images))
+
+
+def test_older_files_beside_tell_as_well(tmp_path: Path) -> None:
+    """With the pool beside the arguments, and with all of timm's settings in one."""
+    model = timm.create_model(SMALL, num_classes=3, global_pool="max")
+    weights = beside(tmp_path, model, model_args={})
+    config = ReferenceConfig(model=SMALL, weights=weights)
+    assert told_arguments(config) == {"global_pool": "max"}
+    whole = json.dumps({"architecture": SMALL, "mean": [0.1, 0.2, 0.3]})
+    (tmp_path / "config.json").write_text(whole)
+    assert preparation_beside(config) == {"mean": (0.1, 0.2, 0.3)}
+
+
+def test_size_of_the_arguments_is_the_size_of_images(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit", num_classes=3)
+    weights = beside(tmp_path, model, model_args={"img_size": 96})
+    config = ReferenceConfig(model="test_vit", weights=weights)
+    assert preparation_beside(config)["input_size"] == (3, 96, 96)
+
+
+def test_what_is_as_timm_has_it_is_not_told(tmp_path: Path) -> None:
+    """Nor what the run decides, and drop rates; a backbone without a pool gets timm's."""
+    args = {"num_classes": 9, "in_chans": 1, "global_pool": "", "drop_path_rate": 0.1, "pad": None}
+    model = timm.create_model(SMALL, num_classes=3)
+    for changed in ({}, {"model_args": args}):
+        config = ReferenceConfig(model=SMALL, weights=beside(tmp_path, model, **changed))
+        assert told_arguments(config) == {}
+    others = {"model": "test_vit", "gp": "max", "model_kwargs": {"act_layer": "gelu"}}
+    (tmp_path / "config.json").unlink()
+    config = ReferenceConfig(model=SMALL, weights=within(tmp_path, model, **others))
+    assert told_arguments(config) == {}
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"act_layer": nn.GELU}, "args of .*last.pth has act_layer, which is no number"),
+        ({"checkpoint_path": "/x.pth"}, "has checkpoint_path, which says how timm makes or loads"),
+        ({"features_only": True}, "has features_only, which"),
+        ({"pretrained_cfg": {"url": "http://x"}}, "has pretrained_cfg, which"),
+        ({"colour": "red"}, r"TypeError.*colour.*weights or is in them says \{'colour': 'red'\}"),
+        ("act_layer=gelu", "TypeError.*model_kwargs"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_refused(tmp_path: Path, args: Any, words: str) -> None:
+    model = timm.create_model(SMALL, num_classes=3)
+    weights = within(tmp_path, model, model_kwargs=args)
+    with pytest.raises(ConfigError, match=words):
+        create_timm_model(ReferenceConfig(model=SMALL, weights=weights), classes=3)
+
+
+def test_key_and_identity_have_what_is_told_and_only_then(tmp_path: Path) -> None:
+    config, told = a_run("train"), {"act_layer": "gelu"}
+    assert reference_inputs(config, "sha", {}, told)["arguments"] == told
+    assert "arguments" not in reference_inputs(config, "sha", {}, {})
+    made = [
+        StepFolder(tmp_path, "reference", {"number": number}).commit(
+            {"stages": [], **result}, [], 0
+        )
+        for number, result in enumerate(({}, {"arguments": {}}, {"arguments": told}))
+    ]
+    before, plain, other = map(reference_identity, made)
+    assert before == plain != other
