@@ -1,14 +1,16 @@
 """A timm model built and cut into stem, stages and head: the reference before it is trained."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from donna_ray.complexity import deployed, folding
 from donna_ray.config import ReferenceConfig, RunConfig
 from donna_ray.data import class_count, image_format, used_preprocessing
 from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.onnx_export import TOLERANCE, logits_error
 from donna_ray.reference.cut import cut_model
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.stages import automatic_cut
@@ -145,7 +147,7 @@ def check_cut(
         images: on the device of both; None takes two random ones.
 
     Raises:
-        DonnaError: the outputs differ by more than rounding.
+        DonnaError: the outputs differ by more than rounding, or those of the form that is deployed.
     """
     whole, cut = _outputs(model, reference, images)
     if whole.isnan().any():
@@ -154,15 +156,29 @@ def check_cut(
             "Mend its weights, or its images."
         )
     error = _largest(whole - cut)
-    if error <= _CUT_TOLERANCE * max(1.0, _largest(whole)):
-        return
-    remedy = "Choose other stages in reference.stages, or another model."
-    if model._forward_hooks or model._forward_pre_hooks:
-        remedy = "It has forward hooks of its own, which are lost: do in its forward what they do."
-    raise DonnaError(
-        f"The cut reference must equal {name} to {_CUT_TOLERANCE}, but differs by {error:.2e}. "
-        f"{remedy}"
-    )
+    if error > _CUT_TOLERANCE * max(1.0, _largest(whole)):
+        remedy = "Choose other stages in reference.stages, or another model."
+        if model._forward_hooks or model._forward_pre_hooks:
+            remedy = (
+                "It has forward hooks of its own, which are lost: do in its forward what they do."
+            )
+        raise DonnaError(
+            f"The cut reference must equal {name} to {_CUT_TOLERANCE}, but differs by {error:.2e}. "
+            f"{remedy}"
+        )
+    if kinds := folding(reference):
+        _check_folded(*_outputs(deployed(reference), reference, images), name, kinds)
+
+
+def _check_folded(folded: Tensor, own: Tensor, name: str, kinds: Sequence[str]) -> None:
+    error = logits_error(folded, own)
+    if not error <= TOLERANCE:
+        raise DonnaError(
+            f"The form that {name} is deployed in must give its outputs to {TOLERANCE} of the "
+            f"largest (or 1), but differs by {error:.2e}. A method fuse, reparameterize or "
+            f"switch_to_deploy without arguments folds a module ({', '.join(kinds)}): mend it, or "
+            "rename it if it does something else."
+        )
 
 
 def _where(model: nn.Module) -> str:

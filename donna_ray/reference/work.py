@@ -174,10 +174,11 @@ def variances_of(moments: list[Tensor]) -> list[Tensor]:
     Raises:
         DonnaError: a stage gives what is not finite, or the same for all images.
     """
-    return [_variance(*each, stage) for stage, each in enumerate(moments)]
+    return [_variance(each, stage) for stage, each in enumerate(moments)]
 
 
-def _variance(count: Tensor, total: Tensor, squares: Tensor, stage: int) -> Tensor:
+def _variance(moments: Tensor, stage: int) -> Tensor:
+    count, total, squares = moments
     power = squares / count
     variance = (power - (total / count) ** 2).float()
     if not variance.isfinite().all():
