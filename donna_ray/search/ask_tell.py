@@ -180,9 +180,9 @@ class Search:
         for architecture in new:
             self.ledger.tell(architecture, {"failure": "its strategy broke the contract"}, {})
         raise DonnaError(
-            f"The strategy {name!r} must return a list of what it handed out by Ledger.ask, at most "
-            f"as many as are wanted, within the limits, but returned {said!r:.200}. Mend it: "
-            "donna_ray.search.testing.StrategyConformance shows where."
+            f"The strategy {name!r} must return a list of what it handed out by Ledger.ask, at "
+            f"most as many as are wanted, within the limits, but returned {said!r:.200}. Mend "
+            "it: donna_ray.search.testing.StrategyConformance shows where."
         )
 
     def _probe(self, count: int) -> list[Architecture]:
