@@ -20,6 +20,7 @@ from donna_ray import onnx_symbolics
 from donna_ray.complexity import deployed
 from donna_ray.errors import DonnaError
 from donna_ray.onnx_half import as_computed, is_half
+from donna_ray.patching import PATCHING
 
 __all__ = [
     "TOLERANCE",
@@ -80,7 +81,7 @@ def _exported(
 ) -> bytes:
     onnx_symbolics.register()
     file = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad(), _no_graphs():
+    with PATCHING, warnings.catch_warnings(), torch.no_grad(), _no_graphs():
         warnings.simplefilter("ignore")  # the exporter is deprecated, see above
         torch.onnx.export(
             module,

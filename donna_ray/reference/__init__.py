@@ -6,7 +6,8 @@ of a later step needs. `build.py` builds a model and cuts it: `timm_models.py` c
 (`timm_names.py` knows its name), `preparation.py` reads how images are prepared for its weights,
 `checkpoint.py` loads a file's weights (`checkpoint_file.py` reads it, `checkpoint_names.py` finds
 them in it), `own_models.py` adds two small ones to timm's, `trace.py` traces a forward by torch.fx,
-`cut.py` cuts the trace, `stages.py` finds where; `own_network.py` takes a person's own module.
+`cut.py` cuts the trace, `stages.py` finds where; `own_network.py` takes a person's own module, and
+`first_run.py` sees what a model does with images before it is cut.
 `network.py` has `StagedNetwork`, which every candidate is as well, `facts.py` is for `donna
 reference inspect` and `donna space show`, `wishes.py` refuses what no network of a space can be.
 

@@ -12,7 +12,9 @@ from donna_ray.data import class_count, image_format, used_preprocessing
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.onnx_export import TOLERANCE, logits_error
 from donna_ray.reference.cut import cut_model
+from donna_ray.reference.first_run import check_runs
 from donna_ray.reference.network import StagedNetwork
+from donna_ray.reference.own_network import is_own
 from donna_ray.reference.stages import automatic_cut
 from donna_ray.reference.timm_models import create_timm_model, other_size, preprocessing_of
 from donna_ray.reference.trace import LARGER, CannotCutError
@@ -99,8 +101,10 @@ def cut_reference(model: nn.Module, config: ReferenceConfig, input_shape: Any) -
         input_shape: (channels, height, width) of an image.
 
     Raises:
-        ConfigError: it cannot be cut there, or does not take images of this size.
+        ConfigError: it cannot be cut there, does not take images of this size, or gives something
+            else than a tensor with a row for each.
     """
+    check_runs(model, input_shape)
 
     def enlarged() -> nn.Module:
         channels, height, _ = input_shape
@@ -122,17 +126,22 @@ def cut_reference(model: nn.Module, config: ReferenceConfig, input_shape: Any) -
 
 
 def _not_cut(config: ReferenceConfig, model: nn.Module, reason: CannotCutError) -> str:
-    if config.stages is None or str(reason).startswith("torch.fx cannot trace"):
-        remedy = "Choose another model: docs/models.md lists many that can be cut."
-    else:
-        remedy = (
-            "Name other modules in reference.stages, such as [layer1, [layer2.0, layer2.1]]: each "
-            "is called once, and one tensor goes from each stage to the next. It has "
-            f"{', '.join(name for name, _ in model.named_children())}."
-        )
     return (
         f"A reference must be a model that can be cut into stages, but {type(model).__name__} "
-        f"cannot be cut here: {reason}. {remedy}"
+        f"cannot be cut here: {reason}. {_remedy(config, model, reason)}"
+    )
+
+
+def _remedy(config: ReferenceConfig, model: nn.Module, reason: CannotCutError) -> str:
+    if is_own(model):
+        if reason.remedy is not None:
+            return reason.remedy
+    elif config.stages is None or reason.remedy is not None:
+        return "Choose another model: docs/models.md lists many that can be cut."
+    return (
+        f"Name {'other ' if config.stages else ''}modules in reference.stages, such as [layer1, "
+        "[layer2.0, layer2.1]]: each is called once, and one tensor goes from each stage to the "
+        f"next. It has {', '.join(name for name, _ in model.named_children())}."
     )
 
 
