@@ -109,6 +109,48 @@ def test_what_is_no_model_yet_is_told_so(model: Any, words: str) -> None:
         own_network(model)
 
 
+class Positions(nn.Module):
+    """For images of one size. Its features are channels last, tokens or a sequence."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        features, positions = {"NHWC": (5, (4, 4, 5)), "NLC": (5, (16, 5)), "NCL": (16, (5, 16))}[
+            kind
+        ]
+        self.kind, self.stem = kind, nn.Conv2d(3, 5, 2, 2)
+        self.positions = nn.Parameter(torch.randn(positions))
+        self.a, self.b = nn.Linear(features, features), nn.Linear(features, features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images)
+        features = features.movedim(1, -1) if self.kind == "NHWC" else features.flatten(2)
+        features = features.mT if self.kind == "NLC" else features
+        return self.b(self.a(features + self.positions)).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "guess"),
+    [
+        ("NHWC", (5, 4, 4), r"\(4, 4, 5\), .*The first, of 4,"),
+        ("NLC", (16, 5), r"\(16, 5\), .*The second, of 5,"),
+        ("NCL", (16, 5), r"\(5, 16\), .*The second, of 16,"),
+    ],
+)
+def test_channels_that_nothing_tells_are_a_guess_that_is_warned_of(
+    kind: str, shape: tuple[int, ...], guess: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    with pytest.warns(UserWarning, match=f"Positions after add, {guess}.*output_fmt"):
+        cut(Positions(kind))
+    recwarn.clear()
+    model = Positions(kind)
+    model.output_fmt = kind  # type: ignore[assignment]
+    reference = cut(model)
+    assert [each.output for each in reference.shapes] == [shape] * 2
+    assert torch.equal(reference(torch.ones(2, *SHAPE)), model(torch.ones(2, *SHAPE)))
+    cut(Own())
+    assert not recwarn
+
+
 def test_trace_leaves_other_threads_alone() -> None:
     """Torch.fx patches nn.Module for all of them."""
     tracing, done = Event(), Event()
