@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_farm.failures import ModelError, first_line
 from device_farm.foreign import exits_are_errors
+from device_farm.patching import PATCHING
 
 # torch is imported where it is used: it takes seconds, and most models are ONNX files.
 if TYPE_CHECKING:
@@ -59,9 +60,10 @@ def no_graphs() -> Iterator[None]:
     import torch
 
     name = "_jit_onnx_log"
-    log = getattr(torch._C, name)
-    setattr(torch._C, name, lambda *_: None)
-    try:
-        yield
-    finally:
-        setattr(torch._C, name, log)
+    with PATCHING:
+        log = getattr(torch._C, name)
+        setattr(torch._C, name, lambda *_: None)
+        try:
+            yield
+        finally:
+            setattr(torch._C, name, log)

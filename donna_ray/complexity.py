@@ -1,28 +1,84 @@
 """A module as it is deployed, and its parameters and multiply-accumulates."""
 
 import copy
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.utils import reparameterize_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["complexity", "deployed", "probe", "shadow"]
+from donna_ray.errors import DonnaError
+
+__all__ = ["complexity", "deployed", "fold", "folding", "probe", "shadow"]
+
+_FOLDING = ("fuse", "reparameterize", "switch_to_deploy")  # methods that timm looks for
 
 
 def deployed(module: nn.Module) -> nn.Module:
-    """The module with branches that only training needs folded together, by timm.
+    """The module with branches that only training needs folded together (``fold``).
 
     Args:
         module: left as it is (MobileOne, RepVGG, FastViT, RepViT, LeViT, …).
 
     Returns:
         A copy, which gives the same outputs but for rounding.
+
+    Raises:
+        DonnaError: a method that folds raised.
     """
-    (folded,) = reparameterize_model(nn.Sequential(module)).children()
-    return folded
+    copied = copy.deepcopy(module)
+    try:
+        return fold(copied)
+    except Exception as error:
+        names = ", ".join(folding(module))
+        raise DonnaError(
+            f"A method {' or '.join(_FOLDING)} that needs no arguments must fold its module, but "
+            f"with {names} one raised {type(error).__name__}: {error}. Mend it, or rename it."
+        ) from error
+
+
+def folding(module: nn.Module) -> list[str]:
+    """Classes of its modules that can be folded."""
+    found = (type(each) for each in module.modules() if _method(each) is not None)
+    return list(dict.fromkeys(each.__name__ for each in found))
+
+
+def fold(module: nn.Module) -> nn.Module:
+    """Fold a module in place, as timm's `reparameterize_model` does; what stands for it then.
+
+    A method that needs arguments is another one (`fuse(a, b)` of a pyramid), and not called.
+    """
+    whole = nn.Sequential(module)
+    _fold_children(whole)
+    return whole[0]
+
+
+def _fold_children(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        method = _method(child)
+        if method is not None and isinstance(folded := method(), nn.Module):
+            setattr(module, name, folded)
+        _fold_children(child)
+
+
+def _method(module: nn.Module) -> Callable[[], Any] | None:
+    """By which it folds itself: the first of these that needs no arguments."""
+    for name in _FOLDING:
+        if callable(getattr(type(module), name, None)):
+            method: Callable[[], Any] = getattr(module, name)
+            if _needs_nothing(method):
+                return method
+    return None
+
+
+def _needs_nothing(method: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(method).bind()
+    except TypeError:
+        return False
+    return True
 
 
 def complexity(module: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:

@@ -78,10 +78,11 @@ def inverse_variance(variance: Tensor) -> Tensor:
     """Weights (C,) that make a squared error a noise-to-signal ratio, averaged over channels.
 
     A channel whose variance is under 1e-6 of the largest carries no signal; its ratio is undefined
-    and it is left out of the mean (a deviation from the equation, for dead channels).
+    and it is left out of the mean (a deviation from the equation, for dead channels). Without any
+    signal (``variances_of`` refuses that), or where a variance is NaN, weights are NaN.
     """
-    alive = variance > _DEAD_CHANNEL * variance.max()
-    return torch.where(alive, 1 / variance.clamp_min(1e-30), 0) / alive.sum().clamp_min(1)
+    dead = variance <= _DEAD_CHANNEL * variance.max()
+    return torch.where(dead, 0, 1 / variance.clamp_min(1e-30)) / (~dead).sum()
 
 
 def noise_to_signal(output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
@@ -91,7 +92,13 @@ def noise_to_signal(output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
         output: of the block, (N, C, H, W) or (N, tokens, C).
         target: the reference's, same shape.
         weights: of ``inverse_variance``, (C,).
+
+    Raises:
+        BlockError: the block gives no tensor of this shape.
     """
+    if not isinstance(output, Tensor) or output.shape != target.shape:
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise BlockError(f"its output is {found}, and its stage's {tuple(target.shape)}")
     noise = channel_sums((output.float() - target.float()).square()) * (
         len(weights) / output.numel()
     )

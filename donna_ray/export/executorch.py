@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
+from device_farm.patching import PATCHING
 from donna_ray.complexity import deployed
 from donna_ray.errors import DonnaError
 from donna_ray.onnx_export import TOLERANCE, logits_error
@@ -48,7 +49,7 @@ def executorch_floats(network: nn.Module, images: Tensor) -> bytes:
 
 
 def _lowered(network: nn.Module, image: Tensor) -> bytes:
-    with warnings.catch_warnings():
+    with PATCHING, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what executorch itself calls
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower

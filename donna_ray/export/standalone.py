@@ -10,6 +10,7 @@ from typing import Any
 import timm
 from torch import Tensor, fx, nn
 
+from donna_ray.complexity import fold
 from donna_ray.errors import DonnaError
 from donna_ray.export.bundle import Bundle
 from donna_ray.reference.network import StagedNetwork
@@ -20,7 +21,7 @@ __all__ = ["entry_name", "standalone_source", "timm_source"]
 _IMPORTS = (
     *("import safetensors.torch", "import sys", "import timm", "import torch"),
     *("from pathlib import Path", "from timm.models import register_model"),
-    *("from timm.utils import reparameterize_model", "from torch import nn"),
+    "from torch import nn",
 )
 _NAMES = ("Head", "Network", "Stem", "WEIGHTS", "adopt", "load", "model")
 _FREED = re.compile(r";  (?:\w+ = )+None$", re.MULTILINE)  # what torch.fx adds to free memory
@@ -64,7 +65,7 @@ def load(path=WEIGHTS):
     """The network with its weights, in eval mode, its branches for training folded together."""
     network = Network()
     network.load_state_dict(safetensors.torch.load_file(path))
-    return reparameterize_model(network.eval())
+    return {fold}(network.eval())
 
 
 def {entry}(pretrained=False, pretrained_cfg=None, cache_dir=None, **others):
@@ -173,6 +174,7 @@ def standalone_source(
         stages="\n".join(f"            {stage}," for stage in stages),
         head=head,
         entry=entry_name(architecture),
+        fold=bundle.add(fold),
         own={**_own_arguments(reference, model), **arguments},
     )
     title = _title(architecture, f"{len(specs)} stages on the stem and head of {name}.")

@@ -7,10 +7,11 @@ of a later step needs. `build.py` builds a model and cuts it: `timm_models.py` c
 `told_arguments.py` what timm is to build it with, `checkpoint.py` loads a file's weights
 (`checkpoint_file.py` reads it, `checkpoint_names.py` finds them in it), `own_models.py` adds two
 small ones to timm's, `trace.py` traces a forward by torch.fx, `cut.py` cuts the trace, `stages.py`
-finds where; `own_network.py` takes a person's own module. `network.py` has `StagedNetwork`, which
-every candidate is as well, `facts.py` is for `donna reference inspect` and `donna space show`,
-`wishes.py` refuses what no network of a space can be, `rounding.py` sizes of images that a stage
-and its blocks round differently.
+finds where; `own_network.py` takes a person's own module, and `first_run.py` sees what a model does
+with images before it is cut. `network.py` has `StagedNetwork`, which every candidate is as well,
+`facts.py` is for `donna reference inspect` and `donna space show`, `wishes.py` refuses what no
+network of a space can be, `rounding.py` sizes of images that a stage and its blocks round
+differently.
 
 A stage is consecutive modules of the model, and one tensor goes from part to part: (N, C, H, W) or
 (N, tokens, C). The parts hold the model's own modules, so weights and code stay timm's; they are

@@ -1,16 +1,20 @@
 """A timm model built and cut into stem, stages and head: the reference before it is trained."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from donna_ray.complexity import deployed, folding
 from donna_ray.config import ReferenceConfig, RunConfig
 from donna_ray.data import class_count, image_format, used_preprocessing
 from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.onnx_export import TOLERANCE, logits_error
 from donna_ray.reference.cut import cut_model
+from donna_ray.reference.first_run import check_runs
 from donna_ray.reference.network import StagedNetwork
+from donna_ray.reference.own_network import is_own
 from donna_ray.reference.stages import automatic_cut
 from donna_ray.reference.timm_models import create_timm_model, other_size, preprocessing_of
 from donna_ray.reference.told_arguments import told_arguments
@@ -117,8 +121,10 @@ def cut_reference(
         arguments: that timm was told to build it with, beside what the images say.
 
     Raises:
-        ConfigError: it cannot be cut there, or does not take images of this size.
+        ConfigError: it cannot be cut there, does not take images of this size, or gives something
+            else than a tensor with a row for each.
     """
+    check_runs(model, input_shape)
 
     def enlarged() -> nn.Module:
         channels, height, _ = input_shape
@@ -143,17 +149,22 @@ def cut_reference(
 
 
 def _not_cut(config: ReferenceConfig, model: nn.Module, reason: CannotCutError) -> str:
-    if config.stages is None or str(reason).startswith("torch.fx cannot trace"):
-        remedy = "Choose another model: docs/models.md lists many that can be cut."
-    else:
-        remedy = (
-            "Name other modules in reference.stages, such as [layer1, [layer2.0, layer2.1]]: each "
-            "is called once, and one tensor goes from each stage to the next. It has "
-            f"{', '.join(name for name, _ in model.named_children())}."
-        )
     return (
         f"A reference must be a model that can be cut into stages, but {type(model).__name__} "
-        f"cannot be cut here: {reason}. {remedy}"
+        f"cannot be cut here: {reason}. {_remedy(config, model, reason)}"
+    )
+
+
+def _remedy(config: ReferenceConfig, model: nn.Module, reason: CannotCutError) -> str:
+    if is_own(model):
+        if reason.remedy is not None:
+            return reason.remedy
+    elif config.stages is None or reason.remedy is not None:
+        return "Choose another model: docs/models.md lists many that can be cut."
+    return (
+        f"Name {'other ' if config.stages else ''}modules in reference.stages, such as [layer1, "
+        "[layer2.0, layer2.1]]: each is called once, and one tensor goes from each stage to the "
+        f"next. It has {', '.join(name for name, _ in model.named_children())}."
     )
 
 
@@ -168,7 +179,7 @@ def check_cut(
         images: on the device of both; None takes two random ones.
 
     Raises:
-        DonnaError: the outputs differ by more than rounding.
+        DonnaError: the outputs differ by more than rounding, or those of the form that is deployed.
     """
     whole, cut = _outputs(model, reference, images)
     if whole.isnan().any():
@@ -177,15 +188,29 @@ def check_cut(
             "Mend its weights, or its images."
         )
     error = _largest(whole - cut)
-    if error <= _CUT_TOLERANCE * max(1.0, _largest(whole)):
-        return
-    remedy = "Choose other stages in reference.stages, or another model."
-    if model._forward_hooks or model._forward_pre_hooks:
-        remedy = "It has forward hooks of its own, which are lost: do in its forward what they do."
-    raise DonnaError(
-        f"The cut reference must equal {name} to {_CUT_TOLERANCE}, but differs by {error:.2e}. "
-        f"{remedy}"
-    )
+    if error > _CUT_TOLERANCE * max(1.0, _largest(whole)):
+        remedy = "Choose other stages in reference.stages, or another model."
+        if model._forward_hooks or model._forward_pre_hooks:
+            remedy = (
+                "It has forward hooks of its own, which are lost: do in its forward what they do."
+            )
+        raise DonnaError(
+            f"The cut reference must equal {name} to {_CUT_TOLERANCE}, but differs by {error:.2e}. "
+            f"{remedy}"
+        )
+    if kinds := folding(reference):
+        _check_folded(*_outputs(deployed(reference), reference, images), name, kinds)
+
+
+def _check_folded(folded: Tensor, own: Tensor, name: str, kinds: Sequence[str]) -> None:
+    error = logits_error(folded, own)
+    if not error <= TOLERANCE:
+        raise DonnaError(
+            f"The form that {name} is deployed in must give its outputs to {TOLERANCE} of the "
+            f"largest (or 1), but differs by {error:.2e}. A method fuse, reparameterize or "
+            f"switch_to_deploy without arguments folds a module ({', '.join(kinds)}): mend it, or "
+            "rename it if it does something else."
+        )
 
 
 def _where(model: nn.Module) -> str:

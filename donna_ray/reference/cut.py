@@ -5,6 +5,7 @@ the head. A value that several parts need and that does not depend on the image 
 embeddings, the size of the features) is computed in each of them.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +17,8 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from donna_ray.errors import ConfigError
-from donna_ray.reference.trace import CannotCutError, Trace, has_tensor
+from donna_ray.reference.own_network import is_own
+from donna_ray.reference.trace import LARGER, CannotCutError, Trace, has_tensor
 
 __all__ = [
     "Boundary",
@@ -27,7 +29,11 @@ __all__ = [
     "module_of",
     "parts_of",
     "positions",
+    "warn_of_guesses",
 ]
+
+_FORMATS = {(4, "NCHW"): 1, (4, "NHWC"): 3, (3, "NCL"): 1, (3, "NLC"): 2}  # as timm names them
+_ORDINALS = {1: "first", 2: "second", 3: "third"}
 
 StageModules = tuple[str, ...]
 """Names of the consecutive modules of one stage, such as ("blocks.3", "blocks.4")."""
@@ -42,12 +48,19 @@ class Boundary:
         node: what gives the tensor.
         order: its dimensions as a reference's features have them, (N, C, H, W) or (N, tokens, C).
         size: of the features without batch and channels: what changes with the image's size.
+        guessed: nothing told which dimension is the channels.
     """
 
     position: int
     node: fx.Node
     order: tuple[int, ...]
     size: tuple[int, ...]
+    guessed: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Their dimension in the model."""
+        return self.order[1 if len(self.order) == 4 else 2]
 
     @property
     def moved(self) -> bool:
@@ -79,7 +92,27 @@ def cut_model(
         if module_of(model, name) is None:
             raise ConfigError(_unknown(model, name))
     trace = Trace(model, names, input_shape, enlarged)
-    return parts_of(trace, boundaries(trace, stages))
+    bounds = boundaries(trace, stages)
+    warn_of_guesses(trace, bounds)
+    return parts_of(trace, bounds)
+
+
+def warn_of_guesses(trace: Trace, bounds: Sequence[Boundary]) -> None:
+    """Of a person's own model, where channels are a guess; what timm's default is, is so of timm's.
+
+    What is measured and distilled by channels would be by positions.
+    """
+    guessed = [bound for bound in bounds if bound.guessed]
+    if guessed and is_own(trace.model):
+        node, taken = guessed[0].node, guessed[0].channels
+        shape = tuple(trace.values[node].shape[1:])
+        warnings.warn(
+            f"Nothing tells which dimension of the features of {type(trace.model).__name__} after "
+            f"{node.name}, {shape}, is the channels, for it takes no image {LARGER} times as "
+            f"large. The {_ORDINALS[taken]}, of {shape[taken - 1]}, is taken. Set "
+            "`model.output_fmt` to NCHW, NHWC, NCL or NLC (tokens).",
+            stacklevel=2,
+        )
 
 
 def boundaries(trace: Trace, stages: Sequence[StageModules]) -> list[Boundary]:
@@ -136,27 +169,30 @@ def boundary_after(trace: Trace, position: int) -> Boundary:
         raise CannotCutError(f"after {place} several tensors go on, not one")
     if value.ndim not in (3, 4):
         raise CannotCutError(f"the features after {place} have {value.ndim - 1} dimensions")
-    channels = _channels(trace, going[0])
+    known = _channels(trace, going[0])
+    channels = known or (1 if value.ndim == 4 else 2)
     others = [each for each in range(1, value.ndim) if each != channels]
     order = (0, channels, *others) if value.ndim == 4 else (0, *others, channels)
-    return Boundary(position, going[0], order, tuple(value.shape[each] for each in others))
+    size = tuple(value.shape[each] for each in others)
+    return Boundary(position, going[0], order, size, guessed=known is None)
 
 
-def _channels(trace: Trace, node: fx.Node) -> int:
-    """The dimension that timm's `output_fmt` of the model names, or that a larger image leaves.
+def _channels(trace: Trace, node: fx.Node) -> int | None:
+    """The dimension that a larger image leaves, or that the model's `output_fmt` names.
 
-    Where neither tells (no other size is taken, or the features are one pixel), it is timm's
-    default: NCHW, or (N, tokens, C).
+    None where neither tells: no other size is taken, or the features are one pixel.
     """
     value = trace.values[node]
-    if value.ndim == 4 and getattr(trace.model, "output_fmt", None) == "NHWC":
-        return 3
+    named = _FORMATS.get((value.ndim, getattr(trace.model, "output_fmt", "")))
+    if named == 3:  # also where features are as large whatever the image
+        return named
     larger = trace.values_of_larger.get(node)
     if larger is not None and larger.ndim == value.ndim:
         fixed = [each for each in range(1, value.ndim) if value.shape[each] == larger.shape[each]]
         if len(fixed) == 1:
             return fixed[0]
-    return 1 if value.ndim == 4 else 2
+    wide = [each for each in range(1, value.ndim) if value.shape[each] > 1]
+    return wide[0] if len(wide) == 1 else named
 
 
 def parts_of(trace: Trace, bounds: Sequence[Boundary]) -> list[nn.Module]:

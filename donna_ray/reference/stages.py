@@ -16,6 +16,7 @@ from donna_ray.reference.cut import (
     module_of,
     parts_of,
     positions,
+    warn_of_guesses,
 )
 from donna_ray.reference.trace import CannotCutError, Trace
 
@@ -56,11 +57,12 @@ def automatic_cut(
 
     Raises:
         CannotCutError: it cannot be traced, or the stages would have less than half of the MACs.
-        ConfigError: it does not take images of this size.
+        ConfigError: it cannot be copied.
     """
     cut = _best_cut(model, input_shape, enlarged)
     if len(cut.stages) > _MOST:
         cut = _joined(cut, _macs(cut.parts(), input_shape)[1:-1])
+    warn_of_guesses(cut.trace, cut.bounds)
     return cut.parts(), cut.stages
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from operator import attrgetter, getitem
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from device_farm.patching import PATCHING
 from donna_ray.errors import ConfigError
 
 __all__ = ["LARGER", "CannotCutError", "Trace", "has_tensor"]
@@ -28,7 +30,15 @@ _MAKERS = (WeightNorm, SpectralNorm, BasePruningMethod)  # of weights, by torch'
 
 
 class CannotCutError(Exception):
-    """Why a model cannot be cut at a place, in words."""
+    """Why a model cannot be cut at a place, in words.
+
+    Attributes:
+        remedy: in a person's own model; None where other stages may do.
+    """
+
+    def __init__(self, reason: str, remedy: str | None = None) -> None:
+        super().__init__(reason)
+        self.remedy = remedy
 
 
 class Trace:
@@ -64,13 +74,10 @@ class Trace:
         """What each node gives for 2 images.
 
         Raises:
-            ConfigError: the model does not take images of this size.
-            CannotCutError: what was traced is not the model.
+            ConfigError: the model cannot be copied.
+            CannotCutError: it needs numbers, not only shapes.
         """
-        try:
-            return dict(self._on_meta.values((2, *self._shape)))
-        except Exception as error:
-            raise _cause(self.model, self._shape, error) from error
+        return dict(self._on_meta.values((2, *self._shape)))
 
     def needed(self, nodes: Sequence[fx.Node], ends: Iterable[fx.Node]) -> set[fx.Node]:
         """What these ends depend on, of nodes in their order; and the ends."""
@@ -131,12 +138,17 @@ class _OnMeta(fx.Interpreter):
         self._copies: dict[str, Any] = {}
         self._shape: Sequence[int] = ()
         self._given: dict[fx.Node, Any] = {}
+        self._now: fx.Node | None = None
         self.changed: dict[fx.Node, list[fx.Node]] = {}
 
     def values(self, shape: Sequence[int]) -> dict[fx.Node, Any]:
         """What each node gives for images (N, C, H, W) of this shape.
 
         Called again for the same shape, it runs the nodes that are new.
+
+        Raises:
+            ConfigError: the model cannot be copied.
+            CannotCutError: a node raised.
         """
         if shape != self._shape:
             self._shape, self._given = shape, {}
@@ -147,12 +159,24 @@ class _OnMeta(fx.Interpreter):
             if not set(optional).isdisjoint(node.all_input_nodes):
                 optional.append(node)
                 self._given[node] = None
-        with torch.no_grad(), torch.device("meta"):
-            self.run(initial_env=self._given)
+        try:
+            with torch.no_grad(), torch.device("meta"):
+                self.run(initial_env=self._given)
+        except ConfigError:
+            raise
+        except Exception as error:
+            assert self._now is not None
+            place = self._now.target if self._now.op == "call_module" else self._now.name
+            raise CannotCutError(
+                f"{place} must run without numbers, on torch's meta "
+                f"device, but raised {_in_a_line(error)}",
+                "Do there without `.item()`, numpy and the like.",
+            ) from error
         return self._given
 
     def run_node(self, n: fx.Node) -> Any:
         """Notes what it changes in place, which torch counts in every tensor of one memory."""
+        self._now = n
         found = [(each, one) for each in n.all_input_nodes for one in _tensors(self.env[each])]
         versions = [one._version for _, one in found]
         result = super().run_node(n)
@@ -178,9 +202,19 @@ class _OnMeta(fx.Interpreter):
         """A module or tensor of the model, on the meta device."""
         if target not in self._copies:
             value = attrgetter(target)(self.module)
-            value = value.detach() if isinstance(value, Tensor) else copy.deepcopy(value)
+            value = value.detach() if isinstance(value, Tensor) else self._copied(value)
             self._copies[target] = value.to("meta")
         return self._copies[target]
+
+    def _copied(self, module: nn.Module) -> nn.Module:
+        try:
+            return copy.deepcopy(module)
+        except Exception as error:
+            raise ConfigError(
+                f"A reference must be a model that copy.deepcopy copies, but with "
+                f"{type(self.module).__name__} it raised {_in_a_line(error)}. Take out of the "
+                "model what cannot be copied."
+            ) from error
 
 
 class _Sized(fx.Proxy):
@@ -196,6 +230,7 @@ class _Tracer(fx.Tracer):
     def __init__(self, names: Sequence[str], shape: Sequence[int]) -> None:
         super().__init__(param_shapes_constant=True)
         self._shape, self._running = shape, False
+        self._thread = get_ident()
         self._on_meta: _OnMeta | None = None
         parts = [name.split(".") for name in names]
         self._containers = {
@@ -206,12 +241,19 @@ class _Tracer(fx.Tracer):
         return module_qualified_name not in self._containers
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if self._running:
+        if not self._tracing:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        return attr_val if self._running else super().getattr(attr, attr_val, parameter_proxy_cache)
+        if not self._tracing:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    @property
+    def _tracing(self) -> bool:
+        """Not in other threads, for which torch.fx patches nn.Module as well."""
+        return not self._running and get_ident() == self._thread
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Sized(node, self)
@@ -278,9 +320,16 @@ def _graph(model: nn.Module, names: Sequence[str], shape: Sequence[int]) -> _OnM
     _, *optional = inspect.signature(model.forward).parameters.values()
     defaults = {each.name: each.default for each in optional if each.default is not each.empty}
     try:
-        graph = _Tracer(names, shape).trace(model, concrete_args=defaults)
+        with PATCHING:
+            graph = _Tracer(names, shape).trace(model, concrete_args=defaults)
+    except (ConfigError, CannotCutError):
+        raise
     except Exception as error:
-        raise _cause(model, shape, error) from error
+        raise CannotCutError(
+            f"torch.fx cannot trace its forward ({_in_a_line(error)})",
+            "Put what it decides by a tensor's values, or does without torch, into a module of its "
+            "own that the forward calls.",
+        ) from error
     owner: Any = model
     graph.owning_module = owner  # or every call of a module counts as impure
     on_meta = _OnMeta(model, graph)
@@ -314,29 +363,8 @@ def _check_weights(model: nn.Module) -> None:
                 )
 
 
-def _cause(model: nn.Module, shape: Sequence[int], error: Exception) -> Exception:
-    """Of an error in a trace: the model itself does not take such images, or cannot be traced."""
-    if not isinstance(error, fx.proxy.TraceError):
-        try:
-            own_model = copy.deepcopy(model)
-        except Exception as uncopied:
-            return ConfigError(
-                f"A reference must be a model that copy.deepcopy copies, but with "
-                f"{type(model).__name__} it raised {type(uncopied).__name__}: {uncopied}. Take out "
-                "of the model what cannot be copied."
-            )
-        try:
-            with torch.no_grad(), torch.device("meta"):
-                own_model.to("meta")(torch.empty(2, *shape))
-        except Exception as own:
-            return ConfigError(
-                f"A reference must take images of the size asked for, but {type(model).__name__} "
-                f"with {tuple(shape)} raised {type(own).__name__}: {own}. Change data.image_size "
-                "(or --image-size, or the images of a study)."
-            )
-    first = str(error).strip().partition("\n")[0]
-    reason = f"torch.fx cannot trace its forward ({type(error).__name__}: {first})"
-    return CannotCutError(reason)
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0].rstrip('.')}"
 
 
 def _make_modules_of_dropout(model: nn.Module, graph: fx.Graph) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from donna_ray.config import ReferenceTraining, RunConfig
 from donna_ray.data import ImageData, Split, load_data
+from donna_ray.errors import DonnaError
 from donna_ray.reference.build import build_reference
 from donna_ray.reference.network import StagedNetwork, channel_sums, own_weights
 from donna_ray.storage.records import RecordStore
@@ -35,6 +36,7 @@ __all__ = [
 _PART = 4_096  # images; whatever the number of workers, so that sums are the same to the bit
 _VARIANCE_IMAGES = 50_000  # more change a variance by less than 1%
 _BATCH = 256
+_ROUNDING = 1e-12  # of the mean square: float32 tells no smaller variance from none
 
 Kind = Literal["variance", "accuracy"]
 Part = tuple[Kind, int]
@@ -163,13 +165,39 @@ def calibrate(reference: StagedNetwork, images: Split) -> list[Tensor]:
 
     Returns:
         (channels,) a stage, float32; accumulated in float64.
+
+    Raises:
+        DonnaError: as ``variances_of``.
     """
     return variances_of(channel_moments(reference, images))
 
 
 def variances_of(moments: list[Tensor]) -> list[Tensor]:
-    """(channels,) of each stage, float32, of what ``channel_moments`` summed up."""
-    return [(squares / count - (total / count) ** 2).float() for count, total, squares in moments]
+    """(channels,) of each stage, float32, of what ``channel_moments`` summed up.
+
+    Raises:
+        DonnaError: a stage gives what is not finite, or the same for all images.
+    """
+    return [_variance(each, stage) for stage, each in enumerate(moments)]
+
+
+def _variance(moments: Tensor, stage: int) -> Tensor:
+    count, total, squares = moments
+    power = squares / count
+    variance = (power - (total / count) ** 2).float()
+    if not variance.isfinite().all():
+        raise DonnaError(
+            f"The output of every stage must be finite for every training image, but that of stage "
+            f"{stage} has NaN or infinity. Look for it in the images as they are loaded; else the "
+            "stage computes it: mend its weights."
+        )
+    if not (variance > _ROUNDING * power).any():
+        raise DonnaError(
+            f"The output of every stage must depend on the image, but stage {stage} gives the same "
+            "for all training images, so no block can be told from another. Mend its weights, see "
+            "that the images are not all one, or name other modules as stages."
+        )
+    return variance
 
 
 @torch.no_grad()

@@ -174,14 +174,15 @@ class Search:
             ) from error
         new = list(self.ledger.in_flight)[before:]
         keeps_limits = not new or self.setup.problem.keeps_limits(np.array(new)).all()
-        if list(said) == new and len(new) <= wanted and keeps_limits:
+        told = isinstance(said, list | tuple) and all(isinstance(each, tuple) for each in said)
+        if told and list(said) == new and len(new) <= wanted and keeps_limits:
             return new
         for architecture in new:
             self.ledger.tell(architecture, {"failure": "its strategy broke the contract"}, {})
         raise DonnaError(
-            f"The strategy {name!r} must return what it handed out by Ledger.ask, at most as many "
-            f"as are wanted, within the limits, but returned {said!r:.200}. Mend it: "
-            "donna_ray.search.testing.StrategyConformance shows where."
+            f"The strategy {name!r} must return a list of what it handed out by Ledger.ask, at "
+            f"most as many as are wanted, within the limits, but returned {said!r:.200}. Mend "
+            "it: donna_ray.search.testing.StrategyConformance shows where."
         )
 
     def _probe(self, count: int) -> list[Architecture]:

@@ -18,6 +18,7 @@ from donna_ray.space.block import BlockSpec, StageShape, block_family, build_blo
 from donna_ray.space.costs import CostCache
 from donna_ray.space.space import SearchSpace, Stage
 from donna_ray.storage.artifacts import digest
+from donna_ray.versions import VERSION
 
 __all__ = ["Costs", "check_space", "covering"]
 
@@ -86,7 +87,7 @@ def _check_stage(
 
 def _key(spec: BlockSpec, shape: StageShape, *, run: bool) -> str:
     family = block_family(spec.family)
-    versions = [torch.__version__, timm.__version__]
+    versions = [VERSION, torch.__version__, timm.__version__]
     facts = [spec.to_json(), shape.input, shape.output, family.source, versions, run]
     return digest([*facts, *_stage_facts(shape)] if family.of_stage else facts)
 
@@ -127,10 +128,7 @@ def _seeded_block(spec: BlockSpec, shape: StageShape, seed: int) -> nn.Module:
 
 
 def _check_training(block: nn.Module, features: torch.Tensor) -> None:
-    version = features._version
-    output = block(features)
-    if features._version != version:
-        raise ValueError("it changes its input in place, which other blocks get as well")
+    output = _output(block, features)
     output.square().mean().backward()
     if not output.isfinite().all():
         raise ValueError("its output is not finite")
@@ -145,8 +143,17 @@ def _check_state(block: nn.Module, twin: nn.Module, features: torch.Tensor) -> N
     state = block.state_dict()
     safetensors.torch.save({name: value.contiguous() for name, value in state.items()})
     twin.load_state_dict(state)
-    if not torch.allclose(block(features), twin(features), rtol=1e-4, atol=1e-5):
+    if not torch.allclose(_output(block, features), twin(features), rtol=1e-4, atol=1e-5):
         raise ValueError("another block with the same state_dict computes something else")
+
+
+def _output(block: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """What a block gives for features that it leaves as they are, by torch's count and by value."""
+    version, kept = features._version, features.clone()
+    output: torch.Tensor = block(features)
+    if features._version != version or not features.equal(kept):
+        raise ValueError("it changes its input in place, which other blocks get as well")
+    return output
 
 
 @contextmanager

@@ -6,11 +6,13 @@ kernel its middle, of more layers the first. What the stage does not have stays 
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from timm.models import byobnet, regnet, resnet
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
 
 from donna_ray.complexity import shadow
 from donna_ray.space.blocks.channels import channel_groups, importance
@@ -30,6 +32,28 @@ _NAMES = {  # of those parts
 }
 _SHORTCUT = re.compile(r"^(shortcut|downsample)\.\w+\.")
 _Ranks = dict[tuple[str, int], Tensor]
+
+
+class _Shared(NamedTuple):
+    """What a layer and its source both have.
+
+    Attributes:
+        name: in the source.
+        value: the layer's.
+        given: the source's.
+        channels: how many of the first dimensions are of channels; the others are a kernel's.
+    """
+
+    name: str
+    value: Tensor
+    given: Tensor
+    channels: int
+
+    @property
+    def borders(self) -> list[int]:
+        """By how much the layer's is larger in each dimension."""
+        sizes = zip(self.value.shape, self.given.shape, strict=True)
+        return [size - there for size, there in sizes]
 
 
 def inherit(block: nn.Module, own: nn.Module, input_shape: Sequence[int]) -> int:
@@ -82,16 +106,15 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _kernel_borders(layer: nn.Module, source: nn.Module) -> list[int]:
-    return [
-        size - there
-        for _, value, given in _shared(layer, source)
-        for size, there in list(zip(value.shape, given.shape, strict=True))[_channels(value) :]
-    ]
+    return [border for each in _shared(layer, source) for border in each.borders[each.channels :]]
 
 
-def _channels(weight: Tensor) -> int:
-    """How many of the first dimensions are of channels; the others are a kernel's."""
-    return 2 if weight.ndim == 4 else weight.ndim
+def _channels(layer: nn.Module, name: str, weight: Tensor) -> int:
+    """How many of the first dimensions are of channels: two in a convolution, else all."""
+    path = name.split(".")[:-1]
+    owners = (layer.get_submodule(".".join(path[:end])) for end in range(len(path) + 1))
+    convolution = any(isinstance(each, _ConvNd) for each in owners)
+    return min(2, weight.ndim) if convolution else weight.ndim
 
 
 def _is_narrower(layer: nn.Module, source: nn.Module) -> bool:
@@ -100,26 +123,25 @@ def _is_narrower(layer: nn.Module, source: nn.Module) -> bool:
 
 def _narrowed(layer: nn.Module, source: nn.Module) -> Iterator[tuple[str, int]]:
     """Dimensions of the source's tensors, but for kernels, that are larger than the layer's."""
-    for name, value, given in _shared(layer, source):
-        for number, (size, there) in enumerate(zip(value.shape, given.shape, strict=True)):
-            if number < _channels(value) and size < there:
-                yield name, number
+    for each in _shared(layer, source):
+        for number, border in enumerate(each.borders[: each.channels]):
+            if border < 0:
+                yield each.name, number
 
 
-def _shared(layer: nn.Module, source: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """What both have: its name in the source, the layer's value and the source's."""
+def _shared(layer: nn.Module, source: nn.Module) -> Iterator[_Shared]:
     named = {_part(name, value): (name, value) for name, value in source.state_dict().items()}
     for own, value in layer.state_dict().items():
         name, given = named.get(_part(own, value), (own, None))
         if given is not None and given.ndim == value.ndim:
-            yield name, value, given
+            yield _Shared(name, value, given, _channels(layer, own, value))
 
 
 def _part(name: str, value: Tensor) -> str:
     """One name for what timm's residual layers call differently."""
     for pattern, other in _NAMES.items():
         name = re.sub(pattern, other, name)
-    return _SHORTCUT.sub("shortcut.conv." if value.ndim == 4 else "shortcut.bn.", name)
+    return _SHORTCUT.sub("shortcut.conv." if value.ndim > 1 else "shortcut.bn.", name)
 
 
 def _ranks(own: nn.Module, input_shape: Sequence[int]) -> _Ranks:
@@ -138,13 +160,12 @@ def _covers(ranks: _Ranks, name: str, layer: nn.Module, source: nn.Module) -> bo
 
 @torch.no_grad()
 def _take(layer: nn.Module, source: nn.Module, name: str, ranks: _Ranks) -> None:
-    for own, value, given in _shared(layer, source):
-        borders = [size - there for size, there in zip(value.shape, given.shape, strict=True)]
-        channels = _channels(value)
-        sides = [border // 2 for border in reversed(borders[channels:]) for _ in range(2)]
-        fitted = functional.pad(given, sides) if any(sides) else given
-        for number, border in enumerate(borders[:channels]):
+    for each in _shared(layer, source):
+        kernel = reversed(each.borders[each.channels :])
+        sides = [border // 2 for border in kernel for _ in range(2)]
+        fitted = functional.pad(each.given, sides) if any(sides) else each.given
+        for number, border in enumerate(each.borders[: each.channels]):
             if border < 0:
-                kept = ranks[f"{name}.{own}", number][: value.shape[number]].sort().values
-                fitted = fitted.index_select(number, kept)
-        value[tuple(map(slice, fitted.shape))].copy_(fitted)
+                rank = ranks[f"{name}.{each.name}", number]
+                fitted = fitted.index_select(number, rank[: each.value.shape[number]].sort().values)
+        each.value[tuple(map(slice, fitted.shape))].copy_(fitted)

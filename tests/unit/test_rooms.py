@@ -14,13 +14,12 @@ ROOT = Path(__file__).parents[2]
 REST = "the rest"
 FILE = re.compile(r"`([\w/]+\.py)`")
 FLOORS = {  # from the lowest to the highest; rooms of one floor do not import each other
-    "donna_ray": "complexity, credentials, errors, onnx_half, onnx_symbolics, "
-    "versions | "
-    "config, onnx_export, storage | block_spec | clusters, data, run, space | workers | training | "
-    "reference | distill, latency | library | finetune | export, predictor | report, search | "
-    "overview, pipeline, plan, study, timm_models | cli | __init__, __main__",
+    "donna_ray": "credentials, errors, onnx_half, onnx_symbolics, versions | "
+    "complexity | config, onnx_export, storage | block_spec | clusters, data, run, space | "
+    "workers | training | reference | distill, latency | library | finetune | export, predictor | "
+    "report, search | overview, pipeline, plan, study, timm_models | cli | __init__, __main__",
     "donna_ray.search": f"exact | surrogate | study | strategies | {REST}",
-    "device_farm": "foreign, stopping | "
+    "device_farm": "foreign, patching, stopping | "
     "common_options, device_spec, ending, failures, plugins, reading, version | "
     "inputs, torch_export | workload | litert, timing | identity | connector, cache | "
     "alone, connectors, farm, testing | cli | __init__, __main__",

@@ -22,10 +22,28 @@ _FIXED: _Dimension = (0, 0)
 _WEIGHTED = ("conv2d", "linear")
 _MOVING = ("permute", "transpose", "movedim", "swapaxes", "t")
 _RESHAPING = ("reshape", "view", "flatten", "unflatten")
-_MIXING = (
-    *("matmul", "__matmul__", "bmm", "mm", "einsum", "scaled_dot_product_attention"),
-    *("conv1d", "conv3d", "conv_transpose2d"),
+_ARITHMETIC = ("add", "sub", "mul", "div", "truediv", "pow")
+_ELEMENTWISE = frozenset(  # by name without underscores, so in place as well
+    [
+        *(side + name for side in ("", "r", "i") for name in _ARITHMETIC),
+        *("neg", "abs", "square", "sqrt", "rsqrt", "reciprocal", "exp", "log", "sin", "cos", "erf"),
+        *("addcmul", "addcdiv", "lerp", "where", "masked_fill", "maximum", "minimum", "clamp"),
+        *("clip", "clamp_min", "clamp_max", "sign", "round", "invert", "eq", "ne", "ge", "gt"),
+        *("le", "lt", "sigmoid", "tanh", "relu", "relu6", "leaky_relu", "rrelu", "elu", "selu"),
+        *("celu", "gelu", "silu", "mish", "softplus", "softsign", "logsigmoid", "tanhshrink"),
+        *("threshold", "hardtanh", "hardsigmoid", "hardswish", "hardshrink", "softshrink"),
+        *("dropout", "dropout1d", "dropout2d", "alpha_dropout", "feature_dropout"),
+        *("contiguous", "clone", "detach", "to", "type", "type_as", "float", "half", "bfloat16"),
+        *("double", "long", "zeros_like", "ones_like", "full_like", "empty_like", "weight_norm"),
+    ]
 )
+_FOLLOWING = (  # the others of which each dimension is one of their tensors', or of another size
+    *("mean", "sum", "amax", "amin", "var", "std", "norm", "normalize", "layer_norm", "rms_norm"),
+    *("avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "lp_pool2d"),
+    *("interpolate", "pad", "cat", "stack", "expand", "expand_as", "squeeze", "unsqueeze"),
+    *("reshape_as", "view_as"),
+)
+_ALONG = ("softmax", "log_softmax")  # one dimension
 _CHANNELS_FIRST = ("batch_norm", "instance_norm", "group_norm", "prelu")
 _PRIMES = (2, 3, 5, 7, 11, 13)  # sizes that tell dimensions apart
 
@@ -100,19 +118,26 @@ class _Dimensions(TorchFunctionMode):
         outputs, inputs = list(_tensors(output)), list(_tensors([args, kwargs]))
         self._kept += [*outputs, *inputs]
         name = getattr(func, "__name__", "")
-        if name in _MOVING:
+        if not isinstance(output, Tensor):
+            if outputs or output is None:  # else of sizes
+                self.fix(*outputs, *inputs)
+        elif name in _MOVING:
             self._moved(func, output, *args, **(kwargs or {}))
         elif name in _RESHAPING:
             self._reshaped(output, inputs[0])
         elif name in _WEIGHTED:
             self._weighted(output, *args, **(kwargs or {}))
-        elif len(outputs) > 1 or name in _MIXING:
-            self.fix(*outputs, *inputs)
-        elif outputs:
+        elif name == "__getitem__" and len(inputs) == 1:
+            self._indexed(output, *args)
+        elif name in _ALONG:
+            self._mixed(output, inputs[0], (kwargs or {}).get("dim", *args[1:2]))
+        elif name.strip("_") in _ELEMENTWISE or name in (*_FOLLOWING, *_CHANNELS_FIRST):
             if name == "group_norm":
                 self._grouped(output, *args, **(kwargs or {}))
             for tensor in inputs:
                 self._followed(output, tensor, along=1 if name in _CHANNELS_FIRST else -1)
+        else:
+            self.fix(output, *inputs)
         return output
 
     def find(self, dimension: _Dimension) -> _Dimension:
@@ -142,19 +167,20 @@ class _Dimensions(TorchFunctionMode):
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
-        *geometry: Any,
-        **_named: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
     ) -> None:
-        """A convolution (its stride, padding, dilation and groups by position) or linear layer."""
-        groups = geometry[3] if geometry else 1
-        channels = 1 if weight.ndim == 4 else output.ndim - 1
+        """A convolution, with torch's names of its arguments, or a linear layer."""
+        channels = output.ndim - weight.ndim + 1
         self._join((id(weight), 0), (id(output), channels))
         if bias is not None:
             self._join((id(bias), 0), (id(output), channels))
         if groups == 1:
             self._join((id(weight), 1), (id(input), channels))
-        elif weight.shape[0] == input.shape[1]:
-            self._join((id(input), 1), (id(output), 1))
+        elif weight.shape[0] == input.shape[channels]:
+            self._join((id(input), channels), (id(output), channels))
             self._granules[id(weight), 0] = weight.shape[1]
         else:
             self.fix(input, output)
@@ -167,10 +193,33 @@ class _Dimensions(TorchFunctionMode):
         if num_groups > 1:
             self._granules[id(output), 1] = input.shape[1] // num_groups
 
+    def _mixed(self, output: Tensor, tensor: Tensor, dim: int | None) -> None:
+        """What is computed along a dimension depends on how many there are in it."""
+        if dim is None:
+            self.fix(output, tensor)
+        else:
+            self._followed(output, tensor, along=-1)
+            self._join((id(output), dim % output.ndim), _FIXED)
+
     def _moved(self, func: Any, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> None:
         moved = func(torch.empty(_PRIMES[: input.ndim], device="meta"), *args, **kwargs).shape
         for number, size in enumerate(moved):
             self._join((id(output), number), (id(input), _PRIMES.index(size)))
+
+    def _indexed(self, output: Tensor, tensor: Tensor, index: Any) -> None:
+        """By numbers, slices, `...` and None: dimensions that are taken whole keep their stride."""
+        given = index if isinstance(index, tuple) else (index,)
+        if not all(each is None or each is ... or type(each) in (int, slice) for each in given):
+            self.fix(output, tensor)
+            return
+        strides = [math.prod(n + 1 for n in tensor.shape[k + 1 :]) for k in range(tensor.ndim)]
+        view = torch.empty_strided(tensor.shape, strides, device="meta")[index]
+        places = {each: n for n, each in enumerate(zip(strides, tensor.shape, strict=True))}
+        for number, each in enumerate(zip(view.stride(), view.shape, strict=True)):
+            source = places.pop(each, None)
+            self._join((id(output), number), _FIXED if source is None else (id(tensor), source))
+        for number in places.values():
+            self._join((id(tensor), number), _FIXED)
 
     def _reshaped(self, output: Tensor, tensor: Tensor) -> None:
         """The first and last dimensions are the same, as far as their sizes are."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -46,6 +48,32 @@ def test_error_of_a_block_is_its_failure_and_leaves_the_others_alone(
     assert_same([together[0], together[2]], distill(jobs[:2]))
     said = "it raised TypeError: can't convert cuda:0 device type tensor"
     assert (together[1].nsr, together[1].failure, together[1].raised) == (None, said, True)
+
+
+class Broadcasting(nn.Conv2d):
+    """Its output can be subtracted from the stage's, and is no output of the stage."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features).mean((2, 3), keepdim=True)
+
+
+class Several(nn.Conv2d):
+    def forward(self, features: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return super().forward(features), None
+
+
+@register_block("testing_other_output", ("kind",))
+def other_output(in_channels: int, out_channels: int, stride: int, *, kind: str) -> nn.Module:
+    return {"small": Broadcasting, "tuple": Several}[kind](in_channels, out_channels, 3, stride, 1)
+
+
+@pytest.mark.parametrize(("kind", "found"), [("small", r"\(32, \d+, 1, 1\)"), ("tuple", "tuple")])
+def test_output_that_is_not_the_stages_is_a_failure(
+    kind: str, found: str, distill: Distill
+) -> None:
+    (block,) = distill([job_of("other_output", kind=kind)])
+    assert (block.nsr, block.raised) == (None, True)
+    assert re.fullmatch(rf"its output is {found}, and its stage's \(32, .*\)", block.failure or "")
 
 
 @pytest.mark.parametrize("where", ["training", "gradient", "measuring"])

@@ -74,6 +74,12 @@ def test_dead_channel_is_left_out_of_the_mean() -> None:
     assert weights.tolist() == [0.25, 0.0, 0.125]
 
 
+@pytest.mark.parametrize("variance", [[0.0, 0.0], [1.0, math.nan]])
+def test_variance_without_a_signal_gives_no_ratio(variance: list[float]) -> None:
+    same = torch.zeros(1, 2, 1, 1)
+    assert noise_to_signal(same, same, inverse_variance(torch.tensor(variance))).isnan()
+
+
 def test_reference_stage_has_no_noise_and_variance_is_its_own(
     reference: StagedNetwork, few_images: ImageData
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from donna_ray.config import RunConfig, load_config, shipped_config
@@ -92,6 +93,26 @@ def test_variance_of_many_images_is_of_a_sample(
     for one, other in zip(calibrate(reference, sample), variance, strict=True):
         assert not torch.equal(one, other)
         assert (one - other).abs().max() < 0.3 * other.max()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda images, _: images[7, 0, 3].fill_(torch.nan), "of stage 0 has NaN or infinity"),
+        (lambda _, stage: stage.register_forward_hook(constant), "stage 1 gives the same for all"),
+    ],
+)
+def test_stage_without_a_signal_is_named(made: Artifact, spoil: Any, words: str) -> None:
+    """Not every NSR is 0 then."""
+    reference, _ = load_reference(TRAINED, made)
+    images = torch.randn(64, *reference.input_shape)
+    spoil(images, reference.stages[1])
+    with pytest.raises(DonnaError, match=words):
+        calibrate(reference, Split(TensorDataset(images, torch.arange(64))))
+
+
+def constant(_stage: nn.Module, _given: Any, output: Tensor) -> Tensor:
+    return torch.full_like(output, 0.7)
 
 
 def test_weights_that_know_the_classes_in_another_order_stop_the_run(

@@ -57,6 +57,9 @@ class TestRandom(StrategyConformance):
     strategy_type = strategy_type("random")
 
 
+RETURNED: dict[str, Any] = {"forgets to return": lambda _: None, "returns rows": np.array}
+
+
 class InOrder(Strategy):
     """All architectures, from the first to the last; its children break a rule each."""
 
@@ -89,6 +92,8 @@ class InOrder(Strategy):
         self._remembered |= set(asked)
         if self.rule == "raises":
             raise RuntimeError("out of ideas")
+        if self.rule in RETURNED:
+            return RETURNED[self.rule](asked)
         return asked
 
 
@@ -188,7 +193,9 @@ def test_package_at_fault_is_named(install: Any, packages: dict[str, str], words
     [
         ("raises", r"'broken' raised RuntimeError: out of ideas\. Mend it"),
         ("hands out too many", r"'broken' must return .* at most as many as are wanted"),
-        ("does not hand out", r"'broken' must return what it handed out"),
+        ("does not hand out", r"'broken' must return a list of what it handed out"),
+        ("forgets to return", r"'broken' must return a list .* but returned None\. Mend it"),
+        ("returns rows", r"'broken' must return a list .* but returned array"),
         ("breaks limits", r"'broken' must return .* within the limits"),
         ("asks for measured ones", r"for no architecture twice, but did for \(\d, "),
     ],

@@ -112,3 +112,18 @@ def test_layers_of_another_kind_keep_their_own() -> None:
     before = even[0].weight.clone()
     assert inherit(even, stage, (4, 8, 8)) == 1  # the normalisation
     torch.testing.assert_close(even[0].weight, before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("layer", "dimensions"),
+    [(nn.Conv1d, 1), (nn.Conv2d, 2), (nn.Conv3d, 3), (nn.ConvTranspose1d, 1)],
+)
+def test_kernels_of_any_dimensions_begin_with_their_middle(layer: Any, dimensions: int) -> None:
+    own = nn.Sequential(layer(4, 4, 3, 1, 1))
+    block = nn.Sequential(layer(4, 4, 5, 1, 2))
+    nn.init.zeros_(block[0].weight)
+    shape = (4, *[6] * dimensions)
+    assert inherit(block, own, shape) == 1
+    features = torch.randn(2, *shape)
+    torch.testing.assert_close(block(features), own(features))

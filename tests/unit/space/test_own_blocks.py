@@ -212,6 +212,18 @@ def test_name_that_is_taken_is_refused(tmp_path: Path) -> None:
             "x",
             "in pl",
         ),
+        (
+            "in_place_in_eval",
+            "Odd(in_channels, out_channels, stride)",
+            "self.conv(x.relu() if self.training else x.relu_())",
+            "in place",
+        ),
+        (
+            "in_place_uncounted",
+            "Odd(in_channels, out_channels, stride)",
+            "self.conv(x.data.relu_())",
+            "in place",
+        ),
         ("tied", "Tied(in_channels, out_channels, stride)", "self.conv(x)", "share memory"),
         (
             "outside",

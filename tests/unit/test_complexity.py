@@ -1,0 +1,88 @@
+"""What is deployed: modules that fold themselves, and methods of the same names that do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from donna_ray.complexity import complexity, deployed, fold
+from donna_ray.config import ReferenceConfig
+from donna_ray.errors import DonnaError
+from donna_ray.reference.build import check_cut, cut_reference
+
+SHAPE = (4, 6, 6)
+
+
+class Branches(nn.Module):
+    """Two convolutions whose sum is one."""
+
+    factor = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(4, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.one(features) + self.other(features)
+
+    def fuse(self) -> nn.Module:
+        self.one.weight.data += self.factor * self.other.weight
+        return self.one
+
+
+class Pyramid(Branches):
+    """Its `fuse` is another one; its `reparameterize` is a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reparameterize = nn.Conv2d(4, 4, 1)
+
+    def fuse(self, one: Tensor, other: Tensor) -> Tensor:  # type: ignore[override]
+        return one + other
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.fuse(self.one(features), self.reparameterize(features))
+
+
+class Wrong(Branches):
+    factor = 2.0
+
+
+class Raising(Branches):
+    def fuse(self) -> nn.Module:
+        raise KeyError("of something else")
+
+
+def network(stage: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(4, 4, 1), nn.Sequential(stage), nn.Conv2d(4, 4, 1), nn.Flatten())
+
+
+@torch.no_grad()
+def test_own_modules_fold_themselves_as_timms_do() -> None:
+    model = network(Branches())
+    weights, images = 4 * 4 * 4 + 2 * 4, torch.randn(2, *SHAPE)
+    assert complexity(model, SHAPE)["params"] == weights - 4 * 4
+    torch.testing.assert_close(deployed(model)(images), model(images))
+    assert sum(each.numel() for each in model.parameters()) == weights
+    root = Branches()
+    assert fold(root) is root.one
+
+
+@torch.no_grad()
+def test_methods_of_other_meanings_are_not_called() -> None:
+    model, images = network(Pyramid()), torch.randn(2, *SHAPE)
+    assert complexity(model, SHAPE)["params"] == 5 * 4 * 4 + 3 * 4
+    assert deployed(model)(images).equal(model(images))
+
+
+def test_folding_that_changes_what_is_computed_is_named() -> None:
+    model = network(Wrong())
+    reference = cut_reference(model, ReferenceConfig(model="model", stages=["1", "2"]), SHAPE)
+    with pytest.raises(DonnaError, match=r"Wrong\): mend it"):
+        check_cut(model, reference, "model")
+
+
+def test_folding_that_raises_is_named() -> None:
+    with pytest.raises(DonnaError, match="with Raising one raised KeyError"):
+        deployed(network(Raising()))
