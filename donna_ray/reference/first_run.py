@@ -52,5 +52,5 @@ def _check_output(model: nn.Module, output: object, count: int) -> None:
         raise ConfigError(
             f"The output of a reference must have a row for each image, but {name} gives shape "
             f"{tuple(output.shape)} for {count}. Leave out what joins images or takes their "
-            "dimension away, such as `squeeze()`."
+            "dimension away, as `squeeze()` does of a single one: `squeeze(1)` keeps it."
         )

@@ -66,14 +66,7 @@ class StagedNetwork(nn.Module):
         features = self.features(images)
         shapes: list[Any] = [tuple(feature.shape[1:]) for feature in features]
         stages = map(StageShape, shapes[:-1], shapes[1:], self.stages)
-        output = self.head(features[-1])
-        if output.shape[:1] != images.shape[:1]:
-            raise ConfigError(
-                "The output of a network must have an entry for each image, but for 1 image it is "
-                f"of shape {tuple(output.shape)}. Have its forward keep the first dimension, such "
-                "as by `squeeze(1)`."
-            )
-        return list(stages), output.shape[-1]
+        return list(stages), self.head(features[-1]).shape[-1]
 
 
 def check_staged(network: object) -> None:

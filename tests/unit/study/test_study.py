@@ -148,7 +148,10 @@ def test_arguments_of_a_study_are_refused_in_words() -> None:
     for given, words in [({"seed": -1}, "seed: "), ({"stages": []}, "stages must not be empty")]:
         with pytest.raises(donna.ConfigError, match=words):
             donna.Study(Net(), loader(), loader(24), **given)
-    for model, words in [(Net().to("meta"), "must have values"), (len, "must be an nn.Module")]:
+    for model, words in [
+        (Net().to("meta"), "must have its weights"),
+        (len, "must be a torch.nn.Module"),
+    ]:
         with pytest.raises(donna.ConfigError, match=words):
             study(model)  # type: ignore[arg-type]
     with pytest.raises(donna.ConfigError, match="but is a Net"):
@@ -163,7 +166,7 @@ def test_recipe_of_a_family_that_is_not_there_is_refused() -> None:
 
 
 def test_output_must_be_of_each_image() -> None:
-    with pytest.raises(donna.ConfigError, match=r"of shape \(4,\).*`squeeze\(1\)`"):
+    with pytest.raises(donna.ConfigError, match=r"gives shape \(8,\) for 2.*`squeeze\(1\)`"):
         study(Net(nn.Sequential(nn.Linear(16, 4), nn.Flatten(0))))
 
 
