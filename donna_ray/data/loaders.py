@@ -77,11 +77,12 @@ class LoadedSplit(Split):
 
     def _checked(self, batches: Iterator[Any]) -> Iterator[Any]:
         told = len(self._loader)
+        shares = getattr(self._loader, "num_workers", 0)  # each may end with a batch of its own
         for number, batch in enumerate(batches, 1):
-            if number > told:
+            if number > told + shares:
                 raise ConfigError(
                     f"{self.name} must give as many batches as its length tells, but gives more "
-                    f"than {told}. Correct its `__len__`."
+                    f"than {told}. Correct the `__len__` of the loader, or of its dataset."
                 )
             _check_batch(self.name, number, batch)
             for check in self.checks:

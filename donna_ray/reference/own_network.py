@@ -46,13 +46,35 @@ def own_network(model: nn.Module) -> nn.Module:
             f"The parameters of a model must be float32, but those of {type(model).__name__} are "
             f"{found}. Give `model.float()`."
         )
-    kept = (value for module in model.modules() for value in vars(module).values())
-    computed = (each for each in kept if isinstance(each, torch.Tensor) and not each.is_leaf)
-    try:  # what a forward left behind cannot be copied, such as a weight that is normalised
-        return copy.deepcopy(model, {id(each): each.detach() for each in computed})
+    try:
+        return copy.deepcopy(model, _as_they_are(model))
     except Exception as error:
         raise ConfigError(
             "A model must be one that `copy.deepcopy` copies, as the candidates have copies of its "
             f"parts, but of {type(model).__name__} it raises {type(error).__name__}: {error}. "
-            "Have it keep nothing of a forward."
+            "Take out of it what is no part of the network."
         ) from error
+
+
+def _as_they_are(model: nn.Module) -> dict[int, object]:
+    """What a copy of a model has in common with it, or detached, by id.
+
+    These are what a forward left behind, such as a weight that is normalised, and attributes that
+    cannot be copied, such as a lock, a trainer, or what a hook keeps.
+    """
+    found: dict[int, object] = {}
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                found[id(value)] = value.detach()
+            elif name not in ("_parameters", "_buffers", "_modules") and not _copies(value):
+                found[id(value)] = value
+    return found
+
+
+def _copies(value: object) -> bool:
+    try:
+        copy.deepcopy(value)
+    except Exception:
+        return False
+    return True

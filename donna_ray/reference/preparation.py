@@ -64,10 +64,11 @@ def preparation_beside(config: ReferenceConfig) -> dict[str, Any]:
 
     Returns:
         Of timm's data configuration: `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode` and
-        `input_size`. Empty where there is none, or where it is of another model.
+        `input_size`. Empty where there is none, or where it is of another model. What has no
+        `pretrained_cfg` may be of another program: what cannot be is told and not used.
 
     Raises:
-        ConfigError: it is no JSON, or a value in it cannot be.
+        ConfigError: it is no JSON, or a value in its `pretrained_cfg` cannot be.
     """
     told = beside(config)
     settings, arguments = told.get("pretrained_cfg", told), told.get("model_args")
@@ -75,7 +76,8 @@ def preparation_beside(config: ReferenceConfig) -> dict[str, Any]:
         return {}
     size = arguments.get("img_size") if isinstance(arguments, Mapping) else None
     given = {**settings, "input_size": _of_channels(size)} if size else settings
-    return _other(config.model, _checked(given, str(_path_beside(config))))
+    read = _checked if "pretrained_cfg" in told else _usable
+    return _other(config.model, read(given, str(_path_beside(config))))
 
 
 def preparation_within(config: ReferenceConfig, size: Sequence[int]) -> dict[str, Any]:

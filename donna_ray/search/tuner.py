@@ -217,7 +217,7 @@ def trainable_of(evaluators: Evaluator | Mapping[str, Evaluator]) -> Any:
         label_selector=_this_node(),
         max_concurrency=_HOST_CALLS,
         max_restarts=-1,
-        max_task_retries=1,
+        max_task_retries=3,  # one that comes while it is started again fails, too
     )
     bound = type(f"Bound{EvaluateBatch.__name__}", (EvaluateBatch,), {"host": started.remote()})
     weakref.finalize(bound, close)

@@ -54,6 +54,11 @@ class StageShape:
         stride = -(-given // made)
         return stride if -(-given // stride) == made else max(1, given // made)
 
+    def facts(self) -> list[Any]:
+        """What tells stages of references apart, but for their weights."""
+        state = {} if self.own is None else self.own.state_dict()
+        return [repr(self.own), [[name, list(value.shape)] for name, value in state.items()]]
+
     @property
     def channels(self) -> tuple[int, int]:
         """Of the input and of the output."""

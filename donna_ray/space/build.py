@@ -1,8 +1,11 @@
 """From a configuration and a reference's stages to a search space."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
+from donna_ray.complexity import shadow
 from donna_ray.config import BlocksConfig, SpaceConfig, StageConfig, preset_space
 from donna_ray.errors import ConfigError
 from donna_ray.space.block import BlockSpec, StageShape, block_family
@@ -14,6 +17,7 @@ from donna_ray.space.blocks.reference_stage import (
 from donna_ray.space.modules import register_modules
 from donna_ray.space.space import SearchSpace, Stage
 from donna_ray.space.values import in_one_spelling
+from donna_ray.storage.artifacts import digest
 
 __all__ = ["build_space"]
 
@@ -87,10 +91,23 @@ def _preset_blocks(preset: str | None, shape: StageShape) -> list[BlocksConfig]:
     if preset is None:
         return []
     if preset == "compress":
-        values = shrinking_values(shape)
-        failing = failing_values(shape, values)
-        return [BlocksConfig(family=UNSHRUNK.family, options=values, exclude=failing)]
+        own = None if shape.own is None else shadow(shape.own)
+        return [_compressed(digest(shape.facts()), replace(shape, own=own))]
     return preset_space(preset).blocks
+
+
+@lru_cache(maxsize=64)
+def _compressed(facts: str, shape: StageShape) -> BlocksConfig:
+    """A reference's own stage, shrunk; a process builds a space several times.
+
+    Args:
+        facts: digest of the stage's, beside its shapes.
+        shape: with the stage on the meta device.
+    """
+    values = shrinking_values(shape)
+    return BlocksConfig(
+        family=UNSHRUNK.family, options=values, exclude=failing_values(shape, values)
+    )
 
 
 def _specs(

@@ -1,9 +1,8 @@
 """Finds blocks that cannot stand in their stage, and what every block costs, before training."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
 
 import safetensors.torch
 import timm
@@ -29,7 +28,12 @@ _MANY = 100
 """Blocks of a stage, whose check takes seconds and is told."""
 
 
-def check_space(space: SearchSpace, say: Callable[[str], None] = lambda text: None) -> Costs:
+def check_space(
+    space: SearchSpace,
+    say: Callable[[str], None] = lambda text: None,
+    *,
+    remembered: bool = True,
+) -> Costs:
     """Check every block of every stage; what was checked before is read from the user's cache.
 
     Every block is built on the meta device: it must keep the stage's shape and have parameters.
@@ -40,11 +44,13 @@ def check_space(space: SearchSpace, say: Callable[[str], None] = lambda text: No
     Args:
         space: whose blocks.
         say: called with a line before many blocks of a stage are checked.
+        remembered: False leaves the cache alone, as for families of a notebook, whose code has no
+            file.
 
     Raises:
         ConfigError: names the block, the stage and the rule that it breaks.
     """
-    with closing(CostCache()) as cache:
+    with closing(CostCache()) if remembered else nullcontext() as cache:
         return [
             _check_stage(stage, number, cache, say) for number, stage in enumerate(space.stages)
         ]
@@ -63,15 +69,15 @@ def covering(specs: Sequence[BlockSpec]) -> list[BlockSpec]:
 
 
 def _check_stage(
-    stage: Stage, number: int, cache: CostCache, say: Callable[[str], None]
+    stage: Stage, number: int, cache: CostCache | None, say: Callable[[str], None]
 ) -> list[dict[str, int]]:
     shape = stage.shape
     if shape.own is not None:
         shape = replace(shape, own=shadow(shape.own))
     builtin = [spec for spec in stage.choices if block_family(spec.family).builtin]
     run = {*covering(builtin), *(spec for spec in stage.choices if spec not in set(builtin))}
-    keys = [_key(spec, stage.shape, run=spec in run) for spec in stage.choices]
-    known = [cache.get(key) for key in keys]
+    keys = [_key(spec, stage.shape, run=spec in run) if cache else "" for spec in stage.choices]
+    known = [cache.get(key) if cache else None for key in keys]
     if (unknown := known.count(None)) >= _MANY:
         say(f"checking {unknown} blocks of stage {number}, which are remembered")
     costs = []
@@ -80,7 +86,8 @@ def _check_stage(
             cost = _check_block(spec, shape, number)
             if spec in run:
                 _run_block(spec, stage.shape, number)
-            cache.put(key, cost)
+            if cache:
+                cache.put(key, cost)
         costs.append(cost)
     return costs
 
@@ -89,13 +96,7 @@ def _key(spec: BlockSpec, shape: StageShape, *, run: bool) -> str:
     family = block_family(spec.family)
     versions = [VERSION, torch.__version__, timm.__version__]
     facts = [spec.to_json(), shape.input, shape.output, family.source, versions, run]
-    return digest([*facts, *_stage_facts(shape)] if family.of_stage else facts)
-
-
-def _stage_facts(shape: StageShape) -> list[Any]:
-    """What tells the reference's stages apart, but for their weights."""
-    state = {} if shape.own is None else shape.own.state_dict()
-    return [repr(shape.own), [[name, list(value.shape)] for name, value in state.items()]]
+    return digest([*facts, *shape.facts()] if family.of_stage else facts)
 
 
 def _check_block(spec: BlockSpec, shape: StageShape, number: int) -> dict[str, int]:

@@ -70,7 +70,8 @@ def checked_space(config: SpaceConfig, reference: StagedNetwork) -> SearchSpace:
         ConfigError: as ``build_space`` and ``check_space`` say.
     """
     space = build_space(config, reference.shapes, reference.own_blocks())
-    check_space(SearchSpace(tuple(map(_on_cpu, space.stages))))  # where blocks are checked
+    stages = tuple(map(_on_cpu, space.stages))  # where blocks are checked
+    check_space(SearchSpace(stages), remembered=False)
     return space
 
 

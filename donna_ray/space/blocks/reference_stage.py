@@ -98,14 +98,16 @@ def shrinking_values(shape: StageShape) -> dict[str, list[Any]]:
         "width": list(reversed(widths.values())),
     }
     own = probe(sketch, shape.input)[0]["macs"]
-    return {
-        name: [
-            value
-            for value in each
-            if value == each[0] or _macs(sketch, shape, {name: value}) < _WORTH * own
-        ]
-        for name, each in values.items()
-    }
+    return {name: _worth(sketch, shape, name, each, own) for name, each in values.items()}
+
+
+def _worth(
+    sketch: nn.Module, shape: StageShape, name: str, values: list[Any], own: int
+) -> list[Any]:
+    """The values of one option with which the stage runs, if the last of them makes it cheaper."""
+    macs = {value: _macs(sketch, shape, {name: value}) for value in values[1:]}
+    runs = [value for value in values[1:] if macs[value] < math.inf]
+    return [values[0], *runs] if runs and macs[runs[-1]] < _WORTH * own else values[:1]
 
 
 def failing_values(

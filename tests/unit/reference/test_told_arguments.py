@@ -23,6 +23,7 @@ from donna_ray.reference.told_arguments import told_arguments
 from donna_ray.storage.artifacts import StepFolder
 
 SMALL = "test_resnet"
+HINTS = {"gp": "global_pool", "bn_eps": "bn_eps"}
 
 
 def beside(folder: Path, model: nn.Module, **changed: Any) -> str:
@@ -107,17 +108,88 @@ def test_size_of_the_arguments_is_the_size_of_images(tmp_path: Path) -> None:
     assert preparation_beside(config)["input_size"] == (3, 96, 96)
 
 
-def test_what_is_as_timm_has_it_is_not_told(tmp_path: Path) -> None:
+def test_what_is_as_timm_has_it_is_not_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Nor what the run decides, and drop rates; a backbone without a pool gets timm's."""
     args = {"num_classes": 9, "in_chans": 1, "global_pool": "", "drop_path_rate": 0.1, "pad": None}
+    args |= {"act_layer": "relu", "zero_init_last": False, "output_stride": 32}
     model = timm.create_model(SMALL, num_classes=3)
     for changed in ({}, {"model_args": args}):
         config = ReferenceConfig(model=SMALL, weights=beside(tmp_path, model, **changed))
-        assert told_arguments(config) == {}
+        assert told_arguments(config, say=True) == {}
+    assert "is built as" not in caplog.text
     others = {"model": "test_vit", "gp": "max", "model_kwargs": {"act_layer": "gelu"}}
     (tmp_path / "config.json").unlink()
     config = ReferenceConfig(model=SMALL, weights=within(tmp_path, model, **others))
     assert told_arguments(config) == {}
+
+
+@pytest.mark.parametrize(
+    ("model", "same", "other"),
+    [
+        ("test_efficientnet", {"act_layer": "silu"}, {"bn_eps": 0.002}),
+        ("test_vit", {"global_pool": "token"}, {"pool_include_prefix": True}),
+    ],
+)
+def test_only_what_differs_is_told(
+    tmp_path: Path, model: str, same: dict[str, Any], other: dict[str, Any]
+) -> None:
+    """Even where no weight shows it."""
+    network = timm.create_model(model, num_classes=3)
+    weights = beside(tmp_path, network, model_args={**same, **other})
+    assert told_arguments(ReferenceConfig(model=model, weights=weights)) == other
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bn_eps": 1e-5},  # of train.py, of models that timm builds with it
+        {"bn_momentum": 0.1},
+        {"gp": 1},
+        {"gp": "gpu"},
+        {"bn_eps": "small"},
+        {"model_kwargs": ""},
+        {"model_kwargs": [1]},
+        {"model_kwargs": "act_layer=gelu"},
+        {"model_kwargs": {"pretrained": True, "exportable": True, "cache_dir": "/x"}},
+        {"model_kwargs": {"pretrained_cfg_overlay": {"file": "x"}, "pretrained_cfg": {"url": "x"}}},
+        {"model_kwargs": {"bn_momentum": 0.1, "drop_block": 0.1, "scriptable": True}},
+    ],
+)
+def test_what_changes_no_weights_or_is_of_other_programs_is_ignored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, Any]
+) -> None:
+    weights = within(tmp_path, timm.create_model(SMALL, num_classes=3), **settings)
+    config = ReferenceConfig(model=SMALL, weights=weights)
+    create_timm_model(config, classes=3)
+    assert told_arguments(config) == {}
+    hint = next((f"{name} {settings[key]}" for key, name in HINTS.items() if key in settings), "")
+    assert (f"has {hint}, which timm cannot" if hint else "") in caplog.text
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"input_size": 224, "epochs": 3, "mean": None},
+        {"std": 0.5},
+        {"model_args": [1]},
+        {"model_args": ""},
+        {"model_args": {"img_size": "big"}},
+        {"global_pool": 1},
+    ],
+)
+def test_file_beside_of_another_program_is_read_as_far_as_it_can_be(
+    tmp_path: Path, told: dict[str, Any]
+) -> None:
+    model = timm.create_model(SMALL, num_classes=3)
+    timm.models.save_for_hf(model, str(tmp_path), safe_serialization=True)
+    whole = json.dumps(told | {"architecture": SMALL, "crop_pct": 0.7})
+    (tmp_path / "config.json").write_text(whole)
+    config = ReferenceConfig(model=SMALL, weights=str(tmp_path / "model.safetensors"))
+    create_timm_model(config, classes=3)
+    assert told_arguments(config) == {}
+    assert preparation_beside(config) == {"crop_pct": 0.7}
 
 
 @pytest.mark.parametrize(
@@ -126,9 +198,7 @@ def test_what_is_as_timm_has_it_is_not_told(tmp_path: Path) -> None:
         ({"act_layer": nn.GELU}, "args of .*last.pth has act_layer, which is no number"),
         ({"checkpoint_path": "/x.pth"}, "has checkpoint_path, which says how timm makes or loads"),
         ({"features_only": True}, "has features_only, which"),
-        ({"pretrained_cfg": {"url": "http://x"}}, "has pretrained_cfg, which"),
         ({"colour": "red"}, r"TypeError.*colour.*weights or is in them says \{'colour': 'red'\}"),
-        ("act_layer=gelu", "TypeError.*model_kwargs"),
     ],
 )
 def test_arguments_that_cannot_be_used_are_refused(tmp_path: Path, args: Any, words: str) -> None:

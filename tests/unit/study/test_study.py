@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,36 @@ def test_recipe_of_a_family_that_is_not_there_is_refused() -> None:
         one.distil(recipes={"plain": {"epochs": 2}})
 
 
+def test_family_of_a_notebook_is_checked_without_a_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its code is in none, and where no cache can be written a study needs none."""
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    cell = compile(
+        "@donna.register_block('study_cell', ('kernel',))\n"
+        "def cell(inputs, outputs, stride, *, kernel):\n"
+        "    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)\n",
+        "<cell 3>",
+        "exec",
+    )
+    exec(cell, {"donna": donna, "nn": nn, "__name__": "__main__"})
+    one = study()
+    one.space(blocks(3, family="study_cell"))
+    one.distil()
+    assert [len(each) for each in one.nsr] == [1, 1]
+
+
+def test_what_cannot_be_copied_is_shared() -> None:
+    model = Net()
+    model.lock, model.kept = threading.Lock(), []
+    model.layer1.register_forward_hook(lambda *given: model.kept.append(given[2]))
+    model(torch.randn(2, 1, 8, 8))
+    one = study(model)
+    one.space(blocks(3))
+    one.distil()
+    assert all(np.isfinite(each).all() for each in one.nsr)
+
+
 def test_output_must_be_of_each_image() -> None:
     with pytest.raises(donna.ConfigError, match=r"gives shape \(8,\) for 2.*`squeeze\(1\)`"):
         study(Net(nn.Sequential(nn.Linear(16, 4), nn.Flatten(0))))
@@ -248,8 +279,7 @@ def test_what_a_model_keeps_of_a_forward() -> None:
     model(torch.zeros(2, 1, 8, 8))
     study(model)
     model.history = [model.last * 2]
-    with pytest.raises(donna.ConfigError, match="Have it keep nothing of a forward"):
-        study(model)
+    study(model)
 
 
 def spoiling(network: nn.Module, _loader: Any) -> float:

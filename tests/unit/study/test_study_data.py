@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    get_worker_info,
+)
 
 import donna_ray as donna
 from tests.unit.study.made import STAGES, Net, distilled, images, loader, study
@@ -95,6 +102,26 @@ def batch(count: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
 def test_later_batches_are_looked_at(later: list[Any], words: str) -> None:
     with pytest.raises(donna.ConfigError, match=words):
         study(train=Told([batch(), *later], 2))
+
+
+class Shared(IterableDataset[Any]):
+    """Images of which each worker gives its share."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        share = slice(worker.id, None, worker.num_workers) if worker else slice(None)
+        yield from [images(10)[row] for row in range(10)][share]
+
+
+def test_workers_may_end_with_a_batch_each() -> None:
+    train = DataLoader(Shared(), batch_size=4, num_workers=2)
+    assert len(train) == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of more samples than the length tells
+        assert len([*study(train=train)._data.train.batches(4)]) == 4
 
 
 ALL = images(32)
