@@ -178,6 +178,11 @@ def standalone_source(
         own={**_own_arguments(reference, model), **arguments},
     )
     title = _title(architecture, f"{len(specs)} stages on the stem and head of {name}.")
+    return _text(title, bundle, classes, network)
+
+
+def _text(title: str, bundle: Bundle, classes: Sequence[str], network: str) -> str:
+    """Of the whole module: what is imported and copied, the classes of its parts, the network."""
     start = f'"""{title}"""\n\nfrom __future__ import annotations\n\n'
     texts = [start + "\n".join(sorted(bundle.imports)), *bundle.definitions]
     texts += [_ADOPT, *classes] if classes else []

@@ -105,9 +105,7 @@ def _on_first_batch(loss: Loss, reference: StagedNetwork, split: Split) -> Tenso
     engine, count = Engine.of(reference), len(images)
     with torch.no_grad():
         parts = MemoryBatch().each(count, lambda rows: reference(engine.images(images[rows])))
-    output = (
-        torch.cat(parts).requires_grad_().clone()
-    )  # as of a training, it may be changed in place
+    output = torch.cat(parts).requires_grad_().clone()  # no leaf: a loss may change it in place
     return loss(images, output, engine.targets(targets, slice(None), count)).detach()
 
 
