@@ -95,7 +95,7 @@ def _ask(line: str) -> str:
         _program.cache_clear()
         return str(error)
     if not ready:
-        program.kill()
+        end_program()
         return f"not within {_LIMIT_S:g} s"
     return program.stdout.readline().strip() or f"it ended with status {program.wait()}"
 
@@ -105,6 +105,12 @@ def _program() -> subprocess.Popen[str]:
     """It ends with this process, whose end closes its input."""
     pipe, command = subprocess.PIPE, [sys.executable, "-P", str(_PROGRAM)]
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+
+
+def end_program() -> None:
+    """Kills what runs models alone, and waits: killed only, it would still be asked once more."""
+    _program().kill()
+    _program().wait()
 
 
 @cache

@@ -82,8 +82,22 @@ def test_what_a_process_of_its_own_ends_by_is_told_and_the_next_one_answers() ->
     with pytest.raises(DeviceError, match="InvalidProtobuf"):
         peak_memory_mb(broken, 1)
     assert peak_memory_mb(product(2), 1) < 1
-    peak_memory._program().kill()
-    peak_memory._program().wait()
+    peak_memory.end_program()
+    assert peak_memory_mb(product(2), 1) < 1
+
+
+def test_what_hangs_is_ended_and_the_next_model_has_a_program_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("import time\ntime.sleep(60)\n")
+    peak_memory.end_program()
+    with monkeypatch.context() as hanging:
+        hanging.setattr(peak_memory, "_PROGRAM", program)
+        hanging.setattr(peak_memory, "_LIMIT_S", 0.1)
+        for _ in range(3):
+            with pytest.raises(DeviceError, match=r"not within 0\.1 s"):
+                peak_memory_mb(product(2), 1)
     assert peak_memory_mb(product(2), 1) < 1
 
 
@@ -126,7 +140,7 @@ def test_signals_that_end_it(
     else:
         measurement = connector.measure(connector.prepare(product(2)), connector.settings)
         assert "signal 9" in measurement.environment["peak_memory_not_told"]
-    peak_memory._program().kill()
+    peak_memory.end_program()
 
 
 def test_a_model_runs_alone_once(
