@@ -51,6 +51,10 @@ class OverLimit(Exception):
     """A rival does not get under a limit."""
 
 
+class TooSmall(Exception):
+    """A rival has no network that is pruned as much."""
+
+
 Make = Callable[[float], nn.Module]
 """A pruned network, by a share in 0..1 that grows as it shrinks."""
 
@@ -191,7 +195,11 @@ def _within(bench: Bench, make: Make, limit_ms: float, rounds: Rounds) -> nn.Mod
     low, high, found, shape = 0.0, MOST, None, tuple(bench.teacher.input_shape)
     for _ in range(STEPS):
         share = (low + high) / 2
-        network = make(share)
+        try:
+            network = make(share)
+        except TooSmall:
+            high = share
+            continue
         if rounds.once(export_onnx(network, shape)) <= limit_ms:
             found, high = network, share
         else:
@@ -225,7 +233,6 @@ class _FastNas:
 
     def __init__(self, bench: Bench, shape: tuple[int, ...]) -> None:
         self._bench, self._shape = bench, shape
-        self._folder = tempfile.TemporaryDirectory()
         self._images = bench.data.validation.first(SCORED)
 
     def __call__(self, share: float) -> nn.Module:
@@ -237,19 +244,24 @@ class _FastNas:
         divisor = {"*": {"channel_divisor": 8}}, {"*": {"feature_divisor": 8}}
         space = {"nn.Conv2d": divisor[0], "nn.BatchNorm2d": divisor[1]}
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            found, _ = pruning.prune(
-                network,
-                mode=[("fastnas", space)],
-                constraints={"flops": f"{100 * (1 - share):.1f}%"},
-                dummy_input=torch.zeros(1, *self._shape),
-                config={
-                    "data_loader": batches,
-                    "collect_func": lambda images: images,
-                    "score_func": lambda one: accuracy(one, self._images),
-                    "checkpoint": str(Path(self._folder.name) / "search.pth"),
-                    "verbose": False,
-                },
-            )
+            try:
+                found, _ = pruning.prune(
+                    network,
+                    mode=[("fastnas", space)],
+                    constraints={"flops": f"{100 * (1 - share):.1f}%"},
+                    dummy_input=torch.zeros(1, *self._shape),
+                    config={
+                        "data_loader": batches,
+                        "collect_func": lambda images: images,
+                        "score_func": lambda one: accuracy(one, self._images),
+                        "checkpoint": str(self._bench.place_for("fastnas.pth")),
+                        "verbose": False,
+                    },
+                )
+            except ValueError as error:
+                if "NOT all constraints can be satisfied" not in str(error):
+                    raise
+                raise TooSmall from error
         return found.cpu()
 
 

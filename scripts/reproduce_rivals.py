@@ -177,6 +177,12 @@ class Bench:
         """Whether ``trained`` has only to read it."""
         return self._place(name, recipe)[0].with_suffix(".json").exists()
 
+    def place_for(self, name: str) -> Path:
+        """A file of this reference that is kept beside the trained networks."""
+        known = {"name": name, "teacher": reference_identity(self._artifact)}
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder / f"{digest(known)}-{name}"
+
     def side_by_side(self, calls: Sequence[Callable[[], Result]]) -> list[Result]:
         """What calls return that train; on CPUs as many train at once as the run has workers.
 
