@@ -68,9 +68,8 @@ def _finetune(run: Run, done: Done, names: Sequence[str] = ()) -> Artifact:
     """Networks of the front and those that are named, finetuned and exported."""
     from donna_ray.finetune.step import finetune_step
 
-    made = done["reference"], done["library"], done["search"]
-    predictors = _in_each_precision(run.config, done, "predictor")
-    return finetune_step(run, *made, names, done.get("library/int8"), predictors)
+    in_int8 = done.get("library/int8")
+    return finetune_step(run, done["reference"], done["library"], done["search"], names, in_int8)
 
 
 def _in_each_precision(config: RunConfig, done: Done, step: str) -> dict[DevicePrecision, Artifact]:

@@ -235,17 +235,12 @@ class FinetuneConfig(FinetuneRecipe):
     `budgets`, the one of the highest predicted accuracy within each of these latencies:
     milliseconds (`2.5ms`) or a multiple of the reference's (`0.8x`). And the `architectures` that
     are named: by an id, its beginning, or the number of each stage's block (`3-0-17`).
-
-    Where one is chosen, `shortlist` networks of the front that are as fast, those of the highest
-    predicted accuracy, are measured before any finetuning, and the choice is by both (1: by the
-    prediction alone).
     """
 
     epochs: PositiveInt = 15
     networks: PositiveInt = 3
     architectures: list[ArchitectureName] = Field(default_factory=list)
     budgets: Annotated[list[LatencyLimit], Field(min_length=1)] | None = None
-    shortlist: PositiveInt = 8
 
 
 class TrackingConfig(Section):

@@ -1,19 +1,19 @@
 """End-to-end finetuning under knowledge distillation, from distilled blocks."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from donna_ray.config import DevicePrecision, FinetuneRecipe
+from donna_ray.config import FinetuneRecipe, amount_of
 from donna_ray.data import origin_of_test
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.asked import Libraries, asked_for, attempt_at, measured_points
 from donna_ray.finetune.assemble import block_keys, library_space
-from donna_ray.finetune.chosen import chosen_architectures
 from donna_ray.finetune.half import add_in_half, half_facts
 from donna_ray.finetune.quantised import add_int8
-from donna_ray.finetune.store import network_files, network_store
 from donna_ray.finetune.tested import tested
 from donna_ray.finetune.work import FinetuneJob, FinetuneNetwork
+from donna_ray.latency.figures import Latency, surely_ms
 from donna_ray.library.measure import settled_precision
 from donna_ray.library.quantised import calibration_facts
 from donna_ray.library.step import library_store
@@ -23,6 +23,8 @@ from donna_ray.run.doubts import finetune_doubts
 from donna_ray.run.run import Run
 from donna_ray.space import Architecture, SearchSpace
 from donna_ray.storage.artifacts import Artifact, Files, digest
+from donna_ray.storage.files import folder_in
+from donna_ray.storage.records import RecordStore
 from donna_ray.training.checkpoints import Checkpoints
 from donna_ray.workers.spread import Unit, spread
 
@@ -30,12 +32,27 @@ __all__ = [
     "finetune",
     "finetune_step",
     "jobs_of",
+    "network_files",
+    "network_store",
     "opponent",
     "settled",
+    "spread_over",
     "trained",
+    "within_budget",
 ]
 
+_NETWORKS = "networks"
 _FACTS = ("accuracy", "zero_shot_accuracy", "onnx_error")
+
+
+def network_store(run: Run) -> RecordStore:
+    """Where a run keeps its finetuned networks: record, weights and, beside them, ONNX."""
+    return RecordStore(folder_in(run.shared.location, _NETWORKS))
+
+
+def network_files(run: Run, jobs: Sequence[FinetuneJob]) -> list[Path]:
+    """The files of finetuned networks, in the run folder."""
+    return network_store(run).fetch([job.key for job in jobs], run.root / _NETWORKS)
 
 
 def jobs_of(
@@ -143,15 +160,12 @@ def finetune_step(
     search: Artifact,
     names: Sequence[str] = (),
     in_int8: Artifact | None = None,
-    predictors: Mapping[DevicePrecision, Artifact] = {},
 ) -> Artifact:
     """Step 5: finetune networks of each front, each to a file of weights and of ONNX.
 
-    They are spread over the front, or chosen by `finetune.budgets`; given `predictors`, among
-    `finetune.shortlist` networks and by their accuracy before finetuning, too. And those that are
-    asked for, by `finetune.architectures`, by these names or earlier. The result maps an
-    architecture's id to its accuracies, of validation and test, and the paths of its files,
-    relative to the run folder.
+    They are spread over the front, or chosen by `finetune.budgets`; and those that are asked for,
+    by `finetune.architectures`, by these names or earlier. The result maps an architecture's id to
+    its accuracies, of validation and test, and the paths of its files, relative to the run folder.
     It has the test accuracy of the reference, with both of it `finetuned` by the same recipe
     (`reference`), and the latency of the networks asked for (`asked`), by scenario. What they are
     in int8 (with the library `in_int8`) and in half precision: see ``add_int8``, ``add_in_half``.
@@ -162,10 +176,11 @@ def finetune_step(
     """
     recipe = run.config.finetune
     space = library_space(library)
+    chosen = _chosen_of_all(run, search.result["scenarios"])
     store, names = network_store(run), [*recipe.architectures, *names]
     asked, named = asked_for(run, space, search, names, store)
-    chosen, passes = chosen_architectures(run, reference, library, search, predictors)
-    architectures = list(dict.fromkeys([*chosen, *asked.values()]))
+    architectures = [*(tuple(point["architecture"]) for point in chosen), *asked.values()]
+    architectures = list(dict.fromkeys(architectures))
     jobs = jobs_of(run, reference, block_keys(library), space, architectures, recipe)
     other = opponent(run, reference)
     inputs = {
@@ -190,7 +205,6 @@ def finetune_step(
             points = measured_points(run, reference, libraries, search, asked, named)
         done, records = _compared(run, reference, jobs, other)
         found = _result(run, reference, done, records)
-        found["cost"]["image_passes"] += passes
         files = network_files(run, done[:-1])
         if in_int8 is not None:
             files = [*files, *add_int8(run, reference, store, done, found)]
@@ -277,6 +291,69 @@ def _doubts_of(
         f"reference's {own:.2%}, and {other:.2%} when it is finetuned, too"
     )
     return finetune_doubts(accuracies, own, images, classes)
+
+
+def _chosen_of_all(run: Run, scenarios: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Points of the fronts; a budget for which a front has none is said, and the others count.
+
+    Raises:
+        DonnaError: no front has a point for any budget.
+    """
+    budgets = run.config.finetune.budgets
+    chosen, errors = [], list[str]()
+    for name, found in scenarios.items():
+        if budgets is None:
+            chosen += spread_over(found["front"], run.config.finetune.networks)
+        for budget in budgets or ():
+            reference = found["reference_latency"]
+            limit_ms = amount_of(budget, reference["median_ms"])
+            counts = "reference_interval_counts" in found  # not in searches of before it did
+            unit = reference if counts and budget.endswith("x") else None
+            try:
+                chosen.append(within_budget(found["front"], limit_ms, unit))
+            except DonnaError as error:
+                whose = "" if name == "default" else f"Scenario {name}: "
+                errors.append(f"{whose}{error}")
+    if errors and not chosen:
+        raise DonnaError("\n".join(errors))
+    for each in errors:
+        run.say(f"  none is finetuned for a budget. {each}")
+    return chosen
+
+
+def within_budget(
+    front: Sequence[dict[str, Any]], budget: float, unit: Latency | None = None
+) -> dict[str, Any]:
+    """The point of the highest predicted accuracy within a latency in ms, with 95% confidence.
+
+    Args:
+        unit: the latency of which the budget is a multiple, if it is one.
+
+    Raises:
+        DonnaError: no point is within it.
+    """
+    within = [point for point in front if surely_ms(point["latency"], unit) <= budget]
+    if not within:
+        least = min(surely_ms(point["latency"], unit) for point in front)
+        raise DonnaError(
+            f"finetune.budgets must be ones that the front has a network for, but is {budget:.4g} "
+            f"ms and the fastest takes up to {least:.4g} ms (95% interval). Raise it to at least "
+            "that."
+        )
+    return max(within, key=lambda point: point["predicted_accuracy"])
+
+
+def spread_over(front: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """`count` points of a front, evenly spaced in rank and with both ends; all if it has fewer.
+
+    A single one is that of the highest predicted accuracy.
+    """
+    if len(front) <= count:
+        return list(front)
+    if count == 1:
+        return [max(front, key=lambda point: point["predicted_accuracy"])]
+    ranks = [round(index * (len(front) - 1) / (count - 1)) for index in range(count)]
+    return [front[rank] for rank in ranks]
 
 
 def settled(run: Run, reference: Artifact, recipe: FinetuneRecipe) -> FinetuneRecipe:

@@ -5,7 +5,6 @@ The loss is KL(teacher || student) on logits plus the cross entropy (DONNA, sect
 
 import copy
 from dataclasses import dataclass
-from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -33,13 +32,7 @@ from donna_ray.training.trainer import Trainer
 from donna_ray.workers.faults import UnitEnded
 from donna_ray.workers.group import current_group
 
-__all__ = [
-    "FinetuneJob",
-    "FinetuneNetwork",
-    "distillation_loss",
-    "identity_of",
-    "zero_shot_accuracy",
-]
+__all__ = ["FinetuneJob", "FinetuneNetwork", "distillation_loss", "identity_of"]
 
 _CHECKED_IMAGES = 16
 
@@ -73,12 +66,6 @@ def distillation_loss(teacher: StagedNetwork) -> Loss:
         return divergence + F.cross_entropy(logits, labels)
 
     return loss
-
-
-def zero_shot_accuracy(network: nn.Module, data: ImageData) -> float:
-    """Over all validation images, of distilled blocks as they are, with BatchNorm recalibrated."""
-    recalibrate(network, data.calibration)
-    return accuracy(network, data.validation)
 
 
 class FinetuneNetwork:
@@ -124,7 +111,11 @@ class FinetuneNetwork:
         )
         self._context.engine.place(network)
 
-        reached = group.from_first(partial(zero_shot_accuracy, network, data))
+        def zero_shot() -> float:
+            recalibrate(network, data.calibration)
+            return accuracy(network, data.validation)
+
+        reached = group.from_first(zero_shot)
         loss = distillation_loss(reference)
         trainer = Trainer(network, data, self._recipe, self._config.seed, loss, group)
         self._checkpoints.train(job.key, trainer, group)

@@ -8,7 +8,7 @@ in it: how long a cloud takes to boot a node, and the one pass over the test ima
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from donna_ray.config import FinetuneRecipe, RunConfig
@@ -243,7 +243,7 @@ class Plan:
             "library": self._library(workers),
             "predictor": self._networks(samples, config.predictor, workers, together > 1),
             "search": _Step(0, self._search(), 0.0),
-            "finetune": self._finetune(finetuned, workers, not kept),
+            "finetune": self._networks(finetuned, config.finetune, workers, not kept),
         }
         return Line(
             nodes,
@@ -308,19 +308,6 @@ class Plan:
         units = [self._network_seconds(recipe)] * count
         seconds = self.costs.start * started + makespan(units, groups)
         return _Step(groups * together, seconds, together * sum(units))
-
-    def _finetune(self, count: int, workers: int, started: bool) -> "_Step":
-        """Those of the shortlists are measured first, as if no network were in two of them."""
-        cost, images, recipe = self.costs.network, self.images, self.config.finetune
-        chosen = len(recipe.budgets or range(recipe.networks)) * len(self.config.all_scenarios())
-        scores = [cost.validation_image * (images.calibration + images.validation)] * (
-            chosen * recipe.shortlist if recipe.shortlist > 1 else 0
-        )
-        networks = self._networks(count, recipe, workers, started)
-        seconds = makespan(scores, networks.workers // recipe.workers_per_network)
-        return replace(
-            networks, seconds=networks.seconds + seconds, busy=networks.busy + sum(scores)
-        )
 
     def _network_seconds(self, recipe: FinetuneRecipe) -> float:
         """Before and after its training a network is calibrated and measured, by one worker."""

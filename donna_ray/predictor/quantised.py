@@ -6,7 +6,7 @@ import numpy as np
 
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.quantised import in_int8, quantised_networks
-from donna_ray.finetune.store import network_store
+from donna_ray.finetune.step import network_store
 from donna_ray.finetune.work import FinetuneJob
 from donna_ray.predictor.model import VERSION
 from donna_ray.predictor.step import doubts_of, fitted

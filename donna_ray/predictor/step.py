@@ -8,8 +8,7 @@ import numpy as np
 
 from donna_ray.config import PredictorConfig
 from donna_ray.finetune.assemble import block_keys, choice_table, library_space
-from donna_ray.finetune.step import finetune, jobs_of, trained
-from donna_ray.finetune.store import network_files
+from donna_ray.finetune.step import finetune, jobs_of, network_files, trained
 from donna_ray.finetune.work import FinetuneJob
 from donna_ray.predictor.design import design
 from donna_ray.predictor.fitting import fit

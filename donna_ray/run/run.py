@@ -34,7 +34,7 @@ Compute = Callable[[StepFolder], tuple[dict[str, Any], Files]]
 _RECORDS = (
     *("reference/unfinished", "networks", "networks/unfinished"),
     *("library/blocks", "library/blocks/paused", "library/blocks/unfinished"),
-    *("library/blocks/int8", "networks/int8", "networks/fp16", "networks/scored"),
+    *("library/blocks/int8", "networks/int8", "networks/fp16"),
 )
 
 

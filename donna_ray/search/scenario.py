@@ -151,7 +151,6 @@ def result_of(scenario: Scenario, search: Search, rounds: Rounds) -> dict[str, A
     return {
         "reference_latency": reference,
         "reference_interval_counts": True,  # in limits and budgets in parts of it
-        "scores_choose": True,  # what of the front is finetuned, beside the predictions
         "strategy": scenario.search.strategy,
         "objectives": scenario.search.objectives,
         "front": front,

@@ -20,8 +20,7 @@ from torch import nn
 from donna_ray.config import FinetuneRecipe, RunConfig
 from donna_ray.data import load_data
 from donna_ray.finetune.assemble import block_keys, library_space
-from donna_ray.finetune.step import finetune, jobs_of
-from donna_ray.finetune.store import network_store
+from donna_ray.finetune.step import finetune, jobs_of, network_store
 from donna_ray.library.step import library_step
 from donna_ray.reference.step import reference_step
 from donna_ray.run.run import Run

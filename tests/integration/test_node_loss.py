@@ -15,8 +15,7 @@ from ray.cluster_utils import Cluster
 
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.finetune.assemble import block_keys, library_space
-from donna_ray.finetune.step import finetune, jobs_of
-from donna_ray.finetune.store import network_store
+from donna_ray.finetune.step import finetune, jobs_of, network_store
 from donna_ray.library.step import library_step, library_store
 from donna_ray.pipeline import run_steps
 from donna_ray.reference.step import reference_step

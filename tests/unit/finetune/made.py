@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from donna_ray.finetune.assemble import block_keys
-from donna_ray.finetune.step import jobs_of, opponent
-from donna_ray.finetune.store import network_store
+from donna_ray.finetune.step import jobs_of, network_store, opponent
 from donna_ray.run.run import Run
 from donna_ray.space import Architecture, SearchSpace
 from donna_ray.storage.artifacts import Artifact, write_json

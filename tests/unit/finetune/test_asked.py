@@ -13,8 +13,7 @@ from donna_ray.config import RunConfig
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.finetune import asked
 from donna_ray.finetune.assemble import block_keys
-from donna_ray.finetune.step import finetune_step, jobs_of
-from donna_ray.finetune.store import network_store
+from donna_ray.finetune.step import finetune_step, jobs_of, network_store
 from donna_ray.finetune.work import identity_of
 from donna_ray.latency.farm import Unmeasured
 from donna_ray.run.run import Run

@@ -20,8 +20,7 @@ from donna_ray.data import ImageData, Split, load_data
 from donna_ray.errors import DonnaError
 from donna_ray.finetune import work
 from donna_ray.finetune.assemble import block_keys, untrained
-from donna_ray.finetune.chosen import chosen_of_all, within_budget
-from donna_ray.finetune.step import finetune_step, jobs_of
+from donna_ray.finetune.step import _chosen_of_all, finetune_step, jobs_of, within_budget
 from donna_ray.finetune.step import trained as trained_indices
 from donna_ray.finetune.work import FinetuneJob, FinetuneNetwork, distillation_loss
 from donna_ray.reference.network import StagedNetwork
@@ -394,7 +393,7 @@ def test_budget_that_one_front_has_nothing_for_is_said_and_the_others_count(
     chosen = config.finetune.model_copy(update={"budgets": ["2ms"]})
     run = Run(config.model_copy(update={"finetune": chosen}), tmp_path)
     scenarios = {"gpu": scenario("fast", 1.0), "phone": scenario("slow", 9.0)}
-    assert [each.point["id"] for each in chosen_of_all(run, scenarios)] == ["fast"]
+    assert [each["id"] for each in _chosen_of_all(run, scenarios)] == ["fast"]
     assert "Scenario phone: finetune.budgets must be" in capsys.readouterr().err
     with pytest.raises(DonnaError, match="Scenario phone: finetune"):
-        chosen_of_all(run, {"phone": scenarios["phone"]})
+        _chosen_of_all(run, {"phone": scenarios["phone"]})

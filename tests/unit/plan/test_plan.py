@@ -53,7 +53,6 @@ def plan(blocks: list[Block], *, keeps_workers: bool = False, **sets: Any) -> Pl
         "predictor.epochs": 1,
         "finetune.networks": 3,  # and the reference
         "finetune.epochs": 5,
-        "finetune.shortlist": 1,
         "search.evaluations": 200,
     }
     texts = [f"{key}={json.dumps(value)}" for key, value in {**values, **sets}.items()]
@@ -85,15 +84,6 @@ def test_line_adds_the_steps_of_the_run() -> None:
     assert named.seconds["finetune"] == pytest.approx(10 + 3 * (network + 4000 * 0.04))
     assert one.seconds["search"] == two.seconds["search"] == SEARCHED
     assert one.total == pytest.approx(100 + SEARCHED + sum(one.seconds[n] for n in TRAINING))
-
-
-def test_shortlists_are_measured_before_the_networks_are_finetuned() -> None:
-    blocks = [Block(cost=0.01, epochs=1)] * 8
-    short, long = (plan(blocks, **{"finetune.shortlist": n}).line(1) for n in (1, 8))
-    scored = 3 * 8 * 0.01 * 300  # of all images, without gradients
-    assert long.seconds["finetune"] - short.seconds["finetune"] == pytest.approx(scored / 2)
-    busy = [each.busy["finetune"] * 2 * each.seconds["finetune"] for each in (short, long)]
-    assert busy[1] - busy[0] == pytest.approx(scored)
 
 
 TRAINING = ("library", "predictor", "finetune")

@@ -14,8 +14,7 @@ import torch
 from donna_ray.config import RunConfig
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.assemble import block_keys, choice_table, library_space
-from donna_ray.finetune.step import jobs_of
-from donna_ray.finetune.store import network_store
+from donna_ray.finetune.step import jobs_of, network_store
 from donna_ray.predictor import quantised
 from donna_ray.predictor.design import design
 from donna_ray.predictor.step import predictor_step

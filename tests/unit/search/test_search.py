@@ -16,7 +16,7 @@ from onnx import compose
 from donna_ray.config import RunConfig
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.finetune.assemble import untrained
-from donna_ray.finetune.chosen import spread_over
+from donna_ray.finetune.step import spread_over
 from donna_ray.latency.lowering import Lowering, stitch
 from donna_ray.onnx_export import check_onnx_error, export_onnx, onnx_error
 from donna_ray.reference.build import build_reference
