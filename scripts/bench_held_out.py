@@ -35,7 +35,6 @@ from donna_ray.search.step import search_step
 from donna_ray.space import Architecture, encode
 from donna_ray.storage.artifacts import Artifact
 
-
 _CLOSE = ("error", "deviation", "in_their_interval")  # to predictions of the short finetuning
 
 
