@@ -19,6 +19,7 @@ from donna_ray.errors import DonnaError
 __all__ = ["RayLost", "RaySession"]
 
 _POLL_S = 0.2
+_DYING_S = 2.0  # for a killed process to be gone
 _LAST_WORDS = (
     "donna: Ray must be connected to, but its raylet has ended meanwhile (it or its agent was "
     "killed, perhaps for want of memory). What is finished is kept: the same command (without "
@@ -123,7 +124,7 @@ class RaySession:
         """
         for raylet in _raylets():
             with suppress(subprocess.TimeoutExpired):
-                raylet.process.wait(_POLL_S)
+                raylet.process.wait(_DYING_S)
                 self.lost = True
         if not ray.is_initialized():
             return

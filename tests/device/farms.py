@@ -44,6 +44,17 @@ def wait_for_state(farm: Farm | LocalFarm, device: str, state: str) -> None:
         time.sleep(0.02)
 
 
+def process_of(title: str) -> int:
+    """The process of an actor of Ray, as soon as there is one and no other that ends, say."""
+    deadline = time.monotonic() + 300
+    while True:
+        found = {pid for pid, name in descendants() if name.startswith(f"ray::{title}")}
+        if len(found) == 1:
+            return found.pop()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def descendants() -> list[tuple[int, str]]:
     """The processes started by this one, directly or not: id and title."""
     parents, titles = {}, {}

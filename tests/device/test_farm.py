@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from farms import descendants, model_number, row, wait_for_state
+from farms import model_number, process_of, row, wait_for_state
 
 from device_farm import (
     DeviceLost,
@@ -88,8 +88,7 @@ def test_a_killed_device_process_costs_no_measurement(start: StartFarm) -> None:
     farm = start(DeviceSpec(name="cpu", connector="onnxruntime", settings=long))
     asked = farm.submit(MODEL, "cpu")
     wait_for_state(farm, "cpu", "leased")
-    [process] = [pid for pid, title in descendants() if title == "ray::DeviceActor.measure"]
-    os.kill(process, signal.SIGKILL)
+    os.kill(process_of("DeviceActor.measure"), signal.SIGKILL)
     assert Measurement.from_json(ray.get(asked)).n > 0
     status = row(farm, "cpu")
     assert (status["leases"], status["done"]) == (2, 1)
@@ -199,7 +198,9 @@ def test_what_hangs_is_ended(
     (tmp_path / "board.script").write_text("hang")
     assert farm.measure(model_number(2), "board").simulated
     assert (tmp_path / "board.log").read_text().split().count("hang") == 2
-    assert row(farm, "board")["failures"] == {"DeviceTimeout": 2}
+    failures = row(farm, "board")["failures"]
+    assert failures.keys() == {"DeviceTimeout"}
+    assert failures["DeviceTimeout"] >= 2  # more on a host that is slow, too
 
 
 def test_a_farm_with_too_many_asks_still_tells_its_state(
@@ -228,7 +229,7 @@ ray.get(asked[0])
 def test_what_a_dead_job_asked_for_is_not_measured(
     serve: StartFarm, scripted: Callable[..., DeviceSpec], tmp_path: Path
 ) -> None:
-    farm = serve(scripted("board", seconds=0.2))
+    farm = serve(scripted("board", seconds=1.0))
     address = ray.get_runtime_context().gcs_address
     code = SEARCH.format(address=address, name=tmp_path.name)
     here = Path(__file__).parent  # with the modules of tests

@@ -67,7 +67,7 @@ def test_a_device_that_drifts_with_every_job_is_quarantined(
 def test_what_was_measured_before_a_device_got_hot_is_measured_again(
     local: StartLocal, scripted: Scripted, tmp_path: Path
 ) -> None:
-    farm = local(scripted("board", *BASELINE, "measure", "Throttled"), policy=POLICY)
+    farm = local(scripted("board", *BASELINE, "measure", "Throttled", seconds=0.05), policy=POLICY)
     results([farm.submit(model_number(number), "board") for number in range(2)])
     cool = ["measure"]  # the control, before anything else
     assert acts(tmp_path, "board") == [

@@ -61,14 +61,24 @@ def test_a_node_comes_where_the_autoscaler_has_one() -> None:
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Tells `status` to who asks."""
-    found = SimpleNamespace(status=None)
-    monkeypatch.setattr(patience, "autoscaler_status", lambda: found.status)
+    """Tells `status` to who asks, and counts the `looks`."""
+    found = SimpleNamespace(status=None, looks=0)
+
+    def look() -> Any:
+        found.looks += 1
+        return found.status
+
+    monkeypatch.setattr(patience, "autoscaler_status", look)
     monkeypatch.setattr(patience, "_LOOK_S", 0.05)
     return found
 
 
-def lessor_of(monkeypatch: pytest.MonkeyPatch, needs: dict[str, float], started: Any) -> Lessor:
+def lessor_of(
+    monkeypatch: pytest.MonkeyPatch,
+    needs: dict[str, float],
+    started: Any,
+    policy: FailurePolicy = LIMIT,
+) -> Lessor:
     """Whose devices' processes answer once they are started."""
 
     def start(device: Device) -> None:
@@ -77,22 +87,23 @@ def lessor_of(monkeypatch: pytest.MonkeyPatch, needs: dict[str, float], started:
 
     monkeypatch.setattr(lease, "_start", start)
     monkeypatch.setattr(lease, "ray", SimpleNamespace(kill=lambda *_, **__: None))
-    return Lessor(LIMIT)
+    return Lessor(policy)
 
 
 def test_the_limit_counts_from_when_there_is_a_node(
     monkeypatch: pytest.MonkeyPatch, cluster: SimpleNamespace
 ) -> None:
     async def test() -> None:
-        started = asyncio.Event()
-        lessor = lessor_of(monkeypatch, CPU, started)
+        started, policy = asyncio.Event(), FailurePolicy(start_limit_s=2.0)
+        lessor = lessor_of(monkeypatch, CPU, started, policy)
         cluster.status = status_of(CPU)
         device = Device(DeviceSpec(name="cpu", connector="onnxruntime"))
         probe = asyncio.create_task(lessor.probe(device))
-        await asyncio.sleep(LIMIT.start_limit_s * 4)
+        await asyncio.sleep(policy.start_limit_s * 1.5)
         assert not probe.done()
-        cluster.status = status_of()  # it is placed
-        await asyncio.sleep(LIMIT.start_limit_s / 4)
+        cluster.status, looks = status_of(), cluster.looks  # it is placed
+        while cluster.looks == looks:
+            await asyncio.sleep(0.01)
         started.set()
         assert await probe
 

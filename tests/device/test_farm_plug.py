@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import ray
-from farms import descendants, model_number, results, row, wait_for_state
+from farms import model_number, process_of, results, row, wait_for_state
 from local_farm import LocalFarm
 from phone import Phone, command_settings
 
@@ -81,12 +81,6 @@ def serial(measurement: Measurement) -> str:
     return str(measurement.environment["serial"])
 
 
-def process(title: str) -> int:
-    """The process of an actor of the farm."""
-    [found] = {pid for pid, name in descendants() if name.startswith(f"ray::{title}")}
-    return found
-
-
 def test_phones_come_and_go_in_a_running_search(
     phones: list[Phone], local_serve: StartLocal, look: Callable[..., HostRule]
 ) -> None:
@@ -148,13 +142,13 @@ def test_nothing_is_lost_when_the_farm_and_a_host_are_killed(
     on_phone = [farm.submit(model_number(number), MODEL) for number in range(200, 203)]
     wait_for(lambda: row(farm, "sim")["done"] > 5)
     before = row(farm, "sim")["done"]
-    os.kill(process("Dispatcher"), signal.SIGKILL)
+    os.kill(process_of("Dispatcher"), signal.SIGKILL)
     records = ray.get(asked)
     assert [record["median_ms"] for record in ray.get(on_phone)] == [2.0] * 3
     assert len(records) == 24
     assert all(record["simulated"] for record in records)
     assert row(farm, "sim")["done"] <= 24 - before  # what was measured is not measured again
-    os.kill(process("HostActor"), signal.SIGKILL)
+    os.kill(process_of("HostActor"), signal.SIGKILL)
     wait_for(lambda: len(farm.status()) == 2)
     wait_for_state(farm, phone.address, "ready")
     assert farm.measure(model_number(0), phone.address).median_ms == 2.0

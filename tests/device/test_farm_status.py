@@ -32,7 +32,7 @@ def test_waits_leases_and_cache_hits_are_told(local: Callable[..., LocalFarm]) -
     told = row(farm, "board")
     assert (told["cache_hits"], told["leases"]) == (3, 5)
     assert 0.05 <= told["lease_s"]["p50"] <= told["lease_s"]["p90"] <= told["lease_s"]["p99"]
-    assert told["wait_s"]["p99"] > 3 * 0.05  # the last waited for four others
+    assert told["wait_s"]["p99"] > 0.05  # the last waited for others
     console = Console(width=200, file=io.StringIO(), record=True)
     console.print(_farm_table([before, told]))
     assert f"{told['wait_s']['p50']:.2g} / {told['wait_s']['p90']:.2g}" in console.export_text()

@@ -83,7 +83,7 @@ def test_what_would_not_be_sent_is_no_configuration_of_a_job(tmp_path: Path) -> 
 
 
 def clone(folder: Path) -> Path:
-    ignored = shutil.ignore_patterns(".venv", ".git", "runs", "*cache*")
+    ignored = shutil.ignore_patterns(".venv", ".git", ".hypothesis", "runs", "*cache*")
     shutil.copytree(ROOT, folder, ignore=ignored)
     (folder / "search.yaml").write_text("x")
     return folder

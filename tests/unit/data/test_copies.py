@@ -205,12 +205,12 @@ def test_a_killed_process_loses_and_corrupts_nothing(
     )
     makers = [subprocess.Popen([sys.executable, "-c", code, str(data)]) for _ in range(2)]
     deadline = time.monotonic() + 600
-    while len(copies_in(disk)) < 5 and time.monotonic() < deadline:
+    while (made := len(copies_in(disk))) < 5 and time.monotonic() < deadline:
         time.sleep(0.001)
     for maker in makers:
         os.kill(maker.pid, signal.SIGKILL)
         maker.wait()
-    assert len(copies_in(disk)) >= 5
+    assert made >= 5
     expected = load_data(shrunk(data, tmp_path / "small"), PREPROCESSING).train
     assert torch.equal(
         images_of(load_data(configured(data), PREPROCESSING).train), images_of(expected)

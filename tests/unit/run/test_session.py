@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from device_farm.ending import Stopped
 from donna_ray.config import ClusterConfig
 from donna_ray.errors import DonnaError
 from donna_ray.run.session import RaySession
+from tests.ray_head import free_ports
 
 TOKEN = "a" * 32
 
@@ -69,9 +69,7 @@ def test_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a cluster that asks for the token `a`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     with tempfile.TemporaryDirectory(prefix="ray") as folder:  # a short path, for its sockets
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
         command += ["--include-dashboard=false", "--num-cpus=0"]
@@ -85,7 +83,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             start_new_session=True,
         )
         try:
-            while joined(f"127.0.0.1:{port}", TOKEN) != "None":
+            while "asks for a token" not in joined(f"127.0.0.1:{port}", "b" * 32):
                 assert head.poll() is None
                 time.sleep(0.1)
             yield f"127.0.0.1:{port}"
