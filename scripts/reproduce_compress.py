@@ -19,7 +19,7 @@ import importlib.util
 import io
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -243,26 +243,33 @@ class _FastNas:
         batches = [images for images, _ in self._bench.data.calibration.first(SCORED).batches(64)]
         divisor = {"*": {"channel_divisor": 8}}, {"*": {"feature_divisor": 8}}
         space = {"nn.Conv2d": divisor[0], "nn.BatchNorm2d": divisor[1]}
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            try:
-                found, _ = pruning.prune(
-                    network,
-                    mode=[("fastnas", space)],
-                    constraints={"flops": f"{100 * (1 - share):.1f}%"},
-                    dummy_input=torch.zeros(1, *self._shape),
-                    config={
-                        "data_loader": batches,
-                        "collect_func": lambda images: images,
-                        "score_func": lambda one: accuracy(one, self._images),
-                        "checkpoint": str(self._bench.place_for("fastnas.pth")),
-                        "verbose": False,
-                    },
-                )
-            except ValueError as error:
-                if "NOT all constraints can be satisfied" not in str(error):
-                    raise
-                raise TooSmall from error
+        with _fastnas_told():
+            found, _ = pruning.prune(
+                network,
+                mode=[("fastnas", space)],
+                constraints={"flops": f"{100 * (1 - share):.1f}%"},
+                dummy_input=torch.zeros(1, *self._shape),
+                config={
+                    "data_loader": batches,
+                    "collect_func": lambda images: images,
+                    "score_func": lambda one: accuracy(one, self._images),
+                    "checkpoint": str(self._bench.place_for("fastnas.pth")),
+                    "verbose": False,
+                },
+            )
         return found.cpu()
+
+
+@contextlib.contextmanager
+def _fastnas_told() -> Iterator[None]:
+    """Prints nothing; raises ``TooSmall`` for a bound below its smallest network."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            yield
+        except ValueError as error:
+            if "NOT all constraints can be satisfied" not in str(error):
+                raise
+            raise TooSmall from error
 
 
 def _plain(module: nn.Module) -> nn.Module:

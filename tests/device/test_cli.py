@@ -272,8 +272,10 @@ def test_a_farm_is_served_watched_and_ended(
     changed.write_text(json.dumps(settings))
     joined = as_a_process("serve", changed).stdout
     assert "of another configuration: its devices and limits are not those of" in joined
-    while not (row := json.loads(as_a_process("watch", "--json").stdout)[0])["model"]:
-        pass  # it is not yet there
+    for _ in range(20):  # it may not be there yet
+        [row] = json.loads(as_a_process("watch", "--json").stdout)
+        if row["model"]:
+            break
     assert (row["device"], row["model"]) == ("sim", "board (simulated)")
     assert as_a_process("serve", path, "--stop").returncode == 0
     assert "there must be a farm" in as_a_process("watch").stderr

@@ -191,16 +191,14 @@ def test_what_hangs_is_ended(
     serve: StartFarm, scripted: Callable[..., DeviceSpec], tmp_path: Path
 ) -> None:
     """First the calibration, then a measurement."""
-    policy = FailurePolicy(lease_limit_s=1, control_every=2)
+    policy = FailurePolicy(lease_limit_s=5, control_every=2)  # no slow call is taken for a hang
     farm = serve(scripted("board", "hang"), policy=policy)
     assert farm.measure(model_number(1), "board").simulated  # the ask has it tried once more
     assert (tmp_path / "board.log").read_text().split()[:2] == ["hang", "measure"]
     (tmp_path / "board.script").write_text("hang")
     assert farm.measure(model_number(2), "board").simulated
     assert (tmp_path / "board.log").read_text().split().count("hang") == 2
-    failures = row(farm, "board")["failures"]
-    assert failures.keys() == {"DeviceTimeout"}
-    assert failures["DeviceTimeout"] >= 2  # more on a host that is slow, too
+    assert row(farm, "board")["failures"] == {"DeviceTimeout": 2}
 
 
 def test_a_farm_with_too_many_asks_still_tells_its_state(

@@ -103,6 +103,7 @@ def test_the_limit_counts_from_when_there_is_a_node(
         assert not probe.done()
         cluster.status, looks = status_of(), cluster.looks  # it is placed
         while cluster.looks == looks:
+            assert not probe.done()
             await asyncio.sleep(0.01)
         started.set()
         assert await probe
