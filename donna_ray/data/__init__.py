@@ -7,7 +7,7 @@ keeps that on the node's disk where it is asked for, `images.py` transforms, `la
 splits and masks among classes, `held_out.py` says which images are the test's (`load_test`),
 `fingerprint.py` whether images have changed, `reading.py` keeps the processes that read them,
 `pixels.py` takes them to a device and normalises them there, `split.py` makes batches, of all
-images or of a process's part.
+images or of a process's part; `loaders.py` has a person's own loader in its place.
 
 A `Split` yields batches of images (N, C, H, W), float32 and normalised, and labels (N,), int64, in
 the order of `ImageData.class_names`. Its order and its augmentation are functions of seed and epoch

@@ -6,7 +6,7 @@ from typing import Any
 
 from donna_ray.config import RunConfig
 from donna_ray.data import inputs_without_test
-from donna_ray.finetune.quantised import NetworkWork
+from donna_ray.finetune.quantised import NetworkWork, make_missing
 from donna_ray.finetune.tested import tested_models
 from donna_ray.finetune.work import FinetuneJob
 from donna_ray.latency.quantised import CALIBRATED_ON, calibration_images
@@ -18,7 +18,6 @@ from donna_ray.run.run import Run
 from donna_ray.storage.artifacts import Artifact, digest
 from donna_ray.storage.records import RecordStore
 from donna_ray.training.loop import accuracy
-from donna_ray.workers.spread import Unit, spread
 
 __all__ = ["HalveNetwork", "add_in_half", "half_facts", "half_store", "networks_in_half"]
 
@@ -56,11 +55,7 @@ def networks_in_half(
     common = {**half_facts(run.config), "reference": reference_identity(reference)}
     store = half_store(networks)
     keys = [digest({**common, "network": each}) for each in trained]
-    known = store.records()
-    missing = [pair for pair in zip(keys, trained, strict=True) if pair[0] not in known]
-    run.say(f"  {len(keys) - len(missing)} of {len(keys)} networks are in fp16 already")
-    work = HalveNetwork(run.config, reference, networks, store)
-    spread(run, _FP16, "networks", [Unit(pair) for pair in missing], work)
+    make_missing(run, _FP16, keys, trained, HalveNetwork(run.config, reference, networks, store))
     tests = tested_models(run, reference, store, keys)
     made = []
     for key, test in zip(keys, tests, strict=True):
@@ -121,5 +116,5 @@ class HalveNetwork(NetworkWork):
             "largest": largest_value(model, images),
             "cost": {"image_passes": len(images) + len(data.validation)},
         }
-        self._store.put(key, record, {}, {"onnx": half})
+        self.store.put(key, record, {}, {"onnx": half})
         return {}

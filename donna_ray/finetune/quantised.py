@@ -5,6 +5,7 @@ activations are measured on training images.
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,7 @@ __all__ = [
     "QuantiseNetwork",
     "add_int8",
     "in_int8",
+    "make_missing",
     "quantised_networks",
     "quantised_store",
 ]
@@ -70,12 +72,19 @@ def quantised_networks(
         digest({**facts, "reference": identity, "network": each[0] if each else None})
         for each in trained
     ]
-    known = store.records()
-    missing = [pair for pair in zip(keys, trained, strict=True) if pair[0] not in known]
-    run.say(f"  {len(keys) - len(missing)} of {len(keys)} networks are in int8 already")
     work = QuantiseNetwork(run.config, reference, networks, store)
-    spread(run, "int8", "networks", [Unit(pair) for pair in missing], work)
+    make_missing(run, "int8", keys, trained, work)
     return [store.record(key) for key in keys]
+
+
+def make_missing(
+    run: Run, precision: str, keys: Sequence[str], trained: Sequence[Any], work: "NetworkWork"
+) -> None:
+    """Have workers make those of finetuned networks whose keys its store has not yet."""
+    known = work.store.records()
+    missing = [pair for pair in zip(keys, trained, strict=True) if pair[0] not in known]
+    run.say(f"  {len(keys) - len(missing)} of {len(keys)} networks are in {precision} already")
+    spread(run, precision, "networks", [Unit(pair) for pair in missing], work)
 
 
 def add_int8(
@@ -160,14 +169,22 @@ def in_int8(run: Run, names: Sequence[str], records: Sequence[Record]) -> list[i
     return left
 
 
-class NetworkWork:
-    """What a worker needs to make others of finetuned networks: both stores, reference, images."""
+class NetworkWork(ABC):
+    """What a worker needs to make others of finetuned networks: both stores, reference, images.
+
+    Attributes:
+        store: of what is made.
+    """
 
     def __init__(
         self, config: RunConfig, reference: Artifact, networks: RecordStore, store: RecordStore
     ) -> None:
         self._config, self._artifact = config, reference
-        self._networks, self._store = networks, store
+        self._networks, self.store = networks, store
+
+    @abstractmethod
+    def __call__(self, given: tuple[str, Any]) -> dict[str, Any]:
+        """Do one, given its key and what it is made from."""
 
     @cached_property
     def _loaded(self) -> tuple[StagedNetwork, ImageData]:
@@ -179,9 +196,8 @@ class QuantiseNetwork(NetworkWork):
     """Quantises one network on a worker, measures it and stores it."""
 
     def __call__(self, given: tuple[str, Trained | None]) -> dict[str, Any]:
-        """Do one, given its key and what it is made from."""
         key, trained = given
-        with left_out(self._store, key, {"network": trained and trained[0]}):
+        with left_out(self.store, key, {"network": trained and trained[0]}):
             self._quantise(key, trained)
         return {}
 
@@ -200,4 +216,4 @@ class QuantiseNetwork(NetworkWork):
             "accuracy": accuracy(OnnxNetwork(model), data.validation),
             "cost": {"image_passes": passes + len(data.validation)},
         }
-        self._store.put(key, record, {}, {"onnx": model})
+        self.store.put(key, record, {}, {"onnx": model})

@@ -10,7 +10,7 @@ from typing import Any
 from donna_ray.config import RunConfig, load_config
 from donna_ray.run.ownership import MARKER
 from donna_ray.run.progress import PROGRESS
-from donna_ray.storage.artifacts import read_json
+from donna_ray.storage.artifacts import newest_manifests, read_json
 
 __all__ = ["next_steps", "run_status"]
 
@@ -85,19 +85,13 @@ def _step(root: Path, name: str, config: RunConfig) -> Facts:
         parts = [f"{name}/{scenario.name}" for scenario in config.all_scenarios()]
     if name in ("library", "predictor") and config.in_int8:
         parts = [name, f"{name}/int8"]
-    found = [_newest(root / part) for part in parts]
-    known = [each for each in found if each is not None]
+    newest = (next(newest_manifests(root, part), None) for part in parts)
+    known = [each for each in newest if each is not None]
     if len(known) < len(parts):
         return _waiting(name)
     passes = [each["result"].get("cost", {}).get("image_passes", 0) for each in known]
     seconds = sum(each["seconds"] for each in known)
     return {**_waiting(name), "state": "finished", "seconds": seconds, "image_passes": sum(passes)}
-
-
-def _newest(folder: Path) -> Facts | None:
-    manifests = sorted(folder.glob("*/artifact.json"), key=lambda path: -path.stat().st_mtime)
-    values = (read_json(path) for path in manifests)
-    return next((value for value in values if isinstance(value, dict)), None)
 
 
 def _waiting(name: str) -> Facts:

@@ -6,11 +6,10 @@ import timm
 from timm.models import get_arch_pretrained_cfgs, get_deprecated_models
 
 from donna_ray.errors import ConfigError
-from donna_ray.reference import own_models as models
+from donna_ray.reference import own_models  # noqa: F401  registers them with timm
 
 __all__ = ["check_name", "current_name"]
 
-_OWN_MODELS = models.__all__  # importing them registers them with timm
 _SIMILAR = 8  # names in a message
 
 

@@ -2,7 +2,8 @@
 
 Entry: `build_space` in `build.py`, from a configuration and the reference's stages. `block.py` has
 `BlockSpec` (one block) and `BlockFamily` (what builds it), `blocks/` the families of the package,
-`values.py` says what their options may be, `modules.py` loads those of users, `space.py` has
+`values.py` says what their options may be, `modules.py` loads those of users, `source.py` finds the
+code of all (a part of their blocks' keys), `space.py` has
 `SearchSpace`, `names.py` finds a network by name, `check.py` tries every block before training,
 `costs.py` keeps what it found. `inherit.py` gives a block the weights of the reference's stage, as
 far as they fit.

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ __all__ = [
     "file_sha256",
     "finished_inputs",
     "mapping_in",
+    "newest_manifests",
     "read_json",
     "write_atomic",
     "write_json",
@@ -131,11 +132,16 @@ class Artifact:
         return digest({"step": self.step, "result": result})
 
 
-def finished_inputs(root: Path, step: str) -> list[dict[str, Any]]:
-    """Inputs of a step's artifacts in a run folder, the newest first."""
+def newest_manifests(root: Path, step: str) -> Iterator[dict[str, Any]]:
+    """`inputs`, `result` and `seconds` of a step's artifacts in a run folder, the newest first."""
     manifests = sorted((root / step).glob(f"*/{_MANIFEST}"), key=lambda path: -path.stat().st_mtime)
     values = (_manifest_in(path) for path in manifests)
-    return [value["inputs"] for value in values if value is not None]
+    return (value for value in values if value is not None)
+
+
+def finished_inputs(root: Path, step: str) -> list[dict[str, Any]]:
+    """Inputs of a step's artifacts in a run folder, the newest first."""
+    return [each["inputs"] for each in newest_manifests(root, step)]
 
 
 def _manifest_in(path: Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ for as many as it can provide (`bargain.py`).
 
 A unit stores its results itself, so that it can be done again. Workers never report to Ray Train
 (that would be a barrier); one that dies is restarted alone, and its unit goes back to the queue, as
-when its node is lost or it is silent for a minute. A unit that raises stops the step.
-In a group, one that ends for one process alone is completed by it, and all are replaced.
+when its node is lost or it is silent for a minute. A unit that raises stops the step, unless
+`faults.py` says that it may pass elsewhere. In a group, one that ends for one process alone is
+completed by it, and all are replaced.
 """

@@ -82,6 +82,10 @@ def test_every_folder_says_what_is_in_it() -> None:
             assert text, f"{folder / '__init__.py'} needs a docstring: what is in the folder"
             gone = [name for name in FILE.findall(text) if not (folder / name).is_file()]
             assert not gone, f"{folder / '__init__.py'} names {gone}, which are not there"
+            files = {file.stem for file in folder.glob("*.py")} - {"__init__", "__main__"}
+            untold = sorted(files - {Path(name).stem for name in re.findall(r"`([\w/.]+)`", text)})
+            if folder.name not in (package, "blocks"):  # a family of blocks a file
+                assert not untold, f"{folder / '__init__.py'} must say what {untold} are for"
 
 
 def test_documents_name_files_that_exist() -> None:
