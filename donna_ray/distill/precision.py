@@ -6,6 +6,7 @@ import time
 import torch
 from torch import Tensor, nn
 
+from donna_ray.data.split import count_images
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.training.engine import Engine, MemoryBatch, Precision
 from donna_ray.training.loop import seeded
@@ -67,6 +68,7 @@ def step_cost(
         with engine.autocast():
             output = block(features[rows])
         output.float().square().mean().backward()
+        count_images(len(output))  # a worker that measures is one that moves
 
     (memory or MemoryBatch(2)).each(len(features), part, block.zero_grad)
     _wait(features.device)

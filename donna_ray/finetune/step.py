@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from donna_ray.config import FinetuneRecipe, amount_of
-from donna_ray.data import origin_of_test
+from donna_ray.data import inputs_without_test, origin_of_test
 from donna_ray.errors import DonnaError
 from donna_ray.finetune.asked import Libraries, asked_for, attempt_at, measured_points
 from donna_ray.finetune.assemble import block_keys, library_space
@@ -93,7 +93,8 @@ def _keys(run: Run, reference: Artifact, recipe: FinetuneRecipe) -> Callable[[An
 def opponent(run: Run, reference: Artifact) -> FinetuneJob:
     """The reference, to be finetuned by the recipe of the networks that are compared with it."""
     key = _keys(run, reference, run.config.finetune)
-    return FinetuneJob(key("the reference's own"), "reference", (), ())
+    blocks = {"own": "the reference's", "data": inputs_without_test(run.config.data)}
+    return FinetuneJob(key(blocks), "reference", (), ())
 
 
 def finetune(

@@ -42,7 +42,14 @@ from donna_ray.run.doubts import (
     reference_doubts,
 )
 from donna_ray.run.run import Run
-from donna_ray.storage.artifacts import Artifact, Files, StepFolder, file_sha256, write_atomic
+from donna_ray.storage.artifacts import (
+    Artifact,
+    Files,
+    StepFolder,
+    digest,
+    file_sha256,
+    write_atomic,
+)
 from donna_ray.storage.files import folder_in
 from donna_ray.storage.records import Record, RecordStore
 from donna_ray.training.loop import seeded
@@ -129,7 +136,11 @@ def _compute(
         run.say(f"  {each}")  # as a doubt only when the step is done, which may take long
     recipe = config.reference.training or _DEFAULT_TRAINING.get(config.reference.weights)
     store = RecordStore(folder_in(run.shared.location, _UNFINISHED))
-    draft = Draft(config, folder.path.name, data.classes, preprocessing, arguments, store)
+    made_of = digest([data.fingerprints, data.classes, list(data.class_names)])
+    key = f"{folder.path.name}-{made_of}"
+    draft = Draft(config, key, data.classes, preprocessing, arguments, store)
+    if draft.forget_others(folder.path.name):
+        run.say("  the images are not those that it was begun with: it begins anew")
     made = _made(run, draft, reference, data, recipe)
     reference.load_state_dict(dict(made.weights))
     reached = _checked_accuracy(run, data, made, given=recipe is None)

@@ -48,7 +48,7 @@ class Draft:
 
     Args:
         config: of the run.
-        key: of the reference's step, which the names of its records begin with.
+        key: of the reference's step and its images, which the names of its records begin with.
         classes: of the data.
         preprocessing: timm's data configuration of the model.
         arguments: of ``told_arguments``.
@@ -100,8 +100,16 @@ class Draft:
 
     def remove(self) -> None:
         """Forget all records."""
-        names = [name for name in self.store.records() if name.startswith(self.name(""))]
-        self.store.remove(names)
+        self.store.remove(self._names(self.key))
+
+    def forget_others(self, step: str) -> bool:
+        """Forget the records that this step has of other images; whether there were any."""
+        others = set(self._names(step)) - set(self._names(self.key))
+        self.store.remove(sorted(others))
+        return bool(others)
+
+    def _names(self, key: str) -> list[str]:
+        return [name for name in self.store.records() if name.startswith(f"{key}-")]
 
 
 class TrainReference:

@@ -96,8 +96,8 @@ def check_label_order(
 ) -> None:
     """Refuse weights that know the classes of the data in another order.
 
-    Each answer is renamed to the label that most images of one half have that got it. If that
-    makes many more of the other half right, it is no chance, and no weakness of the weights.
+    The answers' names are put in another order, in which the most images of one half are right. If
+    that makes many more of the other half right, it is no chance, and no weakness of the weights.
 
     Args:
         labels: of the validation images.
@@ -108,7 +108,11 @@ def check_label_order(
         DonnaError: with the accuracies, and the classes that are confused most.
     """
     counts = Counter(zip(answers[::2].tolist(), labels[::2].tolist(), strict=True))
-    renamed = {answer: label for (answer, label), _ in reversed(counts.most_common())}
+    renamed, taken = dict[int, int](), set[int]()
+    for (answer, label), _ in counts.most_common():
+        if answer not in renamed and label not in taken:  # else a rare class would become another
+            renamed[answer] = label
+            taken.add(label)
     given, known = answers[1::2], labels[1::2]
     better = np.array([renamed.get(answer, answer) for answer in given.tolist()], dtype=np.int64)
     right, could = int((given == known).sum()), int((better == known).sum())

@@ -329,12 +329,19 @@ def _tensors() -> Any:
 
 def _object(record: Record, tensors: "Mapping[str, Tensor]") -> bytes:
     """A safetensors file with the record in its header."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = {name: _own_copy(tensor) for name, tensor in tensors.items()}
     header, body = _parts(_tensors().save(tensors))
     facts = {"weights_sha256": hashlib.sha256(body).hexdigest()}
     record = json.loads(canonical_json(record | facts))
     text = canonical_json(record | {"checksum": digest([record, header])})
     return _tensors().save(tensors, {"record": text})
+
+
+def _own_copy(tensor: "Tensor") -> "Tensor":
+    """On the CPU, in memory of its own: safetensors refuses what two names share."""
+    import torch
+
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _record_in(data: bytes, key: str) -> Record | None:

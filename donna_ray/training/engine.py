@@ -25,6 +25,7 @@ Module = TypeVar("Module", bound=nn.Module)
 T = TypeVar("T")
 
 _WARMUP_SHARE = 0.2  # of the steps, before the learning rate decays by a cosine
+_FEW_STEPS = 5
 _DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
@@ -205,8 +206,8 @@ class MemoryBatch:
 class Descent:
     """Steps down a gradient: AdamW, the course of its learning rate and, in fp16, a scale.
 
-    `one_cycle` goes up to the peak in a fifth of the steps and down to nearly 0, both by cosines;
-    `cosine` goes from the peak down to 0.
+    `one_cycle` goes up to the peak in a fifth of the steps and down to nearly 0, both by cosines,
+    of which few steps leave out the end; `cosine` goes from the peak down to 0.
 
     Args:
         parameters: what to train, or groups of it as torch's optimizers take them; one whose
@@ -232,7 +233,9 @@ class Descent:
         self.schedule: torch.optim.lr_scheduler.LRScheduler
         if schedule == "cosine":
             self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
-        else:  # OneCycleLR divides by the steps of the warm-up less one
+        else:
+            steps += steps < _FEW_STEPS  # the last one's rate is nearly 0, which few cannot spare
+            # OneCycleLR divides by the steps of the warm-up less one
             share = _WARMUP_SHARE if _WARMUP_SHARE * steps != 1 else 1.5 / steps
             self.schedule = torch.optim.lr_scheduler.OneCycleLR(
                 self.optimizer, recipe.peak, total_steps=steps, pct_start=share

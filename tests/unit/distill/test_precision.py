@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from donna_ray.data.split import images_read
 from donna_ray.distill import precision
 from donna_ray.distill.precision import measured_precision
 from donna_ray.reference.network import StagedNetwork
@@ -14,8 +15,9 @@ def test_measurement_leaves_the_reference_and_the_generator_alone(
     reference: StagedNetwork,
 ) -> None:
     state = {name: value.clone() for name, value in reference.state_dict().items()}
-    generator = torch.get_rng_state()
+    generator, moved = torch.get_rng_state(), images_read()
     assert measured_precision(reference, batch_size=4) in ("fp32", "bf16")
+    assert images_read() >= moved + 2 * 4 * 4 * len(reference.stages)  # it may take half an hour
     assert torch.get_rng_state().equal(generator)
     assert all(value.equal(state[name]) for name, value in reference.state_dict().items())
     assert not reference.training

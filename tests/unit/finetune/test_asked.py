@@ -13,7 +13,7 @@ from donna_ray.config import RunConfig
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.finetune import asked
 from donna_ray.finetune.assemble import block_keys
-from donna_ray.finetune.step import finetune_step, jobs_of, network_store
+from donna_ray.finetune.step import finetune_step, jobs_of, network_store, opponent
 from donna_ray.finetune.work import identity_of
 from donna_ray.latency.farm import Unmeasured
 from donna_ray.run.run import Run
@@ -65,6 +65,15 @@ def test_asked_for_is_measured_once_and_not_lost(
         finetuned(run, made, space, (0, 0, 1))
         more = finetune_step(run, *made)
         assert ids_of(more.result).keys() == {known, new, space.id_of((0, 0, 1))}
+
+
+def test_opponent_trains_on_the_same_images(run: Run, space: SearchSpace, tmp_path: Path) -> None:
+    """Those of networks are in the keys of their blocks."""
+    reference, _, _ = steps_before(tmp_path, space, FRONT)
+    before = opponent(run, reference).key
+    data = run.config.data.model_copy(update={"augmentation": None})
+    other = Run(run.config.model_copy(update={"data": data}), tmp_path)
+    assert opponent(run, reference).key == before != opponent(other, reference).key
 
 
 def test_network_that_diverged_is_known_and_left_out(

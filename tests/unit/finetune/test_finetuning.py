@@ -186,22 +186,32 @@ def test_dropout_does_not_disturb_recalibration(data: ImageData) -> None:
     assert not any(module.training for module in network.modules())
 
 
-def test_schedules() -> None:
-    def rates(name: Any) -> list[float]:
-        parameter = nn.Parameter(torch.zeros(1))
-        engine = Engine(torch.device("cpu"))
-        descent = Descent([parameter], recipe(learning_rate=0.1), 20, engine, name)
-        found = []
-        for _ in range(20):
-            found.append(descent.optimizer.param_groups[0]["lr"])
-            descent.step()
-        return found
+def rates(name: Any, steps: int) -> list[float]:
+    parameter = nn.Parameter(torch.zeros(1))
+    engine = Engine(torch.device("cpu"))
+    descent = Descent([parameter], recipe(learning_rate=0.1), steps, engine, name)
+    found = []
+    for step in range(steps):
+        found.append(descent.optimizer.param_groups[0]["lr"])
+        descent.step(last=step == steps - 1)
+    return found
 
-    cosine, cycle = rates("cosine"), rates("one_cycle")
+
+def test_schedules() -> None:
+    cosine, cycle = rates("cosine", 20), rates("one_cycle", 20)
     expected = 0.05 * (1 + np.cos(np.pi * np.arange(20) / 20))
     np.testing.assert_allclose(cosine, expected)
     assert 0 < np.argmax(cycle) < 5
     assert max(cycle) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("name", ["cosine", "one_cycle"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_few_steps_train(name: Any, steps: int) -> None:
+    """None of them is lost at a rate of nearly 0 at the end, as many can spare."""
+    found = rates(name, steps)
+    assert max(found) > 0.06
+    assert found[-1] > 0.01
 
 
 def test_rate_grows_with_the_batch_where_it_is_warmed_up() -> None:

@@ -82,6 +82,16 @@ def test_weights_of_any_quality_in_the_right_order_go_on(
     check_label_order(labels, np.zeros_like(labels), NAMES)  # always the same answer
 
 
+def test_weak_weights_on_rare_classes_are_not_in_another_order() -> None:
+    """To take the rare class for the common one makes more answers right, but is no order."""
+    generator = np.random.default_rng(0)
+    labels = (generator.random(2000) < 0.05).astype(np.int64)
+    answers = np.where(generator.random(2000) < 0.8, labels, 1 - labels)
+    check_label_order(labels, answers, ["healthy", "ill"])
+    with pytest.raises(DonnaError, match="in the order of the data's"):
+        check_label_order(labels, 1 - answers, ["healthy", "ill"])
+
+
 def test_reference_whose_classes_are_in_another_order() -> None:
     assert reference_doubts(0.5, 1000, 10, "pretrained", trained=False) == []
     (doubt,) = reference_doubts(0.1, 1000, 10, "own.pt", trained=False)

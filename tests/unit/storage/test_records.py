@@ -78,6 +78,17 @@ def test_record_reads_as_written(store: RecordStore) -> None:
     assert store.get("other") is None
 
 
+def test_tensors_that_share_memory_are_stored_each(store: RecordStore) -> None:
+    """As parts of a network do that was traced with one tensor in several of them."""
+    whole = torch.arange(6.0).reshape(2, 3)
+    store.put("key", {}, {"whole": whole, "same": whole, "row": whole[1], "turned": whole.T})
+    read = store.weights("key")
+    assert torch.equal(read["whole"], whole)
+    assert torch.equal(read["same"], whole)
+    assert torch.equal(read["row"], whole[1])
+    assert torch.equal(read["turned"], whole.T)
+
+
 def test_store_in_a_worker_is_the_same(store: RecordStore) -> None:
     fill(store, "key")
     again = pickle.loads(pickle.dumps(store))
