@@ -344,7 +344,7 @@ def _open_stream(config: DataConfig, split: str) -> Source:
 def _open_named(config: DataConfig, split: str, shuffled: bool, seed: int) -> Any:
     logging.getLogger(WEBDATASET_LOGGER).addFilter(_is_of_use)
     try:
-        return create_dataset(
+        opened = create_dataset(
             config.source,
             root=config.root,
             split=split,
@@ -361,6 +361,9 @@ def _open_named(config: DataConfig, split: str, shuffled: bool, seed: int) -> An
             f"the split {split!r} ({type(error).__name__}: {error}). Correct data.source, "
             "data.root or the split, or set data.download if the images are yet to be fetched."
         ) from error
+    if kind_of(config.source) in _STREAMS:  # all of it in each process: ``Split.shard`` divides
+        opened.reader.dist_rank, opened.reader.dist_num_replicas = 0, 1
+    return opened
 
 
 def _is_of_use(record: logging.LogRecord) -> bool:
