@@ -2,12 +2,13 @@
 
 Entry: `load_data` in `loading.py`. `files.py` lists the images of a folder or tar (`tars.py`;
 `names.py` says which names are none), `sources.py` opens what has a name with timm (`columns.py`
-checks Hugging Face's, `ranges.py` parts of splits), `decode.py` makes RGB of any image, `copies.py`
-keeps that on the node's disk where it is asked for, `images.py` transforms, `layout.py` finds
-splits and masks among classes, `held_out.py` says which images are the test's (`load_test`),
-`fingerprint.py` whether images have changed, `reading.py` keeps the processes that read them,
-`pixels.py` takes them to a device and normalises them there, `split.py` makes batches, of all
-images or of a process's part; `loaders.py` has a person's own loader in its place.
+checks Hugging Face's, `ranges.py` parts of splits, `labels.py` finds labels without the images),
+`decode.py` makes RGB of any image, `copies.py` keeps that on the node's disk where it is asked for,
+`images.py` transforms, `layout.py` finds splits and masks among classes, `held_out.py` says which
+images are the test's (`load_test`), `fingerprint.py` whether images have changed, `reading.py`
+keeps the processes that read them, `pixels.py` takes them to a device and normalises them there,
+`split.py` makes batches, of all images or of a process's part; `loaders.py` has a person's own
+loader in its place.
 
 A `Split` yields batches of images (N, C, H, W), float32 and normalised, and labels (N,), int64, in
 the order of `ImageData.class_names`. Its order and its augmentation are functions of seed and epoch
@@ -16,6 +17,7 @@ and more than a few stop the run.
 """
 
 from donna_ray.data.held_out import (
+    division_facts,
     inputs_without_test,
     is_at_hand,
     origin_of_test,
@@ -40,6 +42,7 @@ __all__ = [
     "check_copies",
     "check_data",
     "class_count",
+    "division_facts",
     "fingerprints_of",
     "image_format",
     "inputs_without_test",

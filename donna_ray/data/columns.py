@@ -1,11 +1,12 @@
-"""Hugging Face data: whether a split has images and whole numbers as labels, before any is read."""
+"""Hugging Face data: whether a split has images and whole numbers as labels, and which ones."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from donna_ray.data.images import label_of
 from donna_ray.errors import ConfigError, DonnaError
 
-__all__ = ["check_columns"]
+__all__ = ["check_columns", "known_column"]
 
 _IMAGE, _LABEL = "image", "label"
 _WHOLE = ("int", "uint", "bool")
@@ -32,7 +33,7 @@ def check_columns(reader: Any, source: str, split: str) -> None:
         )
     if data is None or _is_whole(data.features[_LABEL]):
         return
-    for number, label in enumerate(data.select_columns(_LABEL)[:][_LABEL]):
+    for number, label in enumerate(_labels(data)):
         try:
             label_of(label)
         except DonnaError as error:
@@ -42,6 +43,19 @@ def check_columns(reader: Any, source: str, split: str) -> None:
                 f"({data.features[_LABEL]}). `datasets.Dataset.class_encode_column({_LABEL!r})` "
                 "numbers names; save the data then."
             ) from error
+
+
+def known_column(reader: Any) -> list[int] | None:
+    """The labels of data that are read by index, -1 where there is none; None of others."""
+    data = getattr(reader, "dataset", None)
+    if data is None:
+        return None
+    return [-1 if label is None else label_of(label) for label in _labels(data)]
+
+
+def _labels(data: Any) -> Iterable[Any]:
+    """Of all rows, without their images."""
+    return data.select_columns(_LABEL)[:][_LABEL]
 
 
 def _own_columns(data: Any) -> list[str]:

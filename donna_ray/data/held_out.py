@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from donna_ray.config import DataConfig
 from donna_ray.data.files import class_folders
 from donna_ray.data.ranges import shared_base
-from donna_ray.data.sources import Source, find_path, open_split, same_split, takes_ranges
+from donna_ray.data.sources import (
+    Source,
+    find_path,
+    kind_of,
+    open_split,
+    same_split,
+    takes_ranges,
+)
 from donna_ray.data.split import ImageData
 from donna_ray.errors import ConfigError
 
@@ -20,6 +27,7 @@ __all__ = [
     "check_splits_differ",
     "check_unlabelled_path",
     "divided",
+    "division_facts",
     "hold_out",
     "inputs_without_test",
     "is_at_hand",
@@ -34,6 +42,7 @@ Labels = NDArray[np.int64]
 _SEED = 0  # the division is part of the data: the same for every seed of a run
 _SHARE = 0.5
 _OTHERS = ("train_split", "validation_split")
+_ONCE_UNKNOWN = ("torch/qmnist", "torch/inaturalist", "torch/inat")
 
 
 def with_test(config: DataConfig) -> DataConfig:
@@ -74,7 +83,9 @@ def hold_out(
             f"of {config.source}, but is null. Set it, also to a part of a split where the source "
             "knows such names (`validation[50%:]`)."
         )
-    kept, test = divided(validation.known_labels(), config.test_fraction)
+    labels = validation.labels()
+    known = np.zeros(len(validation), np.int64) if labels is None else labels
+    kept, test = divided(known, config.test_fraction)
     halves = validation.part(kept, 0), validation.part(test, 1)
     if names := halves[0].shared_file(halves[1]):
         raise ConfigError(
@@ -109,7 +120,16 @@ def origin_of_validation(config: DataConfig) -> dict[str, Any]:
     names = {"source", "root", "validation_split"}
     names |= {"cache_pixels"} if config.cache_pixels else set()
     named = config.model_dump(include=names)
-    return named | {"held_out": config.test_fraction}
+    return named | {"held_out": config.test_fraction, **division_facts(config)}
+
+
+def division_facts(config: DataConfig) -> dict[str, str]:
+    """What a key has beside the share that is held out.
+
+    Of these sources the division was another before: their labels were unknown to it.
+    """
+    is_other = kind_of(config.source) == "hfds" or config.source.lower() in _ONCE_UNKNOWN
+    return {"division": "by class"} if is_other and with_test(config).test_fraction else {}
 
 
 def origin_of_test(config: DataConfig) -> str:

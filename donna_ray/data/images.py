@@ -4,6 +4,8 @@ import errno
 import logging
 import math
 import random
+import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -50,7 +52,8 @@ class BrokenImage:
     """In place of an image that could not be read.
 
     Attributes:
-        name: its path in the data set, or its number where it has none.
+        name: its path in the data set, or its shard and key; where it has neither, its number, of a
+            stream in this pass.
         reason: what the decoder said.
     """
 
@@ -213,15 +216,15 @@ class _StreamPass(IterableDataset[Sample]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         limit = math.inf if self._limit is None else math.ceil(self._limit / workers)
-        with _skipped_samples() as reasons:
+        with _skipped_samples(worker) as skipped:
             reported = 0
             for number, (image, label) in enumerate(self._dataset.reader):
                 yield self._sample(image, label, worker, number)
-                yield from _broken(reasons, reported, worker)
-                reported = len(reasons)
+                yield from skipped[reported:]
+                reported = len(skipped)
                 if number + 1 + reported >= limit:  # shuffling readers would begin anew
                     return
-            yield from _broken(reasons, reported, worker)
+            yield from skipped[reported:]
 
     def _sample(self, image: Image.Image, label: Any, worker: int, number: int) -> Sample:
         try:
@@ -249,28 +252,34 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _broken(reasons: Sequence[str], start: int, worker: int) -> Iterator[BrokenImage]:
-    for number in range(start, len(reasons)):
-        yield BrokenImage(f"unreadable sample {number} of worker {worker}", reasons[number])
-
-
-class _Reasons(logging.Handler):
-    def __init__(self) -> None:
+class _Skipped(logging.Handler):
+    def __init__(self, worker: int) -> None:
         super().__init__()
-        self.messages: list[str] = []
+        self.samples: list[BrokenImage] = []
+        self._worker = worker
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
+        number = f"unreadable sample {len(self.samples)} of worker {self._worker}"
+        self.samples.append(BrokenImage(_sample_at_fault() or number, record.getMessage()))
+
+
+def _sample_at_fault() -> str | None:
+    """Shard and key of what webdataset was decoding when it met the error under way, if any."""
+    for frame, _ in traceback.walk_tb(sys.exc_info()[2]):
+        sample = frame.f_locals.get("sample")
+        if isinstance(sample, dict) and {"__key__", "__url__"} <= set(sample):
+            return f"{sample['__url__']}: {sample['__key__']}"
+    return None
 
 
 @contextmanager
-def _skipped_samples() -> Iterator[list[str]]:
-    """Collect why timm's webdataset reader skips samples; it says so in its log only."""
-    handler = _Reasons()
+def _skipped_samples(worker: int) -> Iterator[list[BrokenImage]]:
+    """Collect what timm's webdataset reader skips; it says so in its log only."""
+    handler = _Skipped(worker)
     logger = logging.getLogger(WEBDATASET_LOGGER)
     logger.addHandler(handler)
     try:
-        yield handler.messages
+        yield handler.samples
     finally:
         logger.removeHandler(handler)
 

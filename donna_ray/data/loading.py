@@ -145,7 +145,8 @@ def load_data(config: DataConfig, preprocessing: dict[str, Any]) -> ImageData:
     distilled = own
     for source in others:
         distilled = [split(source, each, "unlabelled", None) for each in (augmented, plain)]
-    names, seen = class_names(train), validation.labels()
+    names, labels = class_names(train), validation.labels()
+    seen = set(() if labels is None else labels.tolist())
     return ImageData(
         train=own[0],
         calibration=own[1],

@@ -23,6 +23,7 @@ from donna_ray.data.columns import check_columns
 from donna_ray.data.copies import CopyFolder, LocalCopies
 from donna_ray.data.files import ImageFiles, open_images
 from donna_ray.data.images import WEBDATASET_LOGGER, ImageStream, IndexedImages, Sample, Transform
+from donna_ray.data.labels import known_labels
 from donna_ray.errors import ConfigError
 
 __all__ = [
@@ -102,11 +103,10 @@ class Source:
         targets = getattr(self.dataset, "targets", None)
         return None if targets is None else int(np.max(targets)) + 1
 
-    def known_labels(self) -> NDArray[np.int64]:
-        """Of each image; all 0 where they are not known without reading it."""
-        name = "labels" if isinstance(self.dataset, ImageFiles) else "targets"
-        labels = np.asarray(getattr(self.dataset, name, ()))
-        return labels if labels.shape == (len(self.dataset),) else np.zeros(len(self.dataset), int)
+    def labels(self) -> NDArray[np.int64] | None:
+        """Of each image, -1 where it has none; None where only the images tell."""
+        labels = known_labels(self.dataset)
+        return labels if labels is None or self.indices is None else labels[self.indices]
 
     @property
     def image_files(self) -> ImageFiles | None:
@@ -117,10 +117,6 @@ class Source:
     def unread(self) -> Mapping[str, str]:
         """Why a file among the images is none, by its name."""
         return self.dataset.unread if isinstance(self.dataset, ImageFiles) else {}
-
-    def labels(self) -> set[int]:
-        """That images have; empty where the data are no files."""
-        return set(self.dataset.labels) if isinstance(self.dataset, ImageFiles) else set()
 
     def folder_sizes(self) -> Mapping[str, int]:
         """How many files each folder has; empty where the data are no files."""
@@ -344,7 +340,7 @@ def _open_stream(config: DataConfig, split: str) -> Source:
 def _open_named(config: DataConfig, split: str, shuffled: bool, seed: int) -> Any:
     logging.getLogger(WEBDATASET_LOGGER).addFilter(_is_of_use)
     try:
-        return create_dataset(
+        opened = create_dataset(
             config.source,
             root=config.root,
             split=split,
@@ -361,6 +357,9 @@ def _open_named(config: DataConfig, split: str, shuffled: bool, seed: int) -> An
             f"the split {split!r} ({type(error).__name__}: {error}). Correct data.source, "
             "data.root or the split, or set data.download if the images are yet to be fetched."
         ) from error
+    if kind_of(config.source) in _STREAMS:  # all of it in each process: ``Split.shard`` divides
+        opened.reader.dist_rank, opened.reader.dist_num_replicas = 0, 1
+    return opened
 
 
 def _is_of_use(record: logging.LogRecord) -> bool:

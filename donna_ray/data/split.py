@@ -57,7 +57,8 @@ class Split:
         part: rank and size of a ``shard``.
         rows: indices of the images, where they are a ``portion``.
         folder_sizes: how many files each folder has, where the images are files.
-        broken: why an image could not be read, by its name, of all passes so far.
+        broken: why an image could not be read, by its name, of all passes so far; of a stream, in
+            which names may be of a pass only, of the pass that had most.
         normalised: what is still to be done to images that are bytes; None where they are not.
         readers: processes that are shared with the other splits of a data set.
     """
@@ -163,7 +164,7 @@ class Split:
         lists = [indices.tolist() for indices in order]
         seed, workers = shuffle_seed or 0, self.loader_workers
         read = self.readers.read(self.dataset, lists, seed, epoch, workers)
-        yield from self._loaded(read if self.part[1] == 1 else _without_gaps(read))
+        yield from self._loaded(read if self.part[1] == 1 else _without_gaps(read), self.broken)
 
     def steps(self, batch_size: int) -> int:
         """Batches of a shuffled pass."""
@@ -189,26 +190,38 @@ class Split:
         generator = torch.Generator().manual_seed(derived_seed(shuffle_seed or 0, epoch))
         how: dict[str, Any] = {"collate_fn": collate, "generator": generator}
         loader = DataLoader(samples, batch_size=batch_size, num_workers=workers, **how)
-        loaded = self._loaded(loader)
+        broken: dict[str, str] = {}
+        loaded = self._loaded(loader, broken)
         batches = rebatched(self._explained(loaded), batch_size)
         if shuffle_seed is None:
-            yield from self._complete(batches)
+            yield from self._complete(batches, broken)
             return
         for number, batch in enumerate(islice(batches, self.steps(batch_size))):
             if number == 0 or len(batch[1]) == batch_size:
                 yield batch
 
-    def _loaded(self, loader: Iterable[Any]) -> Iterator[Batch]:
+    def _loaded(self, loader: Iterable[Any], found: dict[str, str]) -> Iterator[Batch]:
+        """The batches; what is broken is added to `found` and noted."""
         for batch, broken in loader:
             if broken:
-                self._note(broken)
+                found.update(broken)
+                self.note(found)
             if batch is not None:
                 images, labels = batch
                 self._check(labels)
                 yield images, labels
 
-    def _note(self, broken: dict[str, str]) -> None:
-        self.broken.update(broken)
+    def note(self, broken: Mapping[str, str]) -> None:
+        """Images that could not be read in a pass, of this split or of all its shards.
+
+        Raises:
+            DonnaError: they are too many; see ``check_broken``.
+        """
+        if not isinstance(self.dataset, ImageStream):
+            self.broken.update(broken)
+        elif len(broken) > len(self.broken):
+            self.broken.clear()
+            self.broken.update(broken)
         self.check_broken()
 
     def check_broken(self) -> None:
@@ -255,17 +268,17 @@ class Split:
                 "(a folder, a tar or hfds/…), which skips broken images."
             ) from error
 
-    def _complete(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _complete(self, batches: Iterator[Batch], broken: Mapping[str, str]) -> Iterator[Batch]:
         count = 0
         for batch in batches:
             count += len(batch[1])
             yield batch
             if self.limit is not None and count >= len(self):
                 return
-        if not count <= len(self) <= count + len(self.broken):
+        if not count <= len(self) <= count + len(broken):
             raise DonnaError(
                 f"A split must hold as many images as it says, but {self.name} says {len(self)} "
-                f"and gave {count}, besides {len(self.broken)} that cannot be read. Correct the "
+                f"and gave {count}, besides {len(broken)} that cannot be read. Correct the "
                 "number of images in the split, or the files."
             )
 

@@ -18,6 +18,7 @@ from donna_ray.config import ReferenceTraining, RunConfig
 from donna_ray.data import (
     ImageData,
     Split,
+    division_facts,
     inputs_without_test,
     load_data,
     origin_of_validation,
@@ -98,6 +99,7 @@ def reference_inputs(
         **({"preparation": dict(preparation)} if preparation else {}),
         **({"arguments": dict(arguments)} if arguments else {}),
         "data": inputs_without_test(config.data),
+        **division_facts(config.data),
         "reference": config.reference.model_dump(),
         "checkpoint": checkpoint,
         "seed": config.seed,

@@ -118,8 +118,7 @@ class Trainer:
                 self._train_on(images, targets)
                 self.step = number
         self.epoch, self.step = self.epoch + 1, 0
-        self._data.train.broken.update(self._group.union(self._images.broken))
-        self._data.train.check_broken()
+        self._data.train.note(self._group.union(self._images.broken))
         if self._recipe.patience is not None:
             self._compare()
 

@@ -146,10 +146,44 @@ def test_broken_sample_of_a_webdataset(workers: int, tmp_path: Path) -> None:
     sizes = [[len(labels) for _, labels in train.batches(n, shuffle_seed=0)] for n in (50, 150)]
     assert sizes == [[50, 50], [149]]
     ((name, reason),) = train.broken.items()
-    assert name == "unreadable sample 0 of worker 0"
+    assert name == f"{tmp_path / 'train-0.tar'}: 0000"
     assert "UnidentifiedImageError" in reason
     with pytest.raises(DonnaError, match=r"2 \(1\.3%\)"):
         images_of(load(write_broken_shard(tmp_path, broken=2), workers).train)
+
+
+def deep(most: float) -> bytes:
+    """A grey image of floats up to this."""
+    values = np.full((20, 20), 0.5, np.float32)
+    values[0, 0] = most
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "TIFF")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("content", [BROKEN["truncated"], deep(2.0)], ids=["unread", "too deep"])
+def test_one_image_of_a_stream_is_broken_once_however_often_it_is_read(
+    content: bytes, tmp_path: Path
+) -> None:
+    """In each pass its shard is another loader worker's, and it comes at another place."""
+    config = write_broken_shard(tmp_path, broken=0)
+    for shard in range(4):
+        names = [f"{number:03}" for number in range(shard * 40, shard * 40 + 40)]
+        members = {f"{name}.png": encoded(int(name)) for name in names}
+        labels = {f"{name}.cls": b"0" for name in names}
+        if shard == 1:
+            members["045.png"] = content
+        pairs = zip(members.items(), labels.items(), strict=True)
+        write_tar(tmp_path / f"train-{shard}.tar", dict(each for pair in pairs for each in pair))
+    config = config.model_copy(update={"train_split": "train-{0..3}.tar|160"})
+    train = load(config, workers=2).train
+    together = load(config).train
+    for epoch in range(4):
+        part = train.shard(0, 2)
+        for split in (train, part):
+            assert sum(len(labels) for _, labels in split.batches(16, shuffle_seed=0, epoch=epoch))
+        together.note(part.broken)
+    assert len(train.broken) == len(together.broken) == 1
 
 
 @pytest.mark.parametrize(("most", "broken"), [(1.0, 0), (2.0, 1)])
