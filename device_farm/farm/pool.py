@@ -6,7 +6,7 @@ import asyncio
 import enum
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,6 +57,22 @@ class Pool:
 
     devices: list[Device] = field(default_factory=list)
     jobs: JobQueue = field(default_factory=JobQueue)
+    left: dict[str, DeviceError] = field(default_factory=dict)
+    """By name why devices that were in it are no more: they are alike no longer."""
+
+    def join(self, device: Device) -> None:
+        """Takes a device in."""
+        self.left.pop(device.name, None)
+        self.devices.append(device)
+        device.pool = self
+
+    def leave(self, device: Device, error: DeviceError) -> None:
+        """Lets a device go for another pool; what only it could do fails with the error."""
+        self.devices.remove(device)
+        self.left[device.name] = error
+        device.pool = Pool()
+        self.put(device.unfinished())
+        self._fail_hopeless({**self._out(), device.name: error})
 
     def put(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
@@ -69,7 +85,12 @@ class Pool:
 
     def fail_hopeless(self) -> None:
         """Tells those who wait for what no device can do why."""
-        errors = {d.name: d.out_reason for d in self.devices if d.out_reason}
+        self._fail_hopeless(self._out() or self.left)
+
+    def _out(self) -> dict[str, DeviceError]:
+        return {each.name: each.out_reason for each in self.devices if each.out_reason}
+
+    def _fail_hopeless(self, errors: Mapping[str, DeviceError]) -> None:
         words = "; ".join(f"{name}: {errors[name]}" for name in sorted(errors))
         for job in self.jobs.remove(lambda job: not self.able(job)):
             if job.refusals:
@@ -136,6 +157,8 @@ class Device:
     attempt: asyncio.Task[None] | None = None
     """What brings it into service, or did."""
     in_service: asyncio.Event = field(default_factory=asyncio.Event)
+    has_server: bool = False
+    """Whether a task does the jobs of its pool, whichever that is."""
 
     @property
     def name(self) -> str:
