@@ -19,7 +19,7 @@ import ray
 
 from device_farm.cache import MeasurementCache, MeasurementKey
 from device_farm.device_spec import DeviceSpec
-from device_farm.failures import DeviceError, DeviceLost, FailurePolicy
+from device_farm.failures import DeviceError, FailurePolicy
 from device_farm.farm.config import FarmConfig, HostRule
 from device_farm.farm.drift import ControlCheck
 from device_farm.farm.failing import FailureHandler
@@ -27,7 +27,7 @@ from device_farm.farm.host_watch import HostWatch
 from device_farm.farm.jobs import Job
 from device_farm.farm.lease import Lessor, cause_of
 from device_farm.farm.metrics import FarmMetrics
-from device_farm.farm.pool import FIRST_PAUSE_S, Device, DeviceState, Pool
+from device_farm.farm.pool import FIRST_PAUSE_S, Device, DeviceState, Pool, check_unchanged
 from device_farm.farm.roster import Roster
 from device_farm.timing.measurement import Measurement, hottest_c
 from device_farm.workload import workload_digest
@@ -263,7 +263,7 @@ class Dispatcher:
         """Measures a job's model while the next one is staged.
 
         Raises:
-            DeviceLost: Another device was measured.
+            DeviceLost: Another device was measured, or this one is no longer as it joined.
             Exception: See `Lessor.measure`.
         """
         if len(device.pool.jobs) >= len(device.pool.devices):
@@ -274,11 +274,7 @@ class Dispatcher:
             measurement = await self._lessor.measure(
                 device, job.reference, device.control_baseline_ms
             )
-        if measurement.device != job.key.model:
-            raise DeviceLost(
-                f"{device.name!r} must be of model {job.key.model!r}, but it measured on "
-                f"{measurement.device!r}: plug the first in again, or start the farm anew"
-            )
+        check_unchanged(device, measurement, job.key.model, job.key.settings)
         if (heat := hottest_c(measurement.environment)) is not None:
             device.temperature_c = heat
         return measurement

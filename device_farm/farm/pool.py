@@ -19,7 +19,7 @@ from device_farm.farm.jobs import Job, JobQueue
 from device_farm.identity import DeviceInfo
 from device_farm.timing.measurement import Measurement
 
-__all__ = ["FIRST_PAUSE_S", "Device", "DeviceState", "Pool", "pool_key"]
+__all__ = ["FIRST_PAUSE_S", "Device", "DeviceState", "Pool", "check_unchanged", "pool_key"]
 
 
 FIRST_PAUSE_S = 5.0
@@ -255,3 +255,22 @@ def _kind_of(error: DeviceError) -> type[DeviceError]:
 def pool_key(info: DeviceInfo) -> tuple[str, str]:
     """Equal for interchangeable devices."""
     return info.model, info.settings_digest
+
+
+def check_unchanged(device: Device, measurement: Measurement, model: str, settings: str) -> None:
+    """Refuses what was measured on another device than the one of this key.
+
+    Raises:
+        DeviceLost: Device and settings, or what they run on, are others by now.
+    """
+    if measurement.device != model:
+        raise DeviceLost(
+            f"{device.name!r} must be of model {model!r}, but it measured on "
+            f"{measurement.device!r}: plug the first in again, or ask anew for the second"
+        )
+    if measurement.environment.get("settings_digest", settings) != settings:
+        raise DeviceLost(
+            f"{device.name!r} must be as it joined, but its program, converter, system, driver or "
+            f"settings were others when it measured, by {measurement.environment.get('runtime')}: "
+            "it joins anew; ask again"
+        )
