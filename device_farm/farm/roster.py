@@ -68,14 +68,19 @@ class Roster:
         return device
 
     def report_found(self, spec: DeviceSpec, node: str) -> None:
-        """A host sees a device: it joins, or it is back."""
+        """A host sees a device: it joins, or it is back.
+
+        One that is out, and whose way its host sees no longer, takes the way that it has now. One
+        that farm.yaml names keeps its own.
+        """
         now = time.monotonic()
         device = self.devices.get(spec.name) or self.add(spec, node)
         was_away = now > device.seen_at + _AWAY_S
-        if device.node not in (None, node):
+        if device.node is not None and (device.node, device.spec) != (node, spec):
             is_idle = device.state.is_out or device.state is DeviceState.LOST
             if not (was_away and is_idle):
-                self._warn_of_duplicate(device, node)
+                if device.node != node:
+                    self._warn_of_duplicate(device, node)
                 return
             self._lessor.end(device)
             device.node, device.spec, device.duplicate_on = node, spec, None

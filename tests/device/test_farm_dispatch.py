@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 from local_farm import without_ray
-from scripted_lessor import Farm, info, record
+from scripted_lessor import Farm, away, record, taking
 
 from device_farm import Busy, DeviceError, DeviceLost, Measurement, MeasurementCache
 from device_farm.farm import roster as roster_module
-from device_farm.identity import DeviceInfo
 from device_farm.timing.control import control_workload
 
 
@@ -24,24 +23,6 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 300))
-
-
-def away(is_away: list[int], **facts: Any) -> Callable[[], Coroutine[Any, Any, DeviceInfo]]:
-    async def probe() -> DeviceInfo:
-        await asyncio.sleep(0.01)
-        if is_away:
-            raise DeviceLost("away")
-        return info("x", **facts)
-
-    return probe
-
-
-def taking(seconds: float, ms: float = 2.0) -> Callable[[bytes], Coroutine[Any, Any, Measurement]]:
-    async def measure(model: bytes) -> Measurement:
-        await asyncio.sleep(seconds)
-        return record(ms)
-
-    return measure
 
 
 def test_two_ways_to_one_phone_that_come_back_together(tmp_path: Path) -> None:
@@ -291,96 +272,5 @@ def test_what_another_farm_measured_meanwhile_is_taken_from_the_cache(tmp_path: 
             other.put(key, record(5.0))
         await asyncio.gather(*asked)
         assert len(farm.lessor.log) == 1
-
-    run(test)
-
-
-def test_a_device_of_the_same_name_on_an_unlike_host_takes_over_nothing(tmp_path: Path) -> None:
-    """What is asked of the one is not measured on the other, when the first goes away."""
-
-    async def test() -> None:
-        farm, is_away = Farm(tmp_path, start_limit_s=0.1), list[int]()
-        farm.lessor.probes["a"] = away(is_away)
-        farm.see("a")
-        await farm.until(lambda: farm.state("a") == "ready")
-        is_away.append(1)
-        farm.lessor.measures["a"] = lost
-        with pytest.raises(DeviceLost):
-            await farm.measure(b"first")
-        await farm.until(lambda: farm.state("a") == "parked")
-        farm.device("a").seen_at = float("-inf")
-        farm.lessor.probes["a"] = away([], settings_digest="of another CPU")
-        farm.lessor.log.clear()
-        del farm.lessor.measures["a"]
-        asked = asyncio.create_task(farm.measure(b"second"))
-        await asyncio.sleep(0)
-        farm.roster.report_found(farm.device("a").spec, "another")
-        with pytest.raises(DeviceError, match="'a' is another device now"):
-            await asked
-        assert farm.device("a").node == "another"
-        assert not farm.lessor.log
-        assert await farm.measure(b"second") == 2.0
-
-    async def lost(model: bytes) -> Measurement:
-        raise DeviceLost("away")
-
-    run(test)
-
-
-def test_a_device_that_was_updated_joins_anew(tmp_path: Path) -> None:
-    """What waits for what it was goes to its like, while there is one; else it fails."""
-
-    async def test() -> None:
-        farm, is_away = Farm(tmp_path, ["a", "b"]), list[int]()
-        old, new = ({"hardware": {"build": build}, "settings_digest": build} for build in "XY")
-        farm.lessor.probes = {name: away(is_away, **old) for name in "ab"}
-        await farm.until(lambda: farm.state("a") == farm.state("b") == "ready")
-        for name, other in ("ab", "ba"):
-            farm.lessor.probes[name] = away(is_away, **new)
-            await farm.roster.recover(farm.device(name))
-            assert farm.state(name) == "ready"
-            assert farm.lessor.ended[-1] == name  # what its process has prepared is of before
-            farm.lessor.measures[name] = taking(0.001, 3.0)
-            if name == "a":
-                with pytest.raises(ValueError, match="must have equal settings"):
-                    await farm.measure()
-            assert await farm.measure(name.encode(), name) == 3.0
-            assert farm.device(other).pool.devices
-        assert len(farm.device("a").pool.devices) == 2
-        names = [task.get_coro().__qualname__ for task in farm.dispatcher._tasks]
-        assert names.count("Dispatcher._serve") == 2
-
-    run(test)
-
-
-def test_what_waited_for_a_device_before_its_update_is_told_what_differs(tmp_path: Path) -> None:
-    async def test() -> None:
-        farm = Farm(tmp_path, ["a"])
-        farm.lessor.probes["a"] = away([], settings_digest="X", hardware={"build": "X"})
-        await farm.until(lambda: farm.state("a") == "ready")
-
-        async def rebooted(model: bytes) -> Measurement:
-            await asyncio.sleep(0.05)
-            farm.lessor.probes["a"] = away([], settings_digest="Y", hardware={"build": "Y"})
-            raise DeviceLost("reboots")
-
-        farm.lessor.measures["a"] = rebooted
-        asked = [asyncio.create_task(farm.measure(bytes([n]), "a")) for n in range(3)]
-        for each in asked:
-            with pytest.raises(DeviceError, match=r"'a' is .* build was X and is Y. Ask again"):
-                await each
-        del farm.lessor.measures["a"]
-        assert await farm.measure(b"again", "a") == 2.0
-
-    run(test)
-
-
-def test_two_devices_of_one_name_are_told(tmp_path: Path) -> None:
-    async def test() -> None:
-        farm = Farm(tmp_path)
-        farm.see("a")
-        await farm.until(lambda: farm.state("a") == "ready")
-        farm.roster.report_found(farm.device("a").spec, "another")
-        assert "another also sees a device 'a'" in farm.device("a").status()["message"]
 
     run(test)
