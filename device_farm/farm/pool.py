@@ -123,6 +123,8 @@ class Device:
     """How far the control was off that of the first device of this model when it joined."""
     state: DeviceState = DeviceState.NEW
     out_reason: DeviceError | None = None
+    absent_since: float | None = None
+    """When it was lost or taken out, until it serves again."""
     is_suspect: bool = False
     """Whether the control failed when it last ran to find out what was at fault."""
     staged_job: Job | None = None
@@ -194,11 +196,16 @@ class Device:
             self.busy_s += time.monotonic() - started
 
     def serve(self) -> None:
-        self.state, self.out_reason = DeviceState.READY, None
+        self.state, self.out_reason, self.absent_since = DeviceState.READY, None, None
         self.in_service.set()
+
+    def lose(self) -> None:
+        self.state = DeviceState.LOST
+        self.absent_since = self.absent_since or time.monotonic()
 
     def take_out(self, error: DeviceError, state: DeviceState = DeviceState.PARKED) -> None:
         self.state, self.out_reason = state, error
+        self.absent_since = self.absent_since or time.monotonic()
         self.retry_at = time.monotonic() + self.pause_s
         self.pause_s = min(2 * self.pause_s, _LONGEST_PAUSE_S)
         self.in_service.clear()

@@ -141,7 +141,7 @@ class Roster:
 
         One that is another now joins the pool of its like.
         """
-        device.state = DeviceState.LOST
+        device.lose()
         patience = Patience(device, self._policy.start_limit_s)
         is_fresh = False
         while True:
@@ -175,12 +175,17 @@ class Roster:
     def _known(self, name: str) -> Device | None:
         """The device of that name, or the one of that model that can serve soonest.
 
+        Those that are gone for longer than they have to come are left out while another serves.
+
         Raises:
             ValueError: The model's devices have different settings.
         """
         if name in self.devices:
             return self.devices[name]
         alike = [d for d in self.devices.values() if d.info and d.info.model == name]
+        if any(d.is_joined and d.absent_since is None for d in alike):
+            long_ago = time.monotonic() - self._policy.start_limit_s
+            alike = [d for d in alike if d.absent_since is None or d.absent_since > long_ago]
         if len({pool_key(d.info) for d in alike if d.info and d.is_joined}) > 1:
             names = ", ".join(d.name for d in alike)
             raise ValueError(

@@ -163,3 +163,29 @@ def test_two_devices_of_one_name_are_told(tmp_path: Path) -> None:
         assert "another also sees a device 'a'" in farm.device("a").status()["message"]
 
     run(test)
+
+
+def test_a_device_that_is_gone_for_good_keeps_nobody_from_its_successor(tmp_path: Path) -> None:
+    """By the model's name: a node with another driver took the place of one that died."""
+
+    async def test() -> None:
+        farm, is_away = Farm(tmp_path, start_limit_s=2.0), list[int]()
+        farm.lessor.probes["node1/gpu0"] = away(is_away, settings_digest="550")
+        farm.lessor.probes["node2/gpu0"] = away([], settings_digest="560")
+        farm.see("node1/gpu0", "node2/gpu0")
+        await farm.until(lambda: farm.state("node1/gpu0") == farm.state("node2/gpu0") == "ready")
+        is_away.append(1)
+        recovering = asyncio.create_task(farm.roster.recover(farm.device("node1/gpu0")))
+        await farm.until(lambda: farm.state("node1/gpu0") == "lost")
+        with pytest.raises(ValueError, match="must have equal settings"):
+            await farm.measure()  # it may be back at once
+        await recovering
+        assert farm.state("node1/gpu0") == "parked"
+        assert await farm.measure() == 2.0
+        assert farm.lessor.log == ["node2/gpu0"]
+        is_away.clear()
+        await farm.roster.bring_into_service(farm.device("node1/gpu0"))
+        with pytest.raises(ValueError, match="must have equal settings"):
+            await farm.measure()
+
+    run(test)
