@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import sqlite3
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -216,10 +217,13 @@ class Dispatcher:
 
     def _is_needed(self, job: Job) -> bool:
         """Whether somebody still waits for it, and no other farm has kept it meanwhile."""
-        if all(asker.done() for asker in job.askers):
-            job.result.cancel()
-        elif known := self._cache.get(job.key):
-            job.finish(known)
+        try:
+            if all(asker.done() for asker in job.askers):
+                job.result.cancel()
+            elif known := self._cache.get(job.key):
+                job.finish(known)
+        except sqlite3.Error as error:  # no fault of the device
+            job.fail(error)
         return not job.result.done()
 
     async def _take_job(self, device: Device) -> None:
@@ -302,7 +306,7 @@ class Dispatcher:
             device.done += 1
             try:
                 kept = self._cache.put(job.key, measurement)
-            except Exception as error:  # the disk is full, say: the asker is to know
+            except Exception as error:  # the disk is full, say: the asker ends by it
                 job.fail(error)
             else:
                 job.finish(kept)

@@ -301,7 +301,10 @@ def _is_another(device: Device, info: DeviceInfo) -> bool:
 
 
 def _as_device_error(error: Exception) -> DeviceError:
-    return error if isinstance(error, DeviceError) else DeviceError(str(error))
+    """With its notes, which are the remedy: of a full disk of the cache, say."""
+    if isinstance(error, DeviceError):
+        return error
+    return DeviceError(". ".join([str(error).rstrip("."), *getattr(error, "__notes__", ())]))
 
 
 def _refuse_shared(device: Device, info: DeviceInfo, others: Iterable[Device]) -> None:

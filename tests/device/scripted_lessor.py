@@ -24,8 +24,9 @@ Measure = Callable[[bytes], Awaitable[Measurement]]
 
 
 def info(name: str, **facts: Any) -> DeviceInfo:
-    known = {"model": "M", "serial": "", "cores": (), "settings_digest": "s", **facts}
-    return DeviceInfo(name, connector="x", runtime="1", host="h", control_digest="c", **known)
+    digests = {"settings_digest": "s", "control_digest": "c"}
+    known = {"model": "M", "serial": "", "cores": (), **digests, **facts}
+    return DeviceInfo(name, connector="x", runtime="1", host="h", **known)
 
 
 def record(ms: float = 2.0, device: str = "M") -> Measurement:

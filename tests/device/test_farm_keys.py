@@ -1,9 +1,11 @@
-"""No figure is kept under the key of what a device was before."""
+"""What the cache keeps: nothing under the key of what a device was before; and a full disk."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
+import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from farms import model_number, row, wait_for_state
 from local_farm import LocalFarm, without_ray
 from phone import Phone, command_settings
-from scripted_lessor import Farm, info, record
+from scripted_lessor import Farm, away, info, record, taking
 
 from device_farm import DeviceError, DeviceLost, DeviceSpec, FailurePolicy, Measurement
 from device_farm.connectors.adb.keys import load_signer
@@ -96,3 +98,36 @@ def test_a_device_that_changes_while_it_is_calibrated_has_no_baseline_of_it(
     monkeypatch.setattr(actor._connector, "probe", lambda: after)
     with pytest.raises(DeviceLost, match="power_limit_w was None and is 250"):
         actor.calibrate()
+
+
+def test_a_full_disk_of_the_cache_is_told_with_file_and_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that serves goes on; one that would join is not taken for one that is full."""
+    without_ray(monkeypatch)
+    remedy = r"file of measurements .*cache\.sqlite must be .* make room"
+
+    async def test() -> None:
+        farm = Farm(tmp_path, ["a"], control_every=3)
+        assert await farm.measure(b"first") == 2.0
+        database = farm.dispatcher._cache._db
+        [pages] = database.execute("PRAGMA page_count").fetchone()
+        database.execute(f"PRAGMA max_page_count={pages}")
+        asked = [asyncio.create_task(farm.measure(bytes([n]))) for n in range(100)]
+        ends = await asyncio.gather(*asked, return_exceptions=True)
+        full = [each for each in ends if isinstance(each, sqlite3.OperationalError)]
+        assert re.search(remedy, full[0].__notes__[0])
+        assert (farm.state("a"), farm.device("a").failures) == ("ready", {})
+        farm.lessor.probes["b"] = away([], control_digest="b" * 10**5)
+        farm.see("b")
+        await farm.until(lambda: farm.state("b") == "parked")
+        assert re.search(rf"is full\. The {remedy}", farm.device("b").status()["message"])
+        farm.lessor.measures["a"] = taking(0.05)
+        asked = [asyncio.create_task(farm.measure(bytes([n]), "a")) for n in range(200, 206)]
+        await farm.until(lambda: farm.state("a") == "leased")
+        database.close()  # it cannot be read either
+        ends = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(each) for each in ends} == {sqlite3.ProgrammingError}
+        assert (farm.state("a"), farm.device("a").failures) == ("ready", {})
+
+    asyncio.run(asyncio.wait_for(test(), 300))
