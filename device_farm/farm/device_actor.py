@@ -11,6 +11,7 @@ import ray
 
 from device_farm.connector import make_connector
 from device_farm.failures import DeviceError, DeviceLost
+from device_farm.farm.process import Process, this_process
 from device_farm.identity import DeviceInfo, changes
 from device_farm.workload import Workload, workload_digest
 
@@ -60,9 +61,18 @@ class DeviceActor:
             self._staged = {workload_digest(model): workload}
             self._connector.stage(workload)
 
+    @ray.method(concurrency_group=STAGE_GROUP)
+    def process(self) -> Process:
+        """Its process, also while it measures."""
+        return this_process()
+
     def measure(self, model: bytes, control_baseline_ms: float | None) -> dict[str, Any]:
         """Prepares and measures a serialized ONNX model; returns `Measurement.to_json`."""
         return _portable(lambda: self._measure(model, control_baseline_ms))
+
+    def close(self) -> None:
+        """See `Connector.close`; the process is of no use afterwards."""
+        _portable(self._connector.close)
 
     def _calibrate(self) -> float:
         baseline_ms = self._connector.calibrate()

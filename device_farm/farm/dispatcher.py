@@ -12,7 +12,7 @@ import itertools
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from device_farm.farm.jobs import Job
 from device_farm.farm.lease import Lessor, cause_of
 from device_farm.farm.metrics import FarmMetrics
 from device_farm.farm.pool import FIRST_PAUSE_S, Device, DeviceState, Pool, check_unchanged
+from device_farm.farm.process import Process, this_process
 from device_farm.farm.roster import Roster
 from device_farm.timing.measurement import Measurement, hottest_c
 from device_farm.workload import workload_digest
@@ -150,22 +151,31 @@ class Dispatcher:
     @ray.method(concurrency_group="status")
     async def status(self) -> list[dict[str, Any]]:
         """One row a device; see `Farm.status`."""
-        return await self._in_loop(lambda: [d.status() for d in self._roster.devices.values()])
+
+        async def rows() -> list[dict[str, Any]]:
+            return [device.status() for device in self._roster.devices.values()]
+
+        return await self._in_loop(rows())
 
     @ray.method(concurrency_group="status")
-    async def close(self) -> None:
-        """Ends the devices' processes."""
-        devices = await self._in_loop(lambda: list(self._roster.devices.values()))
-        for device in devices:
-            self._lessor.end(device)
+    async def close(self) -> Process:
+        """Ends the devices' processes, and all that could start one; see `Lessor.close`.
 
-    async def _in_loop(self, call: Callable[[], _T]) -> _T:
-        """Calls in the event loop that has the state."""
+        Returns:
+            Its own, which whoever asked is to end.
+        """
+        await self._in_loop(self._close())
+        return this_process()
 
-        async def run() -> _T:
-            return call()
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._roster.stop()
+        await self._lessor.close(self._roster.devices.values())
 
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), self._loop))
+    async def _in_loop(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Does it in the event loop that has the state."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     def _presence(self, asker: Sequence[Any]) -> asyncio.Future[None]:
         """Is done when the asker's process is gone."""

@@ -172,6 +172,12 @@ class Roster:
         device.take_out(_as_device_error(error), state)
         device.pool.fail_hopeless()
 
+    def stop(self) -> None:
+        """Ends what brings devices into service."""
+        for device in self.devices.values():
+            if device.attempt is not None:
+                device.attempt.cancel()
+
     def _known(self, name: str) -> Device | None:
         """The device of that name, or the one of that model that can serve soonest.
 
