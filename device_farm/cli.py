@@ -99,7 +99,7 @@ def probe(
     if as_json:
         print(json.dumps(facts))
     else:
-        _print_facts(facts)
+        _print_facts({key: value for key, value in facts.items() if key != "hardware"})
 
 
 @app.command()

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from device_farm.timing.control import control_workload
 from device_farm.timing.protocol import PROTOCOL
 
-__all__ = ["DeviceInfo", "device_info", "digest"]
+__all__ = ["DeviceInfo", "changes", "device_info", "digest"]
+
+_LONGEST = 80
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class DeviceInfo:
     """Digest of what the control model's latency depends on: the key of the baseline."""
     serial: str = ""
     """Of the thing itself, if it has one: a farm refuses a second way to the same thing."""
+    hardware: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What else of device and driver is in the digests, for messages."""
 
 
 def device_info(
@@ -76,7 +80,25 @@ def device_info(
         settings_digest=digest({**known, **settings}),
         control_digest=digest({**known, **control, "control": control_workload().digest}),
         serial=serial,
+        hardware=dict(hardware or {}),
     )
+
+
+def changes(before: DeviceInfo, now: DeviceInfo) -> str:
+    """What a device is now and was not before, in words, of what a latency depends on."""
+    facts = [
+        {"model": each.model, "runtime": each.runtime, **each.hardware} for each in (before, now)
+    ]
+    names = [name for name in {**facts[0], **facts[1]} if facts[0].get(name) != facts[1].get(name)]
+    told = [
+        f"{name} was {_brief(facts[0], name)} and is {_brief(facts[1], name)}" for name in names
+    ]
+    return ", ".join(told) or "its settings, or the measuring protocol, are others"
+
+
+def _brief(facts: Mapping[str, Any], name: str) -> str:
+    text = str(facts.get(name))
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def digest(facts: Mapping[str, Any]) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import sqlite3
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ import ray
 
 from device_farm.cache import MeasurementCache, MeasurementKey
 from device_farm.device_spec import DeviceSpec
-from device_farm.failures import DeviceError, DeviceLost, FailurePolicy
+from device_farm.failures import DeviceError, FailurePolicy
 from device_farm.farm.config import FarmConfig, HostRule
 from device_farm.farm.drift import ControlCheck
 from device_farm.farm.failing import FailureHandler
@@ -27,7 +28,8 @@ from device_farm.farm.host_watch import HostWatch
 from device_farm.farm.jobs import Job
 from device_farm.farm.lease import Lessor, cause_of
 from device_farm.farm.metrics import FarmMetrics
-from device_farm.farm.pool import FIRST_PAUSE_S, Device, DeviceState, Pool
+from device_farm.farm.pool import FIRST_PAUSE_S, Device, DeviceState, Pool, check_unchanged
+from device_farm.farm.process import Process, this_process
 from device_farm.farm.roster import Roster
 from device_farm.timing.measurement import Measurement, hottest_c
 from device_farm.workload import workload_digest
@@ -149,22 +151,31 @@ class Dispatcher:
     @ray.method(concurrency_group="status")
     async def status(self) -> list[dict[str, Any]]:
         """One row a device; see `Farm.status`."""
-        return await self._in_loop(lambda: [d.status() for d in self._roster.devices.values()])
+
+        async def rows() -> list[dict[str, Any]]:
+            return [device.status() for device in self._roster.devices.values()]
+
+        return await self._in_loop(rows())
 
     @ray.method(concurrency_group="status")
-    async def close(self) -> None:
-        """Ends the devices' processes."""
-        devices = await self._in_loop(lambda: list(self._roster.devices.values()))
-        for device in devices:
-            self._lessor.end(device)
+    async def close(self) -> Process:
+        """Ends the devices' processes, and all that could start one; see `Lessor.close`.
 
-    async def _in_loop(self, call: Callable[[], _T]) -> _T:
-        """Calls in the event loop that has the state."""
+        Returns:
+            Its own, which whoever asked is to end.
+        """
+        await self._in_loop(self._close())
+        return this_process()
 
-        async def run() -> _T:
-            return call()
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._roster.stop()
+        await self._lessor.close(self._roster.devices.values())
 
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), self._loop))
+    async def _in_loop(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Does it in the event loop that has the state."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     def _presence(self, asker: Sequence[Any]) -> asyncio.Future[None]:
         """Is done when the asker's process is gone."""
@@ -216,10 +227,13 @@ class Dispatcher:
 
     def _is_needed(self, job: Job) -> bool:
         """Whether somebody still waits for it, and no other farm has kept it meanwhile."""
-        if all(asker.done() for asker in job.askers):
-            job.result.cancel()
-        elif known := self._cache.get(job.key):
-            job.finish(known)
+        try:
+            if all(asker.done() for asker in job.askers):
+                job.result.cancel()
+            elif known := self._cache.get(job.key):
+                job.finish(known)
+        except sqlite3.Error as error:  # no fault of the device
+            job.fail(error)
         return not job.result.done()
 
     async def _take_job(self, device: Device) -> None:
@@ -263,7 +277,7 @@ class Dispatcher:
         """Measures a job's model while the next one is staged.
 
         Raises:
-            DeviceLost: Another device was measured.
+            DeviceLost: Another device was measured, or this one is no longer as it joined.
             Exception: See `Lessor.measure`.
         """
         if len(device.pool.jobs) >= len(device.pool.devices):
@@ -274,11 +288,7 @@ class Dispatcher:
             measurement = await self._lessor.measure(
                 device, job.reference, device.control_baseline_ms
             )
-        if measurement.device != job.key.model:
-            raise DeviceLost(
-                f"{device.name!r} must be of model {job.key.model!r}, but it measured on "
-                f"{measurement.device!r}: plug the first in again, or start the farm anew"
-            )
+        check_unchanged(device, measurement, job.key.model, job.key.settings)
         if (heat := hottest_c(measurement.environment)) is not None:
             device.temperature_c = heat
         return measurement
@@ -306,7 +316,7 @@ class Dispatcher:
             device.done += 1
             try:
                 kept = self._cache.put(job.key, measurement)
-            except Exception as error:  # the disk is full, say: the asker is to know
+            except Exception as error:  # the disk is full, say: the asker ends by it
                 job.fail(error)
             else:
                 job.finish(kept)

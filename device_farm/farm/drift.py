@@ -19,7 +19,7 @@ from device_farm.failures import (
     Throttled,
 )
 from device_farm.farm.lease import Lessor, cause_of
-from device_farm.farm.pool import Device
+from device_farm.farm.pool import Device, check_unchanged, pool_key
 from device_farm.timing.control import control_workload
 
 __all__ = ["ControlCheck"]
@@ -131,7 +131,10 @@ class ControlCheck:
     async def _measure(self, device: Device) -> float:
         model, baseline = control_workload().model, device.control_baseline_ms
         with _no_fault_of_a_model(device):
-            return (await self._lessor.measure(device, model, baseline)).median_ms
+            measurement = await self._lessor.measure(device, model, baseline)
+            if device.info is not None:
+                check_unchanged(device, measurement, *pool_key(device.info))
+            return measurement.median_ms
 
     async def _calibrate(self, device: Device) -> float:
         with _no_fault_of_a_model(device):

@@ -17,7 +17,7 @@ from device_farm.farm.drift import ControlCheck
 from device_farm.farm.jobs import Job
 from device_farm.farm.lease import cause_of
 from device_farm.farm.metrics import FarmMetrics
-from device_farm.farm.pool import Device, DeviceState
+from device_farm.farm.pool import Device, DeviceState, Pool
 from device_farm.farm.roster import Roster
 
 __all__ = ["FailureHandler"]
@@ -60,12 +60,13 @@ class FailureHandler:
     async def _find_fault(self, device: Device, job: Job, error: Exception) -> None:
         """Has the control tell the device's fault from the job's."""
         if isinstance(error, DeviceLost | DeviceTimeout):
-            self._give_back(device, device.unfinished(), error)
+            pool = device.pool
+            self._give_back(pool, device.unfinished(), error)
             await self._roster.recover(device)
-            if device.state.is_out:
+            if device.state.is_out or device.pool is not pool:
                 job.requeues += 1
-                self._give_back(device, [job], error)
-                device.pool.fail_hopeless()
+                self._give_back(pool, [job], error)
+                pool.fail_hopeless()
                 return
             device.state = DeviceState.LEASED
         try:
@@ -89,7 +90,7 @@ class FailureHandler:
             for moved in [done for done, _ in device.batch] if job is None else [job]:
                 moved.requeues += 1
         mine = [] if job is None else [job]
-        self._give_back(device, [*device.unfinished(), *mine], error)
+        self._give_back(device.pool, [*device.unfinished(), *mine], error)
         if decision is Decision.PARK:
             is_slow = job is None and isinstance(error, Throttled)
             state = DeviceState.QUARANTINED if is_slow else DeviceState.PARKED
@@ -102,14 +103,14 @@ class FailureHandler:
         else:
             await self._roster.recover(device)
 
-    def _give_back(self, device: Device, jobs: Iterable[Job], error: Exception) -> None:
+    def _give_back(self, pool: Pool, jobs: Iterable[Job], error: Exception) -> None:
         """Leaves jobs to the pool, but not one that its devices have failed at too often."""
-        limit = self._policy.max_requeues + len(device.pool.devices)
+        limit = self._policy.max_requeues + len(pool.devices)
         for job in jobs:
             if job.requeues > limit:
                 job.fail(error)
             else:
-                device.pool.put([job])
+                pool.put([job])
 
 
 def _settle(device: Device, job: Job, error: Exception) -> None:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnschedulableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnschedulableError,
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from device_farm.cache import MeasurementCache
@@ -18,6 +25,7 @@ from device_farm.device_spec import DeviceSpec
 from device_farm.failures import FailurePolicy
 from device_farm.farm.config import FarmConfig, HostRule
 from device_farm.farm.dispatcher import DISPATCHER_GROUPS, FARM_VERSION, Dispatcher, parts_of
+from device_farm.farm.process import Process
 from device_farm.timing.measurement import Measurement
 
 __all__ = ["FARM_NAME", "Farm", "FarmLost"]
@@ -25,6 +33,11 @@ __all__ = ["FARM_NAME", "Farm", "FarmLost"]
 FARM_NAME = "device-farm"
 _NAMESPACE = "device-farm"
 _CONCURRENT_CALLS = 10_000
+_ENDED = (RayActorError, ActorUnschedulableError, GetTimeoutError)
+"""What a call to a dispatcher ends in that is no more, or whose node does not answer."""
+_CLOSE_LIMIT_S = 8.0
+_END_LIMIT_S = 2.0
+_PAUSE_S = 0.05
 
 
 class FarmLost(RayError):
@@ -106,10 +119,11 @@ class Farm:
             raise ValueError("a farm needs at least one device, but got none: name one")
         _check(devices)
         dispatcher = _start_dispatcher(cache_path, policy or FailurePolicy(), devices, (), {})
+        farm = cls(dispatcher)
         try:
-            return cls(dispatcher), _get(dispatcher.ready.remote())
-        except Exception:
-            ray.kill(dispatcher)
+            return farm, _get(dispatcher.ready.remote())
+        except BaseException:  # Ctrl-C, too
+            farm.close()
             raise
 
     @classmethod
@@ -216,13 +230,22 @@ class Farm:
         return rows
 
     def close(self) -> None:
-        """Ends the farm's processes; what is under way fails. Idempotent."""
-        for stay in self._presence:
-            ray.cancel(stay)
-        with contextlib.suppress(RayActorError, ActorUnschedulableError):
-            # Who closes a farm that another ends just now does not want Ray to try that again.
-            ray.get(self._dispatcher.close.options(max_task_retries=0).remote())
-        ray.kill(self._dispatcher)
+        """Ends the farm's processes, within seconds; what is under way fails. Idempotent.
+
+        They are gone then, and a phone that is being measured is neither in fixed performance mode
+        nor kept awake, unless a node or the phone does not answer.
+        """
+        process: Process | None = None
+        try:
+            for stay in self._presence:
+                ray.cancel(stay)
+            with contextlib.suppress(*_ENDED):
+                # Who closes a farm that another ends just now does not want Ray to try that again.
+                closed = self._dispatcher.close.options(max_task_retries=0).remote()
+                process = ray.get(closed, timeout=_CLOSE_LIMIT_S)
+        finally:
+            ray.kill(self._dispatcher)
+        _await_end(self._dispatcher, process)
 
 
 def _named(name: str) -> Any:
@@ -270,6 +293,19 @@ def _start_dispatcher(
         **options,
     )
     return actor_class.remote(cache_path.resolve(), policy, list(devices), list(rules))
+
+
+def _await_end(dispatcher: Any, process: Process | None) -> None:
+    """Waits until the process of a dispatcher that was killed is gone; of another host, or an
+    unknown one, until it answers no more."""
+    deadline = time.monotonic() + _END_LIMIT_S
+    with contextlib.suppress(*_ENDED):
+        while (left := deadline - time.monotonic()) > 0:
+            time.sleep(_PAUSE_S)  # Ray would tell that a call was under way
+            if process is None or not process.is_here:
+                ray.get(dispatcher.version.options(max_task_retries=0).remote(), timeout=left)
+            elif not process.is_running():
+                return
 
 
 def _get(reference: Any) -> Any:

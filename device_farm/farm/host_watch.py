@@ -57,12 +57,16 @@ class HostWatch:
 
     async def run(self) -> None:
         """Looks for ever, if there is a rule."""
-        while self._rules:
-            try:
-                await self._update()
-            except Exception:  # the cluster's head restarts, say; the farm must not go blind
-                _LOG.exception("cannot look for devices; the next try is in %g s", _PERIOD_S)
-            await asyncio.sleep(_PERIOD_S)
+        try:
+            while self._rules:
+                try:
+                    await self._update()
+                except Exception:  # the cluster's head restarts, say; the farm must not go blind
+                    _LOG.exception("cannot look for devices; the next try is in %g s", _PERIOD_S)
+                await asyncio.sleep(_PERIOD_S)
+        finally:
+            for watch in self._watches.values():
+                watch.cancel()
         self._first_scan.set()
 
     async def _update(self) -> None:

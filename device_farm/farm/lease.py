@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+import logging
+from collections.abc import Awaitable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RaySystemError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from device_farm.connector import make_connector
+from device_farm.connector import Connector, connector_type, make_connector
 from device_farm.device_spec import DeviceSpec
 from device_farm.failures import DeviceError, DeviceLost, DeviceTimeout, FailurePolicy
 from device_farm.farm.device_actor import STAGE_GROUP, DeviceActor
 from device_farm.farm.patience import Patience
 from device_farm.farm.pool import Device
+from device_farm.farm.process import Process
 from device_farm.identity import DeviceInfo
 from device_farm.timing.measurement import Measurement
 
 __all__ = ["Lessor", "cause_of"]
 
+_LOG = logging.getLogger(__name__)
 _COUNTED = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
 """Resources that Ray has an option of their own for."""
+_GRACE_S = 1.0
+"""In which a process that does nothing else has closed its device."""
+_CLOSE_LIMIT_S = 5.0
+_END_LIMIT_S = 2.0
+_PAUSE_S = 0.1
 
 
 class Lessor:
@@ -30,6 +39,7 @@ class Lessor:
 
     def __init__(self, policy: FailurePolicy) -> None:
         self._policy = policy
+        self._is_closed = False
 
     async def probe(self, device: Device) -> DeviceInfo:
         """Probes a device once, and starts its process first if need be.
@@ -40,6 +50,8 @@ class Lessor:
             DeviceError: And nothing else.
         """
         limit = self._policy.start_limit_s
+        if self._is_closed:
+            raise DeviceLost(f"the farm that has device {device.name!r} ends: serve it again")
         try:
             if device.actor is None:
                 _start(device)
@@ -99,6 +111,68 @@ class Lessor:
         actor, device.actor = device.actor, None
         if actor is not None:
             ray.kill(actor)
+
+    async def close(self, devices: Iterable[Device]) -> None:
+        """Closes all devices at once, within seconds, and starts no process any more.
+
+        Each process is gone then, and a device that was at work is as its connector leaves it,
+        unless the device or its node do not answer.
+        """
+        self._is_closed = True
+        ends = await asyncio.gather(*map(_close, devices), return_exceptions=True)
+        for error in filter(None, ends):
+            _LOG.warning("a device's process could not be ended: %r", error)
+
+
+async def _close(device: Device) -> None:
+    actor, device.actor = device.actor, None
+    if actor is None:
+        return
+    process: Process | None = None
+    with suppress(TimeoutError, RayError):
+        async with asyncio.timeout(_CLOSE_LIMIT_S):
+            await _release(device, actor)
+            process = await actor.process.remote()
+    ray.kill(actor)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_END_LIMIT_S):
+            await _end_of(actor, process)
+
+
+async def _release(device: Device, actor: Any) -> None:
+    """Has the connector close the device.
+
+    A process that is at work cannot do that, for no other thread may call its connector. If it may
+    leave something on the device, another process clears that.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_GRACE_S):
+            return await actor.close.remote()
+    connector = connector_type(device.spec.connector)
+    if device.info is None or connector.clear_remains is Connector.clear_remains:
+        return None
+    ray.kill(actor, no_restart=False)
+    while True:
+        try:
+            await actor.probe.remote()
+            return await actor.close.remote()
+        except RayTaskError:
+            raise
+        except RayError:  # it is not there again yet
+            await asyncio.sleep(_PAUSE_S)
+
+
+async def _end_of(actor: Any, process: Process | None) -> None:
+    """Waits until the process of an actor that was killed is gone; of another host, or an unknown
+    one, until it answers no more."""
+    if process is not None and process.is_here:
+        while process.is_running():
+            await asyncio.sleep(_PAUSE_S)
+        return
+    with suppress(RayError):
+        while True:
+            await asyncio.sleep(_PAUSE_S)  # Ray would tell that a call was under way
+            await actor.process.remote()
 
 
 async def _patiently(call: Awaitable[Any], patience: Patience) -> Any:

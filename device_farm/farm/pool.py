@@ -6,7 +6,7 @@ import asyncio
 import enum
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ from device_farm.farm.jobs import Job, JobQueue
 from device_farm.identity import DeviceInfo
 from device_farm.timing.measurement import Measurement
 
-__all__ = ["FIRST_PAUSE_S", "Device", "DeviceState", "Pool", "pool_key"]
+__all__ = ["FIRST_PAUSE_S", "Device", "DeviceState", "Pool", "check_unchanged", "pool_key"]
 
 
 FIRST_PAUSE_S = 5.0
@@ -57,6 +57,22 @@ class Pool:
 
     devices: list[Device] = field(default_factory=list)
     jobs: JobQueue = field(default_factory=JobQueue)
+    left: dict[str, DeviceError] = field(default_factory=dict)
+    """By name why devices that were in it are no more: they are alike no longer."""
+
+    def join(self, device: Device) -> None:
+        """Takes a device in."""
+        self.left.pop(device.name, None)
+        self.devices.append(device)
+        device.pool = self
+
+    def leave(self, device: Device, error: DeviceError) -> None:
+        """Lets a device go for another pool; what only it could do fails with the error."""
+        self.devices.remove(device)
+        self.left[device.name] = error
+        device.pool = Pool()
+        self.put(device.unfinished())
+        self._fail_hopeless({**self._out(), device.name: error})
 
     def put(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
@@ -69,7 +85,12 @@ class Pool:
 
     def fail_hopeless(self) -> None:
         """Tells those who wait for what no device can do why."""
-        errors = {d.name: d.out_reason for d in self.devices if d.out_reason}
+        self._fail_hopeless(self._out() or self.left)
+
+    def _out(self) -> dict[str, DeviceError]:
+        return {each.name: each.out_reason for each in self.devices if each.out_reason}
+
+    def _fail_hopeless(self, errors: Mapping[str, DeviceError]) -> None:
         words = "; ".join(f"{name}: {errors[name]}" for name in sorted(errors))
         for job in self.jobs.remove(lambda job: not self.able(job)):
             if job.refusals:
@@ -102,6 +123,8 @@ class Device:
     """How far the control was off that of the first device of this model when it joined."""
     state: DeviceState = DeviceState.NEW
     out_reason: DeviceError | None = None
+    absent_since: float | None = None
+    """When it was lost or taken out, until it serves again."""
     is_suspect: bool = False
     """Whether the control failed when it last ran to find out what was at fault."""
     staged_job: Job | None = None
@@ -136,6 +159,8 @@ class Device:
     attempt: asyncio.Task[None] | None = None
     """What brings it into service, or did."""
     in_service: asyncio.Event = field(default_factory=asyncio.Event)
+    has_server: bool = False
+    """Whether a task does the jobs of its pool, whichever that is."""
 
     @property
     def name(self) -> str:
@@ -171,11 +196,16 @@ class Device:
             self.busy_s += time.monotonic() - started
 
     def serve(self) -> None:
-        self.state, self.out_reason = DeviceState.READY, None
+        self.state, self.out_reason, self.absent_since = DeviceState.READY, None, None
         self.in_service.set()
+
+    def lose(self) -> None:
+        self.state = DeviceState.LOST
+        self.absent_since = self.absent_since or time.monotonic()
 
     def take_out(self, error: DeviceError, state: DeviceState = DeviceState.PARKED) -> None:
         self.state, self.out_reason = state, error
+        self.absent_since = self.absent_since or time.monotonic()
         self.retry_at = time.monotonic() + self.pause_s
         self.pause_s = min(2 * self.pause_s, _LONGEST_PAUSE_S)
         self.in_service.clear()
@@ -232,3 +262,22 @@ def _kind_of(error: DeviceError) -> type[DeviceError]:
 def pool_key(info: DeviceInfo) -> tuple[str, str]:
     """Equal for interchangeable devices."""
     return info.model, info.settings_digest
+
+
+def check_unchanged(device: Device, measurement: Measurement, model: str, settings: str) -> None:
+    """Refuses what was measured on another device than the one of this key.
+
+    Raises:
+        DeviceLost: Device and settings, or what they run on, are others by now.
+    """
+    if measurement.device != model:
+        raise DeviceLost(
+            f"{device.name!r} must be of model {model!r}, but it measured on "
+            f"{measurement.device!r}: plug the first in again, or ask anew for the second"
+        )
+    if measurement.environment.get("settings_digest", settings) != settings:
+        raise DeviceLost(
+            f"{device.name!r} must be as it joined, but its program, converter, system, driver or "
+            f"settings were others when it measured, by {measurement.environment.get('runtime')}: "
+            "it joins anew; ask again"
+        )

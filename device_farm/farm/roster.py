@@ -15,7 +15,7 @@ from device_farm.farm.drift import ControlCheck
 from device_farm.farm.lease import Lessor, cause_of
 from device_farm.farm.patience import Patience
 from device_farm.farm.pool import FIRST_PAUSE_S, Device, DeviceState, Pool, pool_key
-from device_farm.identity import DeviceInfo
+from device_farm.identity import DeviceInfo, changes
 
 __all__ = ["Roster"]
 
@@ -68,14 +68,19 @@ class Roster:
         return device
 
     def report_found(self, spec: DeviceSpec, node: str) -> None:
-        """A host sees a device: it joins, or it is back."""
+        """A host sees a device: it joins, or it is back.
+
+        One that is out, and whose way its host sees no longer, takes the way that it has now. One
+        that farm.yaml names keeps its own.
+        """
         now = time.monotonic()
         device = self.devices.get(spec.name) or self.add(spec, node)
         was_away = now > device.seen_at + _AWAY_S
-        if device.node not in (None, node):
+        if device.node is not None and (device.node, device.spec) != (node, spec):
             is_idle = device.state.is_out or device.state is DeviceState.LOST
             if not (was_away and is_idle):
-                self._warn_of_duplicate(device, node)
+                if device.node != node:
+                    self._warn_of_duplicate(device, node)
                 return
             self._lessor.end(device)
             device.node, device.spec, device.duplicate_on = node, spec, None
@@ -132,13 +137,21 @@ class Roster:
                 self._try(device)
 
     async def recover(self, device: Device) -> None:
-        """Probes a lost device until it is back; it is out if that takes too long."""
-        device.state = DeviceState.LOST
+        """Probes a lost device until it is back; it is out if that takes too long.
+
+        One that is another now joins the pool of its like.
+        """
+        device.lose()
         patience = Patience(device, self._policy.start_limit_s)
         is_fresh = False
         while True:
             try:
-                self._accept(device, await self._lessor.probe(device))
+                info = await self._lessor.probe(device)
+                if _is_another(device, info):
+                    self._leave_pool(device, info)
+                    await asyncio.wait([self._try(device)])
+                    return
+                self._accept(device, info)
             except (DeviceError, ValueError) as error:
                 is_away = isinstance(error, DeviceLost | DeviceTimeout)
                 if not is_away or await patience.has_ended():
@@ -159,8 +172,16 @@ class Roster:
         device.take_out(_as_device_error(error), state)
         device.pool.fail_hopeless()
 
+    def stop(self) -> None:
+        """Ends what brings devices into service."""
+        for device in self.devices.values():
+            if device.attempt is not None:
+                device.attempt.cancel()
+
     def _known(self, name: str) -> Device | None:
         """The device of that name, or the one of that model that can serve soonest.
+
+        Those that are gone for longer than they have to come are left out while another serves.
 
         Raises:
             ValueError: The model's devices have different settings.
@@ -168,6 +189,9 @@ class Roster:
         if name in self.devices:
             return self.devices[name]
         alike = [d for d in self.devices.values() if d.info and d.info.model == name]
+        if any(d.is_joined and d.absent_since is None for d in alike):
+            long_ago = time.monotonic() - self._policy.start_limit_s
+            alike = [d for d in alike if d.absent_since is None or d.absent_since > long_ago]
         if len({pool_key(d.info) for d in alike if d.info and d.is_joined}) > 1:
             names = ", ".join(d.name for d in alike)
             raise ValueError(
@@ -203,9 +227,13 @@ class Roster:
         return device.attempt
 
     async def _attempt(self, device: Device) -> None:
-        is_unknown = not device.is_joined or device.state is DeviceState.QUARANTINED
         try:
-            self._accept(device, await self._lessor.probe(device))
+            info = await self._lessor.probe(device)
+            if _is_another(device, info):
+                self._leave_pool(device, info)
+                info = await self._lessor.probe(device)
+            is_unknown = not device.is_joined or device.state is DeviceState.QUARANTINED
+            self._accept(device, info)
             if is_unknown:
                 device.state = DeviceState.NEW  # others now see that it is taken
                 await self._control.take_baseline(device)
@@ -235,10 +263,28 @@ class Roster:
         device.is_suspect = False
         device.serve()
         if not device.is_joined:
-            device.joined_at = time.monotonic()
-            device.pool = self._pools.setdefault(pool_key(device.info), device.pool)
-            device.pool.devices.append(device)
-            self._on_join(device)
+            self._pools.setdefault(pool_key(device.info), device.pool).join(device)
+            if not device.has_server:
+                device.joined_at, device.has_server = time.monotonic(), True
+                self._on_join(device)
+
+    def _leave_pool(self, device: Device, info: DeviceInfo) -> None:
+        """Has a device that is another now, as after an update, join anew.
+
+        What its process has prepared is of before, so that ends.
+        """
+        assert device.info is not None
+        words = f"{device.name!r} is another device now: {changes(device.info, info)}"
+        _LOG.warning("%s; it joins anew", words)
+        self._lessor.end(device)
+        device.control_ms = device.control_baseline_ms = None
+        device.pool.leave(
+            device,
+            DeviceError(
+                f"a measurement must be of the device that it was asked for, but {words}. Ask "
+                "again: it is then measured as what it is now"
+            ),
+        )
 
     def _warn_of_duplicate(self, device: Device, node: str) -> None:
         if device.duplicate_on != node:
@@ -249,17 +295,22 @@ class Roster:
         """Takes down what a device says of itself.
 
         Raises:
-            DeviceError: It is not the one that it was.
             ValueError: Another device has its cores, or is the same thing.
         """
-        if device.is_joined and device.info and pool_key(info) != pool_key(device.info):
-            raise DeviceError(f"came back as {info.model}: start the farm anew")
         _refuse_shared(device, info, self.devices.values())
         device.info = info
 
 
+def _is_another(device: Device, info: DeviceInfo) -> bool:
+    """Whether a device of a pool is no longer like the others there."""
+    return device.is_joined and device.info is not None and pool_key(info) != pool_key(device.info)
+
+
 def _as_device_error(error: Exception) -> DeviceError:
-    return error if isinstance(error, DeviceError) else DeviceError(str(error))
+    """With its notes, which are the remedy: of a full disk of the cache, say."""
+    if isinstance(error, DeviceError):
+        return error
+    return DeviceError(". ".join([str(error).rstrip("."), *getattr(error, "__notes__", ())]))
 
 
 def _refuse_shared(device: Device, info: DeviceInfo, others: Iterable[Device]) -> None:

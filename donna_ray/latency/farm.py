@@ -1,5 +1,6 @@
 """The way to a device, through a farm or a record: candidates are measured on it."""
 
+import sqlite3
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from typing import Any
 import ray
 
 from device_farm import DeviceLost, DeviceTimeout, Farm, FarmLost, ModelError
+from device_farm.ending import explained
 from donna_ray.errors import DonnaError
 from donna_ray.latency.figures import Latency, memory_not_told
 from donna_ray.latency.recorded import Record
@@ -66,7 +68,9 @@ class LatencyFarm:
         try:
             latencies = ray.get(list(references))
         except ray.exceptions.RayTaskError as error:
-            raise DonnaError(f"A candidate could not be measured: {error.cause}") from error
+            why = error.cause
+            words = explained(why) if isinstance(why, sqlite3.Error) else why
+            raise DonnaError(f"A candidate could not be measured: {words}") from error
         except ray.exceptions.RayError as error:
             is_lost = isinstance(error, ray.exceptions.ActorUnschedulableError)
             why = FarmLost() if is_lost else error
@@ -78,7 +82,8 @@ class LatencyFarm:
         """Like ``wait``, but why a model could not be measured in place of its measurement.
 
         Raises:
-            DonnaError: no device can measure, whatever the model.
+            DonnaError: no device can measure, or the farm cannot keep what it measures, whatever
+                the model.
         """
         ray.wait(list(references), num_returns=len(references))
         self._asked.difference_update(references)
@@ -108,6 +113,8 @@ class LatencyFarm:
             return self.wait([reference])[0]
         except DonnaError as error:
             cause = getattr(error.__cause__, "cause", None)
+            if isinstance(cause, sqlite3.Error):  # of the farm's cache: its disk is full, say
+                raise
             is_of_one = isinstance(cause, ModelError | DeviceLost | DeviceTimeout)
             # Anything else, such as a bug of a connector, is of this model as far as one can tell.
             if is_of_one or (cause is not None and self.devices()):

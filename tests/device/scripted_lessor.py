@@ -11,7 +11,7 @@ import pytest
 from local_farm import without_ray
 
 from device_farm.device_spec import DeviceSpec
-from device_farm.failures import FailurePolicy
+from device_farm.failures import DeviceLost, FailurePolicy
 from device_farm.farm import dispatcher
 from device_farm.farm.dispatcher import Dispatcher
 from device_farm.farm.pool import Device
@@ -24,8 +24,9 @@ Measure = Callable[[bytes], Awaitable[Measurement]]
 
 
 def info(name: str, **facts: Any) -> DeviceInfo:
-    known = {"model": "M", "serial": "", "cores": (), "settings_digest": "s", **facts}
-    return DeviceInfo(name, connector="x", runtime="1", host="h", control_digest="c", **known)
+    digests = {"settings_digest": "s", "control_digest": "c"}
+    known = {"model": "M", "serial": "", "cores": (), **digests, **facts}
+    return DeviceInfo(name, connector="x", runtime="1", host="h", **known)
 
 
 def record(ms: float = 2.0, device: str = "M") -> Measurement:
@@ -34,6 +35,28 @@ def record(ms: float = 2.0, device: str = "M") -> Measurement:
 
 def spec(name: str) -> DeviceSpec:
     return DeviceSpec(name=name, connector="simulated")
+
+
+def away(is_away: list[int], **facts: Any) -> Probe:
+    """A device that is away while the list has something in it."""
+
+    async def probe() -> DeviceInfo:
+        await asyncio.sleep(0.01)
+        if is_away:
+            raise DeviceLost("away")
+        return info("x", **facts)
+
+    return probe
+
+
+def taking(seconds: float, ms: float = 2.0) -> Measure:
+    """A device that measures for so long."""
+
+    async def measure(model: bytes) -> Measurement:
+        await asyncio.sleep(seconds)
+        return record(ms)
+
+    return measure
 
 
 class ScriptedLessor:

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 from local_farm import without_ray
-from scripted_lessor import Farm, info, record
+from scripted_lessor import Farm, away, record, taking
 
 from device_farm import Busy, DeviceError, DeviceLost, Measurement, MeasurementCache
 from device_farm.farm import roster as roster_module
-from device_farm.identity import DeviceInfo
 from device_farm.timing.control import control_workload
 
 
@@ -24,24 +23,6 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 300))
-
-
-def away(is_away: list[int], **facts: Any) -> Callable[[], Coroutine[Any, Any, DeviceInfo]]:
-    async def probe() -> DeviceInfo:
-        await asyncio.sleep(0.01)
-        if is_away:
-            raise DeviceLost("away")
-        return info("x", **facts)
-
-    return probe
-
-
-def taking(seconds: float, ms: float = 2.0) -> Callable[[bytes], Coroutine[Any, Any, Measurement]]:
-    async def measure(model: bytes) -> Measurement:
-        await asyncio.sleep(seconds)
-        return record(ms)
-
-    return measure
 
 
 def test_two_ways_to_one_phone_that_come_back_together(tmp_path: Path) -> None:
@@ -291,45 +272,5 @@ def test_what_another_farm_measured_meanwhile_is_taken_from_the_cache(tmp_path: 
             other.put(key, record(5.0))
         await asyncio.gather(*asked)
         assert len(farm.lessor.log) == 1
-
-    run(test)
-
-
-def test_a_device_of_the_same_name_on_an_unlike_host_takes_over_nothing(tmp_path: Path) -> None:
-    """What is asked of the one is not measured on the other, when the first goes away."""
-
-    async def test() -> None:
-        farm, is_away = Farm(tmp_path, start_limit_s=0.1), list[int]()
-        farm.lessor.probes["a"] = away(is_away)
-        farm.see("a")
-        await farm.until(lambda: farm.state("a") == "ready")
-        is_away.append(1)
-        farm.lessor.measures["a"] = lost
-        with pytest.raises(DeviceLost):
-            await farm.measure(b"first")
-        await farm.until(lambda: farm.state("a") == "parked")
-        farm.device("a").seen_at = float("-inf")
-        farm.lessor.probes["a"] = away([], settings_digest="of another CPU")
-        farm.lessor.log.clear()
-        farm.roster.report_found(farm.device("a").spec, "another")
-        farm.pass_time()
-        with pytest.raises(DeviceError, match="came back as M: start the farm anew"):
-            await farm.measure(b"second")
-        assert farm.device("a").node == "another"
-        assert not farm.lessor.log
-
-    async def lost(model: bytes) -> Measurement:
-        raise DeviceLost("away")
-
-    run(test)
-
-
-def test_two_devices_of_one_name_are_told(tmp_path: Path) -> None:
-    async def test() -> None:
-        farm = Farm(tmp_path)
-        farm.see("a")
-        await farm.until(lambda: farm.state("a") == "ready")
-        farm.roster.report_found(farm.device("a").spec, "another")
-        assert "another also sees a device 'a'" in farm.device("a").status()["message"]
 
     run(test)

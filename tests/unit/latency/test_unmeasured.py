@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import sqlite3
 from typing import Any, NoReturn
 from unittest.mock import MagicMock
 
@@ -64,6 +66,18 @@ def test_where_nothing_can_measure_the_search_ends(
 ) -> None:
     with pytest.raises(DonnaError, match=str(error)):
         settled(monkeypatch, error, state)
+
+
+def test_a_farm_that_cannot_keep_what_it_measures_ends_the_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though its device works on: each candidate would be measured for nothing."""
+    full = sqlite3.OperationalError("database or disk is full")
+    full.add_note("The file of measurements /x must be a writable SQLite file: make room.")
+    with pytest.raises(
+        DonnaError, match=r"disk is full\. The file of measurements /x .* make room"
+    ):
+        settled(monkeypatch, pickle.loads(pickle.dumps(full)), "ready")
 
 
 def test_a_search_whose_farm_lost_its_node_is_told_what_to_do(
