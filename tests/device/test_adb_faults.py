@@ -257,3 +257,12 @@ def test_a_converter_that_is_not_there_is_no_fault_of_the_model(
     with pytest.raises(DeviceError, match=f"{command} does not .*correct `convert`") as caught:
         phone.prepare(control_workload())
     assert type(caught.value) is DeviceError
+
+
+def test_a_program_that_somebody_ends_blames_no_model(spoilt: Phone, tmp_path: Path) -> None:
+    """As a phone does that lacks memory."""
+    usual = {**command_settings(tmp_path, 0), "address": spoilt.address}
+    (tmp_path / "mine").write_text("#!/bin/sh\nkill -KILL $$\n")
+    with pytest.raises(DeviceError, match="was ended on phone 'phone'") as caught:
+        AdbConnector("phone", usual).prepare(control_workload())
+    assert type(caught.value) is DeviceError

@@ -36,6 +36,7 @@ from device_farm.connectors.adb.link import Link
 from device_farm.connectors.adb.models import ModelFolder, PhoneModel
 from device_farm.connectors.adb.paths import HostPath
 from device_farm.connectors.adb.runners import AnyRunner, Runner, RunPlan
+from device_farm.connectors.adb.runners.base import was_ended
 from device_farm.connectors.adb.server import DEFAULT_SERVER
 from device_farm.connectors.adb.shell import CommandFailed, Shell
 from device_farm.failures import DeviceError, DeviceLost, ModelError
@@ -364,6 +365,12 @@ class AdbConnector(Connector[PhoneModel]):
                 f"processor, with its libraries in `libraries` ({error.words})"
             )
         shell.check_writable(_FOLDER)
+        if was_ended(error.status):
+            return DeviceError(
+                f"{runner.binary.name} must run to its end, but was ended on phone "
+                f"{self.device!r}: see whether the phone lacks memory, or what ends programs there "
+                f"({error.words})"
+            )
         return ModelError(
             f"{runner.binary.name} on phone {self.device!r} cannot run the model: {error.words}"
         )
