@@ -115,6 +115,8 @@ class AdbConnector(Connector[PhoneModel]):
         self._link: Link | None = None
         self._identity: Identity | None = None
         self._binary: str | None = None
+        self._brought: dict[str, str] = {}
+        """Of the program and its libraries: the path on the phone, and the SHA-256."""
         self._bound: list[str] | None = None
         self._models = ModelFolder(f"{_FOLDER}/models")
         self._prepared: dict[str, PhoneModel] = {}
@@ -279,9 +281,10 @@ class AdbConnector(Connector[PhoneModel]):
         runner = self._runner()
         path = f"{_FOLDER}/bin/{self._runner_key()}/{runner.binary.name}"
         if self._binary != path:
+            self._brought.clear()
             for file in (*runner.libraries, runner.binary):
                 target = f"{path.rpartition('/')[0]}/{file.name}"
-                shell.put(file.read_bytes(), target, executable=True)
+                self._brought[target] = shell.put(file.read_bytes(), target, executable=True)
             self._binary = path
         return path
 
@@ -334,7 +337,7 @@ class AdbConnector(Connector[PhoneModel]):
             output = shell.run(command, limit_s)
         except CommandFailed as error:
             shell.ask("rm", "-f", results)
-            raise self._failure(shell, model, binary, error) from error
+            raise self._failure(shell, model, error) from error
         try:
             written = shell.ask("cat", results) or ""
             shell.ask("rm", "-f", results)
@@ -345,19 +348,17 @@ class AdbConnector(Connector[PhoneModel]):
             shell.check_writable(_FOLDER)
             raise DeviceError(f"phone {self.device!r}: {error}") from error
 
-    def _failure(
-        self, shell: Shell, model: PhoneModel, binary: str, error: CommandFailed
-    ) -> DeviceError:
-        """What made the program fail: a file that is gone, the program itself, or the model."""
-        runner = self._runner()
-        for path in (model.path, binary):
-            if shell.ask("test", "-f", path) is None:
+    def _failure(self, shell: Shell, model: PhoneModel, error: CommandFailed) -> DeviceError:
+        """What made the program fail: a file that is gone or damaged, the program, or the model."""
+        for path, sha256 in ((model.path, model.sha256), *self._brought.items()):
+            if not shell.has(path, sha256):
                 self._prepared.clear()
                 self._binary = None
                 return DeviceLost(
-                    f"{path} vanished from phone {self.device!r}, and will be brought again: "
-                    "see what removes files there"
+                    f"{path} vanished from phone {self.device!r} or is damaged, and will be "
+                    "brought again: see what removes files there, or whether its power was lost"
                 )
+        runner = self._runner()
         if error.status in _CANNOT_RUN or _CANNOT_LINK in error.output:
             self._binary = None
             return DeviceError(

@@ -107,8 +107,11 @@ class Shell:
         """Whether a file is there with that content."""
         return (self.ask("sha256sum", path) or "").split()[:1] == [sha256]
 
-    def put(self, data: bytes, path: str, executable: bool = False) -> None:
+    def put(self, data: bytes, path: str, executable: bool = False) -> str:
         """Brings a file, unless it is there: pushed under another name, checked, then renamed.
+
+        Returns:
+            The SHA-256 of its content.
 
         Raises:
             Busy: The phone's disk is full, or its folder cannot be written.
@@ -117,7 +120,7 @@ class Shell:
         """
         sha256 = hashlib.sha256(data).hexdigest()
         if self.has(path, sha256):
-            return
+            return sha256
         aside = f"{path}.{secrets.token_hex(4)}.part"
         folder = path.rpartition("/")[0]
         self._change(["mkdir", "-p", folder], folder)
@@ -135,6 +138,7 @@ class Shell:
                 f"{path} arrived broken on phone {self.phone!r}: check its cable or network"
             )
         self._change(["sh", "-c", _RENAME, "sh", aside, path], folder)
+        return sha256
 
     def check_writable(self, *folders: str) -> None:
         """Makes folders, if need be, and sees that a file can be written in each.
