@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from device_farm.connectors.adb.runners import Runner
@@ -49,24 +49,30 @@ class ModelFolder:
         return f"{self.path}/{name if runner.conversion else workload.digest}{runner.suffix}"
 
     def bring(
-        self, shell: Shell, workload: Workload, runner: Runner, converted: bytes | None = None
+        self,
+        shell: Shell,
+        workload: Workload,
+        runner: Runner,
+        converted: bytes | None,
+        before: Callable[[int], None],
     ) -> PhoneModel:
         """Brings a model, unless it is there, and renews its time.
 
         Args:
             converted: the model as the runner reads it, if that was made before.
+            before: called with the bytes that may be pushed.
 
         Raises:
-            DeviceError: As `Shell.put` and `Runner.converted`.
+            DeviceError: As `Shell.put`, `Runner.converted` and `before`.
         """
         path = self.path_of(workload, runner)
-        if runner.conversion:
-            sha256 = self._renew_whole(shell, path)
-            if sha256 is None:
-                sha256 = shell.put(converted or runner.converted(workload.model), path)
+        sha256 = self._renew_whole(shell, path) if runner.conversion else None
+        if sha256 is None:
+            content = converted or runner.converted(workload.model)
+            before(len(content))
+            sha256 = shell.put(content, path)
+            if runner.conversion:
                 shell.ask("sh", "-c", 'echo "$1" > "$2"', "sh", sha256, _sum_of(path))
-        else:
-            sha256 = shell.put(workload.model, path)
         if not self.renew(shell, path):
             raise DeviceLost(
                 f"{path} vanished from phone {shell.phone!r}: see what removes files there"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from device_farm.connectors.adb.link import DiskFull, Link
 from device_farm.failures import Busy, DeviceError, DeviceLost
 
-__all__ = ["CommandFailed", "Shell"]
+__all__ = ["CommandFailed", "Shell", "unwritable"]
 
 _SHORT_S = 30.0
 _TRY_WRITING = """\
@@ -158,8 +158,13 @@ class Shell:
         try:
             self.run(command)
         except CommandFailed as error:
-            raise Busy(
-                f"phone {self.phone!r} must let files be written in {folder}, but does not "
-                f"({' '.join(error.output.split())[-400:]}): free some of its storage, or remove "
-                "that folder or make it writable in `adb shell`"
-            ) from error
+            raise unwritable(folder, error) from error
+
+
+def unwritable(path: str, error: CommandFailed) -> Busy:
+    """The failure of a phone that does not let a folder or a file be changed."""
+    return Busy(
+        f"phone {error.args[0]!r} must let files be written in {path}, but does not "
+        f"({' '.join(error.output.split())[-400:]}): free some of its storage, or remove "
+        "that folder or make it writable in `adb shell`"
+    )
