@@ -150,11 +150,15 @@ def test_what_killed_conversions_left_is_cleared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     left, under_way = (tmp_path / f"device-farm-conversion-{name}" for name in ("old", "new"))
     for folder in (left, under_way):
         folder.mkdir()
         (folder / "model.onnx").touch()
     os.utime(left, (0, 0))
-    runner = TfliteRunner(binary=perf_test(tmp_path), convert=("cp", "{onnx}", "{output}"))
+    work = 'cp "$0" "$1"; mktemp -d'  # which stays, as where it is killed
+    runner = TfliteRunner(
+        binary=perf_test(tmp_path), convert=("sh", "-c", work, "{onnx}", "{output}")
+    )
     assert runner.converted(b"model") == b"model"
-    assert [*tmp_path.glob("device-farm-*")] == [under_way]
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [under_way]

@@ -253,7 +253,12 @@ def _working_folder() -> Iterator[str]:
 def _convert(command: list[str], target: Path, refuses: Callable[[int], bool]) -> bytes:
     try:
         subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=_CONVERSION_LIMIT_S
+            command,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=_CONVERSION_LIMIT_S,
+            env={**os.environ, "TMPDIR": str(target.parent)},  # what it leaves goes with the folder
         )
         return target.read_bytes()
     except subprocess.CalledProcessError as error:
