@@ -23,7 +23,17 @@ __all__ = [
     "ModelError",
     "Throttled",
     "first_line",
+    "refuse_without_memory",
 ]
+
+_NO_MEMORY = (
+    "bad_alloc",
+    "bad allocation",
+    "allocate memory",
+    "out of memory",
+    "ALLOC_FAILED",
+    "is smaller than requested bytes",
+)
 
 
 class DeviceError(Exception):
@@ -60,6 +70,12 @@ class Throttled(DeviceError):
 def first_line(error: BaseException) -> str:
     """What an error of a library says, for a message of one line."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def refuse_without_memory(error: Exception) -> None:
+    """Raises MemoryError if that is what an error of ONNX Runtime is."""
+    if isinstance(error, MemoryError) or any(word in str(error) for word in _NO_MEMORY):
+        raise MemoryError(first_line(error)) from error
 
 
 _Count = Annotated[int, Field(ge=0)]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from device_farm.failures import DeviceError, ModelError, first_line
+from device_farm.failures import DeviceError, ModelError, first_line, refuse_without_memory
 from device_farm.workload import Workload
 
 __all__ = [
@@ -26,14 +26,6 @@ onnxruntime.disable_telemetry_events()  # its builds for Windows send some
 
 Array = np.ndarray[Any, Any]
 CPU = "CPUExecutionProvider"
-_NO_MEMORY = (
-    "bad_alloc",
-    "bad allocation",
-    "allocate memory",
-    "out of memory",
-    "ALLOC_FAILED",
-    "is smaller than requested bytes",
-)
 _GPU_PACKAGE = (  # 1.26 is PyPI's last that is built for CUDA 12
     "pip uninstall onnxruntime, then pip install onnxruntime-gpu (of torch's CUDA: up to 1.26.0 "
     "for 12, later ones for 13)"
@@ -80,7 +72,7 @@ def open_session(
             enable_fallback=False,  # to other providers, whose latency would pass for the first's
         )
     except Exception as error:  # ONNX Runtime's errors share no base class
-        _refuse_without_memory(error)
+        refuse_without_memory(error)
         if "graph capture" in str(error).lower():
             raise DeviceError(
                 f"`cuda_graph` needs a model that {providers[0][0]} runs wholly, but it does not "
@@ -132,7 +124,7 @@ def run_failure(error: Exception, inputs: Mapping[str, Array]) -> ModelError:
     Raises:
         MemoryError: Nothing: there is not enough memory.
     """
-    _refuse_without_memory(error)
+    refuse_without_memory(error)
     integers = [repr(name) for name, value in inputs.items() if value.dtype.kind in "iu"]
     remedy = "try it on inputs of its shapes"
     if integers:
@@ -206,9 +198,3 @@ def _form(output: Any) -> str:
     if isinstance(output, (list, dict)):
         return f"{len(output)} values"
     return f"shape {np.shape(output)}"
-
-
-def _refuse_without_memory(error: Exception) -> None:
-    """Raises MemoryError if that is what an error of ONNX Runtime is."""
-    if isinstance(error, MemoryError) or any(word in str(error) for word in _NO_MEMORY):
-        raise MemoryError(first_line(error)) from error

@@ -254,13 +254,14 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
             _pinned(cores),
         )
         slowdown = handle.wall_s / max(handle.thread_s, 1e-9)
+        by_cpu_clock = self._by_cpu_clock(settings.interleave)
         measurement.environment.update(
             affinity=list(cores),
             providers=handle.session.get_providers(),
-            clock="thread" if self._by_cpu_clock(settings.interleave) else "wall",
+            clock="thread" if by_cpu_clock else "wall",
             wall_over_thread_time=slowdown,
             oversubscribed=slowdown > _OVERSUBSCRIBED,
-            other_work_percent=others.percent(),
+            other_work_percent=_other_work(others.percent(), slowdown if by_cpu_clock else 1.0),
         )
         return self._with_costs(measurement, handle, cores)
 
@@ -329,6 +330,13 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
                 "lower `threads`, name other `cores`, or give the process more cores"
             )
         return cores
+
+
+def _other_work(of_host: float | None, slowdown: float) -> float | None:
+    """What others took of the host's CPUs, or of the core that was used, whichever is more: on a
+    host of many cores one that shares the core is next to nothing of them all."""
+    of_core = 100 * (1 - 1 / max(slowdown, 1.0))
+    return None if of_host is None else max(of_host, of_core)
 
 
 def _session(

@@ -11,7 +11,7 @@ import onnx.version_converter
 import onnxruntime
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, numpy_helper
 
-from device_farm.failures import ModelError, first_line
+from device_farm.failures import DeviceError, ModelError, first_line, refuse_without_memory
 from device_farm.litert.activations import join_activations
 from device_farm.litert.graph import Graph
 
@@ -53,8 +53,28 @@ def _check_ends(graph: GraphProto) -> None:
                 )
 
 
+def _check_room(folder: str, model: bytes) -> None:
+    """Of a full disk ONNX Runtime says that the model cannot be serialized.
+
+    Raises:
+        DeviceError: The folder cannot take a file of the model's size.
+    """
+    try:
+        Path(folder, "room").write_bytes(model)
+    except OSError as error:
+        raise DeviceError(
+            f"the folder of temporary files must take a copy of the model, {len(model)} bytes, but "
+            f"{folder} does not ({error.strerror}): free some space there, or set TMPDIR"
+        ) from error
+
+
 def _simplified(model: bytes) -> ModelProto:
-    """By the level of ONNX Runtime's optimizations that leaves standard operators."""
+    """By the level of ONNX Runtime's optimizations that leaves standard operators.
+
+    Raises:
+        ModelError: ONNX Runtime refuses it.
+        DeviceError, MemoryError: Nothing: this host lacks room for it.
+    """
     model = _of_a_form_that_is_known(model)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -69,6 +89,8 @@ def _simplified(model: bytes) -> ModelProto:
                 disabled_optimizers=["TransposeOptimizer"],  # it parts Quantize from Dequantize
             )
         except Exception as error:  # ONNX Runtime raises many kinds
+            refuse_without_memory(error)
+            _check_room(folder, model)
             raise ModelError(
                 f"a model must be one that ONNX Runtime runs, but it says: {first_line(error)}"
             ) from error

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 from ai_edge_litert.interpreter import Interpreter
 
-from device_farm.failures import ModelError, first_line
+from device_farm.failures import ModelError, first_line, refuse_without_memory
 from device_farm.litert.graph import Graph
 from device_farm.litert.writer import Array
 
@@ -83,6 +83,7 @@ def onnx_outputs(model: bytes, inputs: Mapping[str, Array]) -> list[Array]:
 
     Raises:
         ModelError: ONNX Runtime cannot load or run it.
+        MemoryError: There is not enough.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -92,6 +93,7 @@ def onnx_outputs(model: bytes, inputs: Mapping[str, Array]) -> list[Array]:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         return list(session.run(None, dict(inputs)))
     except Exception as error:  # ONNX Runtime's errors share no base class
+        refuse_without_memory(error)
         raise ModelError(
             "a converted model is compared with the ONNX model, which ONNX Runtime must run, but "
             f"it says: {first_line(error)}; export it anew, with a newer opset or other options"

@@ -73,6 +73,6 @@ def drift_percent(latency: Latency) -> float | None:
 
 
 def disturbed_percent(latency: Latency) -> float:
-    """What other processes took of all CPUs of the device's host meanwhile, in percent of them; 0
-    where the device does not tell, or has a processor to itself."""
+    """What other processes took of all CPUs of the device's host meanwhile, or of the core that it
+    used, in percent of them; 0 where the device does not tell, or has a processor to itself."""
     return (latency.get("environment") or {}).get("other_work_percent") or 0.0

@@ -22,6 +22,7 @@ from phone import Phone, command_settings, quick_perf_test
 from device_farm import (
     Busy,
     DeviceError,
+    DeviceLost,
     DeviceSpec,
     FailurePolicy,
     ModelError,
@@ -138,8 +139,7 @@ def test_a_runner_that_fails_everything_parks_the_phone(
     farm = local(spec(spoilt, tmp_path), policy=FailurePolicy(control_every=0))
     wait_for_state(farm, "spoilt", "ready")
     farm.measure(renamed(0), "spoilt")
-    [program] = (spoilt.tmp / "device-farm/bin").glob("*/*")
-    program.write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "onnxruntime_perf_test").write_text("#!/bin/sh\nexit 1\n")  # built anew
     with pytest.raises(DeviceError, match=r"device 'spoilt' must run .*status 1") as caught:
         farm.measure(renamed(1), "spoilt")
     assert not isinstance(caught.value, ModelError)
@@ -257,3 +257,52 @@ def test_a_converter_that_is_not_there_is_no_fault_of_the_model(
     with pytest.raises(DeviceError, match=f"{command} does not .*correct `convert`") as caught:
         phone.prepare(control_workload())
     assert type(caught.value) is DeviceError
+
+
+def test_a_program_that_somebody_ends_blames_no_model(spoilt: Phone, tmp_path: Path) -> None:
+    """As a phone does that lacks memory."""
+    usual = {**command_settings(tmp_path, 0), "address": spoilt.address}
+    (tmp_path / "mine").write_text("#!/bin/sh\nkill -KILL $$\n")
+    with pytest.raises(DeviceError, match="was ended on phone 'phone'") as caught:
+        AdbConnector("phone", usual).prepare(control_workload())
+    assert type(caught.value) is DeviceError
+
+
+def of_files_that_are_whole(folder: Path) -> dict[str, Any]:
+    """Settings of a program that reads a converted model, of which it has to be told its end."""
+    usual = command_settings(folder, 0)
+    (folder / "mine").write_text('#!/bin/sh\ngrep -q whole "$1" && echo took 2000 us\n')
+    convert = ["sh", "-c", 'echo whole > "$1"', "sh", "{output}"]
+    more = {"command_line": ["{binary}", "{model}"], "convert": convert}
+    return {**usual, "runner": {**usual["runner"], **more}}
+
+
+@pytest.mark.parametrize("content", ["", "whole, b"])
+def test_a_converted_model_that_is_torn_is_brought_again(
+    spoilt: Phone, tmp_path: Path, content: str
+) -> None:
+    """The phone lost its power just after it was brought; another process finds the file."""
+    settings = {**of_files_that_are_whole(tmp_path), "address": spoilt.address}
+    first = AdbConnector("phone", settings).prepare(control_workload())
+    file = Path(f"{spoilt.folder}{first.path}")
+    file.write_text(content)
+    device = AdbConnector("phone", settings)
+    assert device.measure(device.prepare(control_workload()), device.settings).median_ms == 2
+    assert file.read_text() == "whole\n"
+    inode = file.stat().st_ino
+    assert AdbConnector("phone", settings).prepare(control_workload()) == first
+    assert file.stat().st_ino == inode  # it was there
+
+
+@pytest.mark.parametrize("torn", ["models/*.onnx", "bin/*/*"])
+def test_what_is_torn_under_a_connector_blames_no_model(
+    spoilt: Phone, tmp_path: Path, torn: str
+) -> None:
+    settings = {**of_files_that_are_whole(tmp_path), "address": spoilt.address}
+    device = AdbConnector("phone", settings)
+    handle = device.prepare(control_workload())
+    [file] = (spoilt.tmp / "device-farm").glob(torn)
+    file.write_text("exit 1")
+    with pytest.raises(DeviceLost, match=f"{file.name} vanished .* or is damaged"):
+        device.measure(handle, device.settings)
+    assert device.measure(device.prepare(control_workload()), device.settings).median_ms == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,50 @@ def test_a_converter_that_dies_silently_is_told_with_its_signal(tmp_path: Path) 
     runner = TfliteRunner(binary=perf_test(tmp_path), convert=dies)
     with pytest.raises(ModelError, match=r"converter sh refuses the model: .*SIGSEGV"):
         runner.converted(b"")
+
+
+@pytest.mark.parametrize("end", ["kill -KILL $$", "kill -TERM $$", "exit 137"])
+def test_a_converter_that_somebody_ends_blames_no_model(tmp_path: Path, end: str) -> None:
+    """As a host does that lacks memory; in a container by a shell, which tells it by its status."""
+    runner = TfliteRunner(binary=perf_test(tmp_path), convert=("sh", "-c", end, "{onnx}"))
+    with pytest.raises(DeviceError, match="or what ends programs there") as caught:
+        runner.converted(b"")
+    assert type(caught.value) is DeviceError
+
+
+@pytest.mark.parametrize(("status", "kind"), [(2, ModelError), (1, DeviceError)])
+def test_what_is_no_fault_of_the_model_is_told_by_the_own_converter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, kind: type[DeviceError]
+) -> None:
+    own = ("sh", "-c", f"exit {status}", "{onnx}", "{output}")
+    monkeypatch.setattr("device_farm.connectors.adb.runners.tflite._OWN", own)
+    with pytest.raises(DeviceError) as caught:
+        TfliteRunner(binary=perf_test(tmp_path)).converted(b"")
+    assert type(caught.value) is kind
+
+
+def test_a_folder_of_temporary_files_that_is_full_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    runner = TfliteRunner(binary=perf_test(tmp_path), convert=("true",))
+    with pytest.raises(DeviceError, match=r"does not \(.*No such file.*set TMPDIR"):
+        runner.converted(b"")
+
+
+def test_what_killed_conversions_left_is_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    left, under_way = (tmp_path / f"device-farm-conversion-{name}" for name in ("old", "new"))
+    for folder in (left, under_way):
+        folder.mkdir()
+        (folder / "model.onnx").touch()
+    os.utime(left, (0, 0))
+    work = 'cp "$0" "$1"; mktemp -d'  # which stays, as where it is killed
+    runner = TfliteRunner(
+        binary=perf_test(tmp_path), convert=("sh", "-c", work, "{onnx}", "{output}")
+    )
+    assert runner.converted(b"model") == b"model"
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [under_way]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import resource
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from onnx import NodeProto, TensorProto, helper
 from onnx_nodes import made_of, node
 
 from device_farm import ModelError, Workload
+from device_farm.timing.control import control_workload
 
 pytest.importorskip("ai_edge_litert", reason="needs the extra litert: pip install ai-edge-litert")
 
@@ -155,3 +159,17 @@ def test_what_makes_a_tensor_of_unknown_sizes_is_named() -> None:
     nodes = [node("Reshape", "x four", "s"), node("Resize", "x _ s", "r"), node("Relu", "r", "y")]
     with pytest.raises(ModelError, match="those of r, which Resize makes, depend on values"):
         convert(made_of(nodes, shape=(1, 1, 2, 2), four=np.array([4])))
+
+
+def test_a_full_disk_is_no_fault_of_the_model(tmp_path: Path) -> None:
+    """ONNX Runtime says of it that the model cannot be serialized."""
+    (tmp_path / "model.onnx").write_bytes(control_workload().model)
+    words = ["convert", str(tmp_path / "model.onnx"), str(tmp_path / "model.tflite")]
+    done = subprocess.run(
+        [sys.executable, "-m", "device_farm", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
+    )
+    assert done.returncode == 1, done.stderr
+    assert "free some space there, or set TMPDIR" in done.stderr

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from device_farm import DeviceError, DeviceLost, ModelError, Workload
 from device_farm.connectors import onnxruntime as onnxruntime_connector
 from device_farm.connectors import peak_memory
+from device_farm.connectors.cpu import OtherWork
 from device_farm.connectors.onnx_session import reference_outputs
 from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
 from device_farm.connectors.peak_memory import peak_memory_mb
@@ -51,6 +54,18 @@ def test_environment_tells_what_was_true() -> None:
     assert environment["other_work_percent"] >= 0
     assert environment["before"].keys() == environment["after"].keys()
     assert sorted(os.sched_getaffinity(0)) == usable
+
+
+def test_another_one_on_the_same_core_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a host of so many cores that it takes nothing of them all."""
+    monkeypatch.setattr(OtherWork, "percent", lambda _: 0.0)
+    connector = OnnxRuntimeConnector("cpu", {**QUICK, "blocks": 20, "runs_per_block": 20})
+    handle = connector.prepare(control_workload())
+    spin = f"import os; os.sched_setaffinity(0, {{{max(os.sched_getaffinity(0))}}})\nwhile True: 0"
+    with subprocess.Popen([sys.executable, "-c", spin]) as other:
+        measurement = connector.measure(handle, connector.settings, 0.5)
+        other.kill()
+    assert measurement.environment["other_work_percent"] >= 25
 
 
 def test_memory_is_that_of_the_model_whatever_ran_before() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -185,12 +185,15 @@ def condition(shell: Shell, cores: Sequence[int]) -> dict[str, Any]:
 
 
 @contextmanager
-def measuring_mode(shell: Shell, screen: str, fixed_performance: bool, mark: str) -> Iterator[None]:
+def measuring_mode(
+    shell: Shell, screen: str, fixed_performance: bool, mark: str, is_mine: Callable[[], bool]
+) -> Iterator[None]:
     """Has screen and performance mode as the settings say while it lasts, and as before then.
 
     Args:
         mark: A file on the phone, which is there while its screen is kept on: see
             `end_measuring_mode`.
+        is_mine: Whether no other program has the phone at the end, and its mode.
 
     Raises:
         DeviceError: The phone does not know the mode, or `mark` cannot be written.
@@ -209,7 +212,8 @@ def measuring_mode(shell: Shell, screen: str, fixed_performance: bool, mark: str
     finally:
         if screen == "on" or fixed_performance:
             with suppress(DeviceError):  # it may be what ended the measurement
-                end_measuring_mode(shell, mark)
+                if is_mine():
+                    end_measuring_mode(shell, mark)
 
 
 def end_measuring_mode(shell: Shell, mark: str) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import signal
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from statistics import median
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -34,8 +34,11 @@ from device_farm.connectors.adb.condition import (
 from device_farm.connectors.adb.keys import default_key_path
 from device_farm.connectors.adb.link import Link
 from device_farm.connectors.adb.models import ModelFolder, PhoneModel
+from device_farm.connectors.adb.owner import Owner
 from device_farm.connectors.adb.paths import HostPath
+from device_farm.connectors.adb.programs import ProgramFolder
 from device_farm.connectors.adb.runners import AnyRunner, Runner, RunPlan
+from device_farm.connectors.adb.runners.base import was_ended
 from device_farm.connectors.adb.server import DEFAULT_SERVER
 from device_farm.connectors.adb.shell import CommandFailed, Shell
 from device_farm.failures import DeviceError, DeviceLost, ModelError
@@ -113,8 +116,9 @@ class AdbConnector(Connector[PhoneModel]):
         super().__init__(device, settings)
         self._link: Link | None = None
         self._identity: Identity | None = None
-        self._binary: str | None = None
         self._bound: list[str] | None = None
+        self._owner = Owner(f"{_FOLDER}/owner")
+        self._programs = ProgramFolder(f"{_FOLDER}/bin")
         self._models = ModelFolder(f"{_FOLDER}/models")
         self._prepared: dict[str, PhoneModel] = {}
         self._converted: dict[str, bytes] = {}
@@ -136,7 +140,8 @@ class AdbConnector(Connector[PhoneModel]):
         found = identify(shell)
         if self._identity and found != self._identity:
             self._prepared.clear()
-            self._binary = self._bound = None
+            self._programs.forget()
+            self._bound = None
         self._identity = found
         self._binding(shell)
         runner = self.settings.runner
@@ -150,10 +155,12 @@ class AdbConnector(Connector[PhoneModel]):
 
     def clear_remains(self) -> None:
         """The mode that it was measured in, files that did not arrive whole, results that nobody
-        read, and runners of before."""
-        if self.settings.runner:
-            end_measuring_mode(self.shell(), _STAYS_ON)
-            self.shell().ask("sh", "-c", _CLEAR, "sh", _FOLDER, self._runner_key())
+        read, and runners of before; not while another program measures, which is `Busy`."""
+        if runner := self.settings.runner:
+            shell = self.shell()
+            with self._owner.held(shell):
+                end_measuring_mode(shell, _STAYS_ON)
+                shell.ask("sh", "-c", _CLEAR, "sh", _FOLDER, self._programs.key(runner))
 
     def health(self) -> dict[str, Any]:
         own = self.settings
@@ -178,7 +185,7 @@ class AdbConnector(Connector[PhoneModel]):
             return known
         self._prepared.pop(workload.digest, None)
         converted = self._converted.pop(workload.digest, None)
-        model = self._models.bring(shell, workload, runner, converted)
+        model = self._models.bring(shell, workload, runner, converted, self._take)
         try:
             first = self._run(model, 0, 1)
         finally:
@@ -241,10 +248,17 @@ class AdbConnector(Connector[PhoneModel]):
         """Each call of the program does its own."""
         return settings.model_copy(update={"warmup_runs": 0, "warmup_seconds": 0.0})
 
-    def _measuring_mode(self) -> AbstractContextManager[None]:
-        settings = self.settings
+    @contextmanager
+    def _measuring_mode(self) -> Iterator[None]:
+        shell, settings = self.shell(), self.settings
         modes = settings.screen, settings.fixed_performance
-        return measuring_mode(self.shell(), *modes, _STAYS_ON)
+        is_mine = partial(self._owner.is_mine, shell)
+        with self._owner.held(shell), measuring_mode(shell, *modes, _STAYS_ON, is_mine):
+            yield
+
+    def _take(self, size: int) -> None:
+        """Sees that no other program measures while so many bytes are pushed."""
+        self._owner.take(self.shell(), size)
 
     def shell(self) -> Shell:
         """Commands on the phone."""
@@ -269,20 +283,6 @@ class AdbConnector(Connector[PhoneModel]):
                 "set `runner`, with its kind and the path of its binary"
             )
         return self.settings.runner
-
-    def _runner_key(self) -> str:
-        return hashlib.sha256(self._runner().identity.encode()).hexdigest()[:16]
-
-    def _bring_binary(self, shell: Shell) -> str:
-        """Brings the program, once unless it is built anew; returns its path on the phone."""
-        runner = self._runner()
-        path = f"{_FOLDER}/bin/{self._runner_key()}/{runner.binary.name}"
-        if self._binary != path:
-            for file in (*runner.libraries, runner.binary):
-                target = f"{path.rpartition('/')[0]}/{file.name}"
-                shell.put(file.read_bytes(), target, executable=True)
-            self._binary = path
-        return path
 
     def _runs(
         self,
@@ -318,22 +318,25 @@ class AdbConnector(Connector[PhoneModel]):
 
         Raises:
             ModelError: The program fails on the model.
-            Busy: It cannot write its results.
+            Busy: It cannot write its results, or another program measures.
         """
         runner, shell = self._runner(), self.shell()
-        bound, binary = self._binding(shell), self._bring_binary(shell)
+        bound, binary = self._binding(shell), self._programs.bring(shell, runner, self._take)
         results = f"{_FOLDER}/results.{secrets.token_hex(4)}"
         plan = RunPlan(binary, model.path, results, warmup, count, self.settings.threads)
         libraries = f"LD_LIBRARY_PATH={binary.rpartition('/')[0]}"
         silent = "ORT_DISABLE_TELEMETRY=1"
         anew = ["sh", "-c", 'rm -f "$0"; exec "$@"', results]  # for a program may add to a file
-        command = [*anew, "env", libraries, silent, *bound, *runner.command(plan)]
+        command = ["env", libraries, silent, *bound, *runner.command(plan)]
         limit_s = self.settings.command_timeout_s + _SLOWED * (warmup + count) * seconds_a_run
         try:
-            output = shell.run(command, limit_s)
+            output = shell.run(self._owner.around([*anew, *command], limit_s), limit_s)
         except CommandFailed as error:
             shell.ask("rm", "-f", results)
-            raise self._failure(shell, model, binary, error) from error
+            if fault := self._owner.fault(shell, error):
+                raise fault from error
+            own = CommandFailed(shell.phone, command, error.status, error.output)
+            raise self._failure(shell, model, own) from error
         try:
             written = shell.ask("cat", results) or ""
             shell.ask("rm", "-f", results)
@@ -344,26 +347,30 @@ class AdbConnector(Connector[PhoneModel]):
             shell.check_writable(_FOLDER)
             raise DeviceError(f"phone {self.device!r}: {error}") from error
 
-    def _failure(
-        self, shell: Shell, model: PhoneModel, binary: str, error: CommandFailed
-    ) -> DeviceError:
-        """What made the program fail: a file that is gone, the program itself, or the model."""
-        runner = self._runner()
-        for path in (model.path, binary):
-            if shell.ask("test", "-f", path) is None:
+    def _failure(self, shell: Shell, model: PhoneModel, error: CommandFailed) -> DeviceError:
+        """What made the program fail: a file that is gone or damaged, the program, or the model."""
+        for path, sha256 in ((model.path, model.sha256), *self._programs.brought.items()):
+            if not shell.has(path, sha256):
                 self._prepared.clear()
-                self._binary = None
+                self._programs.forget()
                 return DeviceLost(
-                    f"{path} vanished from phone {self.device!r}, and will be brought again: "
-                    "see what removes files there"
+                    f"{path} vanished from phone {self.device!r} or is damaged, and will be "
+                    "brought again: see what removes files there, or whether its power was lost"
                 )
+        runner = self._runner()
         if error.status in _CANNOT_RUN or _CANNOT_LINK in error.output:
-            self._binary = None
+            self._programs.forget()
             return DeviceError(
                 f"phone {self.device!r} cannot run {runner.binary}: build it for the phone's "
                 f"processor, with its libraries in `libraries` ({error.words})"
             )
         shell.check_writable(_FOLDER)
+        if was_ended(error.status):
+            return DeviceError(
+                f"{runner.binary.name} must run to its end, but was ended on phone "
+                f"{self.device!r}: see whether the phone lacks memory, or what ends programs there "
+                f"({error.words})"
+            )
         return ModelError(
             f"{runner.binary.name} on phone {self.device!r} cannot run the model: {error.words}"
         )

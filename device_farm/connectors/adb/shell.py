@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from device_farm.connectors.adb.link import DiskFull, Link
 from device_farm.failures import Busy, DeviceError, DeviceLost
 
-__all__ = ["CommandFailed", "Shell"]
+__all__ = ["CommandFailed", "Shell", "unwritable"]
 
 _SHORT_S = 30.0
 _TRY_WRITING = """\
@@ -107,8 +107,11 @@ class Shell:
         """Whether a file is there with that content."""
         return (self.ask("sha256sum", path) or "").split()[:1] == [sha256]
 
-    def put(self, data: bytes, path: str, executable: bool = False) -> None:
+    def put(self, data: bytes, path: str, executable: bool = False) -> str:
         """Brings a file, unless it is there: pushed under another name, checked, then renamed.
+
+        Returns:
+            The SHA-256 of its content.
 
         Raises:
             Busy: The phone's disk is full, or its folder cannot be written.
@@ -117,7 +120,7 @@ class Shell:
         """
         sha256 = hashlib.sha256(data).hexdigest()
         if self.has(path, sha256):
-            return
+            return sha256
         aside = f"{path}.{secrets.token_hex(4)}.part"
         folder = path.rpartition("/")[0]
         self._change(["mkdir", "-p", folder], folder)
@@ -135,6 +138,7 @@ class Shell:
                 f"{path} arrived broken on phone {self.phone!r}: check its cable or network"
             )
         self._change(["sh", "-c", _RENAME, "sh", aside, path], folder)
+        return sha256
 
     def check_writable(self, *folders: str) -> None:
         """Makes folders, if need be, and sees that a file can be written in each.
@@ -154,8 +158,13 @@ class Shell:
         try:
             self.run(command)
         except CommandFailed as error:
-            raise Busy(
-                f"phone {self.phone!r} must let files be written in {folder}, but does not "
-                f"({' '.join(error.output.split())[-400:]}): free some of its storage, or remove "
-                "that folder or make it writable in `adb shell`"
-            ) from error
+            raise unwritable(folder, error) from error
+
+
+def unwritable(path: str, error: CommandFailed) -> Busy:
+    """The failure of a phone that does not let a folder or a file be changed."""
+    return Busy(
+        f"phone {error.args[0]!r} must let files be written in {path}, but does not "
+        f"({' '.join(error.output.split())[-400:]}): free some of its storage, or remove "
+        "that folder or make it writable in `adb shell`"
+    )

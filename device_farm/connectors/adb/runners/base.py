@@ -6,12 +6,14 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
@@ -25,11 +27,18 @@ from device_farm.connectors.adb.paths import HostPath
 from device_farm.failures import DeviceError, ModelError
 from device_farm.timing.protocol import Timed
 
-__all__ = ["RunPlan", "Runner", "Unit", "file_digest"]
+__all__ = ["RunPlan", "Runner", "Unit", "file_digest", "was_ended"]
 
 Unit = Literal["s", "ms", "us", "ns"]
 _SECONDS: Mapping[Unit, float] = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_SENT = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
+_ENDED = {
+    status for each in (*_SENT, signal.SIGXCPU, signal.SIGXFSZ) for status in (-each, 128 + each)
+}
+"""By a signal that others send, or for a limit that is no model's."""
 _CONVERSION_LIMIT_S = 600
+_ABANDONED_S = 3600
+_FOLDERS = "device-farm-conversion-"
 _VERSION_LIMIT_S = 60
 
 
@@ -158,21 +167,44 @@ class Runner(BaseModel, ABC):
 
         Raises:
             ModelError: The converter refuses the model.
-            DeviceError: It does not start, or writes nothing.
+            DeviceError: It does not start, writes nothing, or ends by another fault.
         """
         if not self.conversion:
             return onnx
-        with tempfile.TemporaryDirectory() as folder:
-            source, target = Path(folder, "model.onnx"), Path(folder, f"output{self.suffix}")
-            source.write_bytes(onnx)
-            places = {"onnx": source, "output": target}
-            return _convert([filled(word, places) for word in self.conversion], target)
+        try:
+            with _working_folder() as folder:
+                source, target = Path(folder, "model.onnx"), Path(folder, f"output{self.suffix}")
+                source.write_bytes(onnx)
+                places = {"onnx": source, "output": target}
+                words = [filled(word, places) for word in self.conversion]
+                return _convert(words, target, self.refuses)
+        except OSError as error:
+            raise DeviceError(
+                f"the folder of temporary files must take the model, {len(onnx)} bytes, but does "
+                f"not ({error}): free some space there, or set TMPDIR"
+            ) from error
+
+    def refuses(self, status: int) -> bool:
+        """Whether a converter that ends with this status, negative for a signal, blames the model.
+
+        Not if somebody ended it: the host's want of memory, say.
+        """
+        return not was_ended(status)
 
 
 def _last_place(figure: str) -> float:
     """What the last digit of a number counts: of 3.40 it is 0.01. Programs leave out zeros at the
     end, so of several numbers the least is what they are rounded to."""
     return float(f"1e{Decimal(figure).as_tuple().exponent}")
+
+
+def was_ended(status: int) -> bool:
+    """Whether a program was ended by somebody, as by a system that lacks memory.
+
+    Args:
+        status: of a process, where a signal is negative, or of a shell, where it is 128 more.
+    """
+    return status in _ENDED
 
 
 def filled(word: str, places: Mapping[str, object]) -> str:
@@ -207,14 +239,36 @@ def _converter(words: tuple[str, ...], stamps: tuple[tuple[Path, int], ...]) -> 
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 
-def _convert(command: list[str], target: Path) -> bytes:
+@contextmanager
+def _working_folder() -> Iterator[str]:
+    """Of a conversion. What those left that were killed goes: none takes so long."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_FOLDERS) as folder:
+        yield folder
+
+
+def _convert(command: list[str], target: Path, refuses: Callable[[int], bool]) -> bytes:
     try:
         subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=_CONVERSION_LIMIT_S
+            command,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=_CONVERSION_LIMIT_S,
+            env={**os.environ, "TMPDIR": str(target.parent)},  # what it leaves goes with the folder
         )
         return target.read_bytes()
     except subprocess.CalledProcessError as error:
         tail = " ".join((error.stdout + error.stderr).split())[-400:] or str(error)
+        if not refuses(error.returncode):
+            raise DeviceError(
+                f"the converter {command[0]} must convert the model or refuse it, but ended with "
+                f"status {error.returncode} ({tail}): see whether {socket.gethostname()} lacks "
+                "memory or room for temporary files, or what ends programs there"
+            ) from error
         raise ModelError(f"the converter {command[0]} refuses the model: {tail}") from error
     except subprocess.TimeoutExpired as error:
         raise ModelError(

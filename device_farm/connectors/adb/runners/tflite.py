@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from typing import Literal
 
@@ -17,6 +18,8 @@ _COUNT = re.compile(r"^(?:INFO: )?count=[1-9].*", re.MULTILINE)
 time, which one run does, it has their `curr` alone; newer versions print the median too."""
 _STATISTICS = ("curr", "avg", "median")
 _OWN = (sys.executable, "-m", "device_farm", "convert", "{onnx}", "{output}")
+_REFUSED = (2, -signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE)
+"""A ModelError, by `device_farm.cli`, which ends with 1 for any other error; or a crash at it."""
 _NUMBER = "([0-9.eE+-]+)"
 
 
@@ -40,6 +43,10 @@ class TfliteRunner(Runner):
             DeviceError: that is wanted, and ai-edge-litert is not installed.
         """
         return super().converter or conversion_identity()
+
+    def refuses(self, status: int) -> bool:
+        """As of any runner; but what `device-farm convert` is known to end with is told apart."""
+        return super().refuses(status) if self.convert else status in _REFUSED
 
     @property
     def suffix(self) -> str:
