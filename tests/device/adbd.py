@@ -1,7 +1,8 @@
 """The phone's side of ADB over TCP, as a process: `python adbd.py FOLDER` prints its port.
 
 It speaks the wire protocol (CNXN, AUTH, OPEN, WRTE, OKAY, CLSE; services `shell:`, `exec:` and
-`sync:`), and really runs commands, by /bin/sh in FOLDER. Paths of a phone are those of the folder:
+`sync:`), and really runs commands in FOLDER, by the shell and the tools that Android has (mksh and
+toybox) where they are installed. Paths of a phone are those of the folder:
 /data/local/tmp is FOLDER/data/local/tmp. Files in the folder steer it:
 
     keys          the public keys that the phone trusts, a line each; without it, no AUTH
@@ -36,7 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adbd_sync import Sync
-from adbd_tools import TOOLS
+from adbd_tools import TOOLS, with_a_phones_tools
 
 VERSION, MAX_PAYLOAD = 0x01000000, 256 * 1024
 TOKEN, SIGNATURE, PUBLIC_KEY = 1, 2, 3
@@ -224,6 +225,7 @@ class Phone:
         for name, script in TOOLS.items():
             (tools / name).write_text(f"#!/bin/sh\n{script}\n")
             (tools / name).chmod(0o755)
+        self.shell = with_a_phones_tools(folder / "system")
         (folder / "state").mkdir(exist_ok=True)
         defaults = {"serial": folder.name, "model": "A1", "thermal_status": "0", "heat": "31.5"}
         for name, value in {
@@ -288,12 +290,12 @@ class Phone:
         self, stream: Stream, command: str, crlf: bool = False, is_short: bool = False
     ) -> None:
         """On a terminal in raw mode, as AOSP's: what hangs up ends the command."""
-        path = f"{self.folder}/bin:{os.environ['PATH']}"
+        path = f"{self.folder}/bin:{self.folder}/system:{os.environ['PATH']}"
         is_full = self.state("full") == "1"
         master, slave = os.openpty()
         tty.setraw(slave)
         process = subprocess.Popen(
-            ["/bin/sh", "-c", self.real(command)],
+            [self.shell, "-c", self.real(command)],
             cwd=self.folder,
             env={**os.environ, "PATH": path, "PHONE": str(self.folder)},
             stdin=slave,

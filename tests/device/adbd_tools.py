@@ -1,6 +1,10 @@
-"""The tools of the phone that `adbd.py` is, as shell scripts: they read and write $PHONE/state."""
+"""The tools of the phone that `adbd.py` is; those of scripts read and write $PHONE/state."""
 
 from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
 
 _LOG = 'echo "${0##*/} $*" >> "$PHONE/state/log"'
 
@@ -32,3 +36,20 @@ echo "$4" > "$PHONE/state/$3\"""",
 [ "$*" = "power stayon true" ] && echo 7 > "$PHONE/state/stay_on_while_plugged_in\"""",
     "input": _LOG,
 }
+
+
+def with_a_phones_tools(folder: Path) -> str:
+    """Android's shell and tools, mksh and toybox, where this host has them; else its own.
+
+    Returns:
+        The shell.
+    """
+    mksh, toybox = shutil.which("mksh"), shutil.which("toybox")
+    if mksh is None or toybox is None:
+        return "/bin/sh"
+    if not folder.exists():
+        folder.mkdir()
+        for name in subprocess.check_output([toybox], text=True).split():
+            (folder / name).symlink_to(toybox)
+        (folder / "sh").symlink_to(mksh)
+    return f"{folder}/sh"

@@ -28,7 +28,7 @@ def test_shell_and_files(phone: Phone, adb: Adb, tmp_path: Path) -> None:
     assert os.access(phone.tmp / "a b", os.X_OK)
     assert "pulled" in adb("pull", "/data/local/tmp/a b", back)
     assert back.read_bytes() == local.read_bytes()
-    assert "a b" in adb("shell", "ls /data/local/tmp")
+    assert "a b" in adb("shell", "ls /data/local/tmp | cat")
     assert "does not exist" in adb("pull", "/data/local/tmp/none", back)
 
 
