@@ -133,9 +133,10 @@ def print_comparison(facts: Facts) -> None:
     for each in facts["scenarios"]:
         shares = " and ".join(_known(share, "{:.1%}".format) for share in each["hypervolume"])
         other = "" if each["same_device"] else "; not measured on the same device"
+        raw = "" if each["calibrated"] else " by raw predictions, since not both are calibrated"
         console.print(
             f"scenario {each['name']}: of the hypervolume of both fronts together they have "
-            f"{shares or 'none'}; {len(each['networks'])} networks are on both{other}"
+            f"{shares or 'none'}{raw}; {len(each['networks'])} networks are on both{other}"
         )
 
 
