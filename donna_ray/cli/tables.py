@@ -105,7 +105,7 @@ def print_status(facts: Facts) -> None:
         (
             row["step"],
             row["state"],
-            "" if row["total"] is None else f"{row['done']}/{row['total']} {row['unit']}",
+            _progress(row),
             "" if row["state"] == "waiting" else _duration(row["seconds"]),
             _known(row["seconds_left"], _duration),
             str(row["image_passes"] or ""),
@@ -118,6 +118,13 @@ def print_status(facts: Facts) -> None:
         f"cost of the finished steps: {_duration(cost['seconds'])}, "
         f"{cost['image_passes']:,} image passes"
     )
+
+
+def _progress(row: Facts) -> str:
+    if row["total"] is None:
+        return ""
+    phase = "" if row["phase"] in (None, row["step"]) else f"{row['phase']}: "
+    return f"{phase}{row['done']}/{row['total']} {row['unit']}"
 
 
 def print_comparison(facts: Facts) -> None:
