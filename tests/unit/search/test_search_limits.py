@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,6 +165,19 @@ def measured_again(search: Search) -> Rounds:
     }
     rounds: Rounds = {each: [latencies[each]] for each in contenders(search)}
     return {**rounds, None: [{"median_ms": 2.0}]}
+
+
+def test_search_is_not_ended_by_what_networks_over_the_limit_do_not_gain(tmp_path: Path) -> None:
+    """The first 80 take too much memory: that they no longer gain anything says nothing."""
+    problem = replace(toy((8,) * 4), memory_limit_mb=14.0)
+    how: dict[str, Any] = {"strategy": "random", "evaluations": 120, "min_gain": 0.02}
+    search = search_on(tmp_path / "journal", problem, memory_limit="14MB", **how)
+    device, asked = device_of(problem), 0
+    while batch := search.ask(4):
+        memory = 20 if asked < 80 else 10
+        search.tell((each, with_memory(problem, each, device(each), memory)) for each in batch)
+        asked += len(batch)
+    assert 110 <= asked <= 120
 
 
 def with_memory(
