@@ -15,7 +15,7 @@ from donna_ray.finetune.assemble import library_space
 from donna_ray.latency.farm import LatencyFarm, Unmeasured
 from donna_ray.latency.figures import Latency, peak_memory
 from donna_ray.latency.quantised import AnyLowering
-from donna_ray.latency.recorded import record_facts
+from donna_ray.latency.recorded import RECORDED, record_facts
 from donna_ray.latency.shifts import in_shifts
 from donna_ray.latency.starting import start_farms
 from donna_ray.library.quantised import lowering_in
@@ -108,7 +108,7 @@ def _inputs(run: Run, scenario: Scenario, made: Made) -> dict[str, Any]:
         "seed": run.config.seed,
         "search": scenario.search.model_dump(),
         "device": scenario.device.model_dump(),
-        "verified": ROUNDS,
+        "verified": "all" if scenario.device.connector == RECORDED else ROUNDS,
         **record_facts(scenario.device),
     }
 
