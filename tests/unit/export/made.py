@@ -22,7 +22,8 @@ from donna_ray.storage.records import RecordStore
 from donna_ray.training.loop import cross_entropy, seeded
 from donna_ray.training.trainer import Trainer
 
-LATENCY = {"device": "cpu", "connector": "onnxruntime", "settings": {"threads": 1}, "median_ms": 1}
+SETTINGS = {"threads": 1, "max_seconds": 0.5}
+LATENCY = {"device": "cpu", "connector": "onnxruntime", "settings": SETTINGS, "median_ms": 1}
 INVERTED = BlockSpec.of(
     "inverted_residual",
     {"kernel": 3, "expansion": 2, "depth": 1, "activation": "relu", "squeeze_excite": "hard"},

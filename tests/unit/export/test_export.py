@@ -31,7 +31,7 @@ from donna_ray.space import UNSHRUNK, BlockSpec, block_family
 from donna_ray.storage.artifacts import StepFolder, file_sha256
 from donna_ray.training.loop import right_answers
 from tests.command_line import donna_here
-from tests.unit.export.made import INVERTED, LATENCY, NAMES, TEST, Finished, loaded
+from tests.unit.export.made import INVERTED, LATENCY, NAMES, SETTINGS, TEST, Finished, loaded
 
 BASIC = BlockSpec.of(
     "residual_basic",
@@ -318,6 +318,7 @@ def test_card_is_executed_as_it_is_written(
     assert right[0] > 0.8 * len(data.train)
     assert abs(executed["right"] - sum(right)) < 0.005 * len(digits.target)
     assert found[0]["latency"]["median_ms"] > 0
+    assert found[0]["latency"]["settings"].items() >= SETTINGS.items()
     assert found[0]["stated"] == {"test_accuracy": 0.75, "latency": [LATENCY]}
     assert (found[0]["sustained"], found[1]["sustained"]["throttles"]) == (None, False)
     assert 9 <= found[1]["sustained"]["seconds"] < 10
