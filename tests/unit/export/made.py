@@ -86,7 +86,8 @@ class Finished:
     def finetuned(self, latency: dict[str, Any], networks: dict[str, Any]) -> None:
         """Add a search that measured this, and what was finetuned after it."""
         front = {"front": [{"id": self.id, "latency": latency}]}
-        search = StepFolder(self.root, "search/default", latency).commit(front, [], 0.0)
+        inputs = {"device": {"precision": "fp32"}, "measured": latency}
+        search = StepFolder(self.root, "search/default", inputs).commit(front, [], 0.0)
         inputs = {"searches": {"default": search.digest}}
         networks = {name: {**facts, **TEST} for name, facts in networks.items()}
         result = {"networks": networks, "reference": {"test_from": "data.test_split test"}}
