@@ -18,7 +18,7 @@ from donna_ray.errors import DonnaError, MissingArtifactError
 from donna_ray.run.folder import name_of
 from donna_ray.run.lease import Lease
 from donna_ray.run.mirror import Mirror
-from donna_ray.run.ownership import Forgotten, claim, locked, remove_if_empty
+from donna_ray.run.ownership import Forgotten, hold, remove_if_empty
 from donna_ray.run.progress import PROGRESS, Progress, write_progress
 from donna_ray.run.session import RayLost, RaySession
 from donna_ray.run.shared_folder import SharedFolder, check_nodes
@@ -77,10 +77,10 @@ class Run:
             RunLockedError: another process holds it.
         """
         with _room_in(self.root), ExitStack() as opened:
-            self._made = claim(self.root)
+            self._made, lock = hold(self.root)
+            opened.enter_context(lock)
             failed = opened.enter_context(ExitStack())
             failed.callback(remove_if_empty, self._made)
-            opened.enter_context(locked(self.root / ".lock"))
             self._forgotten.recover()
             if self._mirror is not None and self._lease is not None:
                 opened.enter_context(self._lease)
