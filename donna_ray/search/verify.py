@@ -61,14 +61,14 @@ def contenders(search: Search) -> list[Architecture]:
     """Measured networks that may be on the front, the fastest first; those likeliest to be, if
     there are many, evenly over the range of latency.
 
-    The probability is that of draws of the surrogate's posterior, all networks at once.
+    The probability is that of draws of the surrogate's posterior, all networks at once. Some
+    measured network keeps the limit on memory (see ``check_measured``).
     """
     limit_mb = search.setup.problem.memory_limit_mb
     trials = search.ledger.trials_measured()
     if limit_mb is not None:
         memory = [peak_memory(trial.user_attrs["latency"]) for trial in trials]
-        kept = [trial for trial, own in zip(trials, memory, strict=True) if own <= limit_mb]
-        trials = kept or trials  # an error is to name the smallest
+        trials = [trial for trial, own in zip(trials, memory, strict=True) if own <= limit_mb]
     rows = np.array([architecture_of(trial.params) for trial in trials])
     values = np.array([trial.values for trial in trials])
     with one_thread():

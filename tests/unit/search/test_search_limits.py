@@ -14,7 +14,7 @@ from donna_ray.config import DeviceConfig, Scenario, SearchConfig
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.latency.starting import check_device
 from donna_ray.search.ask_tell import Search, SearchSetup
-from donna_ray.search.scenario import result_of
+from donna_ray.search.scenario import check_measured, result_of
 from donna_ray.search.strategies import candidates
 from donna_ray.search.strategies.feasible import Feasible
 from donna_ray.search.study.ledger import Outcome, measured
@@ -124,8 +124,9 @@ def test_measured_memory_is_kept_within_its_limit(strategy: str, tmp_path: Path)
     smallest = min(map(sum, asked))
     tight = replace(problem, memory_limit_mb=smallest - 0.5)
     search.setup = replace(search.setup, problem=tight)
-    with pytest.raises(DonnaError, match=rf"memory_limit must be .* takes {smallest} MB"):
-        result_of(scenario, search, measured_again(search))
+    words = rf"of {len(asked)} candidates takes {smallest} MB. Raise"
+    with pytest.raises(DonnaError, match=rf"memory_limit must be .* smallest {words}"):
+        check_measured("default", search)
 
 
 def test_memory_is_learnt_from_no_more_measurements_than_latency(
@@ -178,6 +179,21 @@ def test_search_is_not_ended_by_what_networks_over_the_limit_do_not_gain(tmp_pat
         search.tell((each, with_memory(problem, each, device(each), memory)) for each in batch)
         asked += len(batch)
     assert 110 <= asked <= 120
+
+
+def test_memory_that_grew_in_all_that_is_measured_again_is_told(tmp_path: Path) -> None:
+    problem = replace(toy((4,) * 3), memory_limit_mb=9.0)
+    search = search_on(tmp_path / "journal", problem, strategy="random", memory_limit="9MB")
+    for each in search.ask(4):
+        search.tell([(each, with_memory(problem, each, 1.0, sum(each)))])
+    rounds = measured_again(search)
+    scenario = Scenario("default", DeviceConfig(), search.setup.config)
+    for own in [own for network, own in rounds.items() if network is not None]:
+        own[:] = [{**each, "peak_memory_mb": 9.5} for each in own]
+    with pytest.raises(DonnaError, match=r"candidates that were measured again takes 9\.5 MB"):
+        result_of(scenario, search, rounds)
+    with pytest.raises(DonnaError, match=r"none of the networks could be measured"):
+        result_of(scenario, search, {None: rounds[None]})
 
 
 def with_memory(
