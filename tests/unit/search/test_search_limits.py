@@ -181,6 +181,26 @@ def test_search_is_not_ended_by_what_networks_over_the_limit_do_not_gain(tmp_pat
     assert 110 <= asked <= 120
 
 
+@pytest.mark.parametrize("limit", [0.8, 1.2, 1.4, 1.7])
+@pytest.mark.parametrize("strategy", ["frontier", "nsga2"])
+def test_limits_on_sums_of_floats_are_kept_alike_by_all(
+    strategy: str, limit: float, tmp_path: Path
+) -> None:
+    """Eight times 0.1 and more; what rounding makes of a sum breaks no limit."""
+    problem = toy((3,) * 8)
+    cost = KnownCost((np.array([0.1, 0.2, 0.3]),) * 8, 0.0, limit)
+    problem = replace(problem, known={"macs": cost})
+    problem.check()
+    search = search_on(tmp_path / "journal", problem, strategy=strategy, evaluations=40)
+    asked = drive(search, device_of(toy((3,) * 8)))
+    most = round(10 * limit) - 8
+    assert max(map(sum, asked)) == most or (strategy == "nsga2" and max(map(sum, asked)) < most)
+    assert max(search.ledger.excess("macs_limit")) <= 0
+    rows = np.array([[0] * 7 + [1], [2] * 7 + [1]])  # of 0.9 and of 2.3
+    assert problem.violations(rows)["macs"] == pytest.approx([0.9 - limit, 2.3 - limit])
+    assert list(problem.keeps_limits(rows)) == [limit > 0.9, False]
+
+
 def test_memory_that_grew_in_all_that_is_measured_again_is_told(tmp_path: Path) -> None:
     problem = replace(toy((4,) * 3), memory_limit_mb=9.0)
     search = search_on(tmp_path / "journal", problem, strategy="random", memory_limit="9MB")
