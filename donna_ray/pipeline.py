@@ -9,6 +9,7 @@ from functools import partial
 from donna_ray.config import DevicePrecision, RunConfig
 from donna_ray.data import check_copies, check_data
 from donna_ray.distill.features import check_features
+from donna_ray.latency.recorded import check_record_of
 from donna_ray.latency.starting import check_device, check_farm
 from donna_ray.reference.build import build_reference
 from donna_ray.reference.rounding import check_rounding
@@ -131,6 +132,8 @@ def check(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> 
     space = build_space(config.space, reference.shapes, reference.own_blocks())
     check_rounding(reference, space)
     check_wishes(config, reference, space, check_space(space, say), say)
+    for scenario in config.all_scenarios():
+        check_record_of(space, scenario.device, say)
 
 
 def run_steps(

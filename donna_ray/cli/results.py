@@ -99,7 +99,12 @@ def evaluate(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="A connector of the device farm.")] = "onnxruntime",
-    threads: Annotated[int, typer.Option(min=1, help="Of the device, where it has some.")] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of the device, where it has some. \\[default: those of the card's latency]"
+        ),
+    ] = None,
     sustained: SustainedOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -168,8 +168,9 @@ def check(
     _, file = config_at(config, trust)
     loaded = load_config(file, overrides or [])
 
+    from donna_ray.latency.recorded import check_record_of
     from donna_ray.latency.starting import check_device
-    from donna_ray.reference.facts import space_facts
+    from donna_ray.reference.facts import checked_space
     from donna_ray.run.session import RaySession
     from donna_ray.search.strategies.registry import check_strategy
 
@@ -179,9 +180,12 @@ def check(
     for scenario in loaded.all_scenarios():
         check_device(scenario.device, scenario.search.memory_limit is not None, elsewhere)
         check_strategy(scenario.search)
-    facts = space_facts(loaded, say_aside)
-    known = {"config": config, "blocks": facts["blocks"], "networks": facts["size"]}
-    words = f"{config} can be run: {facts['blocks']} blocks, {facts['size']:.3g} networks."
+    _, space, _ = checked_space(loaded, say_aside)
+    for scenario in loaded.all_scenarios() if not elsewhere else ():
+        check_record_of(space, scenario.device, say_aside)
+    blocks = sum(len(stage.choices) for stage in space.stages)
+    known = {"config": config, "blocks": blocks, "networks": space.size}
+    words = f"{config} can be run: {blocks} blocks, {space.size:.3g} networks."
     print_facts(known, as_json, lambda _: print(words))
 
 

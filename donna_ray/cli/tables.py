@@ -105,7 +105,7 @@ def print_status(facts: Facts) -> None:
         (
             row["step"],
             row["state"],
-            "" if row["total"] is None else f"{row['done']}/{row['total']} {row['unit']}",
+            _progress(row),
             "" if row["state"] == "waiting" else _duration(row["seconds"]),
             _known(row["seconds_left"], _duration),
             str(row["image_passes"] or ""),
@@ -118,6 +118,13 @@ def print_status(facts: Facts) -> None:
         f"cost of the finished steps: {_duration(cost['seconds'])}, "
         f"{cost['image_passes']:,} image passes"
     )
+
+
+def _progress(row: Facts) -> str:
+    if row["total"] is None:
+        return ""
+    phase = "" if row["phase"] in (None, row["step"]) else f"{row['phase']}: "
+    return f"{phase}{row['done']}/{row['total']} {row['unit']}"
 
 
 def print_comparison(facts: Facts) -> None:
@@ -133,9 +140,10 @@ def print_comparison(facts: Facts) -> None:
     for each in facts["scenarios"]:
         shares = " and ".join(_known(share, "{:.1%}".format) for share in each["hypervolume"])
         other = "" if each["same_device"] else "; not measured on the same device"
+        raw = "" if each["calibrated"] else " by raw predictions, since not both are calibrated"
         console.print(
             f"scenario {each['name']}: of the hypervolume of both fronts together they have "
-            f"{shares or 'none'}; {len(each['networks'])} networks are on both{other}"
+            f"{shares or 'none'}{raw}; {len(each['networks'])} networks are on both{other}"
         )
 
 
@@ -154,22 +162,35 @@ def print_evaluation(facts: Facts) -> None:
         console.print(f"the card states {stated['test_accuracy']:.2%} of its test images")
     latency = facts["latency"]
     console.print(
-        f"latency on {latency['device']}: {latency['median_ms']:.3f} ms "
+        f"latency on {latency['device']}{_threads(latency)}: {latency['median_ms']:.3f} ms "
         f"± {latency['ci_percent']:.1f}%"
     )
     for name, words in in_words(facts["sustained"]).items() if facts["sustained"] else ():
         console.print(f"{name}: {words}")
     for each in stated["latency"]:
         console.print(f"the card states {each['median_ms']:.3f} ms on {_named_device(each)}")
-        console.print(_other_unit(latency, each), end="")
+        console.print(_why_they_differ(latency, each), end="")
+
+
+def _why_they_differ(latency: Facts, stated: Facts) -> str:
+    """A line where two latencies of one device are of other settings, or in other units."""
+    if any(latency.get(name) != stated.get(name) for name in ("device", "connector")):
+        return ""
+    own, other = (each.get("settings") or {} for each in (latency, stated))
+    names = [name for name in {**own, **other} if own.get(name) != other.get(name)]
+    if not names:
+        return _other_unit(latency, stated)
+    theirs, here = (
+        ", ".join(f"{name} {each.get(name)}" for name in names) for each in (other, own)
+    )
+    return f"  with other settings ({theirs}; here {here}): the two cannot be compared\n"
 
 
 def _other_unit(latency: Facts, stated: Facts) -> str:
-    """A line where two latencies of one device are in other units, the control's baselines."""
+    """A line where two latencies are in other units, the control's baselines."""
     both = [each.get("environment", {}) for each in (latency, stated)]
     own, other = (each.get("control_baseline_ms") for each in both)
-    same = all(latency.get(name) == stated.get(name) for name in ("device", "connector"))
-    if not (same and own and other) or abs(other / own - 1) <= _SAME_UNIT:
+    if not (own and other) or abs(other / own - 1) <= _SAME_UNIT:
         return ""
     return (
         f"  with a baseline of {other:.3f} ms for the control model, which is {own:.3f} ms here: "
@@ -194,7 +215,13 @@ def print_dry_run(facts: Facts) -> None:
 
 
 def _named_device(latency: Facts) -> str:
-    return f"{latency.get('device', 'its device')} ({latency.get('connector', '')})"
+    name = f"{latency.get('device', 'its device')} ({latency.get('connector', '')})"
+    return name + _threads(latency)
+
+
+def _threads(latency: Facts) -> str:
+    count = (latency.get("settings") or {}).get("threads")
+    return "" if count is None else f" with {count} thread{'s' if count != 1 else ''}"
 
 
 def _figure(value: Any) -> str:

@@ -3,6 +3,7 @@
 `config.json` says how images are prepared, `model.onnx` is what runs; `card.json` what is claimed.
 """
 
+import os
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,11 @@ _BATCH = 64
 
 
 def evaluated(
-    folder: Path, data: str | None, device: str, threads: int, sustained: float | None = None
+    folder: Path,
+    data: str | None,
+    device: str,
+    threads: int | None = None,
+    sustained: float | None = None,
 ) -> dict[str, Any]:
     """Accuracy and latency of an exported network.
 
@@ -33,8 +38,8 @@ def evaluated(
         folder: of ``export_network``.
         data: a folder with a folder of images for each class, or what `data.source` takes, of which
             the test images are used; None: those of the data that the card names.
-        device: a connector of the device farm.
-        threads: of a device that has some.
+        device: a connector of the device farm; with the settings of the card's first latency there.
+        threads: of a device that has some; None: the card's.
         sustained: seconds that it is run without pause, after the latency is known.
 
     Returns:
@@ -61,7 +66,8 @@ def evaluated(
     if not count:
         raise ConfigError(f"There must be images to evaluate on, but {source} has none.")
     tested = wilson(right, count)
-    latency, told = _latency(network.workload, device, threads, sustained)
+    settings = _settings(card.latency, device, threads)
+    latency, told = _latency(network.workload, device, settings, sustained)
     return {
         "network": card.architecture,
         "data": source,
@@ -94,11 +100,21 @@ def _right_answers(
     return right, count
 
 
+def _settings(stated: list[dict[str, Any]], device: str, threads: int | None) -> dict[str, Any]:
+    """Those of the card, so that two latencies are of the same; not its host's other cores."""
+    found = (dict(each.get("settings", {})) for each in stated if each.get("connector") == device)
+    settings: dict[str, Any] = next(found, {})
+    if not set(settings.get("cores", ())) <= os.sched_getaffinity(0):
+        del settings["cores"]
+    if threads is not None and (device == "onnxruntime" or "threads" in settings):
+        settings["threads"] = threads
+    return settings
+
+
 def _latency(
-    workload: Workload, device: str, threads: int, sustained: float | None
+    workload: Workload, device: str, settings: dict[str, Any], sustained: float | None
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """A measurement, and then of a device that does not rest."""
-    settings = {"threads": threads} if device == "onnxruntime" else {}
     try:
         with closing(make_connector(device, device, settings)) as connector:
             latency = measure_alone(connector, workload, default_cache()).to_json()

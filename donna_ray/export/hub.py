@@ -121,10 +121,7 @@ def _figures(card: Card) -> str:
         ("on the validation images", _percent(card["accuracy"]), _percent(reference["accuracy"])),
         ("params", f"{card['params']:,}", ""),
         ("MACs", f"{card['macs']:,}", ""),
-        *(
-            (f"latency on {each.get('device', 'the device')}", _milliseconds(each), "")
-            for each in card["latency"]
-        ),
+        *((f"latency on {_device(each)}", _milliseconds(each), "") for each in card["latency"]),
     ]
     lines = (f"| {' | '.join(row)} |" for row in rows)
     return "\n".join(("## Figures", "", "| | it | reference |", "|---|---|---|", *lines, ""))
@@ -157,6 +154,12 @@ def _accuracy(facts: Card) -> str:
 
 def _percent(share: float) -> str:
     return f"{share:.2%}"
+
+
+def _device(latency: Card) -> str:
+    threads = latency.get("settings", {}).get("threads")
+    name = latency.get("device", "the device")
+    return name if threads is None else f"{name} (threads: {threads})"
 
 
 def _milliseconds(latency: Card) -> str:

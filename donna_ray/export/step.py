@@ -4,11 +4,10 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -19,7 +18,8 @@ from torch import Tensor
 
 from donna_ray.config import DataConfig, ReferenceConfig, RunConfig, load_config
 from donna_ray.data import image_format, used_preprocessing
-from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.errors import DonnaError
+from donna_ray.export.choice import choose, finished, tests_of
 from donna_ray.export.folder import (
     CARD_VERSION,
     CONFIG,
@@ -47,13 +47,7 @@ from donna_ray.reference.load import data_of, known_of
 from donna_ray.reference.network import StagedNetwork, own_weights
 from donna_ray.reference.timm_models import model_arguments, other_size
 from donna_ray.space import UNSHRUNK, BlockSpec, register_modules
-from donna_ray.storage.artifacts import (
-    Artifact,
-    StepFolder,
-    finished_inputs,
-    read_json,
-    write_json,
-)
+from donna_ray.storage.artifacts import Artifact, write_json
 from donna_ray.storage.records import Record, RecordStore
 from donna_ray.versions import package_versions
 
@@ -152,11 +146,11 @@ class _Finetuned:
     @classmethod
     def find(cls, root: Path, beginning: str) -> "_Finetuned":
         config = load_config(root / "config.yaml")
-        name, key, latency = _choose(root, beginning)
-        tests = _tests(root, name, key)
+        name, key, latency = choose(root, beginning)
+        tests = tests_of(root, name, key)
         store = RecordStore(root / "networks")
         record = store.get(key) or {"files": {}}
-        artifacts = _finished(root, "reference")
+        artifacts = finished(root, "reference")
         identity = record.get("reference")
         found = [each for each in artifacts if reference_identity(each[1]) == identity]
         if "onnx" not in record["files"] or not found:
@@ -272,100 +266,6 @@ def _named_outputs(model: bytes, names: Sequence[str]) -> bytes:
     proto = onnx.load_model_from_string(model)
     onnx.helper.set_model_props(proto, {"classes": json.dumps(names)})
     return proto.SerializeToString()
-
-
-def _choose(root: Path, beginning: str) -> tuple[str, str, list[dict[str, Any]]]:
-    """Id, key and latency of the one network whose id begins so.
-
-    The key is that of results.json or, where it does not name the network, its only one.
-    """
-    named, finetuned = _named(root), list(_finished(root, "finetune"))
-    names = set(named).union(*(artifact.result["networks"] for _, artifact in finetuned))
-    matches = [name for name in names if name.startswith(beginning)] or [
-        name
-        for name, point in named.items()
-        if "-".join(map(str, point.get("architecture", ()))) == beginning
-    ]
-    if len(matches) != 1 or not beginning:
-        raise ConfigError(
-            f"The architecture must be one of the finetuned networks of {root} "
-            f"({', '.join(sorted(names)) or 'there are none'}), but {len(matches)} of them "
-            f"begin with {beginning!r}. Give the beginning of one"
-            + ("." if matches else f", or finetune it: `donna finetune {root} {beginning}`.")
-        )
-    name = matches[0]
-    fronts, points = _fronts(root), dict[str, list[dict[str, Any]]]()  # by key, the newest first
-    for inputs, artifact in finetuned:
-        if name in artifact.result["networks"]:
-            measured = points.setdefault(artifact.result["networks"][name]["key"], [])
-            measured.extend(chain(*artifact.result.get("asked", {}).values()))
-            measured.extend(chain(*(fronts.get(each, []) for each in inputs["searches"].values())))
-    point = named.get(name)
-    if point is None and len(points) != 1:
-        raise DonnaError(
-            f"The network {name} must be in results.json or have one key, but {root} has "
-            f"{', '.join(sorted(points))} under other settings each. Give the settings that you "
-            "mean to `donna run` again: it writes results.json."
-        )
-    key = next(iter(points)) if point is None else PurePosixPath(point["weights"]).stem
-    if point is not None and point["latency"] is None:
-        return name, key, []
-    shown = None if point is None else point["latency"]["median_ms"]
-    latencies = (each["latency"] for each in points.get(key, []) if each["id"] == name)
-    return name, key, [each for each in latencies if shown in (None, each["median_ms"])][:1]
-
-
-def _tests(root: Path, name: str, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Test accuracies of a network and of its reference; none where they are not known."""
-    for _, artifact in _finished(root, "finetune"):
-        found = artifact.result["networks"].get(name, {})
-        if found.get("key") == key and "reference" in artifact.result:
-            names = ("test_accuracy", "test_low", "test_high", "test_images")
-            return {each: found[each] for each in names}, artifact.result["reference"]
-    return {}, {}
-
-
-def _named(root: Path) -> dict[str, dict[str, Any]]:
-    """The finetuned networks in results.json, by id; none where it is missing."""
-    path = root / "results.json"
-    if not path.exists():
-        return {}
-    try:
-        scenarios = (read_json(path) or {})["scenarios"]
-        points = dict[str, dict[str, Any]]()
-        for own in sorted(scenarios, key=lambda each: not _is_lowered(each)):  # to fp32
-            for point in (*own["front"], *own.get("asked", ())):
-                known = {**point, "latency": None} if _is_lowered(own) else point
-                if point["weights"] is not None:
-                    points[point["id"]] = known
-        return points
-    except (AttributeError, KeyError, TypeError) as error:
-        raise DonnaError(
-            f"{path} must be as the report wrote it, but is damaged. `donna run {root}` writes it "
-            "again."
-        ) from error
-
-
-def _is_lowered(scenario: dict[str, Any]) -> bool:
-    """Its latencies are of other networks than the float ones that are exported."""
-    return bool(scenario.get("device", {}).get("precision", "fp32") != "fp32")
-
-
-def _fronts(root: Path) -> dict[str, list[dict[str, Any]]]:
-    """Of the finished searches, by digest."""
-    return {
-        artifact.digest: artifact.result["front"]
-        for folder in (root / "search").glob("*/")
-        for _, artifact in _finished(root, f"search/{folder.name}")
-    }
-
-
-def _finished(root: Path, step: str) -> Iterator[tuple[dict[str, Any], Artifact]]:
-    """Inputs of the intact artifacts of a step, and these, the newest first."""
-    for inputs in finished_inputs(root, step):
-        artifact = StepFolder(root, step, inputs).load()
-        if artifact is not None:
-            yield inputs, artifact
 
 
 @torch.no_grad()

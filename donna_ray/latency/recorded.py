@@ -10,7 +10,7 @@ import json
 import math
 import re
 import sqlite3
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,15 @@ from device_farm.workload import workload_digest
 from donna_ray.config import DeviceConfig
 from donna_ray.config.values import AbsolutePath, Section
 from donna_ray.errors import ConfigError
-from donna_ray.latency.figures import Latency
+from donna_ray.latency.figures import MEMORY_REMEDY, Latency
 from donna_ray.space import Architecture, SearchSpace
 from donna_ray.storage.artifacts import file_sha256
 
 __all__ = [
     "RECORDED",
     "Record",
+    "check_record",
+    "check_record_of",
     "read_record",
     "record_facts",
     "record_settings",
@@ -156,6 +158,60 @@ def read_record(config: DeviceConfig) -> Record:
             f"or CSV of architectures), but {path} cannot be read as one "
             f"({type(error).__name__}: {error}). Correct the path or the file."
         ) from error
+
+
+def check_record(config: DeviceConfig, with_memory: bool = False) -> None:
+    """Refuse a record that no search could go by, whatever the space.
+
+    Args:
+        config: of a device with the connector `recorded`.
+        with_memory: it must tell what memory models take.
+
+    Raises:
+        ConfigError: see ``read_record``; or it lacks the reference's latency, or the memory.
+    """
+    record = read_record(config)
+    if record.models:  # by digests: which one is the reference's is not known yet
+        told = [list(record.models.values())]
+    elif record.reference is None:
+        raise ConfigError(
+            f"The record {record.path} must have the reference's own latency, which all others are "
+            f"held against, but has none. Add it as {_REFERENCE!r}, or give it as "
+            "device.settings.reference_ms."
+        )
+    else:
+        told = [[record.reference], [latency for _, latency in record.table.values()]]
+    if with_memory and not all(any(map(_tells_memory, each)) for each in told):
+        raise ConfigError(
+            "search.memory_limit must be of a device that tells what memory a model takes, but the "
+            f"record {record.path} does not have that of the reference and of networks. "
+            f"{MEMORY_REMEDY}"
+        )
+
+
+def _tells_memory(latency: Latency) -> bool:
+    return latency.get("peak_memory_mb") is not None
+
+
+def check_record_of(
+    space: SearchSpace, config: DeviceConfig, say: Callable[[str], None] = lambda text: None
+) -> None:
+    """Refuse a table of another space than that of a configuration, from which the library leaves
+    out what fails; told by `say` alone where it might be one of that.
+
+    Raises:
+        ConfigError: see ``Record.architectures``.
+    """
+    if config.connector != RECORDED:
+        return
+    record, sizes = read_record(config), [len(stage.choices) for stage in space.stages]
+    try:
+        record.architectures(space)
+    except ConfigError as error:
+        rows = record.table.items()
+        if not any(name is not None and _is_in(own, sizes) for own, (name, _) in rows):
+            raise
+        say(f"{error} Unless blocks are left out of the library, the search will be refused.")
 
 
 def recorded_architectures(config: DeviceConfig, space: SearchSpace) -> NDArray[np.int64] | None:

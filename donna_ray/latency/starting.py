@@ -19,7 +19,7 @@ from donna_ray.config import DeviceConfig
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.latency.farm import LatencyFarm, RecordedFarm
 from donna_ray.latency.figures import MEMORY_REMEDY
-from donna_ray.latency.recorded import RECORDED, read_record, record_settings
+from donna_ray.latency.recorded import RECORDED, check_record, read_record, record_settings
 from donna_ray.latency.shifts import cpus_of, identity_of_device
 from donna_ray.run.session import RaySession
 from donna_ray.space import SearchSpace
@@ -50,14 +50,14 @@ def check_device(config: DeviceConfig, with_memory: bool = False, elsewhere: boo
 
     Raises:
         ConfigError: an unknown connector, settings that it does not take, a record that cannot be
-            read, or, without a named cluster, more CPUs than this process may use; memory that it
-            does not tell.
+            read or lacks what is needed, or, without a named cluster, more CPUs than this process
+            may use; memory that it does not tell.
     """
     if config.connector == RECORDED:
         if elsewhere:
             record_settings(config)
         else:
-            read_record(config)
+            check_record(config, with_memory)
         return
     try:
         device = make_connector(config.connector, _DEVICE, config.settings)

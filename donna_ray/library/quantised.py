@@ -324,7 +324,8 @@ def _borders(run: Run, reference: Artifact) -> list[Range]:
     folder = StepFolder(run.root, "library/borders", inputs)
     artifact = folder.load()
     if artifact is None:
-        (found,) = spread(run, "borders", "network", [Unit(None)], _Borders(run.config, reference))
+        work = _Borders(run.config, reference)
+        (found,) = spread(run, "library/borders", "network", [Unit(None)], work)
         artifact = folder.commit(found, [], 0.0)
     return [(least, most) for least, most in artifact.result["borders"]]
 

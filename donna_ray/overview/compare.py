@@ -118,20 +118,29 @@ def _at(value: Any, *keys: str) -> Any:
 def _scenarios(first: Facts, second: Facts) -> list[Facts]:
     others = {each["name"]: each for each in second["scenarios"]}
     pairs = [(own, others[own["name"]]) for own in first["scenarios"] if own["name"] in others]
-    return [
-        {
-            "name": own["name"],
-            "same_device": own["device"] == other["device"],
-            "hypervolume": _shares(_points(own), _points(other)),
-            "networks": sorted({p["id"] for p in own["front"]} & {p["id"] for p in other["front"]}),
-        }
-        for own, other in pairs
-    ]
+    return [_scenario(own, other) for own, other in pairs]
 
 
-def _points(scenario: Facts) -> np.ndarray:
-    """(n, 2): predicted accuracy, latency in ms; n may be 0, as under a limit that none keeps."""
-    rows = [(p["predicted_accuracy"], p["latency"]["median_ms"]) for p in scenario["front"]]
+def _scenario(own: Facts, other: Facts) -> Facts:
+    calibrated = all(_is_calibrated(each) for each in (own, other) if each["front"])
+    accuracy = "predicted_accuracy" if calibrated else "raw_accuracy"
+    return {
+        "name": own["name"],
+        "same_device": own["device"] == other["device"],
+        "hypervolume": _shares(_points(own, accuracy), _points(other, accuracy)),
+        "calibrated": calibrated,
+        "networks": sorted({p["id"] for p in own["front"]} & {p["id"] for p in other["front"]}),
+    }
+
+
+def _is_calibrated(scenario: Facts) -> bool:
+    """In each precision by itself; `predictor.calibration` is of fp32."""
+    return any(each["predicted_accuracy"] != each["raw_accuracy"] for each in scenario["front"])
+
+
+def _points(scenario: Facts, accuracy: str) -> np.ndarray:
+    """(n, 2): accuracy, latency in ms; n may be 0, as under a limit that none keeps."""
+    rows = [(each[accuracy], each["latency"]["median_ms"]) for each in scenario["front"]]
     return np.array(rows).reshape(-1, 2)
 
 

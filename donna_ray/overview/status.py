@@ -16,6 +16,8 @@ __all__ = ["next_steps", "run_status"]
 
 Facts = dict[str, Any]
 
+_COUNTED = ("phase", "done", "total", "unit")
+
 
 def run_status(root: Path, steps: Sequence[str]) -> Facts:
     """The state of a run folder, read without holding it.
@@ -27,9 +29,9 @@ def run_status(root: Path, steps: Sequence[str]) -> Facts:
     Returns:
         `run`, `state` (`running`, `stopped` or `finished`), `started` (ISO 8601), `process` (id,
         null where none holds the folder), `steps` (`step`, `state`: `finished`, `running`,
-        `stopped` or `waiting`; `seconds`, `image_passes`; of one under way `done`, `total`, `unit`
-        and `seconds_left`, each null where it is not known yet) and `cost` (`seconds` and
-        `image_passes` of the finished steps).
+        `stopped` or `waiting`; `seconds`, `image_passes`; of one under way `phase`, `done`,
+        `total`, `unit` and `seconds_left`, each null where it is not known yet) and `cost`
+        (`seconds` and `image_passes` of the finished steps).
 
     Raises:
         ConfigError: the folder's configuration cannot be read.
@@ -95,13 +97,13 @@ def _step(root: Path, name: str, config: RunConfig) -> Facts:
 
 
 def _waiting(name: str) -> Facts:
-    unknown = dict.fromkeys(("done", "total", "unit", "seconds_left"))
+    unknown = dict.fromkeys((*_COUNTED, "seconds_left"))
     return {"step": name, "state": "waiting", "seconds": 0.0, "image_passes": 0, **unknown}
 
 
 def _under_way(row: Facts, known: Facts, *, running: bool) -> Facts:
     elapsed = time.time() - known["began"] if running else None
-    counted = {name: known.get(name) for name in ("done", "total", "unit")}
+    counted = {name: known.get(name) for name in _COUNTED}
     left = None
     if elapsed is not None and counted["done"]:
         left = elapsed * (counted["total"] - counted["done"]) / counted["done"]

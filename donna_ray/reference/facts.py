@@ -24,8 +24,9 @@ from donna_ray.space import (
     check_space,
     register_modules,
 )
+from donna_ray.space.check import Costs
 
-__all__ = ["reference_facts", "space_facts"]
+__all__ = ["checked_space", "reference_facts", "space_facts"]
 
 Facts = dict[str, Any]
 
@@ -61,6 +62,22 @@ def reference_facts(model: str, image_size: int | None, classes: int | None) -> 
     }
 
 
+def checked_space(
+    config: RunConfig, say: Callable[[str], None] = lambda text: None
+) -> tuple[StagedNetwork, SearchSpace, Costs]:
+    """The reference and the space of a configuration, and the costs of its blocks.
+
+    Needs neither data nor weights; arguments and errors are those of ``space_facts``.
+    """
+    register_modules(config.space.modules)
+    _, reference, _ = outline(config, _class_count(config), load_weights=False)
+    space = build_space(config.space, reference.shapes, reference.own_blocks())
+    check_rounding(reference, space)
+    costs = check_space(space, say)
+    check_wishes(config, reference, space, costs, say)
+    return reference, space, costs
+
+
 def space_facts(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> Facts:
     """The space of a configuration, every block of it checked; needs neither data nor weights.
 
@@ -80,12 +97,7 @@ def space_facts(config: RunConfig, say: Callable[[str], None] = lambda text: Non
         ConfigError: the reference cannot be cut, a block cannot stand in its stage, or what is
             asked of the space cannot be (``check_wishes``).
     """
-    register_modules(config.space.modules)
-    _, reference, _ = outline(config, _class_count(config), load_weights=False)
-    space = build_space(config.space, reference.shapes, reference.own_blocks())
-    check_rounding(reference, space)
-    costs = check_space(space, say)
-    check_wishes(config, reference, space, costs, say)
+    reference, space, costs = checked_space(config, say)
     fixed = [
         [complexity(reference.stem, reference.input_shape)],
         [complexity(reference.head, reference.shapes[-1].output)],

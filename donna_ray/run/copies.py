@@ -13,7 +13,7 @@ from donna_ray.config import load_config
 from donna_ray.errors import ConfigError, DonnaError, RunLockedError
 from donna_ray.run.folder import copies, copy_of, name_of
 from donna_ray.run.mirror import MANIFEST, Mirror
-from donna_ray.run.ownership import MARKER, claim, locked, remove_if_empty
+from donna_ray.run.ownership import MARKER, hold, locked, remove_if_empty
 from donna_ray.storage.artifacts import mapping_in, write_atomic
 from donna_ray.storage.files import Storage
 
@@ -44,22 +44,22 @@ def working_copy(url: str) -> Path:
             f"The URL of a run must have the {MANIFEST} that a run writes there, but {url} has "
             "none, as a folder that was copied by hand. Fetch it, and give the folder's path."
         )
-    made = claim(root)
-    try:
-        _pull(root, there, storage, settings)
-    except Exception:
-        remove_if_empty(made)
-        raise
+    made, lock = hold(root)
+    with lock:
+        try:
+            _pull(root, there, storage, settings)
+        except Exception:
+            remove_if_empty(made)
+            raise
     return root
 
 
 def _pull(root: Path, there: Storage, storage: str, settings: bytes) -> None:
-    with locked(root / ".lock"):
-        Mirror(root, there.url, name_of(root), yaml.safe_load(settings)).pull()
-        values = yaml.safe_load((root / _CONFIG).read_text(encoding="utf-8"))
-        if values["cluster"]["storage"] != storage:  # as who made it has written the URL
-            values["cluster"]["storage"] = storage
-            write_atomic(root / _CONFIG, yaml.safe_dump(values, sort_keys=False).encode())
+    Mirror(root, there.url, name_of(root), yaml.safe_load(settings)).pull()
+    values = yaml.safe_load((root / _CONFIG).read_text(encoding="utf-8"))
+    if values["cluster"]["storage"] != storage:  # as who made it has written the URL
+        values["cluster"]["storage"] = storage
+        write_atomic(root / _CONFIG, yaml.safe_dump(values, sort_keys=False).encode())
 
 
 def clean_copies(days: float, *, dry_run: bool) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from donna_ray.run.progress import PROGRESS
 from donna_ray.storage.artifacts import StepFolder, finished_inputs, write_json
 from donna_ray.versions import VERSION
 
-__all__ = ["MARKER", "Forgotten", "check_is_ours", "claim", "locked", "remove_if_empty"]
+__all__ = ["MARKER", "Forgotten", "check_is_ours", "claim", "hold", "locked", "remove_if_empty"]
 
 MARKER = ".donna-run.json"
 """The file by which a run folder is known."""
@@ -25,6 +25,7 @@ _MADE = (
     *("reference", "library", "predictor", "search", "finetune", "networks"),
     *("results.json", "report.html", "config.yaml"),
 )
+_TRIES = 9  # to hold a folder that others remove meanwhile, since they made nothing in it
 _KEPT = "modules"  # Python files, which may be nowhere else
 _HELD = (MARKER, f".{MARKER}", ".lock", ".mirror.json", ".seen", PROGRESS, f".{PROGRESS}")
 """Beginnings of the names of files that are no results."""
@@ -72,12 +73,42 @@ def claim(root: Path) -> list[Path]:
     return made
 
 
+def hold(root: Path) -> tuple[list[Path], IO[str]]:
+    """Make a folder a run's, and hold it until the file is closed.
+
+    Only who holds a folder may remove it: of two commands that make it at once, the refused one
+    leaves it to the other.
+
+    Returns:
+        What ``claim`` does, and the file of its lock.
+
+    Raises:
+        ConfigError: see ``check_is_ours``; or its file system has no locks.
+        RunLockedError: another process holds it.
+    """
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):  # who held it until now has removed it
+            made = claim(root)
+            try:
+                file = locked(root / ".lock")
+            except ConfigError:  # without locks nobody holds it
+                remove_if_empty(made)
+                raise
+            if all((root / name).exists() for name in (MARKER, ".lock")):
+                return made, file
+            file.close()
+    raise RunLockedError(
+        f"A run folder must be used by one process at a time, but {root} is made and removed by "
+        "others again and again. Wait for them, or choose another --out."
+    )
+
+
 def remove_if_empty(made: Sequence[Path]) -> None:
     """Remove the folders that ``claim`` made, unless a run left more in them than its settings."""
     files = (path for folder in made[:1] for path in folder.rglob("*") if not path.is_dir())
     settings = (*_HELD, "config.yaml", _KEPT)
     if made and all(str(path.relative_to(made[0])).startswith(settings) for path in files):
-        shutil.rmtree(made[0])
+        shutil.rmtree(made[0], ignore_errors=True)  # another command may just put its lock there
         with suppress(OSError):  # another run is beside it
             for folder in made[1:]:
                 folder.rmdir()

@@ -37,9 +37,9 @@ def write_progress(
 
     Args:
         root: the run folder.
-        step: its name, or that of a part of it.
+        step: its name, or `step/part`.
         began: seconds since the epoch.
-        counted: `done` of a `total` in `unit`; None where nothing is counted yet.
+        counted: `done` of a `total` in `unit`, in a `phase`; None where nothing is counted yet.
     """
     with suppress(OSError):  # a full disk stops what matters, not this
         write_json(root / PROGRESS, {"step": step, "began": began, **(counted or {})})
@@ -48,11 +48,21 @@ def write_progress(
 class Progress:
     """A context manager for one step; ``update`` may be called from another thread.
 
-    It also leaves word of itself in the run folder (``write_progress``).
+    It also leaves word of itself in the run folder (``write_progress``), as a phase of `step`, by
+    default as a step of its own.
     """
 
-    def __init__(self, console: Console, root: Path, name: str, total: int, unit: str) -> None:
+    def __init__(
+        self,
+        console: Console,
+        root: Path,
+        name: str,
+        total: int,
+        unit: str,
+        step: str | None = None,
+    ) -> None:
         self._console, self._name, self._total, self._unit = console, name, total, unit
+        self._step = step or name
         self._root, self._began, self._noted = root, time.time(), 0.0
         self._done = 0
         self._started = self._last_line = time.monotonic()
@@ -119,7 +129,7 @@ class Progress:
         if time.monotonic() - self._noted >= _NOTED_EVERY_S or self._done == self._total:
             self._noted = time.monotonic()
             facts = {"done": self._done, "total": self._total, "unit": self._unit}
-            write_progress(self._root, self._name, self._began, facts)
+            write_progress(self._root, self._step, self._began, {"phase": self._name, **facts})
 
     def _left(self) -> str:
         if not self._done:

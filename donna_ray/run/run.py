@@ -18,7 +18,7 @@ from donna_ray.errors import DonnaError, MissingArtifactError
 from donna_ray.run.folder import name_of
 from donna_ray.run.lease import Lease
 from donna_ray.run.mirror import Mirror
-from donna_ray.run.ownership import Forgotten, claim, locked, remove_if_empty
+from donna_ray.run.ownership import Forgotten, hold, remove_if_empty
 from donna_ray.run.progress import PROGRESS, Progress, write_progress
 from donna_ray.run.session import RayLost, RaySession
 from donna_ray.run.shared_folder import SharedFolder, check_nodes
@@ -64,6 +64,7 @@ class Run:
         self._open = ExitStack()
         self._kept: dict[str, Any] = {}
         self._nodes_are_checked = False
+        self._under_way: str | None = None  # the step that is computed
         self.only = only
         self._made: list[Path] = []
         self._forgotten = Forgotten(self.root)
@@ -76,10 +77,10 @@ class Run:
             RunLockedError: another process holds it.
         """
         with _room_in(self.root), ExitStack() as opened:
-            self._made = claim(self.root)
+            self._made, lock = hold(self.root)
+            opened.enter_context(lock)
             failed = opened.enter_context(ExitStack())
             failed.callback(remove_if_empty, self._made)
-            opened.enter_context(locked(self.root / ".lock"))
             self._forgotten.recover()
             if self._mirror is not None and self._lease is not None:
                 opened.enter_context(self._lease)
@@ -186,8 +187,8 @@ class Run:
             folder.path.mkdir(parents=True, exist_ok=True)
             self.say(name, "bold")
             started = time.perf_counter()
-            write_progress(self.root, name, time.time())
-            result, files = compute(folder)
+            with self._computing(name):
+                result, files = compute(folder)
             artifact = folder.commit(result, files, time.perf_counter() - started)
         (self.root / PROGRESS).unlink(missing_ok=True)
         if self._forgotten.remove():
@@ -196,6 +197,16 @@ class Run:
         self.say(f"{name:<10} done in {artifact.seconds:.1f} s")
         self.doubt(artifact)
         return artifact
+
+    @contextmanager
+    def _computing(self, name: str) -> Iterator[None]:
+        """What is long inside is told as a phase of this step."""
+        write_progress(self.root, name, time.time())
+        self._under_way = name
+        try:
+            yield
+        finally:
+            self._under_way = None
 
     def doubt(self, artifact: Artifact) -> None:
         """Say what makes an artifact doubtful, also where a command is to be quiet."""
@@ -227,7 +238,7 @@ class Run:
 
     def progress(self, name: str, total: int, unit: str) -> Progress:
         """A display for `total` units of a long step."""
-        return Progress(self.console, self.root, name, total, unit)
+        return Progress(self.console, self.root, name, total, unit, self._under_way)
 
     def say(self, text: str, style: str = "") -> None:
         """One line for the person who watches, in a style of rich's; the text is no markup."""

@@ -254,8 +254,8 @@ class Search:
             return True
         least = self.setup.config.min_gain
         if least is not None and len(self.ledger.measured) >= 2 * _GAIN_OVER:
-            values = np.array(list(self.ledger.measured.values()))
-            if _gain(values, self.setup.problem.latency_limit_ms) < least:
+            values, kept = np.array(list(self.ledger.measured.values())), self.ledger.within_limits
+            if _gain(values, kept, self.setup.problem.latency_limit_ms) < least:
                 self._exhausted = True
         return self._exhausted
 
@@ -293,13 +293,19 @@ def _number(limit: int | str | None) -> float | None:
     return amount_of(limit, 1.0) if limit.endswith(("ms", "MB")) else None
 
 
-def _gain(values: Floats, limit: float | None) -> float:
+def _gain(values: Floats, kept: np.ndarray, limit: float | None) -> float:
     """Growth of the hypervolume by a measurement, over the last ones, in parts of it all.
+
+    Infinite where none of those before keeps the limits: nothing is known yet of what is sought.
 
     Args:
         values: (n, objectives), accuracy, latency and others, in the order of measurement.
+        kept: (n,), whether all limits are kept.
         limit: on latency.
     """
-    reference = reference_point(values, limit)
-    before, now = (hypervolume(rows, reference) for rows in (values[:-_GAIN_OVER], values))
+    earlier = kept & (np.arange(len(kept)) < len(kept) - _GAIN_OVER)
+    if not earlier.any():
+        return float("inf")
+    reference = reference_point(values[kept], limit)
+    before, now = (hypervolume(values[rows], reference) for rows in (earlier, kept))
     return float("inf") if not now else (1 - before / now) / _GAIN_OVER

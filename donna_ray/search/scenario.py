@@ -170,7 +170,8 @@ def check_measured(name: str, search: Search) -> None:
     """Refuse a search that cannot have a front.
 
     Raises:
-        DonnaError: it is broken, or nothing could be measured.
+        DonnaError: it is broken, nothing could be measured, or nothing that was keeps the limit on
+            memory.
     """
     if search.broken:
         raise DonnaError(
@@ -185,21 +186,37 @@ def check_measured(name: str, search: Search) -> None:
             f"A search must measure at least one candidate, but of {len(failed)} all failed."
             f"{causes} Check the device, or loosen the limits."
         )
+    _check_memory(name, search)
+
+
+def _check_memory(name: str, search: Search) -> None:
+    limit_mb = search.setup.problem.memory_limit_mb
+    if limit_mb is None:
+        return
+    every = [trial.user_attrs["latency"] for trial in search.ledger.trials_measured()]
+    if not any(_fits({"latency": each}, limit_mb) for each in every):
+        raise _too_much_memory(name, limit_mb, every, "candidates")
 
 
 def _within_memory(
     name: str, candidates: Sequence[dict[str, Any]], limit_mb: float | None
 ) -> Sequence[dict[str, Any]]:
     kept = [each for each in candidates if _fits(each, limit_mb)]
-    if limit_mb is not None and not kept:
-        smallest = min(peak_memory(each["latency"]) for each in candidates)
-        whose = "" if name == "default" else f" of {name!r}"
-        raise DonnaError(
-            f"search.memory_limit{whose} must be feasible, but is {limit_mb:g} MB and the smallest "
-            f"of {len(candidates)} candidates takes {smallest:.4g} MB. Raise the limit to at "
-            "least that, or add cheaper blocks to the space."
-        )
+    if limit_mb is not None and candidates and not kept:
+        again = [each["latency"] for each in candidates]
+        raise _too_much_memory(name, limit_mb, again, "candidates that were measured again")
     return kept
+
+
+def _too_much_memory(
+    name: str, limit_mb: float, measured: Sequence[Latency], what: str
+) -> DonnaError:
+    whose = "" if name == "default" else f" of {name!r}"
+    return DonnaError(
+        f"search.memory_limit{whose} must be feasible, but is {limit_mb:g} MB and the smallest "
+        f"of {len(measured)} {what} takes {min(map(peak_memory, measured)):.4g} MB. Raise the "
+        "limit to at least that, or add cheaper blocks to the space."
+    )
 
 
 def _fits(candidate: Mapping[str, Any], limit_mb: float | None) -> bool:

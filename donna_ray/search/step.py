@@ -15,7 +15,7 @@ from donna_ray.finetune.assemble import library_space
 from donna_ray.latency.farm import LatencyFarm, Unmeasured
 from donna_ray.latency.figures import Latency, peak_memory
 from donna_ray.latency.quantised import AnyLowering
-from donna_ray.latency.recorded import record_facts
+from donna_ray.latency.recorded import RECORDED, record_facts
 from donna_ray.latency.shifts import in_shifts
 from donna_ray.latency.starting import start_farms
 from donna_ray.library.quantised import lowering_in
@@ -108,7 +108,7 @@ def _inputs(run: Run, scenario: Scenario, made: Made) -> dict[str, Any]:
         "seed": run.config.seed,
         "search": scenario.search.model_dump(),
         "device": scenario.device.model_dump(),
-        "verified": ROUNDS,
+        "verified": "all" if scenario.device.connector == RECORDED else ROUNDS,
         **record_facts(scenario.device),
     }
 
@@ -143,7 +143,6 @@ class _Searches:
         def compute(folder: StepFolder) -> tuple[dict[str, Any], Files]:
             self._search_once(scenario.name, {name: each.path for name, each in folders.items()})
             search = self._searches[scenario.name]
-            check_measured(scenario.name, search)
             verification = self._verifications[scenario.name]
             if verification.failure is not None:
                 raise verification.failure
@@ -278,12 +277,13 @@ class _Searches:
         lowerings: Mapping[str, AnyLowering],
         served: Mapping[str, LatencyFarm],
     ) -> None:
-        """Measure again what may be on the fronts."""
-        verifications = {
-            name: Verification(search, models[name], lowerings[name], served[name])
-            for name, search in searches.items()
-            if search.ledger.measured and not search.broken
-        }
+        """Measure again what may be on the fronts, of the searches that can have one."""
+        verifications = dict[str, Verification]()
+        for name, search in searches.items():
+            with self._apart(name):
+                check_measured(name, search)
+                own = Verification(search, models[name], lowerings[name], served[name])
+                verifications[name] = own
         self._verifications |= verifications
         every = list(verifications.values())
         turns = ROUNDS * max((len(each.networks) + 1 for each in every), default=0)

@@ -61,14 +61,14 @@ def contenders(search: Search) -> list[Architecture]:
     """Measured networks that may be on the front, the fastest first; those likeliest to be, if
     there are many, evenly over the range of latency.
 
-    The probability is that of draws of the surrogate's posterior, all networks at once.
+    The probability is that of draws of the surrogate's posterior, all networks at once. Some
+    measured network keeps the limit on memory (see ``check_measured``).
     """
     limit_mb = search.setup.problem.memory_limit_mb
     trials = search.ledger.trials_measured()
     if limit_mb is not None:
         memory = [peak_memory(trial.user_attrs["latency"]) for trial in trials]
-        kept = [trial for trial, own in zip(trials, memory, strict=True) if own <= limit_mb]
-        trials = kept or trials  # an error is to name the smallest
+        trials = [trial for trial, own in zip(trials, memory, strict=True) if own <= limit_mb]
     rows = np.array([architecture_of(trial.params) for trial in trials])
     values = np.array([trial.values for trial in trials])
     with one_thread():
@@ -116,7 +116,7 @@ class Verification:
 
     Attributes:
         rounds: what is measured so far.
-        networks: see ``contenders``.
+        networks: see ``contenders``; of a record all that are measured.
         failure: why it cannot go on, or None.
 
     Args:
@@ -129,7 +129,8 @@ class Verification:
     def __init__(
         self, search: Search, reference: bytes, lowering: AnyLowering, farm: LatencyFarm
     ) -> None:
-        self.networks = contenders(search)
+        # Nothing is measured again of a record, so that a lucky measurement stays what it is.
+        self.networks = contenders(search) if farm.repeats else list(search.ledger.measured)
         self.rounds: Rounds = {}
         self.failure: DonnaError | None = None
         self._is_over = False

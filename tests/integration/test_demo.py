@@ -17,7 +17,7 @@ import yaml
 from donna_ray.complexity import complexity
 from donna_ray.config import RunConfig
 from donna_ray.data import load_data, load_test
-from donna_ray.export.step import _choose
+from donna_ray.export.choice import choose
 from donna_ray.finetune.assemble import untrained
 from donna_ray.reference.build import build_reference
 from donna_ray.report.results import Results
@@ -244,7 +244,7 @@ def test_network_that_is_asked_for_is_finetuned_and_kept(
     assert f"{'finetune':<10} reused" in again.stderr
     kept = Results.model_validate(results_of(copy_of_finished))
     assert kept.scenarios == after.scenarios
-    card = _choose(copy_of_finished, numbers)
+    card = choose(copy_of_finished, numbers)
     assert card[0] == asked[other].id
     assert card[2][0]["median_ms"] == asked[other].latency.median_ms
 

@@ -7,6 +7,7 @@ partial sums is kept: dynamic programming in place of the product of all choices
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import moocore
 import numpy as np
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 
 from donna_ray.predictor.model import Floats
 
-__all__ = ["ExactFront", "Indices", "exact_front", "nondominated", "thinned"]
+__all__ = ["ExactFront", "Indices", "at_most", "exact_front", "nondominated", "thinned"]
 
 Indices = NDArray[np.int64]
-_SLACK = 1e-12  # of a limit, relative: sums of floats
+_SLACK = 1e-12  # of a limit, relative
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,11 @@ def nondominated(gain: Floats, costs: Floats) -> Indices:
     return rows[np.lexsort((-gain[rows], costs[rows, 0]))]
 
 
+def at_most(limits: Any) -> Any:
+    """What a sum may be that is to keep a limit, or each of several: sums of floats are rounded."""
+    return limits + _SLACK * np.abs(limits)
+
+
 def thinned(rows: Indices, count: int) -> Indices:
     """`count` rows, evenly spread, the ends among them; all if there are fewer."""
     if len(rows) <= count:
@@ -110,7 +116,7 @@ def _merge(
     """The skyline over all stages: architectures, gains, and whether none was left out."""
     least = np.array([table.min(axis=0) for table in tables])
     rest = np.vstack([np.cumsum(least[::-1], axis=0)[::-1][1:], np.zeros_like(bound)])
-    room = bound + _SLACK * np.abs(bound)
+    room = at_most(bound)
     gain, cost, complete = np.zeros(1), np.zeros((1, len(bound))), True
     steps: list[tuple[Indices, Indices]] = []
     following = [*map(len, gains[1:]), 1]

@@ -2,15 +2,13 @@
 
 import numpy as np
 
-from donna_ray.search.exact.front import Indices
+from donna_ray.search.exact.front import Indices, at_most
 from donna_ray.search.strategies.candidates import spread_from
 from donna_ray.search.study.ledger import Ledger
 from donna_ray.search.study.problem import SearchProblem
 from donna_ray.space import Architecture
 
 __all__ = ["Feasible", "Recorded"]
-
-_SLACK = 1e-9  # of a limit, relative: sums of floats
 
 
 class Feasible:
@@ -26,7 +24,7 @@ class Feasible:
         tables, room = problem.cost_tables([np.zeros(len(stage.choices)) for stage in stages])
         self._problem, self._generator = problem, generator
         self._tables = [table[:, 1:] for table in tables]
-        self._room = np.array(room[1:]) + _SLACK * np.abs(room[1:])
+        self._room = at_most(np.array(room[1:]))
         self._least = np.array([table.min(axis=0) for table in self._tables])
 
     def repaired(self, architecture: Architecture) -> Architecture | None:

@@ -111,6 +111,12 @@ class Ledger:
         """By how much each measured architecture breaks a limit, in the order of `measured`."""
         return np.array([self._excess[each][limit] for each in self.measured])
 
+    @property
+    def within_limits(self) -> np.ndarray:
+        """Whether each measured architecture keeps all limits, in the order of `measured`."""
+        kept = [max(self._excess[each].values(), default=0.0) <= 0 for each in self.measured]
+        return np.array(kept, dtype=bool)
+
     def judge(self, excess: Callable[[Architecture, Outcome], Mapping[str, float]]) -> None:
         """Hold all that is measured against the limits of now: those of before may be others."""
         for trial in self.trials_measured():

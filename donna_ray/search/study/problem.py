@@ -9,7 +9,7 @@ import numpy as np
 from donna_ray.errors import DonnaError
 from donna_ray.predictor.model import Floats
 from donna_ray.search.exact.accuracy import AccuracyModel
-from donna_ray.search.exact.front import ExactFront, Indices, exact_front
+from donna_ray.search.exact.front import ExactFront, Indices, at_most, exact_front
 from donna_ray.search.surrogate.block_features import BlockFeatures
 from donna_ray.space import Architecture, SearchSpace
 
@@ -81,8 +81,9 @@ class SearchProblem:
         """By how much each limit on a known cost is broken, (n,); up to 0 where it is kept."""
         found = {}
         for name in self.limited:
-            cost = self.known[name]
-            found[name] = cost.total(architectures) - float(cost.limit or 0)
+            total, limit = self.known[name].total(architectures), self._limit(name)
+            excess = total - limit
+            found[name] = np.where(total > at_most(limit), excess, np.minimum(excess, 0.0))
         return found
 
     def keeps_limits(self, architectures: Indices) -> np.ndarray:
@@ -133,7 +134,7 @@ class SearchProblem:
 
     def _check_one(self, name: str, others: Sequence[str]) -> None:
         least = float(self._fewest(name, others).costs[0, 0]) + self.known[name].fixed
-        if least > self._limit(name):
+        if least > at_most(self._limit(name)):
             self._refuse(name, least, others)
 
     @cached_property

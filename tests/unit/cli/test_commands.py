@@ -234,6 +234,41 @@ def test_stopped_step_leaves_word_and_a_finished_one_takes_it_away(
     assert states(tmp_path / "run")["library"] == "finished"
 
 
+@pytest.mark.parametrize(
+    ("step", "phase"),
+    [
+        ("search/default", "front measured again"),
+        ("finetune", "test"),
+        ("finetune", "int8"),
+        ("library", "measuring"),
+        ("library/int8", "anything at all"),
+    ],
+)
+def test_step_that_is_stopped_in_a_phase_of_it_is_not_told_as_finished(
+    config: RunConfig, tmp_path: Path, step: str, phase: str
+) -> None:
+    """Whatever the phase is called, and though the step was finished with other settings."""
+    root, place = tmp_path / "run", STEPS.index(step.partition("/")[0])
+    parts = {"search": "search/default"}
+
+    def stopped(_: StepFolder) -> Any:
+        with run.progress(phase, 9, "networks") as shown:
+            shown.update(9)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Run(config, root) as run:  # noqa: PT012
+        for name in STEPS[:-1]:
+            run.step(parts.get(name, name), {"a": 1}, lambda _: ({}, []))
+        write_json(root / "results.json", {"made": {"finished": True}})
+        run.step(step, {"a": 2}, stopped)
+    assert states(root) == {
+        **dict.fromkeys(STEPS[:place], "finished"),
+        **{"": "stopped", STEPS[place]: "stopped"},
+        **dict.fromkeys(STEPS[place + 1 :], "waiting"),
+    }
+    assert f"{phase}: 9/9 networks" in donna_here("status", str(root)).stdout
+
+
 def test_quiet_tells_warnings_alone(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,8 @@ from donna_ray.storage.records import RecordStore
 from donna_ray.training.loop import cross_entropy, seeded
 from donna_ray.training.trainer import Trainer
 
-LATENCY = {"device": "cpu", "connector": "onnxruntime", "settings": {"threads": 1}, "median_ms": 1}
+SETTINGS = {"threads": 1, "max_seconds": 0.5}
+LATENCY = {"device": "cpu", "connector": "onnxruntime", "settings": SETTINGS, "median_ms": 1}
 INVERTED = BlockSpec.of(
     "inverted_residual",
     {"kernel": 3, "expansion": 2, "depth": 1, "activation": "relu", "squeeze_excite": "hard"},
@@ -85,7 +86,8 @@ class Finished:
     def finetuned(self, latency: dict[str, Any], networks: dict[str, Any]) -> None:
         """Add a search that measured this, and what was finetuned after it."""
         front = {"front": [{"id": self.id, "latency": latency}]}
-        search = StepFolder(self.root, "search/default", latency).commit(front, [], 0.0)
+        inputs = {"device": {"precision": "fp32"}, "measured": latency}
+        search = StepFolder(self.root, "search/default", inputs).commit(front, [], 0.0)
         inputs = {"searches": {"default": search.digest}}
         networks = {name: {**facts, **TEST} for name, facts in networks.items()}
         result = {"networks": networks, "reference": {"test_from": "data.test_split test"}}

@@ -10,6 +10,7 @@ import pytest
 from donna_ray.config import DataConfig
 from donna_ray.data import load_test
 from donna_ray.errors import ConfigError
+from donna_ray.export import evaluate
 from donna_ray.export.images import Outputs, evaluated_images
 from tests.unit.data.image_files import PREPROCESSING, images_of, labels_of, png, write_folder
 
@@ -94,3 +95,25 @@ def test_the_same_source_has_the_same_test_images(tmp_path: Path) -> None:
 def test_digits_are_not_for_networks_of_colours() -> None:
     with pytest.raises(ConfigError, match="3 channels, but the digits have 1"):
         evaluated_images(DIGITS, DataConfig(), PREPROCESSING, "digits")
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "settings"),
+    [
+        ("onnxruntime", None, {"threads": 4, "max_seconds": 0.5}),
+        ("onnxruntime", 2, {"threads": 2, "max_seconds": 0.5}),
+        ("cuda", 2, {"runtime": "tensorrt"}),
+        ("adb", None, {}),
+    ],
+)
+def test_latency_is_measured_with_the_settings_of_the_card(
+    device: str, threads: int | None, settings: dict[str, Any]
+) -> None:
+    """The first of that connector, on cores that are here."""
+    own = {"threads": 4, "max_seconds": 0.5}
+    stated = [
+        {"connector": "cuda", "settings": {"runtime": "tensorrt"}},
+        {"connector": "onnxruntime", "settings": {**own, "cores": [100_000]}},
+        {"connector": "onnxruntime", "settings": {"threads": 8}},
+    ]
+    assert evaluate._settings(stated, device, threads) == settings

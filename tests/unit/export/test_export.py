@@ -9,6 +9,7 @@ import shutil
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -25,13 +26,14 @@ from donna_ray.cli.tables import print_evaluation
 from donna_ray.config import load_config
 from donna_ray.data import load_data, load_test
 from donna_ray.errors import DonnaError
+from donna_ray.export.choice import choose
 from donna_ray.export.step import export_network
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.space import UNSHRUNK, BlockSpec, block_family
 from donna_ray.storage.artifacts import StepFolder, file_sha256
 from donna_ray.training.loop import right_answers
 from tests.command_line import donna_here
-from tests.unit.export.made import INVERTED, LATENCY, NAMES, TEST, Finished, loaded
+from tests.unit.export.made import INVERTED, LATENCY, NAMES, SETTINGS, TEST, Finished, loaded
 
 BASIC = BlockSpec.of(
     "residual_basic",
@@ -176,6 +178,38 @@ def test_weights_of_results_and_latency_of_their_search(tmp_path: Path) -> None:
     assert card["class_names"] == NAMES
 
 
+PHONE = LATENCY | {"device": "phone", "connector": "adb", "median_ms": 9}
+THREADS = LATENCY | {"settings": SETTINGS | {"threads": 4}, "median_ms": 0.4}
+SERVED: dict[str, dict[str, Any]] = {"cpu": LATENCY, "phone": PHONE, "threads": THREADS}
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_latencies_are_of_every_device_with_each_settings(tmp_path: Path, told: bool) -> None:
+    """Of the fronts in fp32 that it is on; of a device that was measured twice, the newer one."""
+    old = {"old": LATENCY | {"median_ms": 3}}
+    for number, scenarios in enumerate((old, {**SERVED, "int8": LATENCY | {"settings": {}}})):
+        digests = {}
+        for name, latency in scenarios.items():
+            inputs = {"device": {"precision": "int8" if name == "int8" else "fp32"}, "n": number}
+            front = {"front": [{"id": "3f9c", "latency": latency}]}
+            digests[name] = StepFolder(tmp_path, f"search/{name}", inputs).commit(front, [], 0.0)
+        made = {"networks": {"3f9c": {"key": "k"}}, "asked": {}}
+        inputs = {"searches": {name: each.digest for name, each in digests.items()}}
+        StepFolder(tmp_path, "finetune", inputs).commit(made, [], 0.0)
+    point = {"id": "3f9c", "architecture": [0], "weights": "networks/k.safetensors"}
+    shown = [
+        {"device": {"precision": "fp32"}, "front": [{**point, "latency": latency}]}
+        for latency in SERVED.values()
+    ]
+    if told:
+        (tmp_path / "results.json").write_text(json.dumps({"scenarios": shown}))
+    name, key, latencies = choose(tmp_path, "3f9c")
+    assert (name, key) == ("3f9c", "k")
+    expected = {each["median_ms"]: each for each in SERVED.values()}
+    assert {each["median_ms"]: each for each in latencies} == expected
+    assert len(latencies) == len(expected)
+
+
 @pytest.mark.usefixtures("in_process")
 def test_network_that_was_asked_for(tmp_path: Path) -> None:
     """By the numbers of its blocks; with the latency that the finetuning's step has."""
@@ -318,6 +352,7 @@ def test_card_is_executed_as_it_is_written(
     assert right[0] > 0.8 * len(data.train)
     assert abs(executed["right"] - sum(right)) < 0.005 * len(digits.target)
     assert found[0]["latency"]["median_ms"] > 0
+    assert found[0]["latency"]["settings"].items() >= SETTINGS.items()
     assert found[0]["stated"] == {"test_accuracy": 0.75, "latency": [LATENCY]}
     assert (found[0]["sustained"], found[1]["sustained"]["throttles"]) == (None, False)
     assert 9 <= found[1]["sustained"]["seconds"] < 10

@@ -15,15 +15,17 @@ import pytest
 from device_farm.cache import MeasurementCache, MeasurementKey
 from device_farm.timing.measurement import Measurement
 from device_farm.workload import workload_digest
-from donna_ray.config import DeviceConfig
+from donna_ray import pipeline
+from donna_ray.config import DeviceConfig, load_config, shipped_config
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.latency.farm import LatencyFarm, Unmeasured
 from donna_ray.latency.lowering import CandidateModel
-from donna_ray.latency.recorded import record_facts, recorded_architectures
+from donna_ray.latency.recorded import check_record_of, record_facts, recorded_architectures
 from donna_ray.latency.starting import check_device, start_farms
 from donna_ray.search.ask_tell import Search
 from donna_ray.search.evaluators import FarmEvaluator
 from donna_ray.search.yardstick import yardstick
+from tests.command_line import donna_here
 from tests.search_problems import device_of, search_on, toy
 
 PROBLEM = toy((2, 3))
@@ -132,7 +134,7 @@ def test_candidates_of_an_earlier_search_are_a_record(tmp_path: Path) -> None:
     assert recorded_architectures(config, SPACE).tolist() == [[1, 2]]
     again = tmp_path / "of a record.json"
     again.write_text(json.dumps({"measured": [{**known, "latency": own}]}))
-    twice = replayed(device(again)).submit(model((1, 2)))
+    twice = replayed(device(again, reference_ms=6)).submit(model((1, 2)))
     assert (twice["device"], twice["settings"]["recorded"]) == (
         "Pixel 8 (recorded)",
         own["settings"]["recorded"],
@@ -173,7 +175,9 @@ def candidates(*latencies: float) -> str:
 def test_table_may_begin_with_the_mark_of_spreadsheets(mark: str, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text(mark + "architecture,latency_ms\n0-0,1.5\n", encoding="utf-8")
-    assert replayed(device(path, device="x")).submit(model((0, 0)))["median_ms"] == 1.5
+    assert (
+        replayed(device(path, device="x", reference_ms=6)).submit(model((0, 0)))["median_ms"] == 1.5
+    )
 
 
 @pytest.mark.parametrize(
@@ -217,6 +221,62 @@ def test_what_is_no_record_is_told(
     with pytest.raises(ConfigError, match=words):
         replayed(device(tmp_path / name, **settings))
     assert text is not None or not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("own", [{}, {"reference_ms": 6}])
+def test_record_that_lacks_what_a_search_needs_is_refused_at_the_start(
+    own: dict[str, Any], tmp_path: Path
+) -> None:
+    """The reference's latency, and the memory where that is limited."""
+    path = tmp_path / "candidates.json"
+    path.write_text(candidates(2.0))
+    if not own:
+        with pytest.raises(ConfigError, match=r"must have the reference's own .*reference_ms"):
+            check_device(device(path))
+        latency = {"median_ms": 6.0, "peak_memory_mb": 20.0}
+        facts = {"result": {"reference_latency": latency}}
+        (tmp_path / "artifact.json").write_text(json.dumps(facts))
+    check_device(device(path, **own))
+    with pytest.raises(ConfigError, match=r"memory_limit .* the record .* does not have that"):
+        check_device(device(path, **own), with_memory=True)
+    told = json.loads(path.read_text())
+    told["measured"][0]["latency"]["peak_memory_mb"] = 20.0
+    path.write_text(json.dumps(told))
+    if not own:
+        check_device(device(path, **own), with_memory=True)
+        return
+    with pytest.raises(ConfigError, match=r"memory_limit .* of the reference and"):
+        check_device(device(path, **own), with_memory=True)
+
+
+def test_table_of_another_space_is_refused_before_anything_is_made(
+    table: Path, tmp_path: Path
+) -> None:
+    """By the command that checks, and by the run's own check."""
+    config = device(table, device="x")
+    check_record_of(SPACE, config)
+    check_record_of(SPACE, DeviceConfig())
+    with pytest.raises(ConfigError, match="of 0-2 at most, but one is 1-2"):
+        check_record_of(toy((1, 3)).space, config)
+    settings = f"{{path: {table}, device: x}}"
+    override = f"device={{connector: recorded, settings: {settings}}}"
+    ended = donna_here("config", "check", str(shipped_config("demo")), "--set", override)
+    assert (ended.returncode, "31-31-31 at most, but one is 0-0" in ended.stderr) == (2, True)
+    with pytest.raises(ConfigError, match="31-31-31 at most, but one is 0-0"):
+        pipeline.check(load_config(shipped_config("demo"), [override]))
+
+
+def test_search_that_may_be_of_another_space_is_told(tmp_path: Path) -> None:
+    """Its numbers are those of the library, which may lack blocks that failed."""
+    path, said = tmp_path / "candidates.json", list[str]()
+    path.write_text(candidates(2.0))
+    check_record_of(SPACE, device(path), said.append)
+    assert "all of its 1 architectures are of another one" in said[0]
+    with pytest.raises(ConfigError, match="are of another one"):
+        check_record_of(toy((2, 3, 4)).space, device(path), said.append)
+    path.write_text(candidates(2.0).replace('"n"', f'"{SPACE.id_of((0, 0))}"'))
+    check_record_of(SPACE, device(path), said.append)
+    assert len(said) == 1
 
 
 def test_limits_that_no_recorded_network_keeps_are_refused() -> None:

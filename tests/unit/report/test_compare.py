@@ -9,9 +9,14 @@ import pytest
 from donna_ray.overview.compare import _scenarios
 
 
-def results(*front: tuple[str, float, float]) -> dict[str, Any]:
+def results(*front: tuple[str, float, float], calibrated_by: float = 0.0) -> dict[str, Any]:
     points = [
-        {"id": name, "predicted_accuracy": accuracy, "latency": {"median_ms": ms}}
+        {
+            "id": name,
+            "raw_accuracy": accuracy,
+            "predicted_accuracy": accuracy + calibrated_by,
+            "latency": {"median_ms": ms},
+        }
         for name, accuracy, ms in front
     ]
     return {"scenarios": [{"name": "default", "device": {}, "front": points}]}
@@ -34,3 +39,15 @@ def test_fronts_may_be_empty(
 ) -> None:
     (facts,) = _scenarios(first, second)
     assert (facts["hypervolume"], facts["networks"]) == (shares, both)
+
+
+@pytest.mark.parametrize("calibrated_by", [(0.0, 0.05), (0.05, 0.0), (0.0, 0.0), (0.05, 0.05)])
+def test_raw_predictions_are_not_held_against_calibrated_ones(
+    calibrated_by: tuple[float, float],
+) -> None:
+    """The same networks with the same latencies have the same front, whichever was finetuned."""
+    networks = (("a", 0.8, 1.0), ("b", 0.9, 2.0))
+    first, second = (results(*networks, calibrated_by=each) for each in calibrated_by)
+    (facts,) = _scenarios(first, second)
+    assert facts["hypervolume"] == [1.0, 1.0]
+    assert facts["calibrated"] == all(calibrated_by)

@@ -23,7 +23,7 @@ from device_farm.cache import MeasurementCache, MeasurementKey, read_measurement
 from device_farm.timing.measurement import Measurement
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.errors import DonnaError
-from donna_ray.export.step import _named
+from donna_ray.export.choice import _named
 from donna_ray.latency.lowering import Lowering
 from donna_ray.latency.starting import _check_cache
 from donna_ray.run.lease import LEASE

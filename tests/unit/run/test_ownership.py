@@ -11,11 +11,12 @@ from unittest.mock import Mock
 import pytest
 
 from donna_ray.config import RunConfig
-from donna_ray.errors import ConfigError
+from donna_ray.errors import ConfigError, RunLockedError
+from donna_ray.run import ownership
 from donna_ray.run.mirror import Mirror
 from donna_ray.run.ownership import MARKER, Forgotten, check_is_ours, locked
 from donna_ray.run.run import Run
-from donna_ray.storage.artifacts import StepFolder
+from donna_ray.storage.artifacts import StepFolder, write_json
 from donna_ray.storage.files import Storage
 from tests.command_line import donna_here
 
@@ -160,6 +161,44 @@ def test_failed_run_leaves_no_folder_with_nothing_in_it(
     with pytest.raises(KeyError), Run(config, tmp_path / "there"):
         raise KeyError
     assert (tmp_path / "there").exists()  # it was not made by the run
+
+
+def test_refused_command_leaves_a_new_folder_to_the_one_that_holds_it(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two that make it at once: the other is faster from here on."""
+    root, others = tmp_path / "run", []
+
+    def overtaken(path: Path, facts: object) -> None:
+        write_json(path, facts)
+        others.append(locked(root / ".lock"))
+        (root / "config.yaml").write_text("the other's")
+
+    monkeypatch.setattr(ownership, "write_json", overtaken)
+    with pytest.raises(RunLockedError, match="choose another --out"), Run(config, root):
+        pass
+    assert files(root) == {"config.yaml": "the other's"}
+    others[0].close()
+
+
+@pytest.mark.parametrize("removed", ["", MARKER])
+def test_folder_that_another_removes_meanwhile_is_made_again(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: str
+) -> None:
+    """Which held it, and has failed before it made anything."""
+    root, found = tmp_path / "run", []
+
+    def made(path: Path, facts: object) -> None:
+        write_json(path, facts)
+        found.append(facts)
+        if len(found) == 1:
+            shutil.rmtree(root) if not removed else (root / removed).unlink()
+
+    monkeypatch.setattr(ownership, "write_json", made)
+    with Run(config, root):
+        assert (root / MARKER).exists()
+        assert (root / ".lock").exists()
+    assert len(found) == 2
 
 
 def test_copy_at_a_url_is_a_runs(tmp_path: Path) -> None:

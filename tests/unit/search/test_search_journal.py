@@ -100,12 +100,26 @@ def test_one_bad_candidate_does_not_hide_what_is_gained() -> None:
     values = np.column_stack([0.5 + 0.01 * np.sqrt(latency), latency])
     bad = values.copy()
     bad[3] = [0.01, 90.0]  # of no use to anybody
-    assert _gain(bad, None) == pytest.approx(_gain(values, None), rel=0.2)
+    every = np.ones(60, dtype=bool)
+    assert _gain(bad, every, None) == pytest.approx(_gain(values, every, None), rel=0.2)
 
 
 def test_gain_of_a_front_of_one_point_is_told() -> None:
     values = np.array([[0.5, 1.0], *[[0.4, 2.0]] * 70])
-    assert _gain(values, None) == 0
+    assert _gain(values, np.ones(71, dtype=bool), None) == 0
+
+
+def test_gain_is_of_what_keeps_the_limits() -> None:
+    """The first ones break one and dominate all; then nothing is known of those that keep it."""
+    latency = np.linspace(1, 2, 60)
+    values = np.column_stack([0.5 + 0.01 * latency, latency])
+    beaten = np.vstack([np.column_stack([values[:, 0] + 0.1, latency / 2]), values])
+    kept = np.arange(120) >= 60
+    every = np.ones(60, dtype=bool)
+    gained = _gain(values, every, None)
+    assert gained > 0
+    assert _gain(beaten, kept, None) == pytest.approx(gained)
+    assert _gain(beaten[:90], kept[:90], None) == float("inf")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from donna_ray.config import DeviceConfig, Scenario, SearchConfig
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.latency.starting import check_device
 from donna_ray.search.ask_tell import Search, SearchSetup
-from donna_ray.search.scenario import result_of
+from donna_ray.search.scenario import check_measured, result_of
 from donna_ray.search.strategies import candidates
 from donna_ray.search.strategies.feasible import Feasible
 from donna_ray.search.study.ledger import Outcome, measured
@@ -123,8 +124,9 @@ def test_measured_memory_is_kept_within_its_limit(strategy: str, tmp_path: Path)
     smallest = min(map(sum, asked))
     tight = replace(problem, memory_limit_mb=smallest - 0.5)
     search.setup = replace(search.setup, problem=tight)
-    with pytest.raises(DonnaError, match=rf"memory_limit must be .* takes {smallest} MB"):
-        result_of(scenario, search, measured_again(search))
+    words = rf"of {len(asked)} candidates takes {smallest} MB. Raise"
+    with pytest.raises(DonnaError, match=rf"memory_limit must be .* smallest {words}"):
+        check_measured("default", search)
 
 
 def test_memory_is_learnt_from_no_more_measurements_than_latency(
@@ -164,6 +166,54 @@ def measured_again(search: Search) -> Rounds:
     }
     rounds: Rounds = {each: [latencies[each]] for each in contenders(search)}
     return {**rounds, None: [{"median_ms": 2.0}]}
+
+
+def test_search_is_not_ended_by_what_networks_over_the_limit_do_not_gain(tmp_path: Path) -> None:
+    """The first 80 take too much memory: that they no longer gain anything says nothing."""
+    problem = replace(toy((8,) * 4), memory_limit_mb=14.0)
+    how: dict[str, Any] = {"strategy": "random", "evaluations": 120, "min_gain": 0.02}
+    search = search_on(tmp_path / "journal", problem, memory_limit="14MB", **how)
+    device, asked = device_of(problem), 0
+    while batch := search.ask(4):
+        memory = 20 if asked < 80 else 10
+        search.tell((each, with_memory(problem, each, device(each), memory)) for each in batch)
+        asked += len(batch)
+    assert 110 <= asked <= 120
+
+
+@pytest.mark.parametrize("limit", [0.8, 1.2, 1.4, 1.7])
+@pytest.mark.parametrize("strategy", ["frontier", "nsga2"])
+def test_limits_on_sums_of_floats_are_kept_alike_by_all(
+    strategy: str, limit: float, tmp_path: Path
+) -> None:
+    """Eight times 0.1 and more; what rounding makes of a sum breaks no limit."""
+    problem = toy((3,) * 8)
+    cost = KnownCost((np.array([0.1, 0.2, 0.3]),) * 8, 0.0, limit)
+    problem = replace(problem, known={"macs": cost})
+    problem.check()
+    search = search_on(tmp_path / "journal", problem, strategy=strategy, evaluations=40)
+    asked = drive(search, device_of(toy((3,) * 8)))
+    most = round(10 * limit) - 8
+    assert max(map(sum, asked)) == most or (strategy == "nsga2" and max(map(sum, asked)) < most)
+    assert max(search.ledger.excess("macs_limit")) <= 0
+    rows = np.array([[0] * 7 + [1], [2] * 7 + [1]])  # of 0.9 and of 2.3
+    assert problem.violations(rows)["macs"] == pytest.approx([0.9 - limit, 2.3 - limit])
+    assert list(problem.keeps_limits(rows)) == [limit > 0.9, False]
+
+
+def test_memory_that_grew_in_all_that_is_measured_again_is_told(tmp_path: Path) -> None:
+    problem = replace(toy((4,) * 3), memory_limit_mb=9.0)
+    search = search_on(tmp_path / "journal", problem, strategy="random", memory_limit="9MB")
+    for each in search.ask(4):
+        search.tell([(each, with_memory(problem, each, 1.0, sum(each)))])
+    rounds = measured_again(search)
+    scenario = Scenario("default", DeviceConfig(), search.setup.config)
+    for own in [own for network, own in rounds.items() if network is not None]:
+        own[:] = [{**each, "peak_memory_mb": 9.5} for each in own]
+    with pytest.raises(DonnaError, match=r"candidates that were measured again takes 9\.5 MB"):
+        result_of(scenario, search, rounds)
+    with pytest.raises(DonnaError, match=r"none of the networks could be measured"):
+        result_of(scenario, search, {None: rounds[None]})
 
 
 def with_memory(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import pytest
 
@@ -16,9 +16,10 @@ from donna_ray.latency.farm import Unmeasured
 from donna_ray.search import step
 from donna_ray.search.evaluators import FarmEvaluator
 from donna_ray.search.step import _in_words, _Searches
+from donna_ray.search.study.ledger import measured
 from donna_ray.search.study.problem import SearchProblem
 from donna_ray.search.tuner import BatchSearcher
-from tests.search_problems import toy
+from tests.search_problems import device_of, search_on, toy
 
 NAMES = ("cpu", "phone", "board")
 
@@ -122,6 +123,25 @@ def test_a_reference_whose_memory_is_not_told_is_measured_again_and_else_refused
     assert [*begun] == ["cpu", "board"]
     assert "'a board' does not (it was ended). Drop the limit" in errors["phone"]
     assert [len(each.repeats) for each in devices.values()] == [2, 2, 2]
+
+
+def test_memory_that_nothing_keeps_is_told_without_measuring_again(tmp_path: Path) -> None:
+    """With the least of all, which is far from the front."""
+    problem = replace(toy(), memory_limit_mb=14.0)
+    search = search_on(tmp_path / "journal", problem, memory_limit="14MB")
+    asked = search.ask(4)
+    slowest = max(asked, key=device_of(problem))
+    for each in asked:
+        latency = {"median_ms": device_of(problem)(each), "peak_memory_mb": 40.0 + sum(each)}
+        latency |= {"peak_memory_mb": 20.5} if each == slowest else {}
+        search.tell([(each, measured(0.1, latency))])
+    farm, run, told = Mock(), MagicMock(), {"default": Mock()}
+    searches = _Searches(run, Mock(), {}, [])
+    searches._verify({"default": search}, told, told, {"default": farm})
+    assert "14 MB and the smallest of 4 candidates takes 20.5 MB" in str(
+        searches._failures["default"]
+    )
+    assert farm.mock_calls == []
 
 
 def test_an_error_names_the_scenarios_that_it_ended() -> None:

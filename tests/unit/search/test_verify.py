@@ -18,6 +18,7 @@ from donna_ray.latency.lowering import Lowering
 from donna_ray.run.doubts import front_doubts
 from donna_ray.search import verify as verify_module
 from donna_ray.search.ask_tell import Search
+from donna_ray.search.exact.front import nondominated
 from donna_ray.search.scenario import result_of
 from donna_ray.search.study.ledger import measured
 from donna_ray.search.study.problem import SearchProblem
@@ -151,6 +152,24 @@ def test_what_is_recorded_is_not_made_more_certain_by_reading_it_again(
     found = anew(shelf, search)
     assert {number for _, number in shelf.asked} == {found["verified"]["rounds"]} == {1}
     assert {each["latency"]["n"] for each in found["front"]} == {10}
+
+
+def test_front_of_a_record_is_that_of_all_that_is_measured(
+    problem: SearchProblem, search: Search
+) -> None:
+    """By a law that the surrogate does not expect: nothing else could tell."""
+    shelf = Shelf(problem, noise=0.5)
+    shelf.repeats = False
+    found = anew(shelf, search)
+    every = {name: each for (name, _), each in shelf.told.items() if name != "own"}
+    assert every.keys() == set(map(str, search.ledger.measured))
+    points = [
+        (values[0], every[str(each)]["median_ms"])  # type: ignore[index]
+        for each, values in search.ledger.measured.items()
+    ]
+    accuracy, latency = np.array(points).T
+    rows = nondominated(accuracy, latency[:, None])
+    assert [each["latency"]["median_ms"] for each in found["front"]] == list(latency[rows])
 
 
 def test_what_was_measured_again_is_not_when_a_search_goes_on(
