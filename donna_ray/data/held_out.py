@@ -31,6 +31,7 @@ __all__ = [
     "hold_out",
     "inputs_without_test",
     "is_at_hand",
+    "named_test",
     "origin_of_test",
     "origin_of_validation",
     "with_test",
@@ -41,6 +42,7 @@ Labels = NDArray[np.int64]
 
 _SEED = 0  # the division is part of the data: the same for every seed of a run
 _SHARE = 0.5
+_NAMED = "data.test_split "
 _OTHERS = ("train_split", "validation_split")
 _ONCE_UNKNOWN = ("torch/qmnist", "torch/inaturalist", "torch/inat")
 
@@ -136,8 +138,14 @@ def origin_of_test(config: DataConfig) -> str:
     """`data.test_split` or `data.test_fraction`, with its value."""
     config = with_test(config)
     if config.test_fraction is None:
-        return f"data.test_split {config.test_split}"
+        return f"{_NAMED}{config.test_split}"
     return f"data.test_fraction {config.test_fraction}"
+
+
+def named_test(origin: str) -> str | None:
+    """The split of an ``origin_of_test``; None where the test is a share of the validation."""
+    name = origin.removeprefix(_NAMED)
+    return None if name == origin else name
 
 
 def words_of_test(config: DataConfig, data: ImageData) -> str:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from donna_ray.config import DataConfig, ReferenceConfig, RunConfig, load_config
-from donna_ray.data import image_format, used_preprocessing
+from donna_ray.data import image_format, origin_of_test, used_preprocessing
+from donna_ray.data.held_out import named_test
 from donna_ray.errors import DonnaError
 from donna_ray.export.choice import choose, finished, tests_of
 from donna_ray.export.folder import (
@@ -161,6 +162,9 @@ class _Finetuned:
         inputs, reference = found[0]
         model = ReferenceConfig.model_validate(inputs["reference"])
         data = DataConfig.model_validate(inputs["data"])
+        if data.test_fraction is None:  # no key of a reference names its test
+            origin = tests[1].get("test_from") or origin_of_test(config.data)
+            data = data.model_copy(update={"test_split": named_test(origin)})
         config = config.model_copy(update={"reference": model, "data": data})
         return cls(key, latency, tests, record, store, config, reference)
 

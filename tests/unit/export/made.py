@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from donna_ray.config import ReferenceTraining, RunConfig
-from donna_ray.data import load_data
+from donna_ray.data import inputs_without_test, load_data, origin_of_test
 from donna_ray.finetune.assemble import untrained
 from donna_ray.onnx_export import export_onnx
 from donna_ray.reference.build import outline
@@ -69,7 +69,11 @@ class Finished:
             "stages": [],
             "arguments": told_arguments(config.reference),
         }
-        inputs = {"reference": config.reference.model_dump(), "data": config.data.model_dump()}
+        self.origin = origin_of_test(config.data)
+        inputs = {
+            "reference": config.reference.model_dump(),
+            "data": inputs_without_test(config.data),
+        }
         made = StepFolder(root, "reference", inputs).commit(teacher, [], 0.0)
         record = {
             "architecture": self.id,
@@ -90,7 +94,7 @@ class Finished:
         search = StepFolder(self.root, "search/default", inputs).commit(front, [], 0.0)
         inputs = {"searches": {"default": search.digest}}
         networks = {name: {**facts, **TEST} for name, facts in networks.items()}
-        result = {"networks": networks, "reference": {"test_from": "data.test_split test"}}
+        result = {"networks": networks, "reference": {"test_from": self.origin}}
         StepFolder(self.root, "finetune", inputs).commit(result, [], 0.0)
 
 

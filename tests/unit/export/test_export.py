@@ -116,9 +116,21 @@ def test_own_reference_and_own_family(tmp_path: Path) -> None:
     assert (card["architecture"], card["accuracy"]) == (run.id, 0.5)
     assert card["latency"] == [LATENCY]
     assert {name: card[name] for name in TEST} == TEST
-    assert card["reference"]["test_from"] == "data.test_split test"
+    assert card["reference"]["test_from"] == "data.test_fraction 0.5"
     names = ("model.safetensors", "model.onnx", "network.py", "config.json", "README.md")
     assert card["files"] == {name: file_sha256(to / name) for name in names}
+
+
+@pytest.mark.parametrize(("given", "stated"), [("last", "last"), (None, "test")])
+def test_card_names_the_split_of_the_test(tmp_path: Path, given: str | None, stated: str) -> None:
+    """Which no key of a reference has; without it `donna evaluate` would take other images."""
+    data = {"source": str(tmp_path), "test_split": given}
+    for name in ("train", "validation", "test", "last"):
+        (tmp_path / name / "cat").mkdir(parents=True)
+    Finished(tmp_path, [INVERTED] * 3, data=data)
+    export_network(tmp_path, "abc", tmp_path / "out")
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["data"]["test_split"] == stated
 
 
 @pytest.mark.parametrize(
