@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,10 @@ def record(ms: float = 2.0, device: str = "M") -> Measurement:
 
 def spec(name: str) -> DeviceSpec:
     return DeviceSpec(name=name, connector="simulated")
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 300))
 
 
 class ScriptedLessor:

@@ -8,22 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_farm import without_ray
-from scripted_lessor import Farm, info, record
+from scripted_lessor import Farm, info, record, run
 
 from device_farm import Busy, DeviceError, DeviceLost, Measurement, MeasurementCache
 from device_farm.farm import roster as roster_module
 from device_farm.identity import DeviceInfo
 from device_farm.timing.control import control_workload
 
-
-@pytest.fixture(autouse=True)
-def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_ray(monkeypatch)
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 300))
+pytestmark = pytest.mark.usefixtures("no_ray")
 
 
 def away(is_away: list[int], **facts: Any) -> Callable[[], Coroutine[Any, Any, DeviceInfo]]:
