@@ -20,9 +20,13 @@ from device_farm import DeviceSpec, FailurePolicy
 
 
 @pytest.fixture
-def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LocalFarm]]:
-    """Starts farms without Ray; they share a cache."""
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     without_ray(monkeypatch)
+
+
+@pytest.fixture
+def local(tmp_path: Path, no_ray: None) -> Iterator[Callable[..., LocalFarm]]:
+    """Starts farms without Ray; they share a cache."""
     farms: list[LocalFarm] = []
 
     def start(*devices: DeviceSpec, policy: FailurePolicy, **more: Any) -> LocalFarm:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,13 @@ def results(asked: Sequence[Future[dict[str, Any]]]) -> list[dict[str, Any]]:
 def row(farm: Farm | LocalFarm, device: str) -> dict[str, Any]:
     [found] = [row for row in farm.status() if row["device"] == device]
     return found
+
+
+def wait_for(fact: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not fact():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def wait_for_state(farm: Farm | LocalFarm, device: str, state: str) -> None:

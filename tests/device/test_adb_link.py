@@ -10,12 +10,13 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from adb_shell.auth.keygen import keygen
+from farms import wait_for
 from phone import Phone
 
 from device_farm import AuthRequired, Busy, DeviceError, DeviceLost, DeviceTimeout
@@ -44,13 +45,6 @@ def link(phone: Phone, key: Path) -> Iterator[Link]:
 @pytest.fixture
 def shell(link: Link) -> Shell:
     return Shell(link)
-
-
-def wait_for(fact: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not fact():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_output_and_status(shell: Shell, phone: Phone) -> None:

@@ -6,7 +6,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,13 +18,6 @@ from device_farm.connectors.adb.server import ServerLink, list_phones
 from device_farm.connectors.adb.shell import Shell
 from device_farm.timing.control import control_workload
 from device_farm.timing.protocol import ProtocolSettings
-
-
-@pytest.fixture
-def phone(tmp_path: Path) -> Iterator[Phone]:
-    phone = Phone(tmp_path / "phone").start()
-    yield phone
-    phone.kill()
 
 
 def test_shell_and_files(phone: Phone, adb: Adb) -> None:

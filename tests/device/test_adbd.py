@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from phone import Adb, Phone
-
-
-@pytest.fixture
-def phone(tmp_path: Path) -> Iterator[Phone]:
-    phone = Phone(tmp_path / "phone").start()
-    yield phone
-    phone.kill()
 
 
 def test_shell_and_files(phone: Phone, adb: Adb, tmp_path: Path) -> None:

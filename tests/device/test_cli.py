@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from typing import Any
 
 import onnx
 import pytest
+from farms import wait_for_state
 
+from device_farm import Farm, cli
 from device_farm.cache import MeasurementCache
 from device_farm.cli import main
 from device_farm.connectors.simulated import SimulatedConnector
@@ -257,11 +260,13 @@ def test_bench_has_the_baselines_of_the_farm(device_farm: Run, model: Path, tmp_
 
 
 def test_a_farm_is_served_watched_and_ended(
-    one_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_ray: None, device_farm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By processes that join its Ray and leave it, and by this one, which is on it."""
     import ray
 
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    monkeypatch.setattr(cli, "_cluster", contextlib.nullcontext)
     path = tmp_path / "farm.yaml"
     path.write_text(json.dumps({"devices": [{"name": "sim", "connector": "simulated"}]}))
     served = as_a_process("serve", path).stdout
@@ -270,15 +275,13 @@ def test_a_farm_is_served_watched_and_ended(
     settings = {"devices": [{"name": "two", "connector": "simulated"}], "limits": {"delay_s": 5}}
     changed = tmp_path / "changed.yaml"
     changed.write_text(json.dumps(settings))
-    joined = as_a_process("serve", changed).stdout
+    joined = device_farm("serve", changed).stdout
     assert "of another configuration: its devices and limits are not those of" in joined
-    for _ in range(20):  # it may not be there yet
-        [row] = json.loads(as_a_process("watch", "--json").stdout)
-        if row["model"]:
-            break
+    wait_for_state(Farm.connect(), "sim", "ready")
+    [row] = json.loads(as_a_process("watch", "--json").stdout)
     assert (row["device"], row["model"]) == ("sim", "board (simulated)")
     assert as_a_process("serve", path, "--stop").returncode == 0
-    assert "there must be a farm" in as_a_process("watch").stderr
+    assert "there must be a farm" in device_farm("watch", "--json").stderr
 
 
 @pytest.mark.parametrize(

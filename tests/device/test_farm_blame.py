@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
-from local_farm import without_ray
-from scripted_lessor import Farm, Measure, record
+from scripted_lessor import Farm, Measure, record, run
 
 from device_farm import (
     Busy,
@@ -22,17 +20,9 @@ from device_farm import (
 )
 from device_farm.timing.control import control_workload
 
+pytestmark = pytest.mark.usefixtures("no_ray")
 CONTROL, BAD = control_workload().model, b"bad"
 MODELS = [bytes([number]) for number in range(12)]
-
-
-@pytest.fixture(autouse=True)
-def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_ray(monkeypatch)
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 300))
 
 
 def failing(error: Exception, *spared: bytes) -> Measure:

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
 
 import pytest
-from local_farm import without_ray
-from scripted_lessor import Farm, away, info, taking
+from scripted_lessor import Farm, away, info, run, taking
 
 from device_farm import Busy, DeviceError, DeviceLost, DeviceSpec, Measurement
 from device_farm.identity import DeviceInfo
 
-
-@pytest.fixture(autouse=True)
-def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_ray(monkeypatch)
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 300))
+pytestmark = pytest.mark.usefixtures("no_ray")
 
 
 def test_a_device_of_the_same_name_on_an_unlike_host_takes_over_nothing(tmp_path: Path) -> None:

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
 
 import pytest
-from local_farm import without_ray
-from scripted_lessor import Farm, away, record, taking
+from scripted_lessor import Farm, away, record, run, taking
 
 from device_farm import Busy, DeviceError, DeviceLost, Measurement, MeasurementCache
 from device_farm.farm import roster as roster_module
 from device_farm.timing.control import control_workload
 
-
-@pytest.fixture(autouse=True)
-def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_ray(monkeypatch)
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 300))
+pytestmark = pytest.mark.usefixtures("no_ray")
 
 
 def test_two_ways_to_one_phone_that_come_back_together(tmp_path: Path) -> None:

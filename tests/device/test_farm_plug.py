@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-from farms import model_number, process_of, results, row, wait_for_state
+from farms import model_number, process_of, results, row, wait_for, wait_for_state
 from local_farm import LocalFarm
 from phone import Phone, command_settings
 
@@ -68,13 +67,6 @@ def look(tmp_path: Path) -> Callable[..., HostRule]:
         return HostRule(connector="adb", places=places, settings={**settings, **more})
 
     return rule
-
-
-def wait_for(fact: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not fact():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def serial(measurement: Measurement) -> str:

@@ -35,7 +35,7 @@ def app(words):
         hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
     time.sleep(0.5)
     os.kill(child, signal.SIGTERM)
-    time.sleep(7)
+    time.sleep(4)
     os.kill(child, signal.SIGKILL)
 run_command(app, "fork", {}, 1)
 """
@@ -63,7 +63,8 @@ WAITS = "hash: stops once what it waits for ends; the same signal again stops it
 
 
 def test_call_that_never_ends_is_ended_after_seconds() -> None:
-    with running("-c", HASHING) as process:
+    less_patient = "import device_farm.stopping as s; s._PATIENCE_S = 5.0"
+    with running("-c", less_patient + HASHING) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
         wait_for_work(process.pid)
@@ -75,8 +76,8 @@ def test_call_that_never_ends_is_ended_after_seconds() -> None:
         f"{WAITS}hash: stopped at once. What it waited for did not end. What is finished is kept: "
         "give the same command again.\n"
     )
-    assert 19 < time.monotonic() - began < 50
-    assert not is_alive(child)
+    assert 4.5 < time.monotonic() - began < 35
+    wait_for(lambda: not is_alive(child), 20)  # the system ends what was killed in its own time
 
 
 def test_second_signal_ends_a_call_at_once() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow.tracking import MlflowClient
 from tensorboardX.proto.event_pb2 import Event
 
 from donna_ray.config import RunConfig, SearchConfig, TrackingConfig
@@ -82,6 +81,8 @@ def scalars_in(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_every_candidate_is_in_each_tracker(
     one_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from mlflow.tracking import MlflowClient  # takes seconds
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     tracking = TrackingConfig(mlflow=uri, wandb="shelf")

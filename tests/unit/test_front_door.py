@@ -47,29 +47,20 @@ def test_import_is_light() -> None:
     assert outcome("-c", code) == (0, "")
 
 
-def test_help_is_light() -> None:
+def test_what_only_looks_is_light(tmp_path: Path) -> None:
+    library = [["library", what, str(tmp_path)] for what in ("ls", "verify")]
+    commands = [["--help"], *library, ["config", "show"]]
     code = (
-        "import sys; from donna_ray.cli.main import app; app(['--help'], standalone_mode=False); "
-        f"print('loaded:', *{HEAVY} & sys.modules.keys())"
+        "import sys; from donna_ray.cli.main import app\n"
+        f"for words in {commands}:\n"
+        "    app(words, standalone_mode=False)\n"
+        f"    print('loaded by', words, *{HEAVY} & sys.modules.keys())\n"
     )
     status, text = outcome("-c", code)
     assert status == 0, text
-    assert text.splitlines()[-1].strip() == "loaded:"
-    assert "predictor" in text
-
-
-@pytest.mark.parametrize(
-    "words", [["library", "ls", "FOLDER"], ["library", "verify", "FOLDER"], ["config", "show"]]
-)
-def test_what_only_looks_is_light(words: list[str], tmp_path: Path) -> None:
-    words = [word.replace("FOLDER", str(tmp_path)) for word in words]
-    code = (
-        f"import sys; from donna_ray.cli.main import app; app({words}, standalone_mode=False); "
-        f"print('loaded:', *{HEAVY} & sys.modules.keys())"
-    )
-    status, text = outcome("-c", code)
-    assert status == 0, text
-    assert text.splitlines()[-1].strip() == "loaded:"
+    loaded = [line for line in text.splitlines() if line.startswith("loaded by")]
+    assert loaded == [f"loaded by {words}" for words in commands]
+    assert "predictor" in text.partition("loaded by")[0]  # of the help
 
 
 def test_an_actor_of_tune_loads_neither_torch_nor_timm() -> None:

@@ -232,14 +232,7 @@ def test_unknown_shipped_configuration_is_named() -> None:
 
 
 def test_schema_is_json() -> None:
-    program = "import sys; from donna_ray.cli.main import main; main()"
-    completed = subprocess.run(
-        [sys.executable, "-c", program, "config", "schema"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    schema = json.loads(completed.stdout)
+    schema = json.loads(donna_here("config", "schema").stdout)
     assert schema["additionalProperties"] is False
     assert {"reference", "space", "search"} <= set(schema["properties"])
 

@@ -107,7 +107,7 @@ def test_where_the_maker_is_killed_the_next_one_fills(start: Start) -> None:
     first = start("key", "first", 600)
     assert said(first) == "filling"
     second = start("key", "second")
-    time.sleep(1)  # it waits by now, or asks later: both end alike
+    time.sleep(0.5)  # it waits by now, or asks later: both end alike
     kill(first)
     assert [said(second), said(second)] == ["filling", "second 7"]
 
@@ -133,10 +133,12 @@ def test_a_torn_list_is_none(start: Start, lists: Path) -> None:
 
 
 def test_who_waits_is_asked_to_show_that_it_moves(start: Start) -> None:
-    assert said(start("key", "first", 1.5)) == "filling"
-    calls: list[int] = []
-    shared_bytes("key", SIZE, None, refuse_to_fill, lambda: calls.append(1))
-    assert calls
+    def waiting() -> None:
+        raise RuntimeError("asked")
+
+    assert said(start("key", "first", 60)) == "filling"
+    with pytest.raises(RuntimeError, match="asked"):
+        shared_bytes("key", SIZE, None, refuse_to_fill, waiting)
 
 
 def test_a_file_that_closed_and_another_of_its_number_are_not_taken(lists: Path) -> None:
@@ -178,26 +180,19 @@ def test_features_are_shared_and_need_memory_once(
     assert [rows.shape for rows in shared._validation] == [rows.shape for rows in made._validation]
 
 
-def test_a_folder_that_others_can_write_in_is_not_used(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    folder = tmp_path / f"donna-ray-shared-{os.getuid()}"
+def test_a_folder_that_others_can_write_in_is_not_used(lists: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
-    folder.symlink_to(tmp_path / "elsewhere")
+    lists.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(SharingError, match="this user alone"):
         shared_bytes("key", SIZE, None, refuse_to_fill)
-    folder.unlink()
-    folder.mkdir()
-    folder.chmod(0o777)
+    lists.unlink()
+    lists.mkdir()
+    lists.chmod(0o777)
     with pytest.raises(SharingError, match="this user alone"):
         shared_bytes("key", SIZE, None, refuse_to_fill)
-    assert not list(folder.iterdir())
+    assert not list(lists.iterdir())
 
 
-def test_bytes_of_another_size_are_other_bytes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_bytes_of_another_size_are_other_bytes() -> None:
     kept = [shared_bytes("key", size, None, lambda content: len(content)) for size in (100, 200)]
     assert [each.facts for each in kept] == [100, 200]

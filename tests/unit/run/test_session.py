@@ -68,7 +68,7 @@ def test_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a cluster that asks for the token `a`."""
+    """The address of a cluster that asks for the token `a`, as who has `b` is told."""
     [port] = free_ports(1)
     with tempfile.TemporaryDirectory(prefix="ray") as folder:  # a short path, for its sockets
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
@@ -104,10 +104,9 @@ def joined(address: str, token: str | None) -> str:
     ).stdout.strip()
 
 
-@pytest.mark.parametrize("token", ["b" * 32, None])
-def test_another_token_is_told_at_once(guarded: str, token: str | None) -> None:
-    """Ray tries for 20 s, or for 40, and then says that it cannot connect."""
-    assert "asks for a token, and this process has another or none" in joined(guarded, token)
+def test_no_token_is_told_at_once(guarded: str) -> None:
+    """As another is; Ray tries for 20 s, or for 40, and then says that it cannot connect."""
+    assert "asks for a token, and this process has another or none" in joined(guarded, None)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,6 @@ def url(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     with Run(config, run_folder(config, None)) as run:
         blocks_made(run, "old")
         library_store(run).put("orphan", FACTS, {"w": torch.ones(9)})
-        time.sleep(1)  # S3 tells times to the second
         blocks_made(run, "new")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
     return f"{bucket}/runs/demo"
@@ -88,12 +87,15 @@ def test_commands_take_the_url(url: str) -> None:
     assert "/none" in ended.stderr
 
 
-def test_gc_at_a_url_removes_what_no_artifact_needs(url: str) -> None:
+def test_gc_at_a_url_removes_what_no_artifact_needs(url: str, bucket: str) -> None:
+    time.sleep(1)  # S3 tells times to the second
+    with Run(configured(bucket), working_copy(url)) as run:
+        blocks_made(run, "newest")
     store = RecordStore(f"{url}/library/blocks")
     store.put("young", FACTS, {"w": torch.ones(9)})  # of a step under way
     assert "would remove block orphan" in donna_here("library", "gc", url, "--dry-run").stdout
     assert "0 stale files, 1 blocks" in donna_here("library", "gc", url).stdout
-    assert keys_at(url) == ["new", "old", "young"]
+    assert keys_at(url) == ["new", "newest", "old", "young"]
 
 
 def test_old_copies_are_removed_once_all_of_them_is_pushed(url: str) -> None:

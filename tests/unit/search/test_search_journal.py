@@ -10,7 +10,6 @@ from wsgiref.util import setup_testing_defaults
 
 import numpy as np
 import optuna
-import optuna_dashboard
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -42,6 +41,8 @@ def test_journal_may_be_a_string(tmp_path: Path) -> None:
 
 
 def test_dashboard_reads_the_journal(tmp_path: Path) -> None:
+    import optuna_dashboard  # takes seconds
+
     problem = toy((4, 4, 4), limits={"params": 90.0}, latency_limit_ms=2.0)
     search = search_on(tmp_path / "journal", problem, strategy="nsga2", evaluations=20)
     drive(search, device_of(problem))

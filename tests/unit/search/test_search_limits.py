@@ -270,11 +270,24 @@ def test_repaired_architecture_keeps_the_limits_and_what_it_can() -> None:
     assert feasible.repaired(kept) == kept
 
 
-def test_limits_that_cannot_be_kept_each_by_itself_are_refused_by_name() -> None:
-    with pytest.raises(DonnaError, match=r"search\.macs_limit must be feasible, but is 5 .*310 "):
-        toy(limits={"macs": 5.0, "params": 2.0}).check()
-    with pytest.raises(DonnaError, match=r"search\.params_limit must be feasible, but is 2 "):
-        toy(limits={"macs": 1e6, "params": 2.0}).check()
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"macs": 5.0, "params": 2.0}, r"macs_limit must be feasible, but is 5 .* has 310 macs"),
+        ({"macs": 200.0, "params": 1e9}, r"macs_limit must be feasible, but is 200 .* 310 macs"),
+        ({"macs": 1e6, "params": 2.0}, r"params_limit must be feasible, but is 2 .* has 39 params"),
+        ({"params": 5.0}, r"params_limit must be feasible, but is 5 .* has 39 params"),
+    ],
+)
+def test_limits_that_cannot_be_kept_each_by_itself_are_refused_by_name(
+    limits: dict[str, float], words: str
+) -> None:
+    with pytest.raises(DonnaError, match=rf"^search\.{words}\. Raise the limit"):
+        toy(limits=limits).check()
+
+
+def test_limit_that_the_smallest_network_has_is_kept() -> None:
+    toy(limits={"macs": 310.0}).check()
 
 
 def test_search_refuses_limits_that_nothing_keeps(tmp_path: Path) -> None:

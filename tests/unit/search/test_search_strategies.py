@@ -160,23 +160,6 @@ def test_latency_limit_that_nothing_keeps_ends_the_search_early(tmp_path: Path) 
     assert fastest == pytest.approx(true)
 
 
-@pytest.mark.parametrize(
-    ("limits", "words"),
-    [
-        ({"params": 5.0}, ["search.params_limit", "5", "has ", "params", "Raise the limit"]),
-        ({"macs": 200.0, "params": 1e9}, ["search.macs_limit", "200", "310 macs"]),
-    ],
-)
-def test_known_limits_that_nothing_keeps_are_refused(
-    limits: dict[str, float], words: list[str]
-) -> None:
-    with pytest.raises(DonnaError) as caught:
-        toy(limits=limits).check()
-    for word in words:
-        assert word in str(caught.value)
-    toy(limits={"macs": 310.0}).check()
-
-
 def test_limits_that_can_be_kept_but_not_together_are_refused() -> None:
     problem = toy((2, 2), seed=3)
     macs, params = problem.known["macs"], problem.known["params"]
