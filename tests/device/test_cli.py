@@ -98,30 +98,43 @@ def test_bench_prints_one_json_object(device_farm: Run, model: Path) -> None:
     assert baseline == second["environment"]["control_baseline_ms"]
 
 
-def test_bench_prints_a_table(device_farm: Run, model: Path) -> None:
-    assert "median" in device_farm("bench", model).stdout
+@pytest.fixture
+def on_this_cpu(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Options of `bench`, by which it measures for a moment."""
+    brief = {"blocks": 2, "runs_per_block": 2}
+    mine = {"name": "mine", "connector": "onnxruntime", "settings": brief}
+    path = farm_file(tmp_path_factory.mktemp("farm"), mine)
+    return ("--device", "mine", "--config", str(path))
 
 
-def test_bench_takes_the_folder_of_a_network(device_farm: Run, model: Path, tmp_path: Path) -> None:
+def test_bench_prints_a_table(device_farm: Run, model: Path, on_this_cpu: tuple[str, ...]) -> None:
+    assert "median" in device_farm("bench", model, *on_this_cpu).stdout
+
+
+def test_bench_takes_the_folder_of_a_network(
+    device_farm: Run, model: Path, on_this_cpu: tuple[str, ...], tmp_path: Path
+) -> None:
     (tmp_path / "model.onnx").write_bytes(model.read_bytes())
-    refused = device_farm("bench", tmp_path)
+    refused = device_farm("bench", tmp_path, *on_this_cpu)
     assert refused.returncode == 2
     assert "there is no" in refused.stderr
     (tmp_path / "network.py").write_text("raise RuntimeError('executed')")
-    assert "median" in device_farm("bench", tmp_path).stdout  # by its graph
+    assert "median" in device_farm("bench", tmp_path, *on_this_cpu).stdout  # by its graph
 
 
-def test_the_shapes_that_were_measured_are_told(device_farm: Run, tmp_path: Path) -> None:
+def test_the_shapes_that_were_measured_are_told(
+    device_farm: Run, on_this_cpu: tuple[str, ...], tmp_path: Path
+) -> None:
     proto = onnx.load_model_from_string(control_workload().model)
     [image] = proto.graph.input
     for dimension, name in zip(image.type.tensor_type.shape.dim, "bchw", strict=True):
         dimension.dim_param = name
     path = tmp_path / "open.onnx"
     path.write_bytes(proto.SerializeToString())
-    refused = device_farm("bench", path)
+    refused = device_farm("bench", path, *on_this_cpu)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "'input' is b x c x h x w: give it, as in --shape input=1,224" in refused.stderr
-    shape = ("--shape", "input=2,16,32,32")
+    shape = ("--shape", "input=2,16,32,32", *on_this_cpu)
     measured = json.loads(device_farm("bench", path, "--json", *shape).stdout)
     assert measured["environment"]["inputs"] == {"input": [2, 16, 32, 32]}
     table = " ".join(device_farm("bench", path, *shape).stdout.split())

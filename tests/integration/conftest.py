@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 
+from donna_ray.config import RunConfig, load_config, shipped_config
+
 torch.set_num_threads(1)  # the networks are tiny: more threads only wait for each other
 ROOT = Path(__file__).parent.parent.parent
 DONNA = (sys.executable, "-c", "from donna_ray.cli.main import main; main()")
@@ -59,6 +61,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             fixtures = getattr(item, "fixturenames", ())
             group = "finished run" if "finished" in fixtures else "one Ray"
             item.add_marker(pytest.mark.xdist_group(group))
+
+
+def configuration(**cluster: Any) -> RunConfig:
+    """The demo's, with these settings of the cluster."""
+    sets = [f"cluster.{name}={value}" for name, value in cluster.items()]
+    return load_config(shipped_config("demo"), sets)
 
 
 def words_of_demo(out: Path, *more: str) -> list[str]:
@@ -121,6 +129,30 @@ def _ancestors(pid: int) -> list[int]:
         pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         found.append(pid)
     return found
+
+
+def wait_until_released(path: Path) -> None:
+    """Until no other process has a file of this path open, or one in it.
+
+    Ray's processes of a killed driver end by themselves; what goes on must not meet them.
+    """
+    deadline = time.monotonic() + 300
+    while holders := _holders(path):
+        assert time.monotonic() < deadline, f"processes {holders} still hold {path}"
+        time.sleep(0.2)
+
+
+def _holders(path: Path) -> list[int]:
+    pids = {int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()}
+    return [pid for pid in pids - {os.getpid()} if _holds(pid, str(path))]
+
+
+def _holds(pid: int, path: str) -> bool:
+    try:
+        files = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:  # it ended
+        return False
+    return any(file.startswith(path) for file in files)
 
 
 def results_of(out: Path) -> dict[str, Any]:

@@ -15,17 +15,12 @@ from typing import Any
 import pytest
 import ray
 
-from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.errors import DonnaError
 from donna_ray.run.run import Run
 from donna_ray.workers import faults
 from donna_ray.workers.pool import pool_of
 from donna_ray.workers.spread import Unit, spread
-
-
-def configuration(**values: Any) -> RunConfig:
-    sets = [f"cluster.{name}={value}" for name, value in values.items()]
-    return load_config(shipped_config("demo"), sets)
+from tests.integration.conftest import configuration
 
 
 def noting(folder: Path, **first_end: int) -> Callable[[int], dict[str, Any]]:

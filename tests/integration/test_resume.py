@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from tests.integration.conftest import (
     measurements_in,
     results_of,
     train_workers,
+    wait_until_released,
 )
 
 
@@ -36,7 +36,7 @@ def test_killed_library_goes_on(one_ray: None, finished: Path, tmp_path: Path) -
     words = ["library", "build", str(shipped_config("demo")), "--out", str(out), *sets]
 
     kill_when([*DONNA, *words], lambda _pid: len(list(blocks.glob("*.safetensors"))) >= 4)
-    _wait_until_ray_is_gone(out)
+    wait_until_released(out)
     stored = {path: path.stat().st_mtime_ns for path in blocks.glob("*.safetensors")}
     assert 4 <= len(stored) < 12
     assert not list((out / "library").glob("*/artifact.json"))
@@ -73,13 +73,13 @@ def test_killed_run_goes_on(finished: Path, tmp_path: Path) -> None:
 
     two = [*demo(out), "--set=cluster.workers=2"]
     kill_when(two, worker_is_killed_and_others_went_on)
-    _wait_until_ray_is_gone(out)
+    wait_until_released(out)
     distilled = {path: path.stat().st_mtime_ns for path in blocks.glob("*.safetensors")}
     assert 6 <= len(distilled) <= 12
     assert not (out / "results.json").exists()
 
     kill_when(demo(out), lambda _pid: _measurements(out) >= 6)
-    _wait_until_ray_is_gone(out)
+    wait_until_released(out)
     measured = _measurements(out)
     assert all(path.stat().st_mtime_ns == changed for path, changed in distilled.items())
 
@@ -106,29 +106,3 @@ def _compare(resumed: Results, undisturbed: Results) -> None:
 
 def _measurements(out: Path) -> int:
     return measurements_in(out / "search" / "measurements.sqlite")
-
-
-def _wait_until_ray_is_gone(out: Path) -> None:
-    """Ray's processes of a killed driver end by themselves; a run that goes on must not meet them.
-
-    They are told by the run folder, which Ray Train and Tune have in their arguments or open files.
-    """
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        if not _holders(out):
-            return
-        time.sleep(0.5)
-    raise AssertionError(f"processes still hold {out}: {_holders(out)}")
-
-
-def _holders(out: Path) -> list[str]:
-    holders = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and int(process.name) != os.getpid():
-            try:
-                files = [os.readlink(link) for link in (process / "fd").iterdir()]
-            except OSError:
-                continue
-            if any(file.startswith(str(out)) for file in files):
-                holders.append(process.name)
-    return holders

@@ -18,7 +18,7 @@ from donna_ray.errors import DonnaError
 from donna_ray.search.ask_tell import Search, SearchSetup
 from donna_ray.search.tuner import BatchSearcher, evaluate_with_tune
 from donna_ray.space import Architecture
-from tests.integration.conftest import ROOT, environment, measurements_in
+from tests.integration.conftest import ROOT, environment, measurements_in, wait_until_released
 from tests.integration.tuner_process import EVALUATIONS, setup_in
 from tests.search_problems import device_of, outcome_of, toy
 
@@ -127,7 +127,7 @@ def test_killed_tuner_is_restored_without_loss_or_repetition(tmp_path: Path) -> 
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate()
-    _wait_until_farm_is_gone(tmp_path)
+    wait_until_released(tmp_path / "measurements.sqlite")  # by the farm, which may measure
     before = _measurements(tmp_path)
     told = set(Search(setup_in(tmp_path)[0]).ledger.measured)
     assert 9 <= before < EVALUATIONS
@@ -166,23 +166,3 @@ def _wait_for(due: Any, process: subprocess.Popen[str]) -> None:
     while not due():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
-
-
-def _wait_until_farm_is_gone(folder: Path) -> None:
-    """The killed process's farm ends by itself; until then it may still measure."""
-    deadline = time.monotonic() + 300
-    while _users(folder / "measurements.sqlite"):
-        assert time.monotonic() < deadline, "Ray's processes of the killed driver do not end"
-        time.sleep(0.2)
-
-
-def _users(path: Path) -> list[str]:
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                links = [os.readlink(each) for each in (process / "fd").iterdir()]
-            except OSError:  # it ended
-                continue
-            found += [process.name for link in links if link.startswith(str(path))]
-    return found

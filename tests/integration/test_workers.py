@@ -17,10 +17,10 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.errors import DonnaError
 from donna_ray.run.run import Run
 from donna_ray.workers.spread import Unit, spread
+from tests.integration.conftest import configuration
 
 UNITS = 100  # more than are done until the last event, on a slow machine, too
 pytestmark = pytest.mark.soak
@@ -53,11 +53,6 @@ def node(cluster: Cluster) -> Iterator[Any]:
     yield node
     if node in cluster.worker_nodes:
         cluster.remove_node(node)
-
-
-def configuration(**values: Any) -> RunConfig:
-    sets = [f"cluster.{name}={value}" for name, value in values.items()]
-    return load_config(shipped_config("demo"), sets)
 
 
 def noting(folder: Path) -> Callable[[int], dict[str, Any]]:
