@@ -13,6 +13,7 @@ import onnxruntime
 
 from device_farm import DeviceError, Workload, make_connector
 from device_farm.alone import measure_alone, sustain_alone
+from device_farm.connector import connector_type
 from device_farm.farm.config import default_cache
 from donna_ray.data import Split
 from donna_ray.errors import ConfigError, DonnaError
@@ -66,8 +67,7 @@ def evaluated(
     if not count:
         raise ConfigError(f"There must be images to evaluate on, but {source} has none.")
     tested = wilson(right, count)
-    settings = _settings(card.latency, device, threads)
-    latency, told = _latency(network.workload, device, settings, sustained)
+    latency, told = _latency(network.workload, device, card.latency, threads, sustained)
     return {
         "network": card.architecture,
         "data": source,
@@ -101,21 +101,32 @@ def _right_answers(
 
 
 def _settings(stated: list[dict[str, Any]], device: str, threads: int | None) -> dict[str, Any]:
-    """Those of the card, so that two latencies are of the same; not its host's other cores."""
-    found = (dict(each.get("settings", {})) for each in stated if each.get("connector") == device)
-    settings: dict[str, Any] = next(found, {})
-    if not set(settings.get("cores", ())) <= os.sched_getaffinity(0):
-        del settings["cores"]
-    if threads is not None and (device == "onnxruntime" or "threads" in settings):
+    """Those of the card, as far as they are not the connector's own: both are then of the same.
+
+    Not the cores of other threads, nor of another host.
+    """
+    own = connector_type(device).settings_type.model_construct().model_dump(mode="json")
+    found = (each.get("settings", {}) for each in stated if each.get("connector") == device)
+    settings = {name: each for name, each in next(found, {}).items() if each != own.get(name)}
+    known = settings.get("threads", own.get("threads"))
+    cores, is_here = set(settings.get("cores") or ()), device == "onnxruntime"
+    if threads not in (None, known) or (is_here and not cores <= os.sched_getaffinity(0)):
+        settings.pop("cores", None)
+    if threads is not None and "threads" in own:
         settings["threads"] = threads
     return settings
 
 
 def _latency(
-    workload: Workload, device: str, settings: dict[str, Any], sustained: float | None
+    workload: Workload,
+    device: str,
+    stated: list[dict[str, Any]],
+    threads: int | None,
+    sustained: float | None,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """A measurement, and then of a device that does not rest."""
     try:
+        settings = _settings(stated, device, threads)
         with closing(make_connector(device, device, settings)) as connector:
             latency = measure_alone(connector, workload, default_cache()).to_json()
             if sustained is None:

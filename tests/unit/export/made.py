@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from device_farm.connectors.onnxruntime import OnnxRuntimeSettings
 from donna_ray.config import ReferenceTraining, RunConfig
 from donna_ray.data import inputs_without_test, load_data, origin_of_test
 from donna_ray.finetune.assemble import untrained
@@ -22,7 +23,7 @@ from donna_ray.storage.records import RecordStore
 from donna_ray.training.loop import cross_entropy, seeded
 from donna_ray.training.trainer import Trainer
 
-SETTINGS = {"threads": 1, "max_seconds": 0.5}
+SETTINGS = OnnxRuntimeSettings(max_seconds=0.5).model_dump(mode="json")
 LATENCY = {"device": "cpu", "connector": "onnxruntime", "settings": SETTINGS, "median_ms": 1}
 INVERTED = BlockSpec.of(
     "inverted_residual",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from device_farm.connector import connector_type
 from donna_ray.config import DataConfig
 from donna_ray.data import load_test
 from donna_ray.errors import ConfigError
@@ -97,23 +99,35 @@ def test_digits_are_not_for_networks_of_colours() -> None:
         evaluated_images(DIGITS, DataConfig(), PREPROCESSING, "digits")
 
 
+HERE, ELSEWHERE = [min(os.sched_getaffinity(0))], [100_000, 100_001]
+BRIEF = {"max_seconds": 0.5}
+PHONE = {"threads": 2, "cores": ELSEWHERE}
+HALF = {"runtime": "torch", "dtype": "float16"}
+
+
 @pytest.mark.parametrize(
-    ("device", "threads", "settings"),
+    ("device", "own", "threads", "kept"),
     [
-        ("onnxruntime", None, {"threads": 4, "max_seconds": 0.5}),
-        ("onnxruntime", 2, {"threads": 2, "max_seconds": 0.5}),
-        ("cuda", 2, {"runtime": "tensorrt"}),
-        ("adb", None, {}),
+        ("onnxruntime", {}, None, {}),
+        ("onnxruntime", {"threads": 4, **BRIEF}, None, {"threads": 4, **BRIEF}),
+        ("onnxruntime", {"threads": 4, **BRIEF}, 2, {"threads": 2, **BRIEF}),
+        ("onnxruntime", {"cores": HERE}, 1, {"cores": HERE, "threads": 1}),
+        ("onnxruntime", {"cores": HERE}, 2, {"threads": 2}),
+        ("onnxruntime", {"threads": 2, "cores": ELSEWHERE}, None, {"threads": 2}),
+        ("adb", PHONE, None, PHONE),
+        ("cuda", {}, None, {}),
+        ("cuda", HALF, 2, HALF),
     ],
 )
 def test_latency_is_measured_with_the_settings_of_the_card(
-    device: str, threads: int | None, settings: dict[str, Any]
+    device: str, own: dict[str, Any], threads: int | None, kept: dict[str, Any]
 ) -> None:
-    """The first of that connector, on cores that are here."""
-    own = {"threads": 4, "max_seconds": 0.5}
-    stated = [
-        {"connector": "cuda", "settings": {"runtime": "tensorrt"}},
-        {"connector": "onnxruntime", "settings": {**own, "cores": [100_000]}},
-        {"connector": "onnxruntime", "settings": {"threads": 8}},
-    ]
-    assert evaluate._settings(stated, device, threads) == settings
+    """The first of that connector, which has all its settings, on cores that are here."""
+    kind = connector_type(device).settings_type
+    way = {"address": "usb:A"} if device == "adb" else {}  # no card has it
+    told = [kind.model_validate({**each, **way}) for each in (own, {"blocks": 5})]
+    stated = [{"connector": device, "settings": each.model_dump(mode="json")} for each in told]
+    other = {"connector": "simulated", "settings": {"seed": 3}}
+    settings = evaluate._settings([other, *stated], device, threads)
+    assert settings == kept
+    kind.model_validate({**settings, **way})
