@@ -10,8 +10,6 @@ from donna_ray.data.files import ImageFiles
 
 __all__ = ["known_labels"]
 
-_FULL_TYPE = ["full"]  # of iNaturalist's labels: the number of the category
-
 
 def known_labels(dataset: Any) -> NDArray[np.int64] | None:
     """Of each image, -1 where it has none; None where only the images tell.
@@ -30,6 +28,11 @@ def _found(dataset: Any) -> Any:
         return dataset.labels
     if (column := known_column(getattr(dataset, "reader", None))) is not None:
         return column
-    if getattr(dataset, "target_type", None) == _FULL_TYPE:
-        return [category for category, _ in dataset.index]
+    if (rank := getattr(dataset, "target_type", None)) is not None:  # of iNaturalist's
+        return [_label_of(dataset, category, *rank) for category, _ in dataset.index]
     return getattr(dataset, "targets", ())
+
+
+def _label_of(dataset: Any, category: int, rank: str) -> int:
+    label: int = category if rank == "full" else dataset.categories_map[category][rank]
+    return label

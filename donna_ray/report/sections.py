@@ -115,11 +115,14 @@ def _device(scenario: Scenario) -> str:
     device, search = scenario.device, scenario.search
     simulated = " · <strong>simulated: no device was measured</strong>" if device.simulated else ""
     settings = ", ".join(f"{name} {value}" for name, value in device.settings.items())
+    again = (
+        f"measured again: {len(search.verified.networks)}, by {search.verified.measurements} "
+        f"measurements; timed runs: {search.timed_seconds:.1f} s"
+    )
+    again = "none was measured again" if device.connector == "recorded" else again
     return (
         f"<p><b>{escape(device.model)}</b> ({escape(device.connector)}){simulated}<br>"
-        f"Networks: {search.measured_architectures}, and the reference; measured again: "
-        f"{len(search.verified.networks)}, by {search.verified.measurements} measurements; timed "
-        f"runs: {search.timed_seconds:.1f} s</p>"
+        f"Networks: {search.measured_architectures}, and the reference; {again}</p>"
         f"<details><summary>Settings</summary><p>{escape(settings) or 'none'}</p></details>"
     )
 

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -108,7 +109,10 @@ def remove_if_empty(made: Sequence[Path]) -> None:
     files = (path for folder in made[:1] for path in folder.rglob("*") if not path.is_dir())
     settings = (*_HELD, "config.yaml", _KEPT)
     if made and all(str(path.relative_to(made[0])).startswith(settings) for path in files):
-        shutil.rmtree(made[0], ignore_errors=True)  # another command may just put its lock there
+        gone = made[0]
+        with suppress(OSError):  # at once: another command is not to find a half of it
+            gone = gone.rename(gone.with_name(f".{gone.name}.{uuid.uuid4().hex[:8]}"))
+        shutil.rmtree(gone, ignore_errors=True)
         with suppress(OSError):  # another run is beside it
             for folder in made[1:]:
                 folder.rmdir()

@@ -286,7 +286,7 @@ class _Searches:
                 verifications[name] = own
         self._verifications |= verifications
         every = list(verifications.values())
-        turns = ROUNDS * max((len(each.networks) + 1 for each in every), default=0)
+        turns = max((each.rounds_due * (len(each.networks) + 1) for each in every), default=0)
         with self._run.progress("front measured again", turns, "networks") as progress:
             for _ in verify(every, self._run.say):
                 progress.advance()

@@ -140,11 +140,16 @@ class Verification:
         self._asked: deque[tuple[Architecture | None, int, Any]] = deque()
         self._ahead = 2 * farm.devices() + 2  # so that none of them waits
 
+    @property
+    def rounds_due(self) -> int:
+        """How often each is measured, unless it is disturbed."""
+        return ROUNDS if self._farm.repeats else 1  # of a record all would be the same
+
     def due(self, repeat: int) -> list[Architecture | None]:
         """What is measured in a round: all, then what lacks rounds that were not disturbed."""
-        if repeat == 1 or (repeat <= ROUNDS and self._farm.repeats):
+        if repeat <= self.rounds_due:
             return [None, *self.networks]
-        if self._is_over or not self._farm.repeats:  # of a record all would be the same
+        if self._is_over or not self._farm.repeats:
             return []
         return [network for network, own in self.rounds.items() if self._lacks(own)]
 

@@ -57,7 +57,7 @@ def qmnist(root: Path) -> DataConfig:
 def inaturalist(root: Path) -> DataConfig:
     for split, labels in (("2021_train", TRAINED), ("2021_valid", LABELS)):
         for number, label in enumerate(labels):
-            folder = root / split / f"{label:05}_a_b_c_d_e_f_{NAMES[label]}"
+            folder = root / split / f"{label:05}_a_b_c_{label}_e_f_{NAMES[label]}"
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{number}.jpg").write_bytes(encoded(number))
     return DataConfig(source="torch/inaturalist", root=str(root), classes=4)
@@ -68,6 +68,9 @@ def written(kind: str, root: Path) -> DataConfig:
         return qmnist(root)
     if kind == "inaturalist":
         return inaturalist(root)
+    if kind == "order":  # a rank that timm takes from the split's name
+        ranked = {name: f"order/2021_{name[:5]}" for name in ("train_split", "validation_split")}
+        return inaturalist(root).model_copy(update=ranked)
     kinds = {"names": ClassLabel(names=NAMES), "numbers": Value("int64"), "text": Value("string")}
     return hugging_face(root, kinds[kind]).model_copy(update={"classes": 4})
 
@@ -78,7 +81,7 @@ def shared_out(config: DataConfig) -> Sequence[dict[int, int]]:
     return [dict(Counter(labels_of(split))) for split in splits]
 
 
-@pytest.mark.parametrize("kind", ["names", "numbers", "text", "qmnist", "inaturalist"])
+@pytest.mark.parametrize("kind", ["names", "numbers", "text", "qmnist", "inaturalist", "order"])
 @pytest.mark.parametrize("share", [None, 0.5])
 def test_each_class_gives_its_share(kind: str, share: float | None, tmp_path: Path) -> None:
     config = written(kind, tmp_path)

@@ -42,6 +42,7 @@ def test_page_says_what_was_recorded_and_on_what(connector: str) -> None:
     warning = "comes from a record, and was not measured by this run: Pixel 3 (recorded)"
     assert (warning in render(found)) == (connector == "recorded")
     assert ("times in turn" in render(found)) == (connector != "recorded")
+    assert ("none was measured again" in render(found)) == (connector == "recorded")
 
 
 def test_names_are_escaped() -> None:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import shutil
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -14,7 +15,14 @@ from donna_ray.config import RunConfig
 from donna_ray.errors import ConfigError, RunLockedError
 from donna_ray.run import ownership
 from donna_ray.run.mirror import Mirror
-from donna_ray.run.ownership import MARKER, Forgotten, check_is_ours, locked
+from donna_ray.run.ownership import (
+    MARKER,
+    Forgotten,
+    check_is_ours,
+    hold,
+    locked,
+    remove_if_empty,
+)
 from donna_ray.run.run import Run
 from donna_ray.storage.artifacts import StepFolder, write_json
 from donna_ray.storage.files import Storage
@@ -199,6 +207,23 @@ def test_folder_that_another_removes_meanwhile_is_made_again(
         assert (root / MARKER).exists()
         assert (root / ".lock").exists()
     assert len(found) == 2
+
+
+def test_new_folder_is_removed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that comes meanwhile would take the half of it for a person's folder."""
+    made, lock = hold(tmp_path / "a" / "run")
+    (made[0] / "config.yaml").write_text("own")
+    rmtree = shutil.rmtree
+
+    def removed(path: Path, **how: Any) -> None:
+        assert not made[0].exists()
+        with hold(made[0])[1]:
+            rmtree(path, **how)
+
+    with lock:
+        monkeypatch.setattr(shutil, "rmtree", removed)
+        remove_if_empty(made)
+    assert files(tmp_path / "a").keys() == {f"run/{name}" for name in (MARKER, ".lock")}
 
 
 def test_copy_at_a_url_is_a_runs(tmp_path: Path) -> None:
