@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -42,10 +43,14 @@ def check_is_ours(root: Path) -> None:
         ConfigError: with the remedy.
     """
     root = root.expanduser().absolute()
-    if not root.exists() or (root / MARKER).exists():
+    try:
+        is_folder = stat.S_ISDIR(root.stat().st_mode)
+    except FileNotFoundError:
         return
-    if not root.is_dir():
+    if not is_folder:
         raise ConfigError(f"A run folder must be a folder, but {root} is a file. Give another one.")
+    if (root / MARKER).exists():
+        return
     names = sorted(path.name for path in root.iterdir() if not path.name.startswith(_HELD))
     others = [name for name in names if name not in (*_MADE, _KEPT, "ray")]
     if names and (others or not _has_reference(root)):
@@ -88,7 +93,7 @@ def hold(root: Path) -> tuple[list[Path], IO[str]]:
         RunLockedError: another process holds it.
     """
     for _ in range(_TRIES):
-        with suppress(FileNotFoundError):  # who held it until now has removed it
+        with suppress(FileNotFoundError, FileExistsError):  # who held it until now removes it
             made = claim(root)
             try:
                 file = locked(root / ".lock")
