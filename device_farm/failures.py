@@ -32,6 +32,7 @@ _NO_MEMORY = (
     "allocate memory",
     "out of memory",
     "ALLOC_FAILED",
+    "Arena alloc failed",
     "is smaller than requested bytes",
 )
 
@@ -73,7 +74,7 @@ def first_line(error: BaseException) -> str:
 
 
 def refuse_without_memory(error: Exception) -> None:
-    """Raises MemoryError if that is what an error of ONNX Runtime is."""
+    """Raises MemoryError if that is what an error of ONNX Runtime or protobuf is."""
     if isinstance(error, MemoryError) or any(word in str(error) for word in _NO_MEMORY):
         raise MemoryError(first_line(error)) from error
 

@@ -22,7 +22,7 @@ from onnx.external_data_helper import (
     uses_external_data,
 )
 
-from device_farm.failures import ModelError, first_line
+from device_farm.failures import ModelError, first_line, refuse_without_memory
 from device_farm.foreign import exits_are_errors
 from device_farm.inputs import (
     TensorSpec,
@@ -81,6 +81,7 @@ class Workload:
         Raises:
             ModelError: The source is no valid ONNX, or too large; it has inputs that cannot be
                 made up; or their shapes are not known, or do not fit.
+            MemoryError: There is not enough.
             OSError: The file cannot be read.
         """
         origin = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
@@ -91,6 +92,7 @@ class Workload:
             if opened and not _has_subgraphs(proto):
                 forget_open(proto.graph)
         except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
+            refuse_without_memory(error)
             raise ModelError(
                 f"a model must be valid ONNX, but {origin} is not ({first_line(error)}): "
                 "export it again, with torch.onnx.export for example"

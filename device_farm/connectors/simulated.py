@@ -26,7 +26,7 @@ from pydantic import Field
 
 from device_farm import failures
 from device_farm.connector import Connector
-from device_farm.failures import ModelError, first_line
+from device_farm.failures import ModelError, first_line, refuse_without_memory
 from device_farm.identity import DeviceInfo, digest
 from device_farm.timing.control import control_workload
 from device_farm.timing.measurement import Measurement
@@ -176,6 +176,7 @@ def _macs_and_nodes(model: bytes) -> tuple[int, int]:
             value.type.tensor_type.ClearField("shape")
         graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
     except (DecodeError, onnx.shape_inference.InferenceError) as error:
+        refuse_without_memory(error)
         raise ModelError(
             f"a model must be valid ONNX ({first_line(error)}): export it again"
         ) from error

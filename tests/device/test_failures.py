@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pickle
 from typing import Any
+from unittest.mock import MagicMock
 
+import onnx
 import pytest
+from google.protobuf.message import DecodeError
 
 from device_farm import (
     AuthRequired,
@@ -18,7 +21,10 @@ from device_farm import (
     Measurement,
     ModelError,
     Throttled,
+    Workload,
 )
+from device_farm.connector import make_connector
+from device_farm.timing.control import control_workload
 
 KINDS = [AuthRequired, Busy, DeviceError, DeviceLost, DeviceTimeout, ModelError, Throttled]
 
@@ -95,3 +101,14 @@ def test_bad_record_is_refused(field: str, value: object) -> None:
 def test_incomplete_record_is_refused() -> None:
     with pytest.raises(ValueError, match="settings"):
         Measurement.from_json({key: value for key, value in RECORD.items() if key != "settings"})
+
+
+def test_want_of_memory_while_a_model_is_read_is_no_fault_of_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    simulated, workload = make_connector("simulated", "a", {}), control_workload()
+    words = "Error parsing message with type 'onnx.ModelProto': Arena alloc failed"
+    monkeypatch.setattr(onnx, "load_model_from_string", MagicMock(side_effect=DecodeError(words)))
+    for read in (lambda: Workload.from_onnx(b"large"), lambda: simulated.prepare(workload)):
+        with pytest.raises(MemoryError, match="Arena"):
+            read()

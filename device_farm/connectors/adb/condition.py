@@ -186,14 +186,14 @@ def condition(shell: Shell, cores: Sequence[int]) -> dict[str, Any]:
 
 @contextmanager
 def measuring_mode(
-    shell: Shell, screen: str, fixed_performance: bool, mark: str, is_mine: Callable[[], bool]
+    shell: Shell, screen: str, fixed_performance: bool, mark: str, is_anothers: Callable[[], bool]
 ) -> Iterator[None]:
     """Has screen and performance mode as the settings say while it lasts, and as before then.
 
     Args:
         mark: A file on the phone, which is there while its screen is kept on: see
             `end_measuring_mode`.
-        is_mine: Whether no other program has the phone at the end, and its mode.
+        is_anothers: Whether another program has the phone at the end, and its mode.
 
     Raises:
         DeviceError: The phone does not know the mode, or `mark` cannot be written.
@@ -212,7 +212,7 @@ def measuring_mode(
     finally:
         if screen == "on" or fixed_performance:
             with suppress(DeviceError):  # it may be what ended the measurement
-                if is_mine():
+                if not is_anothers():
                     end_measuring_mode(shell, mark)
 
 

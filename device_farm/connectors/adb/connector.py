@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from statistics import median
@@ -158,9 +158,9 @@ class AdbConnector(Connector[PhoneModel]):
         read, and runners of before; not while another program measures, which is `Busy`."""
         if runner := self.settings.runner:
             shell = self.shell()
-            with self._owner.held(shell):
-                end_measuring_mode(shell, _STAYS_ON)
-                shell.ask("sh", "-c", _CLEAR, "sh", _FOLDER, self._programs.key(runner))
+            self._owner.take(shell)
+            end_measuring_mode(shell, _STAYS_ON)
+            shell.ask("sh", "-c", _CLEAR, "sh", _FOLDER, self._programs.key(runner))
 
     def health(self) -> dict[str, Any]:
         own = self.settings
@@ -185,7 +185,7 @@ class AdbConnector(Connector[PhoneModel]):
             return known
         self._prepared.pop(workload.digest, None)
         converted = self._converted.pop(workload.digest, None)
-        model = self._models.bring(shell, workload, runner, converted, self._take)
+        model = self._models.bring(shell, workload, runner, converted, self._pushing)
         try:
             first = self._run(model, 0, 1)
         finally:
@@ -241,6 +241,7 @@ class AdbConnector(Connector[PhoneModel]):
     def close(self) -> None:
         self._closed = True
         if self._link:
+            self._owner.release(Shell(self._link))
             self._link.close()
 
     @staticmethod
@@ -252,13 +253,13 @@ class AdbConnector(Connector[PhoneModel]):
     def _measuring_mode(self) -> Iterator[None]:
         shell, settings = self.shell(), self.settings
         modes = settings.screen, settings.fixed_performance
-        is_mine = partial(self._owner.is_mine, shell)
-        with self._owner.held(shell), measuring_mode(shell, *modes, _STAYS_ON, is_mine):
+        self._owner.take(shell)
+        with measuring_mode(shell, *modes, _STAYS_ON, partial(self._owner.is_anothers, shell)):
             yield
 
-    def _take(self, size: int) -> None:
-        """Sees that no other program measures while so many bytes are pushed."""
-        self._owner.take(self.shell(), size)
+    def _pushing(self, size: int) -> AbstractContextManager[None]:
+        """Sees that no other program measures, and none begins while so many bytes are pushed."""
+        return self._owner.pushing(self.shell(), size)
 
     def shell(self) -> Shell:
         """Commands on the phone."""
@@ -321,7 +322,7 @@ class AdbConnector(Connector[PhoneModel]):
             Busy: It cannot write its results, or another program measures.
         """
         runner, shell = self._runner(), self.shell()
-        bound, binary = self._binding(shell), self._programs.bring(shell, runner, self._take)
+        bound, binary = self._binding(shell), self._programs.bring(shell, runner, self._pushing)
         results = f"{_FOLDER}/results.{secrets.token_hex(4)}"
         plan = RunPlan(binary, model.path, results, warmup, count, self.settings.threads)
         libraries = f"LD_LIBRARY_PATH={binary.rpartition('/')[0]}"

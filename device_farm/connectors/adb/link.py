@@ -101,6 +101,9 @@ class Link(ABC):
                 f"phone {self.phone!r} is gone ({error or type(error).__name__}): "
                 "check its cable or network, and that USB debugging is on"
             ) from error
+        except BaseException:  # Ctrl-C, in the middle of what the phone says
+            self._disconnect()
+            raise
 
 
 def push_failure(phone: str, path: str, reason: str) -> Exception:

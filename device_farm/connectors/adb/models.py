@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from device_farm.connectors.adb.runners import Runner
@@ -54,25 +55,25 @@ class ModelFolder:
         workload: Workload,
         runner: Runner,
         converted: bytes | None,
-        before: Callable[[int], None],
+        pushing: Callable[[int], AbstractContextManager[None]],
     ) -> PhoneModel:
         """Brings a model, unless it is there, and renews its time.
 
         Args:
             converted: the model as the runner reads it, if that was made before.
-            before: called with the bytes that may be pushed.
+            pushing: called with the bytes that may be pushed, around that.
 
         Raises:
-            DeviceError: As `Shell.put`, `Runner.converted` and `before`.
+            DeviceError: As `Shell.put`, `Runner.converted` and `pushing`.
         """
         path = self.path_of(workload, runner)
         sha256 = self._renew_whole(shell, path) if runner.conversion else None
-        if sha256 is None:
-            content = converted or runner.converted(workload.model)
-            before(len(content))
-            sha256 = shell.put(content, path)
-            if runner.conversion:
-                shell.ask("sh", "-c", 'echo "$1" > "$2"', "sh", sha256, _sum_of(path))
+        content = b"" if sha256 else converted or runner.converted(workload.model)
+        with pushing(len(content)):
+            if sha256 is None:
+                sha256 = shell.put(content, path)
+                if runner.conversion:
+                    shell.ask("sh", "-c", 'echo "$1" > "$2"', "sh", sha256, _sum_of(path))
         if not self.renew(shell, path):
             raise DeviceLost(
                 f"{path} vanished from phone {shell.phone!r}: see what removes files there"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from device_farm.connectors.adb.runners import Runner
 from device_farm.connectors.adb.shell import Shell
@@ -29,24 +30,29 @@ class ProgramFolder:
         """The name of a program's folder."""
         return hashlib.sha256(runner.identity.encode()).hexdigest()[:16]
 
-    def bring(self, shell: Shell, runner: Runner, before: Callable[[int], None]) -> str:
+    def bring(
+        self,
+        shell: Shell,
+        runner: Runner,
+        pushing: Callable[[int], AbstractContextManager[None]],
+    ) -> str:
         """Brings the program, unless that was done; returns its path on the phone.
 
         Args:
-            before: Called with the bytes that may be pushed.
+            pushing: Called with the bytes that may be pushed, around that.
 
         Raises:
-            DeviceError: As `Shell.put`, `Runner.identity` and `before`.
+            DeviceError: As `Shell.put`, `Runner.identity` and `pushing`.
         """
         folder = f"{self._path}/{self.key(runner)}"
         path = f"{folder}/{runner.binary.name}"
         if self._program != path:
             files = {each.name: each.read_bytes() for each in (*runner.libraries, runner.binary)}
-            before(sum(map(len, files.values())))
-            self.brought = {
-                f"{folder}/{name}": shell.put(content, f"{folder}/{name}", executable=True)
-                for name, content in files.items()
-            }
+            with pushing(sum(map(len, files.values()))):
+                self.brought = {
+                    f"{folder}/{name}": shell.put(content, f"{folder}/{name}", executable=True)
+                    for name, content in files.items()
+                }
             self._program = path
         return path
 
