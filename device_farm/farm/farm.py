@@ -35,7 +35,7 @@ _NAMESPACE = "device-farm"
 _CONCURRENT_CALLS = 10_000
 _ENDED = (RayActorError, ActorUnschedulableError, GetTimeoutError)
 """What a call to a dispatcher ends in that is no more, or whose node does not answer."""
-_CLOSE_LIMIT_S = 8.0
+_CLOSE_LIMIT_S = 12.0
 _END_LIMIT_S = 2.0
 _PAUSE_S = 0.05
 

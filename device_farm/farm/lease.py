@@ -29,7 +29,7 @@ _COUNTED = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
 """Resources that Ray has an option of their own for."""
 _GRACE_S = 1.0
 """In which a process that does nothing else has closed its device."""
-_CLOSE_LIMIT_S = 5.0
+_CLOSE_LIMIT_S = 8.0
 _END_LIMIT_S = 2.0
 _PAUSE_S = 0.1
 
