@@ -101,8 +101,11 @@ class Connector(ABC, Generic[HandleT]):
     def clear_remains(self) -> None:
         """Removes what an owner that was killed may have left on the device.
 
-        A farm calls it once, when the device joins, for it is then the device's only user. By
-        default nothing.
+        A farm calls it at the first probe of each process that it starts for the device. By default
+        nothing.
+
+        Raises:
+            Busy: Another program uses the device. Then nothing is removed.
         """
 
     @abstractmethod

@@ -98,7 +98,13 @@ def evaluate(
             "images are used. \\[default: the test images that the card names]"
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="A connector of the device farm.")] = "onnxruntime",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="A connector of the device farm that needs no address. On a phone: "
+            "`device-farm bench`."
+        ),
+    ] = "onnxruntime",
     threads: Annotated[
         int | None,
         typer.Option(

@@ -47,7 +47,8 @@ class SearchConfig(GeneticConfig):
     Optuna: `nsga2` (the paper's), `nsga3`, `tpe`, `random`, or one that an installed package
     registers, with its `options`. `evaluations` is the most candidates that are measured,
     `batch_size` how many at a time. With `min_gain` the search stops earlier, when a measurement
-    brings less hypervolume than this share of it all, on the average over 30. `population` and the
+    brings less hypervolume (of networks that keep the limits) than this share of it all, averaged
+    over 30. `population` and the
     probabilities are of `nsga2` and `nsga3` (``GeneticConfig``).
 
     `latency_limit` is milliseconds (`2.5ms`) or a multiple of the reference's latency (`0.8x`);

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
-from pydantic import BaseModel, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
 
 from device_farm import DeviceError, Workload
 from device_farm.connectors.onnx_session import CPU, open_session
 from device_farm.failures import first_line
 from donna_ray.config import DataConfig
+from donna_ray.data.held_out import named_test
 from donna_ray.errors import ConfigError
 from donna_ray.export.folder import CARD, CARD_VERSION, CONFIG, ONNX
 from donna_ray.storage.artifacts import file_sha256, read_json
@@ -18,6 +19,10 @@ from donna_ray.storage.artifacts import file_sha256, read_json
 __all__ = ["Card", "Exported", "read_export"]
 
 _AGAIN = "Correct the path, or export the network again with this version of donna-ray."
+
+
+class _Reference(BaseModel):
+    test_from: str = ""
 
 
 class Card(BaseModel):
@@ -31,6 +36,14 @@ class Card(BaseModel):
     test_accuracy: float | None = None
     files: dict[str, str] = Field(default_factory=dict)
     """SHA-256 by name; cards of before have none."""
+    reference: _Reference = Field(default_factory=_Reference)
+
+    @model_validator(mode="after")
+    def _with_named_test(self) -> "Card":
+        """In cards of before only the reference's facts name the split."""
+        if self.data.test_split is None and (name := named_test(self.reference.test_from)):
+            self.data = self.data.model_copy(update={"test_split": name})
+        return self
 
 
 class _Prepared(BaseModel):

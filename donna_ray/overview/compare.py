@@ -28,8 +28,9 @@ def compared(first: Path, second: Path) -> Facts:
         `runs` (their folders), `settings` (those that differ: `key` and two `values`), `figures`
         (`name` and two `values`, null where a run has none) and `scenarios`: of those that both
         have, by `name`, `same_device`, `hypervolume` (two, in parts of that of both fronts
-        together: what predicted accuracy and latency dominate; null where both are empty) and
-        `networks` (ids on both fronts).
+        together: what predicted accuracy and latency dominate; null where both are empty),
+        `calibrated` (false where a front has raw predictions only: then both are compared by
+        these) and `networks` (ids on both fronts).
 
     Raises:
         ConfigError: a run's configuration cannot be read.

@@ -29,9 +29,9 @@ def run_status(root: Path, steps: Sequence[str]) -> Facts:
     Returns:
         `run`, `state` (`running`, `stopped` or `finished`), `started` (ISO 8601), `process` (id,
         null where none holds the folder), `steps` (`step`, `state`: `finished`, `running`,
-        `stopped` or `waiting`; `seconds`, `image_passes`; of one under way `phase`, `done`,
-        `total`, `unit` and `seconds_left`, each null where it is not known yet) and `cost`
-        (`seconds` and `image_passes` of the finished steps).
+        `stopped` or `waiting`; `seconds`, of one that runs those of its phase; `image_passes`; of
+        one under way `phase`, `done`, `total`, `unit` and `seconds_left`, each null where it is not
+        known yet) and `cost` (`seconds` and `image_passes` of the finished steps).
 
     Raises:
         ConfigError: the folder's configuration cannot be read.

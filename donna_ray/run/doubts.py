@@ -177,15 +177,15 @@ def predictor_doubts(
 
 
 def front_doubts(scenario: str, disturbed: float | None) -> list[str]:
-    """Of a front that was measured while other processes took so many percent of the host."""
+    """Of a front that was measured while other processes took so many percent of host or core."""
     if disturbed is None:
         return []
     return [
         f"While the front of {scenario!r} was measured, other processes (those of other devices of "
-        f"the host, too) took {disturbed:.0f}% of its CPUs. That slows some networks by 10% and "
-        "more and others not at all, and the intervals do not tell: a latency in ms or in `x` can "
-        "be as far off. End what else runs "
-        "there, and measure again what you choose (donna evaluate)."
+        f"the host, too) took {disturbed:.0f}% of its CPUs, or of the core that was timed. That "
+        "slows some networks by 10% and more and others not at all, and the intervals do not tell: "
+        "a latency in ms or in `x` can be as far off. End what else runs there, and measure again "
+        "what you choose (donna evaluate)."
     ]
 
 

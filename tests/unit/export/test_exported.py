@@ -90,6 +90,13 @@ def test_card_of_a_newer_version(folder: Path) -> None:
     refused(folder, "card.json has version 2, and 1 is known")
 
 
+def test_split_of_the_test_is_in_cards_of_before(folder: Path) -> None:
+    """Among what they say of the reference."""
+    for origin, split in (("data.test_split last", "last"), ("data.test_fraction 0.5", None)):
+        change(folder / "card.json", reference={"model": "resnet18", "test_from": origin})
+        assert read_export(folder).card.data.test_split == split
+
+
 def test_damaged_configuration(folder: Path) -> None:
     change(folder / "config.json", pretrained_cfg={**PREPROCESSING})
     refused(folder, "config.json is damaged (pretrained_cfg.crop_mode: ")
