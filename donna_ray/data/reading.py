@@ -68,12 +68,17 @@ class Readers:
         if kept is None or kept[0] != workers:
             kept = workers, *_processes(images, workers)
         kept[1].waiting = requests
-        for item in kept[2]:
-            if isinstance(item, DonnaError):  # torch would put a traceback before its text
-                raise item
-            yield item
-        if known == len(self._datasets):  # else they do not know all
-            self._kept = kept
+        try:
+            for item in kept[2]:
+                if isinstance(item, DonnaError):  # torch would put a traceback before its text
+                    raise item
+                yield item
+            if known == len(self._datasets):  # else they do not know all
+                self._kept = kept
+        finally:
+            # The error and this frame hold each other; what Python collects as a cycle has lost its
+            # queues before its processes are told to end, and torch waits 5 s for each of these.
+            del kept
 
 
 class _Requests(Sampler[_Request]):

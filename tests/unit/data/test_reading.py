@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from typing import Any
 
@@ -14,6 +15,7 @@ from donna_ray.data import Split
 from donna_ray.data.images import seeded_generators
 from donna_ray.data.pixels import in_bytes
 from donna_ray.data.reading import Readers
+from donna_ray.errors import DonnaError
 
 from .image_files import image
 
@@ -23,15 +25,15 @@ HOW: dict[str, Any] = {"input_size": (3, 24, 24), "mean": (0.5, 0.4, 0.3), "std"
 class Pids(Dataset[Any]):
     """An image is its index, a label the process that read it; index 7 of `torn` fails."""
 
-    def __init__(self, *, torn: bool = False) -> None:
-        self.torn = torn
+    def __init__(self, *, torn: bool = False, error: type[Exception] = RuntimeError) -> None:
+        self.torn, self.error = torn, error
 
     def __len__(self) -> int:
         return 12
 
     def __getitem__(self, index: int) -> Any:
         if self.torn and index == 7:
-            raise RuntimeError("no such disk")
+            raise self.error("no such disk")
         return torch.full((1, 2, 2), float(index)), os.getpid()
 
 
@@ -55,6 +57,16 @@ def test_processes_are_kept_over_passes_and_splits() -> None:
     assert order(one, start=1, stop=3) == [3, 4, 5, 6, 7, 8]
     alone = Split(Pids())
     assert order(one, shuffle_seed=1, epoch=1) == order(alone, shuffle_seed=1, epoch=1)
+
+
+def test_an_error_ends_the_processes_at_once() -> None:
+    """While it is held, as where it is told; torch would wait 5 s for each of them later."""
+    torn = Split(Pids(torn=True, error=DonnaError), 2, readers=Readers())
+    before = set(multiprocessing.active_children())
+    with pytest.raises(DonnaError, match="no such disk") as held:
+        pids(torn)
+    assert set(multiprocessing.active_children()) <= before
+    assert held.value.__traceback__ is not None
 
 
 def test_a_pass_that_is_left_or_fails_disturbs_no_other() -> None:
