@@ -96,7 +96,7 @@ def reused(config: RunConfig, root: Path, only: str | None = None) -> str:
 
 
 def test_a_step_that_reads_other_images_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its workers alone: to list a million images takes long, and not every step reads them."""
     config, reference = made(tmp_path)
