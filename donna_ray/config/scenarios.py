@@ -48,8 +48,7 @@ class SearchConfig(GeneticConfig):
     registers, with its `options`. `evaluations` is the most candidates that are measured,
     `batch_size` how many at a time. With `min_gain` the search stops earlier, when a measurement
     brings less hypervolume (of networks that keep the limits) than this share of it all, averaged
-    over 30. `population` and the
-    probabilities are of `nsga2` and `nsga3` (``GeneticConfig``).
+    over 30. `population` and the probabilities are of `nsga2` and `nsga3` (``GeneticConfig``).
 
     `latency_limit` is milliseconds (`2.5ms`) or a multiple of the reference's latency (`0.8x`);
     `memory_limit` megabytes (`60MB`) of measured peak memory, or a multiple likewise;

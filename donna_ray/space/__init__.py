@@ -3,10 +3,9 @@
 Entry: `build_space` in `build.py`, from a configuration and the reference's stages. `block.py` has
 `BlockSpec` (one block) and `BlockFamily` (what builds it), `blocks/` the families of the package,
 `values.py` says what their options may be, `modules.py` loads those of users, `source.py` finds the
-code of all (a part of their blocks' keys), `space.py` has
-`SearchSpace`, `names.py` finds a network by name, `check.py` tries every block before training,
-`costs.py` keeps what it found. `inherit.py` gives a block the weights of the reference's stage, as
-far as they fit.
+code of all (a part of their blocks' keys), `space.py` has `SearchSpace`, `names.py` finds a network
+by name, `check.py` tries every block before training, `costs.py` keeps what it found. `inherit.py`
+gives a block the weights of the reference's stage, as far as they fit.
 
 A block of a stage takes and gives the shapes of the reference's stage: (channels, height, width),
 or (tokens, channels). An architecture is a choice index a stage; its id is the digest of its block

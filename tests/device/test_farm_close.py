@@ -117,7 +117,7 @@ def test_a_farm_whose_node_is_dead_is_closed(
     monkeypatch.setattr(ray, "kill", killed := MagicMock())
     Farm(MagicMock()).close()
     killed.assert_called_once()
-    assert all(call.kwargs["timeout"] <= 15 for call in get.call_args_list)
+    assert all(call.kwargs["timeout"] <= 12 for call in get.call_args_list)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from donna_ray.space import SearchSpace
 from donna_ray.storage.artifacts import Artifact
 from donna_ray.storage.records import RecordStore
 from donna_ray.training.batchnorm import recalibrate
-from donna_ray.training.engine import Descent, Engine
+from donna_ray.training.engine import Engine
 from donna_ray.training.loop import accuracy, cross_entropy, seeded
 from donna_ray.training.trainer import Trainer
 from tests.unit.finetune.made import finetuned, steps_before
@@ -184,44 +184,6 @@ def test_dropout_does_not_disturb_recalibration(data: ImageData) -> None:
     torch.testing.assert_close(norm.running_mean, images.mean((0, 2, 3)))
     assert norm.momentum == 0.3
     assert not any(module.training for module in network.modules())
-
-
-def rates(name: Any, steps: int) -> list[float]:
-    parameter = nn.Parameter(torch.zeros(1))
-    engine = Engine(torch.device("cpu"))
-    descent = Descent([parameter], recipe(learning_rate=0.1), steps, engine, name)
-    found = []
-    for step in range(steps):
-        found.append(descent.optimizer.param_groups[0]["lr"])
-        descent.step(last=step == steps - 1)
-    return found
-
-
-def test_schedules() -> None:
-    cosine, cycle = rates("cosine", 20), rates("one_cycle", 20)
-    expected = 0.05 * (1 + np.cos(np.pi * np.arange(20) / 20))
-    np.testing.assert_allclose(cosine, expected)
-    assert 0 < np.argmax(cycle) < 5
-    assert max(cycle) == pytest.approx(0.1)
-
-
-@pytest.mark.parametrize("name", ["cosine", "one_cycle"])
-@pytest.mark.parametrize("steps", [1, 2, 3, 4])
-def test_few_steps_train(name: Any, steps: int) -> None:
-    """None of them is lost at a rate of nearly 0 at the end, as many can spare."""
-    found = rates(name, steps)
-    assert max(found) > 0.06
-    assert found[-1] > 0.01
-
-
-def test_rate_grows_with_the_batch_where_it_is_warmed_up() -> None:
-    how = recipe(learning_rate=0.1, batch_size=256, learning_rate_batch=64)
-    descent = Descent([nn.Parameter(torch.zeros(1))], how, 20, Engine(torch.device("cpu")))
-    assert descent.schedule.optimizer.param_groups[0]["max_lr"] == pytest.approx(0.4)
-    assert recipe(learning_rate=0.1, batch_size=256).peak == 0.1
-    with pytest.raises(ValidationError, match="schedule one_cycle, which warms up"):
-        recipe(batch_size=256, learning_rate_batch=64, schedule="cosine")
-    recipe(batch_size=32, learning_rate_batch=64, schedule="cosine")
 
 
 def test_only_weights_decay(data: ImageData) -> None:

@@ -1,4 +1,4 @@
-"""A batch in parts that fit the memory, and training in 16 bits, on the CPU's own paths."""
+"""A batch in parts that fit the memory, training in 16 bits on the CPU's own paths, and rates."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import copy
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from donna_ray.config import ClusterConfig, TrainingConfig
@@ -209,3 +211,40 @@ def test_seeds_leave_gpus_alone_that_are_not_used(monkeypatch: pytest.MonkeyPatc
         drawn = torch.rand(1)
     with seeded(7):
         assert torch.rand(1) == drawn
+
+
+def rates(name: Any, steps: int) -> list[float]:
+    parameter = nn.Parameter(torch.zeros(1))
+    descent = Descent([parameter], recipe(learning_rate=0.1), steps, Engine(CPU), name)
+    found = []
+    for step in range(steps):
+        found.append(descent.optimizer.param_groups[0]["lr"])
+        descent.step(last=step == steps - 1)
+    return found
+
+
+def test_schedules() -> None:
+    cosine, cycle = rates("cosine", 20), rates("one_cycle", 20)
+    expected = 0.05 * (1 + np.cos(np.pi * np.arange(20) / 20))
+    np.testing.assert_allclose(cosine, expected)
+    assert 0 < np.argmax(cycle) < 5
+    assert max(cycle) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("name", ["cosine", "one_cycle"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_few_steps_train(name: Any, steps: int) -> None:
+    """None of them is lost at a rate of nearly 0 at the end, as many can spare."""
+    found = rates(name, steps)
+    assert max(found) > 0.06
+    assert found[-1] > 0.01
+
+
+def test_rate_grows_with_the_batch_where_it_is_warmed_up() -> None:
+    how = recipe(learning_rate=0.1, batch_size=256, learning_rate_batch=64)
+    descent = Descent([nn.Parameter(torch.zeros(1))], how, 20, Engine(CPU))
+    assert descent.schedule.optimizer.param_groups[0]["max_lr"] == pytest.approx(0.4)
+    assert recipe(learning_rate=0.1, batch_size=256).peak == 0.1
+    with pytest.raises(ValidationError, match="schedule one_cycle, which warms up"):
+        recipe(batch_size=256, learning_rate_batch=64, schedule="cosine")
+    recipe(batch_size=32, learning_rate_batch=64, schedule="cosine")
