@@ -123,11 +123,17 @@ def _of_tau(row: Row) -> str:
 
 
 def _of_epochs(row: Row) -> str:
-    times = [
-        f"more than {row['longest']}" if each["times"] is None else f"{each['times']:g}"
-        for each in row["networks"]
-    ]
-    return f"{', '.join(times)} times {row['epochs']} epochs"
+    def words(each: Row) -> str:
+        more = each["times"] is None
+        times = f"more than {row['longest']}" if more else f"{each['times']:g}"
+        tried = ", ".join(
+            f"{facts['test_accuracy']:.1%} after {round(float(length) * row['epochs'])}"
+            for length, facts in each["from_random_weights"].items()
+        )
+        return f"{times} times for {each['from_blocks']['test_accuracy']:.1%} ({tried})"
+
+    networks = "; ".join(map(words, row["networks"]))
+    return f"epochs from random weights over {row['epochs']} from blocks: {networks}"
 
 
 def _of_scenarios(row: Row) -> str:

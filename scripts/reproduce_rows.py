@@ -11,6 +11,7 @@ from reproduce_cost import cost
 from reproduce_rivals import Trained, finetuned, scaled_networks, told
 from reproduce_run import Reproduction
 
+from donna_ray.config import FinetuneRecipe
 from donna_ray.finetune.assemble import choice_table, library_space, untrained
 from donna_ray.library.quantised import libraries
 from donna_ray.predictor.quality import kendall_tau
@@ -25,7 +26,7 @@ from donna_ray.training.loop import seeded
 
 __all__ = ["ROWS"]
 
-LENGTHS = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 9, 12, 16)  # of a training from random weights
+LENGTHS = (0.5, 1, 1.5, 2, 3, 4, 6, 9, 12, 16)  # of a training from random weights
 TESTED = ("test_accuracy", "test_low", "test_high")
 
 Row = dict[str, Any]
@@ -125,6 +126,8 @@ def epochs(world: Reproduction) -> Row:
 def _from_random(world: Reproduction, space: Any, point: FrontPoint) -> Row:
     """The shortest training that is enough, found as if a longer one never were worse."""
     recipe, specs = world.config.finetune, space.specs(tuple(point.architecture))
+    name = f"{point.id} from random weights"
+    lengths = [each for each in LENGTHS if each <= world.scale.longest]
     tried: dict[float, Row] = {}
 
     def fresh() -> Any:
@@ -132,14 +135,22 @@ def _from_random(world: Reproduction, space: Any, point: FrontPoint) -> Row:
             reference, _ = build_reference(world.config, load_weights=False)
         return untrained(reference, specs)
 
+    def longer(length: float) -> FinetuneRecipe:
+        return recipe.model_copy(update={"epochs": max(1, round(length * recipe.epochs))})
+
     def enough(length: float) -> bool:
-        longer = recipe.model_copy(update={"epochs": max(1, round(length * recipe.epochs))})
-        made = world.bench.trained(f"{point.id} from random weights", fresh, longer)
-        tried[length] = {name: made.facts[name] for name in TESTED}
+        facts = world.bench.trained(name, fresh, longer(length)).facts
+        tried[length] = {each: facts[each] for each in TESTED}
         return bool(tried[length]["test_accuracy"] >= (point.test_accuracy or 0))
 
-    lengths = [each for each in LENGTHS if each <= world.scale.longest]
-    first = bisect_left(lengths, True, key=enough)
+    known = {
+        index: enough(each)
+        for index, each in enumerate(lengths)
+        if world.bench.knows(name, longer(each))
+    }
+    low = 1 + max((index for index, yes in known.items() if not yes), default=-1)
+    high = min((i for i, yes in known.items() if yes and i >= low), default=len(lengths))
+    first = bisect_left(lengths, True, low, high, key=enough)
     return {
         "id": point.id,
         "from_blocks": {name: getattr(point, name) for name in TESTED},
