@@ -145,7 +145,10 @@ def _pads(
     spans: Sequence[int],
     strides: Sequence[int],
 ) -> tuple[int, ...]:
-    """Top, left, bottom, right; with `ceil_mode` as far as the last window goes."""
+    """Top, left, bottom, right; with `ceil_mode` as far as the last window goes.
+
+    One that would start behind the image, in its padding, is left out, as ONNX has it.
+    """
     if own.get("auto_pad") == b"SAME_UPPER":
         (top, bottom), (left, right) = map(_same, sizes, spans, strides)
         return top, left, bottom, right
@@ -156,14 +159,17 @@ def _pads(
         )
     top, left, bottom, right = own.get("pads", (0, 0, 0, 0))
     if own.get("ceil_mode", 0):
-        extra = [
-            -(size + sum(pad) - span) % stride
-            for size, pad, span, stride in zip(
-                sizes, ((top, bottom), (left, right)), spans, strides, strict=True
-            )
-        ]
-        bottom, right = bottom + extra[0], right + extra[1]
+        pairs = ((top, bottom), (left, right))
+        (bottom, right) = map(_as_far_as_windows, sizes, pairs, spans, strides)
     return top, left, bottom, right
+
+
+def _as_far_as_windows(size: int, pads: tuple[int, int], span: int, stride: int) -> int:
+    """What is padded after an image, so that windows end at or behind its end."""
+    before, after = pads
+    more = -(size + before + after - span) % stride
+    starts_behind = size + before + after + more - span >= size + before
+    return after if starts_behind else after + more
 
 
 def _same(size: int, span: int, stride: int) -> tuple[int, int]:

@@ -335,7 +335,7 @@ def onnx_named(model: bytes, name: str) -> bytes:
 def test_a_wrong_conversion_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     workload, other = (Workload.from_onnx(network(name)) for name in ("swish", "pools"))
     wrong = onnx_named(other.model, workload.inputs[0].name)
-    monkeypatch.setattr(conversion, "read_graph", lambda model: read_graph(wrong))
+    monkeypatch.setattr(conversion, "read_graph", lambda *_: read_graph(wrong))
     with pytest.raises(ModelError, match="must give what the ONNX model gives"):
         converted(workload)
 
