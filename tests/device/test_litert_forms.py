@@ -92,7 +92,7 @@ def test_hard_sigmoids_of_any_slope(slope: float, offset: float) -> None:
 
 
 def test_a_hard_sigmoid_that_falls_is_told() -> None:
-    with pytest.raises(ModelError, match=r"must rise to be converted, but y has slope -0\.2: take"):
+    with pytest.raises(ModelError, match=r"must rise to be converted, but y has slope -0\.2: ch"):
         convert(made_of([node("HardSigmoid", "x", "y", alpha=-0.2)]))
 
 
