@@ -5,6 +5,8 @@ A third party adds a kind of device by subclassing `Connector`, running
 
     [project.entry-points."device_farm.connectors"]
     my_board = "my_package:MyBoardConnector"
+
+docs/device-farm.md has a whole one, which passes that suite.
 """
 
 from __future__ import annotations
@@ -145,6 +147,7 @@ class Connector(ABC, Generic[HandleT]):
     def calibrate(self) -> float:
         """Measures the control model's baseline, in milliseconds, which takes seconds.
 
+        That is `timing.protocol.baseline_ms` of runs of `timing.control.control_workload`.
         The owner does this once for each (`DeviceInfo.model`, `DeviceInfo.control_digest`), keeps
         the result and gives it to every `measure`.
         """
@@ -204,6 +207,10 @@ class Connector(ABC, Generic[HandleT]):
         """What `measure` returns; the connector adds its own facts to the environment.
 
         Args:
+            candidate: Of what runs the model so many times: the seconds of each run. See `Runs`.
+            control: Likewise of the control model; needed if `settings.interleave`.
+            control_baseline_ms: As of `measure`.
+            settings: Likewise.
             within: Entered while the runs are timed, but not while health is asked for.
         """
         if isinstance(settings, SustainedSettings):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ __all__ = [
 ]
 
 _EXAMPLE_SIZE = 224
+"""Of an image's side; what another open size may be is not guessed."""
+_CHANNELS = (1, 3, 4)  # of images
 _MOST_VALUES = 2**60 - 1
 """Of an input: NumPy counts their bytes in 63 bits, and one has up to 8."""
 _OPEN = "device_farm.open:"
@@ -71,8 +74,9 @@ def settle_inputs(
 
     A dimension is open if it has a name or nothing in place of a size, or a size below 1, as some
     exporters write. An open first dimension that is not given is 1, and must be given if that of
-    another input is given otherwise. What one input's shape says of a named dimension holds for
-    all that have it.
+    another input is given otherwise. What is not given of a named dimension is as the shapes that
+    are given have it, where they agree; a shape that is given need fit fixed sizes alone, for some
+    exporters give dimensions that differ one name.
 
     Args:
         graph: Is changed in place.
@@ -95,12 +99,7 @@ def settle_inputs(
             f"{min(unknown)!r} is none: correct the name"
         )
     dtypes = [_dtype(value) for value in inputs]
-    named = {
-        dimension.dim_param: size
-        for value in inputs
-        for dimension, size in zip(_dimensions(value), given.get(value.name, ()), strict=False)
-        if dimension.dim_param
-    }
+    named = _named(inputs, given)
     batch = max((given[each.name][0] for each in inputs if _opens(each, given)), default=1)
     shapes = [_shape(value, given.get(value.name), named, batch) for value in inputs]
     opened = [_write(value, shape) for value, shape in zip(inputs, shapes, strict=True)]
@@ -157,6 +156,21 @@ def _dimensions(value: onnx.ValueInfoProto) -> Sequence[onnx.TensorShapeProto.Di
     return value.type.tensor_type.shape.dim
 
 
+def _named(
+    inputs: Iterable[onnx.ValueInfoProto], given: Mapping[str, Sequence[int]]
+) -> dict[str, int]:
+    """What given shapes say of dimensions by name, which has a letter: `?` stands for no name."""
+    found = defaultdict[str, set[int]](set)
+    for value in inputs:
+        for each, size in zip(_dimensions(value), given.get(value.name, ()), strict=False):
+            found[each.dim_param].add(size)
+    return {
+        name: sizes.pop()
+        for name, sizes in found.items()
+        if len(sizes) == 1 and any(map(str.isalpha, name))
+    }
+
+
 def _dtype(value: onnx.ValueInfoProto) -> str:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
@@ -165,7 +179,8 @@ def _dtype(value: onnx.ValueInfoProto) -> str:
             "export the model with tensors for inputs"
         )
     element = value.type.tensor_type.elem_type
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element)) if element else None
+    is_known = element in onnx.helper.get_all_tensor_dtypes()
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element)) if is_known else None
     if dtype is None or dtype.kind not in "fiub" or dtype.isbuiltin != 1:
         raise ModelError(
             f"an input must hold floats, integers or booleans as NumPy has them, but "
@@ -184,10 +199,10 @@ def _shape(
 ) -> tuple[int, ...]:
     """An input's shape; `batch` is what an open first dimension of other inputs was given."""
     ranked = value.type.tensor_type.HasField("shape")
-    known = [d.dim_value if d.dim_value > 0 else named.get(d.dim_param) for d in _dimensions(value)]
     if given is not None:
-        fits = not ranked or len(given) == len(known)
-        if not fits or any(k not in (None, n) for k, n in zip(known, given, strict=False)):
+        fixed = [d.dim_value for d in _dimensions(value)]
+        fits = not ranked or len(given) == len(fixed)
+        if not fits or any(0 < k != n for k, n in zip(fixed, given, strict=False)):
             raise ModelError(
                 f"a given shape must fit the model, whose input {value.name!r} is {_words(value)}, "
                 f"but got {','.join(map(str, given))}: give another one"
@@ -198,16 +213,26 @@ def _shape(
                 f"{','.join(map(str, given))}: give another one"
             )
         return _affordable(value.name, given, "give a smaller one")
+    known = [d.dim_value if d.dim_value > 0 else named.get(d.dim_param) for d in _dimensions(value)]
     first, rest = known[:1] or [1], known[1:]
     if not ranked or None in rest or (first[0] is None and batch != 1):
-        sizes = [first[0] or batch, *(size or _EXAMPLE_SIZE for size in rest)]
-        example = ",".join(map(str, sizes if ranked else (1, 3, _EXAMPLE_SIZE, _EXAMPLE_SIZE)))
+        example = _example([first[0] or batch, *rest]) if ranked else "SIZE,SIZE,..."
         raise ModelError(
             f"the size of an input must be known, but {value.name!r} is {_words(value)}: give it, "
-            f"as in --shape {value.name}={example}, or in Python shapes={{{value.name!r}: (...)}}"
+            f"as in --shape {value.name}={example}{', with numbers' * ('SIZE' in example)}, or in "
+            f"Python shapes={{{value.name!r}: (...)}}"
         )
     sizes = [size or 1 for size in known]
     return _affordable(value.name, sizes, "export the model with a smaller one")
+
+
+def _example(sizes: Sequence[int | None]) -> str:
+    """A shape to start from: of an image's sides a usual size, and words for what is not known."""
+    sides: tuple[int, ...] = ()
+    if len(sizes) == 4:
+        sides = (2, 3) if sizes[1] in _CHANNELS else (1, 2) if sizes[3] in _CHANNELS else ()
+    guessed = [_EXAMPLE_SIZE if axis in sides else "SIZE" for axis in range(len(sizes))]
+    return ",".join(str(size or guess) for size, guess in zip(sizes, guessed, strict=True))
 
 
 def _affordable(name: str, sizes: Sequence[int], remedy: str) -> tuple[int, ...]:

@@ -16,11 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx.external_data_helper import (
-    ExternalDataInfo,
-    load_external_data_for_model,
-    uses_external_data,
-)
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from device_farm.failures import ModelError, first_line, refuse_without_memory
 from device_farm.foreign import exits_are_errors
@@ -41,7 +37,6 @@ __all__ = ["Workload", "workload_digest"]
 
 _MOST_BYTES = 2**31 - 1
 """Of a message of protobuf, which a model is."""
-_ANY_TYPE = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, ())
 
 
 def workload_digest(model: bytes) -> str:
@@ -66,6 +61,8 @@ class Workload:
     give. None where only that is known. See `make_module`."""
     stays_open: bool = field(default=False, compare=False)
     """Whether sizes are open in `as_exported`. The model says which."""
+    given: bool = field(default=False, compare=False)
+    """Whether whoever read the model gave sizes of it that were open."""
 
     @classmethod
     def from_onnx(
@@ -89,17 +86,19 @@ class Workload:
             model, proto, beside = _load(source, origin)
             inputs, opened = settle_inputs(proto.graph, shapes or {})
             _check(proto)
+            moved = _sort(proto.graph)
             if opened and not _has_subgraphs(proto):
                 forget_open(proto.graph)
-        except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
+        except (DecodeError, ValueError) as error:
             refuse_without_memory(error)
             raise ModelError(
                 f"a model must be valid ONNX, but {origin} is not ({first_line(error)}): "
                 "export it again, with torch.onnx.export for example"
             ) from error
-        if beside or opened:
+        if beside or opened or moved:
             model = proto.SerializeToString()
-        return cls(model, workload_digest(model), inputs, stays_open=has_open(proto.graph))
+        given, stays_open = bool(opened and shapes), has_open(proto.graph)
+        return cls(model, workload_digest(model), inputs, stays_open=stays_open, given=given)
 
     @classmethod
     def from_torch(cls, module: nn.Module, *inputs: Tensor) -> Workload:
@@ -174,6 +173,13 @@ class Workload:
         exported: bytes = proto.SerializeToString()
         return exported
 
+    def remedy(self, usual: str) -> str:
+        """What to do where the model does not run: shapes that were given come first."""
+        if not self.given:
+            return usual
+        shapes = " ".join(f"{each.name}={','.join(map(str, each.shape))}" for each in self.inputs)
+        return f"the shapes given may be none that it takes ({shapes}): give others, or {usual}"
+
     def make_inputs(self, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
         """Seeded inputs by name: see `device_farm.inputs.make_values`."""
         return make_values(self.inputs, seed)
@@ -228,18 +234,39 @@ def _take_in(
         )
     folder = Path(source).parent
     try:
-        _check_size(str(source), sum(_bytes_of(tensor, folder) for tensor in beside))
-        load_external_data_for_model(proto, str(folder))
-    except (onnx.checker.ValidationError, OSError, ValueError) as error:
+        places = [_place(tensor, folder) for tensor in beside]
+        _check_size(str(source), sum(size for _, _, size in places))
+        for tensor, (path, offset, size) in zip(beside, places, strict=True):
+            with path.open("rb") as file:
+                file.seek(offset)
+                tensor.raw_data = file.read(size)
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+    except (OSError, ValueError) as error:
         raise ModelError(
             f"the files of a model's weights must lie beside it, but one of {source} cannot be "
-            f"read ({first_line(error)}): put all files that were saved with it into its folder"
+            f"read ({first_line(error)}): put all files that were saved with it into its folder, "
+            "each of them whole"
         ) from error
 
 
-def _bytes_of(tensor: onnx.TensorProto, folder: Path) -> int:
-    place = ExternalDataInfo(tensor)
-    return int(place.length or (folder / place.location).stat().st_size)
+def _place(tensor: onnx.TensorProto, folder: Path) -> tuple[Path, int, int]:
+    """The file of a tensor's bytes, which may be a link; the first of them, and how many.
+
+    Raises:
+        OSError: The file is not there.
+        ValueError: It is not within the folder, or too short.
+    """
+    told = ExternalDataInfo(tensor)
+    location = Path(told.location)
+    if location.is_absolute() or ".." in location.parts:
+        raise ValueError(f"{told.location!r} leads out of the folder")
+    path, offset = folder / location, told.offset or 0
+    there = path.stat().st_size
+    size = max(there - offset, 0) if told.length is None else told.length
+    if offset + size > there:
+        raise ValueError(f"{path} must have {offset + size} bytes at least, but has {there}")
+    return path, offset, size
 
 
 def _check_size(origin: str, size: int) -> None:
@@ -251,7 +278,10 @@ def _check_size(origin: str, size: int) -> None:
 
 
 def _check(proto: onnx.ModelProto) -> None:
-    """Raises what ONNX's checker does, but lets outputs be of any type and shape, as ONNX does."""
+    """Refuses what is no model; ONNX Runtime says what it does not run, and runs more than ONNX's
+    checker lets pass: operators of its own, nodes in any order, graphs without a name."""
+    if not proto.HasField("graph"):
+        raise ValueError("it has no graph")
     newest = onnx.defs.onnx_opset_version()
     opset = max((each.version for each in proto.opset_import if not each.domain), default=0)
     if opset > newest:
@@ -259,14 +289,44 @@ def _check(proto: onnx.ModelProto) -> None:
             f"a model's opset must be one that is known here, up to {newest}, but is {opset}: "
             f"export it with opset_version={newest} or lower, or install a newer onnx"
         )
-    declared = onnx.GraphProto(output=proto.graph.output).output
-    for value in proto.graph.output:
-        value.type.CopyFrom(_ANY_TYPE)
-    onnx.checker.check_model(proto)
-    del proto.graph.output[:]
-    proto.graph.output.extend(declared)
     if not proto.graph.output:
         raise ModelError("a model must have outputs, but has none: export it with what it computes")
+
+
+def _sort(graph: onnx.GraphProto) -> bool:
+    """Puts nodes after those whose results they read; says whether they were in another order.
+
+    ONNX Runtime takes any, but what infers shapes and converts does not. In a circle they stay.
+    """
+    ordered: list[onnx.NodeProto] = []
+    left, passes = list(graph.node), 0
+    unmade = {name for node in left for name in node.output}
+    while left:
+        ready: list[onnx.NodeProto] = []
+        later: list[onnx.NodeProto] = []
+        for node in left:
+            is_ready = unmade.isdisjoint(filter(None, _read(node)))
+            (ready if is_ready else later).append(node)
+            if is_ready:
+                unmade.difference_update(node.output)
+        if not ready:  # a circle, which ONNX Runtime tells
+            return False
+        ordered, left, passes = [*ordered, *ready], later, passes + 1
+    if passes < 2:
+        return False
+    copies = onnx.GraphProto(node=ordered).node
+    del graph.node[:]
+    graph.node.extend(copies)
+    return True
+
+
+def _read(node: onnx.NodeProto) -> Iterator[str]:
+    """What a node reads, also by the graphs within it."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in (attribute.g, *attribute.graphs):
+            for each in inner.node:
+                yield from _read(each)
 
 
 def _has_subgraphs(proto: onnx.ModelProto) -> bool:

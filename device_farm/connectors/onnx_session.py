@@ -26,6 +26,8 @@ onnxruntime.disable_telemetry_events()  # its builds for Windows send some
 
 Array = np.ndarray[Any, Any]
 CPU = "CPUExecutionProvider"
+_NO_NUMPY = "No corresponding Numpy type"
+"""Of outputs of bfloat16 or 4 bits, say, ONNX Runtime's error. Which, its version decides."""
 _GPU_PACKAGE = (  # 1.26 is PyPI's last that is built for CUDA 12
     "pip uninstall onnxruntime, then pip install onnxruntime-gpu (of torch's CUDA: up to 1.26.0 "
     "for 12, later ones for 13)"
@@ -55,8 +57,15 @@ def open_session(
     model: bytes,
     options: onnxruntime.SessionOptions,
     providers: Sequence[tuple[str, Mapping[str, str]]],
+    workload: Workload | None = None,
 ) -> onnxruntime.InferenceSession:
     """A session on the first of the providers, each with its options; the CPU has the rest.
+
+    Args:
+        model: Serialized.
+        options: Of the session.
+        providers: Their names and options.
+        workload: Whose model it is, for what an error says to do.
 
     Raises:
         MemoryError: There is not enough.
@@ -78,10 +87,11 @@ def open_session(
                 f"`cuda_graph` needs a model that {providers[0][0]} runs wholly, but it does not "
                 f"({first_line(error)}): set cuda_graph to false"
             ) from error
+        usual = "export it with operators and an opset that this version knows"
+        usual += "" if providers[0][0] == CPU else ", or correct `provider_options`"
         raise ModelError(
             f"ONNX Runtime cannot load the model ({first_line(error)}): "
-            "export it with operators and an opset that this version knows"
-            + ("" if providers[0][0] == CPU else ", or correct `provider_options`")
+            + (workload.remedy(usual) if workload else usual)
         ) from error
     first = providers[0][0]
     if first not in session.get_providers():  # it only warns
@@ -100,7 +110,8 @@ def reference_outputs(workload: Workload) -> dict[str, Array]:
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    return outputs_of(open_session(workload.as_exported(), options, [(CPU, {})]), workload)
+    session = open_session(workload.as_exported(), options, [(CPU, {})], workload)
+    return outputs_of(session, workload)
 
 
 def outputs_of(session: onnxruntime.InferenceSession, workload: Workload) -> dict[str, Array]:
@@ -111,28 +122,31 @@ def outputs_of(session: onnxruntime.InferenceSession, workload: Workload) -> dic
         ModelError: The model fails at run time.
     """
     names = [each.name for each in session.get_outputs()]
-    inputs = workload.make_inputs()
     try:
-        return dict(zip(names, session.run(names, inputs), strict=True))
+        return dict(zip(names, session.run(names, workload.make_inputs()), strict=True))
     except Exception as error:  # ONNX Runtime's errors share no base class
-        raise run_failure(error, inputs) from error
+        raise run_failure(error, workload) from error
 
 
-def run_failure(error: Exception, inputs: Mapping[str, Array]) -> ModelError:
+def run_failure(error: Exception, workload: Workload) -> ModelError:
     """What an error of ONNX Runtime says of the model that it ran on inputs that were made up.
 
     Raises:
         MemoryError: Nothing: there is not enough memory.
     """
     refuse_without_memory(error)
-    integers = [repr(name) for name, value in inputs.items() if value.dtype.kind in "iu"]
+    integers = [repr(each.name) for each in workload.inputs if np.dtype(each.dtype).kind in "iu"]
     remedy = "try it on inputs of its shapes"
-    if integers:
+    if _NO_NUMPY in str(error):
+        remedy = "end the model with a Cast of that output to float"
+    elif integers:
         remedy += (
             f"; the values made up for {', '.join(integers)}, 0 and 1, may be the cause, if they "
             "are a shape, a divisor or an index: make such an input a constant of the model"
         )
-    return ModelError(f"ONNX Runtime cannot run the model ({first_line(error)}): {remedy}")
+    return ModelError(
+        f"ONNX Runtime cannot run the model ({first_line(error)}): {workload.remedy(remedy)}"
+    )
 
 
 def check_agreement(found: Sequence[Array], expected: Mapping[str, Array], limit: float) -> None:

@@ -109,7 +109,7 @@ class PreparedModel:
         try:
             wall, thread = self._time(count)
         except Exception as error:  # ONNX Runtime's errors share no base class
-            raise run_failure(error, self.inputs) from error
+            raise run_failure(error, self.workload) from error
         self.wall_s += sum(wall)
         self.thread_s += sum(thread)
         return Timed(thread if by_cpu_clock else wall, wall)
@@ -198,7 +198,7 @@ class OnnxRuntimeConnector(Connector[PreparedModel]):
         with _pinned(cores):
             memory = self._alone(workload)
             started = time.perf_counter()
-            session = _session(workload.as_exported(), cores, self.settings)
+            session = _session(workload, cores, self.settings)
             init_ms = 1e3 * (time.perf_counter() - started)
             if self.settings.provider != CPU:
                 check_agreement(
@@ -340,7 +340,7 @@ def _other_work(of_host: float | None, slowdown: float) -> float | None:
 
 
 def _session(
-    model: bytes, cores: tuple[int, ...], settings: OnnxRuntimeSettings
+    workload: Workload, cores: tuple[int, ...], settings: OnnxRuntimeSettings
 ) -> onnxruntime.InferenceSession:
     """A session for the calling thread, pinned to `cores[0]`, and one more thread a core."""
     options = onnxruntime.SessionOptions()
@@ -353,7 +353,8 @@ def _session(
     if len(cores) > 1:
         others = ";".join(str(core + 1) for core in cores[1:])  # counted from 1 there
         options.add_session_config_entry("session.intra_op_thread_affinities", others)
-    return open_session(model, options, [(settings.provider, settings.provider_options)])
+    providers = [(settings.provider, settings.provider_options)]
+    return open_session(workload.as_exported(), options, providers, workload)
 
 
 @contextmanager

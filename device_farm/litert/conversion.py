@@ -29,9 +29,9 @@ def converted(workload: Workload) -> bytes:
         ModelError: it cannot be converted, or gives something else: see `limits_of`.
     """
     inputs = workload.make_inputs()
-    graph = read_graph(workload.model)
+    graph = read_graph(workload.model, workload.remedy)
     made = _written(graph, integers=False)
-    expected = onnx_outputs(workload.as_exported(), inputs)
+    expected = onnx_outputs(workload.as_exported(), inputs, workload.remedy)
     check_same(LitertModel(made)(inputs), expected, limits_of(graph))
     return made
 

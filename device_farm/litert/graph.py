@@ -1,4 +1,4 @@
-"""An ONNX graph as the conversion reads it."""
+"""An ONNX graph as the conversion reads it, and how it refuses what it does not convert."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 import onnx
 from onnx import NodeProto
 
+from device_farm.failures import ModelError
 from device_farm.litert.writer import Array
 
-__all__ = ["Graph", "attributes"]
+__all__ = ["Graph", "attributes", "refusal"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,13 @@ class Graph:
     readers: Mapping[str, list[NodeProto]]
     inputs: list[str]
     outputs: list[str]
+
+
+def refusal(
+    rule: str, found: str, remedy: str = "change the model so, or take another converter"
+) -> ModelError:
+    """Of a form that is not converted: what must be, what is in its place, and what to do."""
+    return ModelError(f"{rule} to be converted, but {found}: {remedy}")
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:

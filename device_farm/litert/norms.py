@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto
 
-from device_farm.failures import ModelError
-from device_farm.litert.graph import attributes
+from device_farm.litert.graph import attributes, refusal
 from device_farm.litert.translation import Translation, last_axis, to_last
 from device_farm.litert.writer import Array
 
@@ -63,9 +62,10 @@ def _batch_norm(t: Translation, node: NodeProto, int8: bool) -> None:
     """One that no convolution took in: a product and a sum for each channel."""
     own = attributes(node)
     if own.get("training_mode", 0) or len(node.output) > 1:
-        raise ModelError(
-            "a batch norm must use its running mean and variance to be converted, but that of "
-            f"{node.output[0]} is in training mode: export the model in eval mode"
+        raise refusal(
+            "a batch norm must use its running mean and variance",
+            f"that of {node.output[0]} is in training mode",
+            "export the model in eval mode",
         )
     scale, bias, mean, variance = (t.values(name).astype(np.float64) for name in node.input[1:5])
     factor = scale / np.sqrt(variance + own.get("epsilon", 1e-5))
@@ -99,9 +99,7 @@ def _layer_norm(t: Translation, node: NodeProto, int8: bool) -> None:
     steps = _Steps(t, source, last=False)
     axis = len(steps.shape) - 1
     if own.get("axis", -1) % len(steps.shape) != axis or len(node.output) > 1:
-        raise ModelError(
-            f"a layer norm must be over the last axis to be converted, but {name} is not"
-        )
+        raise refusal("a layer norm must be over the last axis", f"{name} is not")
     made = steps.normed([axis], own.get("epsilon", 1e-5))
     for operator, weights in (("MUL", t.given(node, 1)), ("ADD", t.given(node, 2))):
         made = made if weights is None else steps.by(operator, made, weights)
@@ -113,9 +111,7 @@ def _length(t: Translation, node: NodeProto, int8: bool) -> None:
     own, source, name = attributes(node), node.input[0], node.output[0]
     told = t.axes(node)
     if not told or not own.get("keepdims", 1):
-        raise ModelError(
-            f"a norm must be over axes that it keeps to be converted, but {name} is not"
-        )
+        raise refusal("a norm must be over axes that it keeps", f"{name} is not")
     last = t.is_last(source)
     steps = _Steps(t, source, last)
     axes = [axis % len(steps.shape) for axis in told]

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto
 
-from device_farm.failures import ModelError
 from device_farm.litert.activations import is_hard_sigmoid
-from device_farm.litert.graph import attributes
+from device_farm.litert.graph import attributes, refusal
 from device_farm.litert.translation import Translation
 from device_farm.litert.windows import bias_of, weights_of
 from device_farm.litert.writer import Array, Quantisation
@@ -72,10 +71,7 @@ def _hard_sigmoid(t: Translation, node: NodeProto, int8: bool) -> None:
     own, source, name = attributes(node), node.input[0], node.output[0]
     slope, offset = own.get("alpha", 0.2), own.get("beta", 0.5)
     if slope <= 0:
-        raise ModelError(
-            f"a hard sigmoid must rise to be converted, but {name} has slope {slope:g}: take "
-            "another converter"
-        )
+        raise refusal("a hard sigmoid must rise", f"{name} has slope {slope:g}")
     last = t.is_last(source)
     moved, by = (
         _operand(t, np.array(value, np.float32), 0, False, int8)
@@ -93,10 +89,8 @@ def _hard_sigmoid(t: Translation, node: NodeProto, int8: bool) -> None:
 def _binary(operator: str) -> _Write:
     def write(t: Translation, node: NodeProto, int8: bool) -> None:
         if len(node.input) != 2:
-            raise ModelError(
-                f"{node.op_type} must be of two tensors to be converted, but {node.output[0]} is "
-                f"of {len(node.input)}"
-            )
+            found = f"{node.output[0]} is of {len(node.input)}"
+            raise refusal(f"{node.op_type} must be of two tensors", found)
         rank = len(t.shape(node.output[0]))
         read = [name for name in node.input if not t.is_constant(name)]
         last = any(map(t.is_last, read)) and all(len(t.shape(name)) == rank for name in read)
@@ -139,7 +133,7 @@ def _laid_out(values: Array, rank: int, last: bool) -> Array:
 def _gemm(t: Translation, node: NodeProto, int8: bool) -> None:
     own = attributes(node)
     if own.get("transA", 0) or own.get("alpha", 1.0) != 1 or own.get("beta", 1.0) != 1:
-        raise ModelError(f"a Gemm must be x @ w + b to be converted, but {node.output[0]} has more")
+        raise refusal("a Gemm must be x @ w + b", f"{node.output[0]} has more")
     _fully_connected(t, node, (0, 1) if own.get("transB", 0) else (1, 0), int8)
 
 
@@ -148,9 +142,7 @@ def _matmul(t: Translation, node: NodeProto, int8: bool) -> None:
         t.values(name).ndim if t.is_constant(name) else len(t.shape(name)) for name in node.input
     ]
     if min(ranks) < 2:
-        raise ModelError(
-            f"a product must be of matrices to be converted, but {node.output[0]} is not"
-        )
+        raise refusal("a product must be of matrices", f"{node.output[0]} is not")
     if t.is_constant(node.input[1]) and t.values(node.input[1]).ndim == 2:
         _fully_connected(t, node, (1, 0), int8)
         return

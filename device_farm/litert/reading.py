@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -19,16 +20,25 @@ __all__ = ["read_graph"]
 
 _OPSET = 13
 _RESIZE = 11  # the opset since when Resize says how it places pixels
+_LEFT_OUT = [
+    "TransposeOptimizer",  # it parts Quantize from Dequantize
+    "SliceConcatToSpaceToDepthFusion",  # an operator that is not converted, of those that are
+]
+"""Optimizations that hinder a conversion."""
 _WEIGHTS_ALONE = 4  # the version of the format since when weights need not be inputs
 
 
-def read_graph(model: bytes) -> Graph:
+def read_graph(model: bytes, remedy: Callable[[str], str] = str) -> Graph:
     """A serialised model, constants folded by ONNX Runtime.
+
+    Args:
+        model: serialised.
+        remedy: what to do where ONNX Runtime refuses it, beside the usual: see `Workload.remedy`.
 
     Raises:
         ModelError: ONNX Runtime refuses it, or its inputs and outputs are not all of float32.
     """
-    graph = _simplified(model).graph
+    graph = _simplified(model, remedy).graph
     constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
     _check_ends(graph)
     known = [*graph.input, *graph.value_info, *graph.output]
@@ -68,7 +78,7 @@ def _check_room(folder: str, model: bytes) -> None:
         ) from error
 
 
-def _simplified(model: bytes) -> ModelProto:
+def _simplified(model: bytes, remedy: Callable[[str], str]) -> ModelProto:
     """By the level of ONNX Runtime's optimizations that leaves standard operators.
 
     Raises:
@@ -86,13 +96,14 @@ def _simplified(model: bytes) -> ModelProto:
                 model,
                 options,
                 providers=["CPUExecutionProvider"],
-                disabled_optimizers=["TransposeOptimizer"],  # it parts Quantize from Dequantize
+                disabled_optimizers=_LEFT_OUT,
             )
         except Exception as error:  # ONNX Runtime raises many kinds
             refuse_without_memory(error)
             _check_room(folder, model)
             raise ModelError(
-                f"a model must be one that ONNX Runtime runs, but it says: {first_line(error)}"
+                "a model must be one that ONNX Runtime runs to be converted, but is not "
+                f"({first_line(error)}): {remedy('export it with operators that it knows')}"
             ) from error
         proto = onnx.load(options.optimized_model_filepath)
     inputs = {each.name: each for each in proto.graph.input}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,8 +78,15 @@ def limits_of(graph: Graph) -> list[float]:
     return [INT8_LIMIT if name in rounded else LIMIT for name in graph.outputs]
 
 
-def onnx_outputs(model: bytes, inputs: Mapping[str, Array]) -> list[Array]:
+def onnx_outputs(
+    model: bytes, inputs: Mapping[str, Array], remedy: Callable[[str], str] = str
+) -> list[Array]:
     """What ONNX Runtime gives on this CPU, of a QDQ model in floats: some CPUs' bytes saturate.
+
+    Args:
+        model: serialised.
+        inputs: by name.
+        remedy: as of `read_graph`.
 
     Raises:
         ModelError: ONNX Runtime cannot load or run it.
@@ -96,7 +103,8 @@ def onnx_outputs(model: bytes, inputs: Mapping[str, Array]) -> list[Array]:
         refuse_without_memory(error)
         raise ModelError(
             "a converted model is compared with the ONNX model, which ONNX Runtime must run, but "
-            f"it says: {first_line(error)}; export it anew, with a newer opset or other options"
+            f"cannot ({first_line(error)}): "
+            + remedy("export it anew, with a newer opset or other options")
         ) from error
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto
 
-from device_farm.failures import ModelError
-from device_farm.litert.graph import attributes
+from device_farm.litert.graph import attributes, refusal
 from device_farm.litert.translation import Translation, last_axis, to_last
 from device_farm.litert.writer import Quantisation
 
@@ -55,7 +54,10 @@ def _expand(t: Translation, node: NodeProto, int8: bool) -> None:
     source, name = node.input[0], node.output[0]
     before, after = t.shape(source), t.shape(name)
     if len(before) != len(after):
-        raise ModelError(f"{name} must have as many axes as before it is expanded, to be converted")
+        raise refusal(
+            "what is expanded must have as many axes as before",
+            f"{name} has {len(after)} for {len(before)}",
+        )
     times = [size // own for size, own in zip(after, before, strict=True)]
     _move(t, name, "TILE", source, [t.sizes(times)], int8=int8)
 
@@ -88,8 +90,10 @@ def _alike(t: Translation, name: str, last: bool, own: Quantisation | None) -> i
     """What is concatenated, at the scale of the whole."""
     if t.is_constant(name):
         if own is not None:
-            raise ModelError(
-                f"constants must not be concatenated in int8 to be converted, but {name} is"
+            raise refusal(
+                "constants must not be concatenated in int8",
+                f"{name} is",
+                "leave that Concat out of what is quantised",
             )
         return t.writer.constant(np.asarray(t.values(name), np.float32))
     tensor = t.form(name, last=last, int8=own is not None)
@@ -108,7 +112,7 @@ def _slice(t: Translation, node: NodeProto, int8: bool) -> None:
     axes = np.arange(len(starts)) if axes is None else axes
     steps = np.ones(len(starts), int) if steps is None else steps
     if steps.min() < 1:
-        raise ModelError(f"slices must go forwards to be converted, but steps are {steps}")
+        raise refusal("slices must go forwards", f"the steps of {node.output[0]} are {steps}")
     parts = [slice(0, size, 1) for size in shape]
     for start, end, axis, step in zip(starts, ends, axes.tolist(), steps.tolist(), strict=True):
         parts[axis] = slice(*slice(start, end, step).indices(shape[axis]))
@@ -142,16 +146,14 @@ def _pad(t: Translation, node: NodeProto, int8: bool) -> None:
     value = 0 if filler is None else filler.item()
     mode = attributes(node).get("mode", b"constant")
     if mode not in (b"constant", b"reflect"):
-        raise ModelError(
-            "padding must be constant, or reflect, to be converted, but that of "
-            f"{node.output[0]} is {mode.decode()}"
-        )
+        found = f"that of {node.output[0]} is {mode.decode()}"
+        raise refusal("padding must be constant, or reflect,", found)
     last, rank = t.is_last(source), len(t.shape(source))
     told = t.values(node.input[1]).reshape(2, -1).T.astype(np.int32)
     amounts = np.zeros((rank, 2), np.int32)
     amounts[slice(None) if places is None else places % rank] = told
     if amounts.min() < 0:
-        raise ModelError(f"padding must add to be converted, but that of {node.output[0]} cuts off")
+        raise refusal("padding must add", f"that of {node.output[0]} cuts off")
     if last:
         amounts = amounts[list(to_last(range(4)))]
     more = [t.writer.constant(np.ascontiguousarray(amounts))]
@@ -173,7 +175,8 @@ def _pad_with(
         t.writer.add("PADV2", [t.form(source, last=last), *more, filler], [result])
         return
     if not np.isfinite(value):
-        raise ModelError(f"padding in int8 must be finite to be converted, but {name} is {value}")
+        found = f"{name} is {value}"
+        raise refusal("padding in int8 must be finite", found, "pad with the least value that is")
     own = t.wanted(name)
     assert own is not None
     integer = np.clip([round(value / own.scale[0]) + own.zero_point], -128, 127).astype(np.int8)
@@ -191,20 +194,20 @@ def _resize(t: Translation, node: NodeProto, int8: bool) -> None:
     known = _RESIZED.get(tuple(mode))
     if known is None or t.shape(name)[:2] != shape[:2] or own.get("antialias", 0) or len(size) != 2:
         words = " ".join(each.decode() for each in mode)
-        raise ModelError(
+        raise refusal(
             "an image must be scaled by the nearest pixel (asymmetric, floor) or linearly, without "
-            f"antialiasing, to be converted, but {name} is so: {words}"
+            "antialiasing,",
+            f"{name} is so ({words})",
         )
     if mode[1] == b"pytorch_half_pixel" and 1 in size:
-        raise ModelError(f"an image must be scaled to more than one pixel, but {name} is not")
+        raise refusal("an image must be scaled to more than one pixel", f"{name} is not")
     scales = np.divide(t.shape(name), shape)  # those of the sizes; what is told may be others
     told = t.given(node, 2)
     if told is not None and told.size:
         scales[list(own.get("axes", range(len(shape))))] = told
     if not np.allclose(scales[2:] * shape[2:], size, rtol=1e-6):
-        raise ModelError(
-            f"an image must be scaled to whole pixels, but {name} is {shape[2:]} times {scales[2:]}"
-        )
+        found = f"{name} is {shape[2:]} times {scales[2:]}"
+        raise refusal("an image must be scaled to whole pixels", found)
     options = {"halfPixelCenters": known[1], "alignCorners": known[2]}
     _move(t, name, known[0], source, [t.sizes(size)], last=True, int8=int8, **options)
 

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from device_farm.failures import ModelError
-from device_farm.litert.graph import Graph, attributes
+from device_farm.litert.graph import Graph, attributes, refusal
 from device_farm.litert.writer import Array, Quantisation, Writer
 
 __all__ = ["Translation", "last_axis", "to_last"]
@@ -63,9 +62,7 @@ class Translation:
             ModelError: It is none.
         """
         if name not in self.graph.constants:
-            raise ModelError(
-                f"weights, sizes and axes must be constants to be converted, but {name} is computed"
-            )
+            raise refusal("weights, sizes and axes must be constants", f"{name} is computed")
         return self.graph.constants[name]
 
     def given(self, node: NodeProto, place: int) -> Array | None:
@@ -109,10 +106,7 @@ class Translation:
             if (name, int8, not last) in self._forms:
                 self._forms[key] = self._turned(name, int8, last)
             elif not self.is_int8(name):
-                raise ModelError(
-                    f"{name} must be computed of the model's inputs to be converted, but is a "
-                    "constant: take another converter"
-                )
+                raise refusal(f"{name} must be computed of the model's inputs", "is a constant")
             else:
                 source = self.form(name, last=last, int8=True)
                 self._forms[key] = self.writer.tensor(self.shape(name, last), "float32")
@@ -241,9 +235,11 @@ class Translation:
             return
         before = self._quantisers.get(source)
         if before is None or self._quantisation_of(node, before) != self._quantisations[source]:
-            raise ModelError(
+            raise refusal(
                 "what is dequantised must be what was quantised, with the same scale and zero "
-                f"point, to be converted, but {source} is not: quantise the model anew"
+                "point,",
+                f"{source} is not",
+                "quantise the model anew",
             )
         for last in (True, False):
             if (source, True, last) in self._forms:
@@ -279,9 +275,10 @@ class Translation:
         """What a node takes bytes to stand for, which `quantiser` makes; as signed ones."""
         scale = self.values(node.input[1])
         if scale.size != 1:
-            raise ModelError(
-                f"activations must have one scale to be converted, but {node.input[0]} has "
-                f"{scale.size}"
+            raise refusal(
+                "activations must have one scale",
+                f"{node.input[0]} has {scale.size}",
+                "quantise them with one for each tensor",
             )
         kind = attributes(quantiser).get("output_dtype", 0) or TensorProto.UINT8
         dtype = self._zero_point(quantiser, helper.tensor_dtype_to_np_dtype(kind)).dtype
@@ -293,8 +290,9 @@ class Translation:
         given = self.given(node, 2)
         zeros = np.unique(np.zeros(1, dtype) if given is None else given)
         if len(zeros) != 1 or zeros.dtype not in (np.int8, np.uint8, np.int32):
-            raise ModelError(
-                "a quantised tensor must have bytes and one zero point to be converted, but "
-                f"{node.input[0]} has {len(zeros)}, of type {zeros.dtype}: quantise it to 8 bits"
+            raise refusal(
+                "a quantised tensor must have bytes and one zero point",
+                f"{node.input[0]} has {len(zeros)}, of type {zeros.dtype}",
+                "quantise it to 8 bits",
             )
         return zeros[0]

@@ -10,7 +10,7 @@ import numpy as np
 from onnx import NodeProto
 
 from device_farm.failures import ModelError
-from device_farm.litert.graph import attributes
+from device_farm.litert.graph import attributes, refusal
 from device_farm.litert.translation import Translation
 from device_farm.litert.writer import Quantisation
 
@@ -25,10 +25,8 @@ def _convolution(t: Translation, node: NodeProto, int8: bool) -> None:
     own, source = attributes(node), node.input[0]
     kernel = t.values(node.input[1]).shape
     if len(kernel) != 4:
-        raise ModelError(
-            f"a convolution must be over height and width to be converted, but that of "
-            f"{node.output[0]} has weights of {len(kernel)} dimensions"
-        )
+        found = f"that of {node.output[0]} has weights of {len(kernel)} dimensions"
+        raise refusal("a convolution must be over height and width", found)
     groups = own.get("group", 1)
     is_depthwise = groups > 1 and groups == t.shape(source)[1]
     order = (1, 2, 3, 0) if is_depthwise else (0, 2, 3, 1)
@@ -91,9 +89,7 @@ def bias_of(
     given = t.given(node, place)
     values = np.zeros(size, np.float32) if given is None else given.astype(np.float32)
     if values.size != (values.shape or (1,))[-1]:
-        raise ModelError(
-            f"a bias must be a row to be converted, but {node.input[place]} is {values.shape}"
-        )
+        raise refusal("a bias must be a row", f"{node.input[place]} is {values.shape}")
     values = np.broadcast_to(values.reshape(-1), (size,))
     if scales is None:
         return t.writer.constant(values)
@@ -145,25 +141,29 @@ def _pads(
     spans: Sequence[int],
     strides: Sequence[int],
 ) -> tuple[int, ...]:
-    """Top, left, bottom, right; with `ceil_mode` as far as the last window goes."""
+    """Top, left, bottom, right; with `ceil_mode` as far as the last window goes.
+
+    One that would start behind the image, in its padding, is left out, as ONNX has it.
+    """
     if own.get("auto_pad") == b"SAME_UPPER":
         (top, bottom), (left, right) = map(_same, sizes, spans, strides)
         return top, left, bottom, right
     if own.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-        raise ModelError(
-            f"padding must be told in numbers to be converted, but that of {node.output[0]} is "
-            f"{own['auto_pad'].decode()}"
-        )
+        found = f"that of {node.output[0]} is {own['auto_pad'].decode()}"
+        raise refusal("padding must be told in numbers", found)
     top, left, bottom, right = own.get("pads", (0, 0, 0, 0))
     if own.get("ceil_mode", 0):
-        extra = [
-            -(size + sum(pad) - span) % stride
-            for size, pad, span, stride in zip(
-                sizes, ((top, bottom), (left, right)), spans, strides, strict=True
-            )
-        ]
-        bottom, right = bottom + extra[0], right + extra[1]
+        pairs = ((top, bottom), (left, right))
+        (bottom, right) = map(_as_far_as_windows, sizes, pairs, spans, strides)
     return top, left, bottom, right
+
+
+def _as_far_as_windows(size: int, pads: tuple[int, int], span: int, stride: int) -> int:
+    """What is padded after an image, so that windows end at or behind its end."""
+    before, after = pads
+    more = -(size + before + after - span) % stride
+    starts_behind = size + before + after + more - span >= size + before
+    return after if starts_behind else after + more
 
 
 def _same(size: int, span: int, stride: int) -> tuple[int, int]:
@@ -176,10 +176,8 @@ def _pool(operator: str, t: Translation, node: NodeProto, int8: bool) -> None:
     own, source = attributes(node), node.input[0]
     spans = own["kernel_shape"]
     if len(spans) != 2 or any(each != 1 for each in own.get("dilations", (1, 1))):
-        raise ModelError(
-            "a pool must be over height and width, without dilations, to be converted, but "
-            f"that of {node.output[0]} is not"
-        )
+        found = f"that of {node.output[0]} is not"
+        raise refusal("a pool must be over height and width, without dilations,", found)
     is_mean = operator == "AVERAGE_POOL_2D"
     pads = own.get("pads", ())  # without what `ceil_mode` adds, which is never counted
     if own.get("auto_pad") == b"SAME_UPPER":
@@ -189,10 +187,8 @@ def _pool(operator: str, t: Translation, node: NodeProto, int8: bool) -> None:
     tensor, padding = _padded(t, node, own, spans, int8, value, may_be_same=not counts)
     is_other = counts and own.get("ceil_mode", 0)
     if is_other or (is_mean and not counts and tensor != t.form(source, last=True, int8=int8)):
-        raise ModelError(
-            "a mean over windows must count its padding as LiteRT does to be converted, but "
-            f"that of {node.output[0]} does not: choose other blocks"
-        )
+        found = f"that of {node.output[0]} does not"
+        raise refusal("a mean over windows must count its padding as LiteRT does", found)
     strides = own.get("strides", (1, 1))
     quantisation = t.quantisation(source) if int8 else None
     made = t.scratch(node.output[0], last=True, int8=quantisation)

@@ -133,7 +133,7 @@ def test_the_shapes_that_were_measured_are_told(
     path.write_bytes(proto.SerializeToString())
     refused = device_farm("bench", path, *on_this_cpu)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "'input' is b x c x h x w: give it, as in --shape input=1,224" in refused.stderr
+    assert "'input' is b x c x h x w: give it, as in --shape input=1,SIZE" in refused.stderr
     shape = ("--shape", "input=2,16,32,32", *on_this_cpu)
     measured = json.loads(device_farm("bench", path, "--json", *shape).stdout)
     assert measured["environment"]["inputs"] == {"input": [2, 16, 32, 32]}

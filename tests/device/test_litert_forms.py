@@ -92,7 +92,7 @@ def test_hard_sigmoids_of_any_slope(slope: float, offset: float) -> None:
 
 
 def test_a_hard_sigmoid_that_falls_is_told() -> None:
-    with pytest.raises(ModelError, match=r"must rise to be converted, but y has slope -0\.2: take"):
+    with pytest.raises(ModelError, match=r"must rise to be converted, but y has slope -0\.2: ch"):
         convert(made_of([node("HardSigmoid", "x", "y", alpha=-0.2)]))
 
 
@@ -127,3 +127,21 @@ def test_weights_may_have_scales_in_blocks(block: int) -> None:
     known = node("DequantizeLinear", "w s", "v", axis=0, block_size=block)
     nodes = [known, node("MatMul", "x v", "y")]
     converted(Workload.from_onnx(made_of(nodes, shape=(3, 8), opset=21, w=weights, s=scales)))
+
+
+@pytest.mark.parametrize("kind", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize(
+    ("size", "span", "stride", "pads"), [(8, 1, 2, 0), (6, 2, 3, 1), (7, 2, 2, 0), (8, 3, 2, 1)]
+)
+def test_windows_that_start_behind_the_image_are_left_out(
+    kind: str, size: int, span: int, stride: int, pads: int
+) -> None:
+    """Only the last two go on until the image's end."""
+    spans, steps = [span] * 2, [stride] * 2
+    pool = node(kind, "x", "y", kernel_shape=spans, strides=steps, pads=[pads] * 4, ceil_mode=1)
+    model = made_of([pool], shape=(1, 2, size, size))
+    if kind == "MaxPool" or not pads:
+        converted(Workload.from_onnx(model))
+    else:
+        with pytest.raises(ModelError, match="must count its padding"):
+            convert(model)

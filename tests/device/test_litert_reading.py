@@ -161,6 +161,26 @@ def test_what_makes_a_tensor_of_unknown_sizes_is_named() -> None:
         convert(made_of(nodes, shape=(1, 1, 2, 2), four=np.array([4])))
 
 
+def test_no_operator_comes_from_optimizations_that_is_not_converted() -> None:
+    """ONNX Runtime takes slices of each second pixel that are joined for one SpaceToDepth."""
+    nodes = [
+        node("Slice", f"x from{row}{column} to axes steps", f"s{row}{column}")
+        for column in (0, 1)
+        for row in (0, 1)
+    ]
+    nodes.append(node("Concat", " ".join(each.output[0] for each in nodes), "y", axis=1))
+    starts = {f"from{row}{column}": np.array([row, column]) for row in (0, 1) for column in (0, 1)}
+    more = {"to": np.array([8, 8]), "axes": np.array([2, 3]), "steps": np.array([2, 2])}
+    converted(Workload.from_onnx(made_of(nodes, **starts, **more)))
+
+
+@pytest.mark.parametrize("kind", ["Reshape", "Expand"])  # ONNX Runtime runs or loads it not
+def test_shapes_that_were_given_are_suspected_first(kind: str) -> None:
+    model = made_of([node(kind, "x s", "y")], shape=(1, "n"), s=np.array([3, 3]))
+    with pytest.raises(ModelError, match=r"may be none that it takes \(x=1,8\): give others"):
+        converted(Workload.from_onnx(model, {"x": (1, 8)}))
+
+
 def test_a_full_disk_is_no_fault_of_the_model(tmp_path: Path) -> None:
     """ONNX Runtime says of it that the model cannot be serialized."""
     (tmp_path / "model.onnx").write_bytes(control_workload().model)

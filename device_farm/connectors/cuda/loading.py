@@ -125,13 +125,13 @@ def load_onnx(
     """The ONNX model, with inputs and outputs that stay on the device. See `load`."""
     options = onnxruntime.SessionOptions()
     try:
-        session = open_session(_with_batch(workload.as_exported(), batch), options, providers)
+        model = _with_batch(workload.as_exported(), batch)
+        session = open_session(model, options, providers, workload)
     except ModelError as error:
         words = f"; if it takes a batch of 1 alone, export it for {batch}" * (batch > 1)
         raise ModelError(f"{error}{words}") from error
     binding, place = session.io_binding(), (device.type, device.index or 0)
-    inputs = workload.make_inputs()
-    for name, value in inputs.items():
+    for name, value in workload.make_inputs().items():
         batched = np.repeat(value, batch, axis=0) if value.shape[:1] == (1,) else value
         on_device = onnxruntime.OrtValue.ortvalue_from_numpy(batched, *place)
         binding.bind_ortvalue_input(name, on_device)
@@ -142,7 +142,7 @@ def load_onnx(
         try:
             session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's errors share no base class
-            raise RuntimeError(str(run_failure(error, inputs))) from error
+            raise RuntimeError(str(run_failure(error, workload))) from error
 
     def outputs() -> list[Array]:
         run()
