@@ -184,7 +184,9 @@ class _Finetuned:
             reference.load_state_dict(weights)  # whose modules are the model's
             source, weights = timm_source(architecture, name, self._arguments), own_weights(model)
         else:
-            source = standalone_source(architecture, model, name, self._arguments, reference, specs)
+            source = standalone_source(
+                architecture, self._entry, model, name, self._arguments, reference, specs
+            )
         return network.requires_grad_(False).eval(), source, weights
 
     @property
@@ -211,7 +213,11 @@ class _Finetuned:
         """Under which name and with which arguments timm makes it."""
         if self.is_timms:
             return {"architecture": self.config.reference.model, "model_args": self._arguments}
-        return {"architecture": entry_name(self.record["architecture"])}
+        return {"architecture": self._entry}
+
+    @property
+    def _entry(self) -> str:
+        return entry_name(self.record["architecture"], self.record["weights_sha256"])
 
     @torch.no_grad()
     def checked_onnx(self, network: StagedNetwork, images: Tensor) -> bytes:
