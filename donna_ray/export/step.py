@@ -294,10 +294,11 @@ def _logits_alone(folder: Path, images: Tensor) -> Tensor:
     command = [sys.executable, "-c", _RUN]
     done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
     if done.returncode:
-        reason = done.stderr.decode(errors="replace").strip()[-2000:]
+        reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise DonnaError(
-            "The Python file of a network must build it without this package, but raised: "
-            f"{reason}\nA block family must need no more than functions "
-            "and classes at the top level of its file. Change it, or report this as a defect."
+            "The Python file of a network must build it without this package, but raised "
+            f"{reason.rstrip('.')}. "
+            "A block family must need no more than functions and classes at the top level of its "
+            "file, which nothing else changes. Change it, or report this as a defect."
         )
     return safetensors.torch.load_file(folder / "logits")["logits"]
