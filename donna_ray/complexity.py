@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from donna_ray.errors import DonnaError
@@ -17,7 +18,7 @@ _FOLDING = ("fuse", "reparameterize", "switch_to_deploy")  # methods that timm l
 
 
 def deployed(module: nn.Module) -> nn.Module:
-    """The module with branches that only training needs folded together (``fold``).
+    """The module in eval mode, with what only training needs folded together (``fold``).
 
     Args:
         module: left as it is (MobileOne, RepVGG, FastViT, RepViT, LeViT, …).
@@ -28,7 +29,7 @@ def deployed(module: nn.Module) -> nn.Module:
     Raises:
         DonnaError: a method that folds raised.
     """
-    copied = copy.deepcopy(module)
+    copied = copy.deepcopy(module).eval()
     try:
         return fold(copied)
     except Exception as error:
@@ -48,11 +49,29 @@ def folding(module: nn.Module) -> list[str]:
 def fold(module: nn.Module) -> nn.Module:
     """Fold a module in place, as timm's `reparameterize_model` does; what stands for it then.
 
-    A method that needs arguments is another one (`fuse(a, b)` of a pyramid), and not called.
+    Weights that torch's parametrizations compute at each call are their values then. A method that
+    needs arguments is another one (`fuse(a, b)` of a pyramid), and not called.
+
+    Args:
+        module: in eval mode.
     """
+    _fix_parametrized(module)
     whole = nn.Sequential(module)
     _fold_children(whole)
     return whole[0]
+
+
+def _fix_parametrized(module: nn.Module) -> None:
+    """As `remove_parametrizations`, which would take them from the modules that these copy, too."""
+    for each in [each for each in module.modules() if parametrize.is_parametrized(each)]:
+        made: Any = each.parametrizations
+        with torch.no_grad():
+            values = {name: getattr(each, name).clone() for name in made}
+        each.__class__ = parametrize.type_before_parametrizations(each)
+        del each.parametrizations
+        for name, value in values.items():
+            trained = [parameter.requires_grad for parameter in made[name].parameters()]
+            each.register_parameter(name, nn.Parameter(value, requires_grad=any(trained)))
 
 
 def _fold_children(module: nn.Module) -> None:

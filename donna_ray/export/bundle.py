@@ -8,6 +8,8 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import resolve_name
+from operator import attrgetter
+from types import ModuleType
 from typing import Any, cast
 
 from donna_ray.errors import DonnaError
@@ -136,31 +138,57 @@ class Bundle:
 def _parsed(module: str) -> _Bindings:
     loaded = importlib.import_module(module)
     found: _Bindings = {}
-    for statement in ast.parse(inspect.getsource(loaded)).body:
-        for each in _split(statement, loaded.__package__ or ""):
-            for name in dict.fromkeys(_bound(each)):
+    body = ast.parse(inspect.getsource(loaded)).body
+    setting = {each.name: list(_globals(each)) for each in body if isinstance(each, _Named)}
+    for statement in body:
+        called = _called(statement)
+        changed = setting.get(called.func.id, []) if called else []
+        for each in _split(statement, loaded):
+            for name in dict.fromkeys([*_bound(each), *changed]):
                 found.setdefault(name, []).append(each)
     return found
 
 
-def _split(statement: ast.stmt, package: str) -> Sequence[ast.stmt]:
+def _globals(definition: ast.stmt) -> Iterator[str]:
+    """Names of the module that a call of a function may set."""
+    for node in ast.walk(definition):
+        if isinstance(node, ast.Global):
+            yield from node.names
+
+
+def _called(statement: ast.stmt) -> Any:
+    """The call of a plain name that a statement is; None where it is something else."""
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    return call if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) else None
+
+
+def _split(statement: ast.stmt, loaded: ModuleType) -> Sequence[ast.stmt]:
     """Imports as absolute ones of one name each; a definition without registering decorators."""
     if isinstance(statement, ast.Import):
         return [ast.Import([alias]) for alias in statement.names]
     if isinstance(statement, ast.ImportFrom):
         module = statement.module or ""
         if statement.level:
-            module = resolve_name("." * statement.level + module, package)
+            module = resolve_name("." * statement.level + module, loaded.__package__ or "")
         return [ast.ImportFrom(module, [alias], 0) for alias in statement.names]
     if isinstance(statement, _Named):
-        words = {each: ast.unparse(each).partition("(")[0] for each in statement.decorator_list}
-        kept = [each for each in words if words[each].rpartition(".")[2] not in _REGISTERING]
+        kept = [each for each in statement.decorator_list if not _registers(each, loaded)]
         statement.decorator_list = kept
     return [statement]
 
 
+def _registers(decorator: ast.expr, loaded: ModuleType) -> bool:
+    """Whether it makes a function known here or to timm, by whatever name its module has it."""
+    named = decorator.func if isinstance(decorator, ast.Call) else decorator
+    try:
+        found = attrgetter(ast.unparse(named))(loaded)
+    except AttributeError:
+        return False
+    return getattr(found, "__name__", "") in _REGISTERING
+
+
 def _bound(statement: ast.stmt) -> Iterator[str]:
-    """Names that a statement binds or alters, as in `TABLE["a"] = …` and `LIST.append(…)`."""
+    """Names that a statement binds or alters: by `=`, `LIST.append(…)` or `setattr(CLASS, …)`."""
     if isinstance(statement, _Named):
         yield statement.name
         return
@@ -174,6 +202,8 @@ def _bound(statement: ast.stmt) -> Iterator[str]:
     call = getattr(statement, "value", None) if isinstance(statement, ast.Expr) else None
     if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
         yield from _base(call.func)
+    if (called := _called(statement)) and called.func.id == "setattr":
+        yield from _base(called.args[0])
 
 
 def _base(node: ast.AST) -> Iterator[str]:
@@ -194,4 +224,6 @@ def _renamed(statement: ast.stmt, names: Mapping[str, str]) -> str:
     for node in ast.walk(statement):
         if isinstance(node, ast.Name):
             node.id = names.get(node.id, node.id)
+        elif isinstance(node, ast.Global):
+            node.names = [names.get(name, name) for name in node.names]
     return ast.unparse(statement)

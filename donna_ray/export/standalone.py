@@ -19,9 +19,9 @@ from donna_ray.space import UNSHRUNK, BlockSpec, StageShape, block_family
 __all__ = ["entry_name", "standalone_source", "timm_source"]
 
 _IMPORTS = (
-    *("import safetensors.torch", "import sys", "import timm", "import torch"),
-    *("from pathlib import Path", "from timm.models import register_model"),
-    "from torch import nn",
+    *("import json", "import safetensors.torch", "import sys", "import timm", "import torch"),
+    *("from pathlib import Path", "from timm.models import load_pretrained"),
+    *("from timm.models import register_model", "from torch import nn"),
 )
 _NAMES = ("Head", "Network", "Stem", "WEIGHTS", "adopt", "load", "model")
 _FREED = re.compile(r";  (?:\w+ = )+None$", re.MULTILINE)  # what torch.fx adds to free memory
@@ -68,8 +68,11 @@ def load(path=WEIGHTS):
     return {fold}(network.eval())
 
 
-def {entry}(pretrained=False, pretrained_cfg=None, cache_dir=None, **others):
-    """What timm makes of this folder: `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
+def {entry}(
+    pretrained=False, pretrained_cfg=None, cache_dir=None, pretrained_model_args=None, **others
+):
+    """What timm makes of a folder that names it, such as this one, with the weights of that folder:
+    `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
     own = {own}
     for name, value in others.items():
         if value is not None and (name not in own or value != own[name]):
@@ -78,9 +81,14 @@ def {entry}(pretrained=False, pretrained_cfg=None, cache_dir=None, **others):
                 f"{{value!r}}. Make it without, and replace its modules, such as `network.head`."
             )
     network = Network()
-    network.pretrained_cfg = network.default_cfg = pretrained_cfg or {{}}
+    network.num_classes, network.num_features = own["num_classes"], {features}
+    named = pretrained_cfg
+    if not named:
+        known = json.loads(WEIGHTS.with_name("config.json").read_text())["pretrained_cfg"]
+        named = {{**known, "source": "local-dir", "file": str(WEIGHTS.parent)}}
+    network.pretrained_cfg = network.default_cfg = {{**named, "architecture": "{entry}"}}
     if pretrained:
-        network.load_state_dict(safetensors.torch.load_file(WEIGHTS))
+        load_pretrained(network, named, own["num_classes"], own["in_chans"], cache_dir=cache_dir)
     return network
 
 
@@ -104,9 +112,14 @@ def load(path=Path(__file__).with_name("model.safetensors")):
 '''
 
 
-def entry_name(architecture: str) -> str:
-    """Under which timm knows a network of its own kind, once its Python file is imported."""
-    return f"donna_{architecture}"
+def entry_name(architecture: str, weights_sha256: str) -> str:
+    """Under which timm knows a network of its own kind, once its Python file is imported.
+
+    Args:
+        architecture: its id, which networks on other references have, too.
+        weights_sha256: of its weights.
+    """
+    return f"donna_{architecture}_{weights_sha256[:8]}"
 
 
 def timm_source(architecture: str, name: str, arguments: Mapping[str, Any]) -> str:
@@ -123,6 +136,7 @@ def timm_source(architecture: str, name: str, arguments: Mapping[str, Any]) -> s
 
 def standalone_source(
     architecture: str,
+    entry: str,
     model: nn.Module,
     name: str,
     arguments: Mapping[str, Any],
@@ -136,6 +150,7 @@ def standalone_source(
 
     Args:
         architecture: id of the network.
+        entry: its ``entry_name``.
         model: the timm model.
         name: timm's, of the model.
         arguments: that timm's factory makes the model of.
@@ -146,7 +161,7 @@ def standalone_source(
         DonnaError: code that has to be copied cannot be (see ``Bundle.add``).
     """
     kinds = [f"Stage{number}" for number in range(len(specs))]
-    bundle = Bundle(_IMPORTS, (*_NAMES, entry_name(architecture), *kinds))
+    bundle = Bundle(_IMPORTS, (*_NAMES, entry, *kinds))
     factory = _factory(bundle, name)
     original = timm.create_model(name, **arguments)  # without what the cut has added
     classes: list[str] = []
@@ -173,7 +188,8 @@ def standalone_source(
         stem=stem,
         stages="\n".join(f"            {stage}," for stage in stages),
         head=head,
-        entry=entry_name(architecture),
+        entry=entry,
+        features=getattr(model, "num_features", None),
         fold=bundle.add(fold),
         own={**_own_arguments(reference, model), **arguments},
     )

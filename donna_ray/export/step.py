@@ -184,7 +184,9 @@ class _Finetuned:
             reference.load_state_dict(weights)  # whose modules are the model's
             source, weights = timm_source(architecture, name, self._arguments), own_weights(model)
         else:
-            source = standalone_source(architecture, model, name, self._arguments, reference, specs)
+            source = standalone_source(
+                architecture, self._entry, model, name, self._arguments, reference, specs
+            )
         return network.requires_grad_(False).eval(), source, weights
 
     @property
@@ -211,7 +213,11 @@ class _Finetuned:
         """Under which name and with which arguments timm makes it."""
         if self.is_timms:
             return {"architecture": self.config.reference.model, "model_args": self._arguments}
-        return {"architecture": entry_name(self.record["architecture"])}
+        return {"architecture": self._entry}
+
+    @property
+    def _entry(self) -> str:
+        return entry_name(self.record["architecture"], self.record["weights_sha256"])
 
     @torch.no_grad()
     def checked_onnx(self, network: StagedNetwork, images: Tensor) -> bytes:
@@ -288,10 +294,11 @@ def _logits_alone(folder: Path, images: Tensor) -> Tensor:
     command = [sys.executable, "-c", _RUN]
     done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
     if done.returncode:
-        reason = done.stderr.decode(errors="replace").strip()[-2000:]
+        reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise DonnaError(
-            "The Python file of a network must build it without this package, but raised: "
-            f"{reason}\nA block family must need no more than functions "
-            "and classes at the top level of its file. Change it, or report this as a defect."
+            "The Python file of a network must build it without this package, but raised "
+            f"{reason.rstrip('.')}. "
+            "A block family must need no more than functions and classes at the top level of its "
+            "file, which nothing else changes. Change it, or report this as a defect."
         )
     return safetensors.torch.load_file(folder / "logits")["logits"]

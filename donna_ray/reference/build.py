@@ -180,7 +180,8 @@ def check_cut(
         images: on the device of both; None takes two random ones.
 
     Raises:
-        DonnaError: the outputs differ by more than rounding, or those of the form that is deployed.
+        DonnaError: the outputs differ by more than rounding, or those of the form that is deployed,
+            or those of the whole from each other.
     """
     whole, cut = _outputs(model, reference, images)
     if whole.isnan().any():
@@ -190,19 +191,32 @@ def check_cut(
         )
     error = _largest(whole - cut)
     if error > _CUT_TOLERANCE * max(1.0, _largest(whole)):
-        remedy = "Choose other stages in reference.stages, or another model."
-        if model._forward_hooks or model._forward_pre_hooks:
-            remedy = (
-                "It has forward hooks of its own, which are lost: do in its forward what they do."
+        again, _ = _outputs(model, reference, images)
+        if not torch.equal(again, whole):
+            raise DonnaError(
+                f"A reference in eval mode must give the same for the same images, but {name} "
+                f"differs by {_largest(again - whole):.2e} from itself: its forward draws random "
+                "numbers, or keeps something. Let it do so only where `self.training` is true."
             )
         raise DonnaError(
             f"The cut reference must equal {name} to {_CUT_TOLERANCE}, but differs by {error:.2e}. "
-            f"{remedy}"
+            f"{_lost(model)}"
         )
     if kinds := folding(reference):
         own = copy.deepcopy(reference).cpu()  # a GPU may round products to TF32
         given = None if images is None else images.cpu()
         _check_folded(*_outputs(deployed(own), own, given), name, kinds)
+
+
+def _lost(model: nn.Module) -> str:
+    """What the cut leaves out, and what to do."""
+    if model._forward_hooks or model._forward_pre_hooks:
+        return "It has forward hooks of its own, which are lost: do in its forward what they do."
+    return (
+        "A `with` in its forward, such as torch.autocast, is lost: move it into the forward of a "
+        "module that a stage is made of. Else choose other stages in reference.stages, or another "
+        "model."
+    )
 
 
 def _check_folded(folded: Tensor, own: Tensor, name: str, kinds: Sequence[str]) -> None:

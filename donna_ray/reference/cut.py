@@ -83,7 +83,7 @@ def cut_model(
         enlarged: see ``Trace``.
 
     Raises:
-        ConfigError: a module does not exist.
+        ConfigError: a module does not exist, or a stage has no parameters.
         CannotCutError: one is not called once and in this order, the model cannot be traced, or
             more than one tensor goes from one part to the next.
     """
@@ -94,7 +94,15 @@ def cut_model(
     trace = Trace(model, names, input_shape, enlarged)
     bounds = boundaries(trace, stages)
     warn_of_guesses(trace, bounds)
-    return parts_of(trace, bounds)
+    parts = parts_of(trace, bounds)
+    for stage, part in zip(stages, parts[1:-1], strict=True):
+        if next(part.parameters(), None) is None:
+            raise ConfigError(
+                f"Each stage in reference.stages must have parameters to train, but "
+                f"[{', '.join(stage)}] of {type(model).__name__} has none. Join it to the next "
+                "one, as [[pool, layer1], [layer2]] does, or leave it out."
+            )
+    return parts
 
 
 def warn_of_guesses(trace: Trace, bounds: Sequence[Boundary]) -> None:

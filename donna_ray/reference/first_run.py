@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from device_farm.ending import one_line
 from device_farm.foreign import exits_are_errors
@@ -21,8 +21,10 @@ def check_runs(model: nn.Module, input_shape: Sequence[int]) -> None:
         input_shape: (channels, height, width) of an image.
 
     Raises:
-        ConfigError: it raises, or gives something else than one tensor with a row for each image.
+        ConfigError: TorchScript has its code, it raises, or gives something else than one tensor
+            with a row for each image.
     """
+    _check_code(model)
     model.eval()
     device, generator = next(model.parameters()).device, torch.Generator().manual_seed(0)
     for count in (2, 1):
@@ -33,11 +35,33 @@ def check_runs(model: nn.Module, input_shape: Sequence[int]) -> None:
         except Exception as error:
             raise ConfigError(
                 f"A reference must take images of the size asked for, but {type(model).__name__} "
-                f"with {tuple(input_shape)} raised {type(error).__name__}: {one_line(str(error))}. "
-                "Change data.image_size (or --image-size, or the images of a study), or give a "
-                "model whose forward takes one tensor of images."
+                f"with {count} of {tuple(input_shape)} raised {type(error).__name__}: "
+                f"{one_line(str(error))}. {_remedy(model)}"
             ) from error
         _check_output(model, output, count)
+
+
+def _check_code(model: nn.Module) -> None:
+    """Refuse modules whose code is not Python's: they are neither cut nor made smaller."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ConfigError(
+                f"A reference must be of Python modules, but {name or 'the whole of it'} is one of "
+                "TorchScript (torch.jit). Give the module that it was scripted or traced from, "
+                "with its weights: `model.load_state_dict(scripted.state_dict())`."
+            )
+
+
+def _remedy(model: nn.Module) -> str:
+    if isinstance(model, fx.GraphModule):
+        return (
+            "It is a graph (of torch.export, say), which may be for one number of images alone: "
+            "give the Python module that it was made from."
+        )
+    return (
+        "Change data.image_size (or --image-size, or the images of a study), or give a model whose "
+        "forward takes one tensor of images."
+    )
 
 
 def _check_output(model: nn.Module, output: object, count: int) -> None:

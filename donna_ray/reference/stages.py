@@ -48,7 +48,8 @@ def automatic_cut(
 
     Feature levels of `feature_info` that are children of one container (`blocks.1`, `stages.0`)
     make a stage of each of its children; other levels are stages, but for those of the stem (which
-    halve the image at most). Stages between which several tensors go are one. Other models are cut
+    halve the image at most). Stages between which several tensors go are one, and one without
+    parameters is of the next. Other models are cut
     where one tensor goes on and the resolution changes. Blocks of one resolution (a ViT's) are
     grouped into four stages. Of more than 8 stages, neighbours are joined, the cheapest first.
 
@@ -81,7 +82,7 @@ def _of_levels(
 ) -> _Cut:
     trace = Trace(model, [name for stage in stages for name in stage], input_shape, enlarged)
     points, names, reason = _points(trace, stages)
-    cut = _Cut(trace, points, names[1:])
+    cut = _trainable(_Cut(trace, points, names[1:]))
     return _with_enough(cut, input_shape, reason) if reason else cut
 
 
@@ -132,11 +133,24 @@ def _of_trace(model: nn.Module, input_shape: Sequence[int], enlarged: Enlarged) 
     points = list(takewhile(lambda point: _area(point) > 1, points))  # no further than the pooling
     chosen = _ends(points, input_shape) if len(points) > 2 else []
     stages = [sum(modules[start + 1 : end + 1], ()) for start, end in pairwise(chosen)]
-    while stages and not any([*model.get_submodule(name).parameters()] for name in stages[-1]):
-        stages.pop()
-    cut = _Cut(trace, [points[each] for each in chosen[: len(stages) + 1]], stages)
+    cut = _trainable(_Cut(trace, [points[each] for each in chosen], stages))
     none = CannotCutError("in no two places does one tensor go on")
     return _with_enough(cut, input_shape, reason or none)
+
+
+def _trainable(cut: _Cut) -> _Cut:
+    """With parameters in each stage: what has none is of the stem, the head, or the next stage."""
+    bounds, stages = list(cut.bounds), list(cut.stages)
+    kept = [number for number, part in enumerate(cut.parts()[1:-1]) if _has_some(part)]
+    if not kept:
+        return _Cut(cut.trace, bounds[:1], [])
+    after = [kept[0], *(number + 1 for number in kept)]  # the bounds that stay
+    names = [sum(stages[start:end], ()) for start, end in pairwise(after)]
+    return _Cut(cut.trace, [bounds[each] for each in after], names)
+
+
+def _has_some(part: nn.Module) -> bool:
+    return next(part.parameters(), None) is not None
 
 
 def _ends(points: Sequence[Boundary], input_shape: Sequence[int]) -> list[int]:

@@ -142,7 +142,8 @@ def _check_training(block: nn.Module, features: torch.Tensor) -> None:
 def _check_state(block: nn.Module, twin: nn.Module, features: torch.Tensor) -> None:
     """What is stored is the whole block: another one with its state computes the same."""
     state = block.state_dict()
-    safetensors.torch.save({name: value.contiguous() for name, value in state.items()})
+    own = torch.contiguous_format  # as what is stored, of memory that no two names share
+    safetensors.torch.save({name: each.clone(memory_format=own) for name, each in state.items()})
     twin.load_state_dict(state)
     if not torch.allclose(_output(block, features), twin(features), rtol=1e-4, atol=1e-5):
         raise ValueError("another block with the same state_dict computes something else")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from donna_ray.complexity import complexity, deployed, fold
 from donna_ray.config import ReferenceConfig
 from donna_ray.errors import DonnaError
+from donna_ray.onnx_export import TOLERANCE, export_onnx, onnx_error
 from donna_ray.reference.build import check_cut, cut_reference
 
 SHAPE = (4, 6, 6)
@@ -67,6 +69,33 @@ def test_own_modules_fold_themselves_as_timms_do() -> None:
     assert sum(each.numel() for each in model.parameters()) == weights
     root = Branches()
     assert fold(root) is root.one
+
+
+class Normed(nn.Module):
+    """Weights that are computed at each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        kinds = (parametrizations.spectral_norm, parametrizations.orthogonal)
+        layers = [make(nn.Conv2d(4, 4, 1)) for make in (*kinds, parametrizations.weight_norm)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layers(features)
+
+
+@torch.no_grad()
+def test_weights_that_torch_parametrises_are_deployed_as_they_are() -> None:
+    """Twice, and the module stays as it is: copies of it have its class."""
+    model, images = network(Normed()).train(), torch.randn(2, *SHAPE)
+    model(images)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    for _ in range(2):
+        assert complexity(model, SHAPE)["params"] == 5 * (4 * 4 + 4)
+        made = export_onnx(model, SHAPE)
+        torch.testing.assert_close(deployed(model)(images), model.eval()(images))
+        assert onnx_error(made, model, images) < TOLERANCE
+    assert all(value.equal(state[name]) for name, value in model.state_dict().items())
 
 
 @torch.no_grad()

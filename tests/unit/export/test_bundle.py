@@ -30,8 +30,15 @@ def test_names_of_two_modules_stay_apart(tmp_path: Path, monkeypatch: pytest.Mon
         TABLE, UNIT = {}, "m"
         TABLE["pi"] = numbers.pi
         warnings.filterwarnings("default", module="nothing")
+        SHOWN = None
+        def show():
+            global SHOWN
+            SHOWN = 2
+        show()
+        class Written: ...
+        setattr(Written, "unit", UNIT)
         def say(name):
-            return f"{TABLE[name]:.2f} {UNIT}"
+            return f"{TABLE[name]:.{SHOWN}f} {Written.unit}"
     """
     (folder / "words.py").write_text(textwrap.dedent(words))
     main = """

@@ -47,7 +47,8 @@ POOLING, ATTENTION = (
 OWN = """
     import torch
     from torch import nn
-    from donna_ray.space import register_block
+    from torch.nn.utils.parametrizations import weight_norm
+    from donna_ray.space import register_block as block
     from donna_ray.space.blocks.common import activation_layer, check_one_of
 
     _SQUEEZE_RATIO = 3  # as another module has it, too
@@ -66,7 +67,7 @@ OWN = """
         def fuse(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
             return one + other  # another one than timm's
 
-    @register_block(
+    @block(
         "NAME", ("kernel",), allowed=lambda kernel: kernel % 2 == 1
     )
     def own(in_channels, out_channels, stride, *, kernel):
@@ -74,7 +75,7 @@ OWN = """
         convolution = nn.Conv2d(
             in_channels, out_channels, kernel, stride, kernel // 2, bias=BIAS
         )
-        return nn.Sequential(convolution, activation_layer("silu")(), Scaled("two"))
+        return nn.Sequential(weight_norm(convolution), activation_layer("silu")(), Scaled("two"))
 """
 
 
@@ -297,6 +298,56 @@ def check_arguments(folder: Path) -> None:
             timm.create_model(f"local-dir:{folder}", **{name: value})
 
 
+def known_to_timm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Import the Python file of a folder."""
+    spec = importlib.util.spec_from_file_location(folder.parent.name, folder / "network.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, folder.parent.name, module)
+    spec.loader.exec_module(module)
+
+
+@torch.no_grad()
+def check_weights_of(named: str, network: StagedNetwork, **more: str) -> torch.nn.Module:
+    """That timm gives a network the weights of the folder that is named."""
+    made = timm.create_model(named, pretrained=True, **more).eval()
+    images = torch.randn(2, *network.input_shape)
+    torch.testing.assert_close(made(images), network(images), atol=1e-4, rtol=1e-4)
+    return made
+
+
+@pytest.mark.usefixtures("in_process")
+def test_weights_are_of_the_folder_that_timm_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two runs that found the same blocks, of what was trained further, and of a hub."""
+    runs = []
+    for name, epochs in (("one", 0), ("two", 1)):
+        (tmp_path / name).mkdir()
+        runs.append(Finished(tmp_path / name, [INVERTED] * 3, epochs=epochs))
+        export_network(tmp_path / name, runs[-1].id, tmp_path / name / "out")
+        known_to_timm(tmp_path / name / "out", monkeypatch)
+    for run in runs:
+        made = check_weights_of(f"local-dir:{run.root / 'out'}", run.network)
+    further = runs[1].network
+    for network in (made, further):
+        torch.nn.init.constant_(next(network.parameters()), 0.5)
+    commit = tmp_path / "cache" / "models--me--found" / "snapshots" / ("0" * 40)
+    for form in (True, False):
+        timm.models.save_for_hf(made, str(tmp_path / str(form)), safe_serialization=form)
+        check_weights_of(f"local-dir:{tmp_path / str(form)}", further)
+    shutil.copytree(tmp_path / "True", commit)
+    check_weights_of(f"hf-hub:me/found@{'0' * 40}", further, cache_dir=str(tmp_path / "cache"))
+    name = json.loads((tmp_path / "one" / "out" / "config.json").read_text())["architecture"]
+    alone = check_weights_of(name, runs[0].network)
+    timm.models.save_for_hf(alone, str(tmp_path / "alone"))
+    check_weights_of(f"local-dir:{tmp_path / 'alone'}", runs[0].network)
+    (tmp_path / "True" / "model.safetensors").unlink()
+    with pytest.raises(RuntimeError, match="No suitable checkpoints"):
+        timm.create_model(f"local-dir:{tmp_path / 'True'}", pretrained=True)
+
+
 @pytest.mark.usefixtures("in_process")
 def test_timm_loads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network of blocks under a name that its Python file makes known; timm's own without."""
@@ -308,12 +359,7 @@ def test_timm_loads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         run = Finished(root, specs, **model, **data)
         export_network(root, run.id, root / "out")
         if name == "own":
-            spec = importlib.util.spec_from_file_location("network", root / "out" / "network.py")
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            monkeypatch.setitem(sys.modules, "network", module)
-            spec.loader.exec_module(module)
+            known_to_timm(root / "out", monkeypatch)
             check_arguments(root / "out")
         network = timm.create_model(f"local-dir:{root / 'out'}", pretrained=True).eval()
         images = torch.randn(2, *run.network.input_shape)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from donna_ray.config import ReferenceConfig
-from donna_ray.errors import ConfigError
+from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.onnx_export import export_onnx
-from donna_ray.reference.build import cut_reference
+from donna_ray.reference.build import check_cut, cut_reference
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.reference.own_network import own_network
 
@@ -59,6 +59,10 @@ def through_numpy(features: Tensor) -> Tensor:
     return torch.from_numpy(features.detach().numpy().clip(0))
 
 
+def exported_of_two() -> nn.Module:
+    return torch.export.export(Own().eval(), (torch.zeros(2, *SHAPE),)).module()
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
@@ -66,7 +70,7 @@ def through_numpy(features: Tensor) -> Tensor:
         (Own(lambda output: (output, output)), "one tensor, but Own gives a tuple"),
         (Own(lambda output: output[:, :1].squeeze()), r"shape \(\) for 1.*squeeze"),
         (Own(lambda output: output.sum()), r"shape \(\) for 2"),
-        (Two(), r"with \(3, 8, 8\) raised TypeError: .*'others'.*takes one tensor"),
+        (Two(), r"with 2 of \(3, 8, 8\) raised TypeError: .*'others'.*takes one tensor"),
         (nn.Sequential(nn.Conv2d(1, 2, 1)), r"\(3, 8, 8\) raised RuntimeError.*data\.image_size"),
         (
             Own(inside=lambda each: each / max(1, each.max().item())),
@@ -78,6 +82,9 @@ def through_numpy(features: Tensor) -> Tensor:
             r"cannot trace its forward \(TraceError.*into a module of its own",
         ),
         (Own(lambda output: torch.from_numpy(output.numpy())), "cannot trace.*into a module of"),
+        (torch.jit.trace(Own().eval(), torch.zeros(2, *SHAPE)), "the whole of it is .*TorchScript"),
+        (Own(torch.jit.script(nn.Flatten())), r"end is one of TorchScript.*scripted\.state_dict"),
+        (exported_of_two(), r"with 1 of \(3, 8, 8\) .*the Python module that it was made from"),
     ],
 )
 def test_what_cannot_be_a_reference_says_why(model: nn.Module, words: str) -> None:
@@ -90,6 +97,59 @@ def test_stages_that_are_no_cut_are_to_be_named_otherwise() -> None:
         cut(Own(), ["b", "a"])
     with pytest.raises(ConfigError, match=r"cannot be cut here: .* Name modules in reference\."):
         cut_reference(Own(), ReferenceConfig(model="Own"), SHAPE)
+
+
+def mixed(features: Tensor) -> Tensor:
+    return features + torch.rand_like(features)
+
+
+class Mixed(Own):
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.b(self.a(images)).mean((2, 3)).float()
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (Own(inside=mixed), "Own differs by .* from itself: its forward draws random numbers"),
+        (Mixed(), r"`with` in its forward, such as torch\.autocast, is lost: move it into"),
+    ],
+)
+def test_what_the_cut_cannot_follow_says_why(model: nn.Module, words: str) -> None:
+    with pytest.raises(DonnaError, match=words):
+        check_cut(model, cut(model), type(model).__name__)
+
+
+class Pooled(nn.Module):
+    """With no parameters between one resolution and the next, at the beginning and inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.pool, self.a = nn.Conv2d(3, 4, 3, 2, 1), nn.MaxPool2d(2), Layer(4, 64)
+        self.smaller, self.b, self.head = nn.MaxPool2d(2), Layer(64, 64), nn.Linear(64, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.a(self.pool(self.stem(images)))
+        return self.head(self.b(self.smaller(features)).mean((2, 3)))
+
+
+class Layer(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.c = nn.Conv2d(inputs, outputs, 3, 2, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.c(features)
+
+
+def test_stages_have_parameters() -> None:
+    shape = (3, 128, 128)
+    reference = cut_reference(Pooled(), ReferenceConfig(model="Pooled"), shape)
+    assert reference.names == (("a",), ("smaller", "b.c"))
+    named = ReferenceConfig(model="Pooled", stages=["pool", "a"])
+    with pytest.raises(ConfigError, match=r"reference\.stages must have parameters.*\[pool\] of"):
+        cut_reference(Pooled(), named, shape)
 
 
 def lazy() -> nn.Module:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 import donna_ray as donna
 from device_farm import ModelError
+from donna_ray.storage.records import RecordStore
 from tests.unit.study.made import Net, blocks, distilled, loader, study, weights
 
 
@@ -264,6 +267,38 @@ def test_model_stays_as_it_is() -> None:
     assert all(was == each.requires_grad and torch.equal(old, each) for (was, old), each in pairs)
     nn.init.zeros_(model.layer1[0].weight)
     assert one.reference.stages[0](torch.ones(1, 8, 8, 8)).any()
+
+
+class Reusing(Net):
+    """With one activation for all, a layer that is called twice, and one that has its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        act, layer, tied = nn.PReLU(), nn.Conv2d(16, 16, 3, 1, 1), nn.Conv2d(16, 16, 3, 1, 1)
+        tied.weight = layer.weight
+        self.layer1 = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), act, layer, act, layer, tied)
+        self.layer2 = nn.Sequential(nn.Conv2d(16, 32, 1), act, nn.Conv2d(32, 16, 1))
+
+
+def test_weights_may_be_used_more_than_once(tmp_path: Path) -> None:
+    """From the check of the blocks on to a record and an export of the finetuned network."""
+    one = study(Reusing())
+    one.space()
+    one.distil(epochs=1)
+    network, _ = one.finetune((0, 0), epochs=1)
+    first = network.stages[0]
+    assert first[2] is first[4]
+    assert first[5].weight is first[2].weight
+    store = RecordStore(tmp_path / "records")
+    store.put("key", {}, network.state_dict())
+    other = one.network((0, 0))
+    other.load_state_dict(store.weights("key"))
+    session = onnxruntime.InferenceSession(one.export(network, tmp_path / "out") / "model.onnx")
+    images = torch.randn(1, 1, 8, 8)
+    with torch.no_grad():
+        assert other(images).equal(network(images))
+        logits = session.run(None, {"input": images.numpy()})[0]
+        np.testing.assert_allclose(logits, network(images).numpy(), atol=1e-5)
 
 
 class Kept(Net):
