@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -72,7 +73,14 @@ def test_sign_is_given_again_and_again(url: str, monkeypatch: pytest.MonkeyPatch
 def test_of_commands_that_begin_at_the_same_moment_one_holds_it(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_SETTLE_S", 0.5)
+    monkeypatch.setattr(module, "_SETTLE_S", 0.3)
+    write, all_have_looked = Lease._renew, Barrier(4)
+
+    def write_as_the_others_do(lease: Lease) -> None:
+        all_have_looked.wait(5)
+        write(lease)
+
+    monkeypatch.setattr(Lease, "_renew", write_as_the_others_do)
 
     def enter(name: str) -> bool:
         try:
