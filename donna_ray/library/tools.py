@@ -199,6 +199,8 @@ def collect_garbage(library: Library, *, dry_run: bool) -> Facts:
         if not dry_run:
             store.remove_files(doomed)
             paused.remove_files(stale_paused)
+            if run:  # or they would be stored at its URL again
+                block_store(run, None).remove(blocks)
     return {
         "stale_files": [*stale, *(f"{PAUSED}/{name}" for name in stale_paused)],
         "blocks": list(blocks),

@@ -12,7 +12,8 @@ import yaml
 from donna_ray.config import load_config
 from donna_ray.errors import ConfigError, DonnaError, RunLockedError
 from donna_ray.run.folder import copies, copy_of, name_of
-from donna_ray.run.mirror import MANIFEST, Mirror
+from donna_ray.run.manifest import MANIFEST
+from donna_ray.run.mirror import Mirror
 from donna_ray.run.ownership import MARKER, hold, locked, remove_if_empty
 from donna_ray.storage.artifacts import mapping_in, write_atomic
 from donna_ray.storage.files import Storage

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from donna_ray.errors import DonnaError, RunLockedError
 from donna_ray.run.folder import in_job
+from donna_ray.run.manifest import check_is_seen
 from donna_ray.run.ownership import MARKER
 from donna_ray.storage.artifacts import mapping_in
 from donna_ray.storage.files import Storage
@@ -24,6 +25,7 @@ _FACTS = {"host", "user", "folder", "pid", "id", "beat"}
 _BEAT_S = 30.0
 _OVER_S = 300.0  # without a beat; the clocks of two hosts may differ by less
 _LOOK_S = 5.0
+_SETTLE_S = 1.0  # in which a command that began at the same moment has written its own
 
 
 class Lease:
@@ -38,7 +40,8 @@ class Lease:
         self._storage = Storage(url, own_client=True)  # the thread's, and some bear but one thread
         user = os.environ.get("USER") or str(os.getuid())
         self._mine = {"host": os.uname().nodename, "user": user, "folder": str(root)}
-        self._mark = root / MARKER
+        self._root, self._mark = root, root / MARKER
+        self._lost: RunLockedError | None = None
         self._id = uuid.uuid4().hex
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -61,6 +64,10 @@ class Lease:
             time.sleep(_LOOK_S)
             holder = self._holder()
         self._renew()
+        time.sleep(_SETTLE_S)
+        holder = self._holder()
+        if holder is not None and holder["id"] != self._id:  # it wrote last
+            raise self._error(holder)
         self._thread.start()
         return self
 
@@ -72,20 +79,29 @@ class Lease:
             self._storage.remove(LEASE)
 
     def check(self) -> None:
-        """Refuse to go on where another command has taken over.
+        """Refuse to go on where another command has taken over, be it over by now.
 
         Raises:
-            RunLockedError: with its process.
+            RunLockedError: with its process, if that still holds it.
         """
+        if self._lost is not None:
+            raise self._lost
         holder = self._holder()
-        if holder is not None and holder["id"] != self._id:
+        if holder is None:
+            check_is_seen(self._root, self._storage)
+        elif holder["id"] != self._id:
             raise self._error(holder)
 
     def _beat(self) -> None:
         while not self._ended.wait(_BEAT_S):
-            with suppress(DonnaError):  # the store is away: the next beat may reach it
+            try:
                 self.check()
                 self._renew()
+            except RunLockedError as error:
+                self._lost = error
+                return
+            except DonnaError:  # the store is away: the next beat may reach it
+                continue
 
     def _renew(self) -> None:
         facts = {**self._mine, "pid": os.getpid(), "id": self._id, "beat": time.time()}

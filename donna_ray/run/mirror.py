@@ -2,7 +2,7 @@
 
     mirror.json       written last; names the SHA-256 of every file of the run folder
     objects/<sha256>  what the files hold
-    networks/, …      what workers store, where they stored it
+    networks/, …      records of blocks and networks under their own names, as workers store them
     results.json, …   a few files once more, for people
 
 Nothing that a manifest names is overwritten, and it is removed only when the next manifest is
@@ -23,6 +23,7 @@ import yaml
 
 from donna_ray.errors import ConfigError
 from donna_ray.run.lease import LEASE
+from donna_ray.run.manifest import MANIFEST, SEEN, check_is_seen
 from donna_ray.run.ownership import MARKER
 from donna_ray.run.progress import PROGRESS
 from donna_ray.run.shared_folder import MARK
@@ -34,18 +35,19 @@ from donna_ray.storage.artifacts import (
     write_json,
 )
 from donna_ray.storage.files import Storage, folder_in, is_temporary
+from donna_ray.storage.index import INDEX
 
-__all__ = ["MANIFEST", "OBJECTS", "Mirror"]
+__all__ = ["OBJECTS", "Mirror"]
 
 OBJECTS = "objects"
 """The folder of the copy that holds the files by their SHA-256."""
 
-MANIFEST, _SYNCED = "mirror.json", ".mirror.json"
 _LAYOUT = 2  # 1 had every file under its own name
 _NOT_COPIED = ("ray/", "search/graphs/", "library/tensorboard/", "search/tracking/")
 _NOR = "/unfinished/"  # checkpoints
 _OF_SQLITE = ("-wal", "-shm")  # what they hold is in the snapshot
-_THERE_ALREADY = "networks/"  # workers store them at the URL
+_BLOCKS = "library/blocks/"  # in no manifest: every command reads them at the URL
+_RECORDS = ("networks/", _BLOCKS)  # workers store them at the URL, under these names
 _FOR_PEOPLE = ("config.yaml", "results.json", "report.html")
 
 
@@ -64,7 +66,8 @@ class Mirror:
     ) -> None:
         self._root, self._copy = root, Storage(url)
         self._name, self._settings = name, settings
-        self._objects = Storage(folder_in(url, OBJECTS))
+        self._url, self._objects = url, Storage(folder_in(url, OBJECTS))
+        self._records: set[str] = set()  # names of those that are there
         self._sums: dict[str, tuple[tuple[int, int], str]] = {}
 
     def pull(self) -> None:
@@ -74,36 +77,50 @@ class Mirror:
             ConfigError: what is there is no run's or another's, or names files outside of the run
                 folder.
         """
-        if not (self._root / _SYNCED).exists():
+        if not (self._root / SEEN).exists():
             self._claim()
         manifest = self._manifest()
         if manifest is None:
-            (self._root / _SYNCED).unlink(missing_ok=True)  # the next push makes all of it anew
+            (self._root / SEEN).unlink(missing_ok=True)  # the next push makes all of it anew
             return
-        if manifest == read_json(self._root / _SYNCED):
+        seen = read_json(self._root / SEEN) or {}
+        if manifest == seen:
+            return
+        if manifest.get("version") in {seen.get("next")} - {None}:  # killed before it noted that
+            write_json(self._root / SEEN, manifest)
             return
         files = manifest["files"]
         for name in files:
             self._check_is_within(name)
         local = self._local()
         self._copy.map(self._fetch, (each for each in files.items() if each not in local.items()))
-        write_json(self._root / _SYNCED, manifest)
+        write_json(self._root / SEEN, manifest)
 
     def push(self) -> None:
-        """Bring the copy up to date."""
-        local, before = self._local(), self._pushed()
+        """Bring the copy up to date.
+
+        Raises:
+            RunLockedError: another command has written it since this folder last saw it.
+        """
+        local, before, records = self._local(), self._pushed(), self._missing_records()
+        if local == before and not records:
+            return
+        check_is_seen(self._root, self._copy)
+        self._store_records(records)
         if local == before:
             return
         there = self._objects.listing()
         missing = [
             name
             for name, sha in local.items()
-            if sha not in there and not name.startswith(_THERE_ALREADY)
+            if sha not in there and not name.startswith(_RECORDS)
         ]
         local.update(zip(missing, self._copy.map(self._store, missing), strict=True))
         manifest = {"layout": _LAYOUT, "version": uuid.uuid4().hex, "files": local}
+        seen = read_json(self._root / SEEN) or {}
+        write_json(self._root / SEEN, {**seen, "next": manifest["version"]})
         self._copy.write(MANIFEST, json.dumps(manifest, indent=2).encode())
-        write_json(self._root / _SYNCED, manifest)
+        write_json(self._root / SEEN, manifest)
         self._objects.map(self._objects.remove, there.keys() - local.values())
         for name in (name for name in _FOR_PEOPLE if local.get(name) != before.get(name)):
             self._show(name)
@@ -118,7 +135,7 @@ class Mirror:
         manifest = mapping_in(data)
         if data is None or (manifest is not None and _is_of_files(manifest.get("files"))):
             return manifest
-        if read_json(self._root / _SYNCED) is not None:
+        if read_json(self._root / SEEN) is not None:
             return None
         raise ConfigError(
             f"{MANIFEST} of {self._copy.url} must be as a run wrote it, but is damaged. Give the "
@@ -128,23 +145,43 @@ class Mirror:
 
     def is_pushed(self) -> bool:
         """The copy has all of the run folder, as far as this folder knows."""
-        return self._local() == self._pushed()
+        return self._local() == self._pushed() and not self._missing_records()
 
     def _pushed(self) -> dict[str, str]:
         """The files of the last manifest that this folder pulled or pushed."""
-        manifest = read_json(self._root / _SYNCED) or {}
+        manifest = read_json(self._root / SEEN) or {}
         files: dict[str, str] = manifest.get("files", {})
         return files if manifest.get("layout") == _LAYOUT and _is_of_files(files) else {}
 
     def _fetch(self, file: tuple[str, str]) -> None:
         name, sha = file
-        data = None if name.startswith(_THERE_ALREADY) else self._objects.read(sha)
-        data = self._copy.read(name) if data is None else data  # a worker's, or of layout 1
-        if data is None or hashlib.sha256(data).hexdigest() != sha:
+        places = [(self._objects, sha), (self._copy, name)]  # the latter a record, or of layout 1
+        for storage, at in places[::-1] if name.startswith(_RECORDS) else places:
+            data = storage.read(at)
+            if data is not None and hashlib.sha256(data).hexdigest() == sha:
+                break
+        else:
             return  # its step is done again
         for end in _OF_SQLITE:  # of the file that is replaced
             (self._root / f"{name}{end}").unlink(missing_ok=True)
         write_atomic(self._root / name, data)
+
+    def _missing_records(self) -> list[str]:
+        """Local records, made before the run had its URL, of which files are not there."""
+        names = [name for name in self._names() if name.startswith(_RECORDS)]
+        for folder in {name.rpartition("/")[0] for name in names if name not in self._records}:
+            there = Storage(folder_in(self._url, folder)).listing()
+            self._records |= {f"{folder}/{name}" for name in there}
+        return [name for name in names if name not in self._records]
+
+    def _store_records(self, names: list[str]) -> None:
+        for is_whole in (False, True):  # with its ``.safetensors``, a record is there
+            files = [name for name in names if name.endswith(".safetensors") == is_whole]
+            self._copy.map(self._store_as_it_is, files)
+        self._records.update(names)
+
+    def _store_as_it_is(self, name: str) -> None:
+        self._copy.write(name, (self._root / name).read_bytes())
 
     def _store(self, name: str) -> str:
         data = _snapshot(self._root / name)
@@ -194,14 +231,18 @@ class Mirror:
         return _wherever(theirs) == _wherever(self._settings)
 
     def _local(self) -> dict[str, str]:
-        """SHA-256 of the files that belong to the copy, by relative path."""
+        """SHA-256 of the files that the manifest is to name, by relative path."""
+        return {name: self._sum(name) for name in self._names() if not name.startswith(_BLOCKS)}
+
+    def _names(self) -> list[str]:
+        """Relative paths of the files that belong to the copy."""
         names = (path.relative_to(self._root).as_posix() for path in self._root.rglob("*"))
-        return {name: self._sum(name) for name in sorted(names) if self._is_copied(name)}
+        return sorted(name for name in names if self._is_copied(name))
 
     def _is_copied(self, name: str) -> bool:
         file = name.rpartition("/")[2]
         ours = (
-            file in (".lock", MARKER, PROGRESS, _SYNCED)
+            file in (".lock", MARKER, PROGRESS, SEEN, INDEX)
             or file.startswith(MARK)
             or is_temporary(file)
         )

@@ -85,7 +85,7 @@ class Run:
             if self._mirror is not None and self._lease is not None:
                 opened.enter_context(self._lease)
                 self._mirror.pull()
-                self._mirror.push()  # what a command that was killed had made
+                self.push()  # what a command that was killed had made, or one without the URL
             shutil.rmtree(self.root / "ray", ignore_errors=True)  # of a process that was killed
             opened.enter_context(self.shared.marked())
             failed.pop_all()  # nothing did
@@ -182,6 +182,7 @@ class Run:
                 f"{self.root} does not have it. Run `donna {step} build` on the same configuration "
                 "first."
             )
+        self._check_lease()
         with _room_in(self.root):
             self.write_config()
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -191,6 +192,7 @@ class Run:
                 result, files = compute(folder)
             artifact = folder.commit(result, files, time.perf_counter() - started)
         (self.root / PROGRESS).unlink(missing_ok=True)
+        self._check_lease()  # before records of another command would go
         if self._forgotten.remove():
             self._remove_records()
         self.push()
@@ -232,9 +234,14 @@ class Run:
 
     def push(self) -> None:
         """Bring what is new in the folder to the storage at a URL, if the run has one."""
-        if self._mirror is not None and self._lease is not None:
-            self._lease.check()
+        if self._mirror is not None:
+            self._check_lease()
             self._mirror.push()
+
+    def _check_lease(self) -> None:
+        """Refuse to go on with a copy that another command has gone on with."""
+        if self._lease is not None:
+            self._lease.check()
 
     def progress(self, name: str, total: int, unit: str) -> Progress:
         """A display for `total` units of a long step."""

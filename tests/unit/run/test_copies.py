@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from donna_ray.config import load_config, shipped_config
-from donna_ray.errors import ConfigError
+from donna_ray.errors import ConfigError, RunLockedError
 from donna_ray.run.folder import name_of, run_folder
 from donna_ray.run.mirror import Mirror
 from donna_ray.run.ownership import MARKER
 from donna_ray.run.run import Run
 from donna_ray.storage.artifacts import StepFolder
 from donna_ray.storage.files import Storage
+from donna_ray.storage.records import RecordStore
 from tests.unit.run.pushing import PROCESSES, push
 
 FILES = 60
@@ -57,6 +59,96 @@ def test_push_that_is_killed_leaves_the_old_copy_or_the_new_one(tmp_path: Path) 
         assert len(texts(there)) == 1
     copy.push()
     assert len(os.listdir(at / "objects")) == FILES
+
+
+def test_records_of_a_folder_that_gets_its_url_later_are_there_as_records(tmp_path: Path) -> None:
+    here, there, url = tmp_path / "here", tmp_path / "there", (tmp_path / "copy").as_uri()
+    folders = ("networks", "networks/int8", "library/blocks", "library/blocks/paused")
+    for folder in folders:
+        store = RecordStore(here / folder)
+        store.put("a", {}, {"w": torch.ones(9)}, {"onnx": b"graph"})
+        store.records()  # writes its index
+    (here / "networks" / "unfinished").mkdir()
+    (here / "networks" / "unfinished" / "b.safetensors").write_text("of a worker that was killed")
+    assert not Mirror(here, url).is_pushed()
+    Mirror(here, url).push()
+    for folder in folders:
+        assert set(Storage(f"{url}/{folder}").listing()) == {"a.safetensors", "a.onnx"}
+        assert RecordStore(f"{url}/{folder}").get("a") is not None
+    assert Storage(f"{url}/objects").listing() == {}
+    Mirror(there, url).pull()
+    (there / "results.json").write_text("{}")
+    Mirror(there, url).push()
+    names = json.loads(Storage(url).read("mirror.json") or b"")["files"].keys()
+    assert {name.rpartition("/")[0] for name in names} == {"", "networks", "networks/int8"}
+    assert Mirror(there, url).is_pushed()
+
+
+@pytest.mark.parametrize("name", ["networks/a.safetensors", "library/blocks/a.safetensors"])
+def test_record_that_is_not_there_is_stored_although_an_earlier_push_named_it(
+    tmp_path: Path, name: str
+) -> None:
+    """As an earlier version left it: a network that is nowhere, a block as an object."""
+    here, url = tmp_path / "here", (tmp_path / "copy").as_uri()
+    RecordStore(here / Path(name).parent).put("a", {}, {"w": torch.ones(9)})
+    Mirror(here, url).push()
+    (tmp_path / "copy" / name).unlink()
+    assert not Mirror(here, url).is_pushed()
+    Mirror(here, url).push()
+    assert (tmp_path / "copy" / name).read_bytes() == (here / name).read_bytes()
+    assert Mirror(here, url).is_pushed()
+
+
+def test_push_over_a_copy_that_another_has_written_is_refused_and_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    here, there, url = tmp_path / "here", tmp_path / "there", (tmp_path / "copy").as_uri()
+    here.mkdir()
+    (here / "a").write_text("old")
+    Mirror(here, url).push()
+    Mirror(there, url).pull()
+    (there / "b").write_text("newer")
+    Mirror(there, url).push()
+    before = {path: path.read_bytes() for path in (tmp_path / "copy").rglob("*") if path.is_file()}
+    (here / "c").write_text("of a command that was suspended meanwhile")
+    RecordStore(here / "networks").put("a", {}, {"w": torch.ones(9)})
+    told = rf"has written {tmp_path}/copy since {here} .*suspended.* Give the same command again"
+    with pytest.raises(RunLockedError, match=told):
+        Mirror(here, url).push()
+    after = {path: path.read_bytes() for path in (tmp_path / "copy").rglob("*") if path.is_file()}
+    assert after == before
+    again = Mirror(here, url)
+    again.pull()
+    again.push()
+    assert (tmp_path / "copy" / "networks" / "a.safetensors").exists()
+    assert {path.name for path in here.iterdir()} == {"a", "b", "c", "networks", ".mirror.json"}
+
+
+def test_push_whose_answer_was_lost_is_known_for_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, url = tmp_path / "here", (tmp_path / "copy").as_uri()
+    here.mkdir()
+    (here / "a").write_text("1")
+    Mirror(here, url).push()
+    write = Storage.write
+
+    def cut_off(store: Storage, name: str, data: bytes) -> None:
+        write(store, name, data)
+        if name == "mirror.json":
+            raise ConnectionError
+
+    for action in (Mirror.push, Mirror.pull):
+        (here / "a").write_text(f"2 {action.__name__}")
+        with monkeypatch.context() as patch:
+            patch.setattr(Storage, "write", cut_off)
+            with pytest.raises(ConnectionError):
+                Mirror(here, url).push()
+        (here / "a").write_text("3")
+        action(Mirror(here, url))
+        assert (here / "a").read_text() == "3"
+        Mirror(here, url).push()
+        assert Mirror(here, url).is_pushed()
 
 
 def test_files_in_use_are_copied_as_they_were_at_one_moment(tmp_path: Path) -> None:

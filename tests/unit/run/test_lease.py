@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -65,6 +68,63 @@ def test_sign_is_given_again_and_again(url: str, monkeypatch: pytest.MonkeyPatch
         age(url, 301)
         while json.loads(Storage(url).read(LEASE) or b"")["beat"] < time.time() - 100:
             time.sleep(0.01)
+
+
+def test_of_commands_that_begin_at_the_same_moment_one_holds_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SETTLE_S", 0.3)
+    write, all_have_looked = Lease._renew, Barrier(4)
+
+    def write_as_the_others_do(lease: Lease) -> None:
+        all_have_looked.wait(5)
+        write(lease)
+
+    monkeypatch.setattr(Lease, "_renew", write_as_the_others_do)
+
+    def enter(name: str) -> bool:
+        try:
+            held.enter_context(Lease(Path(name), url))
+        except RunLockedError:
+            return False
+        return True
+
+    with ExitStack() as held, ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(enter, ("/a", "/b", "/c", "/d"))) == 1
+    assert Storage(url).listing() == {}
+
+
+def test_command_that_was_followed_is_over_also_when_the_other_has_ended(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BEAT_S", 0.01)
+    with Lease(Path("/a"), url) as first:
+        age(url, 301)
+        other = json.loads(Storage(url).read(LEASE) or b"") | {"id": "other"}
+        Storage(url).write(LEASE, json.dumps(other).encode())
+        first._thread.join(5)  # of the beat, which sees it
+        Storage(url).remove(LEASE)
+        with pytest.raises(RunLockedError, match="in use by"):
+            first.check()
+    assert Storage(url).listing() == {}
+
+
+def test_lease_that_is_gone_is_taken_again_unless_the_copy_is_another(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BEAT_S", 0.01)
+    with Lease(tmp_path, url) as lease:
+        Storage(url).remove(LEASE)
+        while LEASE not in Storage(url).listing():
+            time.sleep(0.01)
+        lease.check()
+    with Lease(tmp_path, url) as lease:
+        Storage(url).write("mirror.json", b'{"version": "of another"}')
+        Storage(url).remove(LEASE)
+        lease._thread.join(5)
+        with pytest.raises(RunLockedError, match=f"has written {url} since {tmp_path}"):
+            lease.check()
+    assert LEASE not in Storage(url).listing()
 
 
 def test_folder_of_another_disk_is_not_this_one(url: str, tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from donna_ray.config import RunConfig, load_config, shipped_config
-from donna_ray.errors import ConfigError
+from donna_ray.errors import ConfigError, RunLockedError
 from donna_ray.library.step import library_store
 from donna_ray.run.copies import clean_copies, working_copy
 from donna_ray.run.folder import run_folder
+from donna_ray.run.lease import LEASE
 from donna_ray.run.ownership import locked
 from donna_ray.run.run import Run
 from donna_ray.storage.artifacts import StepFolder
@@ -93,9 +94,40 @@ def test_gc_at_a_url_removes_what_no_artifact_needs(url: str, bucket: str) -> No
         blocks_made(run, "newest")
     store = RecordStore(f"{url}/library/blocks")
     store.put("young", FACTS, {"w": torch.ones(9)})  # of a step under way
+    own = RecordStore(working_copy(url) / "library" / "blocks")  # of before it had its URL
+    own.put("orphan", FACTS, {"w": torch.ones(9)})
     assert "would remove block orphan" in donna_here("library", "gc", url, "--dry-run").stdout
     assert "0 stale files, 1 blocks" in donna_here("library", "gc", url).stdout
     assert keys_at(url) == ["new", "newest", "old", "young"]
+    with Run(configured(bucket), working_copy(url)):
+        pass  # it is not stored there again
+    assert keys_at(url) == ["new", "newest", "old", "young"]
+
+
+def test_command_that_was_suspended_ends_and_what_another_has_made_stays(
+    url: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other() -> str:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+        Storage(url).remove(LEASE)  # 300 s have passed
+        with Run(configured(bucket), working_copy(url)) as run:
+            blocks_made(run, "newest")
+        return str(Storage(url).read("mirror.json"))
+
+    def suspended(_folder: StepFolder) -> tuple[dict[str, Any], list[Path]]:
+        there.append(other())
+        return {}, []
+
+    def command() -> None:
+        with Run(configured(bucket), working_copy(url)) as run:
+            run.forget()  # as --fresh does; the records at the URL would go
+            run.step("reference", {}, suspended)
+
+    there: list[str] = []
+    with pytest.raises(RunLockedError, match=f"has written {url} since"):
+        command()
+    assert there == [str(Storage(url).read("mirror.json"))]
+    assert keys_at(url) == ["new", "newest", "old", "orphan"]
 
 
 def test_old_copies_are_removed_once_all_of_them_is_pushed(url: str) -> None:
