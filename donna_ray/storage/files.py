@@ -13,7 +13,6 @@ written since would not be there, not even when they are read by name.
 Credentials and endpoints come from fsspec's own configuration.
 """
 
-import errno
 import os
 import re
 import stat
@@ -37,8 +36,9 @@ from tenacity import (
 from donna_ray.credentials import NO_CREDENTIALS, has_credentials, without_credentials
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.storage.artifacts import write_atomic
+from donna_ray.storage.refusals import FULL, NoBucketError, is_full, is_of_absence, remedy
 
-__all__ = ["FileFact", "Storage", "folder_in", "is_temporary"]
+__all__ = ["FULL", "FileFact", "Storage", "folder_in", "is_temporary"]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -46,15 +46,8 @@ U = TypeVar("U")
 PATIENCE = 60.0  # seconds for which a store that refuses is asked again
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds at most between two attempts: doubled each time
 
-_WITHOUT_CREDENTIALS = {
-    *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"),  # of botocore
-    "DefaultCredentialsError",  # of google.auth
-}
-_OF_THE_URL = {"ParamValidationError", "InvalidRegionError"}  # of botocore
-_FORBIDDEN = (401, 403)  # gcsfs
 _PERHAPS = "See to its network, permissions and credentials"
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ATOMIC_PUT = {"abfs", "abfss", "az", "gcs", "gs", "memory", "oss", "s3", "s3a"}
 _ETAGS = ("ETag", "etag")
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
@@ -155,9 +148,9 @@ class Storage:
             try:
                 return action()
             except FileNotFoundError as error:
-                if _is_of_no_bucket(error):
-                    raise
-                return None
+                if is_of_absence(error):
+                    return None
+                raise
 
         return self._patiently(verb, name, none_where_missing)
 
@@ -174,15 +167,15 @@ class Storage:
             raise self._error(verb, name, error) from error
 
     def _error(self, verb: str, name: str, error: Exception) -> DonnaError:
-        told, remedy = " ".join(f"{type(error).__name__}: {error}".split()), _remedy(error)
-        if getattr(error, "errno", None) in FULL:
+        told, cure = " ".join(f"{type(error).__name__}: {error}".split()), remedy(error)
+        if is_full(error):
             rule = f"have room, but is full ({error}; file {name})"
-        elif remedy is not None:
+        elif cure is not None:
             rule = f"let {name} be {verb}, but refused ({told})"
         else:
             rule = f"let {name} be {verb}, but refused for {PATIENCE:.0f} s ({told})"
         return DonnaError(
-            f"The store {self.url} must {rule}. {remedy or _PERHAPS}, then give the same command "
+            f"The store {self.url} must {rule}. {cure or _PERHAPS}, then give the same command "
             "again: all records that were stored before are kept, and it goes on from them."
         )
 
@@ -211,9 +204,15 @@ class Storage:
         if self.local:
             write_atomic(Path(path), data)
         elif _ATOMIC_PUT & self._protocols:
-            self._filesystem.pipe_file(path, data)
+            self._put(path, data)
         else:
             self._write_and_move(path, data)
+
+    def _put(self, path: str, data: bytes) -> None:
+        try:
+            self._filesystem.pipe_file(path, data)
+        except FileNotFoundError as error:  # only a bucket can be: one has no other folders
+            raise NoBucketError(str(error)) from error
 
     def _write_and_move(self, path: str, data: bytes) -> None:
         folder, _, name = path.rpartition("/")
@@ -233,35 +232,7 @@ class Storage:
 
 
 def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, Exception) and _remedy(error) is None
-
-
-def _remedy(error: BaseException) -> str | None:
-    """What to do about an error that stays however often one asks; None where it may pass."""
-    if getattr(error, "errno", None) in FULL:
-        return "Make room"
-    if _is_of_no_bucket(error):
-        return "Make the bucket, or correct its name"
-    if type(error).__name__ in _WITHOUT_CREDENTIALS:
-        return (
-            "Give the store's client credentials (of s3://: AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, a profile, or a role of the nodes)"
-        )
-    if isinstance(error, PermissionError) or getattr(error, "code", None) in _FORBIDDEN:
-        return "Correct the credentials, or let them read, write and remove there"
-    if type(error).__name__ in _OF_THE_URL or _is_of_the_url(error):
-        return "Correct the URL, or the store client's region, endpoint or token"
-    return None
-
-
-def _is_of_the_url(error: BaseException) -> bool:
-    """S3 takes the request itself for wrong, such as of a bucket in another region."""
-    answered = type(error.__cause__).__name__ == "ClientError"  # of botocore
-    return answered and getattr(error, "errno", None) in (errno.EINVAL, errno.EREMCHG)
-
-
-def _is_of_no_bucket(error: BaseException) -> bool:
-    return type(error.__cause__).__name__ == "NoSuchBucket"  # of botocore; s3fs says 'not found'
+    return isinstance(error, Exception) and remedy(error) is None
 
 
 def _filesystem(url: str | Path, **options: Any) -> tuple[Any, str]:
