@@ -7,7 +7,7 @@ import errno
 import ftplib
 from collections.abc import Iterator
 
-__all__ = ["FULL", "NoBucketError", "is_full", "is_of_absence", "remedy"]
+__all__ = ["FULL", "NoBucketError", "is_full", "is_of_absence", "may_be_of_network", "remedy"]
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_BUCKET = {"NoSuchBucket", "NoBucketError"}  # of botocore; s3fs says 'not found'
@@ -43,6 +43,11 @@ def is_of_absence(error: FileNotFoundError) -> bool:
         for each in _causes(error)
     )
     return not broken and not _is_of_no_bucket(error)
+
+
+def may_be_of_network(error: ValueError) -> bool:
+    """A client's `ValueError` that comes from another kind, as adlfs makes one of all."""
+    return not all(isinstance(each, ValueError) for each in _causes(error))
 
 
 def remedy(error: BaseException) -> str | None:
