@@ -70,8 +70,10 @@ def remedy(error: BaseException) -> str | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and those that it comes from."""
-    while error is not None:
+    """An error, and those that it comes from. (It may be its own: `raise error from error`.)"""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 

@@ -62,6 +62,7 @@ def test_missing_container_is_known_where_a_file_is_said_to_be_missing() -> None
 )
 def test_what_may_pass_has_no_remedy(error: Exception) -> None:
     assert remedy(error) is None
+    assert remedy(within(error, error)) is None
 
 
 def test_ftp_connection_that_ended_is_no_absence() -> None:
