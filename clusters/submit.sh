@@ -3,9 +3,9 @@
 #   clusters/submit.sh CONFIG [--set A.B=C …] [--out FOLDER] [--fresh]
 # The cluster is that of RAY_ADDRESS, such as http://127.0.0.1:8265 (the default), behind
 # `ray dashboard cluster.yaml` or an SSH tunnel. CONFIG must be in this directory, of which the
-# cluster gets Python and YAML files as the job's working directory, and nothing else: no file whose
-# name is hidden or speaks of secrets (those are told), nothing in folders of environments, data or
-# results, nothing that .gitignore names, and no donna_ray and device_farm: those that the nodes have
+# cluster gets Python and YAML files, linked ones too, as the job's working directory, and nothing
+# else: no file whose name is hidden or speaks of secrets (those are told), no linked folder (told,
+# too), nothing in folders of environments, data or results, nothing that .gitignore names, and no donna_ray and device_farm: those that the nodes have
 # installed are what runs. Follows the log, and exits as the job does: 0 if it succeeded, 1 if it
 # failed, 3 if it was stopped. The same command again goes on where a job was stopped.
 set -euo pipefail
@@ -41,8 +41,16 @@ if [[ -n $left ]]; then
     printf 'Not sent, for names with secret, credential or password stay here; rename what the job needs:\n%s\n' \
         "$left" >&2
 fi
-find . \( "${never[@]}" -o "${secret[@]}" \) -prune -o -type f \( "${kinds[@]}" \) -print0 |
-    tar -cf - --null -T - | tar -xf - -C "$sent"
+links=$(find . \( "${never[@]}" -o "${secret[@]}" \) -prune -o -type l \
+    \( -exec test -d {} \; -o \( "${kinds[@]}" \) ! -exec test -e {} \; \) -print)
+if [[ -n $links ]]; then
+    printf 'Not sent, for links to folders, and to what is not there, stay here; copy what the job needs:\n%s\n' \
+        "$links" >&2
+fi
+# Linked files are sent as files. Not `-xtype`, which macOS has not.
+find . \( "${never[@]}" -o "${secret[@]}" \) -prune -o \( "${kinds[@]}" \) \
+    \( -type f -o -type l -exec test -f {} \; \) -print0 |
+    tar -chf - --null -T - | tar -xf - -C "$sent"
 if [[ ! -f $sent/$config ]]; then
     echo "CONFIG must be among what is sent, a .yaml file in this directory (not in donna_ray or" \
         "device_farm: copy it from there), but is $config." >&2

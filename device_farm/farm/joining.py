@@ -25,8 +25,13 @@ def joining_fault() -> str | None:
     from ray.exceptions import AuthenticationError, RayError
 
     given = os.environ.get("RAY_ADDRESS", "")
-    if "//" in given:  # a client's; it goes to another port
+    if given.startswith("ray://"):  # a client's; it goes to another port
         return None
+    if "://" in given:
+        return (
+            f"RAY_ADDRESS must be HOST:PORT, but is {given}: correct it, or unset it (an http:// "
+            "address is for clusters/submit.sh and `ray job`)"
+        )
     if given not in ("", "auto", "local") and not given.rpartition(":")[2].isdigit():
         return f"RAY_ADDRESS must be HOST:PORT, but is {given}: correct it, or unset it"
     try:

@@ -13,7 +13,6 @@ written since would not be there, not even when they are read by name.
 Credentials and endpoints come from fsspec's own configuration.
 """
 
-import errno
 import os
 import re
 import stat
@@ -22,6 +21,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -37,8 +37,16 @@ from tenacity import (
 from donna_ray.credentials import NO_CREDENTIALS, has_credentials, without_credentials
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.storage.artifacts import write_atomic
+from donna_ray.storage.refusals import (
+    FULL,
+    NoBucketError,
+    is_full,
+    is_of_absence,
+    may_be_of_network,
+    remedy,
+)
 
-__all__ = ["FileFact", "Storage", "folder_in", "is_temporary"]
+__all__ = ["FULL", "FileFact", "Storage", "folder_in", "is_temporary"]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -46,15 +54,8 @@ U = TypeVar("U")
 PATIENCE = 60.0  # seconds for which a store that refuses is asked again
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds at most between two attempts: doubled each time
 
-_WITHOUT_CREDENTIALS = {
-    *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"),  # of botocore
-    "DefaultCredentialsError",  # of google.auth
-}
-_OF_THE_URL = {"ParamValidationError", "InvalidRegionError"}  # of botocore
-_FORBIDDEN = (401, 403)  # gcsfs
 _PERHAPS = "See to its network, permissions and credentials"
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ATOMIC_PUT = {"abfs", "abfss", "az", "gcs", "gs", "memory", "oss", "s3", "s3a"}
 _ETAGS = ("ETag", "etag")
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
@@ -93,7 +94,8 @@ class Storage:
     have folders in it, which are made.
 
     A filesystem that refuses is asked again, with growing pauses, for up to a minute. What it does
-    then, and at once on a full disk, is a ``DonnaError``.
+    then, and at once on a full disk, is a ``DonnaError``. A client that holds a connection is made
+    anew before it asks again.
 
     Args:
         url: the folder.
@@ -104,29 +106,41 @@ class Storage:
         local: its path on this machine's filesystem; None on another one.
 
     Raises:
-        ConfigError: the URL is of no filesystem that is installed, or has a password or token.
+        ConfigError: the URL is of no filesystem that is installed, has a password or token, or is
+            not what its client takes.
+        DonnaError: the filesystem is connected to as it is opened, and refuses.
     """
 
     def __init__(self, url: str | Path, *, own_client: bool = False) -> None:
-        self._filesystem, self._folder = _filesystem(url, skip_instance_cache=own_client)
+        self.url = str(url)
+        self._opened = partial(_filesystem, url)
+        self._is_lost = self._is_connected = False
+        _check(url)
+        self._filesystem, self._folder = self._patiently(
+            "opened", "its folder", lambda: self._opened(skip_instance_cache=own_client)
+        )
         protocol = self._filesystem.protocol
         self._protocols = {protocol} if isinstance(protocol, str) else set(protocol)
         is_local = isinstance(self._filesystem, LocalFileSystem)
         self.local = Path(self._folder) if is_local else None
-        self.url = self._folder if self.local else str(url)
+        if self.local:
+            self.url = self._folder
+        # such as FTP's: a connection that has ended does not come back by itself
+        self._is_connected = not self.local and not self._filesystem.async_impl
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None where there is none of this name."""
         # s3fs asks for the size first, to read large files in parts: two requests for each block
         options = {"max_concurrency": 1} if "s3" in self._protocols else {}
+        path = self._path(name)
         return self._or_none(
-            "read", name, lambda: bytes(self._filesystem.cat_file(self._path(name), **options))
+            "read", name, path, lambda: bytes(self._filesystem.cat_file(path, **options))
         )
 
     def listing(self) -> dict[str, FileFact]:
         """Every file of the folder (not of folders in it); none where the folder is missing."""
         list_files = self._list_local if self.local else self._list_remote
-        return self._or_none("listed", "its files", list_files) or {}
+        return self._or_none("listed", "its files", self._folder, list_files) or {}
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, whole or not at all."""
@@ -139,27 +153,42 @@ class Storage:
 
     def remove(self, name: str) -> None:
         """Remove a file; nothing where there is none of this name."""
-        self._or_none("removed", name, lambda: self._filesystem.rm_file(self._path(name)))
+        path = self._path(name)
+        self._or_none("removed", name, path, lambda: self._filesystem.rm_file(path))
 
     def map(self, function: Callable[[T], U], items: Iterable[T]) -> list[U]:
         """The function of each item, in order; on threads where the filesystem allows them."""
-        threaded = self.local or self._filesystem.async_impl  # FTP's client, say, bears one
-        with ThreadPoolExecutor(_THREADS if threaded else 1) as pool:
+        with ThreadPoolExecutor(1 if self._is_connected else _THREADS) as pool:
             return list(pool.map(function, items))
 
     def _path(self, name: str) -> str:
         return f"{self._folder}/{name}"
 
-    def _or_none(self, verb: str, name: str, action: Callable[[], T]) -> T | None:
+    def _or_none(self, verb: str, name: str, path: str, action: Callable[[], T]) -> T | None:
         def none_where_missing() -> T | None:
             try:
                 return action()
             except FileNotFoundError as error:
-                if _is_of_no_bucket(error):
-                    raise
-                return None
+                if is_of_absence(error):
+                    return None
+                raise
+            except Exception as error:
+                if self._is_connected and _may_pass(error) and self._is_missing(path):
+                    return None
+                raise
 
         return self._patiently(verb, name, none_where_missing)
+
+    def _is_missing(self, path: str) -> bool:
+        """The filesystem says so. (Its `exists` says it of every error.)"""
+        try:
+            self._filesystem.invalidate_cache(path.rpartition("/")[0])
+            self._filesystem.info(path)
+        except FileNotFoundError as error:
+            return is_of_absence(error)
+        except Exception:  # says nothing of the file
+            return False
+        return False
 
     def _patiently(self, verb: str, name: str, action: Callable[[], T]) -> T:
         attempts = Retrying(
@@ -169,20 +198,33 @@ class Storage:
             reraise=True,
         )
         try:
-            return attempts(action)
+            return attempts(self._connected, action)
+        except ConfigError:
+            raise
         except Exception as error:  # clients have their own, such as gcsfs's `HttpError`
             raise self._error(verb, name, error) from error
 
+    def _connected(self, action: Callable[[], T]) -> T:
+        """One attempt: with a new connection where the last one failed."""
+        if self._is_lost:
+            self._filesystem, _ = self._opened(skip_instance_cache=True)
+            self._is_lost = False
+        try:
+            return action()
+        except Exception:
+            self._is_lost = self._is_connected
+            raise
+
     def _error(self, verb: str, name: str, error: Exception) -> DonnaError:
-        told, remedy = " ".join(f"{type(error).__name__}: {error}".split()), _remedy(error)
-        if getattr(error, "errno", None) in FULL:
+        told, cure = " ".join(f"{type(error).__name__}: {error}".split()), remedy(error)
+        if is_full(error):
             rule = f"have room, but is full ({error}; file {name})"
-        elif remedy is not None:
+        elif cure is not None:
             rule = f"let {name} be {verb}, but refused ({told})"
         else:
             rule = f"let {name} be {verb}, but refused for {PATIENCE:.0f} s ({told})"
         return DonnaError(
-            f"The store {self.url} must {rule}. {remedy or _PERHAPS}, then give the same command "
+            f"The store {self.url} must {rule}. {cure or _PERHAPS}, then give the same command "
             "again: all records that were stored before are kept, and it goes on from them."
         )
 
@@ -211,9 +253,15 @@ class Storage:
         if self.local:
             write_atomic(Path(path), data)
         elif _ATOMIC_PUT & self._protocols:
-            self._filesystem.pipe_file(path, data)
+            self._put(path, data)
         else:
             self._write_and_move(path, data)
+
+    def _put(self, path: str, data: bytes) -> None:
+        try:
+            self._filesystem.pipe_file(path, data)
+        except FileNotFoundError as error:  # only a bucket can be: one has no other folders
+            raise NoBucketError(str(error)) from error
 
     def _write_and_move(self, path: str, data: bytes) -> None:
         folder, _, name = path.rpartition("/")
@@ -233,53 +281,49 @@ class Storage:
 
 
 def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, Exception) and _remedy(error) is None
+    passes = isinstance(error, Exception) and not isinstance(error, ConfigError)
+    return passes and remedy(error) is None
 
 
-def _remedy(error: BaseException) -> str | None:
-    """What to do about an error that stays however often one asks; None where it may pass."""
-    if getattr(error, "errno", None) in FULL:
-        return "Make room"
-    if _is_of_no_bucket(error):
-        return "Make the bucket, or correct its name"
-    if type(error).__name__ in _WITHOUT_CREDENTIALS:
-        return (
-            "Give the store's client credentials (of s3://: AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, a profile, or a role of the nodes)"
-        )
-    if isinstance(error, PermissionError) or getattr(error, "code", None) in _FORBIDDEN:
-        return "Correct the credentials, or let them read, write and remove there"
-    if type(error).__name__ in _OF_THE_URL or _is_of_the_url(error):
-        return "Correct the URL, or the store client's region, endpoint or token"
-    return None
+def _check(url: str | Path) -> None:
+    """It is of filesystems that are installed, without a password or token in it."""
+    if isinstance(url, Path):
+        return
+    if has_credentials(url):
+        raise ConfigError(f"The URL of a store {NO_CREDENTIALS}: {without_credentials(url)}.")
+    try:
+        for each in url.split("::"):
+            fsspec.get_filesystem_class(fsspec.core.split_protocol(each)[0])
+    except (ImportError, ValueError) as error:
+        raise _not_installed(url, error) from error
 
 
-def _is_of_the_url(error: BaseException) -> bool:
-    """S3 takes the request itself for wrong, such as of a bucket in another region."""
-    answered = type(error.__cause__).__name__ == "ClientError"  # of botocore
-    return answered and getattr(error, "errno", None) in (errno.EINVAL, errno.EREMCHG)
-
-
-def _is_of_no_bucket(error: BaseException) -> bool:
-    return type(error.__cause__).__name__ == "NoSuchBucket"  # of botocore; s3fs says 'not found'
+def _not_installed(url: str, error: Exception) -> ConfigError:
+    extra = _EXTRAS.get(url.partition("://")[0])
+    package = f"`pip install 'donna-ray[{extra}]'`" if extra else "Install its package"
+    return ConfigError(
+        f"A store must be a path or a URL of an installed fsspec filesystem, but {url!r} is "
+        f"not ({error}). {package} on all nodes, or correct the URL."
+    )
 
 
 def _filesystem(url: str | Path, **options: Any) -> tuple[Any, str]:
+    """The filesystem, to which some connect as they are made, and the folder's path on it."""
     if isinstance(url, Path):  # fsspec would take one with `::` in it for a chained URL
         return LocalFileSystem(), os.path.abspath(url.expanduser())
-    if has_credentials(url):
-        raise ConfigError(f"The URL of a store {NO_CREDENTIALS}: {without_credentials(url)}.")
-    protocol = url.partition("://")[0]
-    if protocol in _ATOMIC_PUT:
+    if url.partition("://")[0] in _ATOMIC_PUT:
         options["use_listings_cache"] = False
     try:
         filesystem, path = fsspec.url_to_fs(url, **options)
-    except (ImportError, ValueError) as error:
-        extra = _EXTRAS.get(protocol)
-        package = f"`pip install 'donna-ray[{extra}]'`" if extra else "Install its package"
+    except ImportError as error:
+        raise _not_installed(url, error) from error
+    except ValueError as error:
+        if may_be_of_network(error):
+            raise
         raise ConfigError(
-            f"A store must be a path or a URL of an installed fsspec filesystem, but {url!r} is "
-            f"not ({error}). {package} on all nodes, or correct the URL."
+            f"A store's URL and fsspec's configuration must be what its client takes, but of "
+            f"{url!r} they are not ({error}). Correct the URL, or give fsspec's configuration what "
+            "is missing, such as an account."
         ) from error
     return filesystem, path.rstrip("/")
 

@@ -107,6 +107,27 @@ def test_what_is_left_out_for_its_name_is_told(tmp_path: Path) -> None:
     assert submitted(work, tmp_path / "again")[1] == ""
 
 
+def test_linked_files_are_sent_and_other_links_told(tmp_path: Path) -> None:
+    """A link to a folder could lead to all images."""
+    work, common = tmp_path / "work", tmp_path / "common"
+    (common / "folder").mkdir(parents=True)
+    for name in ("own.py", "other.yaml", "folder/a.py"):
+        (common / name).write_text("common")
+    work.mkdir()
+    links = {"blocks.py": "own.py", "again.py": "own.py", "search.yaml": "other.yaml"}
+    unsent = {"linked": "folder", "gone.py": "nothing.py"}
+    untold = {"gone.jpg": "nothing.jpg", "secret.txt": "own.py", "data": "folder"}
+    for name, target in {**links, **unsent, **untold}.items():
+        (work / name).symlink_to(Path("..", "common", target))
+    sent, said = submitted(work, tmp_path / "job")
+    assert files_in(sent) == set(links)
+    assert not [name for name in links if (sent / name).is_symlink()]
+    assert {(sent / name).read_text() for name in links} == {"common"}
+    first, *names = said.splitlines()
+    assert "links" in first
+    assert set(names) == {f"./{name}" for name in unsent}
+
+
 def test_upload_from_a_clone_has_nothing_of_the_project(tmp_path: Path) -> None:
     names = package(clone(tmp_path / "work"), tmp_path / "job")
     assert "search.yaml" in names

@@ -114,6 +114,7 @@ def test_no_token_is_told_at_once(guarded: str) -> None:
     [
         ("127.0.0.1:1", r"does not answer .Connection refused.: start it"),
         ("nowhere.invalid:6379", r"does not answer .*: start it"),
+        ("http://127.0.0.1:8265", r"must be HOST:PORT, .*`ray job`"),
         ("head", r"must be HOST:PORT, but is head: correct it"),
         ("::1:6379", r"must be HOST:PORT, but is ::1:6379 .*: correct it"),
     ],

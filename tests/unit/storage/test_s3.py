@@ -117,6 +117,22 @@ def test_answer_that_stays_is_told_at_once(
     check_refusal(Storage(f"{bucket}/run"), f"{code}.*{words}")
 
 
+@pytest.mark.usefixtures("_no_pauses")
+def test_absence_of_what_is_written_is_that_of_the_bucket(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As gcsfs tells of it: reads as an absent file does."""
+
+    async def absent(*_: Any, **__: Any) -> Any:
+        raise FileNotFoundError("b/bucket/o")
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", absent)
+    store = Storage(f"{bucket}/run")
+    assert store.read("a") is None
+    with pytest.raises(DonnaError, match=r"b/bucket/o.*Make the bucket, or correct"):
+        store.write("a", b"")
+
+
 @pytest.mark.parametrize(("protocol", "extra"), [("s3", "s3"), ("gs", "gs")])
 def test_package_that_is_missing_is_named(
     protocol: str, extra: str, monkeypatch: pytest.MonkeyPatch
