@@ -55,9 +55,12 @@ def fold(module: nn.Module) -> nn.Module:
     Args:
         module: in eval mode.
     """
-    _fix_parametrized(module)
     whole = nn.Sequential(module)
+    for each in filter(parametrize.is_parametrized, whole.modules()):
+        kind = type(each)  # shared with what this one was copied of: a method may change it
+        each.__class__ = type(kind.__name__, kind.__bases__, dict(kind.__dict__))
     _fold_children(whole)
+    _fix_parametrized(whole)
     return whole[0]
 
 

@@ -84,7 +84,8 @@ def {entry}(
     network.num_classes, network.num_features = own["num_classes"], {features}
     named = pretrained_cfg
     if not named:
-        known = json.loads(WEIGHTS.with_name("config.json").read_text())["pretrained_cfg"]
+        config = WEIGHTS.with_name("config.json")
+        known = json.loads(config.read_text())["pretrained_cfg"] if config.exists() else {{}}
         named = {{**known, "source": "local-dir", "file": str(WEIGHTS.parent)}}
     network.pretrained_cfg = network.default_cfg = {{**named, "architecture": "{entry}"}}
     if pretrained:

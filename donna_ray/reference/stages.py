@@ -83,6 +83,8 @@ def _of_levels(
     trace = Trace(model, [name for stage in stages for name in stage], input_shape, enlarged)
     points, names, reason = _points(trace, stages)
     cut = _trainable(_Cut(trace, points, names[1:]))
+    if len(cut.stages) < 2:
+        reason = reason or CannotCutError("fewer than two of its levels have parameters")
     return _with_enough(cut, input_shape, reason) if reason else cut
 
 

@@ -84,8 +84,8 @@ class Mirror:
             (self._root / SEEN).unlink(missing_ok=True)  # the next push makes all of it anew
             return
         seen = read_json(self._root / SEEN) or {}
-        if manifest == seen:
-            return
+        if manifest == {key: value for key, value in seen.items() if key != "next"}:
+            return  # also where a push did not come to its end
         if manifest.get("version") in {seen.get("next")} - {None}:  # killed before it noted that
             write_json(self._root / SEEN, manifest)
             return
@@ -116,6 +116,7 @@ class Mirror:
             if sha not in there and not name.startswith(_RECORDS)
         ]
         local.update(zip(missing, self._copy.map(self._store, missing), strict=True))
+        check_is_seen(self._root, self._copy)  # that took minutes, or this host was suspended
         manifest = {"layout": _LAYOUT, "version": uuid.uuid4().hex, "files": local}
         seen = read_json(self._root / SEEN) or {}
         write_json(self._root / SEEN, {**seen, "next": manifest["version"]})
@@ -145,7 +146,12 @@ class Mirror:
 
     def is_pushed(self) -> bool:
         """The copy has all of the run folder, as far as this folder knows."""
-        return self._local() == self._pushed() and not self._missing_records()
+        named = {  # an earlier version named indices, and blocks, which are there as records
+            name: sha
+            for name, sha in self._pushed().items()
+            if not name.startswith(_BLOCKS) and not name.endswith(f"/{INDEX}")
+        }
+        return self._local() == named and not self._missing_records()
 
     def _pushed(self) -> dict[str, str]:
         """The files of the last manifest that this folder pulled or pushed."""
@@ -167,12 +173,14 @@ class Mirror:
         write_atomic(self._root / name, data)
 
     def _missing_records(self) -> list[str]:
-        """Local records, made before the run had its URL, of which files are not there."""
+        """Files of local records, made before the run had its URL, that are not whole there."""
         names = [name for name in self._names() if name.startswith(_RECORDS)]
         for folder in {name.rpartition("/")[0] for name in names if name not in self._records}:
             there = Storage(folder_in(self._url, folder)).listing()
             self._records |= {f"{folder}/{name}" for name in there}
-        return [name for name in names if name not in self._records]
+        missing = [name for name in names if name not in self._records]
+        cut_off = {_record_of(name) for name in missing if name.endswith(".safetensors")}
+        return [name for name in names if name in missing or _record_of(name) in cut_off]
 
     def _store_records(self, names: list[str]) -> None:
         for is_whole in (False, True):  # with its ``.safetensors``, a record is there
@@ -258,6 +266,11 @@ class Mirror:
         if name not in self._sums or self._sums[name][0] != stamp:
             self._sums[name] = stamp, file_sha256(path)
         return self._sums[name][1]
+
+
+def _record_of(name: str) -> str:
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/{file.partition('.')[0]}"
 
 
 def _is_of_files(files: Any) -> bool:

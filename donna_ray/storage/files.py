@@ -261,6 +261,8 @@ class Storage:
         try:
             self._filesystem.pipe_file(path, data)
         except FileNotFoundError as error:  # only a bucket can be: one has no other folders
+            if "NoSuchUpload" in str(error.__cause__):  # S3's word for one that is over: once more
+                raise
             raise NoBucketError(str(error)) from error
 
     def _write_and_move(self, path: str, data: bytes) -> None:

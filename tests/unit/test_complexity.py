@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from donna_ray.complexity import complexity, deployed, fold
 from donna_ray.config import ReferenceConfig
@@ -84,10 +84,18 @@ class Normed(nn.Module):
         return self.layers(features)
 
 
+class Unnormed(Normed):
+    """It takes one of the parametrizations itself."""
+
+    def fuse(self) -> None:
+        parametrize.remove_parametrizations(self.layers[1], "weight")
+
+
 @torch.no_grad()
-def test_weights_that_torch_parametrises_are_deployed_as_they_are() -> None:
+@pytest.mark.parametrize("kind", [Normed, Unnormed])
+def test_weights_that_torch_parametrises_are_deployed_as_they_are(kind: type[Normed]) -> None:
     """Twice, and the module stays as it is: copies of it have its class."""
-    model, images = network(Normed()).train(), torch.randn(2, *SHAPE)
+    model, images = network(kind()).train(), torch.randn(2, *SHAPE)
     model(images)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     for _ in range(2):

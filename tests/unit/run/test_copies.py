@@ -99,6 +99,14 @@ def test_record_that_is_not_there_is_stored_although_an_earlier_push_named_it(
     assert Mirror(here, url).is_pushed()
 
 
+def test_record_of_which_a_worker_stored_a_part_is_stored_as_a_whole(tmp_path: Path) -> None:
+    here, url = tmp_path / "here", (tmp_path / "copy").as_uri()
+    RecordStore(here / "networks").put("a", {}, {"w": torch.ones(9)}, {"onnx": b"graph"})
+    Storage(f"{url}/networks").write("a.onnx", b"of another training")
+    Mirror(here, url).push()
+    assert (tmp_path / "copy" / "networks" / "a.onnx").read_bytes() == b"graph"
+
+
 def test_push_over_a_copy_that_another_has_written_is_refused_and_changes_nothing(
     tmp_path: Path,
 ) -> None:
@@ -124,9 +132,35 @@ def test_push_over_a_copy_that_another_has_written_is_refused_and_changes_nothin
     assert {path.name for path in here.iterdir()} == {"a", "b", "c", "networks", ".mirror.json"}
 
 
-def test_push_whose_answer_was_lost_is_known_for_its_own(
+def test_push_that_another_one_overtook_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    here, there, url = tmp_path / "here", tmp_path / "there", (tmp_path / "copy").as_uri()
+    here.mkdir()
+    (here / "a").write_text("1")
+    Mirror(here, url).push()
+    (here / "a").write_text("2")
+    Mirror(there, url).pull()
+    (there / "a").write_text("of another")
+    store = Mirror._store
+
+    def suspended(mirror: Mirror, name: str) -> str:
+        monkeypatch.setattr(Mirror, "_store", store)
+        Mirror(there, url).push()
+        return store(mirror, name)
+
+    monkeypatch.setattr(Mirror, "_store", suspended)
+    with pytest.raises(RunLockedError):
+        Mirror(here, url).push()
+    Mirror(tmp_path / "third", url).pull()
+    assert (tmp_path / "third" / "a").read_text() == "of another"
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_push_that_failed_at_its_end_takes_nothing_back(
+    written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer was lost, or the store took it no more: this folder has all of either copy."""
     here, url = tmp_path / "here", (tmp_path / "copy").as_uri()
     here.mkdir()
     (here / "a").write_text("1")
@@ -134,7 +168,8 @@ def test_push_whose_answer_was_lost_is_known_for_its_own(
     write = Storage.write
 
     def cut_off(store: Storage, name: str, data: bytes) -> None:
-        write(store, name, data)
+        if written or name != "mirror.json":
+            write(store, name, data)
         if name == "mirror.json":
             raise ConnectionError
 
