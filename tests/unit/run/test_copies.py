@@ -179,9 +179,9 @@ def test_push_that_failed_at_its_end_takes_nothing_back(
             patch.setattr(Storage, "write", cut_off)
             with pytest.raises(ConnectionError):
                 Mirror(here, url).push()
-        (here / "a").write_text("3")
+        (here / "a").write_text(f"3 {action.__name__}")
         action(Mirror(here, url))
-        assert (here / "a").read_text() == "3"
+        assert (here / "a").read_text() == f"3 {action.__name__}"
         Mirror(here, url).push()
         assert Mirror(here, url).is_pushed()
 
