@@ -60,7 +60,7 @@ own = timm.create_model("local-dir:FOLDER", pretrained=True).eval()"""
 
 
 def timm_config(card: Card, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json as ``timm.models.save_config_for_hf`` writes it.
+    """config.json as ``timm.models._hub.save_config_for_hf`` writes it.
 
     Args:
         card: of ``export_network``.

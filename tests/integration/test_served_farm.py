@@ -32,6 +32,7 @@ def test_a_device_is_waited_for_and_shared(farm: Farm, tmp_path: Path) -> None:
     """Its model is not known before it was probed, and that takes its process a second."""
     said: list[str] = []
     latency = start_farm(DeviceConfig(farm="shelf", name=MODEL), tmp_path / "none", said.append)
+    assert said
     assert all("waiting for a device 'board (simulated)'" in each for each in said)
     latency.close()
     while (states := [row["state"] for row in farm.status()]) == ["new"]:

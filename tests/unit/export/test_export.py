@@ -120,6 +120,7 @@ def test_own_reference_and_own_family(tmp_path: Path) -> None:
     assert card["files"] == {name: file_sha256(to / name) for name in names}
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(("given", "stated"), [("last", "last"), (None, "test")])
 def test_card_names_the_split_of_the_test(tmp_path: Path, given: str | None, stated: str) -> None:
     """Which no key of a reference has; without it `donna evaluate` would take other images."""
