@@ -172,7 +172,7 @@ def hooked() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("model", "remedy"), [(Hidden(), "Choose other stages"), (hooked(), "forward hooks of its own")]
+    ("model", "remedy"), [(Hidden(), "choose other stages"), (hooked(), "forward hooks of its own")]
 )
 def test_cut_that_computes_something_else_is_refused(model: nn.Module, remedy: str) -> None:
     words = f"must equal {type(model).__name__} to 1e-05, but differs.*{remedy}"

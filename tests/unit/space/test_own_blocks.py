@@ -54,11 +54,6 @@ BROKEN = """
         def forward(self, x):
             return {forward}
 
-    class Tied(Odd):
-        def __init__(self, *shape):
-            super().__init__(*shape)
-            self.same = self.conv
-
     class Outside(Odd):
         def __init__(self, *shape):
             super().__init__(*shape)
@@ -224,7 +219,6 @@ def test_name_that_is_taken_is_refused(tmp_path: Path) -> None:
             "self.conv(x.data.relu_())",
             "in place",
         ),
-        ("tied", "Tied(in_channels, out_channels, stride)", "self.conv(x)", "share memory"),
         (
             "outside",
             "Outside(in_channels, out_channels, stride)",
