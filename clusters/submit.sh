@@ -5,9 +5,10 @@
 # `ray dashboard cluster.yaml` or an SSH tunnel. CONFIG must be in this directory, of which the
 # cluster gets Python and YAML files, linked ones too, as the job's working directory, and nothing
 # else: no file whose name is hidden or speaks of secrets (those are told), no linked folder (told,
-# too), nothing in folders of environments, data or results, nothing that .gitignore names, and no donna_ray and device_farm: those that the nodes have
-# installed are what runs. Follows the log, and exits as the job does: 0 if it succeeded, 1 if it
-# failed, 3 if it was stopped. The same command again goes on where a job was stopped.
+# too), nothing in folders of environments, data or results, nothing that .gitignore names, and no
+# donna_ray and device_farm: those that the nodes have installed are what runs. Follows the log, and
+# exits as the job does: 0 if it succeeded, 1 if it failed, 3 if it was stopped. The same command
+# again goes on where a job was stopped.
 set -euo pipefail
 config=${1:?usage: clusters/submit.sh CONFIG [options of donna run]}
 shift

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from graphlib import CycleError, TopologicalSorter
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -298,25 +299,20 @@ def _sort(graph: onnx.GraphProto) -> bool:
 
     ONNX Runtime takes any, but what infers shapes and converts does not. In a circle they stay.
     """
-    ordered: list[onnx.NodeProto] = []
-    left, passes = list(graph.node), 0
-    unmade = {name for node in left for name in node.output}
-    while left:
-        ready: list[onnx.NodeProto] = []
-        later: list[onnx.NodeProto] = []
-        for node in left:
-            is_ready = unmade.isdisjoint(filter(None, _read(node)))
-            (ready if is_ready else later).append(node)
-            if is_ready:
-                unmade.difference_update(node.output)
-        if not ready:  # a circle, which ONNX Runtime tells
-            return False
-        ordered, left, passes = [*ordered, *ready], later, passes + 1
-    if passes < 2:
+    made = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
+    before = {
+        place: {made[name] for name in _read(node) if name in made}
+        for place, node in enumerate(graph.node)
+    }
+    if all(max(places, default=-1) < place for place, places in before.items()):
         return False
-    copies = onnx.GraphProto(node=ordered).node
+    try:
+        order = [*TopologicalSorter(before).static_order()]
+    except CycleError:  # which ONNX Runtime tells
+        return False
+    ordered = onnx.GraphProto(node=[graph.node[place] for place in order]).node
     del graph.node[:]
-    graph.node.extend(copies)
+    graph.node.extend(ordered)
     return True
 
 

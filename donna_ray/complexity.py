@@ -65,7 +65,7 @@ def fold(module: nn.Module) -> nn.Module:
 
 
 def _fix_parametrized(module: nn.Module) -> None:
-    """As `remove_parametrizations`, which would take them from the modules that these copy, too."""
+    """As `remove_parametrizations`, which makes a buffer of a weight that needs no gradient."""
     for each in [each for each in module.modules() if parametrize.is_parametrized(each)]:
         made: Any = each.parametrizations
         with torch.no_grad():

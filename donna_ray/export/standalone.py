@@ -43,7 +43,7 @@ def adopt(part, model, names):
 '''
 _NETWORK = '''
 class Network(nn.Module):
-    """Normalised images (N, {channels}, {height}, {width}) to logits (N, {classes})."""
+    """Normalised images (N, {shape}) to logits (N, {classes})."""
 
     def __init__(self):
         super().__init__()
@@ -179,11 +179,8 @@ def standalone_source(
             kinds, specs, reference.shapes, reference.stages, strict=True
         )
     ]
-    channels, height, width = reference.input_shape
     network = _NETWORK.format(
-        channels=channels,
-        height=height,
-        width=width,
+        shape=", ".join(map(str, reference.input_shape)),
         classes=reference.classes,
         model=f"{factory}{_written(arguments)})",
         stem=stem,

@@ -48,10 +48,10 @@ def automatic_cut(
 
     Feature levels of `feature_info` that are children of one container (`blocks.1`, `stages.0`)
     make a stage of each of its children; other levels are stages, but for those of the stem (which
-    halve the image at most). Stages between which several tensors go are one, and one without
-    parameters is of the next. Other models are cut
-    where one tensor goes on and the resolution changes. Blocks of one resolution (a ViT's) are
-    grouped into four stages. Of more than 8 stages, neighbours are joined, the cheapest first.
+    halve the image at most). Other models are cut where one tensor goes on and the resolution
+    changes. Stages between which several tensors go are one, and one without parameters is of the
+    next. Blocks of one resolution (a ViT's) are grouped into four stages. Of more than 8 stages,
+    neighbours are joined, the cheapest first.
 
     Args:
         model: see ``cut_model``, as are the others.

@@ -178,7 +178,7 @@ class Mirror:
         for folder in {name.rpartition("/")[0] for name in names if name not in self._records}:
             there = Storage(folder_in(self._url, folder)).listing()
             self._records |= {f"{folder}/{name}" for name in there}
-        missing = [name for name in names if name not in self._records]
+        missing = {name for name in names if name not in self._records}
         cut_off = {_record_of(name) for name in missing if name.endswith(".safetensors")}
         return [name for name in names if name in missing or _record_of(name) in cut_off]
 

@@ -23,8 +23,9 @@ from donna_ray.run.progress import PROGRESS, Progress, write_progress
 from donna_ray.run.session import RayLost, RaySession
 from donna_ray.run.shared_folder import SharedFolder, check_nodes
 from donna_ray.storage.artifacts import Artifact, Files, StepFolder, write_atomic
-from donna_ray.storage.files import FULL, folder_in
+from donna_ray.storage.files import folder_in
 from donna_ray.storage.records import RecordStore
+from donna_ray.storage.refusals import is_full
 
 __all__ = ["Run"]
 
@@ -288,7 +289,7 @@ def _room_in(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if not is_full(error):
             raise
         raise DonnaError(
             f"The disk of the run folder {root} must have room, but is full ({error}). Make room, "

@@ -38,7 +38,6 @@ from donna_ray.credentials import NO_CREDENTIALS, has_credentials, without_crede
 from donna_ray.errors import ConfigError, DonnaError
 from donna_ray.storage.artifacts import write_atomic
 from donna_ray.storage.refusals import (
-    FULL,
     NoBucketError,
     is_full,
     is_of_absence,
@@ -46,7 +45,7 @@ from donna_ray.storage.refusals import (
     remedy,
 )
 
-__all__ = ["FULL", "FileFact", "Storage", "folder_in", "is_temporary"]
+__all__ = ["FileFact", "Storage", "folder_in", "is_temporary"]
 
 T = TypeVar("T")
 U = TypeVar("U")

@@ -7,9 +7,9 @@ import errno
 import ftplib
 from collections.abc import Iterator
 
-__all__ = ["FULL", "NoBucketError", "is_full", "is_of_absence", "may_be_of_network", "remedy"]
+__all__ = ["NoBucketError", "is_full", "is_of_absence", "may_be_of_network", "remedy"]
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_BUCKET = {"NoSuchBucket", "NoBucketError"}  # of botocore; s3fs says 'not found'
 _WITHOUT_CREDENTIALS = {
     *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"),  # of botocore
@@ -33,7 +33,7 @@ class NoBucketError(Exception):
 
 def is_full(error: BaseException) -> bool:
     """The disk, or the owner's part of it, has no room."""
-    return getattr(error, "errno", None) in FULL
+    return getattr(error, "errno", None) in _FULL
 
 
 def is_of_absence(error: FileNotFoundError) -> bool:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ftplib
+from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
+from donna_ray.errors import DonnaError
+from donna_ray.storage.files import Storage
 from donna_ray.storage.refusals import is_of_absence, remedy
 
 
@@ -73,3 +77,22 @@ def test_ftp_connection_that_ended_is_no_absence() -> None:
     missing.__cause__ = ftplib.error_temp("421 Control connection timed out.")
     assert not is_of_absence(missing)
     assert remedy(missing) is None
+
+
+def test_upload_that_is_over_is_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 says 'not found' of it, too; of a bucket that is not there a write is told at once."""
+    store = Storage("memory://bucket/over")
+    refused = [within(FileNotFoundError("a"), Exception("(NoSuchUpload) when calling"))]
+    pipe_file = MemoryFileSystem.pipe_file
+
+    def refuse(files: MemoryFileSystem, *given: Any, **named: Any) -> None:
+        if refused:
+            raise refused.pop()
+        pipe_file(files, *given, **named)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
+    store.write("a", b"1")
+    assert store.read("a") == b"1"
+    refused.append(FileNotFoundError("a"))
+    with pytest.raises(DonnaError, match="Make the bucket"):
+        store.write("b", b"2")
