@@ -17,6 +17,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 from timm.layers import BatchNormAct2d, StdConv2d
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.parametrizations import weight_norm
 
 from device_farm import ModelError, Workload
@@ -95,7 +96,14 @@ def test_a_network_of_timm_is_run_with_batchnorm_folded() -> None:
     network = settle(timm.create_model("mobilenetv3_small_050", num_classes=10))
     workload = Workload.from_torch(network, torch.zeros(1, 3, 32, 32))
     loaded = by_torch(workload)
-    check(loaded, workload, 1e-3)
+    called: list[type[nn.Module]] = []
+    hook = register_module_forward_hook(lambda module, *_: called.append(type(module)))
+    try:
+        check(loaded, workload, 1e-3)
+    finally:
+        hook.remove()
+    assert called
+    assert not any(issubclass(each, nn.BatchNorm2d) for each in called)
     norms = sum(isinstance(each, nn.BatchNorm2d) for each in network.modules())
     assert norms == 34
     assert loaded.facts == {"batchnorm_folded": norms, "batchnorm_left": 0}
