@@ -36,7 +36,7 @@ lowest:
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e ".[docs]"

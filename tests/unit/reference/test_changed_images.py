@@ -14,7 +14,7 @@ from unittest.mock import Mock
 import pytest
 from rich.console import Console
 
-from donna_ray.config import RunConfig
+from donna_ray.config import RunConfig, SpaceConfig
 from donna_ray.data import load_data
 from donna_ray.errors import DonnaError
 from donna_ray.library.step import library_step
@@ -27,12 +27,14 @@ from tests.unit.reference.test_reference_step import configured as written
 
 NAMES = ("a", "b")
 SPLITS = ("train", "validation", "test")
+ONE = {"kernel": [3], "ratio": [1], "depth": [1], "activation": ["relu"], "squeeze_excite": [False]}
+FEW = SpaceConfig.model_validate({"blocks": [{"family": "residual_basic", "options": ONE}]})
 
 
 def configured(root: Path) -> RunConfig:
     config = written(root, NAMES)
     data = config.data.model_copy(update={"test_split": "test"})
-    return config.model_copy(update={"data": data})
+    return config.model_copy(update={"data": data, "space": FEW})
 
 
 def made(root: Path) -> tuple[RunConfig, Artifact]:
@@ -96,7 +98,7 @@ def reused(config: RunConfig, root: Path, only: str | None = None) -> str:
 
 
 def test_a_step_that_reads_other_images_is_refused(
-    one_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its workers alone: to list a million images takes long, and not every step reads them."""
     config, reference = made(tmp_path)
