@@ -1,4 +1,4 @@
-"""Every command line in the documents is one that the programs take: its name and its options."""
+"""Documents say what is there: command lines, public names, options, scripts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from typing import Any
 import pytest
 import typer
 
+import device_farm
+import donna_ray
 from device_farm.cli import app as farm_app
+from donna_ray import config
 from donna_ray.cli.main import app
+from donna_ray.config.values import Section
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -100,3 +104,38 @@ def test_readme_of_the_package_has_no_link_into_the_repository(
     assert links
     assert all(each.startswith("https://") for each in links)
     assert "(`docs/first-hour.md`)" in given["long_description"]
+
+
+def told(page: str, package: str) -> list[str]:
+    """The names of a package that mkdocstrings writes into a page."""
+    text = (ROOT / "docs" / page).read_text()
+    return re.findall(rf"^::: {package}\.(?:\w+\.)*(\w+)$", text, re.MULTILINE)
+
+
+def test_public_names_are_documented_once() -> None:
+    sections = set(told("configuration.md", "donna_ray"))
+    assert sections <= set(config.__all__)
+    names = sorted(told("api.md", "donna_ray") + list(sections & set(donna_ray.__all__)))
+    assert names == donna_ray.__all__
+    assert sorted(told("api.md", "device_farm")) == device_farm.__all__
+
+
+@pytest.mark.parametrize("section", told("configuration.md", "donna_ray"))
+def test_sections_of_the_configuration_say_what_each_option_is(section: str) -> None:
+    kinds = [kind for kind in getattr(config, section).__mro__ if issubclass(kind, Section)]
+    text = " ".join(kind.__doc__ or "" for kind in kinds)
+    assert not [name for name in kinds[0].model_fields if f"`{name}`" not in text]
+
+
+def test_scripts_are_named() -> None:
+    """In a document, or by another script, which imports or calls it."""
+    scripts = {path.stem: path.read_text() for path in (ROOT / "scripts").glob("*.*")}
+    text = " ".join(path.read_text() for path in [*DOCUMENTS, ROOT / "CONTRIBUTING.md"])
+    assert "image_folder" in scripts
+
+    def is_named(name: str) -> bool:
+        others = [code for other, code in scripts.items() if other != name]
+        use = re.compile(rf"^(?:from|import) (?:scripts\.)?{name}\b|scripts/{name}\.", re.MULTILINE)
+        return f"scripts/{name}." in text or any(map(use.search, others))
+
+    assert not [name for name in scripts if not is_named(name)]
