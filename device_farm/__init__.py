@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from device_farm.alone import measure_alone, sustain_alone
     from device_farm.cache import MeasurementCache, MeasurementKey
     from device_farm.connector import Connector, connector_names, make_connector
     from device_farm.device_spec import DeviceSpec
@@ -62,9 +63,12 @@ __all__ = [
     "connector_names",
     "load_farm_config",
     "make_connector",
+    "measure_alone",
+    "sustain_alone",
 ]
 
 _MODULES = {
+    "alone": ("measure_alone", "sustain_alone"),
     "cache": ("MeasurementCache", "MeasurementKey"),
     "connector": ("Connector", "connector_names", "make_connector"),
     "device_spec": ("DeviceSpec",),

@@ -30,6 +30,8 @@ CREATE TABLE IF NOT EXISTS baselines (
     PRIMARY KEY (model, control)
 );
 """
+# `p20_ms` is the control's baseline (`timing.protocol.baseline_ms`), no percentile: renamed, the
+# column would not be found in files that are there.
 
 
 class MeasurementKey(NamedTuple):
@@ -119,9 +121,9 @@ class MeasurementCache:
         row = self._one("SELECT p20_ms FROM baselines WHERE model=? AND control=?", model, control)
         return None if row is None else float(row)
 
-    def put_baseline(self, model: str, control: str, p20_ms: float) -> float:
-        """Keeps a baseline in ms, unless there is one; returns the one that counts."""
-        self._write("INSERT OR IGNORE INTO baselines VALUES (?, ?, ?)", model, control, p20_ms)
+    def put_baseline(self, model: str, control: str, baseline_ms: float) -> float:
+        """Keeps a baseline, unless there is one; returns the one that counts."""
+        self._write("INSERT OR IGNORE INTO baselines VALUES (?, ?, ?)", model, control, baseline_ms)
         kept = self.get_baseline(model, control)
         assert kept is not None
         return kept

@@ -21,7 +21,7 @@ from pathlib import Path
 import moocore
 import numpy as np
 import torch
-from bench_predictor_config import image_folder
+from image_folder import image_folder
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench_predictor_config import image_folder
 from fake_quantised import FakeQuantised
+from image_folder import image_folder
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table

@@ -26,7 +26,7 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
-from bench_predictor_config import image_folder
+from image_folder import image_folder
 from reproduce_compress import LIMITS, compared
 from reproduce_page import machine, summary_of, table_of
 from reproduce_rivals import Bench, reference_facts

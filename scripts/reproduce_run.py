@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from bench_predictor_config import image_folder
+from image_folder import image_folder
 from reproduce_rivals import Bench
 
 from donna_ray.config import RunConfig

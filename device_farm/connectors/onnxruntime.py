@@ -67,6 +67,7 @@ class OnnxRuntimeSettings(ProtocolSettings):
     provider: str = CPU
     """ONNX Runtime's execution provider. Operators that it does not know run on the CPU."""
     provider_options: dict[str, str] = Field(default_factory=dict)
+    """What the provider takes, by its names."""
 
     @model_validator(mode="after")
     def _one_core_a_thread(self) -> OnnxRuntimeSettings:

@@ -45,13 +45,17 @@ class SimulatedSettings(ProtocolSettings):
     model: str = Field(default="board", min_length=1)
     """Devices of equal model and settings are interchangeable."""
     overhead_ms: float = Field(default=0.05, ge=0)
+    """Of each run."""
     gmacs_per_s: float = Field(default=20.0, gt=0)
+    """Multiply-accumulates a second, in 10**9."""
     node_us: float = Field(default=2.0, ge=0)
+    """Microseconds that each node of the graph takes besides."""
     table_ms: dict[str, float] = Field(default_factory=dict)
     """Latencies by workload digest, in ms, that go before the model."""
     noise_percent: float = Field(default=1.0, ge=0)
     """Standard deviation of a run."""
     drift_percent: float = Field(default=0.0, ge=0, lt=100)
+    """By how much latencies rise and fall."""
     drift_period_s: float = Field(default=60.0, gt=0)
     """Period of the drift, in simulated seconds."""
     speed: float = Field(default=1.0, gt=0, exclude=True)
@@ -63,6 +67,7 @@ class SimulatedSettings(ProtocolSettings):
     faults_at: dict[int, Fault] = Field(default_factory=dict)
     """Failures of certain measurements, counted from 0."""
     seed: int = 0
+    """Of noise and failures."""
 
 
 @dataclass(frozen=True)

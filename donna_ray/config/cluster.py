@@ -13,6 +13,8 @@ __all__ = ["ClusterConfig"]
 class ClusterConfig(Section):
     """What training takes of the Ray cluster: up to `workers` workers, as many as find room.
 
+    A worker has `cpus_per_worker` and `gpus_per_worker` (a part of one, such as 0.5, too). Its work
+    is tried again `retries` times where it dies or the machine fails.
     `accelerator_type` is Ray's name of the GPU that a worker must have, such as `V100`.
     `storage` is where runs are kept: a folder that all nodes see, or any fsspec URL where they
     share no filesystem (`s3://bucket/runs`); null is `runs` in the working directory.

@@ -34,10 +34,15 @@ class DataConfig(Section):
 
     `source` is `digits` (scikit-learn's 1,797 handwritten digits, embedded); a folder that holds
     each split as a folder with one folder of images a class, or as a tar of them; or a name that
-    timm.data.create_dataset takes (`torch/cifar10`, `hfds/…`, `wds/…`, …) with the data in `root`.
+    timm.data.create_dataset takes (`torch/cifar10`, `hfds/…`, `wds/…`, …) with the data in `root`
+    (fetched to there by `download`). `train_split` and `validation_split` are the names of its
+    splits; `validation_fraction` is the share of the digits that does not train: it validates, and
+    a part of it is the test.
     `unlabelled` is a folder or tar of images for the distillation of blocks, which needs no labels.
     `classes` is needed only where the data do not tell. `augmentation` holds arguments of
     timm.data.create_transform for the training images (null: none).
+    `image_size` is the side in pixels that images are scaled to; null is the model's own.
+    `loader_workers` processes read the images of a worker (0: the worker itself).
     `cache_pixels` has each node keep the images of a folder or tars, but the test's, on its local
     disk (TMPDIR): decoded, and scaled down to a short side of so many pixels (null: not).
     `mean` and `std` (of each of the three channels, as shares of the largest value; one number for

@@ -82,6 +82,7 @@ ModuleNames = str | Annotated[list[str], Field(min_length=1)]
 class ReferenceConfig(Section):
     """The teacher: any timm model that can be cut, and where its weights come from.
 
+    `model` is timm's name of it, or `donna_digits` or `donna_micro` of this package.
     `weights`: `train` (on the data), `pretrained` (timm's), or a checkpoint file. With `training`,
     given weights are trained further on the data, with a new classifier where they know another
     number of classes; without it `train` takes 20 epochs.
@@ -112,7 +113,7 @@ class ReferenceConfig(Section):
 
 
 class BlocksConfig(Section):
-    """One block family and the values of its options; every combination is a block.
+    """One block `family` and the values of its `options`; every combination is a block.
 
     Combinations that have one of the listed values of every option of an entry of `exclude` are
     left out; each value must be one that the option has.
@@ -124,7 +125,7 @@ class BlocksConfig(Section):
 
 
 class StageConfig(Section):
-    """How one stage differs: values in place of the others, or other blocks altogether."""
+    """How one stage differs: `options`, values in place of the others, or other `blocks`."""
 
     options: Options = Field(default_factory=dict)
     blocks: Annotated[list[BlocksConfig], Field(min_length=1)] | None = None
@@ -167,7 +168,10 @@ class SpaceConfig(Section):
 
 
 class FamilyRecipe(Section):
-    """What differs in the distillation of one block family; null is the library's own."""
+    """What differs in the distillation of one block family; null is the library's own.
+
+    `epochs`, `learning_rate` and `weight_decay` as in ``TrainingConfig``.
+    """
 
     epochs: PositiveInt | None = None
     learning_rate: PositiveFloat | None = None
@@ -177,8 +181,9 @@ class FamilyRecipe(Section):
 class RacingConfig(Section):
     """Pausing early the blocks that are bad and expensive.
 
-    After `share` of its training a block is paused if another one of its stage costs no more, in
-    `macs` or `params`, and has an NSR so far that is lower by more than `margin` (0.1 is 10%).
+    After `share` of its training a block is paused if another one of its stage costs no more, by
+    `cost` (`macs` or `params`), and has an NSR so far that is lower by more than `margin` (0.1 is
+    10%).
     """
 
     share: Annotated[float, Field(gt=0, lt=1)] = 0.25
@@ -269,6 +274,10 @@ class TrackingConfig(Section):
 
 class RunConfig(Section):
     """One run, from reference to report.
+
+    `seed` decides all that is random. The sections are `data`, `reference`, `space`, `library`,
+    `predictor`, `search`, `finetune`, `device`, `cluster` and `tracking`; `scenarios` are several
+    devices or limits in place of one.
 
     `name` is also that of its folder: a letter or digit, and then also `.`, `_` and `-`.
     """

@@ -10,7 +10,11 @@ __all__ = ["FinetuneRecipe", "ReferenceTraining", "TrainingConfig"]
 
 
 class TrainingConfig(Section):
-    """How long and how fast a network or block is trained."""
+    """How long and how fast a network or block is trained.
+
+    `epochs` are passes over the images, `batch_size` the images of an optimizer's step,
+    `learning_rate` its peak and `weight_decay` that of AdamW.
+    """
 
     epochs: PositiveInt = 1
     batch_size: Annotated[int, Field(ge=2)] = 64

@@ -30,8 +30,9 @@ DevicePrecision = Literal["fp32", "fp16", "int8"]
 class GeneticConfig(Section):
     """What `nsga2` and `nsga3` take.
 
-    The probabilities are those of crossing two parents, of taking a stage from the second one, and
-    of drawing a stage anew (null: one of them a candidate).
+    `population` is that of a generation. `crossover_probability` is that of crossing two parents,
+    `swapping_probability` of taking a stage from the second one, and `mutation_probability` of
+    drawing a stage anew (null: one of them a candidate).
     """
 
     population: Annotated[int, Field(ge=2)] = 24
@@ -166,8 +167,8 @@ class Scenario:
 class ScenarioConfig(Section):
     """One of several devices, or of several limits on one.
 
-    `device` and `search` as the sections of these names; what `search` does not say, and the
-    device if it is left out, is as there.
+    `name` is also that of its folder (`search/NAME`). `device` and `search` are as the sections of
+    these names; what `search` does not say, and the device if it is left out, is as there.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]

@@ -2,8 +2,8 @@
 
 Each next one is that which lowers the variance of the predicted accuracy most, on the average over
 the space (sequential I-optimality). This does not depend on accuracies, so a design is known before
-anything is finetuned, and a longer one begins with a shorter one. `scripts/bench_samples.py` shows
-how many fewer it takes than random ones. D-optimality chooses nearly only extremes at first, from
+anything is finetuned, and a longer one begins with a shorter one. `scripts/bench_samples.py`
+compares it with random ones. D-optimality chooses nearly only extremes at first, from
 which saturating laws of accuracy are learnt badly.
 """
 

@@ -1,4 +1,4 @@
-"""Every command line in the documents is one that the programs take: its name and its options."""
+"""Documents say what is there: command lines, public names, options, scripts."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import typer
 
+import device_farm
+import donna_ray
 from device_farm.cli import app as farm_app
+from donna_ray import config
 from donna_ray.cli.main import app
+from donna_ray.config.values import Section
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -100,3 +105,47 @@ def test_readme_of_the_package_has_no_link_into_the_repository(
     assert links
     assert all(each.startswith("https://") for each in links)
     assert "(`docs/first-hour.md`)" in given["long_description"]
+
+
+def told(page: str) -> list[str]:
+    """The paths of what mkdocstrings writes into a page."""
+    return re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / page).read_text(), re.MULTILINE)
+
+
+def names_in(paths: list[str], package: ModuleType) -> list[str]:
+    own = (each for each in paths if each.startswith(f"{package.__name__}."))
+    return [each.rpartition(".")[2] for each in own]
+
+
+@pytest.mark.parametrize("package", [donna_ray, device_farm], ids=lambda package: package.__name__)
+def test_public_names_are_documented_once(package: ModuleType) -> None:
+    others = names_in(told("configuration.md"), package)
+    public = [name for name in others if name in package.__all__]
+    assert sorted(names_in(told("api.md"), package) + public) == package.__all__
+
+
+SECTIONS = [
+    each for each in map(vars(config).get, config.__all__) if isinstance(each, type(Section))
+]
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_sections_of_the_configuration_say_what_each_option_is(section: type[Section]) -> None:
+    assert f"donna_ray.config.{section.__name__}" in told("configuration.md")
+    kinds = [kind for kind in section.__mro__ if issubclass(kind, Section)]
+    text = " ".join(kind.__doc__ or "" for kind in kinds)
+    assert not [option for option in section.model_fields if f"`{option}`" not in text]
+
+
+def test_scripts_are_named() -> None:
+    """In a document, or by another script, which imports or calls it."""
+    scripts = {path.stem: path.read_text() for path in (ROOT / "scripts").glob("*.*")}
+    text = " ".join(path.read_text() for path in [*DOCUMENTS, ROOT / "CONTRIBUTING.md"])
+    assert "image_folder" in scripts
+
+    def is_named(name: str) -> bool:
+        others = [code for other, code in scripts.items() if other != name]
+        use = re.compile(rf"^(?:from|import) (?:scripts\.)?{name}\b|scripts/{name}\.", re.MULTILINE)
+        return f"scripts/{name}." in text or any(map(use.search, others))
+
+    assert not [name for name in scripts if not is_named(name)]

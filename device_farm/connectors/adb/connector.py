@@ -89,6 +89,7 @@ class AdbSettings(ProtocolSettings):
     runner: AnyRunner | None = None
     """The program that measures; without one the phone can be probed only."""
     threads: int = Field(default=1, ge=1)
+    """Of the program."""
     cores: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     """Cores that the program is bound to, by taskset; by default the phone's scheduler decides."""
     max_thermal_status: int = Field(default=0, ge=0, le=6)
@@ -96,6 +97,7 @@ class AdbSettings(ProtocolSettings):
     cool_down_s: float = Field(default=0.0, ge=0, exclude=True)
     """Seconds to wait for a hot phone before it counts as throttled; a farm waits by itself."""
     screen: Literal["leave", "on", "off"] = "leave"
+    """What it is while the phone is measured."""
     fixed_performance: bool = False
     """Android's fixed performance mode: steadier, and slower. Android 11 and newer. Where false, a
     phone that is in this mode is taken out of it."""

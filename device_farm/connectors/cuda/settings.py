@@ -33,6 +33,7 @@ class CudaSettings(ProtocolSettings):
     """Let convolutions and products of float32 round to TF32: faster, and 10 bits of mantissa.
     TensorRT decides by itself."""
     cuda_graph: bool = False
+    """Run the model as one CUDA graph."""
     provider: Literal["CUDAExecutionProvider", "TensorrtExecutionProvider"] = (
         "CUDAExecutionProvider"
     )
