@@ -18,7 +18,6 @@ from donna_ray.config import ReferenceTraining, RunConfig
 from donna_ray.data import (
     ImageData,
     Split,
-    division_facts,
     inputs_without_test,
     load_data,
     origin_of_validation,
@@ -99,7 +98,6 @@ def reference_inputs(
         **({"preparation": dict(preparation)} if preparation else {}),
         **({"arguments": dict(arguments)} if arguments else {}),
         "data": inputs_without_test(config.data),
-        **division_facts(config.data),
         "reference": config.reference.model_dump(),
         "checkpoint": checkpoint,
         "seed": config.seed,
