@@ -327,4 +327,4 @@ def _configuration(
 def main() -> None:
     """The console script. Exits with 0, with 2 where the command was wrong, with 1 where it failed,
     and with 130 or 143 where it was stopped."""
-    run_command(app, "donna", _STATUSES, otherwise=1)
+    run_command(app, "donna", _STATUSES)

@@ -25,7 +25,7 @@ def app(words):
         while True:
             pass
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # for half an hour
-run_command(app, "hash", {}, 1)
+run_command(app, "hash", {})
 """
 FORKED = """
 import hashlib, os, signal, sys, time
@@ -37,7 +37,7 @@ def app(words):
     os.kill(child, signal.SIGTERM)
     time.sleep(4)
     os.kill(child, signal.SIGKILL)
-run_command(app, "fork", {}, 1)
+run_command(app, "fork", {})
 """
 
 
