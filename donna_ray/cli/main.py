@@ -317,7 +317,7 @@ def _configuration(
     overrides: list[str] | None,
     options: Mapping[str, str] = {},
     *,
-    trust: bool = False,
+    trust: bool,
 ) -> tuple[Path | None, RunConfig]:
     """The configuration in a file, or that of an earlier run's folder (given back, too)."""
     folder, file = config_at(place, trust)

@@ -140,7 +140,7 @@ def _compute(
     key = f"{folder.path.name}-{made_of}"
     draft = Draft(config, key, data.classes, preprocessing, arguments, store)
     if draft.forget_others(folder.path.name):
-        run.say("  it was begun with other images, or by an earlier version: it begins anew")
+        run.say("  it was begun with other images, so it begins anew")
     made = _made(run, draft, reference, data, recipe)
     reference.load_state_dict(dict(made.weights))
     reached = _checked_accuracy(run, data, made, given=recipe is None)

@@ -15,14 +15,11 @@ from donna_ray.config import DataConfig
 from donna_ray.data import load_data, load_test
 from tests.unit.data.image_files import PREPROCESSING, encoded, labels_of
 
+pytestmark = pytest.mark.usefixtures("offline")
+
 LABELS = [0] * 6 + [1] * 30 + [2] * 2
 NAMES = ["common", "frequent", "rare", "none"]
 TRAINED = [0, 1, 2, 3]
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
 
 
 def hugging_face(root: Path, label: object) -> DataConfig:
