@@ -228,7 +228,7 @@ def watch(as_json: _AsJson = False) -> None:
 
 def main() -> None:
     """The command `device-farm`: on failure one message; the exit status is as `donna`'s."""
-    run_command(app, "device-farm", _STATUSES, otherwise=1)
+    run_command(app, "device-farm", _STATUSES)
 
 
 @contextmanager

@@ -47,10 +47,7 @@ _KINDS: tuple[tuple[type[Exception], str, str], ...] = (  # a word of the text; 
 
 
 def run_command(
-    app: Callable[[list[str]], Any],
-    name: str,
-    statuses: Mapping[type[Exception], int],
-    otherwise: int,
+    app: Callable[[list[str]], Any], name: str, statuses: Mapping[type[Exception], int]
 ) -> NoReturn:
     """Run a command line, and end the process.
 
@@ -60,8 +57,8 @@ def run_command(
     Args:
         app: called with the words of the command line.
         name: what the line begins with.
-        statuses: exit statuses of the errors whose text is for the user, the first match.
-        otherwise: exit status of any other error.
+        statuses: exit statuses of the errors whose text is for the user, the first match; of any
+            other error it is 1.
     """
     _open_streams()
     whole = (DEBUG, *VERBOSE, *QUIET)  # wherever they stand, of no single command
@@ -85,7 +82,7 @@ def run_command(
             if isinstance(error, OSError) and not error.filename and not _is_printed():
                 error.filename = "standard output"
             own = [code for kind, code in statuses.items() if isinstance(error, kind)]
-            text, status = (str(error), own[0]) if own else (explained(error), otherwise)
+            text, status = (str(error), own[0]) if own else (explained(error), 1)
     _leave(f"{name}: {text}\n" if text else "", status)
 
 

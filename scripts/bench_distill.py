@@ -80,8 +80,9 @@ def main() -> None:
         if given is None:
             _write_images(Path(folder) / "images")
         world = World(given or Path(folder) / "images")
-        for part in (_loaders, _memory, _speed, _layouts):
+        for part in (_loaders, _memory, _speed):
             part(world, rows, figures)
+        _layouts(world, rows)
         _ray(world, Path(folder) / "run", rows, figures)
     table = Table("what", "figure")
     for row in rows:
@@ -276,7 +277,7 @@ class _Floor:
                 block.zero_grad(set_to_none=True)
 
 
-def _layouts(world: World, rows: Rows, figures: Figures) -> None:
+def _layouts(world: World, rows: Rows) -> None:
     """What the order in memory and bf16 change in the forward and backward of all stages."""
     ways: dict[str, tuple[Precision, torch.memory_format]] = {
         "fp32, channels last": ("fp32", torch.channels_last),

@@ -61,7 +61,6 @@ class Workers:
         self._done: list[float] = []
         self._started = 0
         self._first_idle = self._ended = 0.0
-        self._worker_seconds = 0.0
         nodes = -(-count // WORKERS_PER_NODE)
         doomed = set(random.Random(1).sample(range(nodes), round(lost * nodes)))
         for worker in range(count):

@@ -161,7 +161,7 @@ def _fully_connected(t: Translation, node: NodeProto, order: Sequence[int], int8
     keeps = known is not None and t.is_int8(node.input[0]) and known[1].zero_point == 0
     weights, scales = weights_of(t, node.input[1], order, int8 or keeps)
     size = t.values(node.input[1]).shape[order[0]]
-    bias = bias_of(t, node, 2, size, scales if int8 else None)
+    bias = bias_of(t, node, size, scales if int8 else None)
     name, activation = t.with_clamp(node)
     t.writer.add(
         "FULLY_CONNECTED",

@@ -31,7 +31,7 @@ def _convolution(t: Translation, node: NodeProto, int8: bool) -> None:
     is_depthwise = groups > 1 and groups == t.shape(source)[1]
     order = (1, 2, 3, 0) if is_depthwise else (0, 2, 3, 1)
     weights, scales = weights_of(t, node.input[1], order, int8)
-    bias = bias_of(t, node, 2, kernel[0], scales)
+    bias = bias_of(t, node, kernel[0], scales)
     name, activation = t.with_clamp(node)
     options = dict(zip(("strideH", "strideW"), own.get("strides", (1, 1)), strict=True))
     dilations = own.get("dilations", (1, 1))
@@ -74,22 +74,19 @@ def weights_of(
     return t.writer.constant(turned, Quantisation(own.scale, 0, place)), own.scale
 
 
-def bias_of(
-    t: Translation, node: NodeProto, place: int, size: int, scales: tuple[float, ...] | None
-) -> int:
+def bias_of(t: Translation, node: NodeProto, size: int, scales: tuple[float, ...] | None) -> int:
     """The bias, zeros where there is none; in int8 32 bits of the input's times the weights' scale.
 
     Args:
         t: the translation.
-        node: whose input number `place` it is, and whose first one is multiplied.
-        place: see there.
+        node: whose third input it is, and whose first one is multiplied.
         size: of the bias.
         scales: of the weights; None in float.
     """
-    given = t.given(node, place)
+    given = t.given(node, 2)
     values = np.zeros(size, np.float32) if given is None else given.astype(np.float32)
     if values.size != (values.shape or (1,))[-1]:
-        raise refusal("a bias must be a row", f"{node.input[place]} is {values.shape}")
+        raise refusal("a bias must be a row", f"{node.input[2]} is {values.shape}")
     values = np.broadcast_to(values.reshape(-1), (size,))
     if scales is None:
         return t.writer.constant(values)

@@ -317,7 +317,7 @@ def _configuration(
     overrides: list[str] | None,
     options: Mapping[str, str] = {},
     *,
-    trust: bool = False,
+    trust: bool,
 ) -> tuple[Path | None, RunConfig]:
     """The configuration in a file, or that of an earlier run's folder (given back, too)."""
     folder, file = config_at(place, trust)
@@ -327,4 +327,4 @@ def _configuration(
 def main() -> None:
     """The console script. Exits with 0, with 2 where the command was wrong, with 1 where it failed,
     and with 130 or 143 where it was stopped."""
-    run_command(app, "donna", _STATUSES, otherwise=1)
+    run_command(app, "donna", _STATUSES)

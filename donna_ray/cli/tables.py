@@ -138,7 +138,7 @@ def print_comparison(facts: Facts) -> None:
         _table(("settings that differ", "", ""), settings) if settings else "same settings"
     )
     for each in facts["scenarios"]:
-        shares = " and ".join(_known(share, "{:.1%}".format) for share in each["hypervolume"])
+        shares = " and ".join(f"{share:.1%}" for share in each["hypervolume"] if share is not None)
         other = "" if each["same_device"] else "; not measured on the same device"
         raw = "" if each["calibrated"] else " by raw predictions, since not both are calibrated"
         console.print(

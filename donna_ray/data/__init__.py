@@ -17,7 +17,6 @@ and more than a few stop the run.
 """
 
 from donna_ray.data.held_out import (
-    division_facts,
     inputs_without_test,
     is_at_hand,
     origin_of_test,
@@ -42,7 +41,6 @@ __all__ = [
     "check_copies",
     "check_data",
     "class_count",
-    "division_facts",
     "fingerprints_of",
     "image_format",
     "inputs_without_test",

@@ -14,7 +14,6 @@ from donna_ray.data.ranges import shared_base
 from donna_ray.data.sources import (
     Source,
     find_path,
-    kind_of,
     open_split,
     same_split,
     takes_ranges,
@@ -27,7 +26,6 @@ __all__ = [
     "check_splits_differ",
     "check_unlabelled_path",
     "divided",
-    "division_facts",
     "hold_out",
     "inputs_without_test",
     "is_at_hand",
@@ -44,7 +42,6 @@ _SEED = 0  # the division is part of the data: the same for every seed of a run
 _SHARE = 0.5
 _NAMED = "data.test_split "
 _OTHERS = ("train_split", "validation_split")
-_ONCE_UNKNOWN = ("torch/qmnist", "torch/inaturalist", "torch/inat")
 
 
 def with_test(config: DataConfig) -> DataConfig:
@@ -122,16 +119,7 @@ def origin_of_validation(config: DataConfig) -> dict[str, Any]:
     names = {"source", "root", "validation_split"}
     names |= {"cache_pixels"} if config.cache_pixels else set()
     named = config.model_dump(include=names)
-    return named | {"held_out": config.test_fraction, **division_facts(config)}
-
-
-def division_facts(config: DataConfig) -> dict[str, str]:
-    """What a key has beside the share that is held out.
-
-    Of these sources the division was another before: their labels were unknown to it.
-    """
-    is_other = kind_of(config.source) == "hfds" or config.source.lower() in _ONCE_UNKNOWN
-    return {"division": "by class"} if is_other and with_test(config).test_fraction else {}
+    return named | {"held_out": config.test_fraction}
 
 
 def origin_of_test(config: DataConfig) -> str:

@@ -55,7 +55,7 @@ class Split:
         classes: labels are 0 to classes - 1; None accepts any label.
         limit: the most images, the first ones; None is all of them.
         part: rank and size of a ``shard``.
-        rows: indices of the images, where they are a ``portion``.
+        rows: indices of the images, where it is one of ``portions``.
         folder_sizes: how many files each folder has, where the images are files.
         broken: why an image could not be read, by its name, of all passes so far; of a stream, in
             which names may be of a pass only, of the pass that had most.

@@ -7,9 +7,9 @@ are computed for a training in another precision.
 
 import math
 import mmap
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -44,12 +44,20 @@ _CONTAINER = Path("/sys/fs/cgroup")
 _BATCH = 64  # images in a forward of the reference that fills the cache
 
 
-class FeatureSource(Protocol):
-    """Features of a data set's distillation and validation images."""
+class FeatureSource(ABC):
+    """Features of a data set's distillation and validation images.
+
+    Args:
+        images: of the training: the distillation's, or in their place where they are kept.
+        device: that these are read on.
+    """
+
+    def __init__(self, images: Split, device: torch.device) -> None:
+        self._images, self._images_on = images, device
 
     def steps(self, batch_size: int) -> int:
         """Batches of a training pass."""
-        ...
+        return self._images.steps(batch_size)
 
     def training(
         self,
@@ -65,15 +73,27 @@ class FeatureSource(Protocol):
 
         Batches number `start`, from 0, to `stop` - 1; None is all that follow.
         """
-        ...
+        batches = self._images.batches(
+            batch_size,
+            shuffle_seed=seed,
+            epoch=epoch,
+            start=start,
+            stop=stop,
+            device=self._images_on,
+        )
+        return self._taught((images for images, _ in batches), numbers)
 
+    @abstractmethod
+    def _taught(self, batches: Iterable[Tensor], numbers: Collection[int]) -> Iterator[Features]:
+        """Features of batches of the training."""
+
+    @abstractmethod
     def calibration(self, numbers: Collection[int]) -> Iterator[Features]:
         """Of at most 16,384 distillation images without augmentation, for BatchNorm."""
-        ...
 
+    @abstractmethod
     def validation(self, batch_size: int, numbers: Collection[int]) -> Iterator[Features]:
         """One pass over the validation images."""
-        ...
 
 
 def kept_bytes(shapes: Sequence[StageShape], images: int) -> int:
@@ -98,7 +118,7 @@ def check_features(config: RunConfig) -> None:
         )
 
 
-class ComputedFeatures:
+class ComputedFeatures(FeatureSource):
     """Decodes the images and runs the reference, no further than needed, in every pass.
 
     Args:
@@ -108,30 +128,12 @@ class ComputedFeatures:
     """
 
     def __init__(self, reference: StagedNetwork, data: ImageData, engine: Engine) -> None:
+        super().__init__(data.distillation, engine.device)
         self._data, self._device = data, engine.device
         self._teach, self._measure = Teacher(reference, engine), Teacher(reference)
 
-    def steps(self, batch_size: int) -> int:
-        """See ``FeatureSource``."""
-        return self._data.distillation.steps(batch_size)
-
-    def training(
-        self,
-        batch_size: int,
-        numbers: Collection[int],
-        *,
-        seed: int,
-        epoch: int,
-        start: int = 0,
-        stop: int | None = None,
-    ) -> Iterator[Features]:
-        """See ``FeatureSource``."""
-        some: dict[str, Any] = {"epoch": epoch, "start": start, "stop": stop}
-        batches = self._data.distillation.batches(
-            batch_size, shuffle_seed=seed, device=self._device, **some
-        )
-        for images, _ in batches:
-            yield self._teach(images, numbers)
+    def _taught(self, batches: Iterable[Tensor], numbers: Collection[int]) -> Iterator[Features]:
+        return (self._teach(images, numbers) for images in batches)
 
     def calibration(self, numbers: Collection[int]) -> Iterator[Features]:
         """See ``FeatureSource``."""
@@ -144,7 +146,7 @@ class ComputedFeatures:
             yield self._measure(images, numbers)
 
 
-class FeatureCache:
+class FeatureCache(FeatureSource):
     """Features of every image as float16, in memory or on a disk, once on a node.
 
     Rounding to float16 changes the NSR of a block by about 1e-3 of itself
@@ -164,10 +166,11 @@ class FeatureCache:
         device: torch.device,
         shared: SharedBytes,
     ) -> None:
+        count = len(training[0])  # the order is that of the images when none is broken
+        rows = Split(TensorDataset(torch.arange(count), torch.zeros(count)))
+        super().__init__(rows, torch.device("cpu"))
         self._training, self._validation, self._device = training, validation, device
         self._shared = shared  # others open its file
-        count = len(training[0])
-        self._order = Split(TensorDataset(torch.arange(count), torch.zeros(count)))
 
     @classmethod
     def build(
@@ -208,37 +211,18 @@ class FeatureCache:
         )
         return cls(training, validation, Engine.of(reference).device, shared)
 
-    def steps(self, batch_size: int) -> int:
-        """See ``FeatureSource``."""
-        return self._order.steps(batch_size)
-
-    def training(
-        self,
-        batch_size: int,
-        numbers: Collection[int],
-        *,
-        seed: int,
-        epoch: int,
-        start: int = 0,
-        stop: int | None = None,
-    ) -> Iterator[Features]:
-        """See ``FeatureSource``; the order is that of the images when none is broken."""
-        some: dict[str, Any] = {"epoch": epoch, "start": start, "stop": stop}
-        chosen = (rows for rows, _ in self._order.batches(batch_size, shuffle_seed=seed, **some))
-        return self._at(chosen, numbers)
-
     def calibration(self, numbers: Collection[int]) -> Iterator[Features]:
         """See ``FeatureSource``."""
-        return self._at(calibration_batches(self._order), numbers)
+        return self._taught(calibration_batches(self._images), numbers)
 
     def validation(self, batch_size: int, numbers: Collection[int]) -> Iterator[Features]:
         """See ``FeatureSource``."""
         tables = (self._validation[n].split(batch_size) for n in numbers)
         return self._loaded(zip(*tables, strict=True), numbers)
 
-    def _at(self, chosen: Iterable[Tensor], numbers: Collection[int]) -> Iterator[Features]:
+    def _taught(self, batches: Iterable[Tensor], numbers: Collection[int]) -> Iterator[Features]:
         tables = [self._training[n] for n in numbers]
-        found = ([table.index_select(0, rows) for table in tables] for rows in chosen)
+        found = ([table.index_select(0, rows) for table in tables] for rows in batches)
         return self._loaded(found, numbers)
 
     def _loaded(

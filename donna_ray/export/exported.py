@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
-from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, PositiveInt, ValidationError
 
 from device_farm import DeviceError, Workload
 from device_farm.connectors.onnx_session import CPU, open_session
 from device_farm.failures import first_line
 from donna_ray.config import DataConfig
-from donna_ray.data.held_out import named_test
 from donna_ray.errors import ConfigError
 from donna_ray.export.folder import CARD, CARD_VERSION, CONFIG, ONNX
 from donna_ray.storage.artifacts import file_sha256, read_json
@@ -19,10 +18,6 @@ from donna_ray.storage.artifacts import file_sha256, read_json
 __all__ = ["Card", "Exported", "read_export"]
 
 _AGAIN = "Correct the path, or export the network again with this version of donna-ray."
-
-
-class _Reference(BaseModel):
-    test_from: str = ""
 
 
 class Card(BaseModel):
@@ -34,16 +29,8 @@ class Card(BaseModel):
     data: DataConfig
     latency: list[dict[str, Any]]
     test_accuracy: float | None = None
-    files: dict[str, str] = Field(default_factory=dict)
-    """SHA-256 by name; cards of before have none."""
-    reference: _Reference = Field(default_factory=_Reference)
-
-    @model_validator(mode="after")
-    def _with_named_test(self) -> "Card":
-        """In cards of before only the reference's facts name the split."""
-        if self.data.test_split is None and (name := named_test(self.reference.test_from)):
-            self.data = self.data.model_copy(update={"test_split": name})
-        return self
+    files: dict[str, str]
+    """SHA-256 by name."""
 
 
 class _Prepared(BaseModel):
@@ -117,7 +104,7 @@ def _model(
     path = folder / ONNX
     if not path.is_file():
         raise _refused(folder, f"it has no {ONNX}")
-    if card.files.get(ONNX, own := file_sha256(path)) != own:
+    if card.files.get(ONNX) != (own := file_sha256(path)):
         raise _refused(folder, f"its {ONNX} is not the one that its {CARD} names (SHA-256 {own})")
     try:
         workload = Workload.from_onnx(path)

@@ -308,8 +308,7 @@ def _chosen_of_all(run: Run, scenarios: Mapping[str, dict[str, Any]]) -> list[di
         for budget in budgets or ():
             reference = found["reference_latency"]
             limit_ms = amount_of(budget, reference["median_ms"])
-            counts = "reference_interval_counts" in found  # not in searches of before it did
-            unit = reference if counts and budget.endswith("x") else None
+            unit = reference if budget.endswith("x") else None
             try:
                 chosen.append(within_budget(found["front"], limit_ms, unit))
             except DonnaError as error:

@@ -69,7 +69,7 @@ def library_step(run: Run, reference: Artifact) -> Artifact:
         for each in making.rounds():
             with closing(each.watch):
                 spread(run, each.name, "blocks", each.units, each.work, each.watch)
-        result = _result(space, jobs, store.records(), making.paused, reused)
+        result = _result(space, jobs, store.records(), making.paused)
         _check_failures(run, result)
         _check_size(run.config, result)
         ratios = [[block["nsr"] for block in stage] for stage in result["stages"]]
@@ -141,13 +141,7 @@ def _keep_unshrunk(
         store.put(job.key, {**facts, "cost": cost}, stage.state_dict())
 
 
-def _result(
-    space: SearchSpace,
-    jobs: Jobs,
-    records: Records,
-    paused: Records,
-    reused: int,
-) -> dict[str, Any]:
+def _result(space: SearchSpace, jobs: Jobs, records: Records, paused: Records) -> dict[str, Any]:
     names = ("key", "block", "nsr", "params", "macs", "weights_sha256")
     found = [[records[job.key] for job in stage if job.key not in paused] for stage in jobs]
     good = [[record for record in stage if "failed" not in record] for stage in found]
@@ -158,11 +152,7 @@ def _result(
         "stages": [[_named(record, *names) for record in stage] for stage in good],
         "failed": [_named(record, "key", "stage", "block", "failed") for record in failed],
         "paused": [_named(each, "key", "stage", "block", "nsr") for each in paused.values()],
-        "cost": {
-            "image_passes": round(sum(record["cost"]["image_passes"] for record in every)),
-            "worker_seconds": sum(record["cost"]["seconds"] for record in every),
-            "blocks_reused": reused,
-        },
+        "cost": {"image_passes": round(sum(each["cost"]["image_passes"] for each in every))},
     }
 
 

@@ -146,7 +146,7 @@ class AccuracyPredictor:
         Raises:
             DonnaError: the file is of another version.
         """
-        version = value.get("version", 1)
+        version = value.get("version")
         if version != VERSION:
             raise DonnaError(
                 f"A predictor must be of version {VERSION}, but is of {version!r}. Fit an older "

@@ -17,15 +17,3 @@ A stage is consecutive modules of the model, and one tensor goes from part to pa
 (N, tokens, C). The parts hold the model's own modules, so weights and code stay timm's; they are
 for images of one size.
 """
-
-import importlib
-from typing import Any
-
-__all__ = ["build_reference", "cut_reference"]
-
-
-def __getattr__(name: str) -> Any:
-    """The names above, for those who take them from here; loaded when used, for they load torch."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("donna_ray.reference.build"), name)

@@ -74,7 +74,7 @@ def change_of_images(config: RunConfig, artifact: Artifact) -> str | None:
 
     None also where they are not here, or cannot be opened: who needs them will tell.
     """
-    if "fingerprints" not in artifact.result or not is_at_hand(config.data):
+    if not is_at_hand(config.data):
         return None
     try:
         return _change(config, artifact, fingerprints_of(config.data))
@@ -83,7 +83,7 @@ def change_of_images(config: RunConfig, artifact: Artifact) -> str | None:
 
 
 def _change(config: RunConfig, artifact: Artifact, now: Fingerprints) -> str | None:
-    changed = changed_split(artifact.result.get("fingerprints", {}), now)
+    changed = changed_split(artifact.result["fingerprints"], now)
     if changed is None:
         return None
     key, how = changed
@@ -108,8 +108,7 @@ def _check_classes(config: RunConfig, artifact: Artifact, data: ImageData) -> No
 
 def known_of(artifact: Artifact) -> dict[str, Any]:
     """What a finished reference is built from, beside its configuration."""
-    known = {name: artifact.result[name] for name in ("classes", "preprocessing")}
-    return {**known, "arguments": artifact.result.get("arguments", {})}
+    return {name: artifact.result[name] for name in ("classes", "preprocessing", "arguments")}
 
 
 def _file(config: RunConfig, artifact: Artifact, name: str) -> bytes:

@@ -18,7 +18,6 @@ from donna_ray.config import ReferenceTraining, RunConfig
 from donna_ray.data import (
     ImageData,
     Split,
-    division_facts,
     inputs_without_test,
     load_data,
     origin_of_validation,
@@ -99,7 +98,6 @@ def reference_inputs(
         **({"preparation": dict(preparation)} if preparation else {}),
         **({"arguments": dict(arguments)} if arguments else {}),
         "data": inputs_without_test(config.data),
-        **division_facts(config.data),
         "reference": config.reference.model_dump(),
         "checkpoint": checkpoint,
         "seed": config.seed,
@@ -142,7 +140,7 @@ def _compute(
     key = f"{folder.path.name}-{made_of}"
     draft = Draft(config, key, data.classes, preprocessing, arguments, store)
     if draft.forget_others(folder.path.name):
-        run.say("  it was begun with other images, or by an earlier version: it begins anew")
+        run.say("  it was begun with other images, so it begins anew")
     made = _made(run, draft, reference, data, recipe)
     reference.load_state_dict(dict(made.weights))
     reached = _checked_accuracy(run, data, made, given=recipe is None)

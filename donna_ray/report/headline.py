@@ -59,10 +59,10 @@ def worded(answer: Answer | None) -> str:
     """Its test accuracy, and its latency beside the reference's, with their intervals."""
     if answer is None:
         return "none of those finetuned"
-    faster = f"{tested(answer)}, {answer.speed_up:.2f}x as fast"
-    if answer.speed_up_low is None:
-        return faster
-    return f"{faster} [{answer.speed_up_low:.2f}, {answer.speed_up_high:.2f}]"
+    return (
+        f"{tested(answer)}, {answer.speed_up:.2f}x as fast "
+        f"[{answer.speed_up_low:.2f}, {answer.speed_up_high:.2f}]"
+    )
 
 
 def tested(found: Accuracies | Answer | FrontPoint | Reference) -> str:

@@ -246,7 +246,7 @@ class FrontPoint(Part):
 
 class Answer(Part):
     """A finetuned network; `speed_up`: the reference's latency in parts of its own, with the 95%
-    interval that both give (null in files of before there was one)."""
+    interval that both give."""
 
     id: str
     test_accuracy: float
@@ -254,8 +254,8 @@ class Answer(Part):
     test_high: float
     median_ms: float
     speed_up: float
-    speed_up_low: float | None = None
-    speed_up_high: float | None = None
+    speed_up_low: float
+    speed_up_high: float
 
 
 class Headline(Part):

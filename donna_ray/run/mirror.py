@@ -42,7 +42,7 @@ __all__ = ["OBJECTS", "Mirror"]
 OBJECTS = "objects"
 """The folder of the copy that holds the files by their SHA-256."""
 
-_LAYOUT = 2  # 1 had every file under its own name
+_LAYOUT = 2  # of the copy; another one is refused
 _NOT_COPIED = ("ray/", "search/graphs/", "library/tensorboard/", "search/tracking/")
 _NOR = "/unfinished/"  # checkpoints
 _OF_SQLITE = ("-wal", "-shm")  # what they hold is in the snapshot
@@ -130,43 +130,35 @@ class Mirror:
         """That of the copy; None where there is none, or one of which this folder has all.
 
         Raises:
-            ConfigError: it is damaged, and this folder does not have what it named.
+            ConfigError: it is damaged or of another layout, and this folder does not have what it
+                named.
         """
         data = self._copy.read(MANIFEST)
         manifest = mapping_in(data)
-        if data is None or (manifest is not None and _is_of_files(manifest.get("files"))):
+        if data is None or _files_of(manifest) is not None:
             return manifest
         if read_json(self._root / SEEN) is not None:
             return None
         raise ConfigError(
-            f"{MANIFEST} of {self._copy.url} must be as a run wrote it, but is damaged. Give the "
-            "same command on the host of the last one: its working copy has all, and writes it "
-            "again. Or remove it: then the steps are made again, of the blocks and networks there."
+            f"{MANIFEST} of {self._copy.url} must be as a run of this version wrote it, but is "
+            "damaged or of another version. Give the same command on the host of the last one: its "
+            "working copy has all, and writes it again. Or remove it: then the steps are made "
+            "again, of the blocks and networks there."
         )
 
     def is_pushed(self) -> bool:
         """The copy has all of the run folder, as far as this folder knows."""
-        named = {  # an earlier version named indices, and blocks, which are there as records
-            name: sha
-            for name, sha in self._pushed().items()
-            if not name.startswith(_BLOCKS) and not name.endswith(f"/{INDEX}")
-        }
-        return self._local() == named and not self._missing_records()
+        return self._local() == self._pushed() and not self._missing_records()
 
     def _pushed(self) -> dict[str, str]:
         """The files of the last manifest that this folder pulled or pushed."""
-        manifest = read_json(self._root / SEEN) or {}
-        files: dict[str, str] = manifest.get("files", {})
-        return files if manifest.get("layout") == _LAYOUT and _is_of_files(files) else {}
+        return _files_of(read_json(self._root / SEEN)) or {}
 
     def _fetch(self, file: tuple[str, str]) -> None:
         name, sha = file
-        places = [(self._objects, sha), (self._copy, name)]  # the latter a record, or of layout 1
-        for storage, at in places[::-1] if name.startswith(_RECORDS) else places:
-            data = storage.read(at)
-            if data is not None and hashlib.sha256(data).hexdigest() == sha:
-                break
-        else:
+        is_record = name.startswith(_RECORDS)
+        data = self._copy.read(name) if is_record else self._objects.read(sha)
+        if data is None or hashlib.sha256(data).hexdigest() != sha:
             return  # its step is done again
         for end in _OF_SQLITE:  # of the file that is replaced
             (self._root / f"{name}{end}").unlink(missing_ok=True)
@@ -273,9 +265,11 @@ def _record_of(name: str) -> str:
     return f"{folder}/{file.partition('.')[0]}"
 
 
-def _is_of_files(files: Any) -> bool:
-    """SHA-256 by path, as a manifest has them."""
-    return isinstance(files, dict) and all(isinstance(sha, str) for sha in files.values())
+def _files_of(manifest: Mapping[str, Any] | None) -> dict[str, str] | None:
+    """SHA-256 by path; None where this is no whole manifest of this layout."""
+    files = manifest.get("files") if manifest and manifest.get("layout") == _LAYOUT else None
+    is_whole = isinstance(files, dict) and all(isinstance(sha, str) for sha in files.values())
+    return files if is_whole else None
 
 
 def _snapshot(path: Path) -> bytes:

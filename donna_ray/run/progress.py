@@ -89,9 +89,9 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, count: int = 1) -> None:
-        """So many units more are done."""
-        self.update(self._done + count)
+    def advance(self) -> None:
+        """One unit more is done."""
+        self.update(self._done + 1)
 
     def update(self, done: int, note: str = "") -> None:
         """`done` units are done; the note is shown beside that."""

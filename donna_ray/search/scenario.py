@@ -150,7 +150,6 @@ def result_of(scenario: Scenario, search: Search, rounds: Rounds) -> dict[str, A
     architectures = [tuple(each["architecture"]) for each in candidates]
     return {
         "reference_latency": reference,
-        "reference_interval_counts": True,  # in limits and budgets in parts of it
         "strategy": scenario.search.strategy,
         "objectives": scenario.search.objectives,
         "front": front,

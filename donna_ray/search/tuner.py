@@ -315,7 +315,7 @@ def _tuned(
         checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
     )
     try:
-        with _environment(_TUNE_SETTINGS), _quiet("ray.tune"):
+        with _environment(_TUNE_SETTINGS), _quiet_tune():
             return tune.Tuner(
                 trainable, param_space=parameters, tune_config=config, run_config=run_config
             ).fit()
@@ -324,10 +324,10 @@ def _tuned(
 
 
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Without what a logger says, unless much is asked for. Tune misses its loggers' files, which
-    are off, and of a trial that fails it prints a traceback; why, the search says in a line."""
-    logger = logging.getLogger(name)
+def _quiet_tune() -> Iterator[None]:
+    """Without what Tune logs, unless much is asked for. It misses its loggers' files, which are
+    off, and of a trial that fails it prints a traceback; why, the search says in a line."""
+    logger = logging.getLogger("ray.tune")
     level = logger.level
     if not logging.getLogger().isEnabledFor(logging.INFO):
         logger.setLevel(logging.CRITICAL)

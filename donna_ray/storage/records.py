@@ -15,7 +15,6 @@ import hashlib
 import json
 import re
 import time
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +46,6 @@ UNFINISHED = "unfinished"
 """That of states which a worker keeps while it trains a pack, in case it is killed."""
 
 _OBJECT, _OTHERS = "safetensors", {"onnx"}
-_EARLIER = "json"  # where the record was before it was in the header
 _METADATA = "__metadata__"  # of a safetensors header
 _KEY = re.compile(r"[\w-]+")
 _DIGEST = re.compile(r"[0-9a-f]{16}")  # see ``artifacts.digest``
@@ -126,12 +124,6 @@ class RecordStore:
 
     def get(self, key: str) -> Record | None:
         """The record of a key; None where any of its files is missing, torn or altered."""
-        record = self._intact(key)
-        if record is None and self._storage.read(f"{key}.{_EARLIER}") is not None:
-            warnings.warn(self._earlier_version(), stacklevel=2)
-        return record
-
-    def _intact(self, key: str) -> Record | None:
         record = _record_in(self._object(key), key)
         if record is None:
             return None
@@ -147,7 +139,7 @@ class RecordStore:
         Raises:
             DonnaError: no intact record has this key.
         """
-        record = self._intact(key)
+        record = self.get(key)
         if record is None:
             raise self._no_record(key)
         return record
@@ -249,8 +241,7 @@ class RecordStore:
         """Files by name that belong to no intact record: what killed writers left.
 
         Temporary files, and of each key that has a ``.safetensors`` or is a digest the files that
-        no intact record names; not what somebody else put there under names of their own, nor
-        records of an earlier version, which its runs may need.
+        no intact record names; not what somebody else put there under names of their own.
 
         Args:
             older_than: seconds since the last change; younger ones may be a record in the making.
@@ -258,8 +249,7 @@ class RecordStore:
         known, files = self.records(), self._storage.listing()
         stale = [name for name in files if is_temporary(name)]
         for key, group in files_by_key(files).items():
-            earlier = key not in known and f"{key}.{_EARLIER}" in group
-            if not earlier and (f"{key}.{_OBJECT}" in group or _DIGEST.fullmatch(key)):
+            if f"{key}.{_OBJECT}" in group or _DIGEST.fullmatch(key):
                 stale += group.keys() - set(_names(key, known[key]) if key in known else ())
         limit = time.time() - older_than
         return {
@@ -278,23 +268,11 @@ class RecordStore:
     def _verified(self, groups: Mapping[str, Group]) -> dict[str, Entry]:
         """The intact records among these, for the index."""
         keys = sorted(_with_object(groups))
-        records = zip(keys, self._storage.map(self._intact, keys), strict=True)
-        intact = {key: Entry(stamp_of(groups[key]), record) for key, record in records if record}
-        if any(f"{key}.{_EARLIER}" in groups[key] for key in keys if key not in intact):
-            warnings.warn(self._earlier_version(), stacklevel=2)
-        return intact
-
-    def _earlier_version(self) -> str:
-        return (
-            f"The records of {self.url} must be single files, but some are of an earlier version "
-            f"(KEY.{_EARLIER} beside KEY.{_OBJECT}). They are not read, and the step that made "
-            "them makes them again."
-        )
+        records = zip(keys, self._storage.map(self.get, keys), strict=True)
+        return {key: Entry(stamp_of(groups[key]), record) for key, record in records if record}
 
     def _no_record(self, key: str) -> DonnaError:
         self._forget(key)
-        if self._storage.read(f"{key}.{_EARLIER}") is not None:
-            return DonnaError(self._earlier_version())
         return DonnaError(
             f"The record {key} must be intact in {self.url}, but it is missing, torn or altered. "
             "Run the step that makes it again: it renews only such records."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from local_farm import LocalFarm
 from onnx import TensorProto, helper, numpy_helper
 
 from device_farm import Farm
+from tests.waiting import wait_for
 
 
 def model_number(number: int) -> bytes:
@@ -37,18 +38,8 @@ def row(farm: Farm | LocalFarm, device: str) -> dict[str, Any]:
     return found
 
 
-def wait_for(fact: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not fact():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def wait_for_state(farm: Farm | LocalFarm, device: str, state: str) -> None:
-    deadline = time.monotonic() + 300
-    while row(farm, device)["state"] != state:
-        assert time.monotonic() < deadline, farm.status()
-        time.sleep(0.02)
+    wait_for(lambda: row(farm, device)["state"] == state, farm.status)
 
 
 def process_of(title: str) -> int:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 from adb_shell.auth.keygen import keygen
-from farms import wait_for
 from phone import Phone
 
 from device_farm import AuthRequired, Busy, DeviceError, DeviceLost, DeviceTimeout
@@ -24,6 +23,7 @@ from device_farm.connectors.adb.addresses import find_phones, make_link
 from device_farm.connectors.adb.keys import fingerprint, load_signer
 from device_farm.connectors.adb.link import Link
 from device_farm.connectors.adb.shell import CommandFailed, Shell
+from tests.waiting import wait_for
 
 NAMES = ["plain", "a b", "$(touch pwned)", "`touch pwned`", "x; touch pwned", "'\"", "-rf", "ü,ñ"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from device_farm.connectors.adb.server import ServerLink, list_phones
 from device_farm.connectors.adb.shell import Shell
 from device_farm.timing.control import control_workload
 from device_farm.timing.protocol import ProtocolSettings
+from tests.waiting import wait_for
 
 
 def test_shell_and_files(phone: Phone, adb: Adb) -> None:
@@ -51,10 +51,7 @@ def test_a_phone_killed_in_a_command_is_lost(phone: Phone, adb: Adb) -> None:
 
     thread = threading.Thread(target=run)
     thread.start()
-    deadline = time.monotonic() + 300
-    while not (phone.tmp / "begun").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for((phone.tmp / "begun").exists)
     phone.kill()
     thread.join(20)
     assert [type(error) for error in failures] == [DeviceLost]

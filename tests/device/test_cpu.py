@@ -159,17 +159,12 @@ def test_threads_get_physical_cores_of_their_own(kernel: Path) -> None:
     assert cores_apart([7, 8, 9], 2) == (8, 9)  # whose topology is not told
 
 
-def _spin(seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        pass
-
-
 def test_what_another_process_takes_is_told_and_not_what_this_one_does() -> None:
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     others, started, own = OtherWork(), time.monotonic(), time.process_time()
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
-        _spin(1.0)
+        while time.monotonic() < started + 1:
+            pass
         told, seconds = others.percent(), time.monotonic() - started
         own = time.process_time() - own
         process.kill()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from farms import model_number, row, wait_for, wait_for_state
+from farms import model_number, row, wait_for_state
 from phone import Phone, command_settings
 from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.cluster_utils import Cluster
@@ -17,6 +17,7 @@ from ray.experimental.internal_kv import internal_kv_get_gcs_client
 
 from device_farm import DeviceSpec, FailurePolicy, Farm, FarmConfig, HostRule
 from device_farm.connectors.adb.keys import load_signer
+from tests.waiting import wait_for
 
 LIMITS = FailurePolicy(delay_s=0.2, control_every=0)
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import ray
-from farms import model_number, process_of, results, row, wait_for, wait_for_state
+from farms import model_number, process_of, results, row, wait_for_state
 from local_farm import LocalFarm
 from phone import Phone, command_settings
 
 from device_farm import DeviceSpec, FailurePolicy, Farm, FarmConfig, HostRule, Measurement
 from device_farm.connectors.adb.keys import load_signer
 from device_farm.farm import dispatcher, host_watch, roster
+from tests.waiting import wait_for
 
 Serve = Callable[..., Farm]
 StartLocal = Callable[..., LocalFarm]

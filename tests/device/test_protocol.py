@@ -29,10 +29,10 @@ def settings(**values: object) -> ProtocolSettings:
     return ProtocolSettings.model_validate({**plain, **values})
 
 
-def fluctuating(length: float, host: Sequence[float], felt: float = 1.0) -> Iterator[float]:
-    """Runs of 6 a block, on a host that is so many times slower in each."""
-    yield length  # to learn what a run takes
-    yield from (length * slowness**felt for slowness in host for _ in range(6))
+def fluctuating(host: Sequence[float], felt: float = 1.0) -> Iterator[float]:
+    """Runs of 4 ms, 6 a block, on a host that is so many times slower in each."""
+    yield 0.004  # to learn what a run takes
+    yield from (0.004 * slowness**felt for slowness in host for _ in range(6))
 
 
 def test_plain_figures_are_percentiles_in_milliseconds() -> None:
@@ -225,7 +225,7 @@ def test_baseline_is_taken_until_two_rounds_agree() -> None:
 def test_a_model_that_feels_half_of_it_is_corrected_by_half() -> None:
     host = np.exp(np.random.default_rng(0).normal(0.2, 0.1, 48))
     control = runs_of(0.001 * slowness for slowness in host for _ in range(6))
-    candidate = runs_of(fluctuating(0.004, host, felt=0.5))
+    candidate = runs_of(fluctuating(host, felt=0.5))
     timing = time_candidate(candidate, control, 1.0, settings(blocks=48, runs_per_block=6))
     assert timing.median_ms == pytest.approx(4.0, rel=0.02)
     assert timing.sensitivity == pytest.approx(0.5, abs=0.05)
@@ -235,7 +235,7 @@ def test_a_model_that_feels_half_of_it_is_corrected_by_half() -> None:
 def test_blocks_are_run_until_the_latency_is_known(noise: float, least: int, most: int) -> None:
     host = np.exp(np.random.default_rng(1).normal(0, noise, 48))
     timing = time_candidate(
-        runs_of(fluctuating(0.004, host)),
+        runs_of(fluctuating(host)),
         None,
         None,
         settings(runs_per_block=6, precision_percent=2, interleave=False, max_seconds=1e9),
@@ -247,7 +247,7 @@ def test_blocks_are_run_until_the_latency_is_known(noise: float, least: int, mos
 def test_what_is_not_known_in_time_says_so() -> None:
     host = np.exp(np.random.default_rng(1).normal(0, 0.3, 48))
     limits = settings(runs_per_block=6, precision_percent=2, interleave=False, max_seconds=0.4)
-    timing = time_candidate(runs_of(fluctuating(0.004, host)), None, None, limits)
+    timing = time_candidate(runs_of(fluctuating(host)), None, None, limits)
     assert timing.n / 6 < 20
     assert timing.ci_percent > 2
 

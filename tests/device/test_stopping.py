@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+
+from tests.waiting import wait_for
 
 HASHING = """
 import hashlib, os, subprocess, sys
@@ -25,7 +27,7 @@ def app(words):
         while True:
             pass
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # for half an hour
-run_command(app, "hash", {}, 1)
+run_command(app, "hash", {})
 """
 FORKED = """
 import hashlib, os, signal, sys, time
@@ -37,7 +39,7 @@ def app(words):
     os.kill(child, signal.SIGTERM)
     time.sleep(4)
     os.kill(child, signal.SIGKILL)
-run_command(app, "fork", {}, 1)
+run_command(app, "fork", {})
 """
 
 
@@ -77,7 +79,7 @@ def test_call_that_never_ends_is_ended_after_seconds() -> None:
         "give the same command again.\n"
     )
     assert 4.5 < time.monotonic() - began < 35
-    wait_for(lambda: not is_alive(child), 20)  # the system ends what was killed in its own time
+    wait_for(lambda: not is_alive(child))  # the system ends what was killed in its own time
 
 
 def test_second_signal_ends_a_call_at_once() -> None:
@@ -132,19 +134,12 @@ def test_model_that_never_ends_ends_with_its_command(
         (tmp_path / name).write_bytes(config)
     words = ("bench", str(tmp_path / "endless.onnx"), "--config", str(tmp_path / "farm.yaml"))
     with running("-m", "device_farm", *words, "--device", "c") as process:
-        wait_for(lambda: alone_at_work(process.pid), 60)
+        wait_for(lambda: alone_at_work(process.pid))
         mine = alone_at_work(process.pid)
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
     assert (process.returncode, "device-farm: stopped" in said) == told
-    wait_for(lambda: not any(Path(f"/proc/{each}/exe").exists() for each in mine), 20)
-
-
-def wait_for(holds: Callable[[], object], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: not any(Path(f"/proc/{each}/exe").exists() for each in mine))
 
 
 def alone_at_work(command: int) -> list[int]:

@@ -30,11 +30,11 @@ def model_of(inputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def relu(shape: Any, out: Any = None, name: str = "image") -> onnx.ModelProto:
+def relu(shape: Any, out: Any = None) -> onnx.ModelProto:
     """A Relu, whose output is declared without a shape unless one is given."""
-    value = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+    value = helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, out)
-    graph = helper.make_graph([helper.make_node("Relu", [name], ["y"])], "g", [value], [result])
+    graph = helper.make_graph([helper.make_node("Relu", ["image"], ["y"])], "g", [value], [result])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from donna_ray.config import RunConfig, load_config, shipped_config
+from tests.waiting import wait_for
 
 torch.set_num_threads(1)  # the networks are tiny: more threads only wait for each other
 ROOT = Path(__file__).parent.parent.parent
@@ -136,10 +137,7 @@ def wait_until_released(path: Path) -> None:
 
     Ray's processes of a killed driver end by themselves; what goes on must not meet them.
     """
-    deadline = time.monotonic() + 300
-    while holders := _holders(path):
-        assert time.monotonic() < deadline, f"processes {holders} still hold {path}"
-        time.sleep(0.2)
+    wait_for(lambda: not _holders(path), lambda: f"processes {_holders(path)} still hold {path}")
 
 
 def _holders(path: Path) -> list[int]:

@@ -23,6 +23,7 @@ from ray.dashboard.modules.job.sdk import JobSubmissionClient
 from donna_ray.config import shipped_config
 from tests.integration.conftest import SMALLEST
 from tests.ray_head import ROOT, Head, ray_head
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.soak  # in CI: test_submit.py, test_shared_folder.py and test_endings.py
 SUBMIT = str(ROOT / "clusters" / "submit.sh")
@@ -70,11 +71,8 @@ def submit(head: Head, work: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def ended(client: JobSubmissionClient, job: str, seconds: float = 600) -> Any:
-    deadline = time.monotonic() + seconds
-    while not client.get_job_status(job).is_terminal():
-        assert time.monotonic() < deadline, client.get_job_logs(job)
-        time.sleep(0.2)
+def ended(client: JobSubmissionClient, job: str) -> Any:
+    wait_for(lambda: client.get_job_status(job).is_terminal(), lambda: client.get_job_logs(job))
     return client.get_job_info(job)
 
 

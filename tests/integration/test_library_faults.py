@@ -25,6 +25,7 @@ from donna_ray.storage.artifacts import Artifact
 from donna_ray.workers.queue import UnitQueue
 from tests.integration import faulty_files
 from tests.integration.conftest import SMALLEST, results_of
+from tests.waiting import wait_for
 
 REFUSED_S = 12.0  # until the pauses between two attempts are at their longest
 UNITS, PLACES = 200, 8
@@ -88,7 +89,6 @@ def test_full_disk_stops_a_run_that_goes_on_and_waits_for_its_store(
     refusals = faulty_files.refusals(store)
     assert len({pid for pid, _ in refusals}) == 2  # both workers
     assert refusals[-1][1] - refusals[0][1] > REFUSED_S / 2
-    assert artifact.result["cost"]["blocks_reused"] == len(stored)
     assert all(path.stat().st_mtime_ns == written for path, written in stored.items())
     assert_equal(artifact, finished)
     assert not [path for path in store.glob(".*") if path.name != ".index"]
@@ -157,9 +157,6 @@ def test_queue_survives_killed_holders(one_ray: None, tmp_path: Path) -> None:
 
 def _held(folder: Path, unit: int) -> tuple[int, int]:
     """Place and process of the worker that stopped with a unit."""
-    deadline = time.monotonic() + 300
-    while not (found := list(folder.glob(f"{unit}-*"))):
-        assert time.monotonic() < deadline, f"unit {unit} was never leased"
-        time.sleep(0.02)
-    place, pid = found[0].name.split("-")[1:]
+    wait_for(lambda: any(folder.glob(f"{unit}-*")), lambda: f"unit {unit} was never leased")
+    place, pid = next(folder.glob(f"{unit}-*")).name.split("-")[1:]
     return int(place), int(pid)

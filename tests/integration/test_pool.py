@@ -21,6 +21,7 @@ from donna_ray.workers import faults
 from donna_ray.workers.pool import pool_of
 from donna_ray.workers.spread import Unit, spread
 from tests.integration.conftest import configuration
+from tests.waiting import wait_for
 
 
 def noting(folder: Path, **first_end: int) -> Callable[[int], dict[str, Any]]:
@@ -81,13 +82,6 @@ def workers_that_do(run: Run, folder: Path, units: int, **how: Any) -> set[int]:
     return {fact["pid"] for fact in facts}
 
 
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 @pytest.mark.soak
 def test_workers_are_kept_replaced_lent_and_ended_and_die(one_ray: None, tmp_path: Path) -> None:
     with Run(configuration(workers=2, retries=1), tmp_path / "run") as run:
@@ -103,13 +97,13 @@ def test_workers_are_kept_replaced_lent_and_ended_and_die(one_ray: None, tmp_pat
         with pytest.raises(DonnaError, match="unit -1 is bad"):
             spread(run, "test", "units", [Unit(-1)], noting(tmp_path / "first"))
         assert not pool_of(run).lend(math.inf)  # such as one that needs a GPU
-        until(lambda: ray.available_resources().get("CPU") == 2)
+        wait_for(lambda: ray.available_resources().get("CPU") == 2)
         again = workers_that_do(run, tmp_path / "again", 8)
         assert not again & (after | first)
         units = [Unit(number) for number in range(3)]
         with pytest.raises(DonnaError, match=r"failed 2 times \(cluster\.retries: 1\), .* died"):
             spread(run, "test", "units", units, dying)
-    until(lambda: ray.available_resources().get("CPU") == 2)
+    wait_for(lambda: ray.available_resources().get("CPU") == 2)
 
 
 @pytest.mark.soak

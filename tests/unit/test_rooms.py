@@ -17,7 +17,7 @@ FLOORS = {  # from the lowest to the highest; rooms of one floor do not import e
     "donna_ray": "credentials, errors, onnx_half, onnx_symbolics, versions | "
     "complexity | config, onnx_export, storage | block_spec | clusters, data, run, space | "
     "workers | training | reference | distill, latency | library | finetune | export, predictor | "
-    "report, search | overview, pipeline, plan, study, timm_models | cli | __init__, __main__",
+    "report, search | overview, pipeline, plan, study | cli | __init__, __main__",
     "donna_ray.search": f"exact | surrogate | study | strategies | {REST}",
     "device_farm": "foreign, patching, stopping | "
     "common_options, device_spec, ending, failures, plugins, reading, version | "
@@ -130,18 +130,3 @@ def test_rest_is_one_room(tmp_path: Path) -> None:
     (tmp_path / "house" / "low" / "a.py").write_text("from house import helper")
     (message,) = violations(tmp_path, "house", f"low | {REST}")
     assert "low/a.py:1: imports house.helper" in message
-
-
-def test_names_that_others_take_from_a_room_are_there() -> None:
-    """Scripts of before the rooms import these; each is the one of its own file."""
-    from donna_ray import export, onnx_export, reference, timm_models
-    from donna_ray.reference import build
-    from donna_ray.reference.timm_models import create_timm_model
-
-    assert reference.cut_reference is build.cut_reference
-    assert reference.build_reference is build.build_reference
-    assert export.export_onnx is onnx_export.export_onnx
-    assert timm_models.create_timm_model is create_timm_model
-    for room in (export, reference):
-        with pytest.raises(AttributeError, match="has no attribute 'other'"):
-            room.other  # noqa: B018

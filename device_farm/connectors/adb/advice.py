@@ -94,7 +94,7 @@ def advice(shell: Shell, screen: str, fixed_performance: bool) -> list[Advice]:
 
 def _of_power(shell: Shell) -> Iterator[Advice]:
     battery = shell.ask("dumpsys", "battery") or ""
-    if not battery or not _setting(shell, "airplane_mode_on"):
+    if not battery or not _airplane_mode(shell):
         yield Advice(
             "the phone does not tell its battery or its settings",
             "see by hand: charger in, battery saver off, airplane mode on",
@@ -118,7 +118,7 @@ def _of_power(shell: Shell) -> Iterator[Advice]:
 
 
 def _of_settings(shell: Shell, screen: str, fixed_performance: bool) -> Iterator[Advice]:
-    if _setting(shell, "airplane_mode_on") == "0":
+    if _airplane_mode(shell) == "0":
         yield Advice(
             "airplane mode is off",
             "turn it on (and Wi-Fi on again, if ADB goes through it)",
@@ -138,8 +138,8 @@ def _of_settings(shell: Shell, screen: str, fixed_performance: bool) -> Iterator
         )
 
 
-def _setting(shell: Shell, name: str) -> str:
-    return (shell.ask("settings", "get", "global", name) or "").strip()
+def _airplane_mode(shell: Shell) -> str:
+    return (shell.ask("settings", "get", "global", "airplane_mode_on") or "").strip()
 
 
 def _has_fixed_performance(shell: Shell) -> bool:

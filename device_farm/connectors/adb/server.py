@@ -106,7 +106,7 @@ def _send_file(connection: socket.socket, data: bytes) -> None:
     connection.sendall(b"DONE" + struct.pack("<I", int(time.time())))
 
 
-def list_phones(server: str = DEFAULT_SERVER) -> Mapping[str, str]:
+def list_phones(server: str) -> Mapping[str, str]:
     """The phones of a server: serial to state (`device`, `unauthorized`, `offline`, …).
 
     Raises:

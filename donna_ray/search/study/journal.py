@@ -100,7 +100,7 @@ def _check_lines(path: Path) -> None:
         for number, line in enumerate(file, start=1):
             try:
                 values = json.loads(line)
-                is_sound = values.pop(_SUM, None) in (None, _sum(values))  # none: of before 0.2
+                is_sound = values.pop(_SUM, None) in (None, _sum(values))  # none: a dashboard's
             except (AttributeError, TypeError, ValueError):
                 is_sound = False
             if not is_sound:

@@ -16,10 +16,7 @@ from donna_ray.data.images import IndexedImages, label_of
 from donna_ray.errors import ConfigError, DonnaError
 from tests.unit.data.image_files import PREPROCESSING, encoded, image, labels_of
 
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 def write(

@@ -25,13 +25,7 @@ from tests.unit.data.image_files import (
     write_tar,
 )
 
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(
-        "datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets"))
-    )
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 def write_mnist(root: Path) -> DataConfig:

@@ -11,21 +11,15 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
-from donna_ray.config import DataConfig, ReferenceConfig, RunConfig
-from donna_ray.data import load_data, load_test, origin_of_validation
-from donna_ray.data.held_out import inputs_without_test
-from donna_ray.reference.step import reference_inputs
+from donna_ray.config import DataConfig
+from donna_ray.data import load_data, load_test
 from tests.unit.data.image_files import PREPROCESSING, encoded, labels_of
+
+pytestmark = pytest.mark.usefixtures("offline")
 
 LABELS = [0] * 6 + [1] * 30 + [2] * 2
 NAMES = ["common", "frequent", "rare", "none"]
 TRAINED = [0, 1, 2, 3]
-OTHERS = {"reference": ReferenceConfig(), "seed": 0}  # what a reference is made from
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
 
 
 def hugging_face(root: Path, label: object) -> DataConfig:
@@ -96,23 +90,3 @@ def test_classes_that_have_no_validation_image_are_named(tmp_path: Path) -> None
     assert list(load_data(config, PREPROCESSING).unvalidated) == ["none"]
     fewer = config.model_copy(update={"validation_split": "validation[:36]"})
     assert list(load_data(fewer, PREPROCESSING).unvalidated) == ["rare", "none"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "is_other"),
-    [
-        ({"source": "hfds/x"}, True),
-        ({"source": "HFDS/x", "test_fraction": 0.3}, True),
-        ({"source": "torch/QMNIST"}, True),
-        ({"source": "hfds/x", "test_split": "test"}, False),
-        ({"source": "torch/cifar10"}, False),
-        ({"source": "digits"}, False),
-    ],
-)
-def test_no_key_of_another_division_is_found(settings: dict[str, object], is_other: bool) -> None:
-    """Labels of these were unknown before: what was made then had other validation images."""
-    config = DataConfig(**settings)
-    inputs = reference_inputs(RunConfig.model_construct(data=config, **OTHERS), None, {}, {})
-    for key in (inputs, origin_of_validation(config)):
-        assert (key.get("division") == "by class") is is_other
-    DataConfig.model_validate(inputs_without_test(config))  # `donna export` reads it

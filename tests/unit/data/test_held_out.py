@@ -56,10 +56,8 @@ def images_in(split: Split) -> list[bytes]:
     ],
 )
 def test_no_image_of_the_test_is_in_another_split(
-    kind: str, validation: int, test: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, validation: int, test: int, tmp_path: Path, offline: None
 ) -> None:
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     config, preprocessing = DataConfig(), {"input_size": (1, 16, 16)}
     if kind == "digits, a third":
         config = DataConfig(test_fraction=1 / 3)

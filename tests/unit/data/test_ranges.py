@@ -115,9 +115,8 @@ def test_splits_of_hugging_face(
     test: str | None,
     words: str | None,
     images: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    offline: None,
 ) -> None:
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     config = DataConfig(
         source=f"hfds/{images}",
         root=str(images.parent / "cache"),

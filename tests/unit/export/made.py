@@ -69,6 +69,7 @@ class Finished:
             "class_names": list(names),
             "stages": [],
             "arguments": told_arguments(config.reference),
+            "fingerprints": {},
         }
         self.origin = origin_of_test(config.data)
         inputs = {

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from donna_ray.cli.tables import print_comparison
 from donna_ray.overview.compare import _scenarios
 
 
@@ -26,19 +27,26 @@ FULL = results(("a", 0.8, 1.0), ("b", 0.9, 2.0))
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "shares", "both"),
+    ("first", "second", "shares", "both", "words"),
     [
-        (FULL, FULL, [1, 1], ["a", "b"]),
-        (FULL, results(), [1, 0], []),
-        (results(), FULL, [0, 1], []),
-        (results(), results(), [None, None], []),
+        (FULL, FULL, [1, 1], ["a", "b"], "100.0% and 100.0%"),
+        (FULL, results(), [1, 0], [], "100.0% and 0.0%"),
+        (results(), FULL, [0, 1], [], "0.0% and 100.0%"),
+        (results(), results(), [None, None], [], "none"),
     ],
 )
 def test_fronts_may_be_empty(
-    first: dict[str, Any], second: dict[str, Any], shares: list[Any], both: list[str]
+    first: dict[str, Any],
+    second: dict[str, Any],
+    shares: list[Any],
+    both: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (facts,) = _scenarios(first, second)
     assert (facts["hypervolume"], facts["networks"]) == (shares, both)
+    print_comparison({"runs": ["a", "b"], "figures": [], "settings": [], "scenarios": [facts]})
+    assert f"they have {words}" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("calibrated_by", [(0.0, 0.05), (0.05, 0.0), (0.0, 0.0), (0.05, 0.05)])

@@ -88,7 +88,6 @@ def test_records_of_a_folder_that_gets_its_url_later_are_there_as_records(tmp_pa
 def test_record_that_is_not_there_is_stored_although_an_earlier_push_named_it(
     tmp_path: Path, name: str
 ) -> None:
-    """As an earlier version left it: a network that is nowhere, a block as an object."""
     here, url = tmp_path / "here", (tmp_path / "copy").as_uri()
     RecordStore(here / Path(name).parent).put("a", {}, {"w": torch.ones(9)})
     Mirror(here, url).push()
@@ -217,20 +216,6 @@ def test_copy_that_names_files_outside_of_the_folder_is_refused(tmp_path: Path, 
     with pytest.raises(ConfigError, match=r"within the run folder.*outside.*--out"):
         Mirror(root, url).pull()
     assert [path.name for path in root.iterdir()] == ["link"]
-
-
-def test_copy_of_the_earlier_layout_is_fetched_and_renewed(tmp_path: Path) -> None:
-    url = (tmp_path / "copy").as_uri()
-    sha = "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"  # of "1"
-    Storage(url).write("a.txt", b"1")
-    Storage(url).write(
-        "mirror.json", json.dumps({"version": "1", "files": {"a.txt": sha}}).encode()
-    )
-    copy = Mirror(tmp_path / "run", url)
-    copy.pull()
-    assert (tmp_path / "run" / "a.txt").read_text() == "1"
-    copy.push()
-    assert set(Storage(f"{url}/objects").listing()) == {sha}
 
 
 def test_runs_of_two_teams_are_not_one_copy(tmp_path: Path) -> None:

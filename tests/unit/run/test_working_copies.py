@@ -164,9 +164,10 @@ def test_folder_that_was_copied_to_a_url_is_refused_and_leaves_nothing(
     assert set(Storage(url).listing()) == {"config.yaml"}
 
 
-def test_damaged_copy_at_a_url_leaves_nothing(url: str, tmp_path: Path) -> None:
-    Storage(url).write("mirror.json", b"{")
-    with pytest.raises(ConfigError, match="but is damaged"):
+@pytest.mark.parametrize("manifest", [b"{", b'{"layout": 3, "version": "1", "files": {}}'])
+def test_damaged_copy_at_a_url_leaves_nothing(url: str, tmp_path: Path, manifest: bytes) -> None:
+    Storage(url).write("mirror.json", manifest)
+    with pytest.raises(ConfigError, match="but is damaged or of another version"):
         working_copy(url)
     assert not (tmp_path / "here").exists()
 

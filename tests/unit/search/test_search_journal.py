@@ -68,6 +68,8 @@ def test_dashboard_reads_the_journal(tmp_path: Path) -> None:
     attributes = {each["key"]: each["value"] for each in shown["trials"][0]["user_attrs"]}
     first = study.trials[0].user_attrs
     assert attributes["blocks"] == first["blocks"]
+    study.set_user_attr("note", "written by others")
+    assert search_on(tmp_path / "journal", problem).done >= 20
 
 
 def _asked(app: Any, path: str) -> Any:

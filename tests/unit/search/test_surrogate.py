@@ -36,9 +36,9 @@ def sampled(count: int, seed: int, noise: float = 0.0) -> tuple[Floats, Floats]:
     return rows, np.array([device(tuple(row)) for row in rows.tolist()])
 
 
-def fitted(count: int = 60, *, pairs: bool = True, noise: float = 0.02) -> Surrogate:
+def fitted(*, pairs: bool = True) -> Surrogate:
     surrogate = Surrogate(PROBLEM.features, pairs=pairs)
-    surrogate.fit(*sampled(count, 0, noise))
+    surrogate.fit(*sampled(60, 0, 0.02))
     return surrogate
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 import random
 import time
-import warnings
 from pathlib import Path
 
 import fsspec
@@ -149,22 +147,6 @@ def test_record_with_any_byte_altered_or_cut_is_none(tmp_path: Path) -> None:
     assert store.get("key") is not None
 
 
-def test_records_of_an_earlier_version_are_named_and_made_again(store: RecordStore) -> None:
-    fill(store, "new")
-    for key in ("key", "other"):
-        write(store, f"{key}.json", json.dumps({"key": key}).encode())
-        write(store, f"{key}.safetensors", safetensors.torch.save({"w": torch.ones(3)}))
-    with pytest.warns(UserWarning, match=r"earlier version \(KEY.json .* again") as caught:
-        assert list(store.records()) == ["new"]
-    assert len(caught) == 1
-    assert store.url in str(caught[0].message)
-    fill(store, "key", "other")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert list(store.records()) == ["key", "new", "other"]
-    assert set(store.stale_files(older_than=0)) == {"key.json", "other.json"}
-
-
 def test_failed_record_has_no_weights(store: RecordStore) -> None:
     store.put_failed("key", "the loss was NaN", {"stage": 2})
     record = store.get("key")
@@ -197,9 +179,6 @@ def test_stale_files_are_those_of_no_record(store: RecordStore) -> None:
     write(store, "README.md", b"mine")
     write(store, "package.json", b"{}")
     write(store, "mine.onnx", b"mine, too")
-    earlier = "fedcba9876543210"  # of a version that kept the record beside the weights
-    write(store, f"{earlier}.json", b"{}")
-    write(store, f"{earlier}.safetensors", safetensors.torch.save({"w": torch.ones(3)}))
     filesystem, path = fsspec.url_to_fs(store.url)
     filesystem.rm_file(f"{path}/{half}.safetensors")
     assert store.stale_files() == {}
@@ -215,8 +194,7 @@ def test_stale_files_are_those_of_no_record(store: RecordStore) -> None:
     store.remove_files(stale)
     assert store.stale_files(older_than=0) == {}
     assert set(store.records()) == {"good", "failed"}
-    kept = {"README.md", "package.json", "mine.onnx"}
-    assert kept | {f"{earlier}.json", f"{earlier}.safetensors"} <= set(store.files())
+    assert {"README.md", "package.json", "mine.onnx"} <= set(store.files())
 
 
 def test_files_of_records_are_fetched_to_a_path(store: RecordStore, tmp_path: Path) -> None:

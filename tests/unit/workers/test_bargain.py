@@ -10,20 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from donna_ray.workers.bargain import AGAIN_S, Bargain
+from tests.unit.workers.clock import Clock
 from tests.unit.workers.shipped_autoscaler import ShippedAutoscaler
 
 WORKER, PHONE, HUGE = {"CPU": 8.0, "GPU": 1.0}, {"phone:pixel-8": 1.0}, {"CPU": 512.0}
 TRIES = 16
-
-
-class Clock:
-    """Seconds that a test moves on."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def looked(bargain: Bargain, times: int = TRIES) -> Bargain:

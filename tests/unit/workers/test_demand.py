@@ -9,18 +9,9 @@ from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ign
 
 from donna_ray.workers import demand
 from donna_ray.workers.demand import Demands
+from tests.unit.workers.clock import Clock
 
 CPU, PHONE = {"CPU": 1.0}, {"phone": 1.0}
-
-
-class Clock:
-    """Seconds that a test moves on."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class OneCpu:

@@ -6,16 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from donna_ray.workers.queue import UnitQueue
-
-
-class Clock:
-    """Seconds that a test moves on."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.unit.workers.clock import Clock
 
 
 def queue_of(count: int, clock: Clock | None = None) -> UnitQueue:
