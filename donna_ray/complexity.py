@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from donna_ray.errors import DonnaError
 
-__all__ = ["complexity", "deployed", "fold", "folding", "probe", "shadow"]
+__all__ = ["complexity", "deployed", "fold", "folding", "output_deployed", "probe", "shadow"]
 
 _FOLDING = ("fuse", "reparameterize", "switch_to_deploy")  # methods that timm looks for
 
@@ -41,9 +41,32 @@ def deployed(module: nn.Module) -> nn.Module:
 
 
 def folding(module: nn.Module) -> list[str]:
-    """Classes of its modules that can be folded."""
-    found = (type(each) for each in module.modules() if _method(each) is not None)
-    return list(dict.fromkeys(each.__name__ for each in found))
+    """Classes of its modules that are otherwise where they are deployed."""
+    return list(dict.fromkeys(_name(each) for each in module.modules() if _folds(each)))
+
+
+def output_deployed(folded: nn.Module, module: nn.Module, images: Tensor) -> Tensor:
+    """What a module gives as it is deployed.
+
+    Args:
+        folded: ``deployed`` of the module.
+        module: in eval mode.
+        images: on the device of both.
+
+    Raises:
+        DonnaError: its own forward needs what is not there any more.
+    """
+    try:
+        output: Tensor = folded(images)
+    except Exception as error:
+        module(images)  # which may raise for its own reasons
+        raise DonnaError(
+            "A module must run as it is deployed, where weights that torch's parametrizations "
+            f"compute are plain ones and methods {' or '.join(_FOLDING)} have folded it, but with "
+            f"{', '.join(folding(module))} it raised {type(error).__name__}: {error}. Let its "
+            "forward read the weight itself, such as `self.weight`, and no `parametrizations`."
+        ) from error
+    return output
 
 
 def fold(module: nn.Module) -> nn.Module:
@@ -83,6 +106,14 @@ def _fold_children(module: nn.Module) -> None:
         if method is not None and isinstance(folded := method(), nn.Module):
             setattr(module, name, folded)
         _fold_children(child)
+
+
+def _folds(module: nn.Module) -> bool:
+    return _method(module) is not None or parametrize.is_parametrized(module)
+
+
+def _name(module: nn.Module) -> str:
+    return parametrize.type_before_parametrizations(module).__name__
 
 
 def _method(module: nn.Module) -> Callable[[], Any] | None:
@@ -136,11 +167,14 @@ def probe(module: nn.Module, input_shape: Sequence[int]) -> tuple[dict[str, int]
 
     Returns:
         `params` and `macs`, and the shape without the batch.
+
+    Raises:
+        DonnaError: see ``deployed`` and ``output_deployed``.
     """
     with torch.no_grad(), torch.device("meta"):
-        module = deployed(module)
+        folded = deployed(module)
         with FlopCounterMode(display=False) as counter:
-            output = module(torch.empty(1, *input_shape))
-    params = sum(parameter.numel() for parameter in module.parameters())
+            output = output_deployed(folded, module, torch.empty(1, *input_shape))
+    params = sum(parameter.numel() for parameter in folded.parameters())
     cost = {"params": params, "macs": counter.get_total_flops() // 2}
     return cost, tuple(output.shape[1:])

@@ -16,7 +16,7 @@ from donna_ray.reference.rounding import check_rounding
 from donna_ray.reference.step import reference_step
 from donna_ray.reference.wishes import check_wishes
 from donna_ray.run.run import Run
-from donna_ray.space import build_space, check_space, register_modules
+from donna_ray.space import build_space, check_space, doubt_code, register_modules
 from donna_ray.storage.artifacts import Artifact
 
 __all__ = ["STEPS", "check", "run_steps"]
@@ -132,6 +132,7 @@ def check(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> 
     space = build_space(config.space, reference.shapes, reference.own_blocks())
     check_rounding(reference, space)
     check_wishes(config, reference, space, check_space(space, say), say)
+    doubt_code(space, say)
     for scenario in config.all_scenarios():
         check_record_of(space, scenario.device, say)
 

@@ -6,8 +6,9 @@ matrix products, N its nodes and t the seconds that the device has run, a run ta
     (overhead_ms + M / gmacs_per_s + N * node_us) / speed * (1 + drift(t)) * (1 + noise)
 
 where drift(t) is a sine of amplitude `drift_percent` and noise is normal. Its memory is the size of
-the model's file, and it tells no energy. Whatever comes from here
-says so: `Measurement.simulated` is true, and the device's model is called "NAME (simulated)".
+the model's file, and it tells no energy. What ONNX Runtime does not load here is refused. Whatever
+comes from here says so: `Measurement.simulated` is true, and the device's model is called "NAME
+(simulated)".
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx
+import onnxruntime
 from google.protobuf.message import DecodeError
 from onnx.inliner import inline_local_functions
 from pydantic import Field
 
 from device_farm import failures
 from device_farm.connector import Connector
+from device_farm.connectors.onnx_session import CPU, open_session
 from device_farm.failures import ModelError, first_line, refuse_without_memory
 from device_farm.identity import DeviceInfo, digest
 from device_farm.timing.control import control_workload
@@ -117,6 +120,7 @@ class SimulatedConnector(Connector[SimulatedModel]):
         self._check_open()
         known = self.settings.table_ms.get(workload.digest)
         latency_ms = known or self._latency_ms(workload.model)
+        _check_loads(workload)
         return SimulatedModel(workload.digest, latency_ms, len(workload.model) / 1e6)
 
     def calibrate(self) -> float:
@@ -170,6 +174,18 @@ class SimulatedConnector(Connector[SimulatedModel]):
         settings = self.settings
         latency = settings.overhead_ms + macs / 1e6 / settings.gmacs_per_s
         return max(1e-6, latency + nodes * settings.node_us / 1e3)
+
+
+def _check_loads(workload: Workload) -> None:
+    """Refuses what no device could run; without optimizations, as it takes milliseconds then.
+
+    Raises:
+        MemoryError, ModelError: See `open_session`.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    open_session(workload.as_exported(), options, [(CPU, {})], workload)
 
 
 def _macs_and_nodes(model: bytes) -> tuple[int, int]:

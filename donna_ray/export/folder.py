@@ -26,8 +26,8 @@ WEIGHTS, ONNX, SOURCE = "model.safetensors", "model.onnx", "network.py"
 LITERT, LITERT_INT8, EXECUTORCH = "model.tflite", "model-int8.tflite", "model.pte"
 CONFIG, README, CARD = "config.json", "README.md", "card.json"
 CARD_VERSION = 1
-_FILES = (WEIGHTS, ONNX, SOURCE, CONFIG, README)
-_ASKED_FOR = (LITERT, LITERT_INT8, EXECUTORCH)  # may be missing
+_FILES = (WEIGHTS, ONNX, SOURCE, CONFIG, README, LITERT, LITERT_INT8, EXECUTORCH)
+_MAY_BE_MISSING = (SOURCE, LITERT, LITERT_INT8, EXECUTORCH)
 _MARK = ".donna-export.json"  # sums of what an export under way writes, and of what was there
 
 
@@ -38,7 +38,7 @@ def check_replaceable(folder: Path) -> None:
         ConfigError: there is one.
     """
     sums = _known_sums(folder)
-    for name in (*_FILES, *_ASKED_FOR, CARD):
+    for name in (*_FILES, CARD):
         path = folder / name
         ours = bool(sums) if name == CARD else path.exists() and file_sha256(path) in sums
         if path.exists() and not ours:
@@ -53,20 +53,21 @@ def fill(folder: Path, made: Path, card: Mapping[str, Any]) -> list[Path]:
 
     Args:
         folder: made where it is not.
-        made: has the files, but for the card. What it lacks of those that must be asked for is
+        made: has the files, but for the card. What it lacks of those that may be missing is
             removed from the folder, since it is of another network.
         card: what is known of the network; gets the files' sums.
 
     Returns:
         The files.
     """
-    names = [name for name in (*_FILES, *_ASKED_FOR) if name in _FILES or (made / name).exists()]
+    missing = [name for name in _MAY_BE_MISSING if not (made / name).exists()]
+    names = [name for name in _FILES if name not in missing]
     sums = {name: file_sha256(made / name) for name in names}
     write_json(folder / _MARK, {"sums": sorted({*_known_sums(folder), *sums.values()})})
     (folder / CARD).unlink(missing_ok=True)  # a card is there only with the files it is of
     for name in names:
         write_atomic(folder / name, (made / name).read_bytes())
-    for name in set(_ASKED_FOR).difference(names):
+    for name in missing:
         (folder / name).unlink(missing_ok=True)
     write_json(folder / CARD, {**card, "files": sums})
     (folder / _MARK).unlink()

@@ -26,11 +26,7 @@ _USE = """
 ## How to use it
 
 With ONNX Runtime: `model.onnx` takes `input`, {batch} x {shape}, float32, and gives the logits
-`output`. With PyTorch and timm:
-
-```python
-{code}
-```
+`output`. {torch}
 
 {phones}Images are prepared as `pretrained_cfg` of `config.json` says: {interpolation} to {size},
 crop {crop_pct}, values from 0 to 1, less {mean}, divided by {std}. To see that the figures above
@@ -48,6 +44,13 @@ _LITERT_INT8 = (
     "by {error} of theirs (root mean square)."
 )
 _EXECUTORCH = "- ExecuTorch: `forward` of `model.pte` takes {shape}, and gives the logits."
+_TORCH = """With PyTorch and timm:
+
+```python
+{code}
+```"""
+_WEIGHTS = """`model.safetensors` has the weights, under the names of the modules that the
+code of its block families makes; without that code PyTorch and timm do not know the network."""
 _TIMM = """import timm
 
 network = timm.create_model("local-dir:FOLDER", pretrained=True).eval()"""
@@ -75,12 +78,13 @@ def timm_config(card: Card, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {**arguments, "num_classes": card["classes"], **labels, "pretrained_cfg": own}
 
 
-def model_card(card: Card, *, is_timms: bool) -> str:
+def model_card(card: Card, *, is_timms: bool, has_source: bool) -> str:
     """README.md: what it is, its figures, its recipe, how to use it.
 
     Args:
         card: of ``export_network``.
         is_timms: timm makes it without the Python file.
+        has_source: there is a Python file.
     """
     preparing = card["preprocessing"]
     channels, height, width = preparing["input_size"]
@@ -94,7 +98,7 @@ def model_card(card: Card, *, is_timms: bool) -> str:
         phones=_phones(card["phones"], f"{channels} x {height} x {width}"),
         batch="N" if card["dynamic_batch"] else 1,
         shape=f"{channels} x {height} x {width}",
-        code=_TIMM if is_timms else _ALONE,
+        torch=_TORCH.format(code=_TIMM if is_timms else _ALONE) if has_source else _WEIGHTS,
         interpolation=preparing["interpolation"],
         size=f"{height} x {width}",
         crop_pct=preparing["crop_pct"],

@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 
 from donna_ray.complexity import fold
 from donna_ray.errors import DonnaError
-from donna_ray.export.bundle import Bundle
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.space import UNSHRUNK, BlockSpec, StageShape, block_family
+from donna_ray.space.bundle import Bundle
 
 __all__ = ["entry_name", "standalone_source", "timm_source"]
 

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,7 @@ from donna_ray.reference.load import data_of, known_of
 from donna_ray.reference.network import StagedNetwork, own_weights
 from donna_ray.reference.timm_models import model_arguments, other_size
 from donna_ray.space import UNSHRUNK, BlockSpec, register_modules
+from donna_ray.space.copied import COPIED
 from donna_ray.storage.artifacts import Artifact, write_json
 from donna_ray.storage.records import Record, RecordStore
 from donna_ray.versions import package_versions
@@ -87,6 +88,7 @@ def export_network(
         architecture: an id or the beginning of one, among the networks of the step `finetune`.
         folder: gets `model.safetensors`, `model.onnx`, `network.py`, `config.json` (timm's, with
             the preprocessing), `README.md` (a model card) and `card.json`; made where it is not.
+            Where the Python file cannot be made, it gets the others, before that is raised.
         dynamic_batch: the ONNX model takes any number of images, not one.
         also: more files: `model.tflite` (for LiteRT), `model-int8.tflite` (with integers at both
             ends; the run's images are read), `model.pte` (for ExecuTorch).
@@ -98,13 +100,13 @@ def export_network(
         ConfigError: the folder has a file of one of these names that no export wrote; no network,
             or more than one, has this id.
         DonnaError: its record, its reference or a block family is no longer there; the code of a
-            block family or timm is another one than that of the finetuning; a check failed; or a
-            package that a file needs is not installed.
+            block family or timm is another one than that of the finetuning; a check failed; a
+            package that a file needs is not installed; or the Python file cannot be made.
     """
     check_known(also)
     check_replaceable(folder)
     network = _Finetuned.find(root, architecture)
-    module, source, weights = network.build()
+    module, write_source, weights = network.build()
     images = torch.randn(_IMAGES, *module.input_shape, generator=torch.Generator().manual_seed(0))
     model = network.checked_onnx(module, images)
     data = partial(data_of, network.config, network.reference)
@@ -118,15 +120,18 @@ def export_network(
         made = Path(name)
         safetensors.torch.save_file(weights, made / WEIGHTS, metadata={"format": "pt"})
         (made / ONNX).write_bytes(model)
-        (made / SOURCE).write_text(source, encoding="utf-8")
-        _check_source(made, images, module)
+        failure = _source_failure(write_source, made, images, module)
         for file, (content, _) in more.items():
             (made / file).write_bytes(content)
         losses = {file: lost for file, (_, lost) in more.items()}
         card = network.card() | {"dynamic_batch": dynamic_batch, "phones": losses}
         write_json(made / CONFIG, timm_config(card, network.timm_arguments()))
-        (made / README).write_text(model_card(card, is_timms=network.is_timms), encoding="utf-8")
-        return fill(folder, made, card)
+        readme = model_card(card, is_timms=network.is_timms, has_source=not failure)
+        (made / README).write_text(readme, encoding="utf-8")
+        files = fill(folder, made, card)
+    if failure:
+        raise DonnaError(f"{folder} has all files of the export but {SOURCE}. {failure}")
+    return files
 
 
 @dataclass(frozen=True)
@@ -168,8 +173,8 @@ class _Finetuned:
         config = config.model_copy(update={"reference": model, "data": data})
         return cls(key, latency, tests, record, store, config, reference)
 
-    def build(self) -> tuple[StagedNetwork, str, dict[str, Tensor]]:
-        """The network in eval mode, its source as one Python file, and its weights for that."""
+    def build(self) -> tuple[StagedNetwork, Callable[[], str], dict[str, Tensor]]:
+        """The network in eval mode, what writes it as one Python file, and the weights of that."""
         config = self.config
         register_modules(config.space.modules)
         model, reference, _ = outline(config, load_weights=False, **known_of(self.reference))
@@ -180,14 +185,14 @@ class _Finetuned:
         except RuntimeError as error:
             raise self._other_code(f"its weights do not fit: {error}") from error
         name, architecture = config.reference.model, self.record["architecture"]
+        arguments = self._arguments
         if self.is_timms:
             reference.load_state_dict(weights)  # whose modules are the model's
-            source, weights = timm_source(architecture, name, self._arguments), own_weights(model)
+            write, weights = partial(timm_source, architecture, name, arguments), own_weights(model)
         else:
-            source = standalone_source(
-                architecture, self._entry, model, name, self._arguments, reference, specs
-            )
-        return network.requires_grad_(False).eval(), source, weights
+            made = (architecture, self._entry, model, name, arguments, reference, specs)
+            write = partial(standalone_source, *made)
+        return network.requires_grad_(False).eval(), write, weights
 
     @property
     def specs(self) -> list[BlockSpec]:
@@ -278,6 +283,19 @@ def _named_outputs(model: bytes, names: Sequence[str]) -> bytes:
     return proto.SerializeToString()
 
 
+def _source_failure(
+    write: Callable[[], str], folder: Path, images: Tensor, network: StagedNetwork
+) -> str:
+    """Why there is no Python file of the network; empty where it is in the folder, and checked."""
+    try:
+        (folder / SOURCE).write_text(write(), encoding="utf-8")
+        _check_source(folder, images, network)
+    except DonnaError as error:
+        (folder / SOURCE).unlink(missing_ok=True)
+        return str(error)
+    return ""
+
+
 @torch.no_grad()
 def _check_source(folder: Path, images: Tensor, network: StagedNetwork) -> None:
     error = logits_error(_logits_alone(folder, images), network(images))
@@ -297,8 +315,6 @@ def _logits_alone(folder: Path, images: Tensor) -> Tensor:
         reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise DonnaError(
             "The Python file of a network must build it without this package, but raised "
-            f"{reason.rstrip('.')}. "
-            "A block family must need no more than functions and classes at the top level of its "
-            "file, which nothing else changes. Change it, or report this as a defect."
+            f"{reason.rstrip('.')}. {COPIED}. Change it, or report this as a defect."
         )
     return safetensors.torch.load_file(folder / "logits")["logits"]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from donna_ray.complexity import deployed, folding
+from donna_ray.complexity import deployed, folding, output_deployed
 from donna_ray.config import ReferenceConfig, RunConfig
 from donna_ray.data import class_count, image_format, used_preprocessing
 from donna_ray.errors import ConfigError, DonnaError
@@ -204,8 +204,10 @@ def check_cut(
         )
     if kinds := folding(reference):
         own = copy.deepcopy(reference).cpu()  # a GPU may round products to TF32
-        given = None if images is None else images.cpu()
-        _check_folded(*_outputs(deployed(own), own, given), name, kinds)
+        given = _random(reference) if images is None else images.cpu()
+        with torch.no_grad():
+            folded = output_deployed(deployed(own), own, given.clone())
+            _check_folded(folded, own(given.clone()), name, kinds)
 
 
 def _lost(model: nn.Module) -> str:
@@ -225,8 +227,9 @@ def _check_folded(folded: Tensor, own: Tensor, name: str, kinds: Sequence[str]) 
         raise DonnaError(
             f"The form that {name} is deployed in must give its outputs to {TOLERANCE} of the "
             f"largest (or 1), but differs by {error:.2e}. A method fuse, reparameterize or "
-            f"switch_to_deploy without arguments folds a module ({', '.join(kinds)}): mend it, or "
-            "rename it if it does something else."
+            "switch_to_deploy without arguments folds a module, or torch's parametrizations are "
+            f"taken out of one ({', '.join(kinds)}): mend it, or rename the method if it does "
+            "something else."
         )
 
 
@@ -247,9 +250,14 @@ def _outputs(
     model: nn.Module, reference: StagedNetwork, images: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     if images is None:
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn(2, *reference.input_shape, generator=generator)
+        images = _random(reference)
     return model.eval()(images.clone()), reference.eval()(images.clone())
+
+
+def _random(reference: StagedNetwork) -> Tensor:
+    """Two images, the same ones each time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, *reference.input_shape, generator=generator)
 
 
 def _largest(values: Tensor) -> float:

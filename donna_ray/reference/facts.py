@@ -22,6 +22,7 @@ from donna_ray.space import (
     block_families,
     build_space,
     check_space,
+    doubt_code,
     register_modules,
 )
 from donna_ray.space.check import Costs
@@ -75,6 +76,7 @@ def checked_space(
     check_rounding(reference, space)
     costs = check_space(space, say)
     check_wishes(config, reference, space, costs, say)
+    doubt_code(space, say)
     return reference, space, costs
 
 

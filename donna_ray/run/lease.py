@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from donna_ray.errors import DonnaError, RunLockedError
 from donna_ray.run.folder import in_job
-from donna_ray.run.manifest import check_is_seen
+from donna_ray.run.manifest import MANIFEST, check_is_seen, manifest_in
 from donna_ray.run.ownership import MARKER
 from donna_ray.storage.artifacts import mapping_in
 from donna_ray.storage.files import Storage
@@ -42,6 +42,7 @@ class Lease:
         self._mine = {"host": os.uname().nodename, "user": user, "folder": str(root)}
         self._root, self._mark = root, root / MARKER
         self._lost: RunLockedError | None = None
+        self._found: str | None = None  # version of the copy, when it was held
         self._id = uuid.uuid4().hex
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -68,6 +69,7 @@ class Lease:
         holder = self._holder()
         if holder is not None and holder["id"] != self._id:  # it wrote last
             raise self._error(holder)
+        self._found = (manifest_in(self._storage.read(MANIFEST)) or {}).get("version")
         self._thread.start()
         return self
 
@@ -88,7 +90,7 @@ class Lease:
             raise self._lost
         holder = self._holder()
         if holder is None:
-            check_is_seen(self._root, self._storage)
+            check_is_seen(self._root, self._storage, [self._found])  # which may still be fetched
         elif holder["id"] != self._id:
             raise self._error(holder)
 
@@ -109,7 +111,9 @@ class Lease:
 
     def _holder(self) -> dict[str, Any] | None:
         facts = mapping_in(self._storage.read(LEASE))
-        return facts if facts is not None and facts.keys() >= _FACTS else None
+        if facts is None or not facts.keys() >= _FACTS:
+            return None
+        return facts if isinstance(facts["beat"], float) else None  # else it is damaged
 
     def _is_over(self, holder: dict[str, Any]) -> bool:
         """Its process ended without a word: of this folder, since we have its lock, or long ago."""

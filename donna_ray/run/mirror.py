@@ -23,17 +23,19 @@ import yaml
 
 from donna_ray.errors import ConfigError
 from donna_ray.run.lease import LEASE
-from donna_ray.run.manifest import MANIFEST, SEEN, check_is_seen
+from donna_ray.run.manifest import (
+    MANIFEST,
+    SEEN,
+    check_is_seen,
+    is_of_files,
+    manifest_in,
+    note_seen,
+    seen_of,
+)
 from donna_ray.run.ownership import MARKER
 from donna_ray.run.progress import PROGRESS
 from donna_ray.run.shared_folder import MARK
-from donna_ray.storage.artifacts import (
-    file_sha256,
-    mapping_in,
-    read_json,
-    write_atomic,
-    write_json,
-)
+from donna_ray.storage.artifacts import file_sha256, mapping_in, write_atomic
 from donna_ray.storage.files import Storage, folder_in, is_temporary
 from donna_ray.storage.index import INDEX
 
@@ -77,24 +79,25 @@ class Mirror:
             ConfigError: what is there is no run's or another's, or names files outside of the run
                 folder.
         """
-        if not (self._root / SEEN).exists():
+        seen = seen_of(self._root, self._copy)
+        if not seen:
             self._claim()
         manifest = self._manifest()
         if manifest is None:
             (self._root / SEEN).unlink(missing_ok=True)  # the next push makes all of it anew
             return
-        seen = read_json(self._root / SEEN) or {}
         if manifest == {key: value for key, value in seen.items() if key != "next"}:
             return  # also where a push did not come to its end
-        if manifest.get("version") in {seen.get("next")} - {None}:  # killed before it noted that
-            write_json(self._root / SEEN, manifest)
+        version = manifest.get("version")
+        if version is not None and version == seen.get("next"):  # killed before it noted that
+            note_seen(self._root, self._copy, manifest)
             return
         files = manifest["files"]
         for name in files:
             self._check_is_within(name)
         local = self._local()
         self._copy.map(self._fetch, (each for each in files.items() if each not in local.items()))
-        write_json(self._root / SEEN, manifest)
+        note_seen(self._root, self._copy, manifest)
 
     def push(self) -> None:
         """Bring the copy up to date.
@@ -118,10 +121,10 @@ class Mirror:
         local.update(zip(missing, self._copy.map(self._store, missing), strict=True))
         check_is_seen(self._root, self._copy)  # that took minutes, or this host was suspended
         manifest = {"layout": _LAYOUT, "version": uuid.uuid4().hex, "files": local}
-        seen = read_json(self._root / SEEN) or {}
-        write_json(self._root / SEEN, {**seen, "next": manifest["version"]})
+        seen = seen_of(self._root, self._copy)
+        note_seen(self._root, self._copy, {**seen, "next": manifest["version"]})
         self._copy.write(MANIFEST, json.dumps(manifest, indent=2).encode())
-        write_json(self._root / SEEN, manifest)
+        note_seen(self._root, self._copy, manifest)
         self._objects.map(self._objects.remove, there.keys() - local.values())
         for name in (name for name in _FOR_PEOPLE if local.get(name) != before.get(name)):
             self._show(name)
@@ -134,10 +137,10 @@ class Mirror:
                 named.
         """
         data = self._copy.read(MANIFEST)
-        manifest = mapping_in(data)
-        if data is None or _files_of(manifest) is not None:
+        manifest = manifest_in(data)
+        if data is None or (manifest or {}).get("layout") == _LAYOUT:
             return manifest
-        if read_json(self._root / SEEN) is not None:
+        if seen_of(self._root, self._copy):
             return None
         raise ConfigError(
             f"{MANIFEST} of {self._copy.url} must be as a run of this version wrote it, but is "
@@ -152,7 +155,9 @@ class Mirror:
 
     def _pushed(self) -> dict[str, str]:
         """The files of the last manifest that this folder pulled or pushed."""
-        return _files_of(read_json(self._root / SEEN)) or {}
+        manifest = seen_of(self._root, self._copy)
+        files: dict[str, str] = manifest.get("files", {})
+        return files if manifest.get("layout") == _LAYOUT and is_of_files(files) else {}
 
     def _fetch(self, file: tuple[str, str]) -> None:
         name, sha = file
@@ -215,8 +220,8 @@ class Mirror:
             )
         self._copy.write(MARKER, json.dumps({"run": self._name}).encode())
 
-    def _check_is_this_run(self, owner: str | None) -> None:
-        if owner in (None, self._name):
+    def _check_is_this_run(self, owner: Any) -> None:
+        if not isinstance(owner, str) or owner == self._name:  # a damaged mark is taken for none
             return
         moved = owner.startswith("/") or self._name.startswith("/")
         if not moved or not self._has_these_settings():
@@ -227,8 +232,11 @@ class Mirror:
             )
 
     def _has_these_settings(self) -> bool:
-        theirs = yaml.safe_load(self._copy.read("config.yaml") or b"{}")
-        return _wherever(theirs) == _wherever(self._settings)
+        theirs = self._copy.read("config.yaml") or b"{}"
+        try:
+            return _wherever(yaml.safe_load(theirs)) == _wherever(self._settings)
+        except (AttributeError, TypeError, yaml.YAMLError):  # it is damaged
+            return False
 
     def _local(self) -> dict[str, str]:
         """SHA-256 of the files that the manifest is to name, by relative path."""
@@ -263,13 +271,6 @@ class Mirror:
 def _record_of(name: str) -> str:
     folder, _, file = name.rpartition("/")
     return f"{folder}/{file.partition('.')[0]}"
-
-
-def _files_of(manifest: Mapping[str, Any] | None) -> dict[str, str] | None:
-    """SHA-256 by path; None where this is no whole manifest of this layout."""
-    files = manifest.get("files") if manifest and manifest.get("layout") == _LAYOUT else None
-    is_whole = isinstance(files, dict) and all(isinstance(sha, str) for sha in files.values())
-    return files if is_whole else None
 
 
 def _snapshot(path: Path) -> bytes:

@@ -132,6 +132,17 @@ class BlockFamily:
             )
         return specs
 
+    def block(self, spec: BlockSpec, shape: StageShape) -> nn.Module:
+        """What ``build`` makes for a stage of this shape (see ``build_block``)."""
+        if not self.of_stage:
+            return self.build(*shape.channels, shape.stride, **dict(spec.options))
+        if shape.own is None:
+            raise ConfigError(
+                f"Blocks of the family {self.name!r} must stand in a stage of a reference, but "
+                "only the shapes of this one are known. Take the shapes of a StagedNetwork."
+            )
+        return self.build(shape.own, shape.input, **dict(spec.options))
+
     def _allows(self, options: Mapping[str, Option]) -> bool:
         try:
             with exits_are_errors():
@@ -226,14 +237,7 @@ def build_block(spec: BlockSpec, shape: StageShape) -> nn.Module:
     family = block_family(spec.family)
     if family.builtin:
         check_values(family.name, {name: [value] for name, value in spec.options})
-    if not family.of_stage:
-        return family.build(*shape.channels, shape.stride, **dict(spec.options))
-    if shape.own is None:
-        raise ConfigError(
-            f"Blocks of the family {spec.family!r} must stand in a stage of a reference, but only "
-            "the shapes of this one are known. Take the shapes of a StagedNetwork."
-        )
-    return family.build(shape.own, shape.input, **dict(spec.options))
+    return family.block(spec, shape)
 
 
 def _channels(features: tuple[int, ...]) -> int:

@@ -94,7 +94,7 @@ class Storage:
 
     A filesystem that refuses is asked again, with growing pauses, for up to a minute. What it does
     then, and at once on a full disk, is a ``DonnaError``. A client that holds a connection is made
-    anew before it asks again.
+    anew before it asks again, and at the first use after unpickling.
 
     Args:
         url: the folder.
@@ -110,14 +110,15 @@ class Storage:
         DonnaError: the filesystem is connected to as it is opened, and refuses.
     """
 
+    _filesystem: Any = None
+    _folder: str
+
     def __init__(self, url: str | Path, *, own_client: bool = False) -> None:
         self.url = str(url)
-        self._opened = partial(_filesystem, url)
+        self._opened, self._is_own = partial(_filesystem, url), own_client
         self._is_lost = self._is_connected = False
         _check(url)
-        self._filesystem, self._folder = self._patiently(
-            "opened", "its folder", lambda: self._opened(skip_instance_cache=own_client)
-        )
+        self._patiently("opened", "its folder", lambda: None)
         protocol = self._filesystem.protocol
         self._protocols = {protocol} if isinstance(protocol, str) else set(protocol)
         is_local = isinstance(self._filesystem, LocalFileSystem)
@@ -126,6 +127,10 @@ class Storage:
             self.url = self._folder
         # such as FTP's: a connection that has ended does not come back by itself
         self._is_connected = not self.local and not self._filesystem.async_impl
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without a client that connects as it is made: it is made again at the first use."""
+        return self.__dict__ | ({"_filesystem": None} if self._is_connected else {})
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None where there is none of this name."""
@@ -148,7 +153,7 @@ class Storage:
     def write_derived(self, name: str, data: bytes) -> None:
         """Write a file that can be made again: one attempt, and a refusal is no error."""
         with suppress(Exception):
-            self._write(self._path(name), data)
+            self._connected(lambda: self._write(self._path(name), data))
 
     def remove(self, name: str) -> None:
         """Remove a file; nothing where there is none of this name."""
@@ -204,9 +209,10 @@ class Storage:
             raise self._error(verb, name, error) from error
 
     def _connected(self, action: Callable[[], T]) -> T:
-        """One attempt: with a new connection where the last one failed."""
-        if self._is_lost:
-            self._filesystem, _ = self._opened(skip_instance_cache=True)
+        """One attempt: with a new connection where the last one failed, or there is none yet."""
+        if self._is_lost or self._filesystem is None:
+            own = self._is_own or self._is_lost
+            self._filesystem, self._folder = self._opened(skip_instance_cache=own)
             self._is_lost = False
         try:
             return action()

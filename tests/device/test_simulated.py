@@ -75,6 +75,22 @@ def test_open_sizes_are_those_given() -> None:
     assert twice - same == pytest.approx(3 * 32 * 8 * 8 * 4 * 9 / 1000)
 
 
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("operator", ["cycle", "MaxPool", "Unheard"])
+def test_what_onnx_runtime_refuses_is_not_measured(operator: str, known: bool) -> None:
+    """A cycle, a pool without its size and an unknown operator, also where a table has them."""
+    proto = onnx.load_model_from_string(conv_and_gemm().model)
+    if operator == "cycle":
+        first, second = (helper.make_node("Add", ["y", n], [m]) for n, m in ("mn", "nm"))
+    else:
+        first, second = helper.make_node(operator, ["y"], ["m"]), helper.make_node("Abs", "m", "n")
+    proto.graph.node.extend([first, second])
+    workload = Workload.from_onnx(proto.SerializeToString())
+    table = {"table_ms": {workload.digest: 7.0}} if known else {}
+    with pytest.raises(ModelError, match="ONNX Runtime cannot load the model"):
+        SimulatedConnector("board", {**EXACT, **table}).prepare(workload)
+
+
 def test_macs_that_cannot_be_known_are_refused() -> None:
     proto = onnx.load_model_from_string(conv_and_gemm().model)
     proto.graph.node[0].input[0] = "z"

@@ -106,6 +106,41 @@ def test_weights_that_torch_parametrises_are_deployed_as_they_are(kind: type[Nor
     assert all(value.equal(state[name]) for name, value in model.state_dict().items())
 
 
+class Reading(nn.Conv2d):
+    """Its forward reads what computes its weight."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        length = self.parametrizations.weight.original0.mean()  # type: ignore[union-attr]
+        return super().forward(features) * length
+
+
+class Telling(nn.Conv2d):
+    """Its forward asks whether its weight is computed."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features) * (2 if parametrize.is_parametrized(self) else 1)
+
+
+def test_forward_that_needs_a_parametrisation_is_named() -> None:
+    """Where it is costed, and where a reference is checked."""
+    model = network(parametrizations.weight_norm(Reading(4, 4, 1))).eval()
+    words = "with Reading it raised AttributeError: .*Let its forward read the weight itself"
+    with pytest.raises(DonnaError, match=words):
+        complexity(model, SHAPE)
+    reference = cut_reference(model, ReferenceConfig(model="model", stages=["1", "2"]), SHAPE)
+    with pytest.raises(DonnaError, match=words):
+        check_cut(model, reference, "model")
+    model[1][0] = parametrizations.weight_norm(Telling(4, 4, 1))
+    reference = cut_reference(model, ReferenceConfig(model="model", stages=["1", "2"]), SHAPE)
+    with pytest.raises(DonnaError, match=r"must give its outputs .*\(Telling\): mend it"):
+        check_cut(model, reference, "model")
+
+
+def test_module_that_never_runs_says_why_itself() -> None:
+    with pytest.raises(RuntimeError, match="Invalid channel"):
+        complexity(network(parametrizations.weight_norm(nn.Conv2d(5, 4, 1))), SHAPE)
+
+
 @torch.no_grad()
 def test_methods_of_other_meanings_are_not_called() -> None:
     model, images = network(Pyramid()), torch.randn(2, *SHAPE)

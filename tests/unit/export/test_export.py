@@ -25,6 +25,7 @@ from donna_ray.config import load_config
 from donna_ray.data import load_data, load_test
 from donna_ray.errors import DonnaError
 from donna_ray.export.choice import choose
+from donna_ray.export.exported import read_export
 from donna_ray.export.step import export_network
 from donna_ray.reference.network import StagedNetwork
 from donna_ray.space import UNSHRUNK, BlockSpec, block_family
@@ -118,6 +119,28 @@ def test_own_reference_and_own_family(tmp_path: Path) -> None:
     assert card["reference"]["test_from"] == "data.test_fraction 0.5"
     names = ("model.safetensors", "model.onnx", "network.py", "config.json", "README.md")
     assert card["files"] == {name: file_sha256(to / name) for name in names}
+
+
+@pytest.mark.usefixtures("in_process")
+def test_files_are_there_though_the_python_file_cannot_be(tmp_path: Path) -> None:
+    """Of a family that imports a module; the Python file of an earlier export is another's."""
+    text = textwrap.dedent(OWN).replace("NAME", "uncopied_own")
+    text = text.replace("check_one_of(", "common.check_one_of(")
+    (tmp_path / "own.py").write_text(f"from donna_ray.space.blocks import common\n{text}")
+    to, space = tmp_path / "out", {"preset": "micro", "modules": [str(tmp_path / "own.py")]}
+    for name, block in (("before", INVERTED), ("run", BlockSpec.of("uncopied_own", {"kernel": 3}))):
+        (tmp_path / name).mkdir()
+        run = Finished(tmp_path / name, [block] * 3, space=space)
+        if name == "before":
+            export_network(run.root, "abc", to)
+    with pytest.raises(DonnaError, match=rf"{to} has all files .* but network.py. .*imports the"):
+        export_network(run.root, "abc", to)
+    names = ("model.safetensors", "model.onnx", "config.json", "README.md")
+    assert sorted(each.name for each in to.iterdir()) == sorted((*names, "card.json"))
+    card = json.loads((to / "card.json").read_text())
+    assert card["files"] == {name: file_sha256(to / name) for name in names}
+    assert "network.py" not in (to / "README.md").read_text()
+    assert read_export(to).card.architecture == run.id
 
 
 @pytest.mark.usefixtures("in_process")

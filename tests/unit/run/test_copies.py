@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import sqlite3
 import time
 from contextlib import closing
@@ -104,6 +105,29 @@ def test_record_of_which_a_worker_stored_a_part_is_stored_as_a_whole(tmp_path: P
     Storage(f"{url}/networks").write("a.onnx", b"of another training")
     Mirror(here, url).push()
     assert (tmp_path / "copy" / "networks" / "a.onnx").read_bytes() == b"graph"
+
+
+def test_folder_that_was_copied_is_another_run_at_another_url(tmp_path: Path) -> None:
+    """The marks of the first copy, which go with it, are not those of the second."""
+    here, url = tmp_path / "here", (tmp_path / "copy").as_uri()
+    here.mkdir()
+    (here / "a").write_text("of the first")
+    Mirror(here, url, "here").push()
+    again, free = tmp_path / "again", tmp_path / "free"
+    shutil.copytree(here, again)
+    mirror = Mirror(again, free.as_uri(), "again")
+    mirror.pull()
+    mirror.push()
+    assert json.loads((free / MARKER).read_text()) == {"run": "again"}
+    assert mirror.is_pushed()
+    shutil.copytree(here, third := tmp_path / "third")
+    with pytest.raises(ConfigError, match="must be of this run, third, but is that of again"):
+        Mirror(third, free.as_uri(), "third").pull()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "photo.jpg").write_text("of a person")
+    with pytest.raises(ConfigError, match=r"where nothing else is, but .* holds photo\.jpg"):
+        Mirror(third, (tmp_path / "taken").as_uri(), "third").pull()
+    assert (third / "a").read_text() == "of the first"
 
 
 def test_push_over_a_copy_that_another_has_written_is_refused_and_changes_nothing(

@@ -26,7 +26,7 @@ from donna_ray.errors import DonnaError
 from donna_ray.export.choice import _named
 from donna_ray.latency.lowering import Lowering
 from donna_ray.latency.starting import _check_cache
-from donna_ray.run.lease import LEASE
+from donna_ray.run.lease import LEASE, Lease
 from donna_ray.run.mirror import Mirror
 from donna_ray.run.ownership import MARKER, claim
 from donna_ray.run.run import Run
@@ -287,6 +287,52 @@ def test_copy_is_whole_again_after_a_command_where_it_was_made(
     Mirror(there, url).pull()
     assert (there / "config.yaml").read_bytes() == (here / "config.yaml").read_bytes()
     assert len(list(there.glob("reference/*/weights"))) == 1
+
+
+HELD = '{"host": "a", "user": "b", "folder": "c", "pid": 1, "id": "d", "beat": "long ago"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("mirror.json", '{"version": "1"}'),
+        ("mirror.json", '{"version": "1", "files": ["a"]}'),
+        ("mirror.json", '{"version": "1", "files": {"a": 2}}'),
+        ("mirror.json", '{"version": ["1"], "files": {}}'),
+        (MARKER, '{"run": 5}'),
+        ("config.yaml", "- a list"),
+        ("config.yaml", "space: {modules: [5]}"),
+        (LEASE, HELD),
+    ],
+)
+def test_copy_with_other_json_is_whole_again(
+    config: RunConfig, mirrored: tuple[Path, str, list[str]], tmp_path: Path, name: str, text: str
+) -> None:
+    """Files that can be read, and hold something else than they must."""
+    here, url, made = mirrored
+    there = tmp_path / "copy"
+    (there / name).write_text(text)
+    for _ in range(2):
+        with Lease(here, url):
+            copy = Mirror(here, url)
+            copy.pull()
+            copy.push()
+    fetched = tmp_path / "there"
+    Mirror(fetched, url).pull()
+    assert (fetched / "config.yaml").read_bytes() == (here / "config.yaml").read_bytes()
+    with Run(config, fetched) as run:
+        fill(run, made)
+    assert len(made) == 1
+    (there / name).write_text(text)
+    if name == "mirror.json":
+        _, said = outcome(Mirror(tmp_path / "other", url).pull)
+        assert "damaged or of another version. Give the same command on the host of the last one" in said
+    if name == MARKER:
+        Mirror(tmp_path / "other", url, "of another name").pull()
+    if name == "config.yaml":
+        (there / MARKER).write_text('{"run": "/once"}')
+        _, said = outcome(Mirror(tmp_path / "other", url, "/now").pull)
+        assert "must be of this run, /now" in said
 
 
 @every_damage

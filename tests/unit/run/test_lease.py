@@ -15,6 +15,8 @@ import pytest
 from donna_ray.errors import RunLockedError
 from donna_ray.run import lease as module
 from donna_ray.run.lease import LEASE, Lease
+from donna_ray.run.manifest import check_is_seen
+from donna_ray.run.mirror import Mirror
 from donna_ray.run.ownership import MARKER
 from donna_ray.storage.files import Storage
 
@@ -119,12 +121,40 @@ def test_lease_that_is_gone_is_taken_again_unless_the_copy_is_another(
             time.sleep(0.01)
         lease.check()
     with Lease(tmp_path, url) as lease:
-        Storage(url).write("mirror.json", b'{"version": "of another"}')
+        Storage(url).write("mirror.json", b'{"version": "of another", "files": {}}')
         Storage(url).remove(LEASE)
         lease._thread.join(5)
         with pytest.raises(RunLockedError, match=f"has written {url} since {tmp_path}"):
             lease.check()
     assert LEASE not in Storage(url).listing()
+
+
+def test_lease_that_is_gone_is_no_loss_before_the_copy_is_fetched(url: str, tmp_path: Path) -> None:
+    Storage(url).write("mirror.json", b'{"version": "of yesterday", "files": {}}')
+    with Lease(tmp_path, url) as lease:
+        Storage(url).remove(LEASE)
+        lease.check()
+
+
+@pytest.mark.parametrize("is_read_first", [True, False])
+def test_push_that_ends_while_the_copy_is_looked_at_is_this_commands(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_read_first: bool
+) -> None:
+    def push() -> None:
+        (tmp_path / "a").write_text(str(time.time()))
+        Mirror(tmp_path, url).push()
+
+    def read_slowly(storage: Storage, name: str) -> bytes | None:
+        data = read(storage, name)
+        with monkeypatch.context() as patch:
+            patch.setattr(Storage, "read", read)
+            push()
+        return data if is_read_first else read(storage, name)
+
+    push()
+    read = Storage.read
+    monkeypatch.setattr(Storage, "read", read_slowly)
+    check_is_seen(tmp_path, Storage(url))
 
 
 def test_folder_of_another_disk_is_not_this_one(url: str, tmp_path: Path) -> None:

@@ -61,12 +61,33 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("own_client", [False, True])
 def test_session_that_ended_is_opened_again(own_client: bool) -> None:
     store = Storage("sessions://folder", own_client=own_client)
+    assert (store._filesystem is Storage("sessions://folder")._filesystem) is not own_client
     store.write("a", b"1")
     for asked in (lambda: store.write("b", b"2"), lambda: store.remove("b"), store.listing):
         Sessions.now += 1
         asked()
     assert set(store.listing()) == {"a"}
     assert pickle.loads(pickle.dumps(store)).read("a") == b"1"
+
+
+@pytest.mark.parametrize("asked", ["read", "write_derived"])
+def test_store_that_is_unpickled_connects_as_it_is_used(asked: str) -> None:
+    """As a task's argument is, where no store's error can be told; the client is shared there."""
+    store = Storage("sessions://folder")
+    store.write("a", b"1")
+    data = pickle.dumps(store)
+    Sessions.clear_instance_cache()
+    Sessions.refuses.extend([ConnectionRefusedError("no server")] * 99)
+    one, other = pickle.loads(data), pickle.loads(data)
+    with pytest.raises(DonnaError, match=r"must let a be read, but refused for .*no server"):
+        one.read("a")
+    Sessions.refuses.clear()
+    if asked == "write_derived":
+        other.write_derived("b", b"2")
+        assert store.read("b") == b"2"
+    else:
+        assert other.read("a") == b"1"
+        assert other._filesystem is Storage("sessions://folder")._filesystem
 
 
 def test_file_that_is_not_there_is_removed_whatever_the_client_says() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from donna_ray.errors import DonnaError
-from donna_ray.export.bundle import Bundle
+from donna_ray.space.bundle import Bundle
 
 
 def test_function_in_a_function_cannot_be_bundled() -> None:
