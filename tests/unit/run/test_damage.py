@@ -326,7 +326,10 @@ def test_copy_with_other_json_is_whole_again(
     (there / name).write_text(text)
     if name == "mirror.json":
         _, said = outcome(Mirror(tmp_path / "other", url).pull)
-        assert "damaged or of another version. Give the same command on the host of the last one" in said
+        assert (
+            "damaged or of another version. Give the same command on the host of the last one"
+            in said
+        )
     if name == MARKER:
         Mirror(tmp_path / "other", url, "of another name").pull()
     if name == "config.yaml":
