@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from device_farm import Connector, Workload
+from device_farm import Workload
 from device_farm.connectors.adb.connector import AdbConnector
 from device_farm.connectors.onnxruntime import OnnxRuntimeConnector
 from donna_ray.config import RunConfig
@@ -46,6 +45,7 @@ from tests.device.phone import Phone, perf_test
 from tests.search_problems import drive, search_on
 
 CHOICES = (0, 31)  # of each stage: the smallest block and the largest
+QUICK = {"max_seconds": 0.02, "blocks": 2}
 
 
 @pytest.fixture(scope="module")
@@ -124,28 +124,13 @@ def test_nsr_in_int8_of_the_references_own_stages_is_that_of_quantisation(
     assert float((logits.argmax(1) == reference(images).argmax(1)).float().mean()) > 0.8
 
 
-@pytest.fixture(params=["cpu", "phone"])
-def device(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Connector]:
-    """This host, and a phone behind ADB, on which ONNX Runtime measures as well."""
-    quick = {"max_seconds": 0.02, "blocks": 2}
-    if request.param == "cpu":
-        yield OnnxRuntimeConnector("cpu", quick)
-        return
-    phone = Phone(tmp_path / "phone").start()
-    runner = {"kind": "onnxruntime_perf_test", "binary": str(perf_test(tmp_path))}
-    more = {"address": phone.address, "key": str(tmp_path / "adbkey"), "warmup_runs": 1}
-    with closing(AdbConnector("phone", {**quick, **more, "runner": runner})) as connector:
-        yield connector
-    phone.kill()
-
-
 def test_front_is_of_networks_in_int8(
     few: SearchSpace,
     quantised: tuple[QuantisedLowering, list[np.ndarray]],
-    device: Connector,
     tmp_path: Path,
 ) -> None:
     lowering, nsr = quantised
+    device = OnnxRuntimeConnector("cpu", QUICK)
     baseline = device.calibrate()
     models: dict[Architecture, bytes] = {}
 
@@ -163,9 +148,6 @@ def test_front_is_of_networks_in_int8(
     values = np.array([measured[row][:2] for row in rows])
     front = [rows[row] for row in nondominated(values[:, 0], values[:, 1:])]
     assert front
-    if isinstance(device, AdbConnector):
-        brought = tmp_path.glob("phone/**/device-farm/models/*.onnx")
-        assert {models[each] for each in front} <= {file.read_bytes() for file in brought}
     for architecture in front:
         graph = onnx.load_model_from_string(models[architecture]).graph
         known = {tensor.name: tensor for tensor in graph.initializer}
@@ -177,6 +159,24 @@ def test_front_is_of_networks_in_int8(
             if node.op_type == "DequantizeLinear" and node.input[0] in known
         }
         assert onnx.TensorProto.INT8 in weights
+
+
+def test_a_phone_measures_a_network_in_int8(
+    few: SearchSpace,
+    quantised: tuple[QuantisedLowering, list[np.ndarray]],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    model = bytes(quantised[0].model(few.specs((0,) * len(few.stages))))
+    phone = Phone(tmp_path / "phone").start()
+    request.addfinalizer(phone.kill)
+    runner = {"kind": "onnxruntime_perf_test", "binary": str(perf_test(tmp_path))}
+    more = {"address": phone.address, "key": str(tmp_path / "adbkey"), "warmup_runs": 1}
+    with closing(AdbConnector("phone", {**QUICK, **more, "runner": runner})) as device:
+        handle = device.prepare(Workload.from_onnx(model))
+        assert device.measure(handle, device.settings).median_ms > 0
+    brought = tmp_path.glob("phone/**/device-farm/models/*.onnx")
+    assert model in {file.read_bytes() for file in brought}
 
 
 def test_a_block_that_cannot_be_quantised_is_left_out(
