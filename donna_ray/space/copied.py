@@ -46,9 +46,9 @@ def doubt_code(space: SearchSpace, say: Callable[[str], None]) -> None:
     places = {spec: stage.shape for stage in space.stages for spec in stage.choices}
     for name in dict.fromkeys(spec.family for spec in places):
         family = block_family(name)
-        specs = covering([spec for spec in places if spec.family == name])
         if family.builtin:
             continue
+        specs = covering([spec for spec in places if spec.family == name])
         if fault := _fault(family, {spec: places[spec] for spec in specs}):
             say(
                 f"warning: {COPIED}, to be in the Python file of an export, but {name!r} needs "
