@@ -88,7 +88,9 @@ def _card(folder: Path) -> Card:
     try:
         return Card.model_validate(values)
     except ValidationError as error:
-        raise _refused(folder, f"its {CARD} is damaged or newer ({_fault(error)})") from None
+        raise _refused(
+            folder, f"its {CARD} is damaged, or of another version ({_fault(error)})"
+        ) from None
 
 
 def _mapping(folder: Path, name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import timm
 import torch
 from torch import Tensor
 
+from device_farm.ending import one_line
 from donna_ray.config import DataConfig, ReferenceConfig, RunConfig, load_config
 from donna_ray.data import image_format, origin_of_test, used_preprocessing
 from donna_ray.data.held_out import named_test
@@ -290,9 +291,13 @@ def _source_failure(
     try:
         (folder / SOURCE).write_text(write(), encoding="utf-8")
         _check_source(folder, images, network)
-    except DonnaError as error:
+    except OSError:
+        raise
+    except Exception as error:  # of users' code, whatever it is
         (folder / SOURCE).unlink(missing_ok=True)
-        return str(error)
+        if isinstance(error, DonnaError):
+            return str(error)
+        return f"{COPIED}, but {type(error).__name__} was raised: {one_line(str(error))}."
     return ""
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
@@ -113,7 +114,8 @@ class Lease:
         facts = mapping_in(self._storage.read(LEASE))
         if facts is None or not facts.keys() >= _FACTS:
             return None
-        return facts if isinstance(facts["beat"], float) else None  # else it is damaged
+        beat = facts["beat"]
+        return facts if isinstance(beat, float) and isfinite(beat) else None  # else it is damaged
 
     def _is_over(self, holder: dict[str, Any]) -> bool:
         """Its process ended without a word: of this folder, since we have its lock, or long ago."""

@@ -15,6 +15,7 @@ __all__ = [
     "is_of_files",
     "manifest_in",
     "note_seen",
+    "own_versions",
     "seen_of",
 ]
 
@@ -31,7 +32,8 @@ def manifest_in(data: bytes | None) -> dict[str, Any] | None:
     found = mapping_in(data)
     if found is None or not is_of_files(found.get("files")):
         return None
-    return found if isinstance(found.get("version"), str | None) else None
+    is_whole = isinstance(found.get("layout"), int) and isinstance(found.get("version"), str)
+    return found if is_whole else None
 
 
 def is_of_files(files: Any) -> bool:
@@ -42,7 +44,13 @@ def is_of_files(files: Any) -> bool:
 def seen_of(root: Path, copy: Storage) -> dict[str, Any]:
     """What a run folder saw of a copy last; empty where it saw another one, or none."""
     seen = read_json(root / SEEN) or {}
-    return seen if seen.pop("url", copy.url) == copy.url else {}
+    return seen if _place(seen.pop("url", copy.url)) == _place(copy.url) else {}
+
+
+def own_versions(root: Path) -> set[Any]:
+    """Versions of a copy, wherever it was, of which a run folder has all: each has its own name."""
+    seen = read_json(root / SEEN) or {}
+    return {seen.get("version"), seen.get("next")} - {None}
 
 
 def note_seen(root: Path, copy: Storage, manifest: dict[str, Any]) -> None:
@@ -71,6 +79,10 @@ def check_is_seen(root: Path, copy: Storage, also: Sequence[str | None] = ()) ->
         "Nothing there was changed or removed. Give the same command again: it fetches the newer "
         "copy and goes on from there; finished steps that only this folder has are kept."
     )
+
+
+def _place(url: Any) -> str:
+    return str(url).rstrip("/")
 
 
 def _versions(root: Path, copy: Storage) -> list[Any]:

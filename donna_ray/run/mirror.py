@@ -30,6 +30,7 @@ from donna_ray.run.manifest import (
     is_of_files,
     manifest_in,
     note_seen,
+    own_versions,
     seen_of,
 )
 from donna_ray.run.ownership import MARKER
@@ -88,9 +89,8 @@ class Mirror:
             return
         if manifest == {key: value for key, value in seen.items() if key != "next"}:
             return  # also where a push did not come to its end
-        version = manifest.get("version")
-        if version is not None and version == seen.get("next"):  # killed before it noted that
-            note_seen(self._root, self._copy, manifest)
+        if manifest.get("version") in own_versions(self._root):  # killed before it noted that
+            note_seen(self._root, self._copy, manifest)  # or the copy is elsewhere now
             return
         files = manifest["files"]
         for name in files:
@@ -133,14 +133,14 @@ class Mirror:
         """That of the copy; None where there is none, or one of which this folder has all.
 
         Raises:
-            ConfigError: it is damaged or of another layout, and this folder does not have what it
+            ConfigError: it is of another layout, or damaged, and this folder does not have what it
                 named.
         """
         data = self._copy.read(MANIFEST)
         manifest = manifest_in(data)
         if data is None or (manifest or {}).get("layout") == _LAYOUT:
             return manifest
-        if seen_of(self._root, self._copy):
+        if manifest is None and seen_of(self._root, self._copy):
             return None
         raise ConfigError(
             f"{MANIFEST} of {self._copy.url} must be as a run of this version wrote it, but is "

@@ -77,7 +77,12 @@ class Bundle:
         """What a name of a module is called in the bundle, into which it is taken."""
         key = module, name
         if key not in self._names:
-            statements = self._bindings(module)[name]
+            statements = self._bindings(module).get(name)
+            if statements is None:
+                raise DonnaError(
+                    f"To be exported, {module} must bind {name} by a statement that names it, but "
+                    f"a loop, globals() or an `import *` does. Write `{name} = …` or import it."
+                )
             if isinstance(statements[0], _Import):
                 self._names[key] = self._imported(module, statements[0])
                 for statement in statements[1:]:
@@ -221,9 +226,35 @@ def _bound_name(alias: ast.alias) -> str:
 def _renamed(statement: ast.stmt, names: Mapping[str, str]) -> str:
     if isinstance(statement, _Named):
         statement.name = names[statement.name]
-    for node in ast.walk(statement):
-        if isinstance(node, ast.Name):
-            node.id = names.get(node.id, node.id)
-        elif isinstance(node, ast.Global):
-            node.names = [names.get(name, name) for name in node.names]
+    _rename(statement, names)
     return ast.unparse(statement)
+
+
+def _rename(node: ast.AST, names: Mapping[str, str]) -> None:
+    """Rename in place, but not what a function has of its own by that name."""
+    if isinstance(node, ast.Name):
+        node.id = names.get(node.id, node.id)
+    elif isinstance(node, ast.Global):
+        node.names = [names.get(name, name) for name in node.names]
+    body: Sequence[ast.AST] = ()
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        body = [node.body] if isinstance(node.body, ast.expr) else node.body
+        own = set(_own_names(node.args, body))
+        for each in body:
+            _rename(each, {name: new for name, new in names.items() if name not in own})
+    for each in ast.iter_child_nodes(node):
+        if each not in body:
+            _rename(each, names)
+
+
+def _own_names(arguments: ast.arguments, body: Sequence[ast.AST]) -> Iterator[str]:
+    """Of a function, those that stand there otherwise than as a name alone."""
+    found = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
+    yield from (each.arg for each in (*found, arguments.vararg, arguments.kwarg) if each)
+    for node in (node for each in body for node in ast.walk(each)):
+        if isinstance(node, _Named):
+            yield node.name
+        elif isinstance(node, ast.alias):
+            yield _bound_name(node)
+        elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
+            yield node.name

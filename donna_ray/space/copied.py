@@ -37,7 +37,8 @@ def doubt_code(space: SearchSpace, say: Callable[[str], None]) -> None:
     """Tell of each user's family whose code alone does not make its blocks.
 
     Few blocks that show every value of every option are built of a copy of the code on the meta
-    device, with the parameters, the cost and the output of the family's own.
+    device, with the parameters, the cost and the output of the family's own. (Not of a family that
+    changes the reference's stage: it may know the classes of that, which a copy has anew.)
 
     Args:
         space: each block of it can be built (``check_space``).
@@ -62,7 +63,7 @@ def _fault(family: BlockFamily, places: dict[BlockSpec, StageShape]) -> str:
     try:
         with exits_are_errors(), _copied(family.build) as build:
             copy = replace(family, build=build)
-            for spec, shape in places.items():
+            for spec, shape in ({} if family.of_stage else places).items():
                 if _made(spec, shape, copy) != _made(spec, shape, family):
                     return f"a copy of it makes another {spec}"
     except DonnaError as error:

@@ -91,6 +91,27 @@ def test_what_onnx_runtime_refuses_is_not_measured(operator: str, known: bool) -
         SimulatedConnector("board", {**EXACT, **table}).prepare(workload)
 
 
+def test_what_a_constant_leaves_out_is_not_asked_for() -> None:
+    """A branch that no device reaches has an operator of which the runtime has no such form."""
+    there = [helper.make_node("Abs", ["y"], ["one"])]
+    double, single = ({"to": kind} for kind in (onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT))
+    lacking = [
+        helper.make_node("Cast", ["y"], ["wide"], **double),
+        helper.make_node("Erf", ["wide"], ["found"]),
+        helper.make_node("Cast", ["found"], ["other"], **single),
+    ]
+    then, other = (
+        helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(name, 1, None)])
+        for name, nodes in (("one", there), ("other", lacking))
+    )
+    proto = onnx.load_model_from_string(conv_and_gemm().model)
+    proto.graph.initializer.append(helper.make_tensor("true", onnx.TensorProto.BOOL, [], [True]))
+    branches = {"then_branch": then, "else_branch": other}
+    proto.graph.node.append(helper.make_node("If", ["true"], ["z"], **branches))
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("z", 1, None))
+    SimulatedConnector("board", EXACT).prepare(Workload.from_onnx(proto.SerializeToString()))
+
+
 def test_macs_that_cannot_be_known_are_refused() -> None:
     proto = onnx.load_model_from_string(conv_and_gemm().model)
     proto.graph.node[0].input[0] = "z"

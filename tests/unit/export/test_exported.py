@@ -82,12 +82,12 @@ def test_missing_file(folder: Path, name: str) -> None:
 )
 def test_card_without_a_key(folder: Path, key: str) -> None:
     change(folder / "card.json", without=key)
-    refused(folder, f"card.json is damaged or newer ({key}: ")
+    refused(folder, f"card.json is damaged, or of another version ({key}: ")
 
 
 def test_card_of_a_newer_version(folder: Path) -> None:
     change(folder / "card.json", data={**DataConfig().model_dump(), "lighting": "bright"})
-    refused(folder, "card.json is damaged or newer (data.lighting: ")
+    refused(folder, "card.json is damaged, or of another version (data.lighting: ")
     change(folder / "card.json", version=2)
     refused(folder, "card.json has version 2, and 1 is known")
 

@@ -130,6 +130,23 @@ def test_folder_that_was_copied_is_another_run_at_another_url(tmp_path: Path) ->
     assert (third / "a").read_text() == "of the first"
 
 
+@pytest.mark.parametrize("moved", [True, False])
+def test_copy_that_is_elsewhere_now_takes_back_nothing(tmp_path: Path, moved: bool) -> None:
+    """Or whose URL is only written otherwise: what was not pushed yet stays."""
+    here, url = tmp_path / "here", (tmp_path / "copy").as_uri()
+    here.mkdir()
+    (here / "journal").write_text("1\n")
+    Mirror(here, url, "here").push()
+    (here / "journal").write_text("1\n2\n")
+    if moved:
+        (tmp_path / "copy").rename(tmp_path / "new")
+    mirror = Mirror(here, (tmp_path / "new").as_uri() if moved else f"{url}/", "here")
+    mirror.pull()
+    assert (here / "journal").read_text() == "1\n2\n"
+    mirror.push()
+    assert mirror.is_pushed()
+
+
 def test_push_over_a_copy_that_another_has_written_is_refused_and_changes_nothing(
     tmp_path: Path,
 ) -> None:

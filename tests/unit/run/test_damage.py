@@ -295,14 +295,17 @@ HELD = '{"host": "a", "user": "b", "folder": "c", "pid": 1, "id": "d", "beat": "
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("mirror.json", '{"version": "1"}'),
-        ("mirror.json", '{"version": "1", "files": ["a"]}'),
-        ("mirror.json", '{"version": "1", "files": {"a": 2}}'),
-        ("mirror.json", '{"version": ["1"], "files": {}}'),
+        ("mirror.json", '{"layout": 2, "version": "1"}'),
+        ("mirror.json", '{"layout": 2, "version": "1", "files": ["a"]}'),
+        ("mirror.json", '{"layout": 2, "version": "1", "files": {"a": 2}}'),
+        ("mirror.json", '{"layout": 2, "version": ["1"], "files": {}}'),
+        ("mirror.json", '{"layout": "2", "version": "1", "files": {}}'),
+        ("mirror.json", '{"version": "1", "files": {}}'),
         (MARKER, '{"run": 5}'),
         ("config.yaml", "- a list"),
         ("config.yaml", "space: {modules: [5]}"),
         (LEASE, HELD),
+        (LEASE, HELD.replace('"long ago"', "NaN")),
     ],
 )
 def test_copy_with_other_json_is_whole_again(

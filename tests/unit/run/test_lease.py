@@ -121,7 +121,7 @@ def test_lease_that_is_gone_is_taken_again_unless_the_copy_is_another(
             time.sleep(0.01)
         lease.check()
     with Lease(tmp_path, url) as lease:
-        Storage(url).write("mirror.json", b'{"version": "of another", "files": {}}')
+        Storage(url).write("mirror.json", b'{"layout": 2, "version": "of another", "files": {}}')
         Storage(url).remove(LEASE)
         lease._thread.join(5)
         with pytest.raises(RunLockedError, match=f"has written {url} since {tmp_path}"):
@@ -130,7 +130,7 @@ def test_lease_that_is_gone_is_taken_again_unless_the_copy_is_another(
 
 
 def test_lease_that_is_gone_is_no_loss_before_the_copy_is_fetched(url: str, tmp_path: Path) -> None:
-    Storage(url).write("mirror.json", b'{"version": "of yesterday", "files": {}}')
+    Storage(url).write("mirror.json", b'{"layout": 2, "version": "of yesterday", "files": {}}')
     with Lease(tmp_path, url) as lease:
         Storage(url).remove(LEASE)
         lease.check()

@@ -19,6 +19,41 @@ def test_function_in_a_function_cannot_be_bundled() -> None:
         Bundle().add(build)
 
 
+def test_own_names_of_a_function_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a top-level one is called otherwise, since the text around has its name."""
+    text = """
+        def model(x): return x + 1
+        def item(x): return x * 10
+        def within(model, *, item=item(1)): return (lambda item: model + item)(item)
+        def nested(x):
+            def item(x): return x + 100
+            return item(model(x))
+        def build(x): return within(x), nested(x)
+    """
+    (tmp_path / "shadowing.py").write_text(textwrap.dedent(text))
+    monkeypatch.syspath_prepend(tmp_path)
+    bundle, made = Bundle(names=["model", "item"]), {}
+    name = bundle.add(importlib.import_module("shadowing").build)
+    exec("\n".join(bundle.definitions), made)
+    assert made["model_2"](1) == 2
+    assert made[name](3) == (13, 104)
+
+
+def test_name_that_no_statement_binds_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """
+        def make(size): return lambda x: x * size
+        for size in (2, 3):
+            globals()[f"times{size}"] = make(size)
+            globals()[f"times{size}"].__name__ = f"times{size}"
+    """
+    (tmp_path / "looped.py").write_text(textwrap.dedent(text))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DonnaError, match="looped must bind times2 by a statement that names it"):
+        Bundle().add(importlib.import_module("looped").times2)
+
+
 def test_names_of_two_modules_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Relative and renamed imports, an altered table, and a name that clashes in an f-string."""
     folder = tmp_path / "flattened"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from donna_ray.config import RunConfig, load_config, shipped_config
+from donna_ray.config import RunConfig, SpaceConfig, load_config, shipped_config
 from donna_ray.pipeline import check
 from donna_ray.reference.facts import space_facts
 from donna_ray.space import StageShape, build_space, doubt_code
@@ -122,6 +124,33 @@ def test_code_that_needs_more_is_told_once(
 
 def test_code_that_is_whole_is_not_doubted(tmp_path: Path) -> None:
     assert not doubts_of(config_of(tmp_path, "whole", ""))
+
+
+def test_family_may_know_the_classes_of_the_references_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """
+        import copy
+        from torch import nn
+        from donna_ray.space import register_block
+
+        class Mine(nn.Conv2d): ...
+
+        @register_block("narrowing", ("share",), of_stage=True)
+        def build(stage, input_shape, *, share):
+            if not isinstance(stage, Mine):
+                raise ValueError("the stage is not of mine")
+            return copy.deepcopy(stage)
+    """
+    (tmp_path / "of_stage.py").write_text(textwrap.dedent(text))
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module("of_stage").Mine(4, 6, 3, 2, 1)
+    shape = replace(SHAPE, own=own)
+    blocks = [{"family": "narrowing", "options": {"share": [1, 2]}}]
+    space = build_space(SpaceConfig.model_validate({"blocks": blocks}), [shape])
+    said: list[str] = []
+    doubt_code(space, said.append)
+    assert not said
 
 
 @pytest.mark.parametrize("asked", [check, space_facts])
