@@ -146,6 +146,19 @@ def test_failure_that_comes_twice_counts_once(tmp_path: Path) -> None:
     assert not search.broken
 
 
+def test_measurement_that_comes_twice_settles_nothing(tmp_path: Path) -> None:
+    """Of the second one nobody knows whether the device worked since the others failed."""
+    problem = toy()
+    search = search_on(tmp_path / "journal", problem, strategy="random")
+    first, *others = search.ask(4)
+    search.tell(told(problem, [first]))
+    search.tell((each, LOST) for each in others)
+    search.tell(told(problem, [first]))
+    assert not search.ledger.failed
+    search.tell(told(problem, search.ask(1)))
+    assert set(search.ledger.failed) == set(others)
+
+
 @pytest.mark.parametrize(
     ("outcome", "words"),
     [
