@@ -117,6 +117,13 @@ def test_accuracy_and_statistics_are_measured_within_the_memory(
     torch.testing.assert_close(limited[1].running_mean, network[1].running_mean)
 
 
+def test_no_statistics_are_of_single_images(data: ImageData) -> None:
+    network = network_of(norm=True)
+    limit_to(network, 1, only_in_training=False)
+    with pytest.raises(MemoryLimitError, match="must hold 2 images at once"):
+        recalibrate(network, data.validation)
+
+
 def test_network_that_fits_no_memory_is_told(data: ImageData) -> None:
     network = network_of()
     limit_to(network, 1)
