@@ -134,3 +134,16 @@ def test_a_search_has_as_many_batches_out_as_keep_its_devices_busy(tmp_path: Pat
     several = SeveralSearches({"many": BatchSearcher(setup)}, {"many": lambda: 7})
     proposals = [several.suggest(str(number)) for number in range(8)]
     assert [isinstance(each, dict) for each in proposals] == [True] * 5 + [False] * 3
+
+
+def test_the_search_with_the_fewest_batches_out_is_next(tmp_path: Path) -> None:
+    config = SearchConfig(evaluations=40, batch_size=2)
+    setups = {name: SearchSetup(PROBLEM, config, 0, tmp_path / name) for name in "ab"}
+    searchers = {name: BatchSearcher(setup) for name, setup in setups.items()}
+    several = SeveralSearches(searchers)
+    proposals = [several.suggest(str(number)) for number in range(4)]
+    assert [each["search"] for each in proposals] == ["a", "b", "a", "b"]
+    batch = candidates_of(proposals[1])
+    several.on_trial_complete("1", results_of(batch))
+    assert list(searchers["b"].search.ledger.measured) == batch
+    assert several.suggest("4")["search"] == "b"
