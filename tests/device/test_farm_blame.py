@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_lessor import Farm, Measure, record, run
+from scripted_lessor import Farm, Measure, away, record, run
 
 from device_farm import (
     Busy,
@@ -153,6 +153,31 @@ def test_what_only_an_absent_device_may_still_do_ends_with_it(tmp_path: Path) ->
         with pytest.raises(DeviceError, match="printed nothing"):
             await farm.measure()
         assert farm.state("b") == "parked"
+
+    run(test)
+
+
+@pytest.mark.parametrize("others", [["b"], []])
+def test_what_was_measured_as_its_device_went_is_blamed_for_nothing(
+    tmp_path: Path, others: list[str]
+) -> None:
+    async def test() -> None:
+        farm = Farm(tmp_path, others, max_retries=0, start_limit_s=0.3)
+        farm.see("a")  # once: only the failure itself can end what nobody else does
+        await farm.until(lambda: all(farm.state(name) == "ready" for name in ["a", *others]))
+
+        async def hangs(_model: bytes) -> Measurement:
+            farm.lessor.probes["a"] = away([1])
+            raise DeviceTimeout("hangs")
+
+        farm.lessor.measures["a"] = hangs
+        async with asyncio.timeout(10):
+            if others:
+                assert await asyncio.gather(*map(farm.measure, MODELS)) == [2.0] * len(MODELS)
+            else:
+                with pytest.raises(DeviceLost, match="can measure this now: a: away"):
+                    await farm.measure()
+        assert farm.state("a") == "parked"
 
     run(test)
 

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import onnx
 import pytest
@@ -18,6 +19,8 @@ from device_farm.farm import host_watch
 from device_farm.farm.device_actor import DeviceActor
 from device_farm.farm.host_actor import HostActor, by_resources
 from device_farm.farm.host_watch import HostWatch
+from device_farm.farm.pool import DeviceState
+from device_farm.farm.roster import Roster
 from device_farm.timing.control import control_workload
 from device_farm.workload import workload_digest
 
@@ -109,6 +112,22 @@ def test_a_node_is_asked_only_where_ray_does_not_tell(
     asyncio.run(test())
     told = {"cuda": {"worker/gpu0"}, "onnxruntime": {"worker/cpu"}}
     assert (started, found) == (asked, told.get(rule.connector, set()))
+
+
+def test_a_device_that_a_host_looks_for_is_tried_when_it_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In between only those that are named: it may be unplugged, and its pause would grow."""
+    tried: list[str] = []
+    monkeypatch.setattr(Roster, "_try", lambda _, device: tried.append(device.name))
+    roster = Roster(Mock(), Mock(), Mock(), Mock())
+    found = spec("found")
+    for device in (roster.add(spec("named")), roster.add(found, "node")):
+        device.state = DeviceState.PARKED
+    roster.retry_named()
+    assert tried == ["named"]
+    roster.report_found(found, "node")
+    assert tried == ["named", "found"]
 
 
 def test_a_wrong_place_is_told_and_the_other_rules_hold() -> None:

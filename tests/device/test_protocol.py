@@ -79,12 +79,14 @@ def test_the_tail_is_of_single_runs_by_the_wall_clock(single: list[float] | None
 
     control = runs_of(itertools.repeat(0.001))
     timing = time_candidate(candidate, control, 0.5, settings(runs_per_block=5))
+    facts = timing.control_facts(0.5)
     assert timing.median_ms == pytest.approx(1.0)
+    assert facts["control_drift_percent"] == pytest.approx(100.0)
     if single is None:
         assert timing.p90_ms is timing.p99_ms is None
-        assert "wall_p90_ms" not in timing.control_facts(0.5)
+        assert "wall_p90_ms" not in facts
     else:
-        assert timing.control_facts(0.5)["wall_p90_ms"] == pytest.approx(60.0)
+        assert facts["wall_p90_ms"] == pytest.approx(60.0)
         assert timing.p90_ms == pytest.approx(30.0)
         assert timing.p99_ms == pytest.approx(30.0)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
 
 from donna_ray.config import DataConfig
 from donna_ray.data import ImageData, Split, load_data
@@ -25,6 +26,7 @@ from tests.unit.data.image_files import (
     labels_of,
     write_folder,
     write_shard,
+    write_split,
     write_tar,
 )
 
@@ -84,6 +86,20 @@ def test_reading_is_tried_again_where_the_system_fails(
     sample = IndexedImages(dataset, lambda image: torch.zeros(3, *image.size))[0]
     assert isinstance(sample, tuple) is sound
     assert made.call_count == reads
+
+
+def test_broken_image_bears_its_path_or_else_its_number(tmp_path: Path) -> None:
+    write_split(tmp_path, count=2)
+    file = tmp_path / "dog" / "001.png"
+    file.write_bytes(BROKEN["text"])
+    image_folder = ImageFolder(str(tmp_path))
+    columns = MagicMock(spec=["reader"])  # whose images have no path
+    columns.reader.filename.return_value = None
+    columns.reader.__getitem__.return_value = (io.BytesIO(BROKEN["text"]), 1)
+    for dataset, name in ((image_folder, str(file)), (columns, "3")):
+        found = IndexedImages(dataset, lambda image: torch.zeros(3, *image.size))[3]
+        assert isinstance(found, BrokenImage)
+        assert found.name == name
 
 
 def test_batch_of_broken_images_alone_is_not_yielded(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torchvision.datasets import ImageFolder
 from donna_ray.config import DataConfig
 from donna_ray.data import class_count, load_data
 from donna_ray.data.names import natural_key as own_key
+from donna_ray.data.tars import members
 from donna_ray.errors import ConfigError, DonnaError
 from tests.unit.data.image_files import (
     PREPROCESSING,
@@ -29,6 +30,7 @@ from tests.unit.data.image_files import (
     refuse,
     split,
     write_plain,
+    write_tar,
 )
 
 Write = Callable[..., DataConfig]
@@ -262,6 +264,22 @@ def test_tars_may_have_folders_around_the_classes_and_tars_in_them(
     data = load(DataConfig(source=str(tmp_path), augmentation=None, loader_workers=workers))
     assert labels_of(data.train) == [0] * 3 + [1] * 3
     assert images_of(data.train).equal(plain)
+
+
+def test_places_in_tars_of_tars_are_those_in_the_outermost(tmp_path: Path) -> None:
+    contents = {b"a": "1/a.png", b"bc": "1/2/b.png", b"def": "1/2/3/c.png", b"": "1/2/3/d.png"}
+    packed: dict[str, bytes] = {}
+    for depth in (3, 2, 1, 0):
+        own = {Path(name).name: each for each, name in contents.items() if name.count("/") == depth}
+        write_tar(tmp_path / f"{depth}.tar", own | packed)
+        packed = {f"{depth}.tar": (tmp_path / f"{depth}.tar").read_bytes()}
+    outermost = (tmp_path / "0.tar").read_bytes()
+    found = {}
+    for name, place in members(tmp_path / "0.tar"):
+        assert place is not None
+        start, size = place
+        found[outermost[start : start + size]] = name
+    assert found == contents
 
 
 def test_what_may_not_be_looked_into_is_told(

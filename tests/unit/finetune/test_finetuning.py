@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,6 +93,18 @@ def test_augmented_images_train_and_plain_ones_calibrate(
     result: Any = trainer.result()
     plain = result.stem[0](images).mean((0, 2, 3))
     torch.testing.assert_close(result.stem[1].running_mean, plain)
+
+
+def test_patience_keeps_the_average_where_there_is_one(
+    network: StagedNetwork, data: ImageData
+) -> None:
+    """Of a single epoch it is what a training without patience ends with."""
+    found = []
+    for patience in (1, None):
+        how = recipe(epochs=1, ema_decay=0.5, patience=patience, learning_rate=0.01)
+        trainer = trained(Trainer(deepcopy(network), data, how, 0, cross_entropy))
+        found.append(trainer.result().state_dict())
+    assert all(each.equal(found[1][name]) for name, each in found[0].items())
 
 
 def test_average_is_that_of_the_weights_after_each_step(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from scipy.special import logit
 
 from donna_ray.predictor.calibration import Calibration
 from donna_ray.predictor.model import Floats
@@ -69,3 +70,15 @@ def test_all_right_and_all_the_same_are_no_trouble() -> None:
     assert np.isfinite([*low, *high]).all()
     assert (low > 0).all()
     assert (made.predict(raw) > 0.99).all()
+
+
+def test_doubt_of_a_raw_prediction_is_added_to_the_interval() -> None:
+    """The variances add up; a 95% interval goes as far as 1.96 standard deviations."""
+    raw, interval, final = world("the same", 6, np.random.default_rng(2))
+    made = Calibration.of(raw, interval, final, IMAGES)
+    sure, doubtful = (
+        np.diff(logit(made.predict_interval(raw, (raw - 1.96 * error, raw + error))), axis=0)
+        for error in (0.0, 0.01)
+    )
+    added = made.variance * (made.quantile * made.slope * 0.01) ** 2
+    np.testing.assert_allclose((doubtful / 2) ** 2 - (sure / 2) ** 2, added)

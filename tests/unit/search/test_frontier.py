@@ -78,6 +78,15 @@ def test_yardstick_of_a_limit_that_few_networks_keep(kept: int) -> None:
     assert 0.4 < rated["hypervolume_share"] <= 1
 
 
+def test_yardstick_ranks_nothing_where_all_are_equally_fast() -> None:
+    problem = toy((4, 4, 4))
+    rows = list(product(range(4), repeat=3))
+    values = np.column_stack([problem.accuracy.predict_all(rows), np.ones(len(rows))])
+    rated = yardstick(problem, rows, values)
+    assert rated is not None
+    assert rated["kendall_tau"] is None  # JSON has no NaN
+
+
 def test_yardstick_says_where_its_front_was_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = toy((10, 10, 10), limits={"params": 80.0})
     rows = [tuple(row) for row in np.random.default_rng(0).integers(10, size=(30, 3)).tolist()]

@@ -16,7 +16,7 @@ from donna_ray.search.strategies import registry
 from donna_ray.search.strategies.registry import check_strategy, strategy_names, strategy_type
 from donna_ray.search.testing import StrategyConformance
 from donna_ray.space import Architecture
-from tests.search_problems import device_of, drive, search_on, toy
+from tests.search_problems import device_of, drive, outcome_of, search_on, toy
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "search.md"
 TEXT = DOCUMENT.read_text().partition("## A strategy of your own")[2]
@@ -208,6 +208,19 @@ def test_search_stops_where_its_strategy_breaks_a_rule(
     search = search_on(tmp_path / "journal", problem, strategy="broken")
     with pytest.raises(DonnaError, match=words):
         drive(search, device_of(problem))
+
+
+def test_strategy_without_candidates_for_now_is_asked_again_when_something_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "plugin", lambda *_, **__: breaking("waits"))
+    search = search_on(tmp_path / "journal", toy(), strategy="broken", evaluations=6)
+    while not search.finished:
+        batch = search.ask(2)
+        assert len(batch) == 2
+        assert search.ask(2) == []
+        search.tell((each, outcome_of(search.setup.problem, each, 1.0)) for each in batch)
+    assert len(search.ledger.measured) == 6
 
 
 @pytest.mark.parametrize("strategy", ["frontier", "nsga2", "random"])

@@ -62,6 +62,15 @@ def test_next_process_asks_for_one_suspect_beside_new_candidates(tmp_path: Path)
     assert again.ask(1) == [suspects[1]]
 
 
+def test_suspects_that_somebody_measures_are_not_asked_for(tmp_path: Path) -> None:
+    search = search_on(tmp_path / "journal", toy(), strategy="random", evaluations=12)
+    suspects = search.ask(12)
+    search.tell((each, LOST) for each in suspects)
+    again = search_on(tmp_path / "journal", toy(), strategy="random", evaluations=12)
+    again.held_elsewhere(suspects[:3])
+    assert again.ask(12) == [suspects[3]]  # the probe
+
+
 @pytest.mark.parametrize("strategy", ["frontier", "nsga2", "random"])
 def test_region_that_always_fails_ends_no_search_for_good(strategy: str, tmp_path: Path) -> None:
     problem = toy((20,) * 5)
@@ -144,6 +153,19 @@ def test_failure_that_comes_twice_counts_once(tmp_path: Path) -> None:
         search.tell([(one, LOST)])
     assert search.done == 1
     assert not search.broken
+
+
+def test_measurement_that_comes_twice_settles_nothing(tmp_path: Path) -> None:
+    """Of the second one nobody knows whether the device worked since the others failed."""
+    problem = toy()
+    search = search_on(tmp_path / "journal", problem, strategy="random")
+    first, *others = search.ask(4)
+    search.tell(told(problem, [first]))
+    search.tell((each, LOST) for each in others)
+    search.tell(told(problem, [first]))
+    assert not search.ledger.failed
+    search.tell(told(problem, search.ask(1)))
+    assert set(search.ledger.failed) == set(others)
 
 
 @pytest.mark.parametrize(

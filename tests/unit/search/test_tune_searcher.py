@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from ray.tune.search import Searcher
 from donna_ray.config import SearchConfig
 from donna_ray.search import tuner
 from donna_ray.search.ask_tell import SearchSetup
+from donna_ray.search.study.ledger import Outcome
 from donna_ray.search.trainable import candidates_of
 from donna_ray.search.tuner import BatchSearcher, SeveralSearches
 from donna_ray.space import Architecture
 from tests.search_problems import outcome_of, toy
 
 PROBLEM = toy()
+LOST: Outcome = {"failure": "DeviceLost: gone"}
 
 
 def searcher_on(journal: Path) -> BatchSearcher:
@@ -76,16 +79,20 @@ def test_restored_searcher_leaves_to_tune_what_tune_starts_again(tmp_path: Path)
     assert set(searcher.search.ledger.measured) == set(kept)
 
 
-def test_result_that_comes_twice_counts_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [lambda one: outcome_of(PROBLEM, one, 99.0), lambda _: LOST])
+def test_result_that_comes_twice_counts_once(
+    other: Callable[[Architecture], Outcome], tmp_path: Path
+) -> None:
     searcher = searcher_on(tmp_path / "journal")
     batch = batch_of(searcher, "a")
     searcher.save(str(tmp_path / "state"))
     searcher.on_trial_complete("a", results_of(batch))
     before = dict(searcher.search.ledger.measured)
     searcher.restore(str(tmp_path / "state"))
-    other = {"results": json.dumps([outcome_of(PROBLEM, each, 99.0) for each in batch])}
-    searcher.on_trial_complete("a", other)
+    again = {"results": json.dumps([other(each) for each in batch])}
+    searcher.on_trial_complete("a", again)
     assert searcher.search.ledger.measured == before
+    assert searcher.search.done == 2
 
 
 def test_trial_that_the_restored_state_does_not_know_is_told_all_the_same(tmp_path: Path) -> None:
@@ -127,3 +134,16 @@ def test_a_search_has_as_many_batches_out_as_keep_its_devices_busy(tmp_path: Pat
     several = SeveralSearches({"many": BatchSearcher(setup)}, {"many": lambda: 7})
     proposals = [several.suggest(str(number)) for number in range(8)]
     assert [isinstance(each, dict) for each in proposals] == [True] * 5 + [False] * 3
+
+
+def test_the_search_with_the_fewest_batches_out_is_next(tmp_path: Path) -> None:
+    config = SearchConfig(evaluations=40, batch_size=2)
+    setups = {name: SearchSetup(PROBLEM, config, 0, tmp_path / name) for name in "ab"}
+    searchers = {name: BatchSearcher(setup) for name, setup in setups.items()}
+    several = SeveralSearches(searchers)
+    proposals = [several.suggest(str(number)) for number in range(4)]
+    assert [each["search"] for each in proposals] == ["a", "b", "a", "b"]
+    batch = candidates_of(proposals[1])
+    several.on_trial_complete("1", results_of(batch))
+    assert list(searchers["b"].search.ledger.measured) == batch
+    assert several.suggest("4")["search"] == "b"

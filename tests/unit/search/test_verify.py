@@ -287,6 +287,24 @@ def test_what_other_work_disturbed_is_measured_again_later(
     assert verification.disturbed_percent() is None
 
 
+def test_only_what_other_work_disturbed_is_measured_again(
+    problem: SearchProblem, search: Search
+) -> None:
+    one = str(contenders(search)[2])
+    shelf = Shelf(problem, told={(one, 2): Unmeasured("gone", of_model=False)})
+    list(verify([shelf.verification(search)]))
+    assert {number for _, number in shelf.asked} == set(range(1, ROUNDS + 1))
+
+
+def test_no_contender_is_far_above_the_limit(problem: SearchProblem, tmp_path: Path) -> None:
+    device = device_of(problem)
+    within = np.median([device(each) for each in np.ndindex(6, 6, 6)])
+    search = search_on(tmp_path / "journal", problem, strategy="random", evaluations=60)
+    drive(search, device)
+    search.setup = replace(search.setup, problem=replace(problem, latency_limit_ms=within))
+    assert max(map(device, contenders(search))) < 1.05 * within
+
+
 def test_other_work_that_does_not_end_is_told(problem: SearchProblem, search: Search) -> None:
     everything = ["own", *map(str, contenders(search))]
     told: Told = {(name, n): _busy(4.0, 90 - n) for name in everything for n in range(1, 10)}

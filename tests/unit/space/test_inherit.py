@@ -26,9 +26,15 @@ KNOWN = {
 
 
 def known_stage(model: str, size: int, number: int) -> tuple[nn.Module, Tensor]:
-    """A stage with statistics of its own, and features that it takes."""
+    """A stage with statistics of its own, and features that it takes.
+
+    No scale is zero, as timm's last ones are at first: what is scaled by it would not matter.
+    """
     torch.manual_seed(0)
     network = timm.create_model(model).train()
+    for each in network.parameters():
+        if each.ndim == 1:
+            nn.init.uniform_(each, 0.5, 1.5)
     image = torch.randn(4, 3, size, size)
     with torch.no_grad():
         network(image)

@@ -71,6 +71,20 @@ def test_stopped_training_goes_on_to_the_same_weights(
     assert json.loads(json.dumps(facts)) == json.loads(json.dumps(other_facts))
 
 
+def test_scale_of_fp16_goes_on(data: ImageData) -> None:
+    def loss(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        return 1e36 * cross_entropy(images, logits, labels)  # times the scale it is infinite
+
+    stopped, fresh, resumed = (
+        Trainer(nn.Sequential(nn.Flatten(), nn.Linear(256, 10)), data, how, 0, loss)
+        for how in [recipe(precision="fp16")] * 3
+    )
+    stopped.train_epoch()
+    tensors, facts = stopped.state()
+    resumed.restore(tensors, facts)
+    assert resumed.state()[1]["scale"] == facts["scale"] != fresh.state()[1]["scale"]
+
+
 @pytest.mark.parametrize("length", [99, -9])
 def test_torn_checkpoint_costs_one_more_epoch(data: ImageData, tmp_path: Path, length: int) -> None:
     checkpoints, trainer = Checkpoints(RecordStore(tmp_path)), new_trainer(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import Mock
 
@@ -13,8 +14,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from donna_ray.config import ClusterConfig, TrainingConfig
-from donna_ray.data import ImageData
+from donna_ray.data import ImageData, Split
 from donna_ray.errors import ConfigError, DivergedError, MemoryLimitError
+from donna_ray.training.batchnorm import recalibrate
 from donna_ray.training.engine import Descent, Engine, MemoryBatch
 from donna_ray.training.loop import accuracy, cross_entropy, seeded
 from donna_ray.training.trainer import Trainer
@@ -103,12 +105,23 @@ def test_batchnorm_normalises_each_part_by_its_own_statistics(data: ImageData) -
     assert (found - whole).norm() < 0.2 * whole.norm()
 
 
-def test_accuracy_and_statistics_are_measured_within_the_memory(data: ImageData) -> None:
+@pytest.mark.parametrize("measure", [accuracy, recalibrate])
+def test_accuracy_and_statistics_are_measured_within_the_memory(
+    measure: Callable[[nn.Module, Split], float | None], data: ImageData
+) -> None:
     network = network_of(norm=True)
-    expected = accuracy(network, data.validation)
-    asked = limit_to(network, 50, only_in_training=False)
-    assert accuracy(network, data.validation) == expected
+    limited = copy.deepcopy(network)
+    asked = limit_to(limited, 50, only_in_training=False)
+    assert measure(limited, data.validation) == measure(network, data.validation)
     assert min(asked) <= 50 < max(asked)
+    torch.testing.assert_close(limited[1].running_mean, network[1].running_mean)
+
+
+def test_no_statistics_are_of_single_images(data: ImageData) -> None:
+    network = network_of(norm=True)
+    limit_to(network, 1, only_in_training=False)
+    with pytest.raises(MemoryLimitError, match="must hold 2 images at once"):
+        recalibrate(network, data.validation)
 
 
 def test_network_that_fits_no_memory_is_told(data: ImageData) -> None:
