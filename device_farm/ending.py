@@ -77,7 +77,9 @@ def run_command(
             if DEBUG in words:
                 traceback.print_exception(error)
             if (first := _stop_before(error)) is not None:
-                kept = f"{_what_is_kept(first)} While it ended: {explained(error)}"
+                kept = _what_is_kept(first)
+                if not isinstance(error, SystemError):  # C code's word for the stop itself
+                    kept += f" While it ended: {explained(error)}"
                 _leave(f"{name}: stopped. {kept}\n", first.status)
             if isinstance(error, OSError) and not error.filename and not _is_printed():
                 error.filename = "standard output"

@@ -59,13 +59,22 @@ def examples(*lines: str) -> str:
     return "\n\n".join(("Examples:" if len(lines) > 1 else "Example:", *lines))
 
 
-def folder_at(run: str) -> Path:
+def is_url(run: str) -> bool:
+    """Whether a run is named by the URL of its copy."""
+    return "://" in run and not run.startswith("file://")
+
+
+def folder_at(run: str, *, also_held: bool = False) -> Path:
     """The folder of a run that is named by it or by its URL (then its working copy).
+
+    Args:
+        run: its folder or URL.
+        also_held: also where a command works on the working copy, which is read only then.
 
     Raises:
         ConfigError: it is no run's.
     """
-    folder = _folder_of(run)
+    folder = _folder_of(run, also_held)
     if not (folder / "config.yaml").is_file():
         raise ConfigError(
             f"RUN must be the folder of a run, but {run} has no config.yaml. Correct the path."
@@ -125,14 +134,14 @@ def _is_the_users(path: Path, folder: Path) -> bool:
     return own and not any(path.is_relative_to(each.resolve()) for each in fetched)
 
 
-def _folder_of(run: str) -> Path:
+def _folder_of(run: str, also_held: bool = False) -> Path:
     if run.startswith("file://"):
         return Path(url2pathname(urlsplit(run).path))
-    if "://" not in run:
+    if not is_url(run):
         return Path(run)
     from donna_ray.run.copies import working_copy
 
-    return working_copy(run)
+    return working_copy(run, also_held=also_held)
 
 
 def print_facts(facts: Any, as_json: bool, table: Callable[[Any], None]) -> None:

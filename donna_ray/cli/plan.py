@@ -21,13 +21,14 @@ def plan(
         str, typer.Option(help="Numbers of nodes, of the kind that this runs on.")
     ] = "1,2,4,8,16",
     price_per_node_hour: Annotated[
-        float | None, typer.Option(min=0, help="In any currency.")
+        float | None, typer.Option(min=0, max=1e9, help="In any currency.")
     ] = None,
     head_price_per_hour: Annotated[
-        float, typer.Option(min=0, help="Of the head, which is there all the time.")
+        float, typer.Option(min=0, max=1e9, help="Of the head, which is there all the time.")
     ] = 0.0,
     idle_minutes: Annotated[
-        float, typer.Option(min=0, help="After which the autoscaler gives an idle node back.")
+        float,
+        typer.Option(min=0, max=1e9, help="After which the autoscaler gives an idle node back."),
     ] = 10.0,
     out: OutOption = None,
     overrides: SetOption = None,

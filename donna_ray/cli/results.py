@@ -11,6 +11,7 @@ from donna_ray.cli.options import (
     RunArgument,
     TrustOption,
     folder_at,
+    is_url,
     print_facts,
     run_at,
 )
@@ -30,14 +31,17 @@ STEPS = {
 def status(run: RunArgument, as_json: JsonOption = False) -> None:
     """Show how far a run is: its steps, their progress and cost, what is left of the one under way.
 
-    Of a run at a URL it shows what was finished when it was last copied there.
+    Of a run at a URL that another host works on, it shows what was finished when it was last
+    copied there.
     """
-    folder = folder_at(run)
+    folder = folder_at(run, also_held=True)
 
     from donna_ray.cli.tables import print_status
     from donna_ray.overview.status import run_status
+    from donna_ray.run.copies import seen_at
 
-    print_facts(run_status(folder, list(STEPS)), as_json, print_status)
+    at_url = seen_at(run) if is_url(run) else None
+    print_facts(run_status(folder, list(STEPS), at_url), as_json, print_status)
 
 
 def compare(first: RunArgument, second: RunArgument, as_json: JsonOption = False) -> None:

@@ -98,6 +98,8 @@ def print_status(facts: Facts) -> None:
     """The result of ``overview.status.run_status``."""
     console = _console()
     holder = "" if facts["process"] is None else f" by process {facts['process']}"
+    if facts["host"] is not None:
+        holder += f" on {facts['host']} (below: what it had copied last)"
     console.print(
         f"{facts['run']}: {facts['state']}{holder}; begun {facts['started'] or 'unknown'}"
     )

@@ -19,25 +19,30 @@ Facts = dict[str, Any]
 _COUNTED = ("phase", "done", "total", "unit")
 
 
-def run_status(root: Path, steps: Sequence[str]) -> Facts:
+def run_status(root: Path, steps: Sequence[str], at_url: Facts | None = None) -> Facts:
     """The state of a run folder, read without holding it.
 
     Args:
         root: of a run of this host, or of one whose folder is shared.
         steps: their names, in order.
+        at_url: what is known at its URL, if it is a working copy (``run.copies.seen_at``).
 
     Returns:
-        `run`, `state` (`running`, `stopped` or `finished`), `started` (ISO 8601), `process` (id,
-        null where none holds the folder), `steps` (`step`, `state`: `finished`, `running`,
-        `stopped` or `waiting`; `seconds`, of one that runs those of its phase; `image_passes`; of
-        one under way `phase`, `done`, `total`, `unit` and `seconds_left`, each null where it is not
-        known yet) and `cost` (`seconds` and `image_passes` of the finished steps).
+        `run`, `state` (`running`, `stopped` or `finished`), `started` (ISO 8601, null where it is
+        not known), `process` (id, null where none holds the folder or its copy at a URL), `host`
+        (of that process, null where it is this one), `steps` (`step`, `state`: `finished`,
+        `running`, `stopped` or `waiting`; `seconds`, of one that runs those of its phase;
+        `image_passes`; of one under way `phase`, `done`, `total`, `unit` and `seconds_left`, each
+        null where it is not known yet) and `cost` (`seconds` and `image_passes` of the finished
+        steps).
 
     Raises:
         ConfigError: the folder's configuration cannot be read.
     """
     config = load_config(root / "config.yaml")
-    process, under_way = _holder(root / ".lock"), read_json(root / PROGRESS) or {}
+    process, elsewhere = _holder(root / ".lock"), (at_url or {}).get("process") is not None
+    here = process is not None or not elsewhere
+    under_way = (read_json(root / PROGRESS) or {}) if here else {}
     current = str(under_way.get("step", "")).split("/")[0].split(" ")[0]
     rows = [_step(root, name, config) for name in steps]
     if current in steps:
@@ -46,11 +51,14 @@ def run_status(root: Path, steps: Sequence[str]) -> Facts:
         rows[place + 1 :] = [_waiting(name) for name in steps[place + 1 :]]
     finished = [row for row in rows if row["state"] == "finished"]
     state = "finished" if len(finished) == len(rows) else "stopped"
+    known = {"started": (read_json(root / MARKER) or {}).get("made"), "process": process}
+    if process is None:  # the folder may have been fetched from elsewhere a moment ago
+        known |= at_url or {}
     return {
         "run": config.name,
-        "state": "running" if process is not None else state,
-        "started": (read_json(root / MARKER) or {}).get("made"),
-        "process": process,
+        "state": "running" if known["process"] is not None else state,
+        "host": None,
+        **known,
         "steps": rows,
         "cost": {name: sum(row[name] for row in finished) for name in ("seconds", "image_passes")},
     }

@@ -12,20 +12,25 @@ import yaml
 from donna_ray.config import load_config
 from donna_ray.errors import ConfigError, DonnaError, RunLockedError
 from donna_ray.run.folder import copies, copy_of, name_of
+from donna_ray.run.lease import user_of
 from donna_ray.run.manifest import MANIFEST
 from donna_ray.run.mirror import Mirror
 from donna_ray.run.ownership import MARKER, hold, locked, remove_if_empty
 from donna_ray.storage.artifacts import mapping_in, write_atomic
 from donna_ray.storage.files import Storage
 
-__all__ = ["clean_copies", "working_copy"]
+__all__ = ["clean_copies", "seen_at", "working_copy"]
 
 _CONFIG = "config.yaml"
 _IN_USE = "a process uses it"
 
 
-def working_copy(url: str) -> Path:
+def working_copy(url: str, *, also_held: bool = False) -> Path:
     """The working copy of the run at a URL, as it is there now.
+
+    Args:
+        url: of a run.
+        also_held: as a command on this host has it that works on it, to be read only.
 
     Raises:
         ConfigError: no run is there, or none that a run has copied there.
@@ -45,7 +50,12 @@ def working_copy(url: str) -> Path:
             f"The URL of a run must have the {MANIFEST} that a run writes there, but {url} has "
             "none, as a folder that was copied by hand. Fetch it, and give the folder's path."
         )
-    made, lock = hold(root)
+    try:
+        made, lock = hold(root)
+    except RunLockedError:
+        if also_held:
+            return root
+        raise
     with lock:
         try:
             _pull(root, there, storage, settings)
@@ -53,6 +63,18 @@ def working_copy(url: str) -> Path:
             remove_if_empty(made)
             raise
     return root
+
+
+def seen_at(url: str) -> dict[str, Any]:
+    """What is known at a run's URL beside its copy.
+
+    Returns:
+        `started` (ISO 8601; None: unknown), and of who uses it now `host` and `process` (None:
+        nobody).
+    """
+    there = Storage(url.rstrip("/"))
+    mark, user = mapping_in(there.read(MARKER)) or {}, user_of(there) or {}
+    return {"started": mark.get("made"), "host": user.get("host"), "process": user.get("pid")}
 
 
 def _pull(root: Path, there: Storage, storage: str, settings: bytes) -> None:

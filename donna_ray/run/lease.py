@@ -17,7 +17,7 @@ from donna_ray.run.ownership import MARKER
 from donna_ray.storage.artifacts import mapping_in
 from donna_ray.storage.files import Storage
 
-__all__ = ["LEASE", "Lease"]
+__all__ = ["LEASE", "Lease", "user_of"]
 
 LEASE = ".lease.json"
 """The name of that file."""
@@ -27,6 +27,13 @@ _BEAT_S = 30.0
 _OVER_S = 300.0  # without a beat; the clocks of two hosts may differ by less
 _LOOK_S = 5.0
 _SETTLE_S = 1.0  # in which a command that began at the same moment has written its own
+
+
+def user_of(copy: Storage) -> dict[str, Any] | None:
+    """Who uses a run's copy: `host`, `user`, `folder`, `pid`, `mark` (of its run folder); None:
+    nobody, or nobody who gave a sign in the last minutes."""
+    holder = _holder_of(copy)
+    return None if holder is None or _is_silent(holder) else holder
 
 
 class Lease:
@@ -111,16 +118,12 @@ class Lease:
         self._storage.write(LEASE, json.dumps(facts).encode())
 
     def _holder(self) -> dict[str, Any] | None:
-        facts = mapping_in(self._storage.read(LEASE))
-        if facts is None or not facts.keys() >= _FACTS:
-            return None
-        beat = facts["beat"]
-        return facts if isinstance(beat, float) and isfinite(beat) else None  # else it is damaged
+        return _holder_of(self._storage)
 
     def _is_over(self, holder: dict[str, Any]) -> bool:
         """Its process ended without a word: of this folder, since we have its lock, or long ago."""
         here = all(holder.get(name) == value for name, value in self._mine.items())
-        return here or time.time() - holder["beat"] > _OVER_S
+        return here or _is_silent(holder)
 
     def _error(self, holder: dict[str, Any]) -> RunLockedError:
         silent = max(time.time() - holder["beat"], 0)
@@ -131,3 +134,15 @@ class Lease:
             f"takes over {_OVER_S:.0f} s after its last sign, or at once if you remove "
             f"{self._storage.url}/{LEASE}."
         )
+
+
+def _holder_of(copy: Storage) -> dict[str, Any] | None:
+    facts = mapping_in(copy.read(LEASE))
+    if facts is None or not facts.keys() >= _FACTS:
+        return None
+    beat = facts["beat"]
+    return facts if isinstance(beat, float) and isfinite(beat) else None  # else it is damaged
+
+
+def _is_silent(holder: dict[str, Any]) -> bool:
+    return bool(time.time() - holder["beat"] > _OVER_S)

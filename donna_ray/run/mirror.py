@@ -36,7 +36,7 @@ from donna_ray.run.manifest import (
 from donna_ray.run.ownership import MARKER
 from donna_ray.run.progress import PROGRESS
 from donna_ray.run.shared_folder import MARK
-from donna_ray.storage.artifacts import file_sha256, mapping_in, write_atomic
+from donna_ray.storage.artifacts import file_sha256, mapping_in, read_json, write_atomic
 from donna_ray.storage.files import Storage, folder_in, is_temporary
 from donna_ray.storage.index import INDEX
 
@@ -218,7 +218,8 @@ class Mirror:
                 f"A run's copy must be at a URL where nothing else is, but {self._copy.url} holds "
                 f"{min(files)} and no {MARKER}. Give the run another name, or --out."
             )
-        self._copy.write(MARKER, json.dumps({"run": self._name}).encode())
+        made = (read_json(self._root / MARKER) or {}).get("made")
+        self._copy.write(MARKER, json.dumps({"run": self._name, "made": made}).encode())
 
     def _check_is_this_run(self, owner: Any) -> None:
         if not isinstance(owner, str) or owner == self._name:  # a damaged mark is taken for none

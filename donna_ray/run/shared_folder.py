@@ -53,14 +53,17 @@ class SharedFolder:
         Raises:
             DonnaError: with the node, the folder and the remedy.
         """
-        if self._storage.read(MARK) == self._own:
-            return
-        raise DonnaError(
-            f"All nodes of the cluster must see the run's folder {self._storage.url}, but node "
-            f"{ray.util.get_node_ip_address()} (host {os.uname().nodename}) does not. Put the run "
-            "folder (--out, or cluster.storage) on a filesystem that all nodes mount, or set "
-            "cluster.storage to a URL such as s3://BUCKET/FOLDER."
-        )
+        node = f"node {ray.util.get_node_ip_address()} (host {os.uname().nodename})"
+        try:
+            is_seen = self._storage.read(MARK) == self._own
+        except DonnaError as error:  # credentials, say, which other nodes have
+            raise DonnaError(f"On {node}: {error}") from error
+        if not is_seen:
+            raise DonnaError(
+                f"All nodes of the cluster must see the run's folder {self._storage.url}, but "
+                f"{node} does not. Put the run folder (--out, or cluster.storage) on a filesystem "
+                "that all nodes mount, or set cluster.storage to a URL such as s3://BUCKET/FOLDER."
+            )
 
 
 def check_nodes(shared: SharedFolder) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -45,6 +46,16 @@ def texts(root: Path) -> dict[str, str]:
 
 def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_node_that_the_store_refuses_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It alone may lack credentials."""
+    shared, refuse = SharedFolder(tmp_path), Mock(side_effect=DonnaError("no credentials"))
+    monkeypatch.setattr(Storage, "read", refuse)
+    with pytest.raises(DonnaError, match=f"node .*{os.uname().nodename}.*: no credentials"):
+        shared.check()
 
 
 def test_node_that_sees_the_folder_passes_and_another_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from donna_ray.library.step import library_store
 from donna_ray.run.copies import clean_copies, working_copy
 from donna_ray.run.folder import run_folder
 from donna_ray.run.lease import LEASE
-from donna_ray.run.ownership import locked
+from donna_ray.run.ownership import MARKER, locked
 from donna_ray.run.run import Run
 from donna_ray.storage.artifacts import StepFolder
 from donna_ray.storage.files import Storage
@@ -69,6 +69,28 @@ def test_run_is_gone_on_with_by_its_url(url: str, bucket: str) -> None:
     assert load_config(root / "config.yaml") == configured(bucket)
     with pytest.raises(ConfigError, match=r"runs/none has no config\.yaml"):
         working_copy(f"{bucket}/runs/none")
+
+
+def test_status_at_a_url_is_of_the_host_that_works_on_it(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen from that host and from another one, while it runs and afterwards."""
+
+    def seen_from(place: str) -> tuple[Any, ...]:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / place))
+        facts = json.loads(donna_here("status", f"{bucket}/runs/demo", "--json").stdout)
+        return facts["state"], facts["process"], facts["host"], facts["started"]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
+    config = configured(bucket)
+    with Run(config, run_folder(config, None)) as run:
+        run.step("reference", {"a": 1}, lambda _: ({}, []))
+        made = json.loads((run.root / MARKER).read_text())["made"]
+        assert seen_from("there") == ("running", os.getpid(), None, made)
+        assert seen_from("here") == ("running", os.getpid(), os.uname().nodename, made)
+        text = donna_here("status", f"{bucket}/runs/demo").stdout
+        assert f"by process {os.getpid()} on {os.uname().nodename}" in " ".join(text.split())
+    assert seen_from("here") == seen_from("there") == ("stopped", None, None, made)
 
 
 def test_run_of_a_bucket_that_was_copied_is_where_it_is_now(url: str, bucket: str) -> None:
