@@ -163,6 +163,9 @@ def test_unlabelled_images_give_no_statistics(
     specs = tuple(space.specs((0,) * len(space.stages)))
     finetuning(FinetuneJob("key", "id", specs, ()))
     assert len(rated) == (2 if patience is None else 4)
+    trained_on, measured_on = 2 * len(data.train), len(images) + len(data.validation)
+    passes = trained_on + len(rated) * measured_on
+    assert store.record("key")["cost"] == {"image_passes": passes}
 
 
 @pytest.mark.parametrize("decay", [None, 0.9])

@@ -322,3 +322,13 @@ def test_problem_with_the_limits_of_the_configuration_is_taken(tmp_path: Path) -
     other = replace(problem, known={**problem.known, "macs": KnownCost((), 0.0)})
     with pytest.raises(DonnaError, match=r"search\.macs_limit"):
         Search(SearchSetup(other, SearchConfig(macs_limit=7), 0, tmp_path / "other"))
+
+
+def test_no_contender_is_far_above_the_limit(tmp_path: Path) -> None:
+    problem = toy()
+    device = device_of(problem)
+    within = np.median([device(each) for each in np.ndindex(6, 6, 6)])
+    search = search_on(tmp_path / "journal", problem, strategy="random", evaluations=60)
+    drive(search, device)
+    search.setup = replace(search.setup, problem=replace(problem, latency_limit_ms=within))
+    assert max(map(device, contenders(search))) < 1.05 * within

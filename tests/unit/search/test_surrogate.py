@@ -55,11 +55,14 @@ def test_unmeasured_architectures_are_predicted_with_their_uncertainty() -> None
 
 
 def test_tables_add_up_to_the_prediction_without_pairs() -> None:
-    surrogate = fitted(pairs=False)
+    """Of the last fit."""
+    surrogate = Surrogate(PROBLEM.features, pairs=False)
     rows, _ = sampled(50, 2)
-    constant, tables = surrogate.tables()
-    summed = constant + sum(table[rows[:, number]] for number, table in enumerate(tables))
-    np.testing.assert_allclose(summed, surrogate.predict(rows)[0], rtol=1e-9)
+    for count in (30, 60):
+        surrogate.fit(*sampled(count, 0, 0.02))
+        constant, tables = surrogate.tables()
+        summed = constant + sum(table[rows[:, number]] for number, table in enumerate(tables))
+        np.testing.assert_allclose(summed, surrogate.predict(rows)[0], rtol=1e-9)
 
 
 @pytest.mark.parametrize(("odd", "least", "most"), [(0, 0.0, 0.1), (6, 0.3, 1.0)])
