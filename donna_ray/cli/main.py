@@ -308,7 +308,7 @@ def _run(
     with Run(config, root, only=only) as run:
         run_steps(run, last or only or "report", fresh=fresh, asked=asked)
         if only is None:
-            for line in next_steps(run.root, run.relative(run.root)):
+            for line in next_steps(run.root, run.named):
                 run.say(line)
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from donna_ray.config import RunConfig, kept_module
 from donna_ray.errors import DonnaError, MissingArtifactError
-from donna_ray.run.folder import name_of
+from donna_ray.run.folder import copies, name_of
 from donna_ray.run.lease import Lease
 from donna_ray.run.mirror import Mirror
 from donna_ray.run.ownership import Forgotten, hold, remove_if_empty
@@ -257,6 +257,13 @@ class Run:
         near = Path(path).is_relative_to(Path.cwd())
         return os.path.relpath(path) if near else str(path)
 
+    @property
+    def named(self) -> str:
+        """As commands of any host may name it: its folder, or the URL of a working copy."""
+        url = self.shared.location
+        is_copy = isinstance(url, str) and self.root.is_relative_to(copies())
+        return str(url) if is_copy else self.relative(self.root)
+
     def _settings(self) -> str:
         return yaml.safe_dump(self.config.model_dump(), sort_keys=False)
 
@@ -269,8 +276,10 @@ class Run:
     def _what_is_kept(self) -> str:
         if not self.root.exists():
             return "Nothing was finished yet: the same command begins anew."
+        folder = self.relative(self.root)
+        place = folder if self._mirror is None else f"{folder} and at {self.shared.location}"
         return (
-            f"What is finished is kept in {self.relative(self.root)}, of a training all but its "
+            f"What is finished is kept in {place}, of a training all but its "
             "last minutes: the same command (without --fresh) goes on from there."
         )
 

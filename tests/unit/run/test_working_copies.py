@@ -86,6 +86,7 @@ def test_status_at_a_url_is_of_the_host_that_works_on_it(
     with Run(config, run_folder(config, None)) as run:
         run.step("reference", {"a": 1}, lambda _: ({}, []))
         made = json.loads((run.root / MARKER).read_text())["made"]
+        assert run.named == f"{bucket}/runs/demo"  # which commands take on any host
         assert seen_from("there") == ("running", os.getpid(), None, made)
         assert seen_from("here") == ("running", os.getpid(), os.uname().nodename, made)
         text = donna_here("status", f"{bucket}/runs/demo").stdout
