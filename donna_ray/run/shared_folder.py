@@ -1,20 +1,24 @@
-"""The folder that all processes of a run see: the run folder, or one at a URL in its place.
+"""The folder and the code that all processes of a run see: the run folder, or one at a URL.
 
 All nodes of a cluster must see the run folder, on a filesystem that they share. Where they share
 none, `cluster.storage` names a URL: records of blocks and networks are there, and a copy of the run
 folder, from which a command on another host goes on.
 """
 
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+import device_farm
+import donna_ray
 from donna_ray.errors import DonnaError
 from donna_ray.storage.files import Storage
 
@@ -24,10 +28,11 @@ MARK = ".seen"
 """A file that is there while a command works on the run; of one that was killed, until the next."""
 
 _PATIENCE_S = 60.0
+_PACKAGES = [Path(package.__file__).parent for package in (donna_ray, device_farm)]
 
 
 class SharedFolder:
-    """That folder, and whether a node sees it. Picklable.
+    """That folder, and whether a node sees it and has this code. Picklable.
 
     Args:
         location: of ``ClusterConfig.location_of``.
@@ -36,7 +41,7 @@ class SharedFolder:
     def __init__(self, location: str | Path) -> None:
         self.location = location
         self._storage = Storage(location)
-        self._own = uuid.uuid4().bytes
+        self._own, self._code = uuid.uuid4().bytes, _code()
 
     @contextmanager
     def marked(self) -> Iterator[None]:
@@ -48,7 +53,7 @@ class SharedFolder:
             self._storage.remove(MARK)
 
     def check(self) -> None:
-        """Refuse a node that does not see the folder; called on that node.
+        """Refuse a node that does not see the folder, or has other code; called on that node.
 
         Raises:
             DonnaError: with the node, the folder and the remedy.
@@ -64,6 +69,21 @@ class SharedFolder:
                 f"{node} does not. Put the run folder (--out, or cluster.storage) on a filesystem "
                 "that all nodes mount, or set cluster.storage to a URL such as s3://BUCKET/FOLDER."
             )
+        if _code() != self._code:
+            raise DonnaError(
+                f"All nodes of the cluster must have the same donna-ray, but {node} has another "
+                f"one, in {_PACKAGES[0]}. Install that of the command there, as `ray up` does."
+            )
+
+
+@cache
+def _code() -> str:
+    """Digest of this process's packages."""
+    found = hashlib.sha256()
+    for package in _PACKAGES:
+        for path in sorted(package.rglob("*.py")):
+            found.update(f"{path.relative_to(package.parent)}\0".encode() + path.read_bytes())
+    return found.hexdigest()
 
 
 def check_nodes(shared: SharedFolder) -> None:

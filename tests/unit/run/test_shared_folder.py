@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -11,6 +12,7 @@ import pytest
 
 from donna_ray.config import RunConfig, load_config, shipped_config
 from donna_ray.errors import ConfigError, DonnaError
+from donna_ray.run import shared_folder as module
 from donna_ray.run.folder import run_folder
 from donna_ray.run.mirror import Mirror
 from donna_ray.run.shared_folder import SharedFolder
@@ -56,6 +58,23 @@ def test_node_that_the_store_refuses_is_named(
     monkeypatch.setattr(Storage, "read", refuse)
     with pytest.raises(DonnaError, match=f"node .*{os.uname().nodename}.*: no credentials"):
         shared.check()
+
+
+def test_node_with_other_code_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = SharedFolder(tmp_path)
+    there = tmp_path / "there"
+    with shared.marked():
+        for package in module._PACKAGES:
+            shutil.copytree(package, there / package.name)
+        module._code.cache_clear()
+        monkeypatch.setattr(module, "_PACKAGES", [there / x.name for x in module._PACKAGES])
+        shared.check()
+        with (there / "device_farm" / "cache.py").open("a") as file:
+            file.write("# changed")
+        module._code.cache_clear()
+        with pytest.raises(DonnaError, match=f"node .* has another one, in {there}/donna_ray"):
+            shared.check()
+    module._code.cache_clear()
 
 
 def test_node_that_sees_the_folder_passes_and_another_is_named(tmp_path: Path) -> None:
