@@ -28,7 +28,7 @@ MARK = ".seen"
 """A file that is there while a command works on the run; of one that was killed, until the next."""
 
 _PATIENCE_S = 60.0
-_PACKAGES = [Path(package.__file__).parent for package in (donna_ray, device_farm)]
+_PACKAGES = [Path(package.__path__[0]) for package in (donna_ray, device_farm)]
 
 
 class SharedFolder:
