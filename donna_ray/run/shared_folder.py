@@ -18,7 +18,6 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import device_farm
-import donna_ray
 from donna_ray.errors import DonnaError
 from donna_ray.storage.files import Storage
 
@@ -28,7 +27,7 @@ MARK = ".seen"
 """A file that is there while a command works on the run; of one that was killed, until the next."""
 
 _PATIENCE_S = 60.0
-_PACKAGES = [Path(package.__path__[0]) for package in (donna_ray, device_farm)]
+_PACKAGES = [Path(__file__).parents[1], Path(device_farm.__path__[0])]
 
 
 class SharedFolder:

@@ -24,7 +24,7 @@ from device_farm import (
     ModelError,
 )
 from device_farm.timing.control import control_workload
-from tests.conftest import start_ray
+from tests.conftest import MODULES, start_ray
 
 pytestmark = pytest.mark.usefixtures("one_ray")
 
@@ -230,7 +230,7 @@ def test_what_a_dead_job_asked_for_is_not_measured(
     farm = serve(scripted("board", seconds=1.0))
     address = ray.get_runtime_context().gcs_address
     code = SEARCH.format(address=address, name=tmp_path.name)
-    here = Path(__file__).parent  # with the modules of tests
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=3000, cwd=here)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, MODULES))}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=3000, env=environment)
     assert farm.measure(model_number(99), "board").simulated
     assert row(farm, "board")["leases"] < 50
