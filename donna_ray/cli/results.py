@@ -40,7 +40,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     from donna_ray.overview.status import run_status
     from donna_ray.run.copies import seen_at
 
-    at_url = seen_at(run) if is_url(run) else None
+    at_url = seen_at(run, folder) if is_url(run) else None
     print_facts(run_status(folder, list(STEPS), at_url), as_json, print_status)
 
 

@@ -113,9 +113,7 @@ def export_network(
     data = partial(data_of, network.config, network.reference)
     more = phone_files(also, model, module, images, data)
     if dynamic_batch:
-        model = export_onnx(module, module.input_shape, dynamic_batch=True)
-        for size in (1, _IMAGES):
-            check_onnx_error(onnx_error(model, module, images, batch_size=size))
+        model = _of_any_batch(module, images)
     model = _named_outputs(model, network.class_names)
     with tempfile.TemporaryDirectory() as name:
         made = Path(name)
@@ -125,10 +123,7 @@ def export_network(
         for file, (content, _) in more.items():
             (made / file).write_bytes(content)
         losses = {file: lost for file, (_, lost) in more.items()}
-        card = network.card() | {"dynamic_batch": dynamic_batch, "phones": losses}
-        write_json(made / CONFIG, timm_config(card, network.timm_arguments()))
-        readme = model_card(card, is_timms=network.is_timms, has_source=not failure)
-        (made / README).write_text(readme, encoding="utf-8")
+        card = network.described(made, dynamic_batch, losses, has_source=not failure)
         files = fill(folder, made, card)
     if failure:
         raise DonnaError(f"{folder} has all files of the export but {SOURCE}. {failure}")
@@ -194,6 +189,16 @@ class _Finetuned:
             made = (architecture, self._entry, model, name, arguments, reference, specs)
             write = partial(standalone_source, *made)
         return network.requires_grad_(False).eval(), write, weights
+
+    def described(
+        self, made: Path, dynamic_batch: bool, losses: dict[str, Any], *, has_source: bool
+    ) -> dict[str, Any]:
+        """The card, from which timm's configuration and the model card are written."""
+        card = self.card() | {"dynamic_batch": dynamic_batch, "phones": losses}
+        write_json(made / CONFIG, timm_config(card, self.timm_arguments()))
+        readme = model_card(card, is_timms=self.is_timms, has_source=has_source)
+        (made / README).write_text(readme, encoding="utf-8")
+        return card
 
     @property
     def specs(self) -> list[BlockSpec]:
@@ -282,6 +287,14 @@ def _named_outputs(model: bytes, names: Sequence[str]) -> bytes:
     proto = onnx.load_model_from_string(model)
     onnx.helper.set_model_props(proto, {"classes": json.dumps(names)})
     return proto.SerializeToString()
+
+
+def _of_any_batch(module: StagedNetwork, images: Tensor) -> bytes:
+    """ONNX for any number of images, checked for two numbers."""
+    model = export_onnx(module, module.input_shape, dynamic_batch=True)
+    for size in (1, _IMAGES):
+        check_onnx_error(onnx_error(model, module, images, batch_size=size))
+    return model
 
 
 def _source_failure(

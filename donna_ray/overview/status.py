@@ -40,9 +40,13 @@ def run_status(root: Path, steps: Sequence[str], at_url: Facts | None = None) ->
         ConfigError: the folder's configuration cannot be read.
     """
     config = load_config(root / "config.yaml")
-    process, elsewhere = _holder(root / ".lock"), (at_url or {}).get("process") is not None
-    here = process is not None or not elsewhere
-    under_way = (read_json(root / PROGRESS) or {}) if here else {}
+    known = at_url or {
+        "started": (read_json(root / MARKER) or {}).get("made"),
+        "host": None,
+        "process": _holder(root / ".lock"),  # at a URL, also another one that fetches the copy
+    }
+    process = known["process"]
+    under_way = (known["host"] is None and read_json(root / PROGRESS)) or {}
     current = str(under_way.get("step", "")).split("/")[0].split(" ")[0]
     rows = [_step(root, name, config) for name in steps]
     if current in steps:
@@ -51,13 +55,9 @@ def run_status(root: Path, steps: Sequence[str], at_url: Facts | None = None) ->
         rows[place + 1 :] = [_waiting(name) for name in steps[place + 1 :]]
     finished = [row for row in rows if row["state"] == "finished"]
     state = "finished" if len(finished) == len(rows) else "stopped"
-    known = {"started": (read_json(root / MARKER) or {}).get("made"), "process": process}
-    if process is None:  # the folder may have been fetched from elsewhere a moment ago
-        known |= at_url or {}
     return {
         "run": config.name,
-        "state": "running" if known["process"] is not None else state,
-        "host": None,
+        "state": state if process is None else "running",
         **known,
         "steps": rows,
         "cost": {name: sum(row[name] for row in finished) for name in ("seconds", "image_passes")},

@@ -65,16 +65,22 @@ def working_copy(url: str, *, also_held: bool = False) -> Path:
     return root
 
 
-def seen_at(url: str) -> dict[str, Any]:
+def seen_at(url: str, root: Path) -> dict[str, Any]:
     """What is known at a run's URL beside its copy.
 
+    Args:
+        url: of the run.
+        root: its working copy here.
+
     Returns:
-        `started` (ISO 8601; None: unknown), and of who uses it now `host` and `process` (None:
-        nobody).
+        `started` (ISO 8601; None: unknown), and of who uses it now `process` (None: nobody) and
+        `host` (None where it is this one, and works on this working copy).
     """
     there = Storage(url.rstrip("/"))
     mark, user = mapping_in(there.read(MARKER)) or {}, user_of(there) or {}
-    return {"started": mark.get("made"), "host": user.get("host"), "process": user.get("pid")}
+    is_here = (user.get("host"), user.get("folder")) == (os.uname().nodename, str(root))
+    host = None if is_here else user.get("host")
+    return {"started": mark.get("made"), "host": host, "process": user.get("pid")}
 
 
 def _pull(root: Path, there: Storage, storage: str, settings: bytes) -> None:

@@ -47,10 +47,10 @@ def seen_of(root: Path, copy: Storage) -> dict[str, Any]:
     return seen if _place(seen.pop("url", copy.url)) == _place(copy.url) else {}
 
 
-def own_versions(root: Path) -> set[Any]:
+def own_versions(root: Path) -> list[Any]:
     """Versions of a copy, wherever it was, of which a run folder has all: each has its own name."""
     seen = read_json(root / SEEN) or {}
-    return {seen.get("version"), seen.get("next")} - {None}
+    return [seen.get("version"), seen.get("next")]
 
 
 def note_seen(root: Path, copy: Storage, manifest: dict[str, Any]) -> None:
@@ -69,9 +69,9 @@ def check_is_seen(root: Path, copy: Storage, also: Sequence[str | None] = ()) ->
     Raises:
         RunLockedError: it has; nothing was changed.
     """
-    before = _versions(root, copy)  # a push of this command may end while the copy is read
+    before = own_versions(root)  # a push of this command may end while the copy is read
     there = manifest_in(copy.read(MANIFEST))
-    if there is None or there.get("version") in (*also, *before, *_versions(root, copy)):
+    if there is None or there["version"] in (*also, *before, *own_versions(root)):
         return
     raise RunLockedError(
         f"A run's copy must be used by one command at a time, but another command has written "
@@ -83,8 +83,3 @@ def check_is_seen(root: Path, copy: Storage, also: Sequence[str | None] = ()) ->
 
 def _place(url: Any) -> str:
     return str(url).rstrip("/")
-
-
-def _versions(root: Path, copy: Storage) -> list[Any]:
-    seen = seen_of(root, copy)
-    return [seen.get("version"), seen.get("next")]

@@ -89,7 +89,7 @@ class Mirror:
             return
         if manifest == {key: value for key, value in seen.items() if key != "next"}:
             return  # also where a push did not come to its end
-        if manifest.get("version") in own_versions(self._root):  # killed before it noted that
+        if manifest["version"] in own_versions(self._root):  # killed before it noted that
             note_seen(self._root, self._copy, manifest)  # or the copy is elsewhere now
             return
         files = manifest["files"]

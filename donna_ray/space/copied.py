@@ -49,7 +49,8 @@ def doubt_code(space: SearchSpace, say: Callable[[str], None]) -> None:
         family = block_family(name)
         if family.builtin:
             continue
-        specs = covering([spec for spec in places if spec.family == name])
+        own = [spec for spec in places if spec.family == name]
+        specs = [] if family.of_stage else covering(own)
         if fault := _fault(family, {spec: places[spec] for spec in specs}):
             say(
                 f"warning: {COPIED}, to be in the Python file of an export, but {name!r} needs "
@@ -63,7 +64,7 @@ def _fault(family: BlockFamily, places: dict[BlockSpec, StageShape]) -> str:
     try:
         with exits_are_errors(), _copied(family.build) as build:
             copy = replace(family, build=build)
-            for spec, shape in ({} if family.of_stage else places).items():
+            for spec, shape in places.items():
                 if _made(spec, shape, copy) != _made(spec, shape, family):
                     return f"a copy of it makes another {spec}"
     except DonnaError as error:

@@ -113,6 +113,24 @@ def test_every_candidate_is_in_each_tracker(
     assert len(list(tmp_path.glob("tracking/*/wandb/offline-run-*/*.wandb"))) == len(NAMES)
 
 
+@pytest.mark.soak
+def test_a_search_whose_server_is_away_goes_on(
+    one_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # nobody listens
+        tracking = TrackingConfig(mlflow=f"http://127.0.0.1:{held.getsockname()[1]}")
+        said: list[str] = []
+        searchers, callback = tracked(tmp_path, tracking, said)
+        workers = dict.fromkeys(NAMES, Worker())
+        evaluate_with_tune(searchers, workers, tmp_path / "tune", callbacks=[callback])
+    (line,) = said
+    assert "MLflow has no more of this search" in line
+    assert all(each.search.finished for each in searchers.values())
+    assert all(scalars_in(tmp_path / "tracking" / name) for name in NAMES)
+
+
 def test_a_server_that_is_away_is_told_once_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,12 +108,14 @@ def test_batches_that_raise_stop_their_search_alone_and_spoil_nothing(
     assert not any(map(fails, ledger.measured))
 
 
+@pytest.mark.parametrize("size", [pytest.param(0, marks=pytest.mark.soak), 120_000_000])
 def test_one_process_has_the_evaluators_and_is_started_again_where_it_is_lost(
-    one_ray: None, tmp_path: Path
+    one_ray: None, tmp_path: Path, size: int
 ) -> None:
+    """Ray takes no class of more than 100 MB."""
     (tmp_path / "loaded").mkdir()
     searcher = BatchSearcher(setup_on(tmp_path / "journal"))
-    evaluator = Loaded(tmp_path / "loaded", 120_000_000)  # Ray takes no class of more than 100 MB
+    evaluator = Loaded(tmp_path / "loaded", size)
     evaluate_with_tune({"": searcher}, {"": evaluator}, tmp_path / "tune")
     assert len(searcher.search.ledger.measured) == 18
     names = {each.name for each in (tmp_path / "loaded").iterdir()}

@@ -147,6 +147,21 @@ def test_copy_that_is_elsewhere_now_takes_back_nothing(tmp_path: Path, moved: bo
     assert mirror.is_pushed()
 
 
+@pytest.mark.parametrize("seen", ['{"version": ["1"]}', '{"next": {"a": 1}, "url": 5}'])
+def test_list_of_what_was_pushed_that_is_other_json_is_made_again(
+    tmp_path: Path, seen: str
+) -> None:
+    here, url = tmp_path / "here", (tmp_path / "copy").as_uri()
+    here.mkdir()
+    (here / "a").write_text("1")
+    Mirror(here, url, "here").push()
+    (here / ".mirror.json").write_text(seen)
+    mirror = Mirror(here, url, "here")
+    mirror.pull()
+    mirror.push()
+    assert mirror.is_pushed()
+
+
 def test_push_over_a_copy_that_another_has_written_is_refused_and_changes_nothing(
     tmp_path: Path,
 ) -> None:
